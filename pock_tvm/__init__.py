@@ -1,0 +1,37 @@
+"""Pock-TVM: compiles a trained PyTorch model into a training program for a small device."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .compiler import compile
+    from .errors import PockError
+    from .losses import Loss
+    from .optimizers import SGD, Adam, AdamW
+    from .program import Program
+    from .scheme import Scheme
+    from .trainer import Trainer
+
+_HOME = {
+    "Adam": "optimizers",
+    "AdamW": "optimizers",
+    "Loss": "losses",
+    "PockError": "errors",
+    "Program": "program",
+    "SGD": "optimizers",
+    "Scheme": "scheme",
+    "Trainer": "trainer",
+    "compile": "compiler",
+}
+__all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for and no more: a trainer needs neither torch nor TVM's compiler."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'pock_tvm' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

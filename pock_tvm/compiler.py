@@ -1,0 +1,182 @@
+"""``pock.compile``: a model and a scheme in, a program out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import IRModule
+
+from relay_passes.ir import Constant, bindings_of, op_name, shape_of
+from relay_passes.operators.registry import plain
+from relay_passes.simplify_movement import RESHAPES
+from relay_passes.store_permuted import Stored, stored_of
+
+from . import __version__, optimizers, pipeline
+from .build import build_library
+from .errors import PockError
+from .frontend import Model, load_model
+from .losses import Loss, as_loss
+from .optimizers import SGD, Optimizer
+from .pipeline import Phases, Piece, Training
+from .program import FORMAT, Program
+from .report import layer_report
+from .scheme import Scheme
+from .structure import structure_of
+from .targets import resolve_target, triple_of
+
+
+def compile(  # noqa: A001 - the name that users expect
+    model: Any,
+    *,
+    scheme: Scheme | None = None,
+    loss: str | Loss = "cross_entropy",
+    optimizer: Optimizer | None = None,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    target: Any = None,
+    batch_norm: str = "frozen",
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    dump: str | os.PathLike[str] | None = None,
+) -> Program:
+    """Compile a model into a training program.
+
+    Parameters
+    ----------
+    model : torch.export.ExportedProgram, ONNX model, or the path of a ``.pt2`` or ``.onnx`` file
+    scheme : Scheme, optional
+        What to train; everything by default.
+    loss : str or Loss
+        ``cross_entropy``, ``causal_lm``, ``mse``, ``bce_with_logits``, ``output``, or a Loss with its options.
+    optimizer : SGD, Adam or AdamW, optional
+        SGD without momentum by default. The learning rate is given to each step.
+    batch : int, optional
+        Binds a dynamic batch.
+    shapes : mapping of input name to shape, optional
+        Binds further dynamic dimensions.
+    target : optional
+        ``"host"`` (the default), one of TVM's tags such as ``raspberry-pi/4b-aarch64``, or a TVM target.
+    batch_norm : str
+        ``"frozen"``: normalise with the running statistics, which is what fine-tuning wants. ``"batch"``: with those of each
+        batch, and update the running ones, as PyTorch does in training mode.
+    accumulate : int
+        How many steps share one update; their mean gradient is used.
+    clip_norm : float, optional
+        Scale the gradients down where the norm of all of them together is larger.
+    dump : path, optional
+        A folder to which the module is written after each phase.
+
+    Raises
+    ------
+    PockError
+        The model, the scheme or an option is at fault; the message says which and what to do.
+    """
+    _check_options(batch_norm, accumulate, clip_norm)
+    loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
+    # 1. Import.
+    imported = load_model(model, batch=batch, shapes=shapes)
+    scheme = scheme or Scheme.full()
+    selection = scheme.resolve(imported)
+    if not selection:
+        raise PockError("the scheme trains nothing: every parameter is frozen")
+    # 2 to 5. The training graph.
+    training = Training(selection, vars(loss), optimizer.kernel, batch_norm, accumulate, clip_norm)
+    phases = Phases(imported.module, Path(dump) if dump else None)
+    graph = pipeline.training_graph(phases, training)
+    report = layer_report(structure_of(imported), selection, phases.after["saved"][pipeline.TRAIN])
+    stored = stored_of(graph[pipeline.PREDICT])
+    # 6 to 9. Kernels, order, plan.
+    written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
+    frozen = [name for name in imported.weights if name not in selection and name not in written]
+    lowered = pipeline.executors(phases, frozen)
+    # 10. Schedule and build.
+    entries = [name for name in pipeline.ENTRIES if name in lowered]
+    with tempfile.TemporaryDirectory() as directory:
+        library = build_library(lowered, entries, target, Path(directory)).read_bytes()
+    manifest = {
+        "format": FORMAT,
+        "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},
+        "target": {"triple": triple_of(target), "description": str(target)},
+        "scheme": scheme.rules,
+        "loss": vars(loss),
+        "optimizer": optimizers.to_json(optimizer),
+        "options": {"batch_norm": batch_norm, "accumulate": accumulate, "clip_norm": clip_norm},
+        "inputs": [vars(spec) for spec in imported.inputs],
+        "outputs": [vars(spec) for spec in imported.outputs],
+        "index_limits": _index_limits(imported),
+        "weights": {name: _weight(name, array, selection, stored, written) for name, array in imported.weights.items()},
+        "aliases": imported.aliases,
+        "entries": {name: _entry(lowered, name) for name in entries},
+        "layers": report,
+    }
+    return Program(manifest, library, dict(imported.weights), _constants(lowered, entries))
+
+
+def _check_options(batch_norm: str, accumulate: int, clip_norm: float | None) -> None:
+    if batch_norm not in ("frozen", "batch"):
+        raise PockError(f"batch_norm is 'frozen' or 'batch', not {batch_norm!r}")
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise PockError(f"accumulate is a number of steps, at least 1, not {accumulate!r}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise PockError(f"clip_norm is a positive number, not {clip_norm!r}")
+
+
+def _weight(
+    name: str, array: np.ndarray, selection: Mapping[str, Piece], stored: Mapping[str, Stored], written: set[str]
+) -> dict[str, Any]:
+    """What a manifest says of a weight: shape, type, how it is stored, and what of it changes."""
+    entry: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype), "trained": "frozen"}
+    if name in stored:
+        entry["stored"] = {"shape": list(stored[name].shape), "axes": list(stored[name].axes)}
+    if name in written:
+        entry["trained"] = "statistics"
+    elif name in selection:
+        piece = selection[name]
+        entry["trained"] = "full" if piece is None else {"axis": piece[0], "indices": list(piece[1])}
+    return entry
+
+
+def _entry(mod: IRModule, name: str) -> dict[str, Any]:
+    """What a manifest says of an entry point: what lies behind each address, and how large the arena is."""
+    attrs = mod[name].attrs
+    table = [
+        {"name": str(name), "shape": list(plain(shape)), "dtype": str(dtype)} for name, shape, dtype in attrs["table"]
+    ]
+    return {
+        "table": table,
+        "arena_bytes": int(attrs["arena_bytes"]),
+        "arena_lower_bound": int(attrs["arena_lower_bound"]),
+    }
+
+
+def _constants(mod: IRModule, entries: Sequence[str]) -> dict[str, np.ndarray]:
+    return {
+        f"{name}/constant.{index}": np.ascontiguousarray(value.numpy())
+        for name in entries
+        for index, value in enumerate(mod[name].attrs["constants"])
+    }
+
+
+def _index_limits(model: Model) -> dict[str, int]:
+    """For each integer input that is looked up in a table how many rows the table has."""
+    func = model.module["main"]
+    origin = {param: param.name for param in func.params[: len(model.inputs)]}
+    limits: dict[str, int] = {}
+    for binding in bindings_of(func):
+        value = binding.value
+        name = op_name(value)
+        if name in RESHAPES or name == "relax.astype":
+            if value.args[0] in origin:
+                origin[binding.var] = origin[value.args[0]]
+        elif name == "relax.take" and value.args[1] in origin and not isinstance(value.args[0], Constant):
+            axis = plain(value.attrs.axis)
+            rows = shape_of(value.args[0])[axis or 0]
+            limits[origin[value.args[1]]] = min(rows, limits.get(origin[value.args[1]], rows))
+    return limits

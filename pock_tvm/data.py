@@ -1,0 +1,177 @@
+"""Data on disk: a folder of images per class, or an ``.npz`` file of arrays."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .errors import DataError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
+MARGIN = 1.15  # an image is resized to this many times the size before it is cropped
+
+Batch = tuple[dict[str, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes an input: ``(pixel / 255 - mean) / std`` per channel, at the network's size."""
+
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    @classmethod
+    def beside(cls, path: str | os.PathLike[str]) -> Preprocessing | None:
+        """What the JSON file beside a model says (``net.json`` beside ``net.pt2``); None if there is none."""
+        file = Path(path).with_suffix(".json")
+        if not file.is_file():
+            return None
+        try:
+            content = json.loads(file.read_text())
+            return cls(*(tuple(float(value) for value in content[name]) for name in ("mean", "std")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"'{file}' should hold mean and std, as lists of one number a channel: {error}") from error
+
+    def to_json(self) -> dict[str, list[float]]:
+        """The preprocessing as a manifest holds it."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to training images on request."""
+
+    flip: bool = False
+    crop: bool = False
+
+
+class DataSet(Protocol):
+    """Samples that can be read in batches."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
+        """The samples at some positions; with ``rng`` they are augmented, as training wants them."""
+
+
+class ImageFolder:
+    """A folder with one folder of images per class; the classes are numbered in the order of their names."""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        name: str,
+        shape: Sequence[int],
+        preprocessing: Preprocessing,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 - immutable
+    ) -> None:
+        root = Path(folder)
+        if not root.is_dir():
+            raise DataError(f"there is no folder '{folder}'")
+        if len(shape) != 4 or shape[1] not in (1, 3):
+            raise DataError(f"input '{name}' of shape {tuple(shape)} takes no images: images are [batch, 1 or 3, height, width]")
+        self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        files = {label: sorted(f for f in (root / label).iterdir() if f.suffix.lower() in SUFFIXES) for label in self.classes}
+        empty = [label for label, found in files.items() if not found]
+        if not self.classes or empty:
+            what = f"the folder of class '{empty[0]}' holds no images" if empty else "it holds no folders"
+            raise DataError(f"'{folder}' is no data set of one folder per class: {what}")
+        self.files = [file for label in self.classes for file in files[label]]
+        self.labels = np.array([number for number, label in enumerate(self.classes) for _ in files[label]])
+        self.name, (_, self.channels, self.height, self.width) = name, shape
+        self.augmentation = augmentation
+        mean, std = (np.array((list(v) * 3)[: self.channels], np.float32) for v in (preprocessing.mean, preprocessing.std))
+        self.mean, self.std = mean[:, None, None], std[:, None, None]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
+        """Images as float32 [n, channels, height, width], labels as int64 [n]."""
+        images = np.stack([self._image(self.files[index], rng) for index in indices])
+        return {self.name: (images - self.mean) / self.std}, self.labels[indices]
+
+    def _image(self, file: Path, rng: np.random.Generator | None) -> np.ndarray:
+        try:
+            with Image.open(file) as opened:
+                image = opened.convert("RGB" if self.channels == 3 else "L")
+        except (OSError, UnidentifiedImageError, ValueError) as error:
+            raise DataError(f"'{file}' cannot be read as an image: {error}") from error
+        image = self._sized(image, rng if self.augmentation.crop else None)
+        if rng is not None and self.augmentation.flip and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = np.asarray(image, dtype=np.float32) / 255
+        return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def _sized(self, image: Image.Image, rng: np.random.Generator | None) -> Image.Image:
+        """The image at the network's size: the middle of it, or with ``rng`` some part of it."""
+        if image.size == (self.width, self.height):
+            return image
+        scale = max(self.width / image.width, self.height / image.height) * (MARGIN if rng is not None else 1)
+        size = (max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        room = (size[0] - self.width, size[1] - self.height)
+        left, top = (int(rng.integers(0, r + 1)) if rng is not None else r // 2 for r in room)
+        return image.crop((left, top, left + self.width, top + self.height))
+
+
+class ArrayFile:
+    """An ``.npz`` file with one array for each of the network's inputs, by name, and ``y``."""
+
+    classes: list[str] | None = None
+
+    def __init__(self, path: str | os.PathLike[str], names: Sequence[str]) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                self.arrays = {name: file[name] for name in file.files}
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"'{path}' cannot be read as an .npz file: {error}") from error
+        missing = [name for name in [*names, "y"] if name not in self.arrays]
+        if missing:
+            raise DataError(f"'{path}' holds no array '{missing[0]}': it needs {', '.join(names)} and y")
+        lengths = {name: len(self.arrays[name]) for name in [*names, "y"]}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"the arrays of '{path}' differ in length: {lengths}")
+        self.names = list(names)
+
+    def __len__(self) -> int:
+        return len(self.arrays["y"])
+
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
+        """The rows at some positions."""
+        return {name: self.arrays[name][indices] for name in self.names}, self.arrays["y"][indices]
+
+
+def open_data(
+    path: str | os.PathLike[str],
+    inputs: Sequence[Mapping[str, Any]],
+    preprocessing: Preprocessing,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 - immutable
+) -> ImageFolder | ArrayFile:
+    """The data set at a path, for the inputs of a program as its manifest gives them."""
+    if Path(path).suffix == ".npz":
+        return ArrayFile(path, [spec["name"] for spec in inputs])
+    if len(inputs) != 1:
+        names = ", ".join(spec["name"] for spec in inputs)
+        raise DataError(f"the network has the inputs {names}; give its data as an .npz file, not as a folder of images")
+    return ImageFolder(path, inputs[0]["name"], inputs[0]["shape"], preprocessing, augmentation)
+
+
+def training_batches(data: DataSet, batch: int, rng: np.random.Generator) -> Iterator[Batch]:
+    """One epoch in random order, in batches of just this size; what is left over waits for another epoch."""
+    order = rng.permutation(len(data))
+    for start in range(0, len(order) - batch + 1, batch):
+        yield data.read(order[start : start + batch], rng)
+
+
+def evaluation_batches(data: DataSet, batch: int) -> Iterator[Batch]:
+    """Every sample once, in order; the last batch may be smaller."""
+    for start in range(0, len(data), batch):
+        yield data.read(np.arange(start, min(start + batch, len(data))), None)

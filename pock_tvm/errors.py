@@ -1,0 +1,41 @@
+"""All errors that a user can meet. Each names what is at fault and says what to do."""
+
+from __future__ import annotations
+
+from relay_passes.errors import MissingGradient, PassError, PockError
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "InputError",
+    "MissingGradient",
+    "ModelError",
+    "PassError",
+    "PockError",
+    "ProgramError",
+    "SchemeError",
+]
+
+
+class ModelError(PockError):
+    """A model cannot be imported as it is."""
+
+
+class SchemeError(PockError):
+    """A scheme does not fit its model."""
+
+
+class InputError(PockError):
+    """A step or a prediction was given data of a wrong shape, type or range."""
+
+
+class ProgramError(PockError):
+    """A program file is damaged, incomplete or made for something else."""
+
+
+class CheckpointError(PockError):
+    """A checkpoint or a state does not fit the program, or is damaged."""
+
+
+class DataError(PockError):
+    """A data set on disk cannot be used."""

@@ -1,0 +1,70 @@
+"""Chooses the front end for what the user has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+from .model import Model
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def load_model(model: Any, *, batch: int | None = None, shapes: Shapes | None = None, any_shape: bool = False) -> Model:
+    """Import a model for training.
+
+    Parameters
+    ----------
+    model : torch.export.ExportedProgram, onnx.ModelProto, or the path of a ``.pt2`` or ``.onnx`` file; a Model comes back as it is
+    batch : int, optional
+        Binds the dynamic batch: the first dimension of the first input, and whatever depends on it.
+    shapes : mapping of input name to shape, optional
+        Binds further dynamic dimensions, such as a sequence length.
+    any_shape : bool
+        Bind what is left to any size that the model allows: for questions whose answer does not depend on it.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read, a dynamic dimension stays unbound, or the model uses what no front end can read.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | os.PathLike):
+        model = _read(Path(model))
+    kind = type(model).__module__.split(".")[0]
+    if kind == "torch":
+        from .torch_export import import_exported_program
+
+        return import_exported_program(model, batch=batch, shapes=shapes or {}, any_shape=any_shape)
+    if kind == "onnx":
+        from .onnx_file import import_onnx
+
+        return import_onnx(model, batch=batch, shapes=shapes or {}, any_shape=any_shape)
+    raise ModelError(
+        f"a model is a torch.export.ExportedProgram, an ONNX model, or the path of a .pt2 or .onnx file, not {type(model).__name__}"
+    )
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ModelError(f"there is no model file '{path}'")
+    try:
+        if path.suffix == ".onnx":
+            import onnx
+
+            return onnx.load(path)
+        if path.suffix == ".pt2":
+            import torch
+
+            return torch.export.load(path)
+    except ImportError as error:
+        raise ModelError(
+            f"reading '{path.name}' needs the package '{error.name}': pip install 'pock-tvm[{path.suffix[1:].replace('pt2', 'torch')}]'"
+        ) from error
+    except Exception as error:
+        raise ModelError(f"'{path}' cannot be read as a {path.suffix} model: {error}") from error
+    raise ModelError(f"'{path}' is neither a .pt2 file (torch.export.save) nor a .onnx file")

@@ -1,0 +1,64 @@
+"""What the front ends hand to the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tvm import IRModule, relax
+
+from relay_passes.ir import bindings_of, used_vars
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """The name, shape and NumPy element type of an input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def in_order_of_use(main: relax.Function, names: Sequence[str]) -> tuple[str, ...]:
+    """Parameters in the order in which a function first reads them; those that it never reads last."""
+    order = dict.fromkeys(var.name for binding in bindings_of(main) for var in used_vars(binding.value))
+    used = [name for name in order if name in set(names)]
+    return tuple(used + [name for name in names if name not in order])
+
+
+def result_specs(main: relax.Function, names: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """The outputs of a function, under the names that they have in the model."""
+    types = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
+    if len(names) != len(types):
+        names = [f"output{index}" for index in range(len(types))]
+    return tuple(
+        TensorSpec(name, tuple(int(extent) for extent in ty.shape), str(ty.dtype.dtype))
+        for name, ty in zip(names, types, strict=True)
+    )
+
+
+def importer_said(error: Exception) -> str:
+    """The last line of what an importer of TVM complains about, which is the one that says it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Model:
+    """A forward module with its weights under PyTorch's names.
+
+    ``module`` has one function, ``main``: parameters are the inputs, then every floating-point parameter and persistent
+    buffer, each named as in PyTorch and in PyTorch's layout; it returns the outputs. All shapes are static.
+    """
+
+    module: IRModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weights: dict[str, np.ndarray]
+    """All parameters and persistent buffers by name, in PyTorch's layout."""
+    parameters: tuple[str, ...]
+    """The floating-point parameters, in the order in which the network first uses them."""
+    requires_grad: dict[str, bool] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Further names of shared parameters: tied weights."""

@@ -1,0 +1,68 @@
+"""Losses: what a program is compiled with, and how a trainer judges outputs on the host."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import PockError
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss over one output of the network; see :class:`relay_passes.AppendLoss` for shapes.
+
+    ``kind``: cross_entropy, causal_lm, mse, bce_with_logits, or output, where the network returns its own loss. ``output`` is
+    the position of the output that it reads.
+    """
+
+    kind: str = "cross_entropy"
+    output: int = 0
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        kinds = ("cross_entropy", "causal_lm", "mse", "bce_with_logits", "output")
+        if self.kind not in kinds:
+            raise PockError(f"there is no loss '{self.kind}'; there are {', '.join(kinds)}")
+        if not 0 <= self.label_smoothing <= 1:
+            raise PockError(f"label_smoothing is between 0 and 1, not {self.label_smoothing}")
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether targets are classes."""
+        return self.kind in ("cross_entropy", "causal_lm")
+
+    def to_json(self) -> dict[str, Any]:
+        """The loss as a manifest holds it."""
+        return asdict(self)
+
+    def measure(self, output: np.ndarray, target: np.ndarray) -> tuple[float, int, int]:
+        """The summed loss of some outputs, how many values it sums over, and how many predictions are right (-1: no classes)."""
+        output = output.astype(np.float64)
+        if self.kind == "mse":
+            return float(((output - target) ** 2).sum()), target.size, -1
+        if self.kind == "bce_with_logits":
+            return float((np.logaddexp(0, -output) + output * (1 - target)).sum()), target.size, -1
+        if self.kind == "output":
+            return float(output.sum()), output.size, -1
+        if self.kind == "causal_lm":
+            output, target = output[:, :-1], target[:, 1:]
+        else:
+            output = np.moveaxis(output, 1, -1)
+        logits, labels = output.reshape(-1, output.shape[-1]), target.reshape(-1)
+        counted = labels != self.ignore_index
+        logits, labels = logits[counted], labels[counted]
+        log_sum = np.logaddexp.reduce(logits, axis=-1)
+        loss = log_sum - logits[np.arange(len(labels)), labels]
+        if self.label_smoothing:
+            uniform = log_sum - logits.mean(axis=-1)
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
+        return float(loss.sum()), len(labels), int((logits.argmax(axis=-1) == labels).sum())
+
+
+def as_loss(loss: str | Loss) -> Loss:
+    """A loss given by name or as it is."""
+    return loss if isinstance(loss, Loss) else Loss(loss)

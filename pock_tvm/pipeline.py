@@ -1,0 +1,184 @@
+"""The compiler's table of contents: from a forward module to kernels and executors, in numbered phases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import IRModule, relax
+from tvm.ir.transform import Pass
+from tvm.relax.utils import copy_with_new_vars
+
+from relay_passes import (
+    AccumulateGradients,
+    AppendLoss,
+    AppendUpdate,
+    Backward,
+    ChannelsLast,
+    ChooseKernels,
+    ExpandNormalization,
+    FoldBatchNorm,
+    FoldPadding,
+    LiftFrozen,
+    LowerToExecutor,
+    OrderUpdates,
+    PlanArena,
+    RecoverOperators,
+    SaveSmall,
+    SimplifyMasks,
+    SimplifyMovement,
+    StorePermuted,
+    UnifyProducts,
+)
+from relay_passes.ir import shape_of
+from relay_passes.store_permuted import stored_of
+
+FORWARD, TRAIN, ACCUMULATE, PREDICT, PREPARE = "main", "train_step", "accumulate_step", "predict", "prepare"
+ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
+
+Piece = tuple[int, Sequence[int]] | None
+"""What is trained of a parameter: None for all of it, else the indices along an axis."""
+
+
+@dataclass
+class Phases:
+    """Runs phases over a module, and writes the module down after each where a folder is given."""
+
+    mod: IRModule
+    dump: Path | None = None
+    after: dict[str, IRModule] = field(default_factory=dict)
+    """The module as each phase left it."""
+
+    def run(self, name: str, passes: Iterable[Pass]) -> IRModule:
+        """Apply the passes of one phase."""
+        self.mod = self.after[name] = tvm.transform.Sequential(list(passes))(self.mod)
+        if self.dump is not None:
+            self.dump.mkdir(parents=True, exist_ok=True)
+            (self.dump / f"{len(self.after):02d}-{name}.py").write_text(self.mod.script())
+        return self.mod
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained and how, in plain values: everything the phases need to know."""
+
+    trained: Mapping[str, Piece]
+    """The trained parameters by name, pieces along axes of the parameter as the forward module declares it."""
+    loss: Mapping[str, Any] = field(default_factory=lambda: {"kind": "cross_entropy"})
+    """The fields of :class:`relay_passes.AppendLoss`."""
+    optimizer: Mapping[str, Any] = field(default_factory=lambda: {"kind": "sgd", "momentum": 0.0})
+    """The fields of :class:`relay_passes.AppendUpdate`'s ``optimizer``."""
+    batch_norm: str = "frozen"
+    """``frozen`` or ``batch``: the statistics that training normalises with."""
+    accumulate: int = 1
+    """How many steps share one update."""
+    clip_norm: float | None = None
+    store_permuted: bool = True
+    """Store trained weights in the layout in which they are read; a weight that is trained in part has to be."""
+
+
+def canonicalise() -> list[Pass]:
+    """Phase 2: one operator for each thing, channels last."""
+    recover = [relax.transform.EliminateCommonSubexpr(), RecoverOperators(), ExpandNormalization(), SimplifyMasks()]
+    return [*recover, UnifyProducts(), ChannelsLast(), FoldPadding(), SimplifyMovement()]
+
+
+def training_graph(phases: Phases, training: Training) -> IRModule:
+    """Phases 2 to 5: from a forward module to Relax functions that train and predict on the same parameters.
+
+    In: a module whose ``main`` takes its inputs (attribute ``num_input``) and its parameters. Out: the functions
+    ``train_step``, ``predict`` and, where several steps share an update, ``accumulate_step``.
+    """
+    names = list(training.trained)
+    steps = [TRAIN] if training.accumulate == 1 else [TRAIN, ACCUMULATE]
+    # 2. Canonicalise: one operator for each thing, channels last, trained weights stored as they are read.
+    shapes = {param.name: shape_of(param) for param in phases.mod[FORWARD].params}
+    phases.run("canonical", canonicalise())
+    phases.run("stored", [StorePermuted(names if training.store_permuted else []), UnifyProducts(live=names)])
+    trained = _stored_pieces(phases.mod[FORWARD], training.trained, shapes)
+    phases.mod = _copies(phases.mod, [*steps, PREDICT])
+    statistics = {PREDICT: "frozen"} | dict.fromkeys(steps, training.batch_norm)
+    phases.run("folded", [FoldBatchNorm(trained, statistics[name], name) for name in statistics])
+    phases.run("simple", [SimplifyMovement(name) for name in statistics])
+    # 3. Loss.
+    phases.run("loss", [AppendLoss(**training.loss, function=name) for name in steps])
+    # 4. Backward: mark first, then build.
+    phases.run("backward", [Backward(trained, name, 1 / training.accumulate) for name in steps])
+    phases.run("saved", [relax.transform.EliminateCommonSubexpr(), *(SaveSmall(name) for name in steps)])
+    # 5. Update, in place.
+    updates: list[Pass] = [
+        AppendUpdate(training.optimizer, trained, training.clip_norm, training.accumulate > 1, TRAIN)
+    ]
+    updates += [AccumulateGradients(ACCUMULATE)] if ACCUMULATE in steps else []
+    return phases.run("update", updates)
+
+
+def training_pipeline(
+    train: Sequence[str] | Mapping[str, Piece],
+    loss: str | Mapping[str, Any] = "cross_entropy",
+    optimizer: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Pass:
+    """TVM's pipeline ``pock_train``: phases 2 to 5 as one pass, for a plain TVM build.
+
+    ``train`` names the parameters of ``main`` that are trained, or maps them to what of them is (None, or indices along an
+    axis); ``options`` are further fields of :class:`Training`. Parameters keep their layout unless one is trained in part:
+    then the attribute ``stored`` of ``train_step`` says how to reshape and permute each.
+    """
+    trained = dict(train) if isinstance(train, Mapping) else dict.fromkeys(train)
+    training = Training(
+        trained,
+        {"kind": loss} if isinstance(loss, str) else loss,
+        optimizer or {"kind": "sgd"},
+        **({"store_permuted": any(piece is not None for piece in trained.values())} | options),
+    )
+
+    @tvm.transform.module_pass(opt_level=0, name="pock_train")
+    def run(mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        return training_graph(Phases(mod), training)
+
+    return run
+
+
+def executors(phases: Phases, frozen: Sequence[str]) -> IRModule:
+    """Phases 6 to 9: from Relax functions to kernels and executors that call them on fixed addresses."""
+    functions = [var.name_hint for var, func in phases.mod.functions.items() if isinstance(func, relax.Function)]
+    # 6. Choose kernels; what depends on frozen parameters alone is computed once, by ``prepare``.
+    views = relax.transform.RewriteDataflowReshape()
+    phases.run("kernels", [ChooseKernels(functions), views, LiftFrozen(frozen, functions)])
+    everything = [*functions, PREPARE]
+    # 7. Fuse epilogues and element-wise chains.
+    fuse = [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps(), relax.transform.FuseTIR()]
+    phases.run(
+        "fused", [*fuse, relax.transform.DeadCodeElimination(everything), relax.transform.RewriteDataflowReshape()]
+    )
+    # 8. Order.
+    phases.run("ordered", [OrderUpdates(name) for name in everything])
+    # 9. Plan.
+    phases.run("planned", [PlanArena(name) for name in everything])
+    results = {name: 1 if name in (TRAIN, ACCUMULATE) else None for name in everything}
+    return phases.run("executors", [LowerToExecutor(name, results[name]) for name in everything])
+
+
+def _copies(mod: IRModule, names: Sequence[str]) -> IRModule:
+    """The module with its forward function under several names instead of its own."""
+    functions = {var: func for var, func in mod.functions.items() if var.name_hint != FORWARD}
+    forward = mod[FORWARD]
+    copies = {name: copy_with_new_vars(forward).with_attr("global_symbol", name) for name in names}
+    return IRModule(functions | copies, attrs=mod.attrs)
+
+
+def _stored_pieces(
+    func: relax.Function, trained: Mapping[str, Piece], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Piece]:
+    """Pieces along the axes of the parameters as they are stored now."""
+    stored = stored_of(func)
+    return {
+        name: (stored[name].position(piece[0], shapes[name]), piece[1])
+        if piece is not None and name in stored
+        else piece
+        for name, piece in trained.items()
+    }

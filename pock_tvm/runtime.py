@@ -1,0 +1,67 @@
+"""The little of TVM that runs on a device: loading a library and calling its entry points."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
+
+# TVM's pool counts physical cores in a way of its own, and would use one thread of two.
+os.environ.setdefault(
+    "TVM_NUM_THREADS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+)
+
+import tvm  # noqa: E402 - the variable above is read when the pool starts
+
+
+class Library:
+    """The entry points of a program: each takes one vector of addresses."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._functions: dict[str, Any] = {}
+
+    def table(self, addresses: Sequence[int]) -> Any:
+        """Addresses as an entry point takes them."""
+        return tvm.runtime.tensor(np.array(addresses, dtype="int64"))
+
+    def run(self, entry: str, table: Any) -> None:
+        """Call an entry point."""
+        if entry not in self._functions:
+            self._functions[entry] = self._module[entry]
+        self._functions[entry](table)
+
+
+def load_library(data: bytes) -> Library:
+    """Load a shared library from memory."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "program.so"
+        path.write_bytes(data)
+        return Library(tvm.runtime.load_module(str(path)))
+
+
+def aligned(shape: Sequence[int], dtype: str) -> np.ndarray:
+    """An array of zeros that starts at a multiple of the alignment."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def machine_triple(triple: str | None = None) -> str:
+    """Architecture and system of an LLVM triple, or of this machine, in one spelling: ``x86_64-linux``."""
+    if triple is None:
+        machine, system = platform.machine().lower(), platform.system().lower()
+    else:
+        machine = triple.split("-")[0].lower()
+        system = next((name for name in ("linux", "darwin", "windows") if name in triple), "unknown")
+    return (
+        f"{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }-{ {'macos': 'darwin'}.get(system, system) }"
+    )

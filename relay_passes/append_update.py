@@ -1,0 +1,95 @@
+"""Appends the optimizer's step: each trained parameter is updated in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import IRModule, relax, tirx
+from tvm.relax import op as R
+
+from schedules.kernels import update
+
+from .errors import PassError
+from .in_place import InPlaceWriter
+from .ir import Expr, dtype_of, scalar
+
+Selection = Mapping[str, tuple[int, Sequence[int]] | None]
+
+# For each kind of optimizer: its hyperparameters, the states that it keeps, the rates that it is given each step, and its
+# kernel.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
+    "adam": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0, "decoupled": False},
+}
+STATES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "sgd": lambda options: ["momentum_buffer"] if options["momentum"] else [],
+    "adam": lambda _options: ["exp_avg", "exp_avg_sq"],
+}
+RATES = {"sgd": 1, "adam": 3}
+KERNELS: dict[str, Callable[..., tirx.PrimFunc]] = {"sgd": update.sgd, "adam": update.adam}
+
+
+@tvm.transform.module_pass(opt_level=0, name="AppendUpdate")
+@dataclass(frozen=True)
+class AppendUpdate:
+    """Turn a function that returns loss and gradients into one that updates its parameters and returns the loss.
+
+    In: what :class:`Backward` gives. Out: the function with further parameters, behind the others: ``rates``, a float vector
+    that holds the learning rate and whatever else changes from step to step, and for each trained parameter its states, named
+    ``<state>.<parameter>``. Parameters, states and the running statistics that ``state_updates`` names are written in place
+    by ``call_tir_inplace``; the function returns the loss first and then what was written.
+
+    With ``accumulated`` the gradients of earlier steps are added first: see :class:`AccumulateGradients`.
+    """
+
+    optimizer: Mapping[str, Any]
+    """``kind`` (sgd or adam) and those hyperparameters of ``DEFAULTS`` that differ from what stands there."""
+    trained: Selection
+    """What is trained, as in :class:`Backward`."""
+    clip_norm: float | None = None
+    """Scale the gradients down where the norm of all of them together is larger (``torch.nn.utils.clip_grad_norm_``)."""
+    accumulated: bool = False
+    function: str = "main"
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        kind = self.optimizer.get("kind")
+        if kind not in KERNELS:
+            raise PassError(f"there is no optimizer '{kind}'; there are {', '.join(KERNELS)}")
+        unknown = [name for name in self.optimizer if name != "kind" and name not in DEFAULTS[kind]]
+        if unknown:
+            raise PassError(f"optimizer '{kind}' has no option '{unknown[0]}'; it has {', '.join(DEFAULTS[kind])}")
+        return InPlaceWriter(mod, self.function).append(self._updates)
+
+    def _updates(self, writer: InPlaceWriter, grads: dict[str, Expr]) -> None:
+        kind = self.optimizer["kind"]
+        options = DEFAULTS[kind] | {name: value for name, value in self.optimizer.items() if name != "kind"}
+        sums = {}
+        if self.accumulated:
+            sums = {name: writer.parameter(f"gradient_sum.{name}", grad.ty) for name, grad in grads.items()}
+            grads = {name: writer.emit(sums[name] + grad) for name, grad in grads.items()}
+        dtypes = {dtype_of(grad) for grad in grads.values()} or {"float32"}
+        rates = writer.parameter("rates", relax.TensorType((RATES[kind],), dtypes.pop()))
+        vectors = [rates] + ([self._clip(writer, grads)] if self.clip_norm is not None else [])
+        for name, grad in grads.items():
+            states = [writer.parameter(f"{state}.{name}", grad.ty) for state in STATES[kind](options)]
+            kernel = KERNELS[kind](
+                writer.layout(name, self.trained[name]), **options, clipped=self.clip_norm is not None
+            )
+            writer.write(
+                kind, kernel, name, [grad, *states, *vectors], self.trained[name], also=range(2, 2 + len(states))
+            )
+        for total in sums.values():
+            writer.clear(total)
+
+    def _clip(self, writer: InPlaceWriter, grads: dict[str, Expr]) -> Expr:
+        """``min(1, clip_norm / (norm + 1e-6))`` over all gradients, float [1]."""
+        squares = [writer.emit(R.sum(writer.emit(R.square(grad)))) for grad in grads.values()]
+        total = squares[0]
+        for square in squares[1:]:
+            total = writer.emit(total + square)
+        norm = writer.emit(writer.emit(R.sqrt(total)) + scalar(1e-6, total))
+        coefficient = writer.emit(R.minimum(writer.emit(scalar(self.clip_norm, norm) / norm), scalar(1, norm)))
+        return writer.emit(R.reshape(coefficient, (1,)))

@@ -1,0 +1,16 @@
+"""Gradient rules, grouped by kind of operator. Importing the package fills the registry."""
+
+from . import convolution, elementwise, indexing, loss, matmul, movement, normalization, pooling, reduction
+from .registry import Piece, Rule, Use, flat, gradient, is_flat, rule_for, supported_operators, takes_pieces
+
+__all__ = [
+    "Piece",
+    "Rule",
+    "Use",
+    "flat",
+    "gradient",
+    "is_flat",
+    "rule_for",
+    "supported_operators",
+    "takes_pieces",
+]

@@ -1,0 +1,73 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import relax
+from tvm.relax import op as R
+
+from schedules.kernels.matmul import broadcast_shape
+
+from ..errors import PassError
+from ..ir import Expr, op_name, shape_of
+from ..operators.training import gather_channels, matmul
+from .broadcasting import sum_to
+from .registry import Use, gradient
+
+
+def _transposes(call: relax.Call) -> tuple[bool, bool]:
+    if op_name(call) == "relax.matmul":
+        return False, False
+    return bool(call.attrs["transpose_a"]), bool(call.attrs["transpose_b"])
+
+
+def _summed_over_batch(use: Use, operand: int, product: Expr) -> Expr:
+    """Sum a product over the leading axes along which the operand was broadcast."""
+    shape, other = shape_of(use.args[operand]), shape_of(use.args[1 - operand])
+    batch = broadcast_shape(list(shape[:-2]), list(other[:-2]))
+    return sum_to(product, (*batch, *shape[-2:]), shape)
+
+
+@gradient("relax.matmul", 0)
+@gradient("pock.matmul", 0)
+def matmul_left(use: Use) -> Expr:
+    """C = A B: dA = dC B^T (and B dC^T for a transposed A)."""
+    transpose_a, transpose_b = _transposes(use.call)
+    b = use.args[1]
+    if transpose_a:
+        product = matmul(b, use.grad, transpose_a=transpose_b, transpose_b=True)
+    else:
+        product = matmul(use.grad, b, transpose_a=False, transpose_b=not transpose_b)
+    return _summed_over_batch(use, 0, product)
+
+
+@gradient("relax.matmul", 1, pieces=True)
+@gradient("pock.matmul", 1, pieces=True)
+def matmul_right(use: Use) -> Expr:
+    """C = A B: dB = A^T dC (and dC^T A for a transposed B).
+
+    A matrix without batch axes gets the product of the flattened rows: the weight gradient of a linear layer. A piece of B
+    along the reduced axis is one of its input channels: only those columns of A are read, and kept.
+    """
+    transpose_a, transpose_b = _transposes(use.call)
+    a, grad = use.args[0], use.grad
+    shape_a, shape_b = shape_of(a), shape_of(use.args[1])
+    if use.piece is not None:
+        reduced_axis = len(shape_b) - (1 if transpose_b else 2)
+        if use.piece.axis != reduced_axis or transpose_a:
+            raise PassError(
+                f"a weight of 'pock.matmul' is trained in part along its reduced axis {reduced_axis}, not {use.piece.axis}"
+            )
+        a = gather_channels(a, relax.const(list(use.piece.indices), "int32"), axis=len(shape_a) - 1)
+        shape_a = (*shape_a[:-1], len(use.piece.indices))
+    if len(shape_b) == 2 and len(shape_a) > 2 and not transpose_a:
+        rows = math.prod(shape_a[:-1])
+        a = R.reshape(a, (rows, shape_a[-1]))
+        grad = R.reshape(grad, (rows, shape_of(use.result)[-1]))
+        shape_a = shape_a[-2:]
+    if transpose_b:
+        product = matmul(grad, a, transpose_a=True, transpose_b=transpose_a)
+    else:
+        product = matmul(a, grad, transpose_a=not transpose_a, transpose_b=False)
+    return product if len(shape_a) == 2 == len(shape_b) else _summed_over_batch(use, 1, product)

@@ -1,0 +1,84 @@
+"""Reductions."""
+
+from __future__ import annotations
+
+import math
+
+from tvm.relax import op as R
+
+from ..ir import Expr, normalized_axes, scalar, shape_of
+from .registry import Use, gradient
+
+
+def _reduced_axes(use: Use) -> tuple[int, ...]:
+    axes = use.call.attrs.axis
+    return normalized_axes(None if axes is None else list(axes), len(shape_of(use.args[0])))
+
+
+def _count(use: Use) -> int:
+    shape = shape_of(use.args[0])
+    return math.prod(shape[axis] for axis in _reduced_axes(use))
+
+
+def _kept(use: Use, value: Expr) -> Expr:
+    """A value in the shape of the result, with the reduced axes put back as ones."""
+    axes = _reduced_axes(use)
+    shape = tuple(1 if axis in axes else extent for axis, extent in enumerate(shape_of(use.args[0])))
+    return value if shape == shape_of(use.result) else R.reshape(value, shape)
+
+
+@gradient("relax.sum")
+def total(use: Use) -> Expr:
+    """y = sum(x): dx = dy everywhere."""
+    return R.broadcast_to(_kept(use, use.grad), shape_of(use.args[0]))
+
+
+@gradient("relax.mean")
+def mean(use: Use) -> Expr:
+    """y = sum(x) / n: dx = dy / n everywhere."""
+    return R.broadcast_to(_kept(use, use.grad * scalar(1 / _count(use), use.result)), shape_of(use.args[0]))
+
+
+def _extremum(use: Use) -> Expr:
+    """All elements equal to the extremum share the gradient, as in PyTorch's ``amax``."""
+    x = use.args[0]
+    hit = R.astype(R.equal(x, _kept(use, use.result)), str(x.ty.dtype.dtype))
+    shares = R.sum(hit, axis=list(_reduced_axes(use)), keepdims=True)
+    return hit * (_kept(use, use.grad) / shares)
+
+
+@gradient("relax.max")
+def largest(use: Use) -> Expr:
+    """y = max(x): dx = dy / (number of maxima) at each maximum."""
+    return _extremum(use)
+
+
+@gradient("relax.min")
+def smallest(use: Use) -> Expr:
+    """y = min(x): dx = dy / (number of minima) at each minimum."""
+    return _extremum(use)
+
+
+@gradient("relax.variance")
+def variance(use: Use) -> Expr:
+    """y = sum((x - m)^2) / n: dx = dy * 2 (x - m) / n."""
+    x = use.args[0]
+    centered = x - R.mean(x, axis=list(_reduced_axes(use)), keepdims=True)
+    return centered * _kept(use, use.grad * scalar(2 / _count(use), x))
+
+
+@gradient("relax.std")
+def deviation(use: Use) -> Expr:
+    """y = sqrt(sum((x - m)^2) / n): dx = dy * (x - m) / (n y)."""
+    x = use.args[0]
+    centered = x - R.mean(x, axis=list(_reduced_axes(use)), keepdims=True)
+    return centered * _kept(use, use.grad * scalar(1 / _count(use), x) / use.result)
+
+
+@gradient("relax.cumsum")
+def cumsum(use: Use) -> Expr:
+    """y[i] = sum_{j <= i} x[j]: dx[j] = sum_{i >= j} dy[i]."""
+    axis = use.call.attrs.axis
+    axis = 0 if axis is None else int(axis)
+    summed = R.flip(R.cumsum(R.flip(use.grad, axis), axis), axis)
+    return R.reshape(summed, shape_of(use.args[0]))

@@ -1,0 +1,97 @@
+"""The operators that training needs and Relax lacks. What each computes stands in ``schedules/kernels``."""
+
+from __future__ import annotations
+
+from tvm import relax
+
+from schedules.kernels import conv2d as conv2d_kernels
+from schedules.kernels import elementwise, indexing, loss, normalization, pooling
+from schedules.kernels import matmul as matmul_kernels
+
+from ..ir import dtype_of, shape_of
+from .registry import attributes_of, register_operator
+
+
+def _like_first(call: relax.Call) -> relax.TensorType:
+    return call.args[0].ty
+
+
+def _matmul_type(call: relax.Call) -> relax.TensorType:
+    a, b = shape_of(call.args[0]), shape_of(call.args[1])
+    rows = a[-1] if call.attrs["transpose_a"] else a[-2]
+    columns = b[-2] if call.attrs["transpose_b"] else b[-1]
+    batch = matmul_kernels.broadcast_shape(list(a[:-2]), list(b[:-2]))
+    return relax.TensorType((*batch, rows, columns), dtype_of(call.args[0]))
+
+
+def _spatial_type(call: relax.Call, channels: int, dtype: str | None = None) -> relax.TensorType:
+    """[N, size of X, channels]: the type of a gradient with respect to an image."""
+    return relax.TensorType(
+        (shape_of(call.args[0])[0], *attributes_of(call)["size"], channels), dtype or dtype_of(call.args[0])
+    )
+
+
+def _conv2d_data_gradient_type(call: relax.Call) -> relax.TensorType:
+    return _spatial_type(call, shape_of(call.args[1])[2] * int(call.attrs["groups"]))
+
+
+def _conv2d_weight_gradient_type(call: relax.Call) -> relax.TensorType:
+    attributes = attributes_of(call)
+    group_in = shape_of(call.args[0])[3] // attributes["groups"]
+    return relax.TensorType((*attributes["kernel_size"], group_in, shape_of(call.args[1])[3]), dtype_of(call.args[0]))
+
+
+def _argmax_type(call: relax.Call) -> relax.TensorType:
+    batch, _, _, channels = shape_of(call.args[0])
+    attributes = attributes_of(call)
+    dtype = pooling.argmax_dtype(attributes["pool_size"])
+    return relax.TensorType((batch, *attributes["out_size"], channels), dtype)
+
+
+def _rows_type(call: relax.Call) -> relax.TensorType:
+    return relax.TensorType(shape_of(call.args[0])[:1], dtype_of(call.args[0]))
+
+
+def _table_type(call: relax.Call) -> relax.TensorType:
+    return relax.TensorType((int(call.attrs["rows"]), shape_of(call.args[1])[1]), dtype_of(call.args[1]))
+
+
+def _gather_type(call: relax.Call) -> relax.TensorType:
+    shape, axis = list(shape_of(call.args[0])), int(call.attrs["axis"])
+    shape[axis] = shape_of(call.args[1])[0]
+    return relax.TensorType(shape, dtype_of(call.args[0]))
+
+
+matmul = register_operator("pock.matmul", ["a", "b"], _matmul_type, matmul_kernels.matmul)
+conv2d_data_gradient = register_operator(
+    "pock.conv2d_data_gradient", ["grad", "weight"], _conv2d_data_gradient_type, conv2d_kernels.conv2d_data_gradient
+)
+conv2d_weight_gradient = register_operator(
+    "pock.conv2d_weight_gradient", ["x", "grad"], _conv2d_weight_gradient_type, conv2d_kernels.conv2d_weight_gradient
+)
+max_pool2d_argmax = register_operator("pock.max_pool2d_argmax", ["x"], _argmax_type, pooling.max_pool2d_argmax)
+max_pool2d_gradient = register_operator(
+    "pock.max_pool2d_gradient",
+    ["argmax", "grad"],
+    lambda call: _spatial_type(call, shape_of(call.args[1])[3], dtype_of(call.args[1])),
+    pooling.max_pool2d_gradient,
+)
+avg_pool2d_gradient = register_operator(
+    "pock.avg_pool2d_gradient",
+    ["grad"],
+    lambda call: _spatial_type(call, shape_of(call.args[0])[3]),
+    pooling.avg_pool2d_gradient,
+)
+normalize = register_operator("pock.normalize", ["x"], _like_first, normalization.normalize)
+normalize_gradient = register_operator(
+    "pock.normalize_gradient", ["x", "grad"], _like_first, normalization.normalize_gradient
+)
+cross_entropy = register_operator("pock.cross_entropy", ["logits", "labels"], _rows_type, loss.cross_entropy)
+cross_entropy_gradient = register_operator(
+    "pock.cross_entropy_gradient", ["logits", "labels", "grad"], _like_first, loss.cross_entropy_gradient
+)
+hardtanh = register_operator("pock.hardtanh", ["x"], _like_first, elementwise.hardtanh)
+embedding_gradient = register_operator(
+    "pock.embedding_gradient", ["indices", "grad"], _table_type, indexing.embedding_gradient
+)
+gather_channels = register_operator("pock.gather_channels", ["x", "channels"], _gather_type, indexing.gather_channels)

@@ -1,0 +1,65 @@
+"""Puts each update where its gradient is made, so that the gradient dies at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+
+from .ir import bindings_of, op_name, rewrite, update_function, used_vars
+
+
+@tvm.transform.module_pass(opt_level=0, name="OrderUpdates")
+@dataclass(frozen=True)
+class OrderUpdates:
+    """Move every in-place call up to the first place where it may run.
+
+    In, out: a dataflow function of calls. An in-place call may run when its operands exist and everything else that reads
+    what it writes has run: the data gradient of a layer still reads the old weight.
+    """
+
+    function: str = "main"
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        func = mod[self.function]
+        bindings = bindings_of(func)
+        updates = [binding for binding in bindings if op_name(binding.value) == "relax.call_tir_inplace"]
+        others = [binding for binding in bindings if op_name(binding.value) != "relax.call_tir_inplace"]
+        position = {binding.var: index for index, binding in enumerate(others)}
+        last_read: dict[relax.Var, int] = {}
+        for index, binding in enumerate(others):
+            last_read.update(dict.fromkeys(used_vars(binding.value), index))
+
+        after: dict[int, list[relax.VarBinding]] = {}
+        for binding in updates:
+            read = used_vars(binding.value)
+            ready = max((position.get(var, -1) for var in read), default=-1)
+            written = [binding.value.args[1].fields[int(index)] for index in binding.value.attrs.inplace_indices]
+            free = max((last_read.get(var, -1) for var in written), default=-1)
+            place = max(ready, free)
+            for earlier in updates[: updates.index(binding)]:
+                if earlier.var in read or _conflict(earlier, binding):
+                    place = max(place, next(at for at, moved in after.items() if earlier in moved))
+            after.setdefault(place, []).append(binding)
+
+        ordered = list(after.get(-1, []))
+        for index, binding in enumerate(others):
+            ordered += [binding, *after.get(index, [])]
+        shell = relax.Function(
+            func.params,
+            relax.SeqExpr([relax.DataflowBlock(ordered)], func.body.body),
+            func.ret_ty,
+            func.is_pure,
+            func.attrs,
+        )
+        return update_function(mod, self.function, rewrite(shell))
+
+
+def _written(binding: relax.VarBinding) -> set[relax.Var]:
+    return {binding.value.args[1].fields[int(index)] for index in binding.value.attrs.inplace_indices}
+
+
+def _conflict(first: relax.VarBinding, second: relax.VarBinding) -> bool:
+    """Whether two in-place calls must keep their order: one writes what the other reads or writes."""
+    return bool(_written(first) & set(used_vars(second.value)) or _written(second) & set(used_vars(first.value)))

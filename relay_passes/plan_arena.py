@@ -1,0 +1,162 @@
+"""Gives every temporary of a function its place in one arena."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+
+from .errors import PassError
+from .ir import Expr, bindings_of, op_name, type_bytes, update_function, used_vars
+
+ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
+CALLS = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
+
+Output = tuple[relax.Var, int]
+"""One output of one call: the variable bound to the call, and the position in its result."""
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """A temporary: its size in bytes, and the first and last step at which it is in use."""
+
+    name: str
+    size: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where each temporary lies in the arena."""
+
+    lifetimes: tuple[Lifetime, ...]
+    offsets: tuple[int, ...]
+    size: int
+    """The size of the arena in bytes."""
+
+
+def lower_bound(lifetimes: Sequence[Lifetime]) -> int:
+    """The largest sum of the sizes of temporaries in use at one step: no plan for this order can be smaller."""
+    change: dict[int, int] = {}
+    for lifetime in lifetimes:
+        change[lifetime.first] = change.get(lifetime.first, 0) + lifetime.size
+        change[lifetime.last + 1] = change.get(lifetime.last + 1, 0) - lifetime.size
+    live = peak = 0
+    for step in sorted(change):
+        live += change[step]
+        peak = max(peak, live)
+    return peak
+
+
+def place(lifetimes: Sequence[Lifetime]) -> Plan:
+    """Place temporaries, largest first, each in the tightest gap between those in use at the same time."""
+    offsets: dict[int, int] = {}
+    for index in sorted(range(len(lifetimes)), key=lambda i: (-lifetimes[i].size, lifetimes[i].first)):
+        new = lifetimes[index]
+        taken = sorted(
+            (offset, offset + lifetimes[other].size)
+            for other, offset in offsets.items()
+            if lifetimes[other].first <= new.last and new.first <= lifetimes[other].last
+        )
+        best, best_gap, end = None, None, 0
+        for start, stop in taken:
+            gap = start - end
+            if gap >= new.size and (best_gap is None or gap < best_gap):
+                best, best_gap = end, gap
+            end = max(end, stop)
+        offsets[index] = end if best is None else best
+    size = max((offset + lifetimes[index].size for index, offset in offsets.items()), default=0)
+    return Plan(tuple(lifetimes), tuple(offsets[index] for index in range(len(lifetimes))), size)
+
+
+@tvm.transform.module_pass(opt_level=0, name="PlanArena")
+@dataclass(frozen=True)
+class PlanArena:
+    """Choose the offset of every temporary in one arena.
+
+    In: a dataflow function of ``call_tir``, ``call_tir_inplace``, reshapes and tuples, in the order in which it will run. Out:
+    the same function with attributes: ``arena_bytes`` and ``arena_lower_bound``, how large the arena is and how large it has
+    to be at least; ``arena_offsets``, for each binding the offsets of its outputs. Reshapes are views of what they reshape.
+    A result of the function has the offset -1, because the caller keeps it.
+    """
+
+    function: str = "main"
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        func = mod[self.function]
+        memory = Memory(func)
+        plan = place(memory.lifetimes())
+        at = dict(zip(memory.temporaries, plan.offsets, strict=True))
+        offsets = [[at.get(output, -1) for output in memory.outputs(binding)] for binding in bindings_of(func)]
+        attributes = {
+            "arena_bytes": plan.size,
+            "arena_lower_bound": lower_bound(plan.lifetimes),
+            "arena_offsets": offsets,
+        }
+        return update_function(mod, self.function, func.with_attrs(attributes))
+
+
+class Memory:
+    """Which memory each variable of a function names."""
+
+    def __init__(self, func: relax.Function) -> None:
+        self.bindings = bindings_of(func)
+        self.values = {binding.var: binding.value for binding in self.bindings}
+        self.results = self._results(func.body.body)
+        kept = {output for result in self.results for output in self.named_by(result)}
+        self.span: dict[Output, list[int]] = {}
+        for step, binding in enumerate(self.bindings):
+            self.span.update({output: [step, step] for output in self.outputs(binding)})
+            if op_name(binding.value) in CALLS:
+                for var in used_vars(binding.value):
+                    for output in self.named_by(var):
+                        self.span[output][1] = step
+        self.temporaries = [output for output in self.span if output not in kept]
+
+    def lifetimes(self) -> tuple[Lifetime, ...]:
+        """The lifetimes of ``temporaries``, sizes rounded up to the alignment."""
+        return tuple(
+            Lifetime(var.name, _aligned(type_bytes(output_type(var, index))), *self.span[var, index])
+            for var, index in self.temporaries
+        )
+
+    def outputs(self, binding: relax.VarBinding) -> list[Output]:
+        """The memory that a binding needs: one piece for each output of a ``call_tir``."""
+        return self.named_by(binding.var) if op_name(binding.value) == "relax.call_tir" else []
+
+    def named_by(self, expr: Expr) -> list[Output]:
+        """The outputs of calls whose memory an expression names; none for parameters, constants and what is written in place."""
+        if isinstance(expr, relax.Tuple):
+            return [output for field in expr.fields for output in self.named_by(field)]
+        value = self.values.get(expr) if isinstance(expr, relax.Var) else None
+        name = op_name(value)
+        if value is None or name == "relax.call_tir_inplace":
+            return []
+        if name == "relax.call_tir":
+            count = len(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else 1
+            return [(expr, index) for index in range(count)]
+        if isinstance(value, relax.TupleGetItem):
+            outputs = self.named_by(value.tuple_value)
+            return outputs[value.index : value.index + 1]
+        if name == "relax.reshape":
+            return self.named_by(value.args[0])
+        if isinstance(value, relax.Var | relax.Tuple):
+            return self.named_by(value)
+        raise PassError(f"'{expr.name}' is a '{name}'; a plan takes calls of kernels, reshapes and tuples")
+
+    def _results(self, body: Expr) -> list[Expr]:
+        while isinstance(body, relax.Var) and isinstance(self.values.get(body), relax.Var | relax.Tuple):
+            body = self.values[body]
+        return list(body.fields) if isinstance(body, relax.Tuple) else [body]
+
+
+def output_type(var: relax.Var, index: int) -> relax.TensorType:
+    """The type of one output of a call."""
+    return var.ty.fields[index] if isinstance(var.ty, relax.TupleType) else var.ty
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,1 @@
+"""Loop nests for the kernels of training, per family of target."""

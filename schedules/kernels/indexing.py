@@ -1,0 +1,71 @@
+"""What reading some channels computes, and the gradient of a table look-up."""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+STRIPE = 64  # columns that one thread owns: threads never meet, so the sums have one order
+
+
+def gather_channels(x: te.Tensor, channels: te.Tensor, *, axis: int) -> te.Tensor:
+    """``Y[…, k, …] = X[…, channels[k], …]``: what a channel-sparse weight gradient keeps of its activation.
+
+    ``channels``: int32 [count], all within the extent of ``axis``.
+    """
+    shape = [channels.shape[0] if at == axis else extent for at, extent in enumerate(x.shape)]
+    return te.compute(shape, lambda *i: x(*i[:axis], channels(i[axis]), *i[axis + 1 :]), name="gather_channels")
+
+
+def take(x: te.Tensor, indices: te.Tensor, *, axis: int) -> te.Tensor:
+    """``Y[…, i, …] = X[…, indices[i], …]``; negative indices count from the end."""
+    extent, rank = x.shape[axis], len(indices.shape)
+    shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
+
+    def read(*at: tirx.Expr) -> tirx.Expr:
+        index = indices(*at[axis : axis + rank])
+        index = tirx.Select(index < 0, index + tirx.Cast(indices.dtype, extent), index)
+        return x(*at[:axis], index, *at[axis + rank :])
+
+    return te.compute(shape, read, name="take")
+
+
+def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.Tensor:
+    """``dTable[r, c] = sum over the positions p with indices[p] == r of grad[p, c]``.
+
+    ``indices``: integers [positions], negative ones counted from the end; ``grad``: float [positions, columns].
+    """
+    positions, columns = (int(extent) for extent in grad.shape)
+    stripe = min(STRIPE, columns)
+
+    def body(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
+        index, gradient, table = ins[0], ins[1], outs[0]
+        with IRBuilder() as builder:
+            with T.parallel(-(-columns // stripe)) as outer:
+                with T.serial(rows) as row:
+                    with T.serial(stripe) as inner:
+                        with T.If(outer * stripe + inner < columns):
+                            with T.Then():
+                                T.buffer_store(table, tirx.const(0, grad.dtype), [row, outer * stripe + inner])
+                with T.serial(positions) as p:
+                    with T.serial(stripe) as inner:
+                        with T.If(outer * stripe + inner < columns):
+                            with T.Then():
+                                at = tirx.Select(index[p] < 0, index[p] + rows, index[p])
+                                c = outer * stripe + inner
+                                T.buffer_store(table, table[at, c] + gradient[p, c], [at, c])
+            return builder.get()
+
+    # Buffers of our own: te.extern would declare them at an unknown offset.
+    read = [tirx.decl_buffer(tensor.shape, str(tensor.dtype), tensor.op.name, layout=None) for tensor in (indices, grad)]
+    table = tirx.decl_buffer([tirx.IntImm("int64", rows), grad.shape[1]], str(grad.dtype), "table", layout=None)
+    return te.extern(
+        [table.shape],
+        [indices, grad],
+        body,
+        dtype=str(grad.dtype),
+        in_buffers=read,
+        out_buffers=[table],
+        name="embedding_gradient",
+    )

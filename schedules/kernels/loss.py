@@ -1,0 +1,62 @@
+"""What cross-entropy and its gradient compute, from logits, without ever storing a probability."""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+
+
+def cross_entropy(logits: te.Tensor, labels: te.Tensor, *, ignore_index: int, label_smoothing: float) -> te.Tensor:
+    """The loss of each row, float [rows]: ``-sum_c target[c] * log softmax(logits)[c]``; 0 where the label is ``ignore_index``.
+
+    ``logits``: float [rows, classes]; ``labels``: integers [rows]. The target is 1 - smoothing + smoothing / classes at the
+    label and smoothing / classes elsewhere, as in ``torch.nn.CrossEntropyLoss``.
+    """
+    rows, classes = (int(extent) for extent in logits.shape)
+    log_sum = _log_sum_exp(logits)
+    zero = tirx.const(0, logits.dtype)
+
+    def at_label(row: tirx.Expr) -> tirx.Expr:
+        return tirx.if_then_else(_counts(labels, row, ignore_index), log_sum(row) - logits(row, labels(row)), zero)
+
+    if not label_smoothing:
+        return te.compute((rows,), at_label, name="cross_entropy")
+    c = te.reduce_axis((0, classes), name="c")
+    total = te.compute((rows,), lambda row: te.sum(log_sum(row) - logits(row, c), axis=c), name="uniform")
+    share = tirx.const(label_smoothing / classes, logits.dtype)
+    rest = tirx.const(1 - label_smoothing, logits.dtype)
+    return te.compute(
+        (rows,),
+        lambda row: tirx.if_then_else(
+            _counts(labels, row, ignore_index), rest * at_label(row) + share * total(row), zero
+        ),
+        name="cross_entropy",
+    )
+
+
+def cross_entropy_gradient(
+    logits: te.Tensor, labels: te.Tensor, grad: te.Tensor, *, ignore_index: int, label_smoothing: float
+) -> te.Tensor:
+    """``d logits[row, c] = (softmax(logits)[row, c] - target[row, c]) * grad[row]``; ``grad``: float [rows]."""
+    rows, classes = (int(extent) for extent in logits.shape)
+    log_sum = _log_sum_exp(logits)
+    share = tirx.const(label_smoothing / classes, logits.dtype)
+    hit = tirx.const(1 - label_smoothing + label_smoothing / classes, logits.dtype)
+
+    def d_logits(row: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
+        target = tirx.Select(labels(row) == tirx.Cast(labels.dtype, c), hit, share)
+        difference = (tirx.exp(logits(row, c) - log_sum(row)) - target) * grad(row)
+        return tirx.Select(_counts(labels, row, ignore_index), difference, tirx.const(0, logits.dtype))
+
+    return te.compute((rows, classes), d_logits, name="cross_entropy_gradient")
+
+
+def _counts(labels: te.Tensor, row: tirx.Expr, ignore_index: int) -> tirx.Expr:
+    return labels(row) != tirx.const(ignore_index, labels.dtype)
+
+
+def _log_sum_exp(logits: te.Tensor) -> te.Tensor:
+    rows, classes = (int(extent) for extent in logits.shape)
+    a, b = te.reduce_axis((0, classes), name="a"), te.reduce_axis((0, classes), name="b")
+    largest = te.compute((rows,), lambda row: te.max(logits(row, a), axis=a), name="largest")
+    total = te.compute((rows,), lambda row: te.sum(tirx.exp(logits(row, b) - largest(row)), axis=b), name="exp_sum")
+    return te.compute((rows,), lambda row: tirx.log(total(row)) + largest(row), name="log_sum")

@@ -1,0 +1,45 @@
+"""What a matrix product computes, in all transpositions."""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+
+
+def matmul(a: te.Tensor, b: te.Tensor, *, transpose_a: bool, transpose_b: bool) -> te.Tensor:
+    """``C[.., i, j] = sum_k A[.., i, k] * B[.., k, j]``.
+
+    ``a``: float [.., m, k] ([.., k, m] if ``transpose_a``); ``b``: float [.., k, n] ([.., n, k] if ``transpose_b``).
+    The leading dimensions broadcast against each other, as in NumPy.
+    """
+    rows, reduced = _extents(a, transpose_a)
+    columns = _extents(b, not transpose_b)[0]
+    batch = broadcast_shape([int(d) for d in a.shape[:-2]], [int(d) for d in b.shape[:-2]])
+    k = te.reduce_axis((0, reduced), name="k")
+
+    def product(*index: tirx.Var) -> tirx.Expr:
+        *outer, i, j = index
+        a_at = (k, i) if transpose_a else (i, k)
+        b_at = (j, k) if transpose_b else (k, j)
+        return te.sum(
+            a(*broadcast_index(outer, a.shape[:-2]), *a_at) * b(*broadcast_index(outer, b.shape[:-2]), *b_at), axis=k
+        )
+
+    return te.compute((*batch, rows, columns), product, name="matmul", attrs={"schedule_rule": "pock.matmul"})
+
+
+def _extents(matrix: te.Tensor, transposed: bool) -> tuple[int, int]:
+    rows, columns = (int(extent) for extent in matrix.shape[-2:])
+    return (columns, rows) if transposed else (rows, columns)
+
+
+def broadcast_shape(left: list[int], right: list[int]) -> tuple[int, ...]:
+    """The NumPy broadcast of two shapes."""
+    rank = max(len(left), len(right))
+    left, right = [1] * (rank - len(left)) + left, [1] * (rank - len(right)) + right
+    return tuple(max(pair) for pair in zip(left, right, strict=True))
+
+
+def broadcast_index(index: list[tirx.Var], shape: list[tirx.Expr]) -> list[tirx.Expr]:
+    """Where to read a tensor of ``shape`` for the element ``index`` of what it is broadcast to."""
+    aligned = index[len(index) - len(shape) :]
+    return [0 if int(extent) == 1 else at for at, extent in zip(aligned, shape, strict=True)]

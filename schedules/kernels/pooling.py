@@ -1,0 +1,117 @@
+"""What the gradients of pooling compute, channels last: activations are [N, H, W, C], ``padding`` is (top, left, bottom, right)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import te, tirx
+
+
+def max_pool2d_argmax(
+    x: te.Tensor,
+    *,
+    pool_size: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out_size: Sequence[int],
+) -> te.Tensor:
+    """Which tap (row * width + column) of each window holds its maximum, the first of equals, as int32 [N, H', W', C].
+
+    One byte would do for windows of up to 256 taps; the result is what a training step keeps instead of X.
+    """
+    batch, height, width, channels = (int(extent) for extent in x.shape)
+    r, s = te.reduce_axis((0, pool_size[0]), name="r"), te.reduce_axis((0, pool_size[1]), name="s")
+    dtype = argmax_dtype(pool_size)
+    lowest = tirx.min_value(x.dtype)
+
+    def first_maximum(left: tuple, right: tuple) -> tuple:
+        better = tirx.any(left[1] > right[1], tirx.all(left[1] == right[1], left[0] <= right[0]))
+        return tirx.Select(better, left[0], right[0]), tirx.Select(better, left[1], right[1])
+
+    def identity(index_dtype: str, value_dtype: str) -> tuple:
+        return tirx.const(pool_size[0] * pool_size[1] - 1, index_dtype), tirx.min_value(value_dtype)
+
+    argmax = te.comm_reducer(first_maximum, identity, name="first_maximum")
+
+    def window(n: tirx.Expr, h: tirx.Expr, w: tirx.Expr, c: tirx.Expr) -> tuple:
+        row, column = h * strides[0] + r * dilation[0] - padding[0], w * strides[1] + s * dilation[1] - padding[1]
+        inside = tirx.all(row >= 0, row < height, column >= 0, column < width)
+        value = tirx.if_then_else(inside, x(n, row, column, c), lowest)
+        return argmax((tirx.Cast(dtype, r * pool_size[1] + s), value), axis=[r, s])
+
+    index, _ = te.compute((batch, *out_size, channels), window, name="max_pool2d_argmax")
+    return index
+
+
+def argmax_dtype(pool_size: Sequence[int]) -> str:
+    """The smallest integer type that counts the taps of a window."""
+    return "uint8" if pool_size[0] * pool_size[1] <= 256 else "int32"
+
+
+def max_pool2d_gradient(
+    argmax: te.Tensor,
+    grad: te.Tensor,
+    *,
+    pool_size: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    size: Sequence[int],
+) -> te.Tensor:
+    """Each element of X gets the gradients of the windows whose maximum it is. ``size`` is the height and width of X."""
+
+    def share(n: tirx.Expr, row: tirx.Expr, column: tirx.Expr, c: tirx.Expr, tap: tirx.Expr) -> tirx.Expr:
+        chosen = argmax(n, row, column, c) == tirx.Cast(argmax.dtype, tap)
+        return tirx.Select(chosen, grad(n, row, column, c), tirx.const(0, grad.dtype))
+
+    return _gather_windows(grad, share, "max_pool2d_gradient", pool_size, strides, padding, dilation, size)
+
+
+def avg_pool2d_gradient(
+    grad: te.Tensor,
+    *,
+    pool_size: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    count_include_pad: bool,
+    size: Sequence[int],
+) -> te.Tensor:
+    """Each element of X gets an equal share of the gradient of every window that it lies in.
+
+    As in PyTorch, padding counts as part of a window on request, what ``ceil_mode`` adds beyond the padding never does.
+    """
+
+    def covered(start: tirx.Expr, axis: int) -> tirx.Expr:
+        first, last = (-padding[axis], size[axis] + padding[axis + 2]) if count_include_pad else (0, size[axis])
+        end = tirx.min(start + (pool_size[axis] - 1) * dilation[axis] + 1, last)
+        return tirx.indexdiv(end - tirx.max(start, first) + dilation[axis] - 1, dilation[axis])
+
+    def share(n: tirx.Expr, row: tirx.Expr, column: tirx.Expr, c: tirx.Expr, _tap: tirx.Expr) -> tirx.Expr:
+        taps = covered(row * strides[0] - padding[0], 0) * covered(column * strides[1] - padding[1], 1)
+        return grad(n, row, column, c) / tirx.Cast(grad.dtype, taps)
+
+    return _gather_windows(grad, share, "avg_pool2d_gradient", pool_size, strides, padding, dilation, size)
+
+
+def _gather_windows(grad, share, name, pool_size, strides, padding, dilation, size) -> te.Tensor:  # noqa: ANN001
+    """Sum ``share`` over the windows that each position of X lies in."""
+    batch, out_h, out_w, channels = (int(extent) for extent in grad.shape)
+    r, s = te.reduce_axis((0, pool_size[0]), name="r"), te.reduce_axis((0, pool_size[1]), name="s")
+
+    def total(n: tirx.Expr, h: tirx.Expr, w: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
+        down, across = h + padding[0] - r * dilation[0], w + padding[1] - s * dilation[1]
+        row, column = tirx.indexdiv(down, strides[0]), tirx.indexdiv(across, strides[1])
+        exists = tirx.all(
+            down >= 0,
+            across >= 0,
+            tirx.indexmod(down, strides[0]) == 0,
+            tirx.indexmod(across, strides[1]) == 0,
+            row < out_h,
+            column < out_w,
+        )
+        value = share(n, row, column, c, r * pool_size[1] + s)
+        return te.sum(tirx.if_then_else(exists, value, tirx.const(0, grad.dtype)), axis=[r, s])
+
+    return te.compute((batch, *size, channels), total, name=name)

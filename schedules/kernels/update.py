@@ -1,0 +1,178 @@
+"""What an optimizer does to a parameter, in place.
+
+Each builder makes a PrimFunc over one parameter. Where only a piece of it is trained, ``channels`` gives the position of
+each trained slice along ``axis``, and gradient and states have the shape of the piece.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A parameter and its trained piece."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int | None = None
+    count: int = 0
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """The shape of the trained piece: of gradient and states."""
+        if self.axis is None:
+            return self.shape
+        return (*self.shape[: self.axis], self.count, *self.shape[self.axis + 1 :])
+
+
+OPAQUE = 8  # TVM's kOpaque: FuseTIR cannot fuse calls that write two operands in place
+LANES = 16  # elements of one vector operation; LLVM splits them where the target's vectors are shorter
+
+Body = Callable[[dict[str, Any]], dict[str, tirx.Expr]]
+
+
+def sgd(
+    layout: Layout, *, momentum: float, dampening: float, nesterov: bool, weight_decay: float, clipped: bool
+) -> tirx.PrimFunc:
+    """``g += decay w; m = momentum m + (1 - dampening) g; w -= lr (nesterov ? g + momentum m : m)``, as ``torch.optim.SGD``.
+
+    Operands: gradient [, momentum_buffer]; ``rates`` is [lr].
+    """
+    const = _constants(layout)
+
+    def body(v: dict[str, Any]) -> dict[str, tirx.Expr]:
+        g = _decayed(v, const, weight_decay, clipped)
+        step = {}
+        if momentum:
+            step["momentum_buffer"] = v["momentum_buffer"] * const(momentum) + g * const(1 - dampening)
+            g = g + v["momentum_buffer"] * const(momentum) if nesterov else v["momentum_buffer"]
+        return step | {"weight": v["weight"] - v["rates"][0] * g}
+
+    operands = ["gradient", "momentum_buffer"] if momentum else ["gradient"]
+    return elementwise_update("sgd", layout, operands, _scalars(1, clipped), body)
+
+
+def adam(
+    layout: Layout, *, beta1: float, beta2: float, epsilon: float, weight_decay: float, decoupled: bool, clipped: bool
+) -> tirx.PrimFunc:
+    """``m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w -= step m / (sqrt(v) c + eps)``, as ``torch.optim.Adam``.
+
+    With ``decoupled`` the decay shrinks the weight instead of adding to the gradient: AdamW. Operands: gradient, exp_avg,
+    exp_avg_sq; ``rates`` is [lr, step = lr / (1 - b1^t), c = 1 / sqrt(1 - b2^t)].
+    """
+    const = _constants(layout)
+
+    def body(v: dict[str, Any]) -> dict[str, tirx.Expr]:
+        g = _decayed(v, const, 0 if decoupled else weight_decay, clipped)
+        weight = v["weight"]
+        if decoupled and weight_decay:
+            weight = weight * (const(1) - v["rates"][0] * const(weight_decay))
+        denominator = tirx.sqrt(v["exp_avg_sq"]) * v["rates"][2] + const(epsilon)
+        return {
+            "exp_avg": v["exp_avg"] * const(beta1) + g * const(1 - beta1),
+            "exp_avg_sq": v["exp_avg_sq"] * const(beta2) + g * g * const(1 - beta2),
+            "weight": weight - v["rates"][1] * v["exp_avg"] / denominator,
+        }
+
+    return elementwise_update("adam", layout, ["gradient", "exp_avg", "exp_avg_sq"], _scalars(3, clipped), body)
+
+
+def assign(layout: Layout, *, accumulate: bool) -> tirx.PrimFunc:
+    """``w = value``, or ``w += value``: a running statistic, or a sum of gradients over several steps."""
+    return elementwise_update(
+        "accumulate" if accumulate else "assign",
+        layout,
+        ["value"],
+        {},
+        lambda v: {"weight": v["weight"] + v["value"] if accumulate else v["value"]},
+    )
+
+
+def clear(layout: Layout) -> tirx.PrimFunc:
+    """``w = 0``: a sum of gradients that was used up."""
+    return elementwise_update("clear", layout, [], {}, lambda _v: {"weight": tirx.const(0, layout.dtype)})
+
+
+def _constants(layout: Layout) -> Callable[[float], tirx.Expr]:
+    return lambda value: tirx.const(value, layout.dtype)
+
+
+def _scalars(rates: int, clipped: bool) -> dict[str, int]:
+    return {"rates": rates} | ({"clip": 1} if clipped else {})
+
+
+def _decayed(v: dict[str, Any], const: Callable[[float], tirx.Expr], weight_decay: float, clipped: bool) -> tirx.Expr:
+    """The gradient, scaled down where the global norm was too large, with the decay of the weight added."""
+    g = v["gradient"] * v["clip"][0] if clipped else v["gradient"]
+    return g + v["weight"] * const(weight_decay) if weight_decay else g
+
+
+def elementwise_update(
+    name: str, layout: Layout, operands: Sequence[str], scalars: dict[str, int], body: Body
+) -> tirx.PrimFunc:
+    """A PrimFunc that updates ``weight`` and some of ``operands`` element by element.
+
+    Parameters, in order: ``weight``; the ``operands``, each in the shape of the piece; the ``scalars``, float vectors of the
+    given length; ``channels``, int32 [count], for a piece. ``body`` maps the values at one element to assignments, made in
+    order: what is read after it was assigned is the new value.
+
+    It comes scheduled, as rows of vectors: the schedule primitives refuse blocks that write what they read.
+    """
+    rows, per_row, inner = _rows(layout)
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
+        params = {"weight": T.arg("weight", T.Buffer(_int64(layout.shape), layout.dtype))}
+        params |= {operand: T.arg(operand, T.Buffer(_int64(layout.piece), layout.dtype)) for operand in operands}
+        vectors = {
+            scalar: T.arg(scalar, T.Buffer(_int64([length]), layout.dtype)) for scalar, length in scalars.items()
+        }
+        channels = T.arg("channels", T.Buffer(_int64([layout.count]), "int32")) if layout.axis is not None else None
+        flat = {
+            operand: T.decl_buffer(
+                (math.prod(layout.shape if operand == "weight" else layout.piece),), layout.dtype, data=buffer.data
+            )
+            for operand, buffer in params.items()
+        }
+
+        def at_element(row: tirx.Expr, column: tirx.Expr) -> None:
+            place = row * inner + column
+            weight_place = place
+            if channels is not None:
+                outer, index = tirx.indexdiv(row, per_row), tirx.indexmod(row, per_row)
+                weight_place = (outer * layout.shape[layout.axis] + channels[index]) * inner + column
+            places = {operand: weight_place if operand == "weight" else place for operand in flat}
+            values = {operand: buffer[places[operand]] for operand, buffer in flat.items()} | vectors
+            for target, value in body(values).items():
+                T.buffer_store(flat[target], value, [places[target]])
+
+        with T.parallel(rows) as row:
+            if inner >= LANES:
+                with T.serial(inner // LANES) as vector, T.vectorized(LANES) as lane:
+                    at_element(row, vector * LANES + lane)
+            if inner % LANES:
+                with T.serial(inner % LANES) as rest:
+                    at_element(row, inner // LANES * LANES + rest)
+    return builder.get()
+
+
+def _rows(layout: Layout) -> tuple[int, int, int]:
+    """The update as rows of contiguous elements: how many, how many to one position in front of the axis, and how long."""
+    if layout.axis is not None:
+        return math.prod(layout.piece[: layout.axis + 1]), layout.count, math.prod(layout.piece[layout.axis + 1 :])
+    size = math.prod(layout.shape)
+    inner = next((extent for extent in (4096, 1024, 256, 64) if size % extent == 0), size)
+    return size // inner, 1, inner
+
+
+def _int64(shape: Sequence[int]) -> list[tirx.IntImm]:
+    """Relax's shapes are of 64-bit integers."""
+    return [tirx.IntImm("int64", extent) for extent in shape]

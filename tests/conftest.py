@@ -1,0 +1,17 @@
+"""What all tests share: the real networks and data, where this machine has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real weights and data; the test is skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real networks and data in {SHARED}")
+    return SHARED

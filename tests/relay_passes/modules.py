@@ -1,0 +1,57 @@
+"""Relax modules to run passes on, and a way to run modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from pock_tvm import pipeline
+from pock_tvm.frontend import Model, load_model
+from pock_tvm.pipeline import Phases, Training
+from relay_passes.ir import bindings_of, op_name, shape_of
+from tests.pock_tvm.networks import small
+
+
+def function(params: dict[str, tuple[int, ...]], body: Callable[..., Any], dtype: str = "float32", inputs: int = 1) -> tvm.IRModule:
+    """A module whose ``main`` computes ``body(builder.emit, *params)``."""
+    variables = [relax.Var(name, relax.TensorType(shape, dtype)) for name, shape in params.items()]
+    builder = relax.BlockBuilder()
+    with builder.function("main", variables, attrs={"num_input": inputs}):
+        with builder.dataflow():
+            output = builder.emit_output(body(builder.emit, *variables))
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+def operators(mod: tvm.IRModule, name: str = "main") -> list[str]:
+    """The operators that a function calls, in order."""
+    return [op_name(binding.value) for binding in bindings_of(mod[name]) if isinstance(binding.value, relax.Call)]
+
+
+def run(mod: tvm.IRModule, *arrays: np.ndarray, name: str = "main") -> Any:
+    """Run a function on arrays; on noise where none are given."""
+    if not arrays:
+        rng = np.random.default_rng(0)
+        arrays = tuple(rng.standard_normal(shape_of(param)).astype("float32") for param in mod[name].params)
+    machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
+    result = machine[name](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays))
+    return result.numpy() if isinstance(result, tvm.runtime.Tensor) else [part.numpy() for part in result]
+
+
+def model() -> Model:
+    """A small residual network."""
+    return load_model(small(4))
+
+
+def trained_phases(trained: dict[str, Any], **options: Any) -> Phases:
+    """All phases of compiling the small network, each module kept."""
+    imported = model()
+    phases = Phases(imported.module)
+    pipeline.training_graph(phases, Training(trained, **options))
+    frozen = [name for name in imported.weights if name not in trained]
+    pipeline.executors(phases, frozen)
+    return phases

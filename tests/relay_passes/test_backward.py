@@ -1,0 +1,134 @@
+"""The backward graph holds what the scheme asks for and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tvm import relax
+from tvm.relax import op as R
+
+from pock_tvm.errors import MissingGradient, PassError
+from relay_passes import Backward
+from relay_passes.ir import bindings_of, is_kept, op_name, shape_of, used_vars
+from tests.relay_passes.modules import function, operators, trained_phases
+
+CONV = {"padding": 1, "data_layout": "NHWC", "kernel_layout": "HWIO"}
+
+
+def chain(unknown: bool = False):
+    """Three convolutions with biases; the first behind an operator without a rule, if asked for."""
+
+    def body(emit, x, w0, b0, w1, b1, w2, b2):
+        for number, (weight, bias) in enumerate(((w0, b0), (w1, b1), (w2, b2))):
+            x = emit(emit(R.nn.conv2d(x, weight, **CONV)) + bias)
+            x = emit(R.log1p(x) if hasattr(R, "log1p") else R.tan(x)) if unknown and number == 0 else emit(R.nn.relu(x))
+        return emit(R.mean(x))
+
+    shapes = {"x": (2, 5, 5, 6)} | {
+        f"{kind}{n}": shape for n in range(3) for kind, shape in (("w", (3, 3, 6, 6)), ("b", (6,)))
+    }
+    return function(shapes, body)
+
+
+def kept(mod, name: str = "main") -> dict[str, tuple[int, ...]]:
+    """The activations that the forward graph keeps for the backward graph."""
+    return {b.var.name: shape_of(b.var) for b in bindings_of(mod[name]) if is_kept(b.var) and isinstance(b.value, relax.Call)}
+
+
+def test_a_frozen_prefix_has_no_backward_node() -> None:
+    mod = chain()
+    forward = operators(mod)
+    backward = operators(Backward({"b2": None})(mod))[len(forward) :]
+    assert "pock.conv2d_data_gradient" not in backward
+    assert "pock.conv2d_weight_gradient" not in backward
+    assert operators(Backward({"b2": None})(mod))[: len(forward)] == forward
+
+
+@pytest.mark.parametrize(
+    ("trained", "data_gradients", "weight_gradients"),
+    [(["b2"], 0, 0), (["w2"], 0, 1), (["b1"], 1, 0), (["w1", "b2"], 1, 1), (["w0"], 2, 1), (["w0", "w1", "w2"], 2, 3)],
+)
+def test_only_what_is_trained_is_computed(trained: list[str], data_gradients: int, weight_gradients: int) -> None:
+    mod = Backward(dict.fromkeys(trained))(chain())
+    assert operators(mod).count("pock.conv2d_data_gradient") == data_gradients
+    assert operators(mod).count("pock.conv2d_weight_gradient") == weight_gradients
+    assert list(mod["main"].attrs["gradients"]) == trained
+
+
+def test_a_frozen_prefix_needs_no_rule_and_keeps_nothing_alive() -> None:
+    mod = Backward({"w2": None})(chain(unknown=True))
+    positions = {binding.var: index for index, binding in enumerate(bindings_of(mod["main"]))}
+    unknown = next(b.var for b in bindings_of(mod["main"]) if op_name(b.value) in ("relax.tan", "relax.log1p"))
+    assert all(positions[var] > positions[unknown] for var in positions if var.name in kept(mod))
+
+
+def test_a_missing_rule_on_a_trained_path_is_named() -> None:
+    with pytest.raises(MissingGradient) as error:
+        Backward({"b0": None})(chain(unknown=True))
+    assert "relax.tan" in str(error.value)
+    assert "'b0' lies behind it" in str(error.value)
+
+
+def test_a_sparse_scheme_keeps_just_its_channels() -> None:
+    phases = trained_phases({"blocks.1.conv2.weight": (1, [0, 2, 5])})
+    step = phases.after["saved"]["train_step"]
+    names = [binding.var for binding in bindings_of(step) if is_kept(binding.var)]
+    made = {binding.var: binding.value for binding in bindings_of(step)}
+    gathers = [var for var in names if op_name(made[var]) == "pock.gather_channels"]
+    assert [shape_of(var)[-1] for var in gathers] == [3]
+    source = made[gathers[0]].args[0]
+    assert source not in names, "the whole activation is kept beside its channels"
+    gradient = next(binding for binding in bindings_of(step) if op_name(binding.value) == "pock.conv2d_weight_gradient")
+    assert shape_of(gradient.var) == (3, 3, 3, 8)
+
+
+def test_bias_only_keeps_masks_and_no_activation() -> None:
+    phases = trained_phases({name: None for name in ("blocks.0.conv2.bias", "blocks.1.conv2.bias", "head.bias")})
+    step = phases.after["saved"]["train_step"]
+    of_weights = {param for param in step.params if param.name not in ("x", "target")}
+    for binding in bindings_of(step):
+        if set(used_vars(binding.value)) <= of_weights:
+            of_weights.add(binding.var)  # a folded weight, which its data gradient reads again
+        elif is_kept(binding.var) and isinstance(binding.value, relax.Call) and len(shape_of(binding.var)) == 4:
+            assert str(binding.var.ty.dtype.dtype) == "bool", binding.var.name
+
+
+def test_an_unused_parameter_has_no_gradient() -> None:
+    mod = function({"x": (2, 3), "w": (3,), "unused": (3,)}, lambda emit, x, w, _unused: emit(R.sum(emit(x * w))))
+    assert list(Backward({"w": None, "unused": None})(mod)["main"].attrs["gradients"]) == ["w"]
+
+
+def test_values_used_several_times_get_the_sum() -> None:
+    def body(emit, x, w):
+        y = emit(x * w)
+        return emit(R.sum(emit(emit(y * y) + emit(R.exp(w)))))
+
+    mod = Backward({"w": None})(function({"x": (3,), "w": (3,)}, body))
+    from tests.relay_passes.modules import run
+
+    x, w = np.array([1.0, 2.0, 3.0], "float32"), np.array([0.5, -1.0, 2.0], "float32")
+    np.testing.assert_allclose(run(mod, x, w)[1], 2 * x * x * w + np.exp(w), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("trained", "complaint"),
+    [
+        ({"nothing": None}, "no parameter is called 'nothing'"),
+        ({"w0": (3, [0])}, "along its input channels"),
+        ({"b0": (0, [1])}, "'b0' cannot be trained in part"),
+    ],
+)
+def test_wrong_requests_are_refused(trained: dict, complaint: str) -> None:
+    with pytest.raises(PassError, match=complaint):
+        Backward(trained)(chain())
+
+
+def test_the_loss_must_be_a_number() -> None:
+    with pytest.raises(PassError, match="must be a single floating-point number"):
+        Backward({"w": None})(function({"x": (2, 3), "w": (3,)}, lambda emit, x, w: emit(x * w)))
+
+
+def test_nchw_convolutions_are_sent_to_channels_last() -> None:
+    mod = function({"x": (1, 2, 4, 4), "w": (3, 2, 1, 1)}, lambda emit, x, w: emit(R.mean(emit(R.nn.conv2d(x, w)))))
+    with pytest.raises(PassError, match="ChannelsLast first"):
+        Backward({"w": None})(mod)

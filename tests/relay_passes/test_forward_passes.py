@@ -1,0 +1,225 @@
+"""The passes before differentiation: each works alone, changes no result, and does what it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from tvm import relax
+from tvm.relax import op as R
+
+from pock_tvm.frontend import load_model
+from relay_passes import (
+    AppendLoss,
+    ChannelsLast,
+    ExpandNormalization,
+    FoldBatchNorm,
+    FoldPadding,
+    RecoverOperators,
+    SimplifyMasks,
+    SimplifyMovement,
+    StorePermuted,
+    UnifyProducts,
+)
+from relay_passes.errors import PassError
+from relay_passes.ir import shape_of
+from relay_passes.store_permuted import stored_of
+from tests.relay_passes.modules import function, model, operators, run
+
+
+def imported(module: nn.Module, *inputs: torch.Tensor):
+    torch.manual_seed(0)
+    return load_model(torch.export.export(module.eval(), inputs)).module
+
+
+class Images(nn.Module):
+    """What happens to images between convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(8, 6, 3, groups=2)
+        self.norm, self.prelu = nn.BatchNorm2d(4), nn.PReLU(4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.prelu(self.norm(self.first(x)))
+        left, right = torch.split(x, [1, 3], dim=1)
+        x = torch.cat([right, left * 2, x], dim=1)
+        x = nn.functional.pad(x, (1, 2, 0, 1))[:, :, 1:]
+        x = self.second(x)
+        y = nn.functional.max_pool2d(x, 2) + x.mean((2, 3), keepdim=True) - x.amax(1, keepdim=True).mean()
+        return y.flatten(1), x.softmax(1).permute(0, 2, 3, 1), x.mean((0, 2)), x.sum(1).unsqueeze(1)
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        [ChannelsLast()],
+        [ExpandNormalization(), ChannelsLast()],
+        [ChannelsLast(), SimplifyMovement()],
+        [ChannelsLast(), FoldBatchNorm({})],
+        [ChannelsLast(), FoldBatchNorm({"first.weight": None, "norm.weight": None})],
+        [ChannelsLast(), FoldBatchNorm({"norm.weight": None}), SimplifyMovement()],
+        [UnifyProducts(), ChannelsLast(), FoldPadding(), SimplifyMovement(), FoldBatchNorm({})],
+    ],
+    ids=lambda passes: ", ".join(type(p).__name__ for p in passes),
+)
+def test_results_stay(passes: list) -> None:
+    mod = imported(Images(), torch.randn(2, 3, 9, 8))
+    rng = np.random.default_rng(0)
+    arrays = [rng.uniform(0.5, 1.5, shape_of(param)).astype("float32") for param in mod["main"].params]
+    expected = run(mod, *arrays)
+    for change in passes:
+        mod = change(mod)
+        relax.analysis.well_formed(mod)
+    for result, wanted in zip(run(mod, *arrays), expected, strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last_leaves_transposes_only_at_the_edges() -> None:
+    mod = ChannelsLast()(model().module)
+    convolutions = operators(mod).count("relax.nn.conv2d")
+    linear = 1
+    assert operators(mod).count("relax.permute_dims") == convolutions + linear + 1  # weights, and the input
+
+
+def test_batch_norm_is_folded_wherever_the_scheme_allows() -> None:
+    mod = ChannelsLast()(model().module)
+    for trained in ({}, {"blocks.0.conv1.weight": None, "blocks.1.conv1.weight": None}, {"blocks.0.bn.bias": None}):
+        folded = FoldBatchNorm(trained)(mod)
+        assert "relax.nn.batch_norm" not in operators(folded)
+        activations = scaled_activations(folded)
+        assert not activations, (trained, activations)
+    part = {"blocks.0.conv1.weight": (1, [0]), "blocks.1.conv1.weight": (1, [0])}
+    assert len(scaled_activations(FoldBatchNorm(part)(mod))) == 2
+    scale = {"blocks.0.bn.weight": None}
+    assert len(scaled_activations(FoldBatchNorm(scale)(mod))) == 1
+
+
+def scaled_activations(mod) -> list[str]:
+    """The products of an image with something."""
+    from relay_passes.ir import bindings_of, op_name
+
+    return [
+        binding.var.name
+        for binding in bindings_of(mod["main"])
+        if op_name(binding.value) == "relax.multiply" and len(shape_of(binding.var)) == 4 and shape_of(binding.var)[0] == 4
+    ]
+
+
+def test_running_statistics_become_results() -> None:
+    mod = FoldBatchNorm({}, statistics="batch")(ChannelsLast()(model().module))
+    names = list(mod["main"].attrs["state_updates"])
+    assert names == [f"blocks.{b}.bn.running_{s}" for b in (0, 1) for s in ("mean", "var")]
+    assert len(mod["main"].ret_ty.fields) == 5
+
+
+def test_normalisations_become_one_operator() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.RMSNorm(8), nn.Unflatten(1, (4, 2)), nn.GroupNorm(2, 4))
+    mod = imported(net, torch.randn(3, 6))
+    expanded = ExpandNormalization()(mod)
+    assert operators(expanded).count("pock.normalize") == 3
+    np.testing.assert_allclose(run(expanded), run(mod), rtol=1e-4, atol=1e-5)
+
+
+class TakenApart(nn.Module):
+    """Normalisation and GELU as people write them by hand."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+        mean = x.mean(-1, keepdim=True)
+        x = (x - mean) / torch.sqrt(((x - mean) * (x - mean)).mean(-1, keepdim=True) + 1e-5)
+        x = 0.5 * (x * (1 + torch.erf(x / 1.4142135623730951)))
+        return x * torch.sigmoid(x)
+
+
+def test_operators_are_recovered() -> None:
+    mod = relax.transform.EliminateCommonSubexpr()(imported(TakenApart(), torch.randn(3, 7)))
+    recovered = RecoverOperators()(mod)
+    assert operators(recovered) == ["pock.normalize", "pock.normalize", "relax.nn.gelu", "relax.nn.silu"]
+    np.testing.assert_allclose(run(recovered), run(mod), rtol=1e-4, atol=1e-6)
+
+
+def test_chains_of_movement_are_shortened() -> None:
+    def body(emit, x, b):
+        tokens = emit(R.permute_dims(emit(R.reshape(emit(R.permute_dims(x, [0, 3, 1, 2])), (2, 5, 12))), [0, 2, 1]))
+        back = emit(R.permute_dims(emit(R.permute_dims(tokens, [2, 0, 1])), [1, 2, 0]))
+        return emit(back + emit(R.reshape(b, (1, 1, 5))))
+
+    mod = function({"x": (2, 3, 4, 5), "b": (5,)}, body)
+    simple = SimplifyMovement()(mod)
+    assert operators(simple) == ["relax.reshape", "relax.add"]
+    np.testing.assert_array_equal(run(simple), run(mod))
+
+
+def test_masks_that_mask_nothing_are_dropped() -> None:
+    some = relax.const(np.tri(4, dtype=bool), "bool")
+    everything = relax.const(np.ones((1, 4), bool), "bool")
+    lowest, zero = relax.const(-1e30, "float32"), relax.const(0.0, "float32")
+
+    def body(mask):
+        def attention(emit, x):
+            return emit(R.where(mask, emit(R.nn.softmax(emit(R.where(mask, x, lowest)))), zero))
+
+        return attention
+
+    assert operators(SimplifyMasks()(function({"x": (4, 4)}, body(everything)))) == ["relax.nn.softmax"]
+    causal = function({"x": (4, 4)}, body(some))
+    simple = SimplifyMasks()(causal)
+    assert operators(simple) == ["relax.where", "relax.nn.softmax"]
+    np.testing.assert_allclose(run(simple), run(causal))
+
+
+def test_padding_moves_into_the_convolution() -> None:
+    def body(emit, x, w):
+        padded = emit(R.nn.pad(x, [0, 0, 0, 1, 1, 2, 0, 0]))
+        return emit(R.nn.conv2d(padded, w, strides=2, data_layout="NHWC", kernel_layout="HWIO"))
+
+    mod = function({"x": (1, 6, 5, 2), "w": (3, 3, 2, 4)}, body)
+    folded = FoldPadding()(mod)
+    assert operators(folded) == ["relax.nn.conv2d"]
+    np.testing.assert_allclose(run(folded), run(mod), rtol=1e-5)
+
+
+def test_parameters_are_stored_as_they_are_read() -> None:
+    def body(emit, x, w, tied):
+        y = emit(R.matmul(x, emit(R.permute_dims(w, [1, 0]))))
+        return emit(emit(y + emit(R.matmul(x, emit(R.permute_dims(tied, [1, 0]))))) + emit(R.sum(tied)))
+
+    mod = function({"x": (2, 3), "w": (4, 3), "tied": (4, 3)}, body)
+    stored = StorePermuted(["w", "tied"])(mod)
+    assert set(stored_of(stored["main"])) == {"w"}
+    assert [shape_of(param) for param in stored["main"].params] == [(2, 3), (3, 4), (4, 3)]
+    rng = np.random.default_rng(0)
+    x, w, tied = (rng.standard_normal(shape).astype("float32") for shape in ((2, 3), (4, 3), (4, 3)))
+    np.testing.assert_allclose(run(stored, x, w.T, tied), run(mod, x, w, tied), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "mse", "bce_with_logits", "causal_lm"])
+def test_losses_equal_pytorch(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    shape = (2, 5, 7) if kind == "causal_lm" else (6, 7)
+    output = (10 * rng.standard_normal(shape)).astype("float32")
+    mod = AppendLoss(kind)(function({"x": shape}, lambda emit, x: emit(x + relax.const(0.0, "float32"))))
+    functional = nn.functional
+    if kind == "cross_entropy":
+        target = np.array([0, 6, -100, 3, 3, -100])
+        expected = functional.cross_entropy(torch.from_numpy(output), torch.from_numpy(target))
+    elif kind == "causal_lm":
+        target = rng.integers(0, 7, shape[:2])
+        logits = torch.from_numpy(output)[:, :-1].flatten(0, 1)
+        expected = functional.cross_entropy(logits, torch.from_numpy(target)[:, 1:].flatten())
+    else:
+        target = rng.random(shape).astype("float32")
+        loss = functional.mse_loss if kind == "mse" else functional.binary_cross_entropy_with_logits
+        expected = loss(torch.from_numpy(output), torch.from_numpy(target))
+    np.testing.assert_allclose(run(mod, output, target), float(expected), rtol=1e-5)
+
+
+def test_losses_are_refused_where_they_do_not_fit() -> None:
+    vector = function({"x": (6,)}, lambda emit, x: emit(R.exp(x)))
+    for kind, complaint in (("cross_entropy", "logits"), ("causal_lm", "logits"), ("output", "single number"), ("huber", "no loss")):
+        with pytest.raises(PassError, match=complaint):
+            AppendLoss(kind)(vector)
+    with pytest.raises(PassError, match="no number 1"):
+        AppendLoss("mse", output=1)(vector)

@@ -1,0 +1,104 @@
+"""The plan, checked by code that shares nothing with the planner: no two temporaries overlap while both are in use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import relax
+
+from relay_passes.plan_arena import Lifetime, lower_bound, place
+from tests.relay_passes.modules import model, trained_phases
+
+
+def memory_map(func) -> list[tuple[int, int, int, int]]:
+    """(first step, last step, first byte, end) of every temporary, worked out from the function alone."""
+    steps = [binding for block in func.body.blocks for binding in block.bindings]
+    offsets = [[int(offset) for offset in entry] for entry in func.attrs["arena_offsets"]]
+    regions: list[list[int]] = []
+    behind: dict[object, list[int]] = {}  # variable -> numbers of the regions whose memory it is
+
+    def walk(expr, visit) -> None:
+        if isinstance(expr, relax.Tuple):
+            for part in expr.fields:
+                walk(part, visit)
+        elif isinstance(expr, relax.Call):
+            for part in expr.args:
+                walk(part, visit)
+        elif isinstance(expr, relax.TupleGetItem):
+            walk(expr.tuple_value, visit)
+        else:
+            visit(expr)
+
+    for number, binding in enumerate(steps):
+        value, found = binding.value, []
+        walk(value, lambda leaf, found=found: found.extend(behind.get(leaf, [])) if isinstance(leaf, relax.Var) else None)
+        name = getattr(getattr(value, "op", None), "name", "")
+        if name == "relax.call_tir":
+            for region in found:
+                regions[region][1] = number
+            types = binding.var.ty.fields if isinstance(binding.var.ty, relax.TupleType) else [binding.var.ty]
+            mine = []
+            for offset, ty in zip(offsets[number], types, strict=True):
+                size = int(np.prod([int(extent) for extent in ty.shape])) * max(1, np.dtype(str(ty.dtype.dtype)).itemsize)
+                regions.append([number, number, offset, offset + size])
+                mine.append(len(regions) - 1)
+            behind[binding.var] = mine
+        elif name == "relax.call_tir_inplace":
+            for region in found:
+                regions[region][1] = number
+            behind[binding.var] = []
+        elif isinstance(value, relax.TupleGetItem):
+            behind[binding.var] = behind.get(value.tuple_value, [])[value.index : value.index + 1]
+        else:
+            behind[binding.var] = found
+    return [tuple(region) for region in regions if region[2] >= 0]
+
+
+SCHEMES = {
+    "full": {},
+    "bias": {name: None for name in ("blocks.0.conv2.bias", "blocks.1.bn.bias", "head.bias")},
+    "sparse": {"blocks.0.conv2.weight": (1, [0, 3]), "blocks.1.conv1.weight": (1, [1, 2, 5]), "head.weight": None},
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"accumulate": 2}], ids=str)
+def test_nothing_overlaps(scheme: str, options: dict) -> None:
+    phases = trained_phases(SCHEMES[scheme] or dict.fromkeys(model().parameters), **options)
+    planned = phases.after["planned"]
+    for name, func in ((var.name_hint, func) for var, func in planned.functions.items() if isinstance(func, relax.Function)):
+        regions = memory_map(func)
+        size = int(func.attrs["arena_bytes"])
+        assert all(end <= size for *_, end in regions), name
+        for index, (first, last, start, end) in enumerate(regions):
+            for other_first, other_last, other_start, other_end in regions[:index]:
+                together = first <= other_last and other_first <= last
+                assert not together or end <= other_start or other_end <= start, name
+        live = [sum(end - start for f, l, start, end in regions if f <= step <= l) for step in range(len(func.attrs["arena_offsets"]))]
+        assert max(live, default=0) <= size
+
+
+lifetimes = st.lists(
+    st.tuples(st.integers(1, 40), st.integers(0, 30), st.integers(0, 10)).map(
+        lambda t: Lifetime("t", 64 * t[0], t[1], t[1] + t[2])
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lifetimes)
+def test_any_set_of_lifetimes_is_placed_without_overlap(wanted: list[Lifetime]) -> None:
+    plan = place(wanted)
+    byte_owner: dict[tuple[int, int], int] = {}
+    for index, (lifetime, offset) in enumerate(zip(plan.lifetimes, plan.offsets, strict=True)):
+        assert offset % 64 == 0
+        assert offset + lifetime.size <= plan.size
+        for step in range(lifetime.first, lifetime.last + 1):
+            for line in range(offset // 64, (offset + lifetime.size) // 64):
+                assert byte_owner.setdefault((step, line), index) == index
+    steps = range(60)
+    most = max((sum(life.size for life in wanted if life.first <= step <= life.last) for step in steps), default=0)
+    assert lower_bound(wanted) == most <= plan.size
