@@ -145,7 +145,15 @@ def main(
         exported = torch.export.load(SHARED / "models" / f"{task.model}.pt2")
         test = test_batches(task)
         table = Table(title=f"{task.model}, {task.epochs} epochs, batch {task.batch}")
-        for name in ("trained", "ours, accuracy %", "mean", "PyTorch, accuracy %", "mean", "ours, step ms", "PyTorch, step ms"):
+        for name in (
+            "trained",
+            "ours, accuracy %",
+            "mean",
+            "PyTorch, accuracy %",
+            "mean",
+            "ours, step ms",
+            "PyTorch, step ms",
+        ):
             table.add_column(name)
         for name, (make_scheme, lr) in task.schemes.items():
             program = pock.compile(exported, scheme=make_scheme(exported), optimizer=task.optimizer, batch=task.batch)
@@ -154,10 +162,22 @@ def main(
                 for seed in range(seeds)
             ]
             own, theirs = zip(*runs, strict=True)
-            table.add_row(name, *_cells(own), *_cells(theirs), *(f"{1e3 * statistics.median(t for _, t in side):.1f}" for side in (own, theirs)))
+            table.add_row(
+                name,
+                *_cells(own),
+                *_cells(theirs),
+                *(f"{1e3 * statistics.median(t for _, t in side):.1f}" for side in (own, theirs)),
+            )
             for system, side in (("pock", own), ("torch", theirs)):
                 records += [
-                    {"task": task.name, "trained": name, "system": system, "seed": seed, "accuracy": accuracy, "step_ms": 1e3 * step}
+                    {
+                        "task": task.name,
+                        "trained": name,
+                        "system": system,
+                        "seed": seed,
+                        "accuracy": accuracy,
+                        "step_ms": 1e3 * step,
+                    }
                     for seed, (accuracy, step) in enumerate(side)
                 ]
         console.print(table)

@@ -20,8 +20,8 @@ DEVICE_TYPE_CPU = 1
 def build_library(mod: IRModule, executors: list[str], target: Target, directory: Path) -> Path:
     """Compile the PrimFuncs of a module into a shared library.
 
-    ``executors`` are entry points of TVM's calling convention; everything else is a kernel: a C function of pointers that
-    returns 0. Returns the path of the library, in ``directory``.
+    ``executors`` are entry points of TVM's calling convention; everything else is a kernel: a C function of pointers
+    that returns 0. Returns the path of the library, in ``directory``.
     """
     kernels = {var.name_hint: func for var, func in mod.functions.items() if var.name_hint not in executors}
     entries = {name: mod[name] for name in executors}
@@ -69,8 +69,8 @@ def _lowered_kernels(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> IR
 def as_c_function(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """A kernel as ``int name(pointer, …)``, in the place of TVM's packed calling convention.
 
-    An executor calls a kernel thousands of times a second with tensors that are right by construction: there is nothing to
-    unpack and nothing to check. (Stands where ``tirx.transform.MakePackedAPI`` does.)
+    An executor calls a kernel thousands of times a second with tensors that are right by construction: there is nothing
+    to unpack and nothing to check. (Stands where ``tirx.transform.MakePackedAPI`` does.)
     """
     pointers = [
         tirx.Var(f"{param.name}_ptr", tvm.ir.PointerType(tvm.ir.PrimType(str(param.ty.dtype)))) for param in func.params

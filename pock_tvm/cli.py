@@ -13,7 +13,9 @@ import typer
 
 from .errors import PockError
 
-app = typer.Typer(help="Compiles a trained network into a training program for a small device, and trains it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Compiles a trained network into a training program for a small device, and trains it.", no_args_is_help=True
+)
 
 MODEL = Annotated[Path, typer.Argument(help="A network: .pt2 (torch.export.save) or .onnx")]
 PROGRAM = Annotated[Path, typer.Argument(help="A compiled program")]
@@ -36,11 +38,17 @@ def compile_(
     model: MODEL,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the program")],
     scheme: Annotated[str, typer.Option(help="full, head, bias, bias:7, last:3, pockengine, or a JSON file")] = "full",
-    loss: Annotated[str, typer.Option(help="cross_entropy, causal_lm, mse, bce_with_logits or output")] = "cross_entropy",
-    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw, with options: sgd:momentum=0.9,weight_decay=1e-4")] = "sgd:momentum=0.9",
+    loss: Annotated[
+        str, typer.Option(help="cross_entropy, causal_lm, mse, bce_with_logits or output")
+    ] = "cross_entropy",
+    optimizer: Annotated[
+        str, typer.Option(help="sgd, adam or adamw, with options: sgd:momentum=0.9,weight_decay=1e-4")
+    ] = "sgd:momentum=0.9",
     batch: Annotated[int | None, typer.Option(help="The batch, where the model leaves it open")] = None,
     shape: Annotated[list[str] | None, typer.Option(help="The shape of an input: input_ids=8,128")] = None,
-    target: Annotated[str, typer.Option(help="host, a tag of TVM's such as raspberry-pi/4b-aarch64, or a target as JSON")] = "host",
+    target: Annotated[
+        str, typer.Option(help="host, a tag of TVM's such as raspberry-pi/4b-aarch64, or a target as JSON")
+    ] = "host",
     batch_norm: Annotated[str, typer.Option(help="Statistics in training: frozen, or those of each batch")] = "frozen",
     accumulate: Annotated[int, typer.Option(help="Steps that share one update")] = 1,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of all gradients together")] = None,
@@ -119,7 +127,9 @@ def train(
     for epoch in range(epochs):
         losses = []
         batches = training_batches(training, batch, rng)
-        for number, (x, y) in enumerate(track(batches, f"epoch {epoch + 1}", per_epoch, console=console, transient=True)):
+        for number, (x, y) in enumerate(
+            track(batches, f"epoch {epoch + 1}", per_epoch, console=console, transient=True)
+        ):
             done = (epoch * per_epoch + number) / (epochs * per_epoch)
             losses.append(trainer.step(x, y, lr=lr * SCHEDULES[lr_schedule](done)))
         line = f"epoch {epoch + 1}: training loss {np.mean(losses):.4f}"
@@ -203,7 +213,9 @@ def export(
     trainer = Trainer(program)
     if checkpoint is not None:
         trainer.restore(checkpoint)
-    safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in trainer.weights().items()}, weights)
+    safetensors.numpy.save_file(
+        {name: np.ascontiguousarray(array) for name, array in trainer.weights().items()}, weights
+    )
 
 
 @app.command()

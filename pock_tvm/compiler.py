@@ -64,8 +64,8 @@ def compile(  # noqa: A001 - the name that users expect
     target : optional
         ``"host"`` (the default), one of TVM's tags such as ``raspberry-pi/4b-aarch64``, or a TVM target.
     batch_norm : str
-        ``"frozen"``: normalise with the running statistics, which is what fine-tuning wants. ``"batch"``: with those of each
-        batch, and update the running ones, as PyTorch does in training mode.
+        ``"frozen"``: normalise with the running statistics, which is what fine-tuning wants. ``"batch"``: with those of
+        each batch, and update the running ones, as PyTorch does in training mode.
     accumulate : int
         How many steps share one update; their mean gradient is used.
     clip_norm : float, optional

@@ -76,9 +76,13 @@ class ImageFolder:
         if not root.is_dir():
             raise DataError(f"there is no folder '{folder}'")
         if len(shape) != 4 or shape[1] not in (1, 3):
-            raise DataError(f"input '{name}' of shape {tuple(shape)} takes no images: images are [batch, 1 or 3, height, width]")
+            raise DataError(
+                f"input '{name}' of shape {tuple(shape)} takes no images: images are [batch, 1 or 3, height, width]"
+            )
         self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-        files = {label: sorted(f for f in (root / label).iterdir() if f.suffix.lower() in SUFFIXES) for label in self.classes}
+        files = {
+            label: sorted(f for f in (root / label).iterdir() if f.suffix.lower() in SUFFIXES) for label in self.classes
+        }
         empty = [label for label, found in files.items() if not found]
         if not self.classes or empty:
             what = f"the folder of class '{empty[0]}' holds no images" if empty else "it holds no folders"
@@ -87,7 +91,9 @@ class ImageFolder:
         self.labels = np.array([number for number, label in enumerate(self.classes) for _ in files[label]])
         self.name, (_, self.channels, self.height, self.width) = name, shape
         self.augmentation = augmentation
-        mean, std = (np.array((list(v) * 3)[: self.channels], np.float32) for v in (preprocessing.mean, preprocessing.std))
+        mean, std = (
+            np.array((list(v) * 3)[: self.channels], np.float32) for v in (preprocessing.mean, preprocessing.std)
+        )
         self.mean, self.std = mean[:, None, None], std[:, None, None]
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """The demo: pretrain a small network on digits, then personalise it to a user whose digits look different.
 
-Needs nothing but what pip installed: the digits are scikit-learn's. Everything is trained by compiled programs, pretraining
-included; PyTorch fine-tunes the same network beside them.
+Needs nothing but what pip installed: the digits are scikit-learn's. Everything is trained by compiled programs,
+pretraining included; PyTorch fine-tunes the same network beside them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ def run() -> None:
     table = Table(title="personalised")
     for name in ("trained", "accuracy %", "step ms", "memory MiB"):
         table.add_column(name, justify="left" if name == "trained" else "right")
-    for name, scheme in (("head", Scheme.head_only(exported)), ("sparse", Scheme(SPARSE)), ("everything", Scheme.full())):
+    for name, scheme in (
+        ("head", Scheme.head_only(exported)),
+        ("sparse", Scheme(SPARSE)),
+        ("everything", Scheme.full()),
+    ):
         program = compile_program(exported, scheme=scheme, optimizer=SGD(momentum=0.9))
         trainer = Trainer(program)
         step = _train(trainer, user, *PERSONALISING)
@@ -66,7 +70,9 @@ def run() -> None:
     table.add_section()
     table.add_row("PyTorch, everything", *_row(*_train_torch(model, user, test)))
     console.print(table)
-    console.print("Memory is what training adds to the weights: activations and temporaries, gradients, optimizer state.")
+    console.print(
+        "Memory is what training adds to the weights: activations and temporaries, gradients, optimizer state."
+    )
 
 
 def _network() -> Any:
@@ -82,7 +88,8 @@ def _network() -> Any:
 
 
 def _digits() -> tuple[Samples, Samples, Samples]:
-    """Digits for pretraining as they are, and those of one user, inverted and turned: some to learn from, some to test."""
+    """Digits for pretraining as they are, and those of one user, inverted and turned: some to learn from, some to
+    test."""
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 1, 8, 8) / 16).astype("float32").repeat(2, axis=2).repeat(2, axis=3)
     order = np.random.default_rng(0).permutation(len(labels))

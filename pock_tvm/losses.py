@@ -14,8 +14,8 @@ from .errors import PockError
 class Loss:
     """A loss over one output of the network; see :class:`relay_passes.AppendLoss` for shapes.
 
-    ``kind``: cross_entropy, causal_lm, mse, bce_with_logits, or output, where the network returns its own loss. ``output`` is
-    the position of the output that it reads.
+    ``kind``: cross_entropy, causal_lm, mse, bce_with_logits, or output, where the network returns its own loss.
+    ``output`` is the position of the output that it reads.
     """
 
     kind: str = "cross_entropy"
@@ -40,7 +40,8 @@ class Loss:
         return asdict(self)
 
     def measure(self, output: np.ndarray, target: np.ndarray) -> tuple[float, int, int]:
-        """The summed loss of some outputs, how many values it sums over, and how many predictions are right (-1: no classes)."""
+        """The summed loss of some outputs, how many values it sums over, and how many predictions are right (-1: no
+        classes)."""
         output = output.astype(np.float64)
         if self.kind == "mse":
             return float(((output - target) ** 2).sum()), target.size, -1

@@ -124,9 +124,9 @@ def training_pipeline(
 ) -> Pass:
     """TVM's pipeline ``pock_train``: phases 2 to 5 as one pass, for a plain TVM build.
 
-    ``train`` names the parameters of ``main`` that are trained, or maps them to what of them is (None, or indices along an
-    axis); ``options`` are further fields of :class:`Training`. Parameters keep their layout unless one is trained in part:
-    then the attribute ``stored`` of ``train_step`` says how to reshape and permute each.
+    ``train`` names the parameters of ``main`` that are trained, or maps them to what of them is (None, or indices along
+    an axis); ``options`` are further fields of :class:`Training`. Parameters keep their layout unless one is trained in
+    part: then the attribute ``stored`` of ``train_step`` says how to reshape and permute each.
     """
     trained = dict(train) if isinstance(train, Mapping) else dict.fromkeys(train)
     training = Training(

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 from .errors import ProgramError
+from .files import replacing
 
 FORMAT = "pock-program/1"
 MANIFEST, LIBRARY, WEIGHTS, CONSTANTS = "manifest.json", "program.so", "weights.safetensors", "constants.safetensors"
@@ -25,9 +24,9 @@ MANIFEST, LIBRARY, WEIGHTS, CONSTANTS = "manifest.json", "program.so", "weights.
 class Program:
     """A compiled training program: immutable. A :class:`Trainer` runs it.
 
-    Saved, it is one zip file: ``manifest.json`` (versions, target, scheme, inputs and outputs, tables of addresses, checksums),
-    ``program.so`` (kernels and entry points), ``weights.safetensors`` (the initial weights under PyTorch's names and in its
-    layouts) and ``constants.safetensors``.
+    Saved, it is one zip file: ``manifest.json`` (versions, target, scheme, inputs and outputs, tables of addresses,
+    checksums), ``program.so`` (kernels and entry points), ``weights.safetensors`` (the initial weights under PyTorch's
+    names and in its layouts) and ``constants.safetensors``.
     """
 
     manifest: dict[str, Any]
@@ -45,18 +44,10 @@ class Program:
         manifest = self.manifest | {
             "checksums": {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
         }
-        path = Path(path)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            try:
-                with zipfile.ZipFile(file, "w") as archive:
-                    archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
-                    for name, data in parts.items():
-                        archive.writestr(name, data)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
+            for name, data in parts.items():
+                archive.writestr(name, data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Program:
@@ -103,7 +94,8 @@ class Program:
     def memory(self) -> dict[str, int]:
         """Bytes that a trainer holds.
 
-        ``parameters``: weights as the steps read them; ``optimizer_state``; ``gradient_sums``, where steps share an update;
+        ``parameters``: weights as the steps read them; ``optimizer_state``; ``gradient_sums``, where steps share an
+        update;
         ``arena``: temporaries and kept activations; ``lower_bound``: how large the arena has to be at least.
         """
         entries = self.manifest["entries"]

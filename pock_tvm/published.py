@@ -7,16 +7,16 @@ MCUNet              last 7 blocks (of 18)                                   firs
                                                                             at 100, 100, 50 and 100 % of the channels
 MobileNetV2         last 7 blocks (of 19)                                   first 1x1 of these blocks
 ResNet-50           last 8 blocks (of 16)                                   first 1x1 of these blocks
-BERT                last 6 blocks (of 12)                                   attention and first feed-forward of the last 4
-DistilBERT          last 3 blocks (of 6)                                    the same of the last 2
+BERT                last 6 blocks (of 12)                                   attention and first feed-forward of the last
+4 DistilBERT          last 3 blocks (of 6)                                    the same of the last 2
 Llama               last 5 blocks (of 32)                                   the same of the last 5
 =================== ======================================================= ===========================================
 
-An inverted residual block is a depthwise convolution between two 1x1 convolutions; a network of them whose depthwise kernels
-are all 3x3 counts as a MobileNetV2, one with larger kernels as an MCUNet. A residual network is cut into blocks where two
-branches are added. A transformer has one block a softmax; without biases in its linear layers it counts as a Llama, with
-them as a BERT. For another depth the shares of the depth are kept; for inverted residuals the number, as far as half the
-network stays frozen.
+An inverted residual block is a depthwise convolution between two 1x1 convolutions; a network of them whose depthwise
+kernels are all 3x3 counts as a MobileNetV2, one with larger kernels as an MCUNet. A residual network is cut into blocks
+where two branches are added. A transformer has one block a softmax; without biases in its linear layers it counts as a
+Llama, with them as a BERT. For another depth the shares of the depth are kept; for inverted residuals the number, as
+far as half the network stays frozen.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def published_rules(structure: Structure) -> dict[str, str | float]:
     if structure.joins and any(layer.kind in ("conv", "1x1") for layer in layers):
         return _residual(structure, layers)
     raise SchemeError(
-        "no scheme was published for a network of this structure: it is neither a transformer nor built of residual or inverted "
+        "no scheme was published for a network of this structure: it is neither a transformer nor built of "
+        "residual or inverted "
         "residual blocks. Write one (Scheme({...})), or take Scheme.bias_only or Scheme.last_layers"
     )
 
@@ -97,8 +98,8 @@ def _transformer(structure: Structure, layers: Sequence[Layer]) -> dict[str, str
 def _blocks(structure: Structure, layers: Sequence[Layer], ranges: Sequence[tuple[int, int]]) -> list[_Block]:
     """Blocks of the layers in each range of indices, with the parameters that go with them.
 
-    A parameter goes with a block if its name begins as the names of all the block's weights do; where the names of the blocks
-    do not tell them apart, if it is read between the block's first layer and the next layer after the block.
+    A parameter goes with a block if its name begins as the names of all the block's weights do; where the names of the
+    blocks do not tell them apart, if it is read between the block's first layer and the next layer after the block.
     """
     prefixes = [_common_prefix([layer.weight for layer in layers[start:end]]) for start, end in ranges]
     named = all(prefixes) and len(set(prefixes)) == len(prefixes)

@@ -19,7 +19,8 @@ DATA_GRADIENTS = {"pock.conv2d_data_gradient": 1, "pock.matmul": 1, "relax.nn.co
 def layer_report(structure: Structure, trained: Mapping[str, Piece], step: relax.Function) -> list[dict[str, Any]]:
     """One entry a layer, in the order in which they run.
 
-    ``step`` is the training function with its backward graph. An entry has ``name`` (of the weight, without its last part),
+    ``step`` is the training function with its backward graph. An entry has ``name`` (of the weight, without its last
+    part),
     ``kind``, ``weight`` and ``bias``: what of them is trained (``frozen``, ``full`` or ``k/n``), ``forward_flops``,
     ``backward_flops`` (data and weight gradient) and ``saved_bytes``: what it keeps for the backward graph, itself and
     everything up to the next layer.
@@ -82,7 +83,8 @@ def _input_names(step: relax.Function) -> set[str]:
 
 
 def _saved_by(step: relax.Function, starts: list[int], of_parameters: set[relax.Var]) -> list[int]:
-    """The kept bytes between the start of each layer and that of the next; what comes before the first counts to the first."""
+    """The kept bytes between the start of each layer and that of the next; what comes before the first counts to the
+    first."""
     order = sorted(range(len(starts)), key=starts.__getitem__)
     ordered = [starts[index] for index in order]
     saved = [0] * len(starts)

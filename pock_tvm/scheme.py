@@ -28,11 +28,12 @@ What = str | float | Sequence[int]
 class Scheme:
     """What of each parameter is trained: data, that a person can read, edit and compare.
 
-    ``Scheme({"*": "frozen", "*.bias": "full", "blocks.1[0-7].*.weight": 0.5})`` maps patterns over PyTorch's parameter names
-    (globs) to what is trained of every parameter that matches; the last match wins, and what nothing matches is frozen.
+    ``Scheme({"*": "frozen", "*.bias": "full", "blocks.1[0-7].*.weight": 0.5})`` maps patterns over PyTorch's parameter
+    names (globs) to what is trained of every parameter that matches; the last match wins, and what nothing matches is
+    frozen.
 
-    A ratio r trains ``ceil(r * channels)`` input channels of a convolution or linear weight (groups of a depthwise one): those
-    with the largest L1 norm. A list of integers trains just those channels.
+    A ratio r trains ``ceil(r * channels)`` input channels of a convolution or linear weight (groups of a depthwise
+    one): those with the largest L1 norm. A list of integers trains just those channels.
     """
 
     rules: dict[str, What]
@@ -55,7 +56,8 @@ class Scheme:
 
     @classmethod
     def bias_only(cls, model: Any, *, last: int | None = None) -> Scheme:
-        """The biases (also those of normalisation) of the last so many layers that have one, all by default, and the head."""
+        """The biases (also those of normalisation) of the last so many layers that have one, all by default, and the
+        head."""
         structure, _ = _read(model)
         biases = [
             name for name in structure.first_use if structure.roles.get(name) == "bias" and name not in _head(structure)
@@ -66,7 +68,8 @@ class Scheme:
 
     @classmethod
     def last_layers(cls, model: Any, count: int) -> Scheme:
-        """Everything from the weight of the last-but-``count`` layer on: weights, biases and the normalisation between."""
+        """Everything from the weight of the last-but-``count`` layer on: weights, biases and the normalisation
+        between."""
         structure, _ = _read(model)
         layers = sorted(structure.layers, key=lambda layer: layer.position)
         if _count("count", count) == 0:
@@ -106,7 +109,8 @@ class Scheme:
             raise SchemeError(f"'{path}' cannot be read as a scheme: {error}") from error
         if not isinstance(rules, dict):
             raise SchemeError(
-                f'\'{path}\' is not a scheme: a scheme file is one JSON object of patterns, such as {{"*.bias": "full"}}'
+                f"'{path}' is not a scheme: a scheme file is one JSON object of patterns, such as "
+                f'{{"*.bias": "full"}}'
             )
         return cls(rules)
 
@@ -117,7 +121,8 @@ class Scheme:
     # ---- resolution --------------------------------------------------------------------------------------------------
 
     def resolve(self, model: Any) -> dict[str, tuple[int, tuple[int, ...]] | None]:
-        """What is trained of a model: for each trained parameter None (all of it) or ``(axis, indices)`` in PyTorch's layout.
+        """What is trained of a model: for each trained parameter None (all of it) or ``(axis, indices)`` in PyTorch's
+        layout.
 
         Raises
         ------
@@ -180,7 +185,8 @@ def _piece(
     if channels is None:
         kind = structure.roles.get(name, "parameter")
         raise SchemeError(
-            f"'{name}' cannot be trained in part: it is a {kind}, and only the weight of a convolution or linear layer has input "
+            f"'{name}' cannot be trained in part: it is a {kind}, and only the weight of a convolution or linear "
+            f"layer has input "
             'channels. Give it "full" or "frozen"'
         )
     if isinstance(what, float):

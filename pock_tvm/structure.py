@@ -22,8 +22,8 @@ from .pipeline import canonicalise
 class Channels:
     """The input channels of a weight, as PyTorch lays the weight out.
 
-    A ratio trains some of ``count`` channels along ``axis``. In a depthwise weight a channel is a group: ``per_channel`` output
-    channels next to each other along axis 0.
+    A ratio trains some of ``count`` channels along ``axis``. In a depthwise weight a channel is a group:
+    ``per_channel`` output channels next to each other along axis 0.
     """
 
     axis: int
@@ -91,7 +91,8 @@ class _Reader:
     behind: dict[relax.Var, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
     """For each view of a parameter its name, and which of the parameter's axes each axis of the view is."""
     sources: dict[relax.Var, tuple[frozenset[int], bool]] = field(default_factory=dict)
-    """For each activation the positions of the nearest layers before it, and whether activations were multiplied since."""
+    """For each activation the positions of the nearest layers before it, and whether activations were multiplied
+    since."""
 
     def read(self) -> Structure:
         parameters = set(self.model.parameters)

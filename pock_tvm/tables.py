@@ -19,7 +19,9 @@ def summary(program: Program) -> str:
     manifest = program.manifest
     inputs = ", ".join(f"{spec['name']} {tuple(spec['shape'])} {spec['dtype']}" for spec in manifest["inputs"])
     options = {name: value for name, value in manifest["options"].items() if value not in (None, 1, "frozen")}
-    optimizer = ", ".join(f"{name} {value}" for name, value in manifest["optimizer"].items() if name != "kind" and value)
+    optimizer = ", ".join(
+        f"{name} {value}" for name, value in manifest["optimizer"].items() if name != "kind" and value
+    )
     lines = [
         f"inputs     {inputs}",
         f"loss       {manifest['loss']['kind']}",

@@ -39,7 +39,8 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
             )
         except Exception as error:
             raise PockError(
-                f"'{target}' is no target: give 'host', a tag such as raspberry-pi/4b-aarch64, or a TVM target as JSON ({error})"
+                f"'{target}' is no target: give 'host', a tag such as raspberry-pi/4b-aarch64, or a TVM target as "
+                f"JSON ({error})"
             ) from error
     if found.kind.name != "llvm":
         raise PockError(f"programs are built for CPUs (kind llvm) so far; '{target}' is of kind {found.kind.name}")

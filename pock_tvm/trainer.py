@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import safetensors.numpy
 
 from . import optimizers
 from .errors import CheckpointError, InputError, ProgramError
+from .files import replacing
 from .losses import Loss
 from .program import Program
 from .runtime import aligned, load_library, machine_triple
@@ -44,7 +44,8 @@ class Trainer:
         triple = manifest["target"]["triple"]
         if machine_triple(triple) != machine_triple():
             raise ProgramError(
-                f"this program was compiled for {triple}, and this machine is a {machine_triple()}: compile it for target 'host'"
+                f"this program was compiled for {triple}, and this machine is a {machine_triple()}: compile it "
+                f"for target 'host'"
             )
         self._loss = Loss(**manifest["loss"])
         self._optimizer = optimizers.from_json(manifest["optimizer"])
@@ -68,8 +69,8 @@ class Trainer:
     def step(self, x: Data, y: Any = None, *, lr: float) -> float:
         """Train on one batch and return its loss.
 
-        ``x``: the network's inputs, in the shapes and types that it was compiled for; ``y``: the target of the loss, none for
-        the loss ``output``. A refused step leaves the state as it was.
+        ``x``: the network's inputs, in the shapes and types that it was compiled for; ``y``: the target of the loss,
+        none for the loss ``output``. A refused step leaves the state as it was.
 
         Raises
         ------
@@ -94,7 +95,8 @@ class Trainer:
         return float(self._results[entry][0])
 
     def predict(self, x: Data) -> np.ndarray | tuple[np.ndarray, ...]:
-        """The network's outputs, for any number of samples: one array, or a tuple where the network has several outputs."""
+        """The network's outputs, for any number of samples: one array, or a tuple where the network has several
+        outputs."""
         arrays = self._named_inputs(x)
         batch = self._inputs[0]["shape"][0] if self._inputs[0]["shape"] else 1
         count = len(next(iter(arrays.values()))) if self._inputs[0]["shape"] else 1
@@ -187,11 +189,8 @@ class Trainer:
             "program": self._fingerprint(),
             "checksum": _checksum(state),
         }
-        path = Path(path)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        with replacing(path) as file:
             file.write(safetensors.numpy.save(state, metadata))
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on where :meth:`save` left off.
@@ -222,7 +221,8 @@ class Trainer:
     # ---- memory ------------------------------------------------------------------------------------------------------
 
     def _allocate(self) -> None:
-        """One array for everything that the entry points read and write, except the arena and what only ``prepare`` reads."""
+        """One array for everything that the entry points read and write, except the arena and what only ``prepare``
+        reads."""
         for entry, description in self._entries.items():
             for tensor in description["table"]:
                 name = tensor["name"]
@@ -322,7 +322,8 @@ class Trainer:
             wrong = [name for name in x if name not in names] or [name for name in names if name not in x]
             if wrong:
                 raise InputError(
-                    f"the network's inputs are {', '.join(names)}; '{wrong[0]}' is {'missing' if wrong[0] in names else 'not one'}"
+                    f"the network's inputs are {', '.join(names)}; '{wrong[0]}' is "
+                    f"{'missing' if wrong[0] in names else 'not one'}"
                 )
             return {name: np.asarray(x[name]) for name in names}
         values = list(x) if isinstance(x, tuple | list) else [x]
@@ -338,7 +339,8 @@ class Trainer:
             limit = self.program.manifest["index_limits"].get(name)
             if limit is not None and array.size and not (-limit <= int(array.min()) and int(array.max()) < limit):
                 raise InputError(
-                    f"input '{name}' holds {int(array.max())}, and its table has {limit} rows: indices go from 0 to {limit - 1}"
+                    f"input '{name}' holds {int(array.max())}, and its table has {limit} rows: indices go from 0 "
+                    f"to {limit - 1}"
                 )
         return arrays
 

@@ -1,6 +1,7 @@
 """Passes over Relax that turn a forward function into a training step. Each works alone in any TVM pipeline.
 
-The package keeps the name that the project's brief gave it; TVM has replaced Relay by Relax, and everything here is Relax.
+The package keeps the name that the project's brief gave it; TVM has replaced Relay by Relax, and everything here is
+Relax.
 """
 
 from __future__ import annotations

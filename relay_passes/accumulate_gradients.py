@@ -14,7 +14,8 @@ from .ir import Expr
 @tvm.transform.module_pass(opt_level=0, name="AccumulateGradients")
 @dataclass(frozen=True)
 class AccumulateGradients:
-    """Turn a function that returns loss and gradients into one that adds the gradients to running sums and returns the loss.
+    """Turn a function that returns loss and gradients into one that adds the gradients to running sums and returns the
+    loss.
 
     The sums are parameters named ``gradient_sum.<parameter>``; :class:`AppendUpdate` with ``accumulated`` uses them up.
     """

@@ -20,8 +20,9 @@ LOSSES = ("cross_entropy", "causal_lm", "mse", "bce_with_logits", "output")
 class AppendLoss:
     """Turn a function that returns a network's outputs into one that returns its scalar loss.
 
-    In: a dataflow function with the attribute ``num_input`` (TVM's own: how many parameters are inputs). Out: the function
-    with one more input, ``target``, behind them, returning the loss and then the results that ``state_updates`` names. With
+    In: a dataflow function with the attribute ``num_input`` (TVM's own: how many parameters are inputs). Out: the
+    function with one more input, ``target``, behind them, returning the loss and then the results that
+    ``state_updates`` names. With
     ``kind="output"`` an output is the loss already and nothing is added.
 
     ============== ================================================ ===============================================

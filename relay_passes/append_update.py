@@ -18,8 +18,8 @@ from .ir import Expr, dtype_of, scalar
 
 Selection = Mapping[str, tuple[int, Sequence[int]] | None]
 
-# For each kind of optimizer: its hyperparameters, the states that it keeps, the rates that it is given each step, and its
-# kernel.
+# For each kind of optimizer: its hyperparameters, the states that it keeps, the rates that it is given each step, and
+# its kernel.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
     "adam": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0, "decoupled": False},
@@ -37,10 +37,11 @@ KERNELS: dict[str, Callable[..., tirx.PrimFunc]] = {"sgd": update.sgd, "adam": u
 class AppendUpdate:
     """Turn a function that returns loss and gradients into one that updates its parameters and returns the loss.
 
-    In: what :class:`Backward` gives. Out: the function with further parameters, behind the others: ``rates``, a float vector
-    that holds the learning rate and whatever else changes from step to step, and for each trained parameter its states, named
-    ``<state>.<parameter>``. Parameters, states and the running statistics that ``state_updates`` names are written in place
-    by ``call_tir_inplace``; the function returns the loss first and then what was written.
+    In: what :class:`Backward` gives. Out: the function with further parameters, behind the others: ``rates``, a float
+    vector that holds the learning rate and whatever else changes from step to step, and for each trained parameter its
+    states, named
+    ``<state>.<parameter>``. Parameters, states and the running statistics that ``state_updates`` names are written in
+    place by ``call_tir_inplace``; the function returns the loss first and then what was written.
 
     With ``accumulated`` the gradients of earlier steps are added first: see :class:`AccumulateGradients`.
     """
@@ -50,7 +51,8 @@ class AppendUpdate:
     trained: Selection
     """What is trained, as in :class:`Backward`."""
     clip_norm: float | None = None
-    """Scale the gradients down where the norm of all of them together is larger (``torch.nn.utils.clip_grad_norm_``)."""
+    """Scale the gradients down where the norm of all of them together is larger
+    (``torch.nn.utils.clip_grad_norm_``)."""
     accumulated: bool = False
     function: str = "main"
 

@@ -33,7 +33,8 @@ Selection = Mapping[str, tuple[int, Sequence[int]] | None]
 EXPANDED_BY = {
     "relax.nn.batch_norm": "FoldBatchNorm",
     **dict.fromkeys(
-        ("relax.nn.layer_norm", "relax.nn.rms_norm", "relax.nn.group_norm", "relax.nn.instance_norm"), "ExpandNormalization"
+        ("relax.nn.layer_norm", "relax.nn.rms_norm", "relax.nn.group_norm", "relax.nn.instance_norm"),
+        "ExpandNormalization",
     ),
     "relax.nn.conv1d": "UnifyProducts",
     "relax.nn.conv2d_transpose": "ChannelsLast",
@@ -47,15 +48,15 @@ class Backward:
     """Turn a function that returns a scalar loss into one that returns the loss and the gradients of what is trained.
 
     In: a dataflow function whose first result is a float scalar. Out: the same function returning
-    ``(loss, gradient, …, further results, …)``, with the attribute ``gradients``: the names of the parameters that have a
-    gradient, in the order of the gradients. A trained parameter that the loss does not depend on has none.
+    ``(loss, gradient, …, further results, …)``, with the attribute ``gradients``: the names of the parameters that have
+    a gradient, in the order of the gradients. A trained parameter that the loss does not depend on has none.
 
-    What the backward graph reads of the forward graph becomes an output of the dataflow block: those are the values that a
-    training step has to keep.
+    What the backward graph reads of the forward graph becomes an output of the dataflow block: those are the values
+    that a training step has to keep.
 
-    First every value is marked that lies on a path from a trained parameter to the loss; then the graph is walked from the
-    loss backwards, calling the rules of marked operands alone. So a frozen prefix gets no backward node, needs no rule, and
-    keeps nothing alive.
+    First every value is marked that lies on a path from a trained parameter to the loss; then the graph is walked from
+    the loss backwards, calling the rules of marked operands alone. So a frozen prefix gets no backward node, needs no
+    rule, and keeps nothing alive.
     """
 
     trained: Selection
@@ -150,7 +151,8 @@ class _Walk:
             piece = self.wanted.get(arg)
             if piece is not None and not gradients.takes_pieces(op_name(value), operand):
                 raise PassError(
-                    f"'{arg.name}' cannot be trained in part: '{op_name(value)}' reads it at '{result.name}', and only the weight "
+                    f"'{arg.name}' cannot be trained in part: '{op_name(value)}' reads it at '{result.name}', and "
+                    f"only the weight "
                     "of a convolution or of a matrix product has input channels. Train all of it or none"
                 )
             contribution = rule(Use(value, result, grad, position, piece))
@@ -193,12 +195,13 @@ class _Walk:
         behind = result
         while behind not in self.wanted:
             behind = self.sources[behind]
+        where = f"operator '{op_name(value)}' at '{result.name}'"
         if op_name(value) in EXPANDED_BY:
-            return f"operator '{op_name(value)}' at '{result.name}' is differentiated in parts: run relay_passes.{EXPANDED_BY[op_name(value)]} first"
+            return f"{where} is differentiated in parts: run relay_passes.{EXPANDED_BY[op_name(value)]} first"
         return (
-            f"operator '{op_name(value)}' at '{result.name}' has no gradient rule for operand {operand}, and the trained parameter "
-            f"'{behind.name}' lies behind it. Freeze '{behind.name}' and whatever else comes before this operator, or add a rule "
-            "(README, 'How to add an operator')"
+            f"{where} has no gradient rule for operand {operand}, and the trained parameter '{behind.name}' lies "
+            f"behind it. Freeze '{behind.name}' and whatever else comes before this operator, or add a rule (README, "
+            "'How to add an operator')"
         )
 
 

@@ -25,12 +25,13 @@ STORED_AXIS = {0: 0, 1: 3, 2: 1, 3: 2}  # where a logical axis of NCHW lies in N
 class ChannelsLast:
     """Store every image as [N, H, W, C] and every convolution weight as [R, S, I, O].
 
-    In: a dataflow function in PyTorch's layouts. Out: the same function with the same parameters and results; convolutions
-    and pooling work on NHWC, and operators between them follow, so that a transpose is left only where the function itself
-    enters or leaves images: at its inputs, its weights, and operators that know one layout (a flattening, say).
+    In: a dataflow function in PyTorch's layouts. Out: the same function with the same parameters and results;
+    convolutions and pooling work on NHWC, and operators between them follow, so that a transpose is left only where the
+    function itself enters or leaves images: at its inputs, its weights, and operators that know one layout (a
+    flattening, say).
 
-    Unlike ``relax.transform.ConvertLayout`` it passes through clip, reshaped biases, padding, slices and reductions, where
-    that leaves a pair of transposes around almost every convolution.
+    Unlike ``relax.transform.ConvertLayout`` it passes through clip, reshaped biases, padding, slices and reductions,
+    where that leaves a pair of transposes around almost every convolution.
     """
 
     function: str = "main"
@@ -92,7 +93,8 @@ class _Conversion:
         return substitute(expr, self.env)
 
     def nhwc(self, expr: Expr) -> Expr:
-        """The operand in NHWC: as it is stored, or transposed now. Smaller ranks get leading axes, as broadcasting does."""
+        """The operand in NHWC: as it is stored, or transposed now. Smaller ranks get leading axes, as broadcasting
+        does."""
         if self.is_image(expr):
             return self.stored(expr)
         shape = shape_of(expr)
@@ -197,7 +199,71 @@ def _resize2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
 
 ELEMENTWISE = frozenset(
     f"relax.{name}"
-    for name in ["abs", "acos", "acosh", "add", "asin", "asinh", "atan", "atanh", "astype", "bitwise_and", "bitwise_or", "ceil", "clip", "cos", "cosh", "divide", "equal", "erf", "exp", "floor", "floor_divide", "floor_mod", "greater", "greater_equal", "isfinite", "isnan", "less", "less_equal", "log", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "mod", "multiply", "negative", "not_equal", "power", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh", "sqrt", "square", "subtract", "tan", "tanh", "trunc", "where", "nn.dropout", "nn.gelu", "nn.gelu_tanh", "nn.leakyrelu", "nn.relu", "nn.selu", "nn.silu", "nn.softplus", "grad.no_grad", "zeros_like", "ones_like"]
+    for name in [
+        "abs",
+        "acos",
+        "acosh",
+        "add",
+        "asin",
+        "asinh",
+        "atan",
+        "atanh",
+        "astype",
+        "bitwise_and",
+        "bitwise_or",
+        "ceil",
+        "clip",
+        "cos",
+        "cosh",
+        "divide",
+        "equal",
+        "erf",
+        "exp",
+        "floor",
+        "floor_divide",
+        "floor_mod",
+        "greater",
+        "greater_equal",
+        "isfinite",
+        "isnan",
+        "less",
+        "less_equal",
+        "log",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "maximum",
+        "minimum",
+        "mod",
+        "multiply",
+        "negative",
+        "not_equal",
+        "power",
+        "round",
+        "rsqrt",
+        "sigmoid",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "square",
+        "subtract",
+        "tan",
+        "tanh",
+        "trunc",
+        "where",
+        "nn.dropout",
+        "nn.gelu",
+        "nn.gelu_tanh",
+        "nn.leakyrelu",
+        "nn.relu",
+        "nn.selu",
+        "nn.silu",
+        "nn.softplus",
+        "grad.no_grad",
+        "zeros_like",
+        "ones_like",
+    ]
 ) | {"pock.hardtanh"}
 
 

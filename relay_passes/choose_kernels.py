@@ -24,8 +24,8 @@ Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 class ChooseKernels:
     """Turn every operator of a function into a ``call_tir`` of the kernel that computes it.
 
-    In: functions of Relax and ``pock.*`` operators. Out: functions of ``call_tir``; equal kernels are one PrimFunc. Products
-    and look-ups get the kernels of ``schedules/kernels``, the rest TVM's own.
+    In: functions of Relax and ``pock.*`` operators. Out: functions of ``call_tir``; equal kernels are one PrimFunc.
+    Products and look-ups get the kernels of ``schedules/kernels``, the rest TVM's own.
     """
 
     functions: Sequence[str]

@@ -18,8 +18,8 @@ from .operators.training import normalize
 class ExpandNormalization:
     """Rewrite ``nn.layer_norm``, ``rms_norm``, ``group_norm`` and ``instance_norm`` as ``normalize(x) * gamma + beta``.
 
-    In, out: a dataflow function. Scale and shift become ordinary operators with their ordinary gradient rules, so that a
-    frozen scale costs no gradient and one rule serves every normalisation.
+    In, out: a dataflow function. Scale and shift become ordinary operators with their ordinary gradient rules, so that
+    a frozen scale costs no gradient and one rule serves every normalisation.
     """
 
     function: str = "main"

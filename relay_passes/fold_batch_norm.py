@@ -23,18 +23,20 @@ Selection = Mapping[str, tuple[int, Sequence[int]] | None]
 class FoldBatchNorm:
     """Rewrite ``nn.batch_norm`` in operators that have gradient rules.
 
-    In: a dataflow function, channels last (a batch norm over another axis works, but is not folded). Out: no batch norm.
+    In: a dataflow function, channels last (a batch norm over another axis works, but is not folded). Out: no batch
+    norm.
 
     With ``statistics="frozen"`` the running mean and variance are constants and y = s * (conv(x, W) - mean) + beta with
     s = gamma / sqrt(var + eps). What becomes of it depends on what is trained:
 
-    - nothing, or all of W: y = conv(x, W * s) + (beta - mean * s). A trained W gets its gradient through the product W * s,
+    - nothing, or all of W: y = conv(x, W * s) + (beta - mean * s). A trained W gets its gradient through the product W
+    * s,
       so the convolution's result need not be kept, and no scaling is left on activations.
     - gamma but not W: y = conv(x, W / sigma) … * gamma + beta, so that gamma's gradient costs one reduction.
     - a part of W: the scale stays behind the convolution, which reads W as it is.
 
-    With ``statistics="batch"`` each batch is normalised by its own mean and variance, and the updated running statistics
-    become further results, named by the attribute ``state_updates``.
+    With ``statistics="batch"`` each batch is normalised by its own mean and variance, and the updated running
+    statistics become further results, named by the attribute ``state_updates``.
     """
 
     trained: Selection = field(default_factory=dict)

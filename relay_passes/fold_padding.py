@@ -17,8 +17,8 @@ from .operators.registry import plain
 class FoldPadding:
     """Make ``conv2d(pad(x))`` one convolution with more padding, and drop padding by nothing.
 
-    In, out: a dataflow function, channels last. Networks that came from TensorFlow pad by hand, because their padding is
-    asymmetric; the convolution takes four widths and needs no padded copy kept for its weight gradient.
+    In, out: a dataflow function, channels last. Networks that came from TensorFlow pad by hand, because their padding
+    is asymmetric; the convolution takes four widths and needs no padded copy kept for its weight gradient.
     """
 
     function: str = "main"

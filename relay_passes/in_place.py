@@ -72,7 +72,8 @@ class InPlaceWriter:
         piece: tuple[int, Sequence[int]] | None,
         also: Sequence[int],
     ) -> None:
-        """Call ``kernel(parameter, *operands[, channels])``; it writes the parameter and the arguments at positions ``also``."""
+        """Call ``kernel(parameter, *operands[, channels])``; it writes the parameter and the arguments at positions
+        ``also``."""
         args = [self.params[name], *operands]
         if piece is not None:
             args.append(relax.const(list(piece[1]), "int32"))

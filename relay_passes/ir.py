@@ -212,8 +212,8 @@ def rewrite(
 def is_kept(var: relax.Var) -> bool:
     """Whether a variable is an output of its dataflow block.
 
-    Besides the results these are the values that the backward graph reads of the forward graph. No pass of TVM merges the
-    making of such a value with its use.
+    Besides the results these are the values that the backward graph reads of the forward graph. No pass of TVM merges
+    the making of such a value with its use.
     """
     return not isinstance(var, relax.DataflowVar)
 

@@ -29,10 +29,11 @@ PREPARE = "prepare"
 class LiftFrozen:
     """Split functions into ``prepare``, which runs when a program is loaded, and the rest, which runs every step.
 
-    In: dataflow functions over the same frozen parameters. Out: the function ``prepare`` takes ``frozen`` in that order and
-    returns a tuple; each of ``functions`` has, instead of the frozen parameters, those fields of the tuple that it reads, as
-    parameters named ``prepared.<field>``; a frozen parameter that it reads as it is, or reshaped, stays a parameter. So weights are transposed, folded with batch norm, packed and transformed once,
-    and tables that depend on nothing are computed once. What two functions need is computed and stored once.
+    In: dataflow functions over the same frozen parameters. Out: the function ``prepare`` takes ``frozen`` in that order
+    and returns a tuple; each of ``functions`` has, instead of the frozen parameters, those fields of the tuple that it
+    reads, as parameters named ``prepared.<field>``; a frozen parameter that it reads as it is, or reshaped, stays a
+    parameter. So weights are transposed, folded with batch norm, packed and transformed once, and tables that depend on
+    nothing are computed once. What two functions need is computed and stored once.
     """
 
     frozen: Sequence[str]
@@ -76,7 +77,8 @@ class _Lifted:
                 self.moved[binding.var] = self._prepared(substitute(value, self.moved), binding.var)
 
     def _is_liftable(self, value: Expr) -> bool:
-        """A call that reads something, all of which is known before the first step. (Zeros need no memory between steps.)"""
+        """A call that reads something, all of which is known before the first step. (Zeros need no memory between
+        steps.)"""
         if op_name(value) in ("", "relax.call_tir_inplace") or not isinstance(value.ty, relax.TensorType):
             return False
         read = [arg for _, _, arg in operands(value) if isinstance(arg, relax.Var | Constant)]

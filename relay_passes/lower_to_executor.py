@@ -19,14 +19,15 @@ from .plan_arena import CALLS, Memory, Output
 class LowerToExecutor:
     """Replace a planned Relax function by a host function that is a plain list of kernel calls.
 
-    In: what :class:`PlanArena` gives; every kernel is a PrimFunc of the module. Out: a PrimFunc of the same name that takes one
-    int64 vector of addresses, and calls each kernel as a C function of pointers. Nothing else happens at run time: no
-    allocation, no dispatch, no checks.
+    In: what :class:`PlanArena` gives; every kernel is a PrimFunc of the module. Out: a PrimFunc of the same name that
+    takes one int64 vector of addresses, and calls each kernel as a C function of pointers. Nothing else happens at run
+    time: no allocation, no dispatch, no checks.
 
-    The attribute ``table`` gives name, shape and element type behind each address: the parameters that are read, the constants
-    (``constant.<i>``) and the results (``result.<i>``); the last address, which it leaves out, is that of the arena.
-    ``constants`` holds the constants. ``first_results`` limits the results to the first so many: the rest (what was updated
-    in place) the caller has already.
+    The attribute ``table`` gives name, shape and element type behind each address: the parameters that are read, the
+    constants (``constant.<i>``) and the results (``result.<i>``); the last address, which it leaves out, is that of the
+    arena.
+    ``constants`` holds the constants. ``first_results`` limits the results to the first so many: the rest (what was
+    updated in place) the caller has already.
     """
 
     function: str = "main"

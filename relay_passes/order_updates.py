@@ -15,8 +15,8 @@ from .ir import bindings_of, op_name, rewrite, update_function, used_vars
 class OrderUpdates:
     """Move every in-place call up to the first place where it may run.
 
-    In, out: a dataflow function of calls. An in-place call may run when its operands exist and everything else that reads
-    what it writes has run: the data gradient of a layer still reads the old weight.
+    In, out: a dataflow function of calls. An in-place call may run when its operands exist and everything else that
+    reads what it writes has run: the data gradient of a layer still reads the old weight.
     """
 
     function: str = "main"

@@ -77,10 +77,10 @@ def place(lifetimes: Sequence[Lifetime]) -> Plan:
 class PlanArena:
     """Choose the offset of every temporary in one arena.
 
-    In: a dataflow function of ``call_tir``, ``call_tir_inplace``, reshapes and tuples, in the order in which it will run. Out:
-    the same function with attributes: ``arena_bytes`` and ``arena_lower_bound``, how large the arena is and how large it has
-    to be at least; ``arena_offsets``, for each binding the offsets of its outputs. Reshapes are views of what they reshape.
-    A result of the function has the offset -1, because the caller keeps it.
+    In: a dataflow function of ``call_tir``, ``call_tir_inplace``, reshapes and tuples, in the order in which it will
+    run. Out: the same function with attributes: ``arena_bytes`` and ``arena_lower_bound``, how large the arena is and
+    how large it has to be at least; ``arena_offsets``, for each binding the offsets of its outputs. Reshapes are views
+    of what they reshape. A result of the function has the offset -1, because the caller keeps it.
     """
 
     function: str = "main"
@@ -128,7 +128,8 @@ class Memory:
         return self.named_by(binding.var) if op_name(binding.value) == "relax.call_tir" else []
 
     def named_by(self, expr: Expr) -> list[Output]:
-        """The outputs of calls whose memory an expression names; none for parameters, constants and what is written in place."""
+        """The outputs of calls whose memory an expression names; none for parameters, constants and what is written in
+        place."""
         if isinstance(expr, relax.Tuple):
             return [output for field in expr.fields for output in self.named_by(field)]
         value = self.values.get(expr) if isinstance(expr, relax.Var) else None

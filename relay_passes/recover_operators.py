@@ -10,7 +10,17 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
-from .ir import Expr, constant_value, eliminate_dead, is_float, normalized_axes, op_name, rewrite, shape_of, update_function
+from .ir import (
+    Expr,
+    constant_value,
+    eliminate_dead,
+    is_float,
+    normalized_axes,
+    op_name,
+    rewrite,
+    shape_of,
+    update_function,
+)
 from .operators.registry import plain
 from .operators.training import hardtanh, normalize
 
@@ -20,10 +30,11 @@ from .operators.training import hardtanh, normalize
 class RecoverOperators:
     """Recognise normalisation and activations in the operators that an exporter wrote them in.
 
-    In, out: a dataflow function. ``(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps)`` and the same without the mean become
-    ``normalize``; ``x * (1 + erf(x / sqrt(2))) / 2`` becomes ``gelu`` and ``x * sigmoid(x)`` ``silu``, in whatever order
-    their factors stand; ``max(x, 0)`` becomes ``relu`` and ``min(max(x, low), high)`` ``hardtanh``. One operator keeps one
-    activation for its gradient, where its parts would keep up to five.
+    In, out: a dataflow function. ``(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps)`` and the same without the mean
+    become
+    ``normalize``; ``x * (1 + erf(x / sqrt(2))) / 2`` becomes ``gelu`` and ``x * sigmoid(x)`` ``silu``, in whatever
+    order their factors stand; ``max(x, 0)`` becomes ``relu`` and ``min(max(x, low), high)`` ``hardtanh``. One operator
+    keeps one activation for its gradient, where its parts would keep up to five.
     """
 
     function: str = "main"
@@ -88,7 +99,9 @@ def _normalization(value: Expr, made: Made) -> Expr | None:
                 continue
             source = _source_of_centered(x, axes, made)
             options = {"axes": list(axes), "epsilon": _number(epsilon)}
-            return normalize(x, **options, center=False) if source is None else normalize(source, **options, center=True)
+            return (
+                normalize(x, **options, center=False) if source is None else normalize(source, **options, center=True)
+            )
     return None
 
 
@@ -128,7 +141,8 @@ def _source_of_centered(x: Expr, axes: tuple[int, ...], made: Made) -> Expr | No
     return difference[0] if same_axes and mean.attrs.keepdims else None
 
 
-# ---- activations ------------------------------------------------------------------------------------------------------------
+# ---- activations
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _gelu(value: Expr, made: Made) -> Expr | None:

@@ -15,10 +15,10 @@ from .ir import Expr, assemble, bindings_of, bytes_of, update_function, used_var
 class SaveSmall:
     """Move computations of the backward graph up into the forward graph where that shrinks what has to be kept.
 
-    In: a function that :class:`Backward` gave, whose first result is the loss; out: the same computations in another order.
-    An activation that the backward graph reads only to compute something smaller need not be kept: the sign of a ReLU's
-    result (a byte an element), the trained channels of a convolution's input, the place of a maximum in its window. That is
-    computed as soon as the activation exists, and kept in its place.
+    In: a function that :class:`Backward` gave, whose first result is the loss; out: the same computations in another
+    order. An activation that the backward graph reads only to compute something smaller need not be kept: the sign of a
+    ReLU's result (a byte an element), the trained channels of a convolution's input, the place of a maximum in its
+    window. That is computed as soon as the activation exists, and kept in its place.
     """
 
     function: str = "main"

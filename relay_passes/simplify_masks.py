@@ -41,7 +41,12 @@ class SimplifyMasks:
             if op_name(value) == "relax.add":
                 for x, zero in (value.args, reversed(list(value.args))):
                     known = mask_of(zero)
-                    if known is not None and not known.any() and isinstance(x, relax.Var) and shape_of(x) == shape_of(var):
+                    if (
+                        known is not None
+                        and not known.any()
+                        and isinstance(x, relax.Var)
+                        and shape_of(x) == shape_of(var)
+                    ):
                         return x
             if not isinstance(value, relax.Call):
                 return value
@@ -53,7 +58,8 @@ class SimplifyMasks:
 
 
 def _unmasked_softmax(value: relax.Call, mask: np.ndarray | None, made: dict[relax.Var, Expr]) -> Expr | None:
-    """The softmax inside ``where(mask, softmax(where(mask, x, lowest)), 0)``, if the mask leaves something of each row."""
+    """The softmax inside ``where(mask, softmax(where(mask, x, lowest)), 0)``, if the mask leaves something of each
+    row."""
     softmax = made.get(value.args[1]) if isinstance(value.args[1], relax.Var) else None
     zero = constant_value(value.args[2])
     if mask is None or op_name(softmax) != "relax.nn.softmax" or zero is None or zero.any():

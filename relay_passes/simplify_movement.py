@@ -1,4 +1,5 @@
-"""Merges and cancels what only moves elements: transposes, reshapes, and the axes of extent 1 that broadcasting adds."""
+"""Merges and cancels what only moves elements: transposes, reshapes, and the axes of extent 1 that broadcasting
+adds."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from .ir import Expr, eliminate_dead, op_name, rewrite, shape_of, update_functio
 from .operators.registry import plain
 
 RESHAPES = frozenset({"relax.reshape", "relax.flatten", "relax.expand_dims", "relax.squeeze"})
-BROADCASTING = frozenset(f"relax.{name}" for name in ["add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "where"])
+BROADCASTING = frozenset(
+    f"relax.{name}" for name in ["add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "where"]
+)
 LARGEST_CHAIN = 1 << 26  # elements up to which a chain of moves is followed element by element
 
 
@@ -24,9 +27,9 @@ LARGEST_CHAIN = 1 << 26  # elements up to which a chain of moves is followed ele
 class SimplifyMovement:
     """Replace each chain of transposes and reshapes by the shortest equal one.
 
-    In, out: a dataflow function. A reshape of a reshape becomes one; a transpose of a transpose becomes one or none; a chain
-    that leaves the elements in order (NHWC to NCHW, flattened, transposed again: the entry of a vision transformer) becomes
-    a reshape; a vector reshaped to [1, …, 1, C] only to be broadcast is used as it is.
+    In, out: a dataflow function. A reshape of a reshape becomes one; a transpose of a transpose becomes one or none; a
+    chain that leaves the elements in order (NHWC to NCHW, flattened, transposed again: the entry of a vision
+    transformer) becomes a reshape; a vector reshaped to [1, …, 1, C] only to be broadcast is used as it is.
     """
 
     function: str = "main"
@@ -55,7 +58,8 @@ class SimplifyMovement:
 
 @dataclass(frozen=True)
 class _Chain:
-    """A value as a series of moves of a root: each move is a permutation, and what shape the elements have before it."""
+    """A value as a series of moves of a root: each move is a permutation, and what shape the elements have before
+    it."""
 
     root: relax.Var
     moves: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]

@@ -36,10 +36,10 @@ class Stored:
 class StorePermuted:
     """Move the transpose of a parameter from the function to whoever stores the parameter.
 
-    In: a dataflow function. Out: each of ``parameters`` that is read only through one and the same ``permute_dims`` (perhaps
-    of a reshape) has the permuted shape, and the attribute ``stored`` gives ``[shape, axes]`` of :class:`Stored` for each.
-    Linear weights so become [in, out] and convolution weights [R, S, I, O], and their gradients and updates run along
-    contiguous channels.
+    In: a dataflow function. Out: each of ``parameters`` that is read only through one and the same ``permute_dims``
+    (perhaps of a reshape) has the permuted shape, and the attribute ``stored`` gives ``[shape, axes]`` of
+    :class:`Stored` for each. Linear weights so become [in, out] and convolution weights [R, S, I, O], and their
+    gradients and updates run along contiguous channels.
     """
 
     parameters: Sequence[str]

@@ -15,19 +15,42 @@ from relay_passes.operators.training import hardtanh, matmul, normalize
 
 # Operators that stay whole when the rest is decomposed: each has a gradient rule, or is rewritten as a whole.
 KEPT_WHOLE = frozenset(
-    (
-        "adaptive_avg_pool2d, avg_pool2d, batch_norm, conv1d, conv2d, conv_transpose2d, elu, embedding, gelu, group_norm, "
-        "hardsigmoid, hardswish, hardtanh, instance_norm, layer_norm, leaky_relu, linear, log_softmax, max_pool2d, relu6, "
-        "rms_norm, scaled_dot_product_attention, selu, silu, softmax, softplus"
-    ).split(", ")
+    [
+        "adaptive_avg_pool2d",
+        "avg_pool2d",
+        "batch_norm",
+        "conv1d",
+        "conv2d",
+        "conv_transpose2d",
+        "elu",
+        "embedding",
+        "gelu",
+        "group_norm",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+        "instance_norm",
+        "layer_norm",
+        "leaky_relu",
+        "linear",
+        "log_softmax",
+        "max_pool2d",
+        "relu6",
+        "rms_norm",
+        "scaled_dot_product_attention",
+        "selu",
+        "silu",
+        "softmax",
+        "softplus",
+    ]
 )
 
 
 def attention(node: Any, importer: Any) -> relax.Var:
     """``softmax(Q K^T * scale + mask) V`` over [..., heads, tokens, width], in the operators that have gradient rules.
 
-    A boolean mask keeps where it is True; a row that it masks completely gives zeros, as in PyTorch. With ``enable_gqa``
-    several query heads share a key and value head, which broadcasts instead of being copied.
+    A boolean mask keeps where it is True; a row that it masks completely gives zeros, as in PyTorch. With
+    ``enable_gqa`` several query heads share a key and value head, which broadcasts instead of being copied.
     """
     arguments = (
         dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False))

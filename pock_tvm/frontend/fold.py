@@ -23,14 +23,20 @@ def fold_constants(exported: ExportedProgram) -> ExportedProgram:
     graph = exported.graph_module.graph
     for node in graph.nodes:
         if node.op == "call_function" and _is_foldable(node, values):
-            args, kwargs = pytree.tree_map(lambda arg: values.get(arg, arg) if _is_node(arg) else arg, (node.args, node.kwargs))
+            args, kwargs = pytree.tree_map(
+                lambda arg: values.get(arg, arg) if _is_node(arg) else arg, (node.args, node.kwargs)
+            )
             values[node] = node.target(*args, **kwargs)
 
     specs, constants = list(signature.input_specs), dict(exported.constants)
     first = next(node for node in graph.nodes if node.op == "placeholder")
     for node in list(graph.nodes):
         value = values.get(node)
-        if node.op != "call_function" or not isinstance(value, torch.Tensor) or all(user in values for user in node.users):
+        if (
+            node.op != "call_function"
+            or not isinstance(value, torch.Tensor)
+            or all(user in values for user in node.users)
+        ):
             continue
         stored = _without_repetition(value)
         if stored.numel() > LARGEST:

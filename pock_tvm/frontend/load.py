@@ -18,7 +18,8 @@ def load_model(model: Any, *, batch: int | None = None, shapes: Shapes | None = 
 
     Parameters
     ----------
-    model : torch.export.ExportedProgram, onnx.ModelProto, or the path of a ``.pt2`` or ``.onnx`` file; a Model comes back as it is
+    model : torch.export.ExportedProgram, onnx.ModelProto, or the path of a ``.pt2`` or ``.onnx`` file; a Model comes
+    back as it is
     batch : int, optional
         Binds the dynamic batch: the first dimension of the first input, and whatever depends on it.
     shapes : mapping of input name to shape, optional
@@ -45,7 +46,8 @@ def load_model(model: Any, *, batch: int | None = None, shapes: Shapes | None = 
 
         return import_onnx(model, batch=batch, shapes=shapes or {}, any_shape=any_shape)
     raise ModelError(
-        f"a model is a torch.export.ExportedProgram, an ONNX model, or the path of a .pt2 or .onnx file, not {type(model).__name__}"
+        f"a model is a torch.export.ExportedProgram, an ONNX model, or the path of a .pt2 or .onnx file, not "
+        f"{type(model).__name__}"
     )
 
 
@@ -63,7 +65,8 @@ def _read(path: Path) -> Any:
             return torch.export.load(path)
     except ImportError as error:
         raise ModelError(
-            f"reading '{path.name}' needs the package '{error.name}': pip install 'pock-tvm[{path.suffix[1:].replace('pt2', 'torch')}]'"
+            f"reading '{path.name}' needs the package '{error.name}': pip install "
+            f"'pock-tvm[{path.suffix[1:].replace('pt2', 'torch')}]'"
         ) from error
     except Exception as error:
         raise ModelError(f"'{path}' cannot be read as a {path.suffix} model: {error}") from error

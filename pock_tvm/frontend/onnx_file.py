@@ -9,6 +9,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ ANY_EXTENT = 2
 def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, any_shape: bool) -> Model:
     """Import an ONNX model; see :func:`pock_tvm.frontend.load_model`.
 
-    Floating-point initializers are parameters under their names in the file (PyTorch's, where PyTorch exported it), except
-    single numbers and the running statistics of batch norms.
+    Floating-point initializers are parameters under their names in the file (PyTorch's, where PyTorch exported it),
+    except single numbers and the running statistics of batch norms.
     """
     model = _with_names(model)
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -86,8 +87,8 @@ def _bound_inputs(
 def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the weights of linear layers under PyTorch's names and in PyTorch's layout again.
 
-    PyTorch's exporters transpose them and number them (``val_56``, ``onnx::MatMul_12``), but note with each node in which
-    module it stands.
+    PyTorch's exporters transpose them and number them (``val_56``, ``onnx::MatMul_12``), but note with each node in
+    which module it stands.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -112,7 +113,8 @@ def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _module_of(node: onnx.NodeProto) -> str:
-    """The qualified name of the module that a node stands in, as PyTorch's exporters leave it: metadata, or the node's name."""
+    """The qualified name of the module that a node stands in, as PyTorch's exporters leave it: metadata, or the node's
+    name."""
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":
             scopes = [scope for scope in ast.literal_eval(entry.value) if scope]
@@ -162,7 +164,7 @@ _OPERATORS: dict[Any, Callable[..., relax.Expr]] = {
 def _silent_stderr() -> Iterator[None]:
     """TVM's C++ warns of every constant look-up that it folds; errors come as exceptions."""
     kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield

@@ -56,15 +56,18 @@ def import_exported_program(exported: ExportedProgram, *, batch: int | None, sha
 
 
 def _refuse_training_mode(exported: ExportedProgram) -> None:
-    """A model exported in training mode has dropout and moving averages in its graph; neither belongs into a program."""
+    """A model exported in training mode has dropout and moving averages in its graph; neither belongs into a
+    program."""
     for node in exported.graph.nodes:
         name = getattr(node.target, "__name__", "")
         if (name == "dropout.default" and node.args[2] and node.args[1] > 0) or (
             name == "batch_norm.default" and node.args[5]
         ):
             raise ModelError(
-                f"the model was exported in training mode (node '{node.name}' is a {name.split('.')[0]} that is training): call model.eval() "
-                "before torch.export.export; for batch norm with the statistics of each batch, compile with batch_norm='batch'"
+                f"the model was exported in training mode (node '{node.name}' is a {name.split('.')[0]} that is "
+                f"training): call model.eval() "
+                "before torch.export.export; for batch norm with the statistics of each batch, compile with "
+                "batch_norm='batch'"
             )
 
 
@@ -137,7 +140,8 @@ def _bound_extent(extent: int | torch.SymInt, bound: dict[Any, int], name: str, 
 def _check_static(name: str, shape: list[int], batch: int | None, shapes: Shapes) -> None:
     if batch is not None and shape and shape[0] != batch:
         raise ModelError(
-            f"the model was exported with a fixed batch of {shape[0]} (input '{name}'), not {batch}: compile with batch={shape[0]}, or "
+            f"the model was exported with a fixed batch of {shape[0]} (input '{name}'), not {batch}: compile with "
+            f"batch={shape[0]}, or "
             "export with a dynamic batch (dynamic_shapes) and bind it at compile time"
         )
     given = shapes.get(name)
@@ -254,7 +258,8 @@ def _renamed(func: relax.Function, params: dict[str, str], names: dict[relax.Var
 
 
 def _aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Further names of tensors that an earlier name has already: tied weights. They train as the one tensor that they are."""
+    """Further names of tensors that an earlier name has already: tied weights. They train as the one tensor that they
+    are."""
     owners: dict[Any, str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in state.items():

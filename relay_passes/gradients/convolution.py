@@ -1,4 +1,5 @@
-"""Convolutions, channels last: the data gradient and the weight gradient are different algorithms with different names."""
+"""Convolutions, channels last: the data gradient and the weight gradient are different algorithms with different
+names."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def geometry(call: relax.Call) -> dict[str, Any]:
     attrs = call.attrs
     if (attrs.data_layout, attrs.kernel_layout) != ("NHWC", "HWIO"):
         raise PassError(
-            f"the gradients of a convolution know one layout, NHWC and HWIO, not {attrs.data_layout} and {attrs.kernel_layout}: "
+            f"the gradients of a convolution know one layout, NHWC and HWIO, not {attrs.data_layout} and "
+            f"{attrs.kernel_layout}: "
             "run relay_passes.ChannelsLast first"
         )
     return {name: plain(getattr(attrs, name)) for name in ("strides", "padding", "dilation", "groups")}
@@ -58,8 +60,8 @@ def _weight_gradient(
 ) -> Expr:
     """The weight gradient, of the trained piece alone where there is one.
 
-    A piece along axis 2 of [R, S, I, O] is a set of input channels (of each group): only those channels of X are read. In a
-    depthwise weight it is a set of output channels, along axis 3: the groups of those channels.
+    A piece along axis 2 of [R, S, I, O] is a set of input channels (of each group): only those channels of X are read.
+    In a depthwise weight it is a set of output channels, along axis 3: the groups of those channels.
     """
     kernel_h, kernel_w, group_in, out_channels = weight
     groups = geometry["groups"]

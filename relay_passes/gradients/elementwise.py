@@ -12,9 +12,9 @@ from .broadcasting import sum_to
 from .registry import Use, flat, gradient
 
 flat(
-    "relax.floor", "relax.ceil", "relax.round", "relax.trunc", "relax.sign", "relax.floor_divide", "relax.argmax", "relax.argmin",
-    "relax.zeros_like", "relax.ones_like", "relax.full_like", "relax.grad.no_grad",
-)  # fmt: skip
+    *("relax.floor", "relax.ceil", "relax.round", "relax.trunc", "relax.sign", "relax.floor_divide"),
+    *("relax.argmax", "relax.argmin", "relax.zeros_like", "relax.ones_like", "relax.full_like", "relax.grad.no_grad"),
+)
 
 
 def _to_operand(use: Use, operand: int, grad: Expr) -> Expr:
@@ -156,7 +156,8 @@ def hardtanh(use: Use) -> Expr:
 
 @gradient("relax.clip")
 def clip(use: Use) -> Expr:
-    """y = clip(x, low, high): dx = dy where low <= x <= high (the ends count, unlike in hardtanh: so it is in PyTorch)."""
+    """y = clip(x, low, high): dx = dy where low <= x <= high (the ends count, unlike in hardtanh: so it is in
+    PyTorch)."""
     x = use.args[0]
     low, high = (scalar(float(bound.value), x) for bound in use.args[1:])
     return R.where(R.logical_and(x >= low, x <= high), use.grad, scalar(0, x))

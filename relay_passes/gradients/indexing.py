@@ -15,7 +15,8 @@ from .registry import Use, gradient
 
 @gradient("relax.take")
 def take(use: Use) -> Expr:
-    """y = x[…, indices, …] along an axis: dx[…, i, …] = the sum of dy wherever i was read. The lookup of an embedding."""
+    """y = x[…, indices, …] along an axis: dx[…, i, …] = the sum of dy wherever i was read. The lookup of an
+    embedding."""
     x, indices = use.args[:2]
     shape, axis = shape_of(x), plain(use.call.attrs.axis)
     if axis is None:
@@ -30,7 +31,9 @@ def _along_first_axis(indices: Expr, grad: Expr, result: tuple[int, ...], axis: 
     others = [a for a in range(len(result)) if a not in indexed]
     front = R.permute_dims(grad, indexed + others) if axis else grad
     columns = math.prod(result[a] for a in others)
-    table = embedding_gradient(R.reshape(indices, (positions,)), R.reshape(front, (positions, columns)), rows=shape[axis])
+    table = embedding_gradient(
+        R.reshape(indices, (positions,)), R.reshape(front, (positions, columns)), rows=shape[axis]
+    )
     outer = [shape[axis], *(result[a] for a in others)]
     table = R.reshape(table, outer)
     return R.permute_dims(table, [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]) if axis else table

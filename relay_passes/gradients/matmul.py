@@ -47,8 +47,8 @@ def matmul_left(use: Use) -> Expr:
 def matmul_right(use: Use) -> Expr:
     """C = A B: dB = A^T dC (and dC^T A for a transposed B).
 
-    A matrix without batch axes gets the product of the flattened rows: the weight gradient of a linear layer. A piece of B
-    along the reduced axis is one of its input channels: only those columns of A are read, and kept.
+    A matrix without batch axes gets the product of the flattened rows: the weight gradient of a linear layer. A piece
+    of B along the reduced axis is one of its input channels: only those columns of A are read, and kept.
     """
     transpose_a, transpose_b = _transposes(use.call)
     a, grad = use.args[0], use.grad
@@ -57,7 +57,8 @@ def matmul_right(use: Use) -> Expr:
         reduced_axis = len(shape_b) - (1 if transpose_b else 2)
         if use.piece.axis != reduced_axis or transpose_a:
             raise PassError(
-                f"a weight of 'pock.matmul' is trained in part along its reduced axis {reduced_axis}, not {use.piece.axis}"
+                f"a weight of 'pock.matmul' is trained in part along its reduced axis {reduced_axis}, not "
+                f"{use.piece.axis}"
             )
         a = gather_channels(a, relax.const(list(use.piece.indices), "int32"), axis=len(shape_a) - 1)
         shape_a = (*shape_a[:-1], len(use.piece.indices))

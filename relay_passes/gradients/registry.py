@@ -1,9 +1,9 @@
 """The table of gradient rules: one function for each operand of each operator.
 
-A rule gets one :class:`Use` and returns the gradient of the loss with respect to that operand, in the operand's shape. The
-backward pass calls a rule only where that gradient is wanted, so nothing is built in order to be thrown away. To add an
-operator, write one function an operand and one row in ``tests/numeric/test_operators.py``. (The registry with an entry an
-operand is autograd's idea, ``autograd/numpy/numpy_vjps.py``.)
+A rule gets one :class:`Use` and returns the gradient of the loss with respect to that operand, in the operand's shape.
+The backward pass calls a rule only where that gradient is wanted, so nothing is built in order to be thrown away. To
+add an operator, write one function an operand and one row in ``tests/numeric/test_operators.py``. (The registry with an
+entry an operand is autograd's idea, ``autograd/numpy/numpy_vjps.py``.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Use:
     result: relax.Var
     """Its result in the forward graph: reading it keeps it alive until the backward graph."""
     grad: Expr
-    """The gradient of the loss with respect to the result. A tuple result has one field each, None where nothing reads it."""
+    """The gradient of the loss with respect to the result. A tuple result has one field each, None where nothing reads
+    it."""
     field: int | None = None
     """The position in a tuple operand, as in ``concat``."""
     piece: Piece | None = None
@@ -58,7 +59,8 @@ _FLAT: set[str] = set()
 
 
 def gradient(op: str, operand: int = 0, *, pieces: bool = False) -> Callable[[Rule], Rule]:
-    """Register the rule for one operand of ``op``. With ``pieces`` it can give the gradient of a part of the operand."""
+    """Register the rule for one operand of ``op``. With ``pieces`` it can give the gradient of a part of the
+    operand."""
 
     def register(rule: Rule) -> Rule:
         _RULES[op, operand] = _Entry(rule, pieces)
@@ -68,7 +70,8 @@ def gradient(op: str, operand: int = 0, *, pieces: bool = False) -> Callable[[Ru
 
 
 def flat(*ops: str) -> None:
-    """Declare operators whose gradient is zero wherever it exists (rounding, comparison): no path leads through them."""
+    """Declare operators whose gradient is zero wherever it exists (rounding, comparison): no path leads through
+    them."""
     _FLAT.update(ops)
 
 

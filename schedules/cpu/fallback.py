@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from tvm import s_tir
 
 LANES = 16
 
 
 def fallback(sch: s_tir.Schedule) -> None:
-    """Inline element-wise producers, then run each remaining block parallel over its outer and vectorised over its inner loop."""
+    """Inline element-wise producers, then run each remaining block parallel over its outer and vectorised over its
+    inner loop."""
     root = sch.get_sblock("root")
     for block in sch.get_child_blocks(root)[:-1]:
         if not _is_reduction(sch, block):
-            try:
+            with contextlib.suppress(s_tir.ScheduleError):
                 sch.compute_inline(block)
-            except s_tir.ScheduleError:
-                pass
     for block in sch.get_child_blocks(root):
         _parallel_and_vector(sch, block)
 

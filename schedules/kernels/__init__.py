@@ -1,0 +1,1 @@
+"""What kernels compute: definitions in TVM's tensor expressions and IR, unscheduled."""

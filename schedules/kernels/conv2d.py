@@ -1,7 +1,7 @@
 """What a two-dimensional convolution and its two gradients compute, channels last.
 
-Activations are [N, H, W, C]; weights are [R, S, C_in / groups, C_out], with the output channels of one group next to each
-other, as in PyTorch. ``padding`` is (top, left, bottom, right).
+Activations are [N, H, W, C]; weights are [R, S, C_in / groups, C_out], with the output channels of one group next to
+each other, as in PyTorch. ``padding`` is (top, left, bottom, right).
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def conv2d_data_gradient(
 ) -> te.Tensor:
     """``dX[n, h, w, i] = sum_{r, s, o} dY[n, (h + pad - r * dilation) / stride, …, o] * W[r, s, i, o]``.
 
-    Only the (r, s) for which the division leaves no remainder and the row and column exist count. ``size`` is the height
-    and width of X. Also the forward form of a transposed convolution.
+    Only the (r, s) for which the division leaves no remainder and the row and column exist count. ``size`` is the
+    height and width of X. Also the forward form of a transposed convolution.
     """
     batch, out_h, out_w, out_channels = (int(extent) for extent in grad.shape)
     kernel_h, kernel_w, group_in, _ = (int(extent) for extent in weight.shape)
@@ -122,8 +122,8 @@ def conv2d_weight_gradient(
 ) -> te.Tensor:
     """``dW[r, s, i, o] = sum_{n, h, w} X[n, h * stride + r * dilation - pad, …, i] * dY[n, h, w, o]``.
 
-    The number of channels of X decides how many input channels the result has: a channel-sparse gradient is this with the
-    trained channels of X gathered.
+    The number of channels of X decides how many input channels the result has: a channel-sparse gradient is this with
+    the trained channels of X gathered.
     """
     batch, out_h, out_w, out_channels = (int(extent) for extent in grad.shape)
     group_in = int(x.shape[3]) // groups

@@ -58,7 +58,9 @@ def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.
             return builder.get()
 
     # Buffers of our own: te.extern would declare them at an unknown offset.
-    read = [tirx.decl_buffer(tensor.shape, str(tensor.dtype), tensor.op.name, layout=None) for tensor in (indices, grad)]
+    read = [
+        tirx.decl_buffer(tensor.shape, str(tensor.dtype), tensor.op.name, layout=None) for tensor in (indices, grad)
+    ]
     table = tirx.decl_buffer([tirx.IntImm("int64", rows), grad.shape[1]], str(grad.dtype), "table", layout=None)
     return te.extern(
         [table.shape],

@@ -6,10 +6,11 @@ from tvm import te, tirx
 
 
 def cross_entropy(logits: te.Tensor, labels: te.Tensor, *, ignore_index: int, label_smoothing: float) -> te.Tensor:
-    """The loss of each row, float [rows]: ``-sum_c target[c] * log softmax(logits)[c]``; 0 where the label is ``ignore_index``.
+    """The loss of each row, float [rows]: ``-sum_c target[c] * log softmax(logits)[c]``; 0 where the label is
+    ``ignore_index``.
 
-    ``logits``: float [rows, classes]; ``labels``: integers [rows]. The target is 1 - smoothing + smoothing / classes at the
-    label and smoothing / classes elsewhere, as in ``torch.nn.CrossEntropyLoss``.
+    ``logits``: float [rows, classes]; ``labels``: integers [rows]. The target is 1 - smoothing + smoothing / classes at
+    the label and smoothing / classes elsewhere, as in ``torch.nn.CrossEntropyLoss``.
     """
     rows, classes = (int(extent) for extent in logits.shape)
     log_sum = _log_sum_exp(logits)

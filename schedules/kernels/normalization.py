@@ -11,8 +11,8 @@ from tvm import te, tirx
 def normalize(x: te.Tensor, *, axes: Sequence[int], epsilon: float, center: bool) -> te.Tensor:
     """``(x - mean(x)) / sqrt(var(x) + epsilon)``, mean and (biased) variance over ``axes``.
 
-    Without ``center`` the mean counts as zero: RMS norm. The variance is summed around the mean, so that a large mean does
-    not drown it.
+    Without ``center`` the mean counts as zero: RMS norm. The variance is summed around the mean, so that a large mean
+    does not drown it.
     """
     mean, deviation = _statistics(x, axes, epsilon, center)
     return te.compute(
@@ -23,7 +23,8 @@ def normalize(x: te.Tensor, *, axes: Sequence[int], epsilon: float, center: bool
 def normalize_gradient(
     x: te.Tensor, grad: te.Tensor, *, axes: Sequence[int], epsilon: float, center: bool
 ) -> te.Tensor:
-    """``dX = (dY - mean(dY) - Y * mean(dY * Y)) / sqrt(var(x) + epsilon)`` with Y = normalize(X); no mean(dY) without ``center``.
+    """``dX = (dY - mean(dY) - Y * mean(dY * Y)) / sqrt(var(x) + epsilon)`` with Y = normalize(X); no mean(dY) without
+    ``center``.
 
     Recomputes the statistics from X, so that a step need not keep Y. (Ba et al., Layer Normalization, 2016.)
     """

@@ -1,4 +1,5 @@
-"""What the gradients of pooling compute, channels last: activations are [N, H, W, C], ``padding`` is (top, left, bottom, right)."""
+"""What the gradients of pooling compute, channels last: activations are [N, H, W, C], ``padding`` is (top, left,
+bottom, right)."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def max_pool2d_gradient(
     dilation: Sequence[int],
     size: Sequence[int],
 ) -> te.Tensor:
-    """Each element of X gets the gradients of the windows whose maximum it is. ``size`` is the height and width of X."""
+    """Each element of X gets the gradients of the windows whose maximum it is. ``size`` is the height and width of
+    X."""
 
     def share(n: tirx.Expr, row: tirx.Expr, column: tirx.Expr, c: tirx.Expr, tap: tirx.Expr) -> tirx.Expr:
         chosen = argmax(n, row, column, c) == tirx.Cast(argmax.dtype, tap)

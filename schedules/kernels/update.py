@@ -1,7 +1,7 @@
 """What an optimizer does to a parameter, in place.
 
-Each builder makes a PrimFunc over one parameter. Where only a piece of it is trained, ``channels`` gives the position of
-each trained slice along ``axis``, and gradient and states have the shape of the piece.
+Each builder makes a PrimFunc over one parameter. Where only a piece of it is trained, ``channels`` gives the position
+of each trained slice along ``axis``, and gradient and states have the shape of the piece.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ Body = Callable[[dict[str, Any]], dict[str, tirx.Expr]]
 def sgd(
     layout: Layout, *, momentum: float, dampening: float, nesterov: bool, weight_decay: float, clipped: bool
 ) -> tirx.PrimFunc:
-    """``g += decay w; m = momentum m + (1 - dampening) g; w -= lr (nesterov ? g + momentum m : m)``, as ``torch.optim.SGD``.
+    """``g += decay w; m = momentum m + (1 - dampening) g; w -= lr (nesterov ? g + momentum m : m)``, as
+    ``torch.optim.SGD``.
 
     Operands: gradient [, momentum_buffer]; ``rates`` is [lr].
     """
@@ -65,8 +66,8 @@ def adam(
 ) -> tirx.PrimFunc:
     """``m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w -= step m / (sqrt(v) c + eps)``, as ``torch.optim.Adam``.
 
-    With ``decoupled`` the decay shrinks the weight instead of adding to the gradient: AdamW. Operands: gradient, exp_avg,
-    exp_avg_sq; ``rates`` is [lr, step = lr / (1 - b1^t), c = 1 / sqrt(1 - b2^t)].
+    With ``decoupled`` the decay shrinks the weight instead of adding to the gradient: AdamW. Operands: gradient,
+    exp_avg, exp_avg_sq; ``rates`` is [lr, step = lr / (1 - b1^t), c = 1 / sqrt(1 - b2^t)].
     """
     const = _constants(layout)
 
@@ -120,8 +121,9 @@ def elementwise_update(
 ) -> tirx.PrimFunc:
     """A PrimFunc that updates ``weight`` and some of ``operands`` element by element.
 
-    Parameters, in order: ``weight``; the ``operands``, each in the shape of the piece; the ``scalars``, float vectors of the
-    given length; ``channels``, int32 [count], for a piece. ``body`` maps the values at one element to assignments, made in
+    Parameters, in order: ``weight``; the ``operands``, each in the shape of the piece; the ``scalars``, float vectors
+    of the given length; ``channels``, int32 [count], for a piece. ``body`` maps the values at one element to
+    assignments, made in
     order: what is read after it was assigned is the new value.
 
     It comes scheduled, as rows of vectors: the schedule primitives refuse blocks that write what they read.
@@ -165,7 +167,8 @@ def elementwise_update(
 
 
 def _rows(layout: Layout) -> tuple[int, int, int]:
-    """The update as rows of contiguous elements: how many, how many to one position in front of the axis, and how long."""
+    """The update as rows of contiguous elements: how many, how many to one position in front of the axis, and how
+    long."""
     if layout.axis is not None:
         return math.prod(layout.piece[: layout.axis + 1]), layout.count, math.prod(layout.piece[layout.axis + 1 :])
     size = math.prod(layout.shape)

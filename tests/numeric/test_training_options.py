@@ -74,7 +74,9 @@ class Segments(torch.nn.Module):
         return y.mean(), y
 
 
-@pytest.mark.parametrize("loss", [pock.Loss("cross_entropy", output=1), pock.Loss("output")], ids=lambda loss: loss.kind)
+@pytest.mark.parametrize(
+    "loss", [pock.Loss("cross_entropy", output=1), pock.Loss("output")], ids=lambda loss: loss.kind
+)
 def test_losses_of_other_outputs_equal_pytorch(loss: pock.Loss) -> None:
     torch.manual_seed(0)
     exported = torch.export.export(Segments().eval(), (torch.randn(4, 3, 8, 8),))

@@ -19,7 +19,13 @@ from tests.pock_tvm.networks import Small, small
 def pock(*args: object) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     command = [str(Path(sys.executable).with_name("pock")), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={"COLUMNS": "120", "PATH": "/usr/bin:/bin", "HOME": "/tmp"})
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"COLUMNS": "120", "PATH": "/usr/bin:/bin", "HOME": "/tmp"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +85,16 @@ def test_schemes_lists_and_writes(place) -> None:
     [
         (["compile", "missing.pt2", "-o", "x.pock"], "there is no model file 'missing.pt2'"),
         (["compile", "{place}/net.pt2", "-o", "x.pock"], "dynamic"),
-        (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--scheme", "everything"], "no scheme 'everything'"),
+        (
+            ["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--scheme", "everything"],
+            "no scheme 'everything'",
+        ),
         (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--loss", "hinge"], "no loss 'hinge'"),
         (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--optimizer", "lion"], "no optimizer 'lion'"),
-        (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--optimizer", "sgd:beta=1"], "has the options momentum"),
+        (
+            ["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--optimizer", "sgd:beta=1"],
+            "has the options momentum",
+        ),
         (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--target", "toaster"], "is no target"),
         (["compile", "{place}/net.pt2", "-o", "x.pock", "--shape", "x"], "is no shape"),
         (["train", "{place}/net.pt2", "--data", "{place}/train"], "is no program"),

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pock_tvm.data import ArrayFile, Augmentation, ImageFolder, Preprocessing, evaluation_batches, open_data, training_batches
+from pock_tvm.data import (
+    ArrayFile,
+    Augmentation,
+    ImageFolder,
+    Preprocessing,
+    evaluation_batches,
+    open_data,
+    training_batches,
+)
 from pock_tvm.errors import DataError
 
 SHAPE = (2, 3, 8, 8)

@@ -79,7 +79,11 @@ def test_onnx_trains_as_the_network_that_it_came_from(tmp_path) -> None:
         model, (example,), tmp_path / "net.onnx", input_names=["x"], dynamo=True, verbose=False,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
     )  # fmt: skip
-    options = {"batch": 4, "optimizer": pock.SGD(momentum=0.9), "scheme": pock.Scheme({"*.bias": "full", "3.weight": 0.5})}
+    options = {
+        "batch": 4,
+        "optimizer": pock.SGD(momentum=0.9),
+        "scheme": pock.Scheme({"*.bias": "full", "3.weight": 0.5}),
+    }
     onnx = pock.Trainer(pock.compile(tmp_path / "net.onnx", **options))
     dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
     exported = pock.Trainer(pock.compile(torch.export.export(model, (example,), dynamic_shapes=dynamic), **options))
@@ -108,7 +112,12 @@ def test_files_that_are_no_models_are_refused(tmp_path) -> None:
     (tmp_path / "net.pt2").write_text("nothing")
     (tmp_path / "net.onnx").write_text("nothing")
     (tmp_path / "net.txt").write_text("nothing")
-    for name, complaint in (("net.pt2", "cannot be read"), ("net.onnx", "cannot be read"), ("net.txt", "neither"), ("no.pt2", "no model file")):
+    for name, complaint in (
+        ("net.pt2", "cannot be read"),
+        ("net.onnx", "cannot be read"),
+        ("net.txt", "neither"),
+        ("no.pt2", "no model file"),
+    ):
         with pytest.raises(ModelError, match=complaint):
             load_model(tmp_path / name)
     with pytest.raises(ModelError, match="not int"):

@@ -29,7 +29,12 @@ def test_a_saved_program_trains_as_the_one_in_memory(program, tmp_path) -> None:
 def test_the_manifest_says_what_is_in_the_file(program, tmp_path) -> None:
     program.save(tmp_path / "p.pock")
     with zipfile.ZipFile(tmp_path / "p.pock") as archive:
-        assert set(archive.namelist()) == {"manifest.json", "program.so", "weights.safetensors", "constants.safetensors"}
+        assert set(archive.namelist()) == {
+            "manifest.json",
+            "program.so",
+            "weights.safetensors",
+            "constants.safetensors",
+        }
         manifest = json.loads(archive.read("manifest.json"))
     assert manifest["versions"]["pock_tvm"] == pock.__version__
     assert set(manifest["checksums"]) == {"program.so", "weights.safetensors", "constants.safetensors"}
@@ -54,7 +59,11 @@ def test_memory_is_what_the_trainer_holds(program) -> None:
     trainer, memory = pock.Trainer(program), program.memory()
     assert memory["arena"] == max(entry["arena_bytes"] for entry in program.manifest["entries"].values())
     assert memory["lower_bound"] <= memory["arena"] <= len(trainer._arena)
-    held = {name: array.nbytes for name, array in trainer._arrays.items() if name in program.weights or name.startswith("prepared.")}
+    held = {
+        name: array.nbytes
+        for name, array in trainer._arrays.items()
+        if name in program.weights or name.startswith("prepared.")
+    }
     assert memory["parameters"] == sum(held.values())
 
 
@@ -64,7 +73,12 @@ def test_a_damaged_file_is_refused(program, tmp_path) -> None:
     content = path.read_bytes()
     middle = bytearray(content)
     middle[len(content) // 2] ^= 0xFF
-    for name, bad in (("truncated", content[: len(content) // 2]), ("altered", bytes(middle)), ("empty", b""), ("text", b"no program")):
+    for name, bad in (
+        ("truncated", content[: len(content) // 2]),
+        ("altered", bytes(middle)),
+        ("empty", b""),
+        ("text", b"no program"),
+    ):
         (tmp_path / name).write_bytes(bad)
         with pytest.raises(ProgramError, match=name):
             pock.Program.load(tmp_path / name)
@@ -73,7 +87,9 @@ def test_a_damaged_file_is_refused(program, tmp_path) -> None:
 
 
 def test_another_format_is_refused(program, tmp_path) -> None:
-    other = pock.Program(program.manifest | {"format": "pock-program/99"}, program.library, program.weights, program.constants)
+    other = pock.Program(
+        program.manifest | {"format": "pock-program/99"}, program.library, program.weights, program.constants
+    )
     other.save(tmp_path / "p.pock")
     with pytest.raises(ProgramError, match="pock-program/99"):
         pock.Program.load(tmp_path / "p.pock")

@@ -59,7 +59,9 @@ def test_evaluate(program, data) -> None:
     x, y = (np.concatenate([part, part[:2]]) for part in data)
     result = trainer.evaluate([(x, y)])
     logits = torch.from_numpy(trainer.predict(x))
-    assert result["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(y))), rel=1e-5)
+    assert result["loss"] == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(y))), rel=1e-5
+    )
     assert result["accuracy"] == pytest.approx(float((logits.argmax(1).numpy() == y).mean()))
 
 
@@ -147,7 +149,9 @@ def refusals() -> list[tuple[str, object, object, dict]]:
     ]
 
 
-@pytest.mark.parametrize(("complaint", "x", "y", "options"), refusals(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("complaint", "x", "y", "options"), refusals(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_refused_step_changes_nothing(program, data, complaint: str, x, y, options: dict) -> None:
     trainer = pock.Trainer(program)
     trainer.step(*data, lr=0.01)

@@ -16,7 +16,9 @@ from relay_passes.ir import bindings_of, op_name, shape_of
 from tests.pock_tvm.networks import small
 
 
-def function(params: dict[str, tuple[int, ...]], body: Callable[..., Any], dtype: str = "float32", inputs: int = 1) -> tvm.IRModule:
+def function(
+    params: dict[str, tuple[int, ...]], body: Callable[..., Any], dtype: str = "float32", inputs: int = 1
+) -> tvm.IRModule:
     """A module whose ``main`` computes ``body(builder.emit, *params)``."""
     variables = [relax.Var(name, relax.TensorType(shape, dtype)) for name, shape in params.items()]
     builder = relax.BlockBuilder()

@@ -32,7 +32,11 @@ def chain(unknown: bool = False):
 
 def kept(mod, name: str = "main") -> dict[str, tuple[int, ...]]:
     """The activations that the forward graph keeps for the backward graph."""
-    return {b.var.name: shape_of(b.var) for b in bindings_of(mod[name]) if is_kept(b.var) and isinstance(b.value, relax.Call)}
+    return {
+        b.var.name: shape_of(b.var)
+        for b in bindings_of(mod[name])
+        if is_kept(b.var) and isinstance(b.value, relax.Call)
+    }
 
 
 def test_a_frozen_prefix_has_no_backward_node() -> None:
@@ -83,7 +87,7 @@ def test_a_sparse_scheme_keeps_just_its_channels() -> None:
 
 
 def test_bias_only_keeps_masks_and_no_activation() -> None:
-    phases = trained_phases({name: None for name in ("blocks.0.conv2.bias", "blocks.1.conv2.bias", "head.bias")})
+    phases = trained_phases(dict.fromkeys(("blocks.0.conv2.bias", "blocks.1.conv2.bias", "head.bias")))
     step = phases.after["saved"]["train_step"]
     of_weights = {param for param in step.params if param.name not in ("x", "target")}
     for binding in bindings_of(step):

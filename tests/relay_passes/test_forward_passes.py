@@ -103,7 +103,9 @@ def scaled_activations(mod) -> list[str]:
     return [
         binding.var.name
         for binding in bindings_of(mod["main"])
-        if op_name(binding.value) == "relax.multiply" and len(shape_of(binding.var)) == 4 and shape_of(binding.var)[0] == 4
+        if op_name(binding.value) == "relax.multiply"
+        and len(shape_of(binding.var)) == 4
+        and shape_of(binding.var)[0] == 4
     ]
 
 
@@ -218,7 +220,12 @@ def test_losses_equal_pytorch(kind: str) -> None:
 
 def test_losses_are_refused_where_they_do_not_fit() -> None:
     vector = function({"x": (6,)}, lambda emit, x: emit(R.exp(x)))
-    for kind, complaint in (("cross_entropy", "logits"), ("causal_lm", "logits"), ("output", "single number"), ("huber", "no loss")):
+    for kind, complaint in (
+        ("cross_entropy", "logits"),
+        ("causal_lm", "logits"),
+        ("output", "single number"),
+        ("huber", "no loss"),
+    ):
         with pytest.raises(PassError, match=complaint):
             AppendLoss(kind)(vector)
     with pytest.raises(PassError, match="no number 1"):

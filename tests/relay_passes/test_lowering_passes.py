@@ -26,22 +26,31 @@ def regression():
 def test_updates_are_written_in_place() -> None:
     trained = {"w": None, "b": None}
     mod = AppendUpdate({"kind": "sgd", "momentum": 0.5}, trained)(Backward(trained)(regression()))
-    assert [param.name for param in mod["main"].params] == ["x", "w", "b", "rates", "momentum_buffer.w", "momentum_buffer.b"]
+    assert [param.name for param in mod["main"].params] == [
+        "x",
+        "w",
+        "b",
+        "rates",
+        "momentum_buffer.w",
+        "momentum_buffer.b",
+    ]
     import tvm
 
     machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape).astype("float32") for shape in ((4, 3), (3, 2), (2,))]
-    tensors = [tvm.runtime.tensor(a) for a in [*arrays, np.array([0.1], "float32"), np.zeros((3, 2), "float32"), np.zeros(2, "float32")]]
+    tensors = [
+        tvm.runtime.tensor(a)
+        for a in [*arrays, np.array([0.1], "float32"), np.zeros((3, 2), "float32"), np.zeros(2, "float32")]
+    ]
     x, w, b = (array.astype("float64") for array in arrays)
-    momentum = np.zeros_like(w)
+    momentum, b_momentum = np.zeros_like(w), np.zeros_like(b)
     for _ in range(3):
         machine["main"](*tensors)
         error = x @ w + b - 1
         momentum = 0.5 * momentum + x.T @ error * (2 / error.size)
-        w, b_step = w - 0.1 * momentum, error.sum(0) * (2 / error.size)
-        b_momentum = b_step if "b_momentum" not in locals() else 0.5 * b_momentum + b_step
-        b = b - 0.1 * b_momentum
+        b_momentum = 0.5 * b_momentum + error.sum(0) * (2 / error.size)
+        w, b = w - 0.1 * momentum, b - 0.1 * b_momentum
     np.testing.assert_allclose(tensors[1].numpy(), w, rtol=1e-5)
     np.testing.assert_allclose(tensors[2].numpy(), b, rtol=1e-5)
 
@@ -75,7 +84,10 @@ def test_frozen_work_is_done_once() -> None:
 def test_two_functions_share_what_they_prepare() -> None:
     phases = trained_phases({"blocks.1.conv2.weight": None, "head.bias": None})
     kernels = phases.after["kernels"]
-    read = {name: {p.name for p in kernels[name].params if p.name.startswith("prepared.")} for name in ("train_step", "predict")}
+    read = {
+        name: {p.name for p in kernels[name].params if p.name.startswith("prepared.")}
+        for name in ("train_step", "predict")
+    }
     assert read["predict"]
     assert read["predict"] <= read["train_step"] | read["predict"]
     assert read["predict"] & read["train_step"]
@@ -90,7 +102,9 @@ def test_an_update_runs_as_soon_as_it_may() -> None:
         if op_name(binding.value) != "relax.call_tir_inplace":
             continue
         written = {binding.value.args[1].fields[int(i)] for i in binding.value.attrs.inplace_indices}
-        readers = [i for i, other in enumerate(bindings) if other is not binding and written & set(used_vars(other.value))]
+        readers = [
+            i for i, other in enumerate(bindings) if other is not binding and written & set(used_vars(other.value))
+        ]
         assert all(reader < index for reader in readers), "a value is read after it was overwritten"
         ready = max([position.get(var, 0) for var in used_vars(binding.value)] + readers)
         assert all(op_name(bindings[i].value) == "relax.call_tir_inplace" for i in range(ready + 1, index))
@@ -110,7 +124,11 @@ def test_what_is_kept_is_small() -> None:
 
     mod = Backward({"w": None})(function({"x": (4, 3), "w": (3, 3), "v": (3, 3)}, body))
     small = SaveSmall()(mod)
-    kept = [binding for binding in bindings_of(small["main"]) if is_kept(binding.var) and isinstance(binding.value, relax.Call)]
+    kept = [
+        binding
+        for binding in bindings_of(small["main"])
+        if is_kept(binding.var) and isinstance(binding.value, relax.Call)
+    ]
     assert "relax.greater" in [op_name(binding.value) for binding in kept]
     assert "relax.nn.relu" not in [op_name(binding.value) for binding in kept]
     for before, after in zip(run(mod), run(small), strict=True):

@@ -33,7 +33,9 @@ def memory_map(func) -> list[tuple[int, int, int, int]]:
 
     for number, binding in enumerate(steps):
         value, found = binding.value, []
-        walk(value, lambda leaf, found=found: found.extend(behind.get(leaf, [])) if isinstance(leaf, relax.Var) else None)
+        walk(
+            value, lambda leaf, found=found: found.extend(behind.get(leaf, [])) if isinstance(leaf, relax.Var) else None
+        )
         name = getattr(getattr(value, "op", None), "name", "")
         if name == "relax.call_tir":
             for region in found:
@@ -41,7 +43,9 @@ def memory_map(func) -> list[tuple[int, int, int, int]]:
             types = binding.var.ty.fields if isinstance(binding.var.ty, relax.TupleType) else [binding.var.ty]
             mine = []
             for offset, ty in zip(offsets[number], types, strict=True):
-                size = int(np.prod([int(extent) for extent in ty.shape])) * max(1, np.dtype(str(ty.dtype.dtype)).itemsize)
+                size = int(np.prod([int(extent) for extent in ty.shape])) * max(
+                    1, np.dtype(str(ty.dtype.dtype)).itemsize
+                )
                 regions.append([number, number, offset, offset + size])
                 mine.append(len(regions) - 1)
             behind[binding.var] = mine
@@ -58,7 +62,7 @@ def memory_map(func) -> list[tuple[int, int, int, int]]:
 
 SCHEMES = {
     "full": {},
-    "bias": {name: None for name in ("blocks.0.conv2.bias", "blocks.1.bn.bias", "head.bias")},
+    "bias": dict.fromkeys(("blocks.0.conv2.bias", "blocks.1.bn.bias", "head.bias")),
     "sparse": {"blocks.0.conv2.weight": (1, [0, 3]), "blocks.1.conv1.weight": (1, [1, 2, 5]), "head.weight": None},
 }
 
@@ -68,7 +72,9 @@ SCHEMES = {
 def test_nothing_overlaps(scheme: str, options: dict) -> None:
     phases = trained_phases(SCHEMES[scheme] or dict.fromkeys(model().parameters), **options)
     planned = phases.after["planned"]
-    for name, func in ((var.name_hint, func) for var, func in planned.functions.items() if isinstance(func, relax.Function)):
+    for name, func in (
+        (var.name_hint, func) for var, func in planned.functions.items() if isinstance(func, relax.Function)
+    ):
         regions = memory_map(func)
         size = int(func.attrs["arena_bytes"])
         assert all(end <= size for *_, end in regions), name
@@ -76,7 +82,10 @@ def test_nothing_overlaps(scheme: str, options: dict) -> None:
             for other_first, other_last, other_start, other_end in regions[:index]:
                 together = first <= other_last and other_first <= last
                 assert not together or end <= other_start or other_end <= start, name
-        live = [sum(end - start for f, l, start, end in regions if f <= step <= l) for step in range(len(func.attrs["arena_offsets"]))]
+        live = [
+            sum(end - start for first, last, start, end in regions if first <= step <= last)
+            for step in range(len(func.attrs["arena_offsets"]))
+        ]
         assert max(live, default=0) <= size
 
 

@@ -37,7 +37,9 @@ assert tvm._RUNTIME_ONLY
 print(trainer.predict(x).shape)
 """
     env = os.environ | {"TVM_USE_RUNTIME_LIB": "1"}
-    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code], env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(4, 5)"
 
