@@ -20,12 +20,12 @@ from sklearn.datasets import load_digits
 from .compiler import compile as compile_program
 from .errors import PockError
 from .optimizers import SGD
-from .scheme import Scheme
+from .scheme import Scheme, What
 from .trainer import Trainer
 
 BATCH = 16
 PRETRAINING, PERSONALISING = (20, 0.05), (8, 0.02)  # epochs, learning rate
-SPARSE = {"*": "frozen", "*.bias": "full", "4.weight": 0.5, "6.weight": 0.5, "9.*": "full"}
+SPARSE: dict[str, What] = {"*": "frozen", "*.bias": "full", "4.weight": 0.5, "6.weight": 0.5, "9.*": "full"}
 MIB = 2**20
 
 Samples = tuple[np.ndarray, np.ndarray]

@@ -95,8 +95,7 @@ class Program:
         """Bytes that a trainer holds.
 
         ``parameters``: weights as the steps read them; ``optimizer_state``; ``gradient_sums``, where steps share an
-        update;
-        ``arena``: temporaries and kept activations; ``lower_bound``: how large the arena has to be at least.
+        update; ``arena``: temporaries and kept activations; ``lower_bound``: how large the arena has to be at least.
         """
         entries = self.manifest["entries"]
         tensors = {tensor["name"]: tensor for entry in entries.values() for tensor in entry["table"]}

@@ -20,10 +20,9 @@ def layer_report(structure: Structure, trained: Mapping[str, Piece], step: relax
     """One entry a layer, in the order in which they run.
 
     ``step`` is the training function with its backward graph. An entry has ``name`` (of the weight, without its last
-    part),
-    ``kind``, ``weight`` and ``bias``: what of them is trained (``frozen``, ``full`` or ``k/n``), ``forward_flops``,
-    ``backward_flops`` (data and weight gradient) and ``saved_bytes``: what it keeps for the backward graph, itself and
-    everything up to the next layer.
+    part), ``kind``, ``weight`` and ``bias``: what of them is trained (``frozen``, ``full`` or ``k/n``),
+    ``forward_flops``, ``backward_flops`` (data and weight gradient) and ``saved_bytes``: what it keeps for the backward
+    graph, itself and everything up to the next layer.
     """
     layers = sorted(structure.layers, key=lambda layer: layer.position)
     uses, of_parameters = _products(step)

@@ -178,9 +178,7 @@ def _checked(pattern: str, what: Any) -> What:
     return sorted(channels)
 
 
-def _piece(
-    name: str, what: float | Sequence[int], model: Model, structure: Structure
-) -> tuple[int, tuple[int, ...]] | None:
+def _piece(name: str, what: What, model: Model, structure: Structure) -> tuple[int, tuple[int, ...]] | None:
     channels = structure.channels.get(name)
     if channels is None:
         kind = structure.roles.get(name, "parameter")

@@ -170,7 +170,7 @@ class _Reader:
         if op_name(value) == "pock.matmul":
             reduced = weight[-1 if value.attrs["transpose_b"] else -2]
             return Layer(name, "linear", (1, 1), math.prod(shape_of(result)) * reduced, position)
-        kernel = weight[:2]
+        kernel = (weight[0], weight[1])
         if op_name(value) == "pock.conv2d_data_gradient":
             return Layer(name, "conv", kernel, math.prod(shape_of(value.args[0])) * math.prod(weight[:3]), position)
         macs = math.prod(shape_of(result)) * math.prod(weight[:3])
@@ -193,7 +193,8 @@ def _channels(
             return None
     else:
         axis = 2
-    return None if axes[axis] is None else Channels(axes[axis], shape[axis])
+    own = axes[axis]
+    return None if own is None else Channels(own, shape[axis])
 
 
 def _role(value: relax.Call, operand: int) -> str:

@@ -22,8 +22,7 @@ class AppendLoss:
 
     In: a dataflow function with the attribute ``num_input`` (TVM's own: how many parameters are inputs). Out: the
     function with one more input, ``target``, behind them, returning the loss and then the results that
-    ``state_updates`` names. With
-    ``kind="output"`` an output is the loss already and nothing is added.
+    ``state_updates`` names. With ``kind="output"`` an output is the loss already and nothing is added.
 
     ============== ================================================ ===============================================
     kind           output                                           target

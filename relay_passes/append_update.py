@@ -39,9 +39,8 @@ class AppendUpdate:
 
     In: what :class:`Backward` gives. Out: the function with further parameters, behind the others: ``rates``, a float
     vector that holds the learning rate and whatever else changes from step to step, and for each trained parameter its
-    states, named
-    ``<state>.<parameter>``. Parameters, states and the running statistics that ``state_updates`` names are written in
-    place by ``call_tir_inplace``; the function returns the loss first and then what was written.
+    states, named ``<state>.<parameter>``. Parameters, states and the running statistics that ``state_updates`` names
+    are written in place by ``call_tir_inplace``; the function returns the loss first and then what was written.
 
     With ``accumulated`` the gradients of earlier steps are added first: see :class:`AccumulateGradients`.
     """
@@ -74,7 +73,7 @@ class AppendUpdate:
             grads = {name: writer.emit(sums[name] + grad) for name, grad in grads.items()}
         dtypes = {dtype_of(grad) for grad in grads.values()} or {"float32"}
         rates = writer.parameter("rates", relax.TensorType((RATES[kind],), dtypes.pop()))
-        vectors = [rates] + ([self._clip(writer, grads)] if self.clip_norm is not None else [])
+        vectors = [rates] + ([self._clip(writer, grads, self.clip_norm)] if self.clip_norm is not None else [])
         for name, grad in grads.items():
             states = [writer.parameter(f"{state}.{name}", grad.ty) for state in STATES[kind](options)]
             kernel = KERNELS[kind](
@@ -86,12 +85,12 @@ class AppendUpdate:
         for total in sums.values():
             writer.clear(total)
 
-    def _clip(self, writer: InPlaceWriter, grads: dict[str, Expr]) -> Expr:
-        """``min(1, clip_norm / (norm + 1e-6))`` over all gradients, float [1]."""
+    def _clip(self, writer: InPlaceWriter, grads: dict[str, Expr], most: float) -> Expr:
+        """``min(1, most / (norm + 1e-6))`` over all gradients, float [1]."""
         squares = [writer.emit(R.sum(writer.emit(R.square(grad)))) for grad in grads.values()]
         total = squares[0]
         for square in squares[1:]:
             total = writer.emit(total + square)
         norm = writer.emit(writer.emit(R.sqrt(total)) + scalar(1e-6, total))
-        coefficient = writer.emit(R.minimum(writer.emit(scalar(self.clip_norm, norm) / norm), scalar(1, norm)))
+        coefficient = writer.emit(R.minimum(writer.emit(scalar(most, norm) / norm), scalar(1, norm)))
         return writer.emit(R.reshape(coefficient, (1,)))

@@ -47,9 +47,9 @@ EXPANDED_BY = {
 class Backward:
     """Turn a function that returns a scalar loss into one that returns the loss and the gradients of what is trained.
 
-    In: a dataflow function whose first result is a float scalar. Out: the same function returning
-    ``(loss, gradient, …, further results, …)``, with the attribute ``gradients``: the names of the parameters that have
-    a gradient, in the order of the gradients. A trained parameter that the loss does not depend on has none.
+    In: a dataflow function whose first result is a float scalar. Out: the same function returning ``(loss, gradient, …,
+    further results, …)``, with the attribute ``gradients``: the names of the parameters that have a gradient, in the
+    order of the gradients. A trained parameter that the loss does not depend on has none.
 
     What the backward graph reads of the forward graph becomes an output of the dataflow block: those are the values
     that a training step has to keep.
@@ -68,7 +68,13 @@ class Backward:
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
-        walk = _Walk(func, {name: Piece(*piece) if piece is not None else None for name, piece in self.trained.items()})
+        walk = _Walk(
+            func,
+            {
+                name: Piece(piece[0], tuple(piece[1])) if piece is not None else None
+                for name, piece in self.trained.items()
+            },
+        )
         return update_function(mod, self.function, walk.build(self.scale))
 
 

@@ -333,7 +333,10 @@ def _pad(conversion: _Conversion, call: relax.Call) -> Expr | None:
     widths = plain(call.attrs.pad_width)
     pairs = [widths[2 * axis : 2 * axis + 2] for axis in range(4)]
     new = [width for axis in TO_NHWC for width in pairs[axis]]
-    fill = float(constant_value(value[0])) if value else float(getattr(call.attrs, "pad_value", 0.0))
+    constant = constant_value(value[0]) if value else getattr(call.attrs, "pad_value", 0.0)
+    if constant is None:
+        return None
+    fill = float(constant)
     return R.nn.pad(conversion.nhwc(x), new, call.attrs.pad_mode, fill)
 
 

@@ -12,7 +12,7 @@ from tvm.relax import op as R
 
 from .errors import PassError
 from .expand_normalization import along_axis
-from .ir import Expr, bindings_of, op_name, rewrite, scalar, shape_of, update_function, used_vars
+from .ir import Expr, bindings_of, made_by, op_name, rewrite, scalar, shape_of, update_function, used_vars
 from .operators.training import normalize
 
 Selection = Mapping[str, tuple[int, Sequence[int]] | None]
@@ -130,10 +130,10 @@ class _Folding:
     def _foldable_product(self, x: Expr, call: relax.Call) -> tuple[relax.Call | None, Expr | None]:
         """The convolution or matrix product behind x that nothing else reads, and the bias added to it, if any."""
         bias: Expr | None = None
-        value = self.made.get(x)
+        value = made_by(self.made, x)
         if op_name(value) == "relax.add" and self.uses.get(x, 0) == 1 and _is_vector(value.args[1]):
             x, bias = value.args
-            value = self.made.get(x)
+            value = made_by(self.made, x)
         last = int(call.attrs.axis) % len(shape_of(x)) == len(shape_of(x)) - 1
         if not last or self.uses.get(x, 0) != 1:
             return None, None
@@ -158,7 +158,7 @@ class _Folding:
         if not isinstance(expr, relax.Var):
             return frozenset()
         if expr not in self.roots:
-            value = self.made.get(expr)
+            value = made_by(self.made, expr)
             vars_read = used_vars(value) if value is not None else []
             self.roots[expr] = frozenset().union(*(self._names_behind(var) for var in vars_read))
         return self.roots[expr]

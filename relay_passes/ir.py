@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
@@ -21,7 +21,7 @@ for error in (PockError, PassError, MissingGradient):
     tvm_ffi.register_error(error.__name__, error)  # a pass runs behind TVM's C++, which brings back what it knows
 
 Expr: TypeAlias = relax.Expr
-Constant: TypeAlias = tvm.ir.GenericConst
+Constant: Any = tvm.ir.GenericConst
 
 
 def shape_of(expr: Expr) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ def op_name(expr: Expr) -> str:
     return str(getattr(expr.op, "name", None) or getattr(expr.op, "name_hint", ""))
 
 
-def scalar(value: float, like: Expr) -> Constant:
+def scalar(value: float, like: Expr) -> Expr:
     """A constant of the element type of ``like``."""
     return relax.const(value, dtype_of(like))
 
@@ -86,6 +86,11 @@ def scalar(value: float, like: Expr) -> Constant:
 def constant_value(expr: Expr) -> np.ndarray | None:
     """The array behind a constant, None for everything else."""
     return expr.value.numpy() if isinstance(expr, Constant) else None
+
+
+def made_by(made: Mapping[relax.Var, Any], expr: Expr) -> Any:
+    """What a pass has noted that ``expr`` was made by; None for what was not made: parameters and constants."""
+    return made.get(expr) if isinstance(expr, relax.Var) else None
 
 
 def normalized_axes(axes: Sequence[int] | None, rank: int) -> tuple[int, ...]:

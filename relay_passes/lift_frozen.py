@@ -123,7 +123,7 @@ class _Lifted:
 
     def prepare(self) -> relax.Function:
         """The function that computes every field."""
-        results = sorted(self.fields, key=self.fields.get)
+        results = sorted(self.fields, key=self.fields.__getitem__)
         block = relax.DataflowBlock([relax.VarBinding(var, value) for var, value in self.bindings])
         body = relax.SeqExpr([block], relax.Tuple(results))
         shell = relax.Function(

@@ -25,9 +25,8 @@ class LowerToExecutor:
 
     The attribute ``table`` gives name, shape and element type behind each address: the parameters that are read, the
     constants (``constant.<i>``) and the results (``result.<i>``); the last address, which it leaves out, is that of the
-    arena.
-    ``constants`` holds the constants. ``first_results`` limits the results to the first so many: the rest (what was
-    updated in place) the caller has already.
+    arena. ``constants`` holds the constants. ``first_results`` limits the results to the first so many: the rest (what
+    was updated in place) the caller has already.
     """
 
     function: str = "main"
@@ -55,7 +54,7 @@ class _Executor:
         self.offsets: dict[Output, int] = {}
         for binding, offsets in zip(self.bindings, func.attrs["arena_offsets"], strict=True):
             self.offsets.update(zip(self.memory.outputs(binding), (int(offset) for offset in offsets), strict=True))
-        self.constants: list[Constant] = []
+        self.constants: list[Expr] = []
 
     def build(self) -> tirx.PrimFunc:
         calls = [self._call(binding) for binding in self.bindings if op_name(binding.value) in CALLS]
@@ -112,7 +111,7 @@ class _Executor:
             return f"result.{self.written[output]}", 0
         return "arena", self.offsets[output]
 
-    def _origin(self, expr: Expr) -> relax.Var | Constant:
+    def _origin(self, expr: Expr) -> Expr:
         """The parameter or constant of which an expression without memory of its own is a view."""
         while expr in self.memory.values:
             value = self.memory.values[expr]

@@ -15,6 +15,7 @@ from .ir import (
     constant_value,
     eliminate_dead,
     is_float,
+    made_by,
     normalized_axes,
     op_name,
     rewrite,
@@ -31,10 +32,9 @@ class RecoverOperators:
     """Recognise normalisation and activations in the operators that an exporter wrote them in.
 
     In, out: a dataflow function. ``(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps)`` and the same without the mean
-    become
-    ``normalize``; ``x * (1 + erf(x / sqrt(2))) / 2`` becomes ``gelu`` and ``x * sigmoid(x)`` ``silu``, in whatever
-    order their factors stand; ``max(x, 0)`` becomes ``relu`` and ``min(max(x, low), high)`` ``hardtanh``. One operator
-    keeps one activation for its gradient, where its parts would keep up to five.
+    become ``normalize``; ``x * (1 + erf(x / sqrt(2))) / 2`` becomes ``gelu`` and ``x * sigmoid(x)`` ``silu``, in
+    whatever order their factors stand; ``max(x, 0)`` becomes ``relu`` and ``min(max(x, low), high)`` ``hardtanh``. One
+    operator keeps one activation for its gradient, where its parts would keep up to five.
     """
 
     function: str = "main"
@@ -60,9 +60,9 @@ class RecoverOperators:
 Made = Mapping[relax.Var, Expr]
 
 
-def _made_by(expr: Expr, operator: str, made: Made) -> list[Expr] | None:
+def _operands_of(expr: Expr, operator: str, made: Made) -> list[Expr] | None:
     """The operands of the call that made a value, if it is a call of that operator."""
-    value = made.get(expr) if isinstance(expr, relax.Var) else None
+    value = made_by(made, expr)
     return list(value.args) if op_name(value) == operator else None
 
 
@@ -89,11 +89,11 @@ def _normalization(value: Expr, made: Made) -> Expr | None:
     if op_name(value) == "relax.multiply":
         pairs = [(x, _root_behind(y, made)) for x, y in _either_way(list(value.args))]
     elif op_name(value) == "relax.divide":
-        pairs = [(value.args[0], _made_by(value.args[1], "relax.sqrt", made))]
+        pairs = [(value.args[0], _operands_of(value.args[1], "relax.sqrt", made))]
     else:
         return None
     for x, root in pairs:
-        for mean_square, epsilon in _either_way(_made_by(root[0], "relax.add", made) if root else None):
+        for mean_square, epsilon in _either_way(_operands_of(root[0], "relax.add", made) if root else None):
             axes = _axes_of_mean_square(mean_square, x, made)
             if axes is None or _number(epsilon) is None:
                 continue
@@ -107,20 +107,20 @@ def _normalization(value: Expr, made: Made) -> Expr | None:
 
 def _root_behind(expr: Expr, made: Made) -> list[Expr] | None:
     """What ``expr`` is one over the square root of."""
-    quotient = _made_by(expr, "relax.divide", made)
+    quotient = _operands_of(expr, "relax.divide", made)
     if quotient is not None:
-        return _made_by(quotient[1], "relax.sqrt", made) if _is_number(quotient[0], 1) else None
-    return _made_by(expr, "relax.rsqrt", made)
+        return _operands_of(quotient[1], "relax.sqrt", made) if _is_number(quotient[0], 1) else None
+    return _operands_of(expr, "relax.rsqrt", made)
 
 
 def _axes_of_mean_square(expr: Expr, x: Expr, made: Made) -> tuple[int, ...] | None:
     """The axes over which ``expr`` is the mean of the squares of ``x``."""
-    squares = _made_by(expr, "relax.mean", made)
-    mean = made.get(expr) if isinstance(expr, relax.Var) else None
+    squares = _operands_of(expr, "relax.mean", made)
+    mean = made_by(made, expr)
     if squares is None or not mean.attrs.keepdims or mean.attrs.axis is None:
         return None
-    power, product = _made_by(squares[0], "relax.power", made), _made_by(squares[0], "relax.multiply", made)
-    square = _made_by(squares[0], "relax.square", made)
+    power, product = _operands_of(squares[0], "relax.power", made), _operands_of(squares[0], "relax.multiply", made)
+    square = _operands_of(squares[0], "relax.square", made)
     is_square = (
         (power is not None and power[0].same_as(x) and _is_number(power[1], 2))
         or (product is not None and product[0].same_as(x) and product[1].same_as(x))
@@ -131,18 +131,17 @@ def _axes_of_mean_square(expr: Expr, x: Expr, made: Made) -> tuple[int, ...] | N
 
 def _source_of_centered(x: Expr, axes: tuple[int, ...], made: Made) -> Expr | None:
     """The tensor of which ``x`` is the difference from its mean over ``axes``, if it is that."""
-    difference = _made_by(x, "relax.subtract", made)
+    difference = _operands_of(x, "relax.subtract", made)
     if difference is None:
         return None
-    mean = made.get(difference[1]) if isinstance(difference[1], relax.Var) else None
+    mean = made_by(made, difference[1])
     if op_name(mean) != "relax.mean" or not mean.args[0].same_as(difference[0]) or mean.attrs.axis is None:
         return None
     same_axes = normalized_axes(plain(mean.attrs.axis), len(shape_of(x))) == axes
     return difference[0] if same_axes and mean.attrs.keepdims else None
 
 
-# ---- activations
-# ------------------------------------------------------------------------------------------------------------
+# ---- activations -----------------------------------------------------------------------------------------------------
 
 
 def _gelu(value: Expr, made: Made) -> Expr | None:
@@ -150,7 +149,7 @@ def _gelu(value: Expr, made: Made) -> Expr | None:
     if op_name(value) != "relax.multiply":
         return None
     for left, right in _either_way(list(value.args)):
-        for inner, outer in _either_way(_made_by(left, "relax.multiply", made)):
+        for inner, outer in _either_way(_operands_of(left, "relax.multiply", made)):
             factors = (inner, outer, right)
             for x in factors:
                 rest = [factor for factor in factors if factor is not x]
@@ -162,11 +161,14 @@ def _gelu(value: Expr, made: Made) -> Expr | None:
 
 
 def _is_one_plus_erf(expr: Expr, x: Expr, made: Made) -> bool:
-    for one, erf in _either_way(_made_by(expr, "relax.add", made)):
-        argument = _made_by(erf, "relax.erf", made)
+    for one, erf in _either_way(_operands_of(expr, "relax.add", made)):
+        argument = _operands_of(erf, "relax.erf", made)
         if argument is None or not _is_number(one, 1):
             continue
-        quotient, product = _made_by(argument[0], "relax.divide", made), _made_by(argument[0], "relax.multiply", made)
+        quotient, product = (
+            _operands_of(argument[0], "relax.divide", made),
+            _operands_of(argument[0], "relax.multiply", made),
+        )
         if quotient is not None and quotient[0].same_as(x) and _is_number(quotient[1], math.sqrt(2)):
             return True
         if any(a.same_as(x) and _is_number(b, math.sqrt(0.5)) for a, b in _either_way(product)):
@@ -178,7 +180,7 @@ def _silu(value: Expr, made: Made) -> Expr | None:
     if op_name(value) != "relax.multiply":
         return None
     for x, y in _either_way(list(value.args)):
-        sigmoid = _made_by(y, "relax.sigmoid", made)
+        sigmoid = _operands_of(y, "relax.sigmoid", made)
         if sigmoid is not None and sigmoid[0].same_as(x):
             return R.nn.silu(x)
     return None
@@ -190,7 +192,7 @@ def _bounds(value: Expr, made: Made) -> Expr | None:
         return R.nn.relu(value.args[0])
     if op_name(value) != "relax.minimum" or _number(value.args[1]) is None:
         return None
-    lower, relu = _made_by(value.args[0], "relax.maximum", made), _made_by(value.args[0], "relax.nn.relu", made)
+    lower, relu = _operands_of(value.args[0], "relax.maximum", made), _operands_of(value.args[0], "relax.nn.relu", made)
     low = 0.0 if relu is not None else _number(lower[1]) if lower is not None else None
     source = relu or lower
     if low is None or source is None or not is_float(source[0]):

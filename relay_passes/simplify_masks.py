@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 from tvm import IRModule, relax
 
-from .ir import Expr, constant_value, eliminate_dead, op_name, rewrite, shape_of, update_function
+from .ir import Expr, constant_value, eliminate_dead, made_by, op_name, rewrite, shape_of, update_function
 
 
 @tvm.transform.module_pass(opt_level=0, name="SimplifyMasks")
@@ -27,7 +27,7 @@ class SimplifyMasks:
 
         def mask_of(expr: Expr) -> np.ndarray | None:
             """The value of a constant, also where it was broadcast."""
-            value = made.get(expr) if isinstance(expr, relax.Var) else None
+            value = made_by(made, expr)
             return mask_of(value.args[0]) if op_name(value) == "relax.broadcast_to" else constant_value(expr)
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
@@ -60,13 +60,14 @@ class SimplifyMasks:
 def _unmasked_softmax(value: relax.Call, mask: np.ndarray | None, made: dict[relax.Var, Expr]) -> Expr | None:
     """The softmax inside ``where(mask, softmax(where(mask, x, lowest)), 0)``, if the mask leaves something of each
     row."""
-    softmax = made.get(value.args[1]) if isinstance(value.args[1], relax.Var) else None
+    softmax = made_by(made, value.args[1])
     zero = constant_value(value.args[2])
     if mask is None or op_name(softmax) != "relax.nn.softmax" or zero is None or zero.any():
         return None
-    scores = made.get(softmax.args[0])
-    same_mask = op_name(scores) == "relax.where" and (
-        scores.args[0].same_as(value.args[0]) or np.array_equal(constant_value(scores.args[0]), mask)
-    )
+    scores = made_by(made, softmax.args[0])
+    if op_name(scores) != "relax.where":
+        return None
+    inner = constant_value(scores.args[0])
+    same_mask = scores.args[0].same_as(value.args[0]) or (inner is not None and np.array_equal(inner, mask))
     last = int(softmax.attrs.axis) in (-1, len(shape_of(softmax)) - 1)
     return value.args[1] if same_mask and last and mask.any(axis=-1).all() else None

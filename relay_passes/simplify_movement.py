@@ -82,7 +82,7 @@ class _Chain:
     def _keeps_order(self) -> bool:
         """Whether the elements come out in the order in which they went in, tried out on their numbers."""
         numbers = np.arange(math.prod(self.shape), dtype=np.int32)
-        moved = numbers
+        moved: np.ndarray = numbers
         for before, axes in self.moves:
             moved = moved.reshape(before).transpose(axes)
         return bool(np.array_equal(moved.reshape(-1), numbers))

@@ -48,7 +48,8 @@ class StorePermuted:
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
         stored, readers = _common_permutations(func, set(self.parameters))
-        new_params, env = [], {}
+        new_params: list[relax.Var] = []
+        env: dict[relax.Var, Expr] = {}
         for param in func.params:
             new = param
             if param.name in stored:
@@ -97,5 +98,5 @@ def _common_permutations(func: relax.Function, names: set[str]) -> tuple[dict[st
                 readers.setdefault(name, []).append(binding.var)
             else:
                 found.setdefault(name, set()).add(None)
-    stored = {name: next(iter(ways)) for name, ways in found.items() if len(ways) == 1 and None not in ways}
+    stored = {name: way for name, ways in found.items() for way in ways if way is not None and len(ways) == 1}
     return stored, readers

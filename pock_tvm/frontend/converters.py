@@ -66,7 +66,7 @@ def attention(node: Any, importer: Any) -> relax.Var:
         tokens = (shape_of(query)[-2], shape_of(key)[-2])
         mask = relax.const(np.tril(np.ones(tokens, "bool")), "bool")
 
-    *batch, heads, tokens, width = shape_of(query)
+    *batch, heads, length, width = shape_of(query)
     shared = shape_of(key)[-3] if len(shape_of(key)) > 2 else heads
     grouped = arguments.get("enable_gqa") and shared != heads
     if grouped:
@@ -89,7 +89,7 @@ def _mask(importer: Any, node: Any) -> relax.Expr | None:
     if node is None:
         return None
     mask = importer.env[node]
-    made = importer.block_builder.lookup_binding(mask) if isinstance(mask, relax.Var) else None
+    made: Any = importer.block_builder.lookup_binding(mask) if isinstance(mask, relax.Var) else None
     if op_name(made) == "relax.broadcast_to" and len(shape_of(made.args[0])) == len(shape_of(mask)):
         mask = made.args[0]
     return mask

@@ -71,8 +71,9 @@ def concat(use: Use) -> Expr:
 def stack(use: Use) -> Expr:
     """y = stack(x0, x1, …): dx_i = its part of dy."""
     axis = (plain(use.call.attrs.axis) or 0) % len(shape_of(use.result))
-    part = R.strided_slice(use.grad, [axis], [use.field], [use.field + 1])
-    return R.reshape(part, shape_of(use.args[0].fields[use.field]))
+    field = use.field or 0
+    part = R.strided_slice(use.grad, [axis], [field], [field + 1])
+    return R.reshape(part, shape_of(use.args[0].fields[field]))
 
 
 @gradient("relax.split")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
 
@@ -55,7 +55,7 @@ def _statistics(x: te.Tensor, axes: Sequence[int], epsilon: float, center: bool)
     return mean, deviation
 
 
-def _mean(x: te.Tensor, axes: Sequence[int], value, name: str) -> te.Tensor:  # noqa: ANN001
+def _mean(x: te.Tensor, axes: Sequence[int], value: Callable[..., tirx.Expr], name: str) -> te.Tensor:
     """The mean of ``value(*index)`` over ``axes``; the other axes stay."""
     extents = [int(extent) for extent in x.shape]
     reduced = {axis: te.reduce_axis((0, extents[axis]), name=f"r{axis}") for axis in axes}

@@ -3,7 +3,7 @@ bottom, right)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
 
@@ -97,7 +97,16 @@ def avg_pool2d_gradient(
     return _gather_windows(grad, share, "avg_pool2d_gradient", pool_size, strides, padding, dilation, size)
 
 
-def _gather_windows(grad, share, name, pool_size, strides, padding, dilation, size) -> te.Tensor:  # noqa: ANN001
+def _gather_windows(
+    grad: te.Tensor,
+    share: Callable[..., tirx.Expr],
+    name: str,
+    pool_size: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    size: Sequence[int],
+) -> te.Tensor:
     """Sum ``share`` over the windows that each position of X lies in."""
     batch, out_h, out_w, channels = (int(extent) for extent in grad.shape)
     r, s = te.reduce_axis((0, pool_size[0]), name="r"), te.reduce_axis((0, pool_size[1]), name="s")

@@ -123,8 +123,7 @@ def elementwise_update(
 
     Parameters, in order: ``weight``; the ``operands``, each in the shape of the piece; the ``scalars``, float vectors
     of the given length; ``channels``, int32 [count], for a piece. ``body`` maps the values at one element to
-    assignments, made in
-    order: what is read after it was assigned is the new value.
+    assignments, made in order: what is read after it was assigned is the new value.
 
     It comes scheduled, as rows of vectors: the schedule primitives refuse blocks that write what they read.
     """
@@ -148,7 +147,7 @@ def elementwise_update(
         def at_element(row: tirx.Expr, column: tirx.Expr) -> None:
             place = row * inner + column
             weight_place = place
-            if channels is not None:
+            if channels is not None and layout.axis is not None:
                 outer, index = tirx.indexdiv(row, per_row), tirx.indexmod(row, per_row)
                 weight_place = (outer * layout.shape[layout.axis] + channels[index]) * inner + column
             places = {operand: weight_place if operand == "weight" else place for operand in flat}

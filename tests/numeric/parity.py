@@ -140,7 +140,7 @@ def assert_parity(
 
     The reference is PyTorch in double precision. Where rounding puts a value on the other side of a ReLU's kink, single
     precision legitimately parts from it: another batch is then tried. A wrong gradient is wrong on all of them. Where
-    single precision parts from double on every batch, PyTorch's own does too, and we must not be farther off than it.
+    single precision parts from double on every batch, PyTorch's own does too, and we must not be farther off than twice that.
     """
     ours, make_optimizer = TORCH_OPTIMIZERS[optimizer]
     program = pock.compile(exported, scheme=scheme, optimizer=ours, loss=loss, **options)
@@ -155,6 +155,6 @@ def assert_parity(
         single_losses, single = train_torch(exported, program, make_optimizer, batches, lr, torch.float32)
         theirs, _ = worst_difference(program, single, weights)
         drift = np.abs(np.subtract(single_losses, expected)) + rtol * np.abs(expected)
-        if difference <= theirs and np.all(np.abs(np.subtract(losses, expected)) <= 2 * drift):
+        if difference <= 2 * theirs and np.all(np.abs(np.subtract(losses, expected)) <= 2 * drift):
             return program
     raise AssertionError(f"the update of {name} differs by {difference:.1e}; losses {losses}, PyTorch's {expected}")
