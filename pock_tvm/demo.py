@@ -24,7 +24,7 @@ from .scheme import Scheme, What
 from .trainer import Trainer
 
 BATCH = 16
-PRETRAINING, PERSONALISING = (20, 0.05), (8, 0.02)  # epochs, learning rate
+PRETRAINING, PERSONALISING = (20, 0.05), (15, 0.01)  # epochs, learning rate
 SPARSE: dict[str, What] = {"*": "frozen", "*.bias": "full", "4.weight": 0.5, "6.weight": 0.5, "9.*": "full"}
 MIB = 2**20
 
