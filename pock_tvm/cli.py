@@ -214,7 +214,7 @@ def export(
     if checkpoint is not None:
         trainer.restore(checkpoint)
     safetensors.numpy.save_file(
-        {name: np.ascontiguousarray(array) for name, array in trainer.weights().items()}, weights
+        {name: np.asarray(array, order="C") for name, array in trainer.weights().items()}, weights
     )
 
 

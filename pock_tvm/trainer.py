@@ -182,7 +182,7 @@ class Trainer:
         state = {f"weight.{name}": self._from_stored(name) for name in self._live()}
         state |= {f"weight.{name}": array for name, array in self._replaced.items()}
         state |= {f"state.{name}": self._arrays[name] for name in self._states()}
-        state = {name: np.ascontiguousarray(array) for name, array in state.items()}
+        state = {name: np.asarray(array, order="C") for name, array in state.items()}
         metadata = {
             "format": CHECKPOINT,
             "steps": str(self.steps),

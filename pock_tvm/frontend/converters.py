@@ -70,7 +70,7 @@ def attention(node: Any, importer: Any) -> relax.Var:
     shared = shape_of(key)[-3] if len(shape_of(key)) > 2 else heads
     grouped = arguments.get("enable_gqa") and shared != heads
     if grouped:
-        query = emit(R.reshape(query, (*batch, shared, heads // shared, tokens, width)))
+        query = emit(R.reshape(query, (*batch, shared, heads // shared, length, width)))
         key, value = (emit(R.expand_dims(tensor, -3)) for tensor in (key, value))
         if mask is not None and len(shape_of(mask)) > 2:
             mask = (
@@ -81,7 +81,7 @@ def attention(node: Any, importer: Any) -> relax.Var:
     # The scale goes to the query: it is smaller than the scores.
     scores = emit(matmul(emit(query * scalar(scale, query)), key, transpose_a=False, transpose_b=True))
     result = emit(matmul(_probabilities(emit, scores, mask), value, transpose_a=False, transpose_b=False))
-    return emit(R.reshape(result, (*batch, heads, tokens, shape_of(value)[-1]))) if grouped else result
+    return emit(R.reshape(result, (*batch, heads, length, shape_of(value)[-1]))) if grouped else result
 
 
 def _mask(importer: Any, node: Any) -> relax.Expr | None:

@@ -17,9 +17,9 @@ def max_pool2d_argmax(
     dilation: Sequence[int],
     out_size: Sequence[int],
 ) -> te.Tensor:
-    """Which tap (row * width + column) of each window holds its maximum, the first of equals, as int32 [N, H', W', C].
+    """Which tap (row * width + column) of each window holds its maximum, the first of equals, as [N, H', W', C].
 
-    One byte would do for windows of up to 256 taps; the result is what a training step keeps instead of X.
+    The result is what a training step keeps instead of X: one byte each for windows of up to 256 taps, else an int32.
     """
     batch, height, width, channels = (int(extent) for extent in x.shape)
     r, s = te.reduce_axis((0, pool_size[0]), name="r"), te.reduce_axis((0, pool_size[1]), name="s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -104,3 +105,11 @@ def test_a_failed_save_leaves_the_old_file(program, tmp_path, monkeypatch) -> No
         program.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["p.pock"]
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-gcc") is None, reason="needs Debian's gcc-aarch64-linux-gnu")
+def test_a_program_for_a_raspberry_pi_is_for_it_alone(tmp_path) -> None:
+    program = pock.compile(small(4), target="raspberry-pi/4b-aarch64")
+    assert program.library[:4] == b"\x7fELF" and program.library[18] == 183, "183: AArch64"
+    with pytest.raises(pock.PockError, match="aarch64.*compile it for target 'host'"):
+        pock.Trainer(program)

@@ -1,0 +1,34 @@
+"""What a schedule wants to know of a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.target import Target
+from tvm.target.codegen import target_has_features
+
+
+@dataclass(frozen=True)
+class Traits:
+    """A CPU with vector registers."""
+
+    lanes: int
+    """Floats in a vector register."""
+    registers: int
+    """Vector registers."""
+    cores: int
+    l1_bytes: int = 32 * 1024
+    """Data cache of a core."""
+    l2_bytes: int = 512 * 1024
+    """Second cache, a core's share of it."""
+
+
+def traits_of(target: Target) -> Traits:
+    """The traits of an LLVM target: x86 with AVX-512, AVX2 or SSE, or ARM with NEON."""
+    cores = int(target.attrs.get("num-cores") or 1)
+    triple = str(target.attrs.get("mtriple") or "")
+    if triple.startswith(("aarch64", "arm")):
+        return Traits(lanes=4, registers=32 if triple.startswith(("aarch64", "arm64")) else 16, cores=cores)
+    if target_has_features("avx512f", target):
+        return Traits(lanes=16, registers=32, cores=cores, l2_bytes=1024 * 1024)
+    return Traits(lanes=8 if target_has_features("avx2", target) else 4, registers=16, cores=cores)
