@@ -10,7 +10,7 @@ from tvm import IRModule, s_tir, tirx
 from tvm.support import cc
 from tvm.target import Target
 
-from schedules.cpu import schedule_cpu
+from schedules.cpu import schedule_cpu, traits_of
 
 from .targets import linker_for
 
@@ -34,7 +34,9 @@ def build_library(mod: IRModule, executors: list[str], target: Target, directory
 
 
 def _lowered_kernels(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> IRModule:
-    mod = IRModule({name: schedule_cpu(func).with_attr("pock.symbol", name) for name, func in kernels.items()})
+    traits = traits_of(target)
+    scheduled = {name: schedule_cpu(func, traits) for name, func in kernels.items()}
+    mod = IRModule({name: func.with_attr("pock.symbol", name) for name, func in scheduled.items()})
     mod = tirx.transform.BindTarget(target.with_host(target))(mod)
     with tvm.transform.PassContext():
         mod = tvm.transform.Sequential(

@@ -17,6 +17,7 @@ from relay_passes.ir import Constant, bindings_of, op_name, shape_of
 from relay_passes.operators.registry import plain
 from relay_passes.simplify_movement import RESHAPES
 from relay_passes.store_permuted import Stored, stored_of
+from schedules.cpu import traits_of
 
 from . import __version__, optimizers, pipeline
 from .build import build_library
@@ -26,6 +27,7 @@ from .losses import Loss, as_loss
 from .optimizers import SGD, Optimizer
 from .pipeline import Phases, Piece, Training
 from .program import FORMAT, Program
+from .profile import kernel_costs
 from .report import layer_report
 from .scheme import Scheme
 from .structure import structure_of
@@ -95,7 +97,7 @@ def compile(  # noqa: A001 - the name that users expect
     # 6 to 9. Kernels, order, plan.
     written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
     frozen = [name for name in imported.weights if name not in selection and name not in written]
-    lowered = pipeline.executors(phases, frozen)
+    lowered = pipeline.executors(phases, frozen, traits_of(target))
     # 10. Schedule and build.
     entries = [name for name in pipeline.ENTRIES if name in lowered]
     with tempfile.TemporaryDirectory() as directory:
@@ -115,6 +117,7 @@ def compile(  # noqa: A001 - the name that users expect
         "aliases": imported.aliases,
         "entries": {name: _entry(lowered, name) for name in entries},
         "layers": report,
+        "kernels": kernel_costs(lowered, entries),
     }
     return Program(manifest, library, dict(imported.weights), _constants(lowered, entries))
 
@@ -153,6 +156,7 @@ def _entry(mod: IRModule, name: str) -> dict[str, Any]:
         "table": table,
         "arena_bytes": int(attrs["arena_bytes"]),
         "arena_lower_bound": int(attrs["arena_lower_bound"]),
+        "calls": plain(attrs["calls"]),
     }
 
 

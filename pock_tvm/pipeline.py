@@ -35,6 +35,7 @@ from relay_passes import (
 )
 from relay_passes.ir import shape_of
 from relay_passes.store_permuted import stored_of
+from schedules.cpu import Traits
 
 FORWARD, TRAIN, ACCUMULATE, PREDICT, PREPARE = "main", "train_step", "accumulate_step", "predict", "prepare"
 ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
@@ -143,12 +144,12 @@ def training_pipeline(
     return run
 
 
-def executors(phases: Phases, frozen: Sequence[str]) -> IRModule:
+def executors(phases: Phases, frozen: Sequence[str], traits: Traits) -> IRModule:
     """Phases 6 to 9: from Relax functions to kernels and executors that call them on fixed addresses."""
     functions = [var.name_hint for var, func in phases.mod.functions.items() if isinstance(func, relax.Function)]
     # 6. Choose kernels; what depends on frozen parameters alone is computed once, by ``prepare``.
     views = relax.transform.RewriteDataflowReshape()
-    phases.run("kernels", [ChooseKernels(functions), views, LiftFrozen(frozen, functions)])
+    phases.run("kernels", [ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
     everything = [*functions, PREPARE]
     # 7. Fuse epilogues and element-wise chains.
     fuse = [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps(), relax.transform.FuseTIR()]

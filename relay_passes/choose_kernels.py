@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +11,14 @@ from typing import Any
 import tvm
 from tvm import IRModule, relax, topi
 
+from schedules.cpu import Traits, parts
 from schedules.kernels import conv2d as conv2d_kernels
-from schedules.kernels import indexing
+from schedules.kernels import functions, indexing, reduction
+from schedules.kernels import matmul as matmul_kernels
 
 from .errors import PassError
-from .ir import bindings_of, op_name
-from .operators.registry import plain
+from .ir import Expr, bindings_of, op_name, shape_of
+from .operators.registry import attributes_of, plain
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
@@ -22,16 +26,20 @@ Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 @tvm.transform.module_pass(opt_level=0, name="ChooseKernels")
 @dataclass(frozen=True)
 class ChooseKernels:
-    """Turn every operator of a function into a ``call_tir`` of the kernel that computes it.
+    """Turn every operator of a function into ``call_tir`` of the kernels that compute it.
 
     In: functions of Relax and ``pock.*`` operators. Out: functions of ``call_tir``; equal kernels are one PrimFunc.
-    Products and look-ups get the kernels of ``schedules/kernels``, the rest TVM's own.
+    Products, sums, look-ups and exponentials get the kernels of ``schedules/kernels``, the rest TVM's own. What a
+    product wants of its operands (transposed, padded, cut into parts) is a kernel of its own here, so that what is made
+    of frozen weights can be made once, and memory for the rest is planned.
     """
 
     functions: Sequence[str]
+    traits: Traits = Traits(lanes=8, registers=16, cores=1)
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        mod = relax.transform.LegalizeOps(KERNELS)(mod)
+        chosen = {name: functools.partial(choose, self.traits) for name, choose in WITH_TRAITS.items()}
+        mod = relax.transform.LegalizeOps(KERNELS | chosen)(mod)
         for name in self.functions:
             for binding in bindings_of(mod[name]):
                 operator = op_name(binding.value)
@@ -43,6 +51,23 @@ class ChooseKernels:
 CALLS = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
 
 
+OUT_ELEMENTWISE_FUSABLE = 4
+"""TVM's pattern of an operator that fuses with what comes after it, not with what comes before
+(``tvm::relay::OpPatternKind``): the operands of a product are read many times over."""
+
+
+def _product(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
+    attrs = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
+    return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs=attrs, **options)
+
+
+def _call(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
+    return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, **options)
+
+
+# ---- convolutions ----------------------------------------------------------------------------------------------------
+
+
 def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     attrs = call.attrs
     if (attrs.data_layout, attrs.kernel_layout) != ("NHWC", "HWIO"):
@@ -50,7 +75,81 @@ def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     geometry: dict[str, Any] = {
         name: plain(getattr(attrs, name)) for name in ("strides", "padding", "dilation", "groups")
     }
-    return builder.call_te(conv2d_kernels.conv2d, *call.args, **geometry, primfunc_name_hint="conv2d")
+    x, weight = call.args
+    if not _is_dense_or_depthwise(shape_of(x)[3], geometry["groups"]):
+        x, geometry["padding"] = _padded(builder, x, geometry["padding"]), (0, 0, 0, 0)
+    return _product(builder, conv2d_kernels.conv2d, x, weight, **geometry)
+
+
+def _conv2d_data_gradient(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Of a dense convolution, the kernel reads the weight along its input channels."""
+    grad, weight = call.args
+    attributes = attributes_of(call)
+    if attributes["groups"] == 1:
+        weight = builder.emit(_call(builder, topi.transpose, weight, axes=(0, 1, 3, 2)))
+        attributes["transposed"] = True
+    return _product(builder, conv2d_kernels.conv2d_data_gradient, grad, weight, **attributes)
+
+
+def _conv2d_weight_gradient(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Few results and many pixels: parts of the pixels are summed in parallel, if their sums are small beside X."""
+    x, grad = call.args
+    attributes, result = attributes_of(call), shape_of(call)
+    batch, height, _, _ = shape_of(grad)
+    *taps, group_in, out_channels = result
+    padding, groups = attributes["padding"], attributes["groups"]
+    is_depthwise = groups > 1 and group_in == 1
+    tiles = math.ceil(out_channels / 32) if is_depthwise else math.prod(taps) * group_in * out_channels / 256
+    most = math.prod(shape_of(x)) // math.prod(result)
+    needs_parts = any(padding) and not is_depthwise
+    want = 4 * traits.cores if needs_parts else math.ceil(4 * traits.cores / tiles)
+    chunks = parts((batch, height), min(want, most)) if most > 1 else (1, 1)
+    if needs_parts and (chunks == (1, 1) or groups > 1):
+        x, attributes["padding"] = _padded(builder, x, padding), (0, 0, 0, 0)
+    if chunks == (1, 1):
+        return _product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes)
+    sums = builder.emit(_product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes, chunks=chunks))
+    return _call(builder, topi.sum, sums, axis=[0, 1])
+
+
+def _is_dense_or_depthwise(channels: int, groups: int) -> bool:
+    return groups in (1, channels)
+
+
+def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Expr:
+    return builder.emit(_call(builder, conv2d_kernels.pad_spatial, x, padding=padding)) if any(padding) else x
+
+
+# ---- matrix products and sums ----------------------------------------------------------------------------------------
+
+
+def _matmul(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """The kernel reads B along the columns of the result."""
+    a, b = call.args
+    transpose_a, transpose_b = (bool(call.attrs[name]) for name in ("transpose_a", "transpose_b"))
+    if transpose_b:
+        rank = len(shape_of(b))
+        b = builder.emit(_call(builder, topi.transpose, b, axes=(*range(rank - 2), rank - 1, rank - 2)))
+    return _product(builder, matmul_kernels.matmul, a, b, transpose_a=transpose_a, transpose_b=False)
+
+
+def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """A sum over everything but the channels is cut into parts that run in parallel."""
+    (x,), attrs = call.args, call.attrs
+    shape = shape_of(x)
+    axes = plain(attrs.axis)
+    over_rows = axes is not None and sorted(axis % len(shape) for axis in axes) == list(range(len(shape) - 1))
+    if not over_rows or len(shape) < 2 or attrs.keepdims or math.prod(shape) < SMALL_SUM:
+        return _call(builder, topi.sum, x, axis=axes and list(axes), keepdims=bool(attrs.keepdims))
+    chunks = parts(shape[: min(2, len(shape) - 1)], 4 * traits.cores)
+    sums = builder.emit(_call(builder, reduction.channel_sum, x, chunks=chunks))
+    return _call(builder, topi.sum, sums, axis=list(range(len(chunks))))
+
+
+SMALL_SUM = 16 * 1024
+
+
+# ---- others ----------------------------------------------------------------------------------------------------------
 
 
 def _take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -61,4 +160,37 @@ def _take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return builder.call_te(indexing.take, *call.args, axis=int(axis), primfunc_name_hint="take")
 
 
-KERNELS: dict[str, Legalize] = {"relax.nn.conv2d": _conv2d, "relax.take": _take}
+def _softmax(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    (x,) = call.args
+    if int(call.attrs.axis) not in (-1, len(shape_of(x)) - 1):
+        return relax.transform.legalize_ops.nn._nn_softmax(builder, call)
+    return _call(builder, functions.softmax, x)
+
+
+def _function(function: Callable[[Any], Any]) -> Legalize:
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        return builder.call_te(
+            functions.elementwise, call.args[0], function=function, primfunc_name_hint=function.__name__
+        )
+
+    return legalize
+
+
+KERNELS: dict[str, Legalize] = {
+    "relax.nn.conv2d": _conv2d,
+    "pock.conv2d_data_gradient": _conv2d_data_gradient,
+    "pock.matmul": _matmul,
+    "relax.take": _take,
+    "relax.nn.softmax": _softmax,
+    "relax.exp": _function(functions.exp),
+    "relax.erf": _function(functions.erf),
+    "relax.tanh": _function(functions.tanh),
+    "relax.sigmoid": _function(functions.sigmoid),
+    "relax.nn.silu": _function(functions.silu),
+    "relax.nn.gelu": _function(functions.gelu),
+    "relax.nn.gelu_tanh": _function(functions.gelu_tanh),
+}
+WITH_TRAITS: dict[str, Callable[[Traits, relax.BlockBuilder, relax.Call], relax.Expr]] = {
+    "pock.conv2d_weight_gradient": _conv2d_weight_gradient,
+    "relax.sum": _sum,
+}

@@ -25,7 +25,7 @@ class LowerToExecutor:
 
     The attribute ``table`` gives name, shape and element type behind each address: the parameters that are read, the
     constants (``constant.<i>``) and the results (``result.<i>``); the last address, which it leaves out, is that of the
-    arena. ``constants`` holds the constants. ``first_results`` limits the results to the first so many: the rest (what
+    arena. ``calls`` gives each kernel with its arguments as (position in the table, offset in bytes). ``constants`` holds the constants. ``first_results`` limits the results to the first so many: the rest (what
     was updated in place) the caller has already.
     """
 
@@ -85,8 +85,14 @@ class _Executor:
                 T.evaluate(T.call_extern("handle", "memcpy", pointer(f"result.{index}", 0), pointer(*place), size))
         sizes = {name: int(self.func.attrs[name]) for name in ("arena_bytes", "arena_lower_bound")}
         described = [[name, *_described(types[name])] for name in table if name != "arena"]
+        positions = [[kernel, [[position[place], offset] for place, offset in places]] for kernel, places in calls]
         return builder.get().with_attrs(
-            {"table": described, "constants": [constant.value for constant in self.constants], **sizes}
+            {
+                "table": described,
+                "calls": positions,
+                "constants": [constant.value for constant in self.constants],
+                **sizes,
+            }
         )
 
     def _call(self, binding: relax.VarBinding) -> tuple[str, list[tuple[str, int]]]:

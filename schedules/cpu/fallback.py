@@ -3,49 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 from tvm import s_tir
+from tvm.s_tir.schedule import SBlockRV
 
-LANES = 16
+from .reduction import SMALL
+from .tile import Unsuited, extents_of, is_reduction, split_by_kind, vector_lanes
+from .traits import Traits
 
 
-def fallback(sch: s_tir.Schedule) -> None:
+def fallback(sch: s_tir.Schedule, traits: Traits) -> None:
     """Inline element-wise producers, then run each remaining block parallel over its outer and vectorised over its
     inner loop."""
     root = sch.get_sblock("root")
     for block in sch.get_child_blocks(root)[:-1]:
-        if not _is_reduction(sch, block):
+        if not is_reduction(sch, block):
             with contextlib.suppress(s_tir.ScheduleError):
                 sch.compute_inline(block)
     for block in sch.get_child_blocks(root):
-        _parallel_and_vector(sch, block)
+        with contextlib.suppress(Unsuited):
+            _parallel_and_vector(sch, block, traits)
 
 
-def _is_reduction(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> bool:
-    return any(iter_var.iter_type == 2 for iter_var in sch.get(block).iter_vars)
-
-
-def _parallel_and_vector(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> None:
-    loops = sch.get_loops(block)
-    kinds = [iter_var.iter_type for iter_var in sch.get(block).iter_vars]
-    if len(kinds) != len(loops) or any(kind not in (0, 2) for kind in kinds):
-        return
-    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 0]
-    reduced = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 2]
+def _parallel_and_vector(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
+    spatial, reduced = split_by_kind(sch, block)
     if not spatial:
         return
-    inner = spatial[-1]
-    lanes = next((lanes for lanes in (LANES, 8, 4) if int(sch.get(inner).extent) % lanes == 0), 1)
-    outer = list(spatial[:-1])
-    if lanes > 1:
-        head, inner = sch.split(inner, [None, lanes])
-        outer.append(head)
-    elif reduced:
-        outer.append(inner)
-    sch.reorder(*outer, *reduced, *([inner] if lanes > 1 or not reduced else []))
-    if outer:
-        sch.parallel(sch.fuse(*outer))
+    work = math.prod(extents_of(sch, sch.get_loops(block)))
+    lanes = vector_lanes(int(sch.get(spatial[-1]).extent), traits.lanes)
+    outer, inner = sch.split(spatial[-1], [None, lanes])
+    sch.reorder(*spatial[:-1], outer, *reduced, inner)
+    rows = _parallel_loops(extents_of(sch, [*spatial[:-1], outer]), traits)
+    if work > SMALL:
+        sch.parallel(sch.fuse(*[*spatial[:-1], outer][:rows]))
     if lanes > 1:
         sch.vectorize(inner)
     if reduced:
-        sch.decompose_reduction(block, sch.get_loops(block)[1 if outer else 0])
+        sch.decompose_reduction(block, reduced[0])
+
+
+def _parallel_loops(extents: list[int], traits: Traits) -> int:
+    """How many of the outer loops it takes to have work for all cores, evenly: few, for cheap indices inside."""
+    for count in range(1, len(extents) + 1):
+        tasks = math.prod(extents[:count])
+        if tasks % traits.cores == 0 or tasks >= 8 * traits.cores:
+            return count
+    return len(extents)

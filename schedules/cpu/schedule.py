@@ -1,17 +1,58 @@
-"""Chooses the schedule of a kernel: the first rule that applies."""
+"""Chooses the schedule of a kernel: that of the operator which its main block computes, or the fallback."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
 import tvm
 from tvm import s_tir, tirx
+from tvm.s_tir.schedule import SBlockRV
 
+from . import depthwise, product, reduction
 from .fallback import fallback
+from .tile import Unsuited
+from .traits import Traits
+
+Rule = Callable[[s_tir.Schedule, SBlockRV, Traits], None]
+RULES: dict[str, Rule] = {
+    "pock.matmul": product.product,
+    "pock.conv2d": product.product,
+    "pock.conv2d_data_gradient": product.data_gradient,
+    "pock.conv2d_weight_gradient": product.weight_gradient,
+    "pock.depthwise_conv2d": depthwise.depthwise,
+    "pock.depthwise_conv2d_data_gradient": depthwise.data_gradient,
+    "pock.depthwise_conv2d_weight_gradient": depthwise.weight_gradient,
+    "pock.channel_sum": reduction.channel_sum,
+}
+"""Schedules by the ``schedule_rule`` that the definitions in ``schedules/kernels`` give their main block."""
 
 
-def schedule_cpu(func: tirx.PrimFunc) -> tirx.PrimFunc:
+def schedule_cpu(func: tirx.PrimFunc, traits: Traits) -> tirx.PrimFunc:
     """Schedule one kernel; one that comes scheduled stays as it is."""
     if "tirx.is_scheduled" in func.attrs or func.body.block.name_hint != "root":
         return func  # a kernel written as loops is one opaque block
-    sch = s_tir.Schedule(tvm.IRModule({"main": func}))
-    fallback(sch)
-    return sch.mod["main"].with_attrs(func.attrs)
+    mod = tvm.IRModule({"main": func})
+    for rule in _rules(s_tir.Schedule(mod), traits):
+        sch = s_tir.Schedule(mod)
+        with contextlib.suppress(Unsuited, s_tir.ScheduleError):
+            rule(sch)
+            return sch.mod["main"].with_attrs(func.attrs)
+    raise AssertionError("the fallback suits every kernel")
+
+
+def _rules(sch: s_tir.Schedule, traits: Traits) -> Iterator[Callable[[s_tir.Schedule], None]]:
+    """What to try, best first."""
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        stmt = sch.get(block)
+        rule = RULES.get(stmt.annotations.get("schedule_rule"))
+        if rule is not None:
+            yield functools.partial(_by_name, rule=rule, name=stmt.name_hint, traits=traits)
+    yield functools.partial(reduction.row_wise, traits=traits)
+    yield functools.partial(fallback, traits=traits)
+    yield lambda _sch: None
+
+
+def _by_name(sch: s_tir.Schedule, rule: Rule, name: str, traits: Traits) -> None:
+    rule(sch, sch.get_sblock(name), traits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -15,6 +14,10 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from .traits import Traits
 
 Choice = TypeVar("Choice")
+
+
+class Unsuited(Exception):
+    """A schedule does not suit a kernel: another one is tried."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,29 @@ def extents_of(sch: s_tir.Schedule, loops: Sequence[LoopRV]) -> list[int]:
     return [int(sch.get(loop).extent) for loop in loops]
 
 
+def is_reduction(sch: s_tir.Schedule, block: SBlockRV) -> bool:
+    """Whether a block sums something."""
+    return any(int(iter_var.iter_type) == 2 for iter_var in sch.get(block).iter_vars)
+
+
 def split_by_kind(sch: s_tir.Schedule, block: SBlockRV) -> tuple[list[LoopRV], list[LoopRV]]:
     """The loops of an untouched block: over results, and over what is summed."""
     kinds = [int(iter_var.iter_type) for iter_var in sch.get(block).iter_vars]
     loops = sch.get_loops(block)
+    if len(loops) != len(kinds) or any(kind not in (0, 2) for kind in kinds):
+        raise Unsuited("a block whose loops are not its own")
     spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 0]
     return spatial, [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 2]
 
 
-def vector_lanes(columns: int, traits: Traits) -> int:
+def vector_lanes(columns: int, most: int) -> int:
     """Lanes of the vectors along ``columns`` contiguous results: what divides them, powers of two first."""
-    lanes = traits.lanes
+    lanes = most
     while lanes > 4 and columns % lanes:
         lanes //= 2
     if columns % lanes == 0:
         return lanes
-    return max(n for n in range(1, traits.lanes + 1) if columns % n == 0)
+    return max(n for n in range(1, most + 1) if columns % n == 0)
 
 
 def tiles(rows: Sequence[int], columns: int, traits: Traits) -> list[Tile]:
@@ -71,7 +81,7 @@ def tiles(rows: Sequence[int], columns: int, traits: Traits) -> list[Tile]:
     A tile of ``t`` rows and ``v`` vectors loads t + v operands for t * v multiplications, and needs enough of them in
     flight to hide their latency; two registers are for operands.
     """
-    lanes = vector_lanes(columns, traits)
+    lanes = vector_lanes(columns, traits.lanes)
     found = []
     for vectors in _divisors(columns // lanes):
         for split in itertools.product(*(_divisors(extent) for extent in rows)):
@@ -97,18 +107,43 @@ def _divisors(extent: int) -> list[int]:
     return [n for n in range(1, extent + 1) if extent % n == 0]
 
 
+def split_phases(sch: s_tir.Schedule, block: SBlockRV, rows: list[LoopRV]) -> tuple[list[LoopRV], list[LoopRV]]:
+    """For a data gradient with strides: loops over results, and over the phases of height and width.
+
+    All results of one phase read the same taps, so that no inserted zero is multiplied.
+    """
+    strides = strides_of(sch, block)
+    if strides == [1, 1]:
+        return rows, []
+    if any(extent % stride for extent, stride in zip(extents_of(sch, rows[1:]), strides, strict=True)):
+        raise Unsuited("some phases have one row or column less")
+    (height, phase_h), (width, phase_w) = (
+        sch.split(loop, [None, stride]) for loop, stride in zip(rows[1:], strides, strict=True)
+    )
+    return [rows[0], height, width], [phase_h, phase_w]
+
+
+def strides_of(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
+    """The strides of the convolution that a data gradient belongs to."""
+    return [int(stride) for stride in sch.get(block).annotations["strides"]]
+
+
 def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
-    """Inline what is computed element by element behind ``block`` into the last of it: the epilogue; None without."""
-    root = sch.get_sblock("root")
-    blocks = sch.get_child_blocks(root)
-    names = [sch.get(other).name_hint for other in blocks]
-    position = names.index(sch.get(block).name_hint)
+    """Inline what is computed element by element behind ``block``, with what it reads beside, into the last of it: the
+    epilogue. None without one."""
     last = None
-    for other in blocks[position + 1 :]:
-        try:
-            sch.compute_inline(other)
-        except s_tir.ScheduleError:
-            last = other
+    consumers = sch.get_consumers(block)
+    while consumers:
+        last = consumers[0]
+        consumers = sch.get_consumers(last)
+        if consumers:
+            sch.compute_inline(last)
+    name = sch.get(block).name_hint
+    while last is not None:
+        beside = [other for other in sch.get_producers(last) if sch.get(other).name_hint != name]
+        if not beside:
+            break
+        sch.compute_inline(beside[0])
     return last
 
 
@@ -121,44 +156,57 @@ def register_tile(
     reduced: Sequence[LoopRV],
     *,
     outer: Sequence[LoopRV] = (),
+    phases: Sequence[LoopRV] = (),
     columns_first: bool = False,
     unroll_reduced: int = 0,
-) -> tuple[list[LoopRV], LoopRV]:
+    padded: SBlockRV | None = None,
+    parallel: int | None = None,
+) -> None:
     """Hold a tile of the results of ``block`` in registers, and run tiles in parallel.
 
-    ``outer`` are further loops over results, outside the tiles; ``columns_first`` puts the loop over columns of tiles
-    outside the one over rows, so that a strip of the second operand stays in cache; ``unroll_reduced`` is how many of
-    the innermost loops of the reduction to unroll. Returns the parallel loop and the one that the epilogue runs in.
+    Loops, from outside: ``outer``, those over tiles of ``rows``, with ``phases`` (unrolled) before the last of them,
+    those over tiles of the ``column`` (``columns_first``: before those over rows, so that a strip of the second operand
+    stays in cache), ``reduced``, and the tile itself. The first ``parallel`` of them are (by default all) are fused and
+    run in parallel. ``unroll_reduced`` loops of the reduction are unrolled, from the first. ``padded`` makes the first
+    operand from its source: each task makes the part that it needs.
     """
     row_outer, row_inner = zip(
         *(sch.split(loop, [None, size]) for loop, size in zip(rows, tile.rows, strict=True)), strict=True
     )
     column_outer, column_inner = sch.split(column, [None, tile.width])
     vector_outer, vector = sch.split(column_inner, [None, tile.lanes])
-    grid = [column_outer, *row_outer] if columns_first else [*row_outer, column_outer]
-    sch.reorder(*outer, *grid, *reduced, *row_inner, vector_outer, vector)
+    grid = [*row_outer[:-1], *phases, row_outer[-1]]
+    grid = [*outer, column_outer, *grid] if columns_first else [*outer, *grid, column_outer]
+    sch.reorder(*grid, *reduced, *row_inner, vector_outer, vector)
     epilogue = inline_elementwise(sch, block)
     if epilogue is None:
         epilogue = sch.cache_write(block, 0, "local")
     else:
         sch.set_scope(block, 0, "local")
-    at = grid[-1]
-    sch.reverse_compute_at(epilogue, at)
+    if phases:
+        high, wide = strides_of(sch, block)
+        sch.transform_block_layout(epilogue, lambda n, h, w, c: (n, h // high, h % high, w // wide, w % wide, c))
+    sch.reverse_compute_at(epilogue, grid[-1])
     vectorize_inner(sch, epilogue, tile.lanes)
-    parallel = sch.fuse(*outer, *grid)
-    sch.parallel(parallel)
+    task = sch.fuse(*grid[:parallel])
+    sch.parallel(task)
     sch.vectorize(vector)
-    for loop in (*row_inner, vector_outer, *(reduced[len(reduced) - unroll_reduced :] if unroll_reduced else ())):
+    for loop in (*phases, *row_inner, vector_outer, *reduced[:unroll_reduced]):
         sch.unroll(loop)
+    if padded is not None:
+        sch.compute_at(padded, task)
+        vectorize_inner(sch, padded, vector_lanes(int(sch.get(sch.get_loops(padded)[-1]).extent), tile.lanes))
     sch.decompose_reduction(block, reduced[0])
-    return parallel
 
 
 def vectorize_inner(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
-    """Vectorise the innermost loop of a block, and unroll what is left of it."""
+    """Vectorise the innermost loop of a block; what is left of a short one is unrolled."""
     loop = sch.get_loops(block)[-1]
-    if int(sch.get(loop).extent) > lanes:
+    extent = int(sch.get(loop).extent)
+    if lanes == 1 or extent % lanes:
+        return
+    if extent > lanes:
         outer, loop = sch.split(loop, [None, lanes])
-        sch.unroll(outer)
-    with contextlib.suppress(s_tir.ScheduleError):
-        sch.vectorize(loop)
+        if extent <= 8 * lanes:
+            sch.unroll(outer)
+    sch.vectorize(loop)

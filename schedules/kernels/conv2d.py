@@ -59,54 +59,60 @@ def conv2d_data_gradient(
     dilation: Sequence[int],
     groups: int,
     size: Sequence[int],
+    transposed: bool = False,
 ) -> te.Tensor:
     """``dX[n, h, w, i] = sum_{r, s, o} dY[n, (h + pad - r * dilation) / stride, …, o] * W[r, s, i, o]``.
 
     Only the (r, s) for which the division leaves no remainder and the row and column exist count. ``size`` is the
-    height and width of X. Also the forward form of a transposed convolution.
+    height and width of X. ``transposed``: the weight comes as [R, S, C_out, C_in / groups]. Also the forward form of a
+    transposed convolution.
     """
     batch, out_h, out_w, out_channels = (int(extent) for extent in grad.shape)
-    kernel_h, kernel_w, group_in, _ = (int(extent) for extent in weight.shape)
-    group_out = out_channels // groups
+    kernel_h, kernel_w = (int(extent) for extent in weight.shape[:2])
+    group_in, group_out = int(weight.shape[3 if transposed else 2]), out_channels // groups
     r, s = te.reduce_axis((0, kernel_h), name="r"), te.reduce_axis((0, kernel_w), name="s")
+    axes = list(zip(size, (out_h, out_w), (kernel_h, kernel_w), padding[:2], strides, dilation, strict=True))
+    before = [max(0, -((pad - (kernel - 1) * step) // stride)) for _, _, kernel, pad, stride, step in axes]
+    after = [max(0, (extent - 1 + pad) // stride + 1 - rows) for extent, rows, _, pad, stride, _ in axes]
+    padded = pad_spatial(grad, [*before, *after])
 
-    def tap(position: tirx.Expr, axis: int, k: tirx.Expr, extent: int) -> tuple[tirx.Expr, tirx.Expr]:
-        """The row (or column) of dY behind a position of dX and a tap, and whether there is one."""
-        shifted = position + padding[axis] - k * dilation[axis]
-        row = tirx.indexdiv(shifted, strides[axis])
-        return row, tirx.all(shifted >= 0, tirx.indexmod(shifted, strides[axis]) == 0, row < extent)
+    def tap(position: tirx.Expr, axis: int, k: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
+        """The row (or column) of the padded dY behind a position of dX and a tap, and whether there is one."""
+        shifted = position + padding[axis] - k * dilation[axis] + strides[axis] * before[axis]
+        return tirx.indexdiv(shifted, strides[axis]), tirx.indexmod(shifted, strides[axis]) == 0
 
-    def source(n: tirx.Expr, h: tirx.Expr, w: tirx.Expr, o: tirx.Expr) -> tirx.Expr:
-        row, row_exists = tap(h, 0, r, out_h)
-        column, column_exists = tap(w, 1, s, out_w)
-        return tirx.if_then_else(
-            tirx.all(row_exists, column_exists), grad(n, row, column, o), tirx.const(0, grad.dtype)
-        )
+    def term(n: tirx.Expr, h: tirx.Expr, w: tirx.Expr, o: tirx.Expr, factor: tirx.Expr) -> tirx.Expr:
+        (row, row_exists), (column, column_exists) = tap(h, 0, r), tap(w, 1, s)
+        product = padded(n, row, column, o) * factor
+        if tuple(strides) == (1, 1):
+            return product
+        return tirx.if_then_else(tirx.all(row_exists, column_exists), product, tirx.const(0, grad.dtype))
 
-    if group_in == 1 and groups > 1:
+    if group_in == 1 and groups > 1 and not transposed:
         m = te.reduce_axis((0, group_out), name="m")
+        channel = (lambda c: c) if group_out == 1 else (lambda c: c * group_out + m)
         return te.compute(
             (batch, *size, groups),
             lambda n, h, w, c: te.sum(
-                source(n, h, w, c * group_out + m) * weight(r, s, 0, c * group_out + m), axis=[r, s, m]
+                term(n, h, w, channel(c), weight(r, s, 0, channel(c))), axis=[r, s] if group_out == 1 else [r, s, m]
             ),
             name="depthwise_conv2d_data_gradient",
-            attrs={"schedule_rule": "pock.depthwise_conv2d"},
+            attrs={"schedule_rule": "pock.depthwise_conv2d_data_gradient", "strides": list(strides)},
         )
     o = te.reduce_axis((0, group_out), name="o")
 
     def out_channel(c: tirx.Expr) -> tirx.Expr:
         return o if groups == 1 else tirx.indexdiv(c, group_in) * group_out + o
 
+    def weight_at(c: tirx.Expr) -> tirx.Expr:
+        i = c if groups == 1 else tirx.indexmod(c, group_in)
+        return weight(r, s, out_channel(c), i) if transposed else weight(r, s, i, out_channel(c))
+
     return te.compute(
         (batch, *size, group_in * groups),
-        lambda n, h, w, c: te.sum(
-            source(n, h, w, out_channel(c))
-            * weight(r, s, c if groups == 1 else tirx.indexmod(c, group_in), out_channel(c)),
-            axis=[r, s, o],
-        ),
+        lambda n, h, w, c: te.sum(term(n, h, w, out_channel(c), weight_at(c)), axis=[r, s, o]),
         name="conv2d_data_gradient",
-        attrs={"schedule_rule": "pock.conv2d_data_gradient"},
+        attrs={"schedule_rule": "pock.conv2d_data_gradient", "strides": list(strides)},
     )
 
 
@@ -119,31 +125,38 @@ def conv2d_weight_gradient(
     dilation: Sequence[int],
     groups: int,
     kernel_size: Sequence[int],
+    chunks: Sequence[int] = (1, 1),
 ) -> te.Tensor:
     """``dW[r, s, i, o] = sum_{n, h, w} X[n, h * stride + r * dilation - pad, …, i] * dY[n, h, w, o]``.
 
     The number of channels of X decides how many input channels the result has: a channel-sparse gradient is this with
-    the trained channels of X gathered.
+    the trained channels of X gathered. With ``chunks`` other than (1, 1) the result has two more axes in front: one sum
+    for each of so many parts of the batch and of the rows of dY, which must divide them.
     """
     batch, out_h, out_w, out_channels = (int(extent) for extent in grad.shape)
     group_in = int(x.shape[3]) // groups
     group_out = out_channels // groups
     padded = pad_spatial(x, padding)
-    n, h, w = (te.reduce_axis((0, extent), name=name) for extent, name in ((batch, "n"), (out_h, "h"), (out_w, "w")))
+    parts = [extent // count for extent, count in zip((batch, out_h), chunks, strict=True)]
+    n, h, w = (
+        te.reduce_axis((0, extent), name=name) for extent, name in ((parts[0], "n"), (parts[1], "h"), (out_w, "w"))
+    )
+    split = tuple(chunks) != (1, 1)
+
+    def product(*index: tirx.Var) -> tirx.Expr:
+        r, s, i, o = index[-4:]
+        image, row = (index[0] * parts[0] + n, index[1] * parts[1] + h) if split else (n, h)
+        at = (image, row * strides[0] + r * dilation[0], w * strides[1] + s * dilation[1])
+        return te.sum(
+            padded(*at, in_channel(o, i, group_in, group_out, groups)) * grad(image, row, w, o), axis=[n, h, w]
+        )
+
+    depthwise = group_in == 1 and groups > 1
     return te.compute(
-        (*kernel_size, group_in, out_channels),
-        lambda r, s, i, o: te.sum(
-            padded(
-                n,
-                h * strides[0] + r * dilation[0],
-                w * strides[1] + s * dilation[1],
-                in_channel(o, i, group_in, group_out, groups),
-            )
-            * grad(n, h, w, o),
-            axis=[n, h, w],
-        ),
+        (*(chunks if split else ()), *kernel_size, group_in, out_channels),
+        product,
         name="conv2d_weight_gradient",
-        attrs={"schedule_rule": "pock.conv2d_weight_gradient"},
+        attrs={"schedule_rule": f"pock.{'depthwise_' if depthwise else ''}conv2d_weight_gradient"},
     )
 
 

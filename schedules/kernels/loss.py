@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
+from .functions import exp
+
 
 def cross_entropy(logits: te.Tensor, labels: te.Tensor, *, ignore_index: int, label_smoothing: float) -> te.Tensor:
     """The loss of each row, float [rows]: ``-sum_c target[c] * log softmax(logits)[c]``; 0 where the label is
@@ -45,7 +47,7 @@ def cross_entropy_gradient(
 
     def d_logits(row: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
         target = tirx.Select(labels(row) == tirx.Cast(labels.dtype, c), hit, share)
-        difference = (tirx.exp(logits(row, c) - log_sum(row)) - target) * grad(row)
+        difference = (exp(logits(row, c) - log_sum(row)) - target) * grad(row)
         return tirx.Select(_counts(labels, row, ignore_index), difference, tirx.const(0, logits.dtype))
 
     return te.compute((rows, classes), d_logits, name="cross_entropy_gradient")
@@ -59,5 +61,5 @@ def _log_sum_exp(logits: te.Tensor) -> te.Tensor:
     rows, classes = (int(extent) for extent in logits.shape)
     a, b = te.reduce_axis((0, classes), name="a"), te.reduce_axis((0, classes), name="b")
     largest = te.compute((rows,), lambda row: te.max(logits(row, a), axis=a), name="largest")
-    total = te.compute((rows,), lambda row: te.sum(tirx.exp(logits(row, b) - largest(row)), axis=b), name="exp_sum")
+    total = te.compute((rows,), lambda row: te.sum(exp(logits(row, b) - largest(row)), axis=b), name="exp_sum")
     return te.compute((rows,), lambda row: tirx.log(total(row)) + largest(row), name="log_sum")

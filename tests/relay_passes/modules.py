@@ -13,6 +13,7 @@ from pock_tvm import pipeline
 from pock_tvm.frontend import Model, load_model
 from pock_tvm.pipeline import Phases, Training
 from relay_passes.ir import bindings_of, op_name, shape_of
+from schedules.cpu import Traits
 from tests.pock_tvm.networks import small
 
 
@@ -55,5 +56,5 @@ def trained_phases(trained: dict[str, Any], **options: Any) -> Phases:
     phases = Phases(imported.module)
     pipeline.training_graph(phases, Training(trained, **options))
     frozen = [name for name in imported.weights if name not in trained]
-    pipeline.executors(phases, frozen)
+    pipeline.executors(phases, frozen, Traits(lanes=16, registers=32, cores=2))
     return phases

@@ -1,0 +1,60 @@
+"""Depthwise convolution and its gradients: a few pixels of a few vectors of channels stay in registers."""
+
+from __future__ import annotations
+
+from tvm import s_tir
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+from .tile import choose, extents_of, register_tile, split_by_kind, split_phases, tiles
+from .traits import Traits
+
+
+def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
+    """``Y[n, h, w, c] = sum_{r, s} X[n, .., c] * W[r, s, c]``, the taps unrolled.
+
+    Pixels next to each other share inputs, which then are loaded once.
+    """
+    spatial, reduced = split_by_kind(sch, block)
+    *rows, column = spatial
+    _tile(sch, block, traits, rows, column, reduced, [])
+
+
+def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
+    """``dX[n, h, w, c] = sum_{r, s} dY[n, .., c] * W[r, s, c]``, phase by phase of a stride."""
+    spatial, reduced = split_by_kind(sch, block)
+    rows, phases = split_phases(sch, block, spatial[:-1])
+    _tile(sch, block, traits, rows, spatial[-1], reduced, phases)
+
+
+def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
+    """``dW[.., r, s, 0, c] = sum X[n, .., c] * dY[n, h, w, c]``: all taps of a vector of channels at a time."""
+    spatial, reduced = split_by_kind(sch, block)
+    *outer, r, s, one, column = spatial
+    padding = sch.get_producers(block)
+    tile = choose(sch, tiles(extents_of(sch, [r, s, one]), int(sch.get(column).extent), traits))
+    register_tile(sch, block, tile, [r, s, one], column, reduced, outer=outer, padded=padding[0] if padding else None)
+
+
+def _tile(
+    sch: s_tir.Schedule,
+    block: SBlockRV,
+    traits: Traits,
+    rows: list[LoopRV],
+    column: LoopRV,
+    reduced: list[LoopRV],
+    phases: list[LoopRV],
+) -> None:
+    padding = sch.get_producers(block)
+    tile = choose(sch, tiles(extents_of(sch, rows), int(sch.get(column).extent), traits))
+    register_tile(
+        sch,
+        block,
+        tile,
+        rows,
+        column,
+        reduced,
+        phases=phases,
+        unroll_reduced=2,
+        padded=padding[0] if padding else None,
+        parallel=2 if padding or phases else None,
+    )

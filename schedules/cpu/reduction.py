@@ -1,0 +1,85 @@
+"""Sums over pixels or tokens, and kernels that work row by row: softmax, layer and RMS norm."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import s_tir
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+from .tile import Unsuited, choose, extents_of, is_reduction, split_by_kind, vector_lanes, vectorize_inner
+from .traits import Traits
+
+SMALL = 16 * 1024
+"""Elements below which a kernel runs on one core: waking the others takes longer."""
+
+
+def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
+    """``Y[.., k] = sum X[.., k]``: a few vectors of sums stay in registers."""
+    for producer in sch.get_producers(block):
+        sch.compute_inline(producer)
+    (*outer, column), reduced = split_by_kind(sch, block)
+    columns = int(sch.get(column).extent)
+    lanes = vector_lanes(columns, traits.lanes)
+    vectors = choose(sch, [n for n in (4, 2, 8, 1, 3, 5, 6, 7) if columns // lanes % n == 0])
+    column_outer, column_inner = sch.split(column, [None, lanes * vectors])
+    vector_outer, vector = sch.split(column_inner, [None, lanes])
+    sch.reorder(*outer, column_outer, *reduced, vector_outer, vector)
+    result = sch.cache_write(block, 0, "local")
+    sch.reverse_compute_at(result, column_outer)
+    vectorize_inner(sch, result, lanes)
+    sch.parallel(sch.fuse(*outer, column_outer))
+    sch.vectorize(vector)
+    sch.unroll(vector_outer)
+    sch.decompose_reduction(block, reduced[0])
+
+
+def row_wise(sch: s_tir.Schedule, traits: Traits) -> None:
+    """Blocks that all work on the same rows, summing along the last axis: each row goes through all of them at once.
+
+    Softmax, layer norm, RMS norm, their gradients: whatever has reductions over the last axes and then a result of full
+    rank. A sum runs over vectors of neighbours first, and then over the lanes.
+    """
+    *inner, last = sch.get_child_blocks(sch.get_sblock("root"))
+    loops = sch.get_loops(last)
+    reductions = [block for block in inner if is_reduction(sch, block)]
+    depths = {len(split_by_kind(sch, block)[0]) for block in reductions}
+    if len(depths) != 1 or is_reduction(sch, last) or not 0 < min(depths) < len(loops):
+        raise Unsuited("no reductions over the same rows before the result")
+    depth = depths.pop()
+    rows = extents_of(sch, loops[:depth])
+    for block in inner:
+        if extents_of(sch, sch.get_loops(block))[:depth] != rows:
+            raise Unsuited("not everything works on the same rows")
+        if block not in reductions and len(sch.get_loops(block)) > depth and len(sch.get_consumers(block)) == 1:
+            sch.compute_inline(block)
+    work = math.prod(extents_of(sch, loops))
+    partial = [_sum_by_lane(sch, block, depth, traits) for block in reductions]
+    row = sch.fuse(*loops[:depth]) if depth > 1 else loops[0]
+    remaining = sch.get_child_blocks(sch.get_sblock("root"))[:-1]
+    for block in reversed(remaining):
+        sch.compute_at(block, row)
+    for block in (*remaining, last):
+        if not is_reduction(sch, block) and len(sch.get_loops(block)) > 1:
+            vectorize_inner(sch, block, vector_lanes(int(sch.get(sch.get_loops(block)[-1]).extent), traits.lanes))
+    if work > SMALL:
+        sch.parallel(row)
+    for block in filter(None, partial):
+        sch.set_scope(block, 0, "local")
+        *_, lane, step = sch.get_loops(block)
+        sch.reorder(step, lane)
+        outer, vector = sch.split(lane, [None, traits.lanes])
+        sch.unroll(outer)
+        sch.vectorize(vector)
+        sch.decompose_reduction(block, step)
+
+
+def _sum_by_lane(sch: s_tir.Schedule, block: SBlockRV, depth: int, traits: Traits) -> SBlockRV | None:
+    """A block that sums every so-manieth element of a row; ``block`` then sums what that leaves. None for odd rows."""
+    reduced = sch.get_loops(block)[depth:]
+    loop: LoopRV = sch.fuse(*reduced) if len(reduced) > 1 else reduced[0]
+    extent = int(sch.get(loop).extent)
+    width = next((n * traits.lanes for n in (4, 2, 1) if extent % (n * traits.lanes) == 0), extent)
+    if width == extent:
+        return None
+    return sch.rfactor(sch.split(loop, [None, width])[1], depth)

@@ -1,0 +1,117 @@
+"""Exponential functions that run in vector registers.
+
+LLVM calls the C library for each lane of ``exp``; these are polynomials, with a relative error of about 2e-7. NaN stays
+NaN. For float32 only: other types keep the C library's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from tvm import te, tirx
+
+# Cephes, expf: minimax on [-log(2) / 2, log(2) / 2] of (exp(r) - 1 - r) / r^2.
+EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+LOG2_HIGH, LOG2_LOW = 0.693359375, -2.12194440e-4
+EXP_LOWEST, EXP_HIGHEST = -87.336544, 88.722839  # of a normal float32; beyond: 0 and infinity
+# Cephes, tanhf: (tanh(x) - x) / x^3 for |x| < 0.625.
+TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+# Eigen, erf of single precision: x P(x^2) / Q(x^2) for |x| < 4.
+ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05)
+ERF_P += (-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)
+ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03)
+ERF_Q += (-1.42647390514189e-02,)
+
+
+def exp(x: tirx.Expr) -> tirx.Expr:
+    """``e ** x``."""
+    if _dtype(x) != "float32":
+        return tirx.exp(x)
+    inside = tirx.max(tirx.min(x, _f(EXP_HIGHEST)), _f(EXP_LOWEST))
+    power = tirx.floor(inside * _f(1 / math.log(2)) + _f(0.5))
+    rest = inside - power * _f(LOG2_HIGH) - power * _f(LOG2_LOW)
+    value = _polynomial(EXP, rest) * rest * rest + rest + _f(1)
+    # 2^power in two factors: the largest power, 128, has no float32 of its own.
+    half = tirx.Cast("int32", power) >> 1
+    value = value * _power_of_two(half) * _power_of_two(tirx.Cast("int32", power) - half)
+    value = tirx.Select(x < _f(EXP_LOWEST), _f(0), tirx.Select(x > _f(EXP_HIGHEST), _f(math.inf), value))
+    return tirx.Select(tirx.isnan(x), x, value)
+
+
+def sigmoid(x: tirx.Expr) -> tirx.Expr:
+    """``1 / (1 + e ** -x)``."""
+    one = tirx.const(1, _dtype(x))
+    return one / (one + exp(tirx.const(0, _dtype(x)) - x))
+
+
+def tanh(x: tirx.Expr) -> tirx.Expr:
+    """The hyperbolic tangent."""
+    if _dtype(x) != "float32":
+        return tirx.tanh(x)
+    square = x * x
+    small = x + x * square * _polynomial(TANH, square)
+    large = _f(1) - _f(2) / (exp(x + x) + _f(1))
+    return tirx.Select(tirx.max(x, _f(0) - x) < _f(0.625), small, tirx.Select(tirx.isnan(x), x, large))
+
+
+def erf(x: tirx.Expr) -> tirx.Expr:
+    """The error function."""
+    if _dtype(x) != "float32":
+        return tirx.erf(x)
+    inside = tirx.max(tirx.min(x, _f(4)), _f(-4))
+    square = inside * inside
+    value = inside * _polynomial(ERF_P, square) / _polynomial(ERF_Q, square)
+    return tirx.Select(tirx.isnan(x), x, value)
+
+
+def gelu(x: tirx.Expr) -> tirx.Expr:
+    """``x * Phi(x)``, by the error function."""
+    half, one = tirx.const(0.5, _dtype(x)), tirx.const(1, _dtype(x))
+    return x * half * (one + erf(x * tirx.const(math.sqrt(0.5), _dtype(x))))
+
+
+def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
+    """``x * Phi(x)``, by PyTorch's approximation with tanh."""
+    half, one, cubic = (tirx.const(value, _dtype(x)) for value in (0.5, 1, 0.044715))
+    return x * half * (one + tanh(tirx.const(math.sqrt(2 / math.pi), _dtype(x)) * (x + cubic * x * x * x)))
+
+
+def silu(x: tirx.Expr) -> tirx.Expr:
+    """``x * sigmoid(x)``."""
+    return x * sigmoid(x)
+
+
+def elementwise(x: te.Tensor, *, function: Callable[[tirx.Expr], tirx.Expr]) -> te.Tensor:
+    """``function`` of each element."""
+    return te.compute(x.shape, lambda *index: function(x(*index)), name=function.__name__)
+
+
+def softmax(x: te.Tensor) -> te.Tensor:
+    """``e ** x / sum e ** x`` along the last axis."""
+    *rows, length = x.shape
+    a, b = te.reduce_axis((0, length), name="a"), te.reduce_axis((0, length), name="b")
+    largest = te.compute(rows, lambda *row: te.max(x(*row, a), axis=a), name="largest")
+    power = te.compute(x.shape, lambda *index: exp(x(*index) - largest(*index[:-1])), name="power")
+    total = te.compute(rows, lambda *row: te.sum(power(*row, b), axis=b), name="total")
+    scale = te.compute(rows, lambda *row: tirx.const(1, x.dtype) / total(*row), name="scale")
+    return te.compute(x.shape, lambda *index: power(*index) * scale(*index[:-1]), name="softmax")
+
+
+def _polynomial(coefficients: Sequence[float], x: tirx.Expr) -> tirx.Expr:
+    value = _f(coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = value * x + _f(coefficient)
+    return value
+
+
+def _power_of_two(power: tirx.Expr) -> tirx.Expr:
+    return tirx.reinterpret("float32", (power + 127) << 23)
+
+
+def _dtype(x: tirx.Expr) -> str:
+    return str(x.ty.dtype)
+
+
+def _f(value: float) -> tirx.Expr:
+    return tirx.const(value, "float32")
