@@ -10,6 +10,7 @@ from tvm import IRModule, s_tir, tirx
 from tvm.support import cc
 from tvm.target import Target
 
+from relay_passes.lower_to_executor import symbol_of
 from schedules.cpu import schedule_cpu, traits_of
 
 from .targets import linker_for
@@ -36,7 +37,7 @@ def build_library(mod: IRModule, executors: list[str], target: Target, directory
 def _lowered_kernels(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> IRModule:
     traits = traits_of(target)
     scheduled = {name: schedule_cpu(func, traits) for name, func in kernels.items()}
-    mod = IRModule({name: func.with_attr("pock.symbol", name) for name, func in scheduled.items()})
+    mod = IRModule({name: func.with_attr("pock.symbol", symbol_of(name)) for name, func in scheduled.items()})
     mod = tirx.transform.BindTarget(target.with_host(target))(mod)
     with tvm.transform.PassContext():
         mod = tvm.transform.Sequential(
@@ -53,6 +54,7 @@ def _lowered_kernels(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> IR
                 tirx.transform.BF16ComputeLegalize(),
                 tirx.transform.NarrowDataType(32),
                 s_tir.transform.LoopPartition(),
+                tirx.transform.ConvertSSA(),  # an inlined block brings its names along
                 tirx.transform.VectorizeLoop(True),
                 tirx.transform.StorageRewrite(),
                 s_tir.transform.HoistIfThenElse(),

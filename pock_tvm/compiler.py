@@ -26,8 +26,8 @@ from .frontend import Model, load_model
 from .losses import Loss, as_loss
 from .optimizers import SGD, Optimizer
 from .pipeline import Phases, Piece, Training
-from .program import FORMAT, Program
 from .profile import kernel_costs
+from .program import FORMAT, Program
 from .report import layer_report
 from .scheme import Scheme
 from .structure import structure_of

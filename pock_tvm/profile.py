@@ -13,25 +13,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tvm import IRModule
+    from tvm.tirx import PrimFunc
 
     from .trainer import Data, Trainer
 
 
 def kernel_costs(mod: IRModule, entries: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Floating-point operations of each kernel of a lowered module, and bytes: every operand read or written once."""
-    import tvm
-    from tvm.s_tir.analysis import estimate_tir_flops
+    """What each kernel of a lowered module costs: ``flops``, two for each multiplication of its products, and
+    ``bytes``, every operand read or written once."""
+    return {var.name_hint: _cost(func) for var, func in mod.functions.items() if var.name_hint not in entries}
 
-    costs = {}
-    for var, func in mod.functions.items():
-        if var.name_hint not in entries:
-            sizes = [math.prod(int(extent) for extent in param.ty.shape) for param in func.params]
-            widths = [tvm.DataType(str(param.ty.dtype)).bits // 8 for param in func.params]
-            costs[var.name_hint] = {
-                "flops": float(estimate_tir_flops(tvm.IRModule({"main": func}))),
-                "bytes": float(sum(size * width for size, width in zip(sizes, widths, strict=True))),
-            }
-    return costs
+
+def _cost(func: PrimFunc) -> dict[str, float]:
+    import tvm
+
+    from schedules.cpu import comes_scheduled
+
+    size = 0
+    for param in func.params:
+        size += math.prod(int(extent) for extent in param.ty.shape) * tvm.DataType(str(param.ty.dtype)).bits // 8
+    flops = 0.0
+    if comes_scheduled(func):  # an update or a scatter, which multiplies nothing
+        return {"flops": flops, "bytes": float(size)}
+    sch = tvm.s_tir.Schedule(tvm.IRModule({"main": func}))
+    for block in map(sch.get, sch.get_child_blocks(sch.get_sblock("root"))):
+        if "schedule_rule" in block.annotations:
+            strides = block.annotations.get("strides", [1])  # of a data gradient: the other taps fall between rows
+            flops += 2 * math.prod(int(var.dom.extent) for var in block.iter_vars) / math.prod(map(int, strides))
+    return {"flops": flops, "bytes": float(size)}
 
 
 def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict[str, Any]]:
@@ -54,7 +63,7 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
         loaded = tvm.runtime.load_module(str(path))  # binds the runtime's functions
         library = ctypes.CDLL(str(path))
         calls = [
-            (getattr(library, kernel), [ctypes.c_void_p(addresses[at] + offset) for at, offset in places])
+            (getattr(library, f"pock_{kernel}"), [ctypes.c_void_p(addresses[at] + offset) for at, offset in places])
             for kernel, places in entry["calls"]
         ]
         for _ in range(repeat):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
-from tvm import IRModule, relax, topi
+from tvm import IRModule, relax, te, topi
 
 from schedules.cpu import Traits, parts
 from schedules.kernels import conv2d as conv2d_kernels
@@ -168,10 +168,11 @@ def _softmax(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 
 def _function(function: Callable[[Any], Any]) -> Legalize:
+    def kernel(x: te.Tensor) -> te.Tensor:
+        return functions.elementwise(x, function)
+
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-        return builder.call_te(
-            functions.elementwise, call.args[0], function=function, primfunc_name_hint=function.__name__
-        )
+        return builder.call_te(kernel, call.args[0], primfunc_name_hint=function.__name__)
 
     return legalize
 

@@ -25,8 +25,9 @@ class LowerToExecutor:
 
     The attribute ``table`` gives name, shape and element type behind each address: the parameters that are read, the
     constants (``constant.<i>``) and the results (``result.<i>``); the last address, which it leaves out, is that of the
-    arena. ``calls`` gives each kernel with its arguments as (position in the table, offset in bytes). ``constants`` holds the constants. ``first_results`` limits the results to the first so many: the rest (what
-    was updated in place) the caller has already.
+    arena. ``calls`` gives each kernel with its arguments as (position in the table, offset in bytes). ``constants``
+    holds the constants. ``first_results`` limits the results to the first so many: the rest (what was updated in place)
+    the caller has already.
     """
 
     function: str = "main"
@@ -38,6 +39,11 @@ class LowerToExecutor:
             raise PassError(f"function '{self.function}' has no plan: run relay_passes.PlanArena first")
         executor = _Executor(func, self.first_results).build()
         return update_function(mod, self.function, executor.with_attr("global_symbol", self.function))
+
+
+def symbol_of(kernel: str) -> str:
+    """The symbol of a kernel in a library: a kernel named ``exp`` must not be the C library's."""
+    return f"pock_{kernel}"
 
 
 class _Executor:
@@ -80,7 +86,7 @@ class _Executor:
                 return T.handle_add_byte_offset(start, offset) if offset else start
 
             for kernel, places in calls:
-                T.evaluate(T.call_extern("int32", kernel, *(pointer(*place) for place in places)))
+                T.evaluate(T.call_extern("int32", symbol_of(kernel), *(pointer(*place) for place in places)))
             for index, place, size in copies:
                 T.evaluate(T.call_extern("handle", "memcpy", pointer(f"result.{index}", 0), pointer(*place), size))
         sizes = {name: int(self.func.attrs[name]) for name in ("arena_bytes", "arena_lower_bound")}

@@ -1,7 +1,7 @@
 """Schedules for CPUs with vector registers: x86 and ARM."""
 
 from .parts import parts
-from .schedule import schedule_cpu
+from .schedule import comes_scheduled, schedule_cpu
 from .traits import Traits, traits_of
 
-__all__ = ["Traits", "parts", "schedule_cpu", "traits_of"]
+__all__ = ["Traits", "comes_scheduled", "parts", "schedule_cpu", "traits_of"]

@@ -31,8 +31,8 @@ RULES: dict[str, Rule] = {
 
 def schedule_cpu(func: tirx.PrimFunc, traits: Traits) -> tirx.PrimFunc:
     """Schedule one kernel; one that comes scheduled stays as it is."""
-    if "tirx.is_scheduled" in func.attrs or func.body.block.name_hint != "root":
-        return func  # a kernel written as loops is one opaque block
+    if comes_scheduled(func):
+        return func
     mod = tvm.IRModule({"main": func})
     for rule in _rules(s_tir.Schedule(mod), traits):
         sch = s_tir.Schedule(mod)
@@ -40,6 +40,11 @@ def schedule_cpu(func: tirx.PrimFunc, traits: Traits) -> tirx.PrimFunc:
             rule(sch)
             return sch.mod["main"].with_attrs(func.attrs)
     raise AssertionError("the fallback suits every kernel")
+
+
+def comes_scheduled(func: tirx.PrimFunc) -> bool:
+    """Whether a kernel was written as loops: it is then one opaque block."""
+    return "tirx.is_scheduled" in func.attrs or func.body.block.name_hint != "root"
 
 
 def _rules(sch: s_tir.Schedule, traits: Traits) -> Iterator[Callable[[s_tir.Schedule], None]]:

@@ -28,15 +28,21 @@ def exp(x: tirx.Expr) -> tirx.Expr:
     """``e ** x``."""
     if _dtype(x) != "float32":
         return tirx.exp(x)
-    inside = tirx.max(tirx.min(x, _f(EXP_HIGHEST)), _f(EXP_LOWEST))
-    power = tirx.floor(inside * _f(1 / math.log(2)) + _f(0.5))
-    rest = inside - power * _f(LOG2_HIGH) - power * _f(LOG2_LOW)
-    value = _polynomial(EXP, rest) * rest * rest + rest + _f(1)
-    # 2^power in two factors: the largest power, 128, has no float32 of its own.
-    half = tirx.Cast("int32", power) >> 1
-    value = value * _power_of_two(half) * _power_of_two(tirx.Cast("int32", power) - half)
-    value = tirx.Select(x < _f(EXP_LOWEST), _f(0), tirx.Select(x > _f(EXP_HIGHEST), _f(math.inf), value))
-    return tirx.Select(tirx.isnan(x), x, value)
+
+    def of(x: tirx.Expr) -> tirx.Expr:
+        inside = tirx.max(tirx.min(x, _f(EXP_HIGHEST)), _f(EXP_LOWEST))
+        value = _let(inside, lambda y: _let(tirx.floor(y * _f(1 / math.log(2)) + _f(0.5)), lambda n: reduced(y, n)))
+        value = tirx.Select(x < _f(EXP_LOWEST), _f(0), tirx.Select(x > _f(EXP_HIGHEST), _f(math.inf), value))
+        return tirx.Select(tirx.isnan(x), x, value)
+
+    def reduced(y: tirx.Expr, power: tirx.Expr) -> tirx.Expr:
+        rest = y - power * _f(LOG2_HIGH) - power * _f(LOG2_LOW)
+        value = _let(rest, lambda r: _polynomial(EXP, r) * r * r + r + _f(1))
+        # 2^power in two factors: the largest power, 128, has no float32 of its own.
+        half = tirx.Cast("int32", power) >> 1
+        return value * _power_of_two(half) * _power_of_two(tirx.Cast("int32", power) - half)
+
+    return _let(x, of)
 
 
 def sigmoid(x: tirx.Expr) -> tirx.Expr:
@@ -49,40 +55,46 @@ def tanh(x: tirx.Expr) -> tirx.Expr:
     """The hyperbolic tangent."""
     if _dtype(x) != "float32":
         return tirx.tanh(x)
-    square = x * x
-    small = x + x * square * _polynomial(TANH, square)
-    large = _f(1) - _f(2) / (exp(x + x) + _f(1))
-    return tirx.Select(tirx.max(x, _f(0) - x) < _f(0.625), small, tirx.Select(tirx.isnan(x), x, large))
+
+    def of(x: tirx.Expr) -> tirx.Expr:
+        small = _let(x * x, lambda square: x + x * square * _polynomial(TANH, square))
+        large = _f(1) - _f(2) / (exp(x + x) + _f(1))
+        return tirx.Select(tirx.max(x, _f(0) - x) < _f(0.625), small, tirx.Select(tirx.isnan(x), x, large))
+
+    return _let(x, of)
 
 
 def erf(x: tirx.Expr) -> tirx.Expr:
     """The error function."""
     if _dtype(x) != "float32":
         return tirx.erf(x)
-    inside = tirx.max(tirx.min(x, _f(4)), _f(-4))
-    square = inside * inside
-    value = inside * _polynomial(ERF_P, square) / _polynomial(ERF_Q, square)
-    return tirx.Select(tirx.isnan(x), x, value)
+
+    def of(x: tirx.Expr) -> tirx.Expr:
+        inside = tirx.max(tirx.min(x, _f(4)), _f(-4))
+        value = _let(inside, lambda y: _let(y * y, lambda z: y * _polynomial(ERF_P, z) / _polynomial(ERF_Q, z)))
+        return tirx.Select(tirx.isnan(x), x, value)
+
+    return _let(x, of)
 
 
 def gelu(x: tirx.Expr) -> tirx.Expr:
     """``x * Phi(x)``, by the error function."""
-    half, one = tirx.const(0.5, _dtype(x)), tirx.const(1, _dtype(x))
-    return x * half * (one + erf(x * tirx.const(math.sqrt(0.5), _dtype(x))))
+    half, one, root = (tirx.const(value, _dtype(x)) for value in (0.5, 1, math.sqrt(0.5)))
+    return _let(x, lambda x: x * half * (one + erf(x * root)))
 
 
 def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
     """``x * Phi(x)``, by PyTorch's approximation with tanh."""
-    half, one, cubic = (tirx.const(value, _dtype(x)) for value in (0.5, 1, 0.044715))
-    return x * half * (one + tanh(tirx.const(math.sqrt(2 / math.pi), _dtype(x)) * (x + cubic * x * x * x)))
+    half, one, cubic, root = (tirx.const(value, _dtype(x)) for value in (0.5, 1, 0.044715, math.sqrt(2 / math.pi)))
+    return _let(x, lambda x: x * half * (one + tanh(root * (x + cubic * x * x * x))))
 
 
 def silu(x: tirx.Expr) -> tirx.Expr:
     """``x * sigmoid(x)``."""
-    return x * sigmoid(x)
+    return _let(x, lambda x: x * sigmoid(x))
 
 
-def elementwise(x: te.Tensor, *, function: Callable[[tirx.Expr], tirx.Expr]) -> te.Tensor:
+def elementwise(x: te.Tensor, function: Callable[[tirx.Expr], tirx.Expr]) -> te.Tensor:
     """``function`` of each element."""
     return te.compute(x.shape, lambda *index: function(x(*index)), name=function.__name__)
 
@@ -96,6 +108,12 @@ def softmax(x: te.Tensor) -> te.Tensor:
     total = te.compute(rows, lambda *row: te.sum(power(*row, b), axis=b), name="total")
     scale = te.compute(rows, lambda *row: tirx.const(1, x.dtype) / total(*row), name="scale")
     return te.compute(x.shape, lambda *index: power(*index) * scale(*index[:-1]), name="softmax")
+
+
+def _let(value: tirx.Expr, body: Callable[[tirx.Expr], tirx.Expr]) -> tirx.Expr:
+    """``body`` of a name for ``value``: what is read often is computed, and written down, once."""
+    var = tirx.Var("t", _dtype(value))
+    return tirx.Let(var, value, body(var))
 
 
 def _polynomial(coefficients: Sequence[float], x: tirx.Expr) -> tirx.Expr:
