@@ -97,7 +97,7 @@ def compile(  # noqa: A001 - the name that users expect
     # 6 to 9. Kernels, order, plan.
     written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
     frozen = [name for name in imported.weights if name not in selection and name not in written]
-    lowered = pipeline.executors(phases, frozen, traits_of(target))
+    lowered = pipeline.executors(phases, frozen, list(selection), traits_of(target))
     # 10. Schedule and build.
     entries = [name for name in pipeline.ENTRIES if name in lowered]
     with tempfile.TemporaryDirectory() as directory:

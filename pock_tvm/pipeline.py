@@ -28,9 +28,11 @@ from relay_passes import (
     PlanArena,
     RecoverOperators,
     SaveSmall,
+    ScaleResults,
     SimplifyMasks,
     SimplifyMovement,
     StorePermuted,
+    StraightenProducts,
     UnifyProducts,
 )
 from relay_passes.ir import shape_of
@@ -144,12 +146,17 @@ def training_pipeline(
     return run
 
 
-def executors(phases: Phases, frozen: Sequence[str], traits: Traits) -> IRModule:
-    """Phases 6 to 9: from Relax functions to kernels and executors that call them on fixed addresses."""
+def executors(phases: Phases, frozen: Sequence[str], live: Sequence[str], traits: Traits) -> IRModule:
+    """Phases 6 to 9: from Relax functions to kernels and executors that call them on fixed addresses.
+
+    ``frozen`` and ``live`` name the parameters that never change and those that are trained.
+    """
     functions = [var.name_hint for var, func in phases.mod.functions.items() if isinstance(func, relax.Function)]
     # 6. Choose kernels; what depends on frozen parameters alone is computed once, by ``prepare``.
     views = relax.transform.RewriteDataflowReshape()
-    phases.run("kernels", [ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
+    straight = [StraightenProducts(frozen, name) for name in functions]
+    scaled = [ScaleResults(live, name) for name in functions]
+    phases.run("kernels", [*scaled, *straight, ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
     everything = [*functions, PREPARE]
     # 7. Fuse epilogues and element-wise chains.
     fuse = [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps(), relax.transform.FuseTIR()]

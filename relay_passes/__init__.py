@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from .plan_arena import PlanArena
     from .recover_operators import RecoverOperators
     from .save_small import SaveSmall
+    from .scale_results import ScaleResults
     from .simplify_masks import SimplifyMasks
     from .simplify_movement import SimplifyMovement
     from .store_permuted import StorePermuted
+    from .straighten_products import StraightenProducts
     from .unify_products import UnifyProducts
 
 _HOME = {
@@ -46,9 +48,11 @@ _HOME = {
     "PlanArena": "plan_arena",
     "RecoverOperators": "recover_operators",
     "SaveSmall": "save_small",
+    "ScaleResults": "scale_results",
     "SimplifyMasks": "simplify_masks",
     "SimplifyMovement": "simplify_movement",
     "StorePermuted": "store_permuted",
+    "StraightenProducts": "straighten_products",
     "UnifyProducts": "unify_products",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605

@@ -11,7 +11,7 @@ from typing import Any
 import tvm
 from tvm import IRModule, relax, te, topi
 
-from schedules.cpu import Traits, parts
+from schedules.cpu import LONG_SUM, Traits, parts
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import functions, indexing, reduction
 from schedules.kernels import matmul as matmul_kernels
@@ -51,14 +51,25 @@ class ChooseKernels:
 CALLS = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
 
 
-OUT_ELEMENTWISE_FUSABLE = 4
-"""TVM's pattern of an operator that fuses with what comes after it, not with what comes before
-(``tvm::relay::OpPatternKind``): the operands of a product are read many times over."""
+OUT_ELEMENTWISE_FUSABLE, OPAQUE = 4, 8
+"""TVM's patterns of an operator that fuses with what comes after it, not with what comes before (the operands of a
+product are read many times over), and of one that fuses with nothing (``tvm::relay::OpPatternKind``)."""
 
 
 def _product(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
     attrs = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
     return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs=attrs, **options)
+
+
+def _long_product(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
+    """A product with a long sum is added up in its result, part by part: there is no moment for an epilogue."""
+    weight = shape_of(args[1])
+    reduced = weight[-2] if kernel is matmul_kernels.matmul else math.prod(weight[:-1])
+    if reduced <= LONG_SUM:
+        return _product(builder, kernel, *args, **options)
+    return builder.call_te(
+        kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs={"op_pattern": OPAQUE}, **options
+    )
 
 
 def _call(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
@@ -78,7 +89,7 @@ def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, weight = call.args
     if not _is_dense_or_depthwise(shape_of(x)[3], geometry["groups"]):
         x, geometry["padding"] = _padded(builder, x, geometry["padding"]), (0, 0, 0, 0)
-    return _product(builder, conv2d_kernels.conv2d, x, weight, **geometry)
+    return _long_product(builder, conv2d_kernels.conv2d, x, weight, **geometry)
 
 
 def _conv2d_data_gradient(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -124,13 +135,8 @@ def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Exp
 
 
 def _matmul(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """The kernel reads B along the columns of the result."""
-    a, b = call.args
-    transpose_a, transpose_b = (bool(call.attrs[name]) for name in ("transpose_a", "transpose_b"))
-    if transpose_b:
-        rank = len(shape_of(b))
-        b = builder.emit(_call(builder, topi.transpose, b, axes=(*range(rank - 2), rank - 1, rank - 2)))
-    return _product(builder, matmul_kernels.matmul, a, b, transpose_a=transpose_a, transpose_b=False)
+    transposes = {name: bool(call.attrs[name]) for name in ("transpose_a", "transpose_b")}
+    return _long_product(builder, matmul_kernels.matmul, *call.args, **transposes)
 
 
 def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

@@ -6,7 +6,7 @@ import contextlib
 import math
 
 from tvm import s_tir
-from tvm.s_tir.schedule import SBlockRV
+from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from .reduction import SMALL
 from .tile import Unsuited, extents_of, is_reduction, split_by_kind, vector_lanes
@@ -31,6 +31,10 @@ def _parallel_and_vector(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -
     if not spatial:
         return
     work = math.prod(extents_of(sch, sch.get_loops(block)))
+    across = None if reduced else _read_across(sch, block, spatial)
+    if across is not None and work > SMALL:
+        _square_tiles(sch, spatial, across, traits)
+        return
     lanes = vector_lanes(int(sch.get(spatial[-1]).extent), traits.lanes)
     outer, inner = sch.split(spatial[-1], [None, lanes])
     sch.reorder(*spatial[:-1], outer, *reduced, inner)
@@ -41,6 +45,35 @@ def _parallel_and_vector(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -
         sch.vectorize(inner)
     if reduced:
         sch.decompose_reduction(block, reduced[0])
+
+
+def _read_across(sch: s_tir.Schedule, block: SBlockRV, spatial: list[LoopRV]) -> int | None:
+    """Which loop runs along contiguous elements of something that is read, where it is not the last: a transpose."""
+    stmt = sch.get(block)
+    variables = [iter_var.var for iter_var in stmt.iter_vars]
+    for region in stmt.reads:
+        for position, var in enumerate(variables[:-1]):
+            if (
+                len(region.region) > 1
+                and region.region[-1].min.same_as(var)
+                and int(sch.get(spatial[position]).extent) > 1
+            ):
+                return position
+    return None
+
+
+def _square_tiles(sch: s_tir.Schedule, spatial: list[LoopRV], across: int, traits: Traits) -> None:
+    """Move squares, so that every cache line that is read is used up before it is gone."""
+    lanes = [vector_lanes(int(sch.get(spatial[axis]).extent), traits.lanes) for axis in (across, -1)]
+    outer, inner = zip(
+        *(sch.split(spatial[axis], [None, size]) for axis, size in zip((across, -1), lanes, strict=True)), strict=True
+    )
+    rest = [loop for axis, loop in enumerate(spatial[:-1]) if axis != across]
+    sch.reorder(*rest, *outer, *inner)
+    sch.parallel(sch.fuse(*rest, *outer))
+    sch.unroll(inner[0])
+    if lanes[1] > 1:
+        sch.vectorize(inner[1])
 
 
 def _parallel_loops(extents: list[int], traits: Traits) -> int:

@@ -8,8 +8,11 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx.analysis import undefined_vars
 
-from .tile import Unsuited, choose, extents_of, register_tile, split_by_kind, split_phases, tiles
+from .tile import Unsuited, blocked_sum, choose, extents_of, register_tile, split_by_kind, split_phases, tiles
 from .traits import Traits
+
+LONG_SUM = 2048
+"""Terms of a sum from which a strip of the second operand, a few vectors wide, no longer fits into the second cache."""
 
 
 def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
@@ -23,6 +26,9 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
     padding = sch.get_producers(block)
     columns_first = strip_bytes > traits.l2_bytes // 2
     tile = choose(sch, tiles(extents_of(sch, rows), int(sch.get(spatial[-1]).extent), traits))
+    if math.prod(extents_of(sch, reduced)) > LONG_SUM and not sch.get_consumers(block) and columns_first:
+        blocked_sum(sch, block, tile, rows, spatial[-1], reduced, outer=outer, padded=padding[0] if padding else None)
+        return
     register_tile(
         sch,
         block,

@@ -199,6 +199,46 @@ def register_tile(
     sch.decompose_reduction(block, reduced[0])
 
 
+def blocked_sum(
+    sch: s_tir.Schedule,
+    block: SBlockRV,
+    tile: Tile,
+    rows: Sequence[LoopRV],
+    column: LoopRV,
+    reduced: Sequence[LoopRV],
+    *,
+    outer: Sequence[LoopRV] = (),
+    padded: SBlockRV | None = None,
+    most: int = 1024,
+) -> None:
+    """A register tile for long sums: at most so many terms at a time, of all rows, are added to the result.
+
+    So a block of the second operand, ``most`` terms deep and a tile wide, stays in the second cache. The tile is
+    loaded and stored for each block; LLVM keeps it in registers in between.
+    """
+    row_outer, row_inner = zip(
+        *(sch.split(loop, [None, size]) for loop, size in zip(rows, tile.rows, strict=True)), strict=True
+    )
+    column_outer, column_inner = sch.split(column, [None, tile.width])
+    vector_outer, vector = sch.split(column_inner, [None, tile.lanes])
+    lengths = extents_of(sch, reduced)
+    if len(reduced) == 1:
+        blocks, terms = sch.split(reduced[0], [None, max(n for n in range(1, most + 1) if lengths[0] % n == 0)])
+        steps = [blocks, terms]
+    else:
+        steps = list(reduced)
+    sch.reorder(*outer, column_outer, steps[0], *row_outer, *steps[1:], *row_inner, vector_outer, vector)
+    task = sch.fuse(*outer, column_outer)
+    sch.parallel(task)
+    sch.vectorize(vector)
+    for loop in (*row_inner, vector_outer):
+        sch.unroll(loop)
+    if padded is not None:
+        sch.compute_at(padded, task)
+        vectorize_inner(sch, padded, vector_lanes(int(sch.get(sch.get_loops(padded)[-1]).extent), tile.lanes))
+    sch.decompose_reduction(block, steps[0])
+
+
 def vectorize_inner(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
     """Vectorise the innermost loop of a block; what is left of a short one is unrolled."""
     loop = sch.get_loops(block)[-1]

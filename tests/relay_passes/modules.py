@@ -56,5 +56,5 @@ def trained_phases(trained: dict[str, Any], **options: Any) -> Phases:
     phases = Phases(imported.module)
     pipeline.training_graph(phases, Training(trained, **options))
     frozen = [name for name in imported.weights if name not in trained]
-    pipeline.executors(phases, frozen, Traits(lanes=16, registers=32, cores=2))
+    pipeline.executors(phases, frozen, list(trained), Traits(lanes=16, registers=32, cores=2))
     return phases
