@@ -20,6 +20,7 @@ app = typer.Typer(
 MODEL = Annotated[Path, typer.Argument(help="A network: .pt2 (torch.export.save) or .onnx")]
 PROGRAM = Annotated[Path, typer.Argument(help="A compiled program")]
 DATA = Annotated[Path, typer.Option(help="A folder per class of images, or an .npz file of the inputs and y")]
+THREADS = Annotated[int | None, typer.Option(help="Cores to run on; all by default")]
 CHECKPOINT = Annotated[Path | None, typer.Option(help="A checkpoint to go on from, or to write")]
 MEAN = Annotated[str | None, typer.Option(help="Mean of each channel in 0 … 1, such as 0.485,0.456,0.406")]
 STD = Annotated[str | None, typer.Option(help="Standard deviation of each channel in 0 … 1")]
@@ -99,6 +100,7 @@ def train(
     flip: Annotated[bool, typer.Option(help="Flip training images at random")] = False,
     crop: Annotated[bool, typer.Option(help="Crop training images at random")] = False,
     seed: Annotated[int, typer.Option()] = 0,
+    threads: THREADS = None,
 ) -> None:
     """Train a program on your data."""
     import numpy as np
@@ -110,7 +112,7 @@ def train(
     from .trainer import Trainer
 
     console = Console()
-    trainer = Trainer(program)
+    trainer = Trainer(program, threads=threads)
     manifest = trainer.program.manifest
     preprocessing = _preprocessing(manifest, mean, std)
     training = open_data(data, manifest["inputs"], preprocessing, Augmentation(flip, crop))
@@ -157,15 +159,31 @@ def evaluate(program: PROGRAM, data: DATA, checkpoint: CHECKPOINT = None, mean: 
 
 
 @app.command()
-def inspect(program: PROGRAM) -> None:
+def inspect(
+    program: PROGRAM,
+    plot: Annotated[Path | None, typer.Option(help="Draw the arena over time: the picture to write")] = None,
+    profile: Annotated[bool, typer.Option(help="Run a step, and show the time of each kernel")] = False,
+    threads: THREADS = None,
+) -> None:
     """Show what a program trains, what it costs and what it holds in memory."""
     from rich.console import Console
 
     from .program import Program
-    from .tables import layer_table, memory_table, summary
+    from .tables import kernel_table, layer_table, memory_table, summary
 
     loaded = Program.load(program)
     console = Console()
+    if plot is not None:
+        from .plots import draw_memory
+
+        draw_memory(loaded, plot)
+    if profile:
+        from .profile import example
+        from .profile import profile as profile_step
+        from .trainer import Trainer
+
+        console.print(kernel_table(profile_step(Trainer(loaded, threads=threads), *example(loaded))))
+        return
     console.print(summary(loaded))
     console.print(layer_table(loaded))
     console.print(memory_table(loaded))

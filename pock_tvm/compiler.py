@@ -157,6 +157,7 @@ def _entry(mod: IRModule, name: str) -> dict[str, Any]:
         "arena_bytes": int(attrs["arena_bytes"]),
         "arena_lower_bound": int(attrs["arena_lower_bound"]),
         "calls": plain(attrs["calls"]),
+        "arena_map": plain(attrs["arena_map"]),
     }
 
 

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from tvm import IRModule
     from tvm.tirx import PrimFunc
 
+    from .program import Program
     from .trainer import Data, Trainer
 
 
@@ -41,6 +44,19 @@ def _cost(func: PrimFunc) -> dict[str, float]:
             strides = block.annotations.get("strides", [1])  # of a data gradient: the other taps fall between rows
             flops += 2 * math.prod(int(var.dom.extent) for var in block.iter_vars) / math.prod(map(int, strides))
     return {"flops": flops, "bytes": float(size)}
+
+
+def example(program: Program) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Inputs and a target of the right shapes and types: numbers from a normal distribution, ones for integers."""
+    manifest, rng = program.manifest, np.random.default_rng(0)
+    inputs = {}
+    for spec in manifest["inputs"]:
+        limit = manifest["index_limits"].get(spec["name"], 2)
+        whole = np.full(spec["shape"], min(1, limit - 1))
+        inputs[spec["name"]] = rng.standard_normal(spec["shape"]) if "float" in spec["dtype"] else whole
+        inputs[spec["name"]] = inputs[spec["name"]].astype(spec["dtype"])
+    targets = [tensor for tensor in manifest["entries"]["train_step"]["table"] if tensor["name"] == "target"]
+    return inputs, np.zeros(targets[0]["shape"], targets[0]["dtype"]) if targets else None
 
 
 def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import numpy as np
 
 ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Cores that this process may use."""
+
 # TVM's pool counts physical cores in a way of its own, and would use one thread of two.
-os.environ.setdefault(
-    "TVM_NUM_THREADS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-)
+os.environ.setdefault("TVM_NUM_THREADS", str(CORES))
 
 import tvm  # noqa: E402 - the variable above is read when the pool starts
 
@@ -37,6 +39,19 @@ class Library:
         if entry not in self._functions:
             self._functions[entry] = self._module[entry]
         self._functions[entry](table)
+
+
+_pool = threading.local()
+
+
+def use_threads(count: int) -> None:
+    """Run the kernels that this thread calls from now on with so many threads."""
+    if getattr(_pool, "threads", None) != count:
+        tvm.get_global_func("runtime.config_threadpool")(FASTEST_CORES, count)
+        _pool.threads = count
+
+
+FASTEST_CORES = 1  # a mode of TVM's pool (src/runtime/threading_backend.cc)
 
 
 def load_library(data: bytes) -> Library:

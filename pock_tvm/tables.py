@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,3 +89,18 @@ def scheme_table(found: Mapping[str, Mapping[str, Any]], model: Any) -> Table:
 
 def _size(weight: np.ndarray, piece: tuple[int, Any] | None) -> int:
     return weight.size if piece is None else weight.size // weight.shape[piece[0]] * len(piece[1])
+
+
+def kernel_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a kernel of a step, slowest first."""
+    table = Table(title="kernels of a step", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("ms", "% of step", "GFLOP/s", "GB/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("kernel", overflow="fold")
+    for record in records:
+        flops = f"{record['gflops']:.0f}" if record["gflops"] else ""
+        share = f"{100 * record['share']:.1f}"
+        table.add_row(f"{record['ms']:.3f}", share, flops, f"{record['gbytes']:.1f}", record["kernel"])
+    table.add_section()
+    table.add_row(f"{sum(record['ms'] for record in records):.3f}", "100", "", "", f"{len(records)} kernels")
+    return table

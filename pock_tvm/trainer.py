@@ -17,7 +17,7 @@ from .errors import CheckpointError, InputError, ProgramError
 from .files import replacing
 from .losses import Loss
 from .program import Program
-from .runtime import aligned, load_library, machine_triple
+from .runtime import CORES, aligned, load_library, machine_triple, use_threads
 
 CHECKPOINT = "pock-checkpoint/1"
 Data = Any
@@ -31,6 +31,8 @@ class Trainer:
     ----------
     program : Program or path
         What ``pock.compile`` returned, or a file that ``Program.save`` wrote.
+    threads : int, optional
+        How many cores kernels run on; all by default. Results do not depend on it.
 
     Raises
     ------
@@ -38,7 +40,10 @@ class Trainer:
         The file is damaged, or was compiled for another kind of machine.
     """
 
-    def __init__(self, program: Program | str | os.PathLike[str]) -> None:
+    def __init__(self, program: Program | str | os.PathLike[str], *, threads: int | None = None) -> None:
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise InputError(f"threads is a number of cores, at least 1, not {threads!r}")
+        self._threads = min(threads or CORES, CORES)
         self.program = program if isinstance(program, Program) else Program.load(program)
         manifest = self.program.manifest
         triple = manifest["target"]["triple"]
@@ -258,6 +263,7 @@ class Trainer:
         return self._library.table([*addresses, self._arena.ctypes.data])
 
     def _run(self, entry: str) -> None:
+        use_threads(self._threads)
         self._library.run(entry, self._tables[entry])
 
     def _fill(self, name: str, values: np.ndarray) -> None:

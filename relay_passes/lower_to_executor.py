@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import tvm
@@ -25,9 +26,9 @@ class LowerToExecutor:
 
     The attribute ``table`` gives name, shape and element type behind each address: the parameters that are read, the
     constants (``constant.<i>``) and the results (``result.<i>``); the last address, which it leaves out, is that of the
-    arena. ``calls`` gives each kernel with its arguments as (position in the table, offset in bytes). ``constants``
-    holds the constants. ``first_results`` limits the results to the first so many: the rest (what was updated in place)
-    the caller has already.
+    arena. ``calls`` gives each kernel with its arguments as (position in the table, offset in bytes), ``arena_map``
+    what :class:`PlanArena` gives, by calls instead of bindings. ``constants`` holds the constants. ``first_results``
+    limits the results to the first so many: the rest (what was updated in place) the caller has already.
     """
 
     function: str = "main"
@@ -90,12 +91,16 @@ class _Executor:
             for index, place, size in copies:
                 T.evaluate(T.call_extern("handle", "memcpy", pointer(f"result.{index}", 0), pointer(*place), size))
         sizes = {name: int(self.func.attrs[name]) for name in ("arena_bytes", "arena_lower_bound")}
+        # Bindings that call nothing (views) take no step.
+        step = list(itertools.accumulate(op_name(binding.value) in CALLS for binding in self.bindings))
+        arena_map = [[*what, step[first] - 1, step[last] - 1] for *what, first, last in self.func.attrs["arena_map"]]
         described = [[name, *_described(types[name])] for name in table if name != "arena"]
         positions = [[kernel, [[position[place], offset] for place, offset in places]] for kernel, places in calls]
         return builder.get().with_attrs(
             {
                 "table": described,
                 "calls": positions,
+                "arena_map": arena_map,
                 "constants": [constant.value for constant in self.constants],
                 **sizes,
             }

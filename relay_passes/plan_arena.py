@@ -79,8 +79,9 @@ class PlanArena:
 
     In: a dataflow function of ``call_tir``, ``call_tir_inplace``, reshapes and tuples, in the order in which it will
     run. Out: the same function with attributes: ``arena_bytes`` and ``arena_lower_bound``, how large the arena is and
-    how large it has to be at least; ``arena_offsets``, for each binding the offsets of its outputs. Reshapes are views
-    of what they reshape. A result of the function has the offset -1, because the caller keeps it.
+    how large it has to be at least; ``arena_offsets``, for each binding the offsets of its outputs; ``arena_map``, each
+    temporary as (name, offset, size, first binding, last binding). Reshapes are views of what they reshape. A result of
+    the function has the offset -1, because the caller keeps it.
     """
 
     function: str = "main"
@@ -95,6 +96,10 @@ class PlanArena:
             "arena_bytes": plan.size,
             "arena_lower_bound": lower_bound(plan.lifetimes),
             "arena_offsets": offsets,
+            "arena_map": [
+                [lifetime.name, offset, lifetime.size, lifetime.first, lifetime.last]
+                for lifetime, offset in zip(plan.lifetimes, plan.offsets, strict=True)
+            ],
         }
         return update_function(mod, self.function, func.with_attrs(attributes))
 
