@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tvm
@@ -13,6 +14,8 @@ from tvm.target import Target
 from relay_passes.lower_to_executor import symbol_of
 from schedules.cpu import schedule_cpu, traits_of
 
+from .kernel_cache import KernelCache
+from .runtime import CORES
 from .targets import linker_for
 
 DEVICE_TYPE_CPU = 1
@@ -22,52 +25,68 @@ def build_library(mod: IRModule, executors: list[str], target: Target, directory
     """Compile the PrimFuncs of a module into a shared library.
 
     ``executors`` are entry points of TVM's calling convention; everything else is a kernel: a C function of pointers
-    that returns 0. Returns the path of the library, in ``directory``.
+    that returns 0. Kernels are built side by side, and only if they are not in the cache. Returns the path of the
+    library, in ``directory``.
     """
     kernels = {var.name_hint: func for var, func in mod.functions.items() if var.name_hint not in executors}
+    cache = KernelCache(target)
+    with ThreadPoolExecutor(CORES) as pool:
+        built = pool.map(lambda name: _kernel_object(name, kernels[name], target, cache, directory), kernels)
+        objects = [*built, directory / "executors.o"]
     entries = {name: mod[name] for name in executors}
-    objects = [directory / "kernels.o", directory / "executors.o"]
-    _write_object(_lowered_kernels(kernels, target), target, objects[0])
-    tirx.build(IRModule(entries), target=target).write_to_file(str(objects[1]), "o")
+    tirx.build(IRModule(entries), target=target).write_to_file(str(objects[-1]), "o")
     library = directory / "program.so"
     cc.create_shared(str(library), [str(path) for path in objects], cc=linker_for(target))
     return library
 
 
-def _lowered_kernels(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> IRModule:
-    traits = traits_of(target)
-    scheduled = {name: schedule_cpu(func, traits) for name, func in kernels.items()}
-    mod = IRModule({name: func.with_attr("pock.symbol", symbol_of(name)) for name, func in scheduled.items()})
-    mod = tirx.transform.BindTarget(target.with_host(target))(mod)
+def _kernel_object(name: str, func: tirx.PrimFunc, target: Target, cache: KernelCache, directory: Path) -> Path:
+    path = directory / f"{hashlib.sha256(name.encode()).hexdigest()}.o"
+    data = cache.get(name)
+    if data is not None:
+        path.write_bytes(data)
+        return path
+    module = tvm.get_global_func("target.build.llvm")(lower_kernel(name, func, target), target)
+    module.write_to_file(str(path), "o")
+    cache.put(name, path.read_bytes())
+    return path
+
+
+def lower_kernel(name: str, func: tirx.PrimFunc, target: Target) -> IRModule:
+    """Schedule one kernel, and lower it to what LLVM takes."""
+    scheduled = schedule_cpu(func, traits_of(target)).with_attr("pock.symbol", symbol_of(name))
+    mod = tirx.transform.BindTarget(target.with_host(target))(IRModule({name: scheduled}))
     with tvm.transform.PassContext():
-        mod = tvm.transform.Sequential(
-            [
-                s_tir.transform.CanonicalizeLoop(),
-                s_tir.transform.LowerInitBlock(),
-                s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
-                s_tir.transform.ConvertBlocksToOpaque(),
-                s_tir.transform.CompactBufferAllocation(),
-                s_tir.transform.LowerMatchBuffer(),
-                s_tir.transform.StmtSimplify(),
-                s_tir.transform.LowerOpaqueBlock(),
-                tirx.transform.FlattenBuffer(),
-                tirx.transform.BF16ComputeLegalize(),
-                tirx.transform.NarrowDataType(32),
-                s_tir.transform.LoopPartition(),
-                tirx.transform.ConvertSSA(),  # an inlined block brings its names along
-                tirx.transform.VectorizeLoop(True),
-                tirx.transform.StorageRewrite(),
-                s_tir.transform.HoistIfThenElse(),
-                tirx.transform.UnrollLoop(),
-                s_tir.transform.RenormalizeSplitPattern(),
-                tirx.transform.StmtSimplify(),
-                tirx.transform.RemoveNoOp(),
-                s_tir.transform.RewriteUnsafeSelect(),
-                tirx.transform.CommonSubexprElim(),
-            ]
-        )(mod)
+        mod = tvm.transform.Sequential(LOWERING)(mod)
         mod = IRModule({var.name_hint: as_c_function(func) for var, func in mod.functions.items()})
         return tvm.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(mod)
+
+
+LOWERING = [
+    s_tir.transform.CanonicalizeLoop(),
+    s_tir.transform.LowerInitBlock(),
+    s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+    s_tir.transform.ConvertBlocksToOpaque(),
+    s_tir.transform.CompactBufferAllocation(),
+    s_tir.transform.LowerMatchBuffer(),
+    s_tir.transform.StmtSimplify(),
+    s_tir.transform.LowerOpaqueBlock(),
+    tirx.transform.FlattenBuffer(),
+    tirx.transform.BF16ComputeLegalize(),
+    tirx.transform.NarrowDataType(32),
+    s_tir.transform.LoopPartition(),
+    tirx.transform.ConvertSSA(),  # an inlined block brings its names along
+    tirx.transform.VectorizeLoop(True),
+    tirx.transform.StorageRewrite(),
+    s_tir.transform.HoistIfThenElse(),
+    tirx.transform.UnrollLoop(),
+    s_tir.transform.RenormalizeSplitPattern(),
+    tirx.transform.StmtSimplify(),
+    tirx.transform.RemoveNoOp(),
+    s_tir.transform.RewriteUnsafeSelect(),
+    tirx.transform.CommonSubexprElim(),
+]
+"""From a schedule to loops over flat memory (as ``tvm.s_tir.pipeline.default_s_tir_pipeline``, for C functions)."""
 
 
 def as_c_function(func: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -87,7 +106,3 @@ def as_c_function(func: tirx.PrimFunc) -> tirx.PrimFunc:
     body = tirx.SeqStmt([body, tirx.Return(tirx.const(0, "int32"))])
     raw = tirx.PrimFunc(pointers, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
     return raw.with_attrs({"global_symbol": func.attrs["pock.symbol"], "calling_conv": 1})
-
-
-def _write_object(mod: IRModule, target: Target, path: Path) -> None:
-    tvm.get_global_func("target.build.llvm")(mod, target).write_to_file(str(path), "o")

@@ -24,6 +24,7 @@ from relay_passes import (
     FoldPadding,
     LiftFrozen,
     LowerToExecutor,
+    NameKernels,
     OrderUpdates,
     PlanArena,
     RecoverOperators,
@@ -164,7 +165,7 @@ def executors(phases: Phases, frozen: Sequence[str], live: Sequence[str], traits
         "fused", [*fuse, relax.transform.DeadCodeElimination(everything), relax.transform.RewriteDataflowReshape()]
     )
     # 8. Order.
-    phases.run("ordered", [OrderUpdates(name) for name in everything])
+    phases.run("ordered", [NameKernels(everything), *(OrderUpdates(name) for name in everything)])
     # 9. Plan.
     phases.run("planned", [PlanArena(name) for name in everything])
     results = {name: 1 if name in (TRAIN, ACCUMULATE) else None for name in everything}

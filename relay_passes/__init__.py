@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .fold_padding import FoldPadding
     from .lift_frozen import LiftFrozen
     from .lower_to_executor import LowerToExecutor
+    from .name_kernels import NameKernels
     from .order_updates import OrderUpdates
     from .plan_arena import PlanArena
     from .recover_operators import RecoverOperators
@@ -44,6 +45,7 @@ _HOME = {
     "FoldPadding": "fold_padding",
     "LiftFrozen": "lift_frozen",
     "LowerToExecutor": "lower_to_executor",
+    "NameKernels": "name_kernels",
     "OrderUpdates": "order_updates",
     "PlanArena": "plan_arena",
     "RecoverOperators": "recover_operators",
