@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def build_library(mod: IRModule, executors: list[str], target: Target, directory
 
 
 def _kernel_object(name: str, func: tirx.PrimFunc, target: Target, cache: KernelCache, directory: Path) -> Path:
-    path = directory / f"{hashlib.sha256(name.encode()).hexdigest()}.o"
+    path = directory / f"{name}.o"
     data = cache.get(name)
     if data is not None:
         path.write_bytes(data)

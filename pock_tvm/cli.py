@@ -53,6 +53,9 @@ def compile_(
     batch_norm: Annotated[str, typer.Option(help="Statistics in training: frozen, or those of each batch")] = "frozen",
     accumulate: Annotated[int, typer.Option(help="Steps that share one update")] = 1,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of all gradients together")] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Most memory beside the weights, such as 64MB: recompute where it takes more")
+    ] = None,
     dump: Annotated[Path | None, typer.Option(help="A folder for the module after each phase")] = None,
 ) -> None:
     """Compile a network into a training program."""
@@ -76,6 +79,7 @@ def compile_(
             batch_norm=batch_norm,
             accumulate=accumulate,
             clip_norm=clip_norm,
+            memory_budget=memory_budget,
             dump=dump,
         )
     if preprocessing is not None:

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import IRModule
+from tvm import IRModule, relax
 
-from relay_passes.ir import Constant, bindings_of, op_name, shape_of
+from relay_passes.ir import Constant, bindings_of, op_name, shape_of, type_bytes
 from relay_passes.operators.registry import plain
 from relay_passes.simplify_movement import RESHAPES
 from relay_passes.store_permuted import Stored, stored_of
 from schedules.cpu import traits_of
 
 from . import __version__, optimizers, pipeline
+from .budget import BudgetError
 from .build import build_library
 from .errors import PockError
 from .frontend import Model, load_model
@@ -32,6 +33,7 @@ from .report import layer_report
 from .scheme import Scheme
 from .structure import structure_of
 from .targets import resolve_target, triple_of
+from .units import parse_bytes
 
 
 def compile(  # noqa: A001 - the name that users expect
@@ -46,6 +48,7 @@ def compile(  # noqa: A001 - the name that users expect
     batch_norm: str = "frozen",
     accumulate: int = 1,
     clip_norm: float | None = None,
+    memory_budget: str | int | None = None,
     dump: str | os.PathLike[str] | None = None,
 ) -> Program:
     """Compile a model into a training program.
@@ -72,6 +75,9 @@ def compile(  # noqa: A001 - the name that users expect
         How many steps share one update; their mean gradient is used.
     clip_norm : float, optional
         Scale the gradients down where the norm of all of them together is larger.
+    memory_budget : str or int, optional
+        The most memory that training may take beside the weights (arena, optimizer state, gradient sums): ``"64MB"``,
+        or bytes. Where it would take more, values are computed again rather than kept.
     dump : path, optional
         A folder to which the module is written after each phase.
 
@@ -97,7 +103,17 @@ def compile(  # noqa: A001 - the name that users expect
     # 6 to 9. Kernels, order, plan.
     written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
     frozen = [name for name in imported.weights if name not in selection and name not in written]
-    lowered = pipeline.executors(phases, frozen, list(selection), traits_of(target))
+    budget = None if memory_budget is None else parse_bytes(memory_budget)
+    state = _state_bytes(graph[pipeline.TRAIN])
+    try:
+        lowered = pipeline.executors(
+            phases, frozen, list(selection), traits_of(target), None if budget is None else budget - state
+        )
+    except BudgetError as error:
+        raise PockError(
+            f"memory_budget={memory_budget!r} is too small: the smallest that would do is {error.args[0] + state} "
+            f"bytes ({state} of them optimizer state). Train less, or a smaller batch"
+        ) from None
     # 10. Schedule and build.
     entries = [name for name in pipeline.ENTRIES if name in lowered]
     with tempfile.TemporaryDirectory() as directory:
@@ -120,6 +136,13 @@ def compile(  # noqa: A001 - the name that users expect
         "kernels": kernel_costs(lowered, entries),
     }
     return Program(manifest, library, dict(imported.weights), _constants(lowered, entries))
+
+
+def _state_bytes(func: relax.Function) -> int:
+    """The bytes of optimizer state and gradient sums: ``<state>.<parameter>`` among the parameters of a step."""
+    names = {param.name for param in func.params}
+    states = [param for param in func.params if param.name.partition(".")[2] in names]
+    return sum(type_bytes(param.ty) for param in states)
 
 
 def _check_options(batch_norm: str, accumulate: int, clip_norm: float | None) -> None:

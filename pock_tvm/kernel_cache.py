@@ -29,7 +29,7 @@ class KernelCache:
 
     def get(self, name: str) -> bytes | None:
         """The object file of a kernel, if it was built before."""
-        path = self.folder and self.folder / f"{name[-80:]}.o"
+        path = self.folder and self.folder / f"{name}.o"
         try:
             return path.read_bytes() if path else None
         except OSError:
@@ -41,7 +41,7 @@ class KernelCache:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(self.folder / f"{name[-80:]}.o") as file:
+            with replacing(self.folder / f"{name}.o") as file:
                 file.write(data)
         except OSError:
             self.folder = None

@@ -40,6 +40,8 @@ from relay_passes.ir import shape_of
 from relay_passes.store_permuted import stored_of
 from schedules.cpu import Traits
 
+from .budget import within_budget
+
 FORWARD, TRAIN, ACCUMULATE, PREDICT, PREPARE = "main", "train_step", "accumulate_step", "predict", "prepare"
 ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
 
@@ -147,10 +149,18 @@ def training_pipeline(
     return run
 
 
-def executors(phases: Phases, frozen: Sequence[str], live: Sequence[str], traits: Traits) -> IRModule:
+def executors(
+    phases: Phases, frozen: Sequence[str], live: Sequence[str], traits: Traits, budget: int | None = None
+) -> IRModule:
     """Phases 6 to 9: from Relax functions to kernels and executors that call them on fixed addresses.
 
-    ``frozen`` and ``live`` name the parameters that never change and those that are trained.
+    ``frozen`` and ``live`` name the parameters that never change and those that are trained. ``budget`` is the largest
+    arena that will do, in bytes.
+
+    Raises
+    ------
+    BudgetError
+        No recomputation brings the arena down to the budget.
     """
     functions = [var.name_hint for var, func in phases.mod.functions.items() if isinstance(func, relax.Function)]
     # 6. Choose kernels; what depends on frozen parameters alone is computed once, by ``prepare``.
@@ -166,6 +176,9 @@ def executors(phases: Phases, frozen: Sequence[str], live: Sequence[str], traits
     )
     # 8. Order.
     phases.run("ordered", [NameKernels(everything), *(OrderUpdates(name) for name in everything)])
+    if budget is not None:
+        steps = [name for name in (TRAIN, ACCUMULATE) if name in functions]
+        phases.mod = within_budget(phases.mod, steps, everything, budget)
     # 9. Plan.
     phases.run("planned", [PlanArena(name) for name in everything])
     results = {name: 1 if name in (TRAIN, ACCUMULATE) else None for name in everything}

@@ -12,6 +12,9 @@ from tvm import IRModule, relax, tirx
 from .ir import Expr, op_name, rewrite
 from .plan_arena import CALLS
 
+LONGEST_NAME = 80
+"""Of what a fused kernel is called after its operators: names become those of files."""
+
 
 @tvm.transform.module_pass(opt_level=0, name="NameKernels")
 @dataclass(frozen=True)
@@ -25,19 +28,19 @@ class NameKernels:
     functions: Sequence[str]
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        named: dict[str, tirx.PrimFunc] = {}
+        named: dict[int, tirx.PrimFunc] = {}
         renamed: dict[tvm.ir.GlobalVar, tvm.ir.GlobalVar] = {}
-        variables: dict[str, tvm.ir.GlobalVar] = {}
+        variables: dict[int, tvm.ir.GlobalVar] = {}
         for var, func in mod.functions.items():
             if not isinstance(func, tirx.PrimFunc):
                 continue
             func = func.without_attr("global_symbol") if "global_symbol" in func.attrs else func
             digest = tvm_ffi.structural_hash(func, map_free_vars=True) & 0xFFFFFFFFFFFFFFFF
-            name = f"{var.name_hint.rstrip('0123456789').rstrip('_')}_{digest:016x}"
-            if name not in named:
-                named[name], variables[name] = func, tvm.ir.GlobalVar(name)
-                relax.expr._update_type(variables[name], var.ty)
-            renamed[var] = variables[name]
+            if digest not in named:
+                name = f"{var.name_hint[:LONGEST_NAME].rstrip('0123456789').rstrip('_')}_{digest:016x}"
+                named[digest], variables[digest] = func, tvm.ir.GlobalVar(name)
+                relax.expr._update_type(variables[digest], var.ty)
+            renamed[var] = variables[digest]
 
         def visit(_builder: relax.BlockBuilder, _var: relax.Var, value: Expr) -> Expr:
             if op_name(value) not in CALLS:
@@ -46,7 +49,10 @@ class NameKernels:
             return relax.Call(value.op, [renamed[kernel], *rest], value.attrs, value.ty_args)
 
         functions = {var: func for var, func in mod.functions.items() if var not in renamed}
-        kernels = {variables[name]: func.with_attr("global_symbol", name) for name, func in named.items()}
+        kernels = {
+            variables[digest]: func.with_attr("global_symbol", variables[digest].name_hint)
+            for digest, func in named.items()
+        }
         for var in list(functions):
             if var.name_hint in self.functions:
                 functions[var] = rewrite(functions[var], visit)

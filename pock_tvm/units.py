@@ -1,0 +1,23 @@
+"""Amounts as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import PockError
+
+BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(text: str | int) -> int:
+    """An amount of memory: a number of bytes, or a text such as ``64MB`` (10^6) or ``1.5 GiB`` (2^30).
+
+    Raises
+    ------
+    PockError
+        The text is no amount of memory.
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", str(text))
+    if isinstance(text, bool) or found is None or found[2].upper() not in BYTES:
+        raise PockError(f"{text!r} is no amount of memory: write 64MB, 1.5GiB, or a number of bytes")
+    return int(float(found[1]) * BYTES[found[2].upper()])

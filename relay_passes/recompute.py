@@ -1,0 +1,224 @@
+"""Trades time for memory: drops temporaries and computes them again where they are read next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+
+from .errors import PassError
+from .ir import Expr, bindings_of, op_name, rewrite, substitute, type_bytes, update_function, used_vars
+from .plan_arena import CALLS, Memory
+
+LONGEST_CHAIN = 12
+"""Kernels that are run again for one value, at most."""
+TRIED = 12
+"""Candidates whose effect is worked out exactly in each round."""
+
+
+@tvm.transform.module_pass(opt_level=0, name="Recompute")
+@dataclass(frozen=True)
+class Recompute:
+    """Compute values again rather than keep them, until no more than ``budget`` bytes are in use at any step.
+
+    In, out: a dataflow function of ``call_tir`` in the order in which it will run. A kernel may run again where what it
+    reads still exists, or can be computed again itself, and where no update has changed a parameter that it reads.
+    Greedy: again and again the value that takes most off the steps above the budget for the time that it costs, by
+    ``costs``, the seconds that a kernel takes. (As in Kirisame et al., Dynamic Tensor Rematerialization, 2021, but at
+    compile time.)
+
+    Raises
+    ------
+    PassError
+        The budget cannot be met.
+    """
+
+    budget: int
+    costs: Mapping[str, float]
+    function: str = "main"
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        func, peak = recomputed(mod[self.function], self.budget, self.costs)
+        if peak > self.budget:
+            raise PassError(f"recomputation brings '{self.function}' down to {peak} bytes, not to {self.budget}")
+        return update_function(mod, self.function, func)
+
+
+def recomputed(func: relax.Function, budget: int, costs: Mapping[str, float]) -> tuple[relax.Function, int]:
+    """The function as near to the budget as recomputation brings it, and the most bytes that it uses at a step."""
+    steps, sizes = _steps(func, costs)
+    order = _fit(steps, sizes, budget)
+    peak = max(_profile(order, sizes)[0], default=0)
+    return _rebuilt(func, order) if len(order) > len(steps) else func, peak
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call of a kernel: the values that it reads and writes, by the variables that were bound first."""
+
+    binding: relax.VarBinding
+    reads: tuple[relax.Var, ...]
+    params: frozenset[relax.Var]
+    changes: frozenset[relax.Var]
+    """Parameters that it updates in place."""
+    cost: float
+
+    @property
+    def writes(self) -> relax.Var:
+        return self.binding.var
+
+
+Interval = tuple[relax.Var, int, int]
+"""A value, the step that writes it, and the last that reads it."""
+
+
+def _steps(func: relax.Function, costs: Mapping[str, float]) -> tuple[list[_Step], dict[relax.Var, int]]:
+    """The calls of a function, and the bytes of each temporary; what the caller keeps takes none."""
+    memory = Memory(func)
+    kept = {var for var, _ in memory.span} - {var for var, _ in memory.temporaries}
+    sizes = {var: 0 if var in kept else type_bytes(var.ty) for var, _ in memory.span}
+    params = set(func.params)
+    steps = []
+    for binding in bindings_of(func):
+        value = binding.value
+        if op_name(value) not in CALLS:
+            continue
+        read = used_vars(value)
+        changes: frozenset[relax.Var] = frozenset()
+        if op_name(value) == "relax.call_tir_inplace":
+            changes = frozenset(value.args[1].fields[int(index)] for index in value.attrs.inplace_indices)
+        roots = tuple(dict.fromkeys(var for arg in read for var, _ in memory.named_by(arg)))
+        touched = frozenset(_origin(arg, memory.values) for arg in read) & params
+        steps.append(_Step(binding, roots, touched, changes, costs.get(value.args[0].name_hint, 0.0)))
+    return steps, sizes
+
+
+def _origin(var: relax.Var, values: Mapping[relax.Var, Expr]) -> relax.Var:
+    while op_name(values.get(var)) == "relax.reshape":
+        var = values[var].args[0]
+    return var
+
+
+def _profile(order: Sequence[_Step], sizes: Mapping[relax.Var, int]) -> tuple[list[int], list[Interval]]:
+    """The bytes in use at each step, and the intervals in which values are: one for each time that they are written."""
+    current: dict[relax.Var, int] = {}
+    spans: dict[tuple[relax.Var, int], int] = {}
+    for position, step in enumerate(order):
+        for var in step.reads:
+            spans[var, current[var]] = position
+        if step.writes in sizes:
+            current[step.writes] = position
+            spans[step.writes, position] = position
+    change = [0] * (len(order) + 1)
+    for (var, first), last in spans.items():
+        change[first] += sizes[var]
+        change[last + 1] -= sizes[var]
+    live, total = [], 0
+    for amount in change[:-1]:
+        total += amount
+        live.append(total)
+    return live, [(var, first, last) for (var, first), last in spans.items()]
+
+
+def _excess(live: Sequence[int], budget: int) -> int:
+    return sum(amount - budget for amount in live if amount > budget)
+
+
+def _fit(steps: Sequence[_Step], sizes: Mapping[relax.Var, int], budget: int) -> list[_Step]:
+    """The order with recomputations that gets as near to the budget as this search gets."""
+    order = list(steps)
+    makers = {step.writes: step for step in steps}
+    while True:
+        live, intervals = _profile(order, sizes)
+        excess = _excess(live, budget)
+        if not excess:
+            return order
+        peak = live.index(max(live))
+        best, best_rate = None, 0.0
+        for again, use in _candidates(order, intervals, makers, sizes, peak)[:TRIED]:
+            changed = [*order[:use], *again, *order[use:]]
+            gain = excess - _excess(_profile(changed, sizes)[0], budget)
+            rate = gain / (1e-6 + sum(step.cost for step in again))
+            if rate > best_rate:
+                best, best_rate = changed, rate
+        if best is None:
+            return order
+        order = best
+
+
+def _candidates(
+    order: Sequence[_Step],
+    intervals: Sequence[Interval],
+    makers: Mapping[relax.Var, _Step],
+    sizes: Mapping[relax.Var, int],
+    peak: int,
+) -> list[tuple[list[_Step], int]]:
+    """What could be dropped during the step ``peak``: the steps that compute it again, and before which step; largest
+    for its cost first."""
+    found = []
+    alive = {var: (first, last) for var, first, last in intervals if first < peak < last}
+    written = {var: position for position, step in enumerate(order) for var in step.changes}
+    for var in alive:
+        reads = [position for position, step in enumerate(order) if var in step.reads and position >= peak]
+        if not reads or reads[0] == peak or not sizes[var]:
+            continue
+        there = {other for other, first, last in intervals if first < reads[0] <= last and other != var}
+        again = _again(var, there, makers)
+        if again and all(written.get(param, len(order)) >= reads[0] for step in again for param in step.params):
+            found.append((sizes[var] / (1e-6 + sum(step.cost for step in again)), again, reads[0]))
+    found.sort(key=lambda candidate: -candidate[0])
+    return [(again, use) for _, again, use in found]
+
+
+def _again(var: relax.Var, there: set[relax.Var], makers: Mapping[relax.Var, _Step]) -> list[_Step] | None:
+    """The steps that compute a value from what is there, in order; None where that takes too many."""
+    steps: list[_Step] = []
+
+    def compute(var: relax.Var) -> bool:
+        if var in there or any(step.writes is var for step in steps):
+            return True
+        maker = makers[var]
+        if maker.changes or isinstance(var.ty, relax.TupleType) or len(steps) >= LONGEST_CHAIN:
+            return False
+        if not all(compute(read) for read in maker.reads):
+            return False
+        steps.append(maker)
+        return len(steps) <= LONGEST_CHAIN
+
+    return steps if compute(var) else None
+
+
+def _rebuilt(func: relax.Function, order: Sequence[_Step]) -> relax.Function:
+    """The function with its calls in this order; a step that stands in it twice runs twice."""
+    views = {binding.var: binding.value for binding in bindings_of(func) if op_name(binding.value) not in CALLS}
+    bindings: list[relax.VarBinding] = []
+    newest: dict[relax.Var, relax.Var] = {}
+    made: dict[tuple[relax.Var, relax.Var | None], relax.Var] = {}
+
+    def current(var: relax.Var) -> relax.Var:
+        """The latest value of a variable; views are made anew, of the latest value of what they view."""
+        if var not in views:
+            return newest.get(var, var)
+        value = views[var]
+        inner = {other: current(other) for other in used_vars(value)}
+        key = (var, next(iter(inner.values()), None))
+        if key not in made:
+            first = not any(view is var for view, _ in made)
+            made[key] = var if first else type(var)(var.name, var.ty)
+            bindings.append(relax.VarBinding(made[key], substitute(value, inner)))
+        return made[key]
+
+    for step in order:
+        value = step.binding.value
+        new = substitute(value, {var: current(var) for var in used_vars(value)})
+        var = (
+            step.writes if step.writes not in newest else relax.DataflowVar(f"{step.writes.name}_again", step.writes.ty)
+        )
+        newest[step.writes] = var
+        bindings.append(relax.VarBinding(var, new))
+    for var in used_vars(func.body.body) + [func.body.body] * isinstance(func.body.body, relax.Var):
+        current(var)
+    body = relax.SeqExpr([relax.DataflowBlock(bindings)], func.body.body)
+    return rewrite(relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs))

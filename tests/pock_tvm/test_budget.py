@@ -1,0 +1,70 @@
+"""Training within a budget of memory."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pock_tvm as pock
+from pock_tvm.units import parse_bytes
+
+
+@pytest.fixture(scope="module")
+def exported() -> torch.export.ExportedProgram:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.SiLU()) for _ in range(6)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    return torch.export.export(model.eval(), (torch.zeros(2, 3, 16, 16),))
+
+
+def steps(program: pock.Program) -> tuple[list[float], dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    trainer = pock.Trainer(program)
+    batches = [(rng.standard_normal((2, 3, 16, 16)).astype("float32"), rng.integers(0, 4, 2)) for _ in range(3)]
+    return [trainer.step(x, y, lr=0.1) for x, y in batches], trainer.weights()
+
+
+def used(program: pock.Program) -> int:
+    memory = program.memory()
+    return memory["arena"] + memory["optimizer_state"] + memory["gradient_sums"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_budget_changes_memory_and_nothing_else(exported, accumulate) -> None:
+    options = {"optimizer": pock.SGD(momentum=0.9), "accumulate": accumulate}
+    whole = pock.compile(exported, **options)
+    budget = int(0.7 * used(whole))
+    small = pock.compile(exported, memory_budget=budget, **options)
+    assert used(small) <= budget < used(whole)
+    kernels = [[call[0] for call in p.manifest["entries"]["train_step"]["calls"]] for p in (whole, small)]
+    assert len(kernels[1]) > len(kernels[0]) and set(kernels[1]) == set(kernels[0]), "kernels run again, no others"
+    (losses, weights), (small_losses, small_weights) = steps(whole), steps(small)
+    assert losses == small_losses
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, small_weights[name], name)
+
+
+def test_too_small_a_budget_names_the_smallest(exported) -> None:
+    with pytest.raises(pock.PockError, match="the smallest that would do is") as error:
+        pock.compile(exported, memory_budget="1KB")
+    smallest = int(re.search(r"is (\d+) bytes", str(error.value))[1])
+    assert used(pock.compile(exported, memory_budget=smallest)) <= smallest
+
+
+def test_a_budget_that_is_met_costs_nothing(exported) -> None:
+    assert pock.compile(exported, memory_budget="1GB").memory() == pock.compile(exported).memory()
+
+
+@pytest.mark.parametrize(("text", "size"), [("64MB", 64_000_000), ("1.5 GiB", 3 * 2**29), (77, 77), ("2kib", 2048)])
+def test_amounts_of_memory(text, size) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "64 parsecs", "-3MB", True])
+def test_what_is_no_amount_is_refused(text) -> None:
+    with pytest.raises(pock.PockError, match="is no amount of memory"):
+        parse_bytes(text)
