@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .name_kernels import NameKernels
     from .order_updates import OrderUpdates
     from .plan_arena import PlanArena
+    from .recompute import Recompute
     from .recover_operators import RecoverOperators
     from .save_small import SaveSmall
     from .scale_results import ScaleResults
@@ -48,6 +49,7 @@ _HOME = {
     "NameKernels": "name_kernels",
     "OrderUpdates": "order_updates",
     "PlanArena": "plan_arena",
+    "Recompute": "recompute",
     "RecoverOperators": "recover_operators",
     "SaveSmall": "save_small",
     "ScaleResults": "scale_results",

@@ -1,0 +1,133 @@
+"""The passes around the choice of kernels: products, names, recomputation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from tvm.relax import op as R
+
+from relay_passes import ChooseKernels, NameKernels, PlanArena, Recompute, ScaleResults, StraightenProducts
+from relay_passes.errors import PassError
+from relay_passes.ir import bindings_of, op_name, used_vars
+from relay_passes.operators.training import matmul
+from relay_passes.plan_arena import Memory, lower_bound
+from relay_passes.recompute import recomputed
+from tests.relay_passes.modules import function, model, operators, run, trained_phases
+
+
+def kernels(mod: tvm.IRModule) -> tvm.IRModule:
+    return NameKernels(["main"])(ChooseKernels(["main"])(mod))
+
+
+def random(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype("float32") for shape in shapes]
+
+
+# ---- products --------------------------------------------------------------------------------------------------------
+
+
+def against_weight(emit, dy, w):
+    return emit(matmul(dy, w, transpose_a=False, transpose_b=True))
+
+
+@pytest.mark.parametrize(
+    ("rows", "frozen", "transposed"),
+    [((500,), [], "w"), ((500,), ["w"], "w"), ((3,), ["w"], "w"), ((3,), [], "dy"), ((2, 2), [], "dy")],
+)
+def test_the_smaller_operand_of_a_product_is_transposed(rows, frozen, transposed) -> None:
+    mod = function({"dy": (*rows, 40), "w": (30, 40)}, against_weight)
+    straight = StraightenProducts(frozen)(mod)
+    products = [b.value for b in bindings_of(straight["main"]) if op_name(b.value) == "pock.matmul"]
+    assert [bool(product.attrs["transpose_b"]) for product in products] == [False]
+    assert (products[0].args[0].name == "w") == (transposed == "dy")
+    dy, w = random((*rows, 40), (30, 40))
+    np.testing.assert_allclose(run(straight, dy, w), dy @ w.T, rtol=1e-4, atol=1e-5)
+
+
+def test_products_of_batches_are_straightened_too() -> None:
+    mod = function({"a": (2, 3, 5, 4), "b": (2, 3, 6, 4)}, against_weight)
+    a, b = random((2, 3, 5, 4), (2, 3, 6, 4))
+    np.testing.assert_allclose(run(StraightenProducts()(mod), a, b), a @ b.swapaxes(-1, -2), rtol=1e-4, atol=1e-5)
+
+
+def scaled(emit, x, w, s):
+    layouts = {"data_layout": "NHWC", "kernel_layout": "HWIO"}
+    return emit(R.nn.conv2d(x, emit(w * s), **layouts))
+
+
+@pytest.mark.parametrize(("live", "names"), [(["w"], ["nn.conv2d", "multiply"]), ([], ["multiply", "nn.conv2d"])])
+def test_a_live_weight_is_not_scaled(live, names) -> None:
+    mod = function({"x": (1, 4, 4, 3), "w": (3, 3, 3, 5), "s": (5,)}, scaled)
+    assert operators(ScaleResults(live)(mod)) == [f"relax.{name}" for name in names]
+    np.testing.assert_allclose(run(ScaleResults(live)(mod)), run(mod), rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_scaled_otherwise_stays() -> None:
+    mod = function({"x": (1, 4, 4, 3), "w": (3, 3, 3, 5), "s": (1, 1, 3, 1)}, scaled)
+    assert operators(ScaleResults(["w"])(mod)) == ["relax.multiply", "relax.nn.conv2d"]
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def twice(emit, x):
+    return emit(R.exp(emit(R.tanh(emit(R.exp(x))))))
+
+
+def test_equal_kernels_are_one_under_one_name() -> None:
+    named = kernels(function({"x": (4, 16)}, twice))
+    again = kernels(function({"something_else": (4, 16)}, twice))
+    calls = [[b.value.args[0].name_hint for b in bindings_of(mod["main"])] for mod in (named, again)]
+    assert calls[0] == calls[1] and calls[0][0] == calls[0][2] != calls[0][1]
+    other = kernels(function({"x": (4, 17)}, twice))
+    assert not set(calls[0]) & {b.value.args[0].name_hint for b in bindings_of(other["main"])}
+    np.testing.assert_allclose(run(named, *random((4, 16))), np.exp(np.tanh(np.exp(random((4, 16))[0]))), rtol=1e-5)
+
+
+# ---- recomputation ---------------------------------------------------------------------------------------------------
+
+
+def there_and_back(emit, x):
+    """Keeps the results of a chain, and reads them in the opposite order."""
+    chain = [x]
+    for _ in range(6):
+        chain.append(emit(R.tanh(chain[-1])))
+    total = chain[-1]
+    for value in reversed(chain[1:-1]):
+        total = emit(R.multiply(emit(R.add(total, value)), value))
+    return emit(R.sum(total))
+
+
+def peak(mod: tvm.IRModule) -> int:
+    return lower_bound(Memory(mod["main"]).lifetimes())
+
+
+def test_values_are_computed_again_within_a_budget() -> None:
+    mod = kernels(function({"x": (64, 64)}, there_and_back))
+    budget = int(0.7 * peak(mod))
+    small = Recompute(budget, {})(mod)
+    assert peak(small) <= budget
+    assert len(bindings_of(small["main"])) > len(bindings_of(mod["main"]))
+    (x,) = random((64, 64))
+    np.testing.assert_array_equal(run(small, x), run(mod, x))
+    assert PlanArena()(small)["main"].attrs["arena_lower_bound"] <= budget
+
+
+def test_a_budget_out_of_reach_is_refused() -> None:
+    with pytest.raises(PassError, match="brings 'main' down to"):
+        Recompute(1000, {})(kernels(function({"x": (64, 64)}, there_and_back)))
+
+
+def test_nothing_is_computed_again_from_what_was_overwritten() -> None:
+    phases = trained_phases(dict.fromkeys(model().parameters))
+    step = phases.after["ordered"]["train_step"]
+    func, _ = recomputed(step, 0, {})
+    bindings = bindings_of(func)
+    assert len(bindings) > len(bindings_of(step))
+    for index, binding in enumerate(bindings):
+        if op_name(binding.value) == "relax.call_tir_inplace":
+            written = {binding.value.args[1].fields[int(i)] for i in binding.value.attrs.inplace_indices}
+            later = [other for other in bindings[index + 1 :] if written & set(used_vars(other.value))]
+            assert all(op_name(other.value) == "relax.call_tir_inplace" for other in later)
