@@ -32,15 +32,17 @@ class OrderUpdates:
             last_read.update(dict.fromkeys(used_vars(binding.value), index))
 
         after: dict[int, list[relax.VarBinding]] = {}
+        # Updates keep their order where one writes what another reads or writes: the last places of both, by variable.
+        reads: dict[relax.Var, int] = {}
+        writes: dict[relax.Var, int] = {}
         for binding in updates:
             read = used_vars(binding.value)
-            ready = max((position.get(var, -1) for var in read), default=-1)
             written = [binding.value.args[1].fields[int(index)] for index in binding.value.attrs.inplace_indices]
-            free = max((last_read.get(var, -1) for var in written), default=-1)
-            place = max(ready, free)
-            for earlier in updates[: updates.index(binding)]:
-                if earlier.var in read or _conflict(earlier, binding):
-                    place = max(place, next(at for at, moved in after.items() if earlier in moved))
+            ready = [position.get(var, -1) for var in read] + [writes.get(var, -1) for var in read]
+            free = [last_read.get(var, -1) for var in written] + [reads.get(var, -1) for var in written]
+            place = max(*ready, *free)
+            reads.update((var, max(place, reads.get(var, -1))) for var in read)
+            writes.update((var, place) for var in (binding.var, *written))
             after.setdefault(place, []).append(binding)
 
         ordered = list(after.get(-1, []))
@@ -54,12 +56,3 @@ class OrderUpdates:
             func.attrs,
         )
         return update_function(mod, self.function, rewrite(shell))
-
-
-def _written(binding: relax.VarBinding) -> set[relax.Var]:
-    return {binding.value.args[1].fields[int(index)] for index in binding.value.attrs.inplace_indices}
-
-
-def _conflict(first: relax.VarBinding, second: relax.VarBinding) -> bool:
-    """Whether two in-place calls must keep their order: one writes what the other reads or writes."""
-    return bool(_written(first) & set(used_vars(second.value)) or _written(second) & set(used_vars(first.value)))
