@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tvm import s_tir
+from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from .traits import Traits
@@ -47,7 +47,10 @@ def choose(sch: s_tir.Schedule, options: Sequence[Choice], default: int = 0) -> 
 
 def extents_of(sch: s_tir.Schedule, loops: Sequence[LoopRV]) -> list[int]:
     """How often each loop runs."""
-    return [int(sch.get(loop).extent) for loop in loops]
+    extents = [sch.get(loop).extent for loop in loops]
+    if not all(isinstance(extent, tirx.IntImm) for extent in extents):
+        raise Unsuited("a loop that does not always run as often")
+    return [int(extent) for extent in extents]
 
 
 def is_reduction(sch: s_tir.Schedule, block: SBlockRV) -> bool:
@@ -195,7 +198,7 @@ def register_tile(
         sch.unroll(loop)
     if padded is not None:
         sch.compute_at(padded, task)
-        vectorize_inner(sch, padded, vector_lanes(int(sch.get(sch.get_loops(padded)[-1]).extent), tile.lanes))
+        vectorize_inner(sch, padded, vector_lanes(extents_of(sch, sch.get_loops(padded)[-1:])[0], tile.lanes))
     sch.decompose_reduction(block, reduced[0])
 
 
@@ -235,14 +238,14 @@ def blocked_sum(
         sch.unroll(loop)
     if padded is not None:
         sch.compute_at(padded, task)
-        vectorize_inner(sch, padded, vector_lanes(int(sch.get(sch.get_loops(padded)[-1]).extent), tile.lanes))
+        vectorize_inner(sch, padded, vector_lanes(extents_of(sch, sch.get_loops(padded)[-1:])[0], tile.lanes))
     sch.decompose_reduction(block, steps[0])
 
 
 def vectorize_inner(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
     """Vectorise the innermost loop of a block; what is left of a short one is unrolled."""
     loop = sch.get_loops(block)[-1]
-    extent = int(sch.get(loop).extent)
+    (extent,) = extents_of(sch, [loop])
     if lanes == 1 or extent % lanes:
         return
     if extent > lanes:

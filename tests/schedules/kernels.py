@@ -1,0 +1,127 @@
+"""Builds one kernel as a program does, and calls it."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import te, tirx
+from tvm.support import cc
+
+from pock_tvm.build import lower_kernel
+from pock_tvm.runtime import ALIGNMENT, aligned
+from pock_tvm.targets import linker_for, resolve_target
+from schedules.cpu import Traits, schedule_cpu, traits_of
+
+HOST = resolve_target("host")
+TRAITS = {
+    "host": traits_of(HOST),
+    "avx2": Traits(lanes=8, registers=16, cores=2),
+    "neon": Traits(lanes=4, registers=32, cores=4),
+}
+"""Every schedule runs on this machine, whatever CPU its tiles are meant for."""
+
+Kernel = Callable[..., te.Tensor]
+
+
+def run(kernel: Kernel, *arrays: np.ndarray, traits: Traits = TRAITS["host"], **options: Any) -> np.ndarray:
+    """What a scheduled kernel makes of arrays."""
+    return call(scheduled(kernel, *arrays, traits=traits, **options), *arrays)
+
+
+def scheduled(kernel: Kernel, *arrays: np.ndarray, traits: Traits = TRAITS["host"], **options: Any) -> tirx.PrimFunc:
+    """The schedule of a kernel of operands like the arrays; the definition is as ``call_te`` makes it."""
+    operands = [
+        te.placeholder([tirx.IntImm("int64", extent) for extent in array.shape], str(array.dtype), f"operand{index}")
+        for index, array in enumerate(arrays)
+    ]
+    func = te.create_prim_func([*operands, kernel(*operands, **options)], index_dtype_override="int64")
+    return schedule_cpu(func, traits)
+
+
+def call(func: tirx.PrimFunc, *arrays: np.ndarray, times: int = 1) -> Any:
+    """The result of a function (or a list of what it is each time): its last parameter, which it has to fill and no
+    more."""
+    function = built(func)
+    result_type = func.params[-1].ty
+    shape, dtype = [int(extent) for extent in result_type.shape], str(result_type.dtype)
+    results = []
+    for _ in range(times):
+        result, around = _guarded(shape, dtype)
+        function(*arrays, result)
+        assert all((memory == 0xFF).all() for memory in around), "written outside"
+        results.append(result)
+    return results if times > 1 else results[0]
+
+
+def built(func: tirx.PrimFunc) -> Callable[..., None]:
+    """A scheduled function, compiled for this machine. It works in place on aligned arrays, and on copies of others."""
+    mod = lower_kernel("kernel", func.with_attr("tirx.is_scheduled", True), HOST)
+    with tempfile.TemporaryDirectory() as directory:
+        object_file, library = Path(directory) / "kernel.o", Path(directory) / "kernel.so"
+        tvm.get_global_func("target.build.llvm")(mod, HOST).write_to_file(str(object_file), "o")
+        cc.create_shared(str(library), [str(object_file)], cc=linker_for(HOST))
+        module = tvm.runtime.load_module(str(library))  # tells the library where the runtime is
+        function = ctypes.CDLL(str(library)).pock_kernel
+
+    def call(*arrays: np.ndarray) -> None:
+        operands = [array if array.ctypes.data % ALIGNMENT == 0 else _aligned_copy(array) for array in arrays]
+        assert all(operand.flags.c_contiguous for operand in operands)
+        assert function(*(ctypes.c_void_p(operand.ctypes.data) for operand in operands)) == 0
+        assert module is not None
+
+    return call
+
+
+def traces(func: tirx.PrimFunc) -> set[str]:
+    """What a schedule left in a function: kinds of loops, and ``local`` results."""
+    script = func.script()
+    marks = {
+        "parallel": "T.parallel(",
+        "vectorized": "T.vectorized(",
+        "unrolled": "T.unroll(",
+        "local": 'scope="local"',
+    }
+    return {name for name, mark in marks.items() if mark in script}
+
+
+def is_one_nest(func: tirx.PrimFunc) -> bool:
+    """Whether a function goes through all its steps in one loop over rows, not through one step after the other."""
+    return isinstance(func.body.block.body, tirx.For)
+
+
+def noise(seed: str, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    """Normal float32 arrays, the same for the same seed."""
+    rng = np.random.default_rng(list(seed.encode()))
+    return [_aligned_copy(rng.standard_normal(shape).astype("float32")) for shape in shapes]
+
+
+def doubles(*arrays: np.ndarray) -> list[np.ndarray]:
+    """The arrays, floats in double precision."""
+    return [array.astype("float64") if array.dtype.kind == "f" else array for array in arrays]
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
+    """Equal but for rounding: relative to the largest value, since a sum's terms may cancel."""
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max(initial=0))
+
+
+def _aligned_copy(array: np.ndarray) -> np.ndarray:
+    copy, _ = _guarded(array.shape, str(array.dtype))
+    copy[...] = array
+    return copy
+
+
+def _guarded(shape: Sequence[int], dtype: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """An aligned array in the middle of bytes that are all ones, as it is itself: as floats, NaN."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    memory = aligned([size + 2 * ALIGNMENT], "uint8")
+    memory[...] = 0xFF
+    before, middle, after = np.split(memory, [ALIGNMENT, ALIGNMENT + size])
+    return middle.view(dtype).reshape(shape), [before, after]

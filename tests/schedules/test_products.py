@@ -1,0 +1,424 @@
+"""Matrix products, convolutions and their gradients, against NumPy in double precision."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import te, tirx
+
+from schedules.kernels.conv2d import conv2d, conv2d_data_gradient, conv2d_weight_gradient
+from schedules.kernels.matmul import matmul
+from tests.schedules.kernels import TRAITS, Kernel, assert_close, call, doubles, noise, scheduled, traces
+
+Shape = tuple[int, ...]
+Reference = Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kernel, what it should compute, and the shapes of its operands."""
+
+    name: str
+    kernel: Kernel
+    reference: Reference
+    shapes: tuple[Shape, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    tiled: bool = True
+    """Whether its schedule is a register tile, and not the fallback."""
+
+    def arrays(self) -> list[np.ndarray]:
+        return noise(self.name, *self.shapes)
+
+    def expected(self) -> np.ndarray:
+        return self.reference(*doubles(*self.arrays()), **self.options)
+
+    def schedule(self, traits: str = "host") -> tirx.PrimFunc:
+        return scheduled(self.kernel, *self.arrays(), traits=TRAITS[traits], **self.options)
+
+
+# ---- what the kernels should compute ---------------------------------------------------------------------------------
+
+
+def matmul_reference(a: np.ndarray, b: np.ndarray, *, transpose_a: bool, transpose_b: bool) -> np.ndarray:
+    return (a.swapaxes(-1, -2) if transpose_a else a) @ (b.swapaxes(-1, -2) if transpose_b else b)
+
+
+def taps(
+    kernel_size: Sequence[int], out: Sequence[int], *, strides, dilation, **_: Any
+) -> Iterator[tuple[int, int, tuple[slice, slice, slice]]]:
+    """Each tap of a convolution, and what all results read with it of an image within its padding."""
+    for r, s in itertools.product(*map(range, kernel_size)):
+        top, left = r * dilation[0], s * dilation[1]
+        rows = slice(top, top + (out[0] - 1) * strides[0] + 1, strides[0])
+        columns = slice(left, left + (out[1] - 1) * strides[1] + 1, strides[1])
+        yield r, s, (slice(None), rows, columns)
+
+
+def frame(size: Sequence[int], kernel_size: Sequence[int], out: Sequence[int], *, strides, padding, dilation) -> list:
+    """Height and width of an image within its padding; at least what the taps read."""
+    return [
+        max(size[axis] + padding[axis] + padding[axis + 2], (out[axis] - 1) * strides[axis] + (kernel_size[axis] - 1) * dilation[axis] + 1)
+        for axis in (0, 1)
+    ]  # fmt: skip
+
+
+def framed(x: np.ndarray, extents: Sequence[int], padding: Sequence[int]) -> np.ndarray:
+    result = np.zeros((x.shape[0], *extents, x.shape[3]))
+    result[:, padding[0] : padding[0] + x.shape[1], padding[1] : padding[1] + x.shape[2]] = x
+    return result
+
+
+def of_groups(groups: int, group_in: int, group_out: int) -> Iterator[tuple[slice, slice]]:
+    """The input and the output channels of each group."""
+    for group in range(groups):
+        yield slice(group * group_in, (group + 1) * group_in), slice(group * group_out, (group + 1) * group_out)
+
+
+def conv2d_reference(x: np.ndarray, weight: np.ndarray, *, groups: int, **geometry: Any) -> np.ndarray:
+    kernel_size, group_in, channels = weight.shape[:2], weight.shape[2], weight.shape[3]
+    out = out_size(x.shape[1:3], kernel_size, **geometry)
+    padded = framed(x, frame(x.shape[1:3], kernel_size, out, **geometry), geometry["padding"])
+    y = np.zeros((x.shape[0], *out, channels))
+    for r, s, window in taps(kernel_size, out, **geometry):
+        for i, o in of_groups(groups, group_in, channels // groups):
+            y[..., o] += padded[window][..., i] @ weight[r, s, :, o]
+    return y
+
+
+def data_gradient_reference(
+    grad: np.ndarray, weight: np.ndarray, *, groups: int, size: Sequence[int], transposed: bool = False, **geometry: Any
+) -> np.ndarray:
+    weight = weight.swapaxes(2, 3) if transposed else weight
+    kernel_size, group_in, out = weight.shape[:2], weight.shape[2], grad.shape[1:3]
+    dx = np.zeros((grad.shape[0], *frame(size, kernel_size, out, **geometry), group_in * groups))
+    for r, s, window in taps(kernel_size, out, **geometry):
+        for i, o in of_groups(groups, group_in, grad.shape[3] // groups):
+            dx[window][..., i] += grad[..., o] @ weight[r, s, :, o].T
+    top, left = geometry["padding"][:2]
+    return dx[:, top : top + size[0], left : left + size[1]]
+
+
+def weight_gradient_reference(
+    x: np.ndarray,
+    grad: np.ndarray,
+    *,
+    groups: int,
+    kernel_size: Sequence[int],
+    chunks: tuple[int, int] = (1, 1),
+    **geometry: Any,
+) -> np.ndarray:
+    (batch, *out, channels), group_in = grad.shape, x.shape[3] // groups
+    padded = framed(x, frame(x.shape[1:3], kernel_size, out, **geometry), geometry["padding"])
+    sums = np.zeros((*chunks, *kernel_size, group_in, channels))
+    images, rows = batch // chunks[0], out[0] // chunks[1]
+    for a, b in itertools.product(*map(range, chunks)):
+        part = slice(a * images, (a + 1) * images), slice(b * rows, (b + 1) * rows)
+        for r, s, window in taps(kernel_size, out, **geometry):
+            for i, o in of_groups(groups, group_in, channels // groups):
+                sums[a, b, r, s, :, o] = np.einsum("nhwi,nhwo->io", padded[window][part][..., i], grad[part][..., o])
+    return sums if chunks != (1, 1) else sums[0, 0]
+
+
+def out_size(size: Sequence[int], kernel_size: Sequence[int], *, strides, padding, dilation) -> list[int]:
+    return [
+        (size[axis] + padding[axis] + padding[axis + 2] - dilation[axis] * (kernel_size[axis] - 1) - 1) // strides[axis] + 1
+        for axis in (0, 1)
+    ]  # fmt: skip
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def product(name: str, a: Shape, b: Shape, transpose: str = "NN", tiled: bool = True) -> Row:
+    """``transpose``: for each operand, N as it is, T transposed."""
+    transposes = {"transpose_a": transpose[0] == "T", "transpose_b": transpose[1] == "T"}
+    return Row(f"matmul {transpose} {name}", matmul, matmul_reference, (a, b), transposes, tiled)
+
+
+PRODUCTS = [
+    product("of one number", (1, 1), (1, 1)),
+    product("of one term", (17, 1), (1, 33)),
+    product("of a row", (1, 33), (33, 24)),
+    product("to a column", (24, 17), (17, 1)),
+    product("3, 7, 17", (3, 7), (7, 17)),
+    product("24, 33, 7", (24, 33), (33, 7)),
+    product("33, 24, 3", (33, 24), (24, 3)),
+    product("197, 64, 48", (197, 64), (64, 48)),
+    product("64, 768, 96", (64, 768), (768, 96)),
+    product("17, 24, 33", (24, 17), (24, 33), "TN"),
+    product("128, 64, 32", (64, 128), (64, 32), "TN"),
+    product("17, 24, 33", (17, 24), (33, 24), "NT", tiled=False),
+    product("64, 64, 64", (64, 64), (64, 64), "NT", tiled=False),
+    product("7, 24, 3", (24, 7), (3, 24), "TT", tiled=False),
+    product("batches", (2, 3, 17, 7), (2, 3, 7, 24)),
+    product("heads", (2, 4, 33, 16), (2, 4, 16, 33)),
+    product("batches", (5, 7, 17), (5, 7, 33), "TN"),
+    product("batches", (2, 3, 17, 8), (2, 3, 24, 8), "NT", tiled=False),
+    product("rows of a batch by one matrix", (2, 17, 24), (24, 33)),
+    product("rows of a batch by one matrix", (3, 24, 7), (24, 48), "TN"),
+    product("a matrix by a batch", (7, 24), (3, 24, 17)),
+    product("broadcast batches", (2, 1, 3, 7), (4, 7, 24)),
+    product("a shared head", (2, 4, 17, 8), (2, 1, 8, 33)),
+    product("long sum", (7, 2049), (2049, 8)),
+    product("long sum in blocks", (33, 4096), (4096, 96)),
+    product("long sum in blocks", (2304, 24), (2304, 272), "TN"),
+    product("long sum in blocks, prime", (3, 2503), (2503, 136)),
+    product("long sums in blocks, of a batch", (2, 3, 3072), (2, 3072, 112)),
+]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution, all three of its kernels. ``tiled``: which have a register tile: forward, data and weight."""
+
+    name: str
+    x: Shape
+    weight: Shape
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    tiled: str = "fdw"
+
+    def rows(self) -> list[Row]:
+        geometry = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
+        kernel_size, size = self.weight[:2], self.x[1:3]
+        grad = (self.x[0], *out_size(size, kernel_size, **geometry), self.weight[3])
+        options: dict[str, Any] = geometry | {"groups": self.groups}
+        to_data = options | {"size": size}
+        turned = (*kernel_size, self.weight[3], self.weight[2])
+        dense = self.groups == 1
+        data = (turned, to_data | {"transposed": True}) if dense else (self.weight, to_data)
+        to_weight = options | {"kernel_size": kernel_size}
+        return [
+            Row(f"{self.name}", conv2d, conv2d_reference, (self.x, self.weight), options, "f" in self.tiled),
+            Row(f"{self.name}, data", conv2d_data_gradient, data_gradient_reference, (grad, data[0]), data[1], "d" in self.tiled),
+            Row(f"{self.name}, weight", conv2d_weight_gradient, weight_gradient_reference, (self.x, grad), to_weight, "w" in self.tiled),
+        ]  # fmt: skip
+
+
+CONVOLUTIONS = [
+    Convolution("1x1", (2, 7, 7, 24), (1, 1, 24, 33)),
+    Convolution("1x1, wide", (1, 56, 56, 24), (1, 1, 24, 144)),
+    Convolution("1x1, one channel to one", (1, 3, 5, 1), (1, 1, 1, 1)),
+    Convolution("1x1, one pixel", (1, 1, 1, 17), (1, 1, 17, 7)),
+    Convolution("1x1, stride 2", (1, 14, 14, 24), (1, 1, 24, 32), strides=(2, 2)),
+    Convolution("1x1, stride 2, odd", (1, 7, 9, 17), (1, 1, 17, 24), strides=(2, 2), tiled="fw"),
+    Convolution("1x1, padded", (1, 4, 5, 3), (1, 1, 3, 7), padding=(1, 0, 0, 2), tiled="fd"),
+    Convolution("3x3", (1, 17, 13, 7), (3, 3, 7, 33), padding=(1, 1, 1, 1), tiled="fd"),
+    Convolution("3x3, common", (2, 14, 14, 32), (3, 3, 32, 64), padding=(1, 1, 1, 1), tiled="fd"),
+    Convolution("3x3, not padded", (1, 9, 8, 24), (3, 3, 24, 17)),
+    Convolution("3x3, stride 2, even", (2, 14, 12, 3), (3, 3, 3, 32), strides=(2, 2), padding=(1, 1, 1, 1), tiled="fd"),
+    Convolution("3x3, stride 2, odd", (1, 15, 13, 17), (3, 3, 17, 24), strides=(2, 2), padding=(1, 1, 1, 1), tiled="f"),
+    Convolution("3x3, stride 2, asymmetric", (1, 12, 10, 3), (3, 3, 3, 16), strides=(2, 2), padding=(0, 0, 1, 1), tiled="fd"),
+    Convolution("3x2, strides 2 and 1", (1, 8, 9, 3), (3, 2, 3, 7), strides=(2, 1), padding=(2, 0, 1, 1), tiled="fd"),
+    Convolution("3x3, dilation", (1, 11, 11, 24), (3, 3, 24, 16), padding=(2, 2, 2, 2), dilation=(2, 2), tiled="fd"),
+    Convolution("3x3, stride and dilation", (1, 12, 12, 7), (3, 3, 7, 24), strides=(2, 2), padding=(2, 3, 2, 3), dilation=(2, 3), tiled="fd"),
+    Convolution("2x2, stride 3", (1, 9, 12, 8), (2, 2, 8, 16), strides=(3, 3)),
+    Convolution("5x5", (1, 8, 8, 3), (5, 5, 3, 24), padding=(2, 2, 2, 2), tiled="fd"),
+    Convolution("7x7, stride 2", (1, 32, 30, 3), (7, 7, 3, 64), strides=(2, 2), padding=(3, 3, 3, 3), tiled="fd"),
+    Convolution("3x3, long sum", (1, 4, 4, 256), (3, 3, 256, 64), padding=(1, 1, 1, 1), tiled="fd"),
+    Convolution("1x1, long sum", (1, 3, 3, 2304), (1, 1, 2304, 80)),
+    Convolution("3x3, groups", (1, 9, 9, 24), (3, 3, 8, 48), padding=(1, 1, 1, 1), groups=3, tiled="f"),
+    Convolution("3x3, groups, not padded", (2, 7, 7, 32), (3, 3, 16, 32), groups=2, tiled="fw"),
+    Convolution("3x3, groups, stride 2", (1, 8, 8, 6), (3, 3, 2, 21), strides=(2, 2), padding=(1, 1, 1, 1), groups=3, tiled="f"),
+    Convolution("depthwise 3x3", (2, 14, 14, 24), (3, 3, 1, 24), padding=(1, 1, 1, 1), groups=24),
+    Convolution("depthwise 3x3, wide", (1, 28, 28, 144), (3, 3, 1, 144), padding=(1, 1, 1, 1), groups=144),
+    Convolution("depthwise 3x3, 33 channels", (1, 17, 13, 33), (3, 3, 1, 33), padding=(1, 1, 1, 1), groups=33),
+    Convolution("depthwise 3x3, 17 channels", (1, 7, 9, 17), (3, 3, 1, 17), groups=17),
+    Convolution("depthwise 3x3, stride 2, even", (1, 14, 12, 24), (3, 3, 1, 24), strides=(2, 2), padding=(1, 1, 1, 1), groups=24),
+    Convolution("depthwise 3x3, stride 2, odd", (1, 15, 13, 24), (3, 3, 1, 24), strides=(2, 2), padding=(1, 1, 1, 1), groups=24, tiled="fw"),
+    Convolution("depthwise 3x3, stride 2, asymmetric", (1, 12, 12, 7), (3, 3, 1, 7), strides=(2, 2), padding=(0, 0, 1, 1), groups=7),
+    Convolution("depthwise 3x3, dilation", (1, 11, 9, 24), (3, 3, 1, 24), padding=(2, 2, 2, 2), dilation=(2, 2), groups=24),
+    Convolution("depthwise 5x5, stride 2", (1, 14, 14, 16), (5, 5, 1, 16), strides=(2, 2), padding=(2, 2, 2, 2), groups=16),
+    Convolution("depthwise 7x7", (1, 9, 9, 32), (7, 7, 1, 32), padding=(3, 3, 3, 3), groups=32),
+    Convolution("depthwise, multiplier 2", (1, 6, 6, 3), (3, 3, 1, 6), padding=(1, 1, 1, 1), groups=3),
+    Convolution("depthwise, multiplier 17", (1, 5, 5, 2), (3, 3, 1, 34), padding=(1, 1, 1, 1), groups=2, tiled="fd"),
+    Convolution("depthwise, multiplier 8, stride 2", (1, 8, 8, 3), (3, 3, 1, 24), strides=(2, 2), padding=(1, 1, 1, 1), groups=3),
+]  # fmt: skip
+
+
+def weights(name: str, x: Shape, grad: Shape, kernel: int, **options: Any) -> Row:
+    geometry = {"strides": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1, "kernel_size": [kernel] * 2}
+    tiled = options.pop("tiled", True)
+    return Row(f"weight gradient {name}", conv2d_weight_gradient, weight_gradient_reference, (x, grad), geometry | options, tiled)  # fmt: skip
+
+
+def data(name: str, grad: Shape, weight: Shape, size: Shape, **options: Any) -> Row:
+    geometry = {"strides": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1, "size": size}
+    tiled = options.pop("tiled", True)
+    return Row(f"data gradient {name}", conv2d_data_gradient, data_gradient_reference, (grad, weight), geometry | options, tiled)  # fmt: skip
+
+
+GRADIENTS = [
+    weights("in parts", (2, 14, 14, 24), (2, 14, 14, 33), 1, chunks=(2, 7)),
+    weights("in parts, padded", (2, 8, 9, 17), (2, 8, 9, 24), 3, chunks=(2, 4), padding=[1] * 4),
+    weights("in parts, stride 2", (1, 14, 12, 24), (1, 7, 6, 32), 3, chunks=(1, 7), padding=[1] * 4, strides=[2, 2]),
+    weights("in parts, dilation", (3, 9, 9, 7), (3, 9, 9, 3), 3, chunks=(3, 1), padding=[2] * 4, dilation=[2, 2]),
+    weights("in parts, groups", (2, 6, 6, 24), (2, 4, 4, 48), 3, chunks=(2, 2), groups=3),
+    weights("in parts, depthwise", (2, 14, 14, 33), (2, 14, 14, 33), 3, chunks=(2, 7), padding=[1] * 4, groups=33),
+    weights("in parts, depthwise, stride 2", (1, 14, 14, 24), (1, 7, 7, 24), 3, chunks=(1, 7), padding=[1] * 4, strides=[2, 2], groups=24),
+    weights("of one channel", (1, 10, 10, 1), (1, 8, 8, 24), 3),
+    data("of a weight as it is", (1, 7, 7, 24), (3, 3, 17, 24), (7, 7), padding=[1] * 4, tiled=False),
+    data("of a weight as it is, stride 2", (1, 7, 7, 8), (3, 3, 3, 8), (14, 14), padding=[1] * 4, strides=[2, 2], tiled=False),
+    data("beyond the last tap", (1, 4, 5, 8), (3, 3, 8, 16), (10, 12), strides=[2, 2], padding=[1] * 4, transposed=True),
+    data("where taps miss", (2, 4, 4, 17), (1, 1, 17, 24), (12, 12), strides=[3, 3], transposed=True),
+]  # fmt: skip
+
+ROWS = [*PRODUCTS, *(row for convolution in CONVOLUTIONS for row in convolution.rows()), *GRADIENTS]
+
+
+@pytest.mark.parametrize("traits", TRAITS)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_product(row: Row, traits: str) -> None:
+    func = row.schedule(traits)
+    assert is_tiled(func) == row.tiled
+    first, second = call(func, *row.arrays(), times=2)
+    assert_close(first, row.expected())
+    assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize("traits", TRAITS)
+def test_sums_longer_than_the_cache_are_added_up_in_blocks(traits: str) -> None:
+    """In the result itself, so without a ``local`` one."""
+    rows = [row for row in ROWS if "in blocks" in row.name or row.name in ("1x1, long sum", "3x3, long sum")]
+    assert len(rows) == 6
+    assert all("local" not in traces(row.schedule(traits)) for row in rows)
+
+
+def is_tiled(func: tirx.PrimFunc) -> bool:
+    """Whether a product has a register tile; that of a long sum is a part of the result itself."""
+    return "local" in traces(func) or {"unrolled", "vectorized", "parallel"} <= traces(func)
+
+
+# ---- what is computed behind a product -------------------------------------------------------------------------------
+
+
+def bias_relu(y: te.Tensor, bias: te.Tensor) -> te.Tensor:
+    biased = te.compute(y.shape, lambda *i: y(*i) + bias(i[-1]), name="biased")
+    return te.compute(y.shape, lambda *i: tirx.max(biased(*i), tirx.const(0, "float32")), name="relu")
+
+
+def norm_relu(y: te.Tensor, bias: te.Tensor, mean: te.Tensor, spread: te.Tensor) -> te.Tensor:
+    """As batch norm with fixed statistics: two vectors are computed beside the product, one from the other."""
+    one = tirx.const(1, "float32")
+    gain = te.compute(spread.shape, lambda c: one / tirx.sqrt(spread(c) * spread(c) + one), name="gain")
+    shift = te.compute(bias.shape, lambda c: bias(c) - mean(c) * gain(c), name="shift")
+    scaled = te.compute(y.shape, lambda *i: y(*i) * gain(i[-1]), name="scaled")
+    shifted = te.compute(y.shape, lambda *i: scaled(*i) + shift(i[-1]), name="shifted")
+    return te.compute(y.shape, lambda *i: tirx.max(shifted(*i), tirx.const(0, "float32")), name="relu")
+
+
+def hardswish(y: te.Tensor, bias: te.Tensor) -> te.Tensor:
+    """The biased product is read twice."""
+    low, high = tirx.const(0, "float32"), tirx.const(6, "float32")
+    biased = te.compute(y.shape, lambda *i: y(*i) + bias(i[-1]), name="biased")
+    gate = te.compute(y.shape, lambda *i: tirx.min(tirx.max(biased(*i) + 3, low), high), name="gate")
+    return te.compute(y.shape, lambda *i: biased(*i) * gate(*i) / high, name="hardswish")
+
+
+def residual(y: te.Tensor, other: te.Tensor, number: te.Tensor) -> te.Tensor:
+    """Another tensor, scaled by a number that is computed beside, is added."""
+    half = te.compute((), lambda: number() * tirx.const(0.5, "float32"), name="half")
+    scaled = te.compute(y.shape, lambda *i: other(*i) * half(), name="scaled")
+    return te.compute(y.shape, lambda *i: y(*i) + scaled(*i), name="residual")
+
+
+EPILOGUES: dict[str, tuple[Callable[..., te.Tensor], Reference, tuple[str, ...]]] = {
+    "bias and ReLU": (bias_relu, lambda y, bias: np.maximum(y + bias, 0), ("columns",)),
+    "norm and ReLU": (
+        norm_relu,
+        lambda y, bias, mean, spread: np.maximum((y - mean) / np.sqrt(spread**2 + 1) + bias, 0),
+        ("columns",) * 3,
+    ),
+    "hard swish": (hardswish, lambda y, bias: (y + bias) * np.clip(y + bias + 3, 0, 6) / 6, ("columns",)),
+    "residual": (residual, lambda y, other, number: y + other * number / 2, ("all", "number")),
+}
+"""For each the shapes of its operands: as the columns of the product, as all of it, or a number."""
+BEFORE_EPILOGUES = [
+    product("17, 24, 33", (17, 24), (24, 33)),
+    product("17, 24, 33", (17, 24), (33, 24), "NT", tiled=False),
+    product("batches", (2, 3, 17, 7), (2, 3, 7, 24)),
+    product("long sum", (3, 2500), (2500, 136)),
+    *(
+        row
+        for convolution in CONVOLUTIONS
+        for row in convolution.rows()
+        if row.name.startswith(("1x1, wide", "3x3, stride 2, odd", "3x3, stride 2, even", "3x3, long", "depthwise 3x3, stride 2, even"))
+        and "weight" not in row.name
+    ),
+    weights("1x1", (1, 14, 14, 24), (1, 14, 14, 33), 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize("row", BEFORE_EPILOGUES, ids=lambda row: row.name)
+def test_epilogue(row: Row, epilogue: str) -> None:
+    behind, reference, kinds = EPILOGUES[epilogue]
+    result = row.expected()
+    shapes = {"columns": result.shape[-1:], "all": result.shape, "number": ()}
+    beside = noise(epilogue, *(shapes[kind] for kind in kinds))
+    count = len(row.shapes)
+
+    def fused(*operands: te.Tensor, **options: Any) -> te.Tensor:
+        return behind(row.kernel(*operands[:count], **options), *operands[count:])
+
+    arrays = [*row.arrays(), *beside]
+    for traits in ("host", "neon"):
+        func = scheduled(fused, *arrays, traits=TRAITS[traits], **row.options)
+        assert is_tiled(func) == row.tiled
+        assert_close(call(func, *arrays), reference(result, *doubles(*beside)))
+
+
+# ---- random shapes ---------------------------------------------------------------------------------------------------
+
+
+CHANNELS = st.sampled_from([1, 3, 7, 8, 16, 17, 24, 33])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    terms=st.integers(1, 70),
+    columns=st.integers(1, 70),
+    batch=st.sampled_from([((), ()), ((2,), (2,)), ((3,), ()), ((), (3,)), ((2, 1), (3,)), ((1, 3), (2, 3))]),
+    transpose=st.sampled_from(["NN", "NT", "TN", "TT"]),
+    traits=st.sampled_from(list(TRAITS)),
+)
+def test_any_matrix_product(
+    rows: int, terms: int, columns: int, batch: tuple[Shape, Shape], transpose: str, traits: str
+) -> None:
+    a = (terms, rows) if transpose[0] == "T" else (rows, terms)
+    b = (columns, terms) if transpose[1] == "T" else (terms, columns)
+    row = product("", (*batch[0], *a), (*batch[1], *b), transpose)
+    assert_close(call(row.schedule(traits), *row.arrays()), row.expected())
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Convolution:
+    groups = draw(st.sampled_from([1, 1, 2, 3, 7, 24]))
+    depthwise = groups > 3
+    group_in = 1 if depthwise else draw(CHANNELS)
+    group_out = draw(st.sampled_from([1, 1, 2])) if depthwise else draw(CHANNELS)
+    kernel, strides, dilation = (tuple(draw(st.integers(1, most)) for _ in range(2)) for most in (4, 3, 2))
+    padding = tuple(draw(st.integers(0, 2)) for _ in range(4))
+    size = [
+        draw(st.integers(max(1, dilation[axis] * (kernel[axis] - 1) + 1 - padding[axis] - padding[axis + 2]), 14))
+        for axis in (0, 1)
+    ]
+    x = (draw(st.integers(1, 3)), *size, groups * group_in)
+    return Convolution("any", x, (*kernel, group_in, groups * group_out), strides, padding, dilation, groups)
+
+
+@settings(max_examples=15, deadline=None)
+@given(convolution=convolutions(), traits=st.sampled_from(list(TRAITS)))
+def test_any_convolution(convolution: Convolution, traits: str) -> None:
+    for row in convolution.rows():
+        assert_close(call(row.schedule(traits), *row.arrays()), row.expected())

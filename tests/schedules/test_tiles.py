@@ -1,0 +1,57 @@
+"""What a schedule is chosen by: traits of a CPU, register tiles, parts of a sum."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tvm.target import Target
+
+from schedules.cpu import Traits, parts, traits_of
+from schedules.cpu.tile import tiles, vector_lanes
+from tests.schedules.kernels import TRAITS
+
+EXTENTS = st.integers(1, 300)
+
+
+@pytest.mark.parametrize(
+    ("target", "lanes", "registers"),
+    [
+        ({"mtriple": "x86_64-linux-gnu", "mcpu": "skylake-avx512"}, 16, 32),
+        ({"mtriple": "x86_64-linux-gnu", "mcpu": "haswell"}, 8, 16),
+        ({"mtriple": "x86_64-linux-gnu"}, 4, 16),
+        ({"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}, 4, 32),
+        ({"mtriple": "armv7l-linux-gnueabihf", "mattr": ["+neon"]}, 4, 16),
+    ],
+    ids=str,
+)
+def test_traits(target: dict[str, object], lanes: int, registers: int) -> None:
+    traits = traits_of(Target({"kind": "llvm", "num-cores": 4} | target))
+    assert (traits.lanes, traits.registers, traits.cores) == (lanes, registers, 4)
+
+
+@given(rows=st.lists(EXTENTS, min_size=1, max_size=3), columns=EXTENTS, traits=st.sampled_from(list(TRAITS.values())))
+def test_tiles_cover_everything_and_fit_into_registers(rows: list[int], columns: int, traits: Traits) -> None:
+    found = tiles(rows, columns, traits)
+    assert found
+    for tile in found:
+        assert columns % tile.width == 0 and tile.lanes <= traits.lanes
+        assert all(extent % part == 0 for extent, part in zip(rows, tile.rows, strict=True))
+        assert tile.height * tile.vectors + tile.vectors + 1 <= traits.registers
+
+
+@given(columns=EXTENTS)
+def test_vectors_divide_the_columns(columns: int) -> None:
+    lanes = vector_lanes(columns, 16)
+    assert columns % lanes == 0 and lanes <= 16
+    if columns % 16 == 0:
+        assert lanes == 16
+
+
+@given(extents=st.lists(EXTENTS, min_size=1, max_size=3), want=st.integers(1, 64))
+def test_parts_divide_their_axes_and_are_enough(extents: list[int], want: int) -> None:
+    counts = parts(extents, want)
+    assert all(extent % count == 0 for extent, count in zip(extents, counts, strict=True))
+    assert math.prod(counts) >= want or counts == tuple(extents)

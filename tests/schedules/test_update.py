@@ -1,0 +1,86 @@
+"""What optimizers do to a parameter, or to a piece of it, against NumPy in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from tvm import tirx
+
+from schedules.kernels.update import Layout, adam, assign, clear, sgd
+from tests.schedules.kernels import assert_close, built, doubles, noise
+
+CHANNELS = [4, 0, 2]
+LAYOUTS = {
+    "number": Layout((), "float32"),
+    "one": Layout((1,), "float32"),
+    "17": Layout((17,), "float32"),
+    "3x33": Layout((3, 33), "float32"),
+    "24x1x7": Layout((24, 1, 7), "float32"),
+    "64x65": Layout((64, 65), "float32"),
+    "3x3x16x128": Layout((3, 3, 16, 128), "float32"),
+    "of 5": Layout((5,), "float32", 0, 3),
+    "rows of 5x33": Layout((5, 33), "float32", 0, 3),
+    "columns of 24x5": Layout((24, 5), "float32", 1, 3),
+    "inputs of 3x3x5x17": Layout((3, 3, 5, 17), "float32", 2, 3),
+    "outputs of 1x1x24x5": Layout((1, 1, 24, 5), "float32", 3, 3),
+}
+SGD: dict[str, Any] = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0, "clipped": False}
+ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-3, "weight_decay": 0.0, "decoupled": False, "clipped": False}  # fmt: skip
+CLIP, LR, STEP, SPREAD = 0.5, 0.1, 0.3, 1.25  # SPREAD: one over the root of Adam's correction
+
+
+def sgd_reference(weight, gradient, buffer=None, *, momentum, dampening, nesterov, weight_decay, clipped) -> list:
+    gradient = gradient * (CLIP if clipped else 1) + weight_decay * weight
+    if buffer is None:
+        return [weight - LR * gradient]
+    buffer = momentum * buffer + (1 - dampening) * gradient
+    return [weight - LR * (gradient + momentum * buffer if nesterov else buffer), buffer]
+
+
+def adam_reference(weight, gradient, mean, square, *, beta1, beta2, epsilon, weight_decay, decoupled, clipped) -> list:
+    gradient = gradient * (CLIP if clipped else 1)
+    if decoupled:
+        weight = weight - LR * weight_decay * weight
+    else:
+        gradient = gradient + weight_decay * weight
+    mean, square = beta1 * mean + (1 - beta1) * gradient, beta2 * square + (1 - beta2) * gradient**2
+    return [weight - STEP * mean / (np.sqrt(square) * SPREAD + epsilon), mean, square]
+
+
+UPDATES: dict[str, tuple[Callable[..., tirx.PrimFunc], dict[str, Any], Callable[..., list], int, list[float]]] = {
+    "sgd": (sgd, SGD, sgd_reference, 1, [LR]),
+    "sgd, decay, clipped": (sgd, SGD | {"weight_decay": 0.1, "clipped": True}, sgd_reference, 1, [LR]),
+    "sgd, momentum": (sgd, SGD | {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1}, sgd_reference, 2, [LR]),
+    "sgd, nesterov": (sgd, SGD | {"momentum": 0.9, "nesterov": True, "clipped": True}, sgd_reference, 2, [LR]),
+    "adam": (adam, ADAM, adam_reference, 3, [LR, STEP, SPREAD]),
+    "adam, decay": (adam, ADAM | {"weight_decay": 0.1}, adam_reference, 3, [LR, STEP, SPREAD]),
+    "adamw": (adam, ADAM | {"weight_decay": 0.1, "decoupled": True, "clipped": True}, adam_reference, 3, [LR, STEP, SPREAD]),
+    "assign": (assign, {"accumulate": False}, lambda _weight, value, *, accumulate: [value], 1, []),
+    "accumulate": (assign, {"accumulate": True}, lambda weight, value, *, accumulate: [weight + value], 1, []),
+    "clear": (clear, {}, lambda weight: [0 * weight], 0, []),
+}  # fmt: skip
+"""Each with its options, how many operands it has, and its rates."""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", UPDATES)
+def test_update(name: str, layout: str) -> None:
+    """Only the trained piece changes; the first operand is the gradient and the others are states, updated too."""
+    build, options, reference, count, rates = UPDATES[name]
+    described = LAYOUTS[layout]
+    weight, *operands = noise(name, described.shape, *[described.piece] * count)
+    for square in operands[2:]:
+        square *= square
+    piece = tuple(slice(None) if axis != described.axis else CHANNELS for axis in range(weight.ndim))
+    expected = doubles(weight)[0]
+    expected[piece], *states = reference(expected[piece], *doubles(*operands), **options)
+    scalars = [rates] * bool(rates) + [[CLIP]] * options.get("clipped", False)
+    channels = [] if described.axis is None else [np.array(CHANNELS, "int32")]
+    built(build(described, **options))(
+        weight, *operands, *(np.array(values, "float32") for values in scalars), *channels
+    )
+    for actual, wanted in zip([weight, *operands[1:]], [expected, *states], strict=True):
+        assert_close(actual, wanted)
