@@ -1,0 +1,252 @@
+"""The systems that `train_step.py` measures, each in a process of its own: it does steps when it is told to.
+
+A worker reads JSON objects from standard input, one a line, and answers each with one: first a job, which says what to
+set up; then ``{"do": "burst", "seconds": …}``, answered by the times of steps, and ``{"do": "finish"}``, answered by
+memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from step_models import NETWORKS, arguments, exported, fold_batch_norm
+
+LR, MOMENTUM = 1e-4, 0.9
+WARM_UP = 3
+Job = dict[str, Any]
+
+
+class System:
+    """Something that does training steps, always on the same batch."""
+
+    info: dict[str, Any]
+    """What the parent is told when the system is ready."""
+
+    def step(self) -> float:
+        """Do one step, wait until it is done, and return its loss."""
+        raise NotImplementedError
+
+    def rest(self) -> None:
+        """Give back memory that the next step would allocate anew: the others need it meanwhile."""
+
+    def train_bytes(self) -> int | None:
+        """The peak of what a step holds beyond the parameters."""
+
+
+class Ours(System):
+    """A compiled program, in a process without PyTorch, which a device that only trains does not have either."""
+
+    def __init__(self, job: Job) -> None:
+        sys.modules["torch"] = None  # type: ignore[assignment] # tvm_ffi imports it wherever it is installed
+        import pock_tvm as pock
+
+        self._program = pock.Program.load(job["program"])
+        self._trainer = pock.Trainer(self._program)
+        inputs, self._target = NETWORKS[job["model"]].data(job["batch"])
+        self._inputs = list(inputs.values())
+        layers = self._program.manifest["layers"]
+        self.info = {"flops": sum(layer["forward_flops"] + layer["backward_flops"] for layer in layers)}
+
+    def step(self) -> float:
+        """One call."""
+        return self._trainer.step(self._inputs, self._target, lr=LR)
+
+    def train_bytes(self) -> int:
+        """What the program's plan says; the trainer allocates just that."""
+        memory = self._program.memory()
+        return memory["arena"] + memory["optimizer_state"] + memory["gradient_sums"]
+
+
+class Compiler:
+    """Writes a program; does no steps."""
+
+    def __init__(self, job: Job) -> None:
+        import pock_tvm as pock
+
+        net = NETWORKS[job["model"]]
+        model = exported(job["model"], job["batch"])
+        program = pock.compile(
+            model,
+            scheme=pock.Scheme.full() if job["scheme"] == "full" else pock.Scheme.pockengine(model),
+            loss=net.loss,
+            optimizer=pock.SGD(momentum=MOMENTUM),
+            batch=job["batch"] if job["model"] == "mcunet" else None,
+        )
+        program.save(job["program"])
+        aliases = program.manifest["aliases"]
+        self.info = {"trained": [*program.trained, *(name for name in aliases if aliases[name] in program.trained)]}
+
+
+class Torch(System):
+    """PyTorch: ``default`` as people run it; ``eager``, ``channels-last`` and ``compiled`` with BatchNorm folded and
+    the fused optimizer."""
+
+    def __init__(self, job: Job) -> None:
+        import torch
+
+        torch.set_num_threads(job["threads"])
+        net, variant = NETWORKS[job["model"]], job["variant"]
+        inputs, target = net.data(job["batch"])
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        self._target = torch.from_numpy(target)
+        self._model, trained = net.build(), set(job["trained"])
+        if unknown := trained - {name for name, _ in self._model.named_parameters(remove_duplicate=False)}:
+            raise ValueError(f"the program trains {sorted(unknown)[0]}, which is no parameter of PyTorch's")
+        if variant != "default":
+            trained = folded(self._model, trained, tensors)
+        if net.reads == "images" and variant in ("channels-last", "compiled"):
+            self._model = self._model.to(memory_format=torch.channels_last)
+            tensors = {name: x.contiguous(memory_format=torch.channels_last) for name, x in tensors.items()}
+        self._arguments = arguments(self._model, tensors)
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            parameter.requires_grad_(name in trained)
+        self._trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        fused = None if variant == "default" else True
+        self._optimizer = torch.optim.SGD(self._trained, lr=LR, momentum=MOMENTUM, fused=fused)
+        self._shifted = net.loss == "causal_lm"
+        self._loss: Callable[[], Any] = torch.compile(self._eager_loss) if variant == "compiled" else self._eager_loss
+        self.info = {}
+
+    def _eager_loss(self) -> Any:
+        from torch.nn.functional import cross_entropy
+
+        args, kwargs = self._arguments
+        logits, target = logits_of(self._model(*args, **kwargs)), self._target
+        if self._shifted:
+            logits, target = logits[:, :-1].flatten(0, 1), target[:, 1:].flatten()
+        return cross_entropy(logits, target)
+
+    def step(self) -> float:
+        """Forward, backward, update."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._loss()
+        loss.backward()
+        self._optimizer.step()
+        return float(loss)
+
+    def rest(self) -> None:
+        """Free the gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def train_bytes(self) -> int:
+        """The momentum, and the peak of what the allocator gave out in a step that begins without gradients."""
+        from torch.profiler import ProfilerActivity, profile
+
+        self.rest()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+            self.step()
+        events = [event for event in run.profiler.kineto_results.events() if event.name() == "[memory]"]
+        live = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+        momentum = sum(parameter.numel() * parameter.element_size() for parameter in self._trained)
+        return momentum + int(live.max())
+
+
+class Peak(System):
+    """What the machine can do: products of large matrices, in PyTorch (MKL) and NumPy (OpenBLAS) by turns."""
+
+    def __init__(self, job: Job) -> None:
+        import torch
+
+        torch.set_num_threads(job["threads"])
+        rng = np.random.default_rng(0)
+        self._products: list[tuple[float, Callable[[], Any]]] = []
+        for size in (1024, 2048):
+            a = rng.standard_normal((size, size)).astype("float32")
+            b, out = a.copy(), np.empty_like(a)
+            x, y, z = map(torch.from_numpy, (a, b, out))
+            gflop = 2e-9 * size**3
+            self._products.append((gflop, lambda x=x, y=y, z=z: torch.matmul(x, y, out=z)))
+            self._products.append((gflop, lambda a=a, b=b, out=out: np.matmul(a, b, out)))
+        self.info = {"gflops": 0.0}
+
+    def step(self) -> float:
+        """Each product once."""
+        for gflop, product in self._products:
+            start = time.perf_counter()
+            product()
+            self.info["gflops"] = max(self.info["gflops"], gflop / (time.perf_counter() - start))
+        return 0.0
+
+
+def logits_of(outputs: Any) -> Any:
+    """What a network of ``transformers`` calls its logits; what any other network returns."""
+    return getattr(outputs, "logits", outputs)
+
+
+def folded(model: Any, trained: set[str], tensors: dict[str, Any]) -> set[str]:
+    """Fold a model's BatchNorms, and see that it still computes the same; what is trained, by the new names."""
+    import torch
+
+    args, kwargs = arguments(model, tensors)
+    with torch.no_grad():
+        before = logits_of(model(*args, **kwargs))
+        trained = fold_batch_norm(model, trained)
+        after = logits_of(model(*args, **kwargs))
+    if (after - before).abs().max() > 1e-3 * before.abs().max():
+        raise ValueError("folding BatchNorm has changed what the network computes")
+    return trained
+
+
+def _system(job: Job) -> Any:
+    if job["system"] == "jax":
+        from step_jax import Jax
+
+        return Jax(job)
+    return {"ours": Ours, "compiler": Compiler, "torch": Torch, "peak": Peak}[job["system"]](job)
+
+
+def _burst(system: System, seconds: float) -> list[float]:
+    """Seconds of at least two steps, after one that brings back memory and caches."""
+    system.step()
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 2:
+        start = time.perf_counter()
+        system.step()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _peak_rss() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def serve() -> None:
+    """Set up the system of the first line, then do what the further lines say until there are no more."""
+    warnings.simplefilter("ignore")
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not end up between the answers
+
+    def reply(answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=replies)
+
+    def rest() -> None:
+        system.rest()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+    system = _system(json.loads(sys.stdin.readline()))
+    if isinstance(system, System):
+        system.info["loss"] = [system.step() for _ in range(WARM_UP)][0]
+        rest()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    reply(system.info)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "burst":
+            times = _burst(system, request["seconds"])
+            rest()
+            reply({"times": times})
+        else:
+            reply({"rss_bytes": _peak_rss(), "info": system.info, "train_bytes": system.train_bytes()})

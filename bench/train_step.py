@@ -1,0 +1,351 @@
+"""Measures one training step: compiled programs against PyTorch as people run it and PyTorch at its best.
+
+    python bench/train_step.py [--model mcunet --batch 1] [--scheme full] [--threads 2] [--peers all] [--json out.json]
+
+Each system has a process of its own, and they take turns, a few steps at a time, on the same threads in the same
+minutes; their first losses must agree. Float32, SGD with momentum 0.9, one batch over and over. Both sides train the
+same parameters, except that PyTorch computes the gradient of a whole weight where a program computes that of a share of
+its channels. `torch` is eager PyTorch with everything at its default; `torch-best` the fastest of that and of three
+variants with BatchNorm folded, the fused optimizer and a tuned allocator: eager, channels last, and `torch.compile`.
+GFLOP/s count the products with weights, forward and backward, as the program's report does: the same number for all.
+MCUNet needs ../shared/data.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from step_models import NETWORKS
+
+MIB = 2**20
+BURST = 0.4
+"""Seconds of steps between two turns."""
+TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
+BEST = ("eager", "channels-last", "compiled")
+SYSTEMS = ("ours", "torch", "torch-best", "jax")
+PEERS = {"onnxruntime": "ONNX Runtime training", "mnn": "MNN"}
+Record = dict[str, Any]
+console = Console(width=150, log_path=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Schemes(StrEnum):
+    """What is trained."""
+
+    full = "full"
+    pockengine = "pockengine"
+    both = "both"
+
+    @property
+    def names(self) -> list[str]:
+        """The schemes to measure."""
+        return ["full", "pockengine"] if self is Schemes.both else [self.value]
+
+
+class Peers(StrEnum):
+    """Which systems besides PyTorch are measured."""
+
+    none = "none"
+    all = "all"
+
+
+class WorkerError(Exception):
+    """A worker has ended before its time; the last line of what it printed."""
+
+
+class Worker:
+    """A system in a process of its own; see :mod:`step_workers`."""
+
+    def __init__(self, job: Record, threads: int) -> None:
+        names = ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        env |= dict.fromkeys(names, str(threads)) | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        if job.get("variant") in BEST:
+            env |= TUNED
+        root = str(Path(__file__).resolve().parents[1])
+        env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=env,
+        )
+        try:
+            self.info = self.ask(job | {"threads": threads})
+        except WorkerError:
+            self.close()
+            raise
+
+    def ask(self, request: Record) -> Record:
+        """Send a request, and wait for the answer."""
+        sent, answers = self._process.stdin, self._process.stdout
+        assert sent is not None and answers is not None
+        try:
+            sent.write(json.dumps(request).encode() + b"\n")
+            sent.flush()
+            answer = answers.readline()
+        except BrokenPipeError:
+            answer = b""
+        if not answer:
+            self._process.wait()
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines()
+            raise WorkerError(lines[-1] if lines else f"exit status {self._process.returncode}")
+        return json.loads(answer)
+
+    @property
+    def cpu_ticks(self) -> int:
+        """How long the process has computed."""
+        return sum(map(int, Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+@dataclass
+class Measurement:
+    """One system with one scheme: its worker, and the seconds of its steps so far."""
+
+    system: str
+    scheme: str
+    worker: Worker
+    variant: str | None = None
+    times: list[float] = field(default_factory=list)
+    memory: Record = field(default_factory=dict)
+
+    @property
+    def ms(self) -> float:
+        """The median time of a step."""
+        return 1e3 * statistics.median(self.times)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and the third quartile, in milliseconds."""
+        low, _, high = statistics.quantiles(self.times, n=4, method="inclusive")
+        return 1e3 * low, 1e3 * high
+
+
+@contextmanager
+def workers(
+    model: str, batch: int, schemes: Sequence[str], threads: int, peers: Peers
+) -> Iterator[tuple[list[Measurement], Worker]]:
+    """All systems of a model and batch, warmed up, and the worker that measures the machine."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+        def start(job: Record) -> Worker:
+            worker = Worker({"model": model, "batch": batch} | job, threads)
+            stack.callback(worker.close)
+            return worker
+
+        measurements = []
+        for scheme in schemes:
+            job = {"scheme": scheme, "program": str(directory / f"{scheme}.pock")}
+            console.log(f"compiling {model}, batch {batch}, {scheme}")
+            compiler = Worker({"system": "compiler", "model": model, "batch": batch} | job, threads)
+            compiler.close()
+            job["trained"] = compiler.info["trained"]
+            wanted = [("ours", "ours", None), ("torch", "torch", "default")]
+            wanted += [("torch-best", "torch", v) for v in BEST if v != "channels-last" or _reads_images(model)]
+            if peers is Peers.all and importlib.util.find_spec("jax"):
+                wanted.append(("jax", "jax", None))
+            for system, kind, variant in wanted:
+                console.log(f"starting {_title(system, variant)}, {scheme}")
+                try:
+                    worker = start(job | {"system": kind, "variant": variant})
+                except WorkerError as error:
+                    if system in ("ours", "torch"):
+                        raise
+                    console.print(f"{_title(system, variant)}, {model}, batch {batch}, {scheme}: unavailable: {error}")
+                    continue
+                measurements.append(Measurement(system, scheme, worker, variant))
+                loss, expected = worker.info["loss"], measurements[0].worker.info["loss"]
+                if not math.isclose(loss, expected, rel_tol=1e-3):
+                    raise ValueError(f"{_title(system, variant)} has the loss {loss}, and ours {expected}")
+        yield measurements, start({"system": "peak"})
+
+
+def measure(model: str, batch: int, schemes: Sequence[str], threads: int, rounds: int, peers: Peers) -> list[Record]:
+    """The records of a model and batch."""
+    with workers(model, batch, schemes, threads, peers) as (measurements, peak):
+        console.log(f"measuring in {rounds} rounds")
+        everyone = [peak, *(measurement.worker for measurement in measurements)]
+        start = _ticks(everyone)
+        for turn in range(rounds):
+            peak.ask({"do": "burst", "seconds": BURST})
+            first = turn % len(measurements)  # nobody always follows the same neighbour
+            for measurement in measurements[first:] + measurements[:first]:
+                measurement.times += measurement.worker.ask({"do": "burst", "seconds": BURST})["times"]
+        everything, others = (end - begin for end, begin in zip(_ticks(everyone), start, strict=True))
+        for measurement in measurements:
+            measurement.memory = measurement.worker.ask({"do": "finish"})
+        run = {
+            "model": model,
+            "batch": batch,
+            "threads": threads,
+            "peak_gflops": peak.ask({"do": "finish"})["info"]["gflops"],
+            "others_share": others / everything,
+        }
+    return _records(measurements, run)
+
+
+def _ticks(own: Sequence[Worker]) -> tuple[int, int]:
+    """The ticks of all cores so far, and those in which others than these workers computed."""
+    line = Path("/proc/stat").read_text().partition("\n")[0]
+    user, nice, system, idle, waiting, *interrupts = map(int, line.split()[1:9])
+    busy = user + nice + system + sum(interrupts)
+    return busy + idle + waiting, busy - sum(worker.cpu_ticks for worker in own)
+
+
+def _records(measurements: list[Measurement], run: Record) -> list[Record]:
+    """One record for each system and scheme, with what is known of the run; of PyTorch's variants the fastest."""
+    flops = {m.scheme: m.worker.info["flops"] for m in measurements if m.system == "ours"}
+    variants: dict[str, list[Measurement]] = {}
+    for m in measurements:
+        if m.system in ("torch", "torch-best"):  # the best may be the default
+            variants.setdefault(m.scheme, []).append(m)
+    best = {scheme: min(found, key=lambda m: m.ms) for scheme, found in variants.items()}
+    default = {m.scheme: m for m in measurements if m.system == "torch"}
+    rows = [m for m in measurements if m.system != "torch-best"]
+    rows += [replace(m, system="torch-best") for m in best.values()]
+    return [
+        run
+        | _record(m, flops[m.scheme], run["peak_gflops"])
+        | {
+            "ratio_vs_torch_full": default["full"].ms / m.ms if "full" in default else None,
+            "ratio_vs_torch_best_full": best["full"].ms / m.ms if "full" in best else None,
+            "ratio_vs_torch_best_same": best[m.scheme].ms / m.ms,
+        }
+        | ({"variants_ms": {v.variant: v.ms for v in variants[m.scheme]}} if m.system == "torch-best" else {})
+        for m in sorted(rows, key=lambda m: (list(flops).index(m.scheme), SYSTEMS.index(m.system)))
+    ]
+
+
+def _record(m: Measurement, flops: float, peak: float) -> Record:
+    gflops = flops / m.ms / 1e6
+    return {
+        "scheme": m.scheme,
+        "system": m.system,
+        "variant": m.variant,
+        "ms": m.ms,
+        "fastest_ms": 1e3 * min(m.times),
+        "quartiles_ms": m.quartiles,
+        "steps": len(m.times),
+        "gflops": gflops,
+        "peak_fraction": gflops / peak,
+        "train_bytes": m.memory["train_bytes"],
+        "rss_bytes": m.memory["rss_bytes"] if m.system != "jax" else None,  # its process holds PyTorch as well
+    }
+
+
+def table(records: Sequence[Record]) -> Table:
+    """The records of one model and batch."""
+    first = records[0]
+    title = f"{NETWORKS[first['model']].title}, batch {first['batch']}, {first['threads']} threads"
+    result = Table(title=f"{title}; the machine does {first['peak_gflops']:.0f} GFLOP/s")
+    for name in ("scheme", "system"):
+        result.add_column(name, no_wrap=True)
+    for name in ("step ms", "quartiles"):
+        result.add_column(name, justify="right", no_wrap=True)
+    for name in ("GFLOP/s", "of peak", "training MiB", "RSS MiB"):
+        result.add_column(name, justify="right")
+    for name in ("x torch full", "x best full", "x best same"):
+        result.add_column(name, justify="right")
+    for r in records:
+        low, high = r["quartiles_ms"]
+        result.add_row(
+            r["scheme"],
+            _title(r["system"], r["variant"]),
+            f"{r['ms']:.2f}",
+            f"{low:.2f} - {high:.2f}",
+            f"{r['gflops']:.1f}",
+            f"{100 * r['peak_fraction']:.0f} %",
+            *("-" if r[key] is None else f"{r[key] / MIB:.1f}" for key in ("train_bytes", "rss_bytes")),
+            *(
+                "-" if r[key] is None else f"{r[key]:.2f}"
+                for key in ("ratio_vs_torch_full", "ratio_vs_torch_best_full", "ratio_vs_torch_best_same")
+            ),
+        )
+    return result
+
+
+def _title(system: str, variant: str | None) -> str:
+    return f"torch-best ({variant})" if system == "torch-best" else system
+
+
+def _reads_images(model: str) -> bool:
+    return NETWORKS[model].reads == "images"
+
+
+def _report_absent_peers() -> None:
+    if importlib.util.find_spec("jax") is None:
+        console.print("JAX: unavailable: it is not installed (pip install jax)")
+    for module, title in PEERS.items():
+        console.print(f"{title}: unavailable: there is no worker for it in bench/step_workers.py ({module})")
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    model: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(NETWORKS)}; may be repeated.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="May be repeated; 1 and 8 without.")] = None,
+    scheme: Schemes = Schemes.both,
+    threads: Annotated[int | None, typer.Option(help="For every system; all cores without.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How many turns each system has.")] = 5,
+    json_output: Annotated[Path | None, typer.Option("--json")] = None,
+    peers: Peers = Peers.none,
+) -> None:
+    """Measure the steps, and print a table for each model and batch."""
+    if context.invoked_subcommand:
+        return
+    if unknown := [name for name in model or [] if name not in NETWORKS]:
+        raise typer.BadParameter(f"there is no model '{unknown[0]}'; there are {', '.join(NETWORKS)}")
+    if peers is Peers.all:
+        _report_absent_peers()
+    records = []
+    for name in model or NETWORKS:
+        for size in batch or (1, 8):
+            rows = measure(name, size, scheme.names, threads or len(os.sched_getaffinity(0)), rounds, peers)
+            if (share := rows[0]["others_share"]) > 0.05:
+                console.print(f"Doubtful: other processes used {100 * share:.0f} % of this machine meanwhile.")
+            console.print(table(rows))
+            records += rows
+            if json_output is not None:
+                json_output.write_text(json.dumps(records, indent=1))
+
+
+@app.command(hidden=True)
+def worker() -> None:
+    """One system, as the parent starts it."""
+    from step_workers import serve
+
+    serve()
+
+
+if __name__ == "__main__":
+    app()
