@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -52,9 +52,36 @@ def lower_bound(lifetimes: Sequence[Lifetime]) -> int:
 
 
 def place(lifetimes: Sequence[Lifetime]) -> Plan:
-    """Place temporaries, largest first, each in the tightest gap between those in use at the same time."""
+    """The smallest of a few plans; the first one that needs no more than the lower bound, if one does.
+
+    Each places temporaries one by one in another order: largest first, largest product of size and time first, longest
+    first, or as they come.
+    """
+    bound = lower_bound(lifetimes)
+    best: Plan | None = None
+    for order in ORDERS:
+        offsets = _placed(lifetimes, sorted(range(len(lifetimes)), key=lambda index: order(lifetimes[index])))
+        size = max((offset + lifetimes[index].size for index, offset in offsets.items()), default=0)
+        if best is None or size < best.size:
+            best = Plan(tuple(lifetimes), tuple(offsets[index] for index in range(len(lifetimes))), size)
+        if best.size == bound:
+            break
+    assert best is not None
+    return best
+
+
+ORDERS: tuple[Callable[[Lifetime], tuple[int, ...]], ...] = (
+    lambda lifetime: (-lifetime.size, lifetime.first),
+    lambda lifetime: (-lifetime.size * (lifetime.last - lifetime.first + 1), lifetime.first),
+    lambda lifetime: (lifetime.first - lifetime.last, -lifetime.size),
+    lambda lifetime: (lifetime.first, -lifetime.size),
+)
+
+
+def _placed(lifetimes: Sequence[Lifetime], order: Sequence[int]) -> dict[int, int]:
+    """The offset of each temporary, placed in this order, each in the tightest gap between those in use with it."""
     offsets: dict[int, int] = {}
-    for index in sorted(range(len(lifetimes)), key=lambda i: (-lifetimes[i].size, lifetimes[i].first)):
+    for index in order:
         new = lifetimes[index]
         taken = sorted(
             (offset, offset + lifetimes[other].size)
@@ -68,8 +95,7 @@ def place(lifetimes: Sequence[Lifetime]) -> Plan:
                 best, best_gap = end, gap
             end = max(end, stop)
         offsets[index] = end if best is None else best
-    size = max((offset + lifetimes[index].size for index, offset in offsets.items()), default=0)
-    return Plan(tuple(lifetimes), tuple(offsets[index] for index in range(len(lifetimes))), size)
+    return offsets
 
 
 @tvm.transform.module_pass(opt_level=0, name="PlanArena")
