@@ -10,7 +10,6 @@ from tvm import IRModule, s_tir, tirx
 from tvm.support import cc
 from tvm.target import Target
 
-from relay_passes.lower_to_executor import symbol_of
 from schedules.cpu import schedule_cpu, traits_of
 
 from .kernel_cache import KernelCache
@@ -53,7 +52,7 @@ def _kernel_object(name: str, func: tirx.PrimFunc, target: Target, cache: Kernel
 
 def lower_kernel(name: str, func: tirx.PrimFunc, target: Target) -> IRModule:
     """Schedule one kernel, and lower it to what LLVM takes."""
-    scheduled = schedule_cpu(func, traits_of(target)).with_attr("pock.symbol", symbol_of(name))
+    scheduled = schedule_cpu(func, traits_of(target)).with_attr("pock.symbol", name)
     mod = tirx.transform.BindTarget(target.with_host(target))(IRModule({name: scheduled}))
     with tvm.transform.PassContext():
         mod = tvm.transform.Sequential(LOWERING)(mod)

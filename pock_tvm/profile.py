@@ -84,7 +84,7 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
         loaded = tvm.runtime.load_module(str(path))  # binds the runtime's functions
         library = ctypes.CDLL(str(path))
         calls = [
-            (getattr(library, f"pock_{kernel}"), [ctypes.c_void_p(addresses[at] + offset) for at, offset in places])
+            (getattr(library, kernel), [ctypes.c_void_p(addresses[at] + offset) for at, offset in places])
             for kernel, places in entry["calls"]
         ]
         for _ in range(repeat):
@@ -98,15 +98,15 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
     trainer.steps = steps
     medians = [statistics.median(record) for record in times]
     rows = []
-    for (kernel, _), seconds in zip(entry["calls"], medians, strict=True):
+    for (kernel, _), median in zip(entry["calls"], medians, strict=True):
         cost = program.manifest["kernels"][kernel]
         rows.append(
             {
                 "kernel": kernel,
-                "ms": 1e3 * seconds,
-                "gflops": cost["flops"] / seconds / 1e9,
-                "gbytes": cost["bytes"] / seconds / 1e9,
-                "share": seconds / sum(medians),
+                "ms": 1e3 * median,
+                "gflops": cost["flops"] / median / 1e9,
+                "gbytes": cost["bytes"] / median / 1e9,
+                "share": median / sum(medians),
             }
         )
     return sorted(rows, key=lambda row: -row["ms"])

@@ -50,7 +50,7 @@ class Trainer:
         if machine_triple(triple) != machine_triple():
             raise ProgramError(
                 f"this program was compiled for {triple}, and this machine is a {machine_triple()}: compile it "
-                f"for target 'host'"
+                "for target 'host'"
             )
         self._loss = Loss(**manifest["loss"])
         self._optimizer = optimizers.from_json(manifest["optimizer"])

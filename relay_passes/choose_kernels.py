@@ -11,7 +11,7 @@ from typing import Any
 import tvm
 from tvm import IRModule, relax, te, topi
 
-from schedules.cpu import LONG_SUM, Traits, parts
+from schedules.cpu import LONG_SUM, SMALL, Traits, parts
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import functions, indexing, reduction
 from schedules.kernels import matmul as matmul_kernels
@@ -87,7 +87,7 @@ def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         name: plain(getattr(attrs, name)) for name in ("strides", "padding", "dilation", "groups")
     }
     x, weight = call.args
-    if not _is_dense_or_depthwise(shape_of(x)[3], geometry["groups"]):
+    if geometry["groups"] not in (1, shape_of(x)[3]):  # neither dense nor depthwise: no schedule pads as it goes
         x, geometry["padding"] = _padded(builder, x, geometry["padding"]), (0, 0, 0, 0)
     return _long_product(builder, conv2d_kernels.conv2d, x, weight, **geometry)
 
@@ -123,10 +123,6 @@ def _conv2d_weight_gradient(traits: Traits, builder: relax.BlockBuilder, call: r
     return _call(builder, topi.sum, sums, axis=[0, 1])
 
 
-def _is_dense_or_depthwise(channels: int, groups: int) -> bool:
-    return groups in (1, channels)
-
-
 def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Expr:
     return builder.emit(_call(builder, conv2d_kernels.pad_spatial, x, padding=padding)) if any(padding) else x
 
@@ -145,14 +141,11 @@ def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax
     shape = shape_of(x)
     axes = plain(attrs.axis)
     over_rows = axes is not None and sorted(axis % len(shape) for axis in axes) == list(range(len(shape) - 1))
-    if not over_rows or len(shape) < 2 or attrs.keepdims or math.prod(shape) < SMALL_SUM:
+    if not over_rows or len(shape) < 2 or attrs.keepdims or math.prod(shape) < SMALL:
         return _call(builder, topi.sum, x, axis=axes and list(axes), keepdims=bool(attrs.keepdims))
     chunks = parts(shape[: min(2, len(shape) - 1)], 4 * traits.cores)
     sums = builder.emit(_call(builder, reduction.channel_sum, x, chunks=chunks))
     return _call(builder, topi.sum, sums, axis=list(range(len(chunks))))
-
-
-SMALL_SUM = 16 * 1024
 
 
 # ---- others ----------------------------------------------------------------------------------------------------------

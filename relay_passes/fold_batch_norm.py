@@ -29,9 +29,8 @@ class FoldBatchNorm:
     With ``statistics="frozen"`` the running mean and variance are constants and y = s * (conv(x, W) - mean) + beta with
     s = gamma / sqrt(var + eps). What becomes of it depends on what is trained:
 
-    - nothing, or all of W: y = conv(x, W * s) + (beta - mean * s). A trained W gets its gradient through the product W
-    * s,
-      so the convolution's result need not be kept, and no scaling is left on activations.
+    - nothing, or all of W: y = conv(x, W * s) + (beta - mean * s). A trained W gets its gradient through the product
+      W * s, so the convolution's result need not be kept, and no scaling is left on activations.
     - gamma but not W: y = conv(x, W / sigma) … * gamma + beta, so that gamma's gradient costs one reduction.
     - a part of W: the scale stays behind the convolution, which reads W as it is.
 

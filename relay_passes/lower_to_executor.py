@@ -20,7 +20,8 @@ from .plan_arena import CALLS, Memory, Output
 class LowerToExecutor:
     """Replace a planned Relax function by a host function that is a plain list of kernel calls.
 
-    In: what :class:`PlanArena` gives; every kernel is a PrimFunc of the module. Out: a PrimFunc of the same name that
+    In: what :class:`PlanArena` gives; every kernel is a PrimFunc of the module, under a name of its own as a symbol
+    (:class:`NameKernels`: one named ``exp`` would be the C library's). Out: a PrimFunc of the same name that
     takes one int64 vector of addresses, and calls each kernel as a C function of pointers. Nothing else happens at run
     time: no allocation, no dispatch, no checks.
 
@@ -40,11 +41,6 @@ class LowerToExecutor:
             raise PassError(f"function '{self.function}' has no plan: run relay_passes.PlanArena first")
         executor = _Executor(func, self.first_results).build()
         return update_function(mod, self.function, executor.with_attr("global_symbol", self.function))
-
-
-def symbol_of(kernel: str) -> str:
-    """The symbol of a kernel in a library: a kernel named ``exp`` must not be the C library's."""
-    return f"pock_{kernel}"
 
 
 class _Executor:
@@ -87,7 +83,7 @@ class _Executor:
                 return T.handle_add_byte_offset(start, offset) if offset else start
 
             for kernel, places in calls:
-                T.evaluate(T.call_extern("int32", symbol_of(kernel), *(pointer(*place) for place in places)))
+                T.evaluate(T.call_extern("int32", kernel, *(pointer(*place) for place in places)))
             for index, place, size in copies:
                 T.evaluate(T.call_extern("handle", "memcpy", pointer(f"result.{index}", 0), pointer(*place), size))
         sizes = {name: int(self.func.attrs[name]) for name in ("arena_bytes", "arena_lower_bound")}
@@ -117,7 +113,7 @@ class _Executor:
         outputs = self.memory.named_by(expr)
         if outputs:
             return self._output_place(outputs[0])
-        origin = self._origin(expr)
+        origin = self.memory.origin(expr)
         if isinstance(origin, Constant):
             self.constants.append(origin)
             return f"constant.{len(self.constants) - 1}", 0
@@ -127,18 +123,6 @@ class _Executor:
         if output in self.written:
             return f"result.{self.written[output]}", 0
         return "arena", self.offsets[output]
-
-    def _origin(self, expr: Expr) -> Expr:
-        """The parameter or constant of which an expression without memory of its own is a view."""
-        while expr in self.memory.values:
-            value = self.memory.values[expr]
-            if op_name(value) == "relax.call_tir_inplace":
-                raise PassError(f"'{expr.name}' reads what was written in place; read the parameter")
-            if isinstance(value, relax.TupleGetItem):
-                expr = value.tuple_value
-            else:
-                expr = value.args[0] if op_name(value) == "relax.reshape" else value
-        return expr
 
 
 def _described(ty: relax.TensorType) -> tuple[list[int], str]:

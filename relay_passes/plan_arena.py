@@ -57,17 +57,14 @@ def place(lifetimes: Sequence[Lifetime]) -> Plan:
     Each places temporaries one by one in another order: largest first, largest product of size and time first, longest
     first, or as they come.
     """
-    bound = lower_bound(lifetimes)
-    best: Plan | None = None
+    bound, plans = lower_bound(lifetimes), []
     for order in ORDERS:
         offsets = _placed(lifetimes, sorted(range(len(lifetimes)), key=lambda index: order(lifetimes[index])))
         size = max((offset + lifetimes[index].size for index, offset in offsets.items()), default=0)
-        if best is None or size < best.size:
-            best = Plan(tuple(lifetimes), tuple(offsets[index] for index in range(len(lifetimes))), size)
-        if best.size == bound:
+        plans.append(Plan(tuple(lifetimes), tuple(offsets[index] for index in range(len(lifetimes))), size))
+        if size == bound:
             break
-    assert best is not None
-    return best
+    return min(plans, key=lambda plan: plan.size)
 
 
 ORDERS: tuple[Callable[[Lifetime], tuple[int, ...]], ...] = (
@@ -178,6 +175,18 @@ class Memory:
         if isinstance(value, relax.Var | relax.Tuple):
             return self.named_by(value)
         raise PassError(f"'{expr.name}' is a '{name}'; a plan takes calls of kernels, reshapes and tuples")
+
+    def origin(self, expr: Expr) -> Expr:
+        """The parameter or constant of which an expression without memory of its own is a view."""
+        while expr in self.values:
+            value = self.values[expr]
+            if op_name(value) == "relax.call_tir_inplace":
+                raise PassError(f"'{expr.name}' reads what was written in place; read the parameter")
+            if isinstance(value, relax.TupleGetItem):
+                expr = value.tuple_value
+            else:
+                expr = value.args[0] if op_name(value) == "relax.reshape" else value
+        return expr
 
     def _results(self, body: Expr) -> list[Expr]:
         while isinstance(body, relax.Var) and isinstance(self.values.get(body), relax.Var | relax.Tuple):

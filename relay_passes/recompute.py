@@ -9,7 +9,7 @@ import tvm
 from tvm import IRModule, relax
 
 from .errors import PassError
-from .ir import Expr, bindings_of, op_name, rewrite, substitute, type_bytes, update_function, used_vars
+from .ir import bindings_of, op_name, rewrite, substitute, type_bytes, update_function, used_vars
 from .plan_arena import CALLS, Memory
 
 LONGEST_CHAIN = 12
@@ -90,15 +90,9 @@ def _steps(func: relax.Function, costs: Mapping[str, float]) -> tuple[list[_Step
         if op_name(value) == "relax.call_tir_inplace":
             changes = frozenset(value.args[1].fields[int(index)] for index in value.attrs.inplace_indices)
         roots = tuple(dict.fromkeys(var for arg in read for var, _ in memory.named_by(arg)))
-        touched = frozenset(_origin(arg, memory.values) for arg in read) & params
+        touched = frozenset(memory.origin(arg) for arg in read if not memory.named_by(arg)) & params
         steps.append(_Step(binding, roots, touched, changes, costs.get(value.args[0].name_hint, 0.0)))
     return steps, sizes
-
-
-def _origin(var: relax.Var, values: Mapping[relax.Var, Expr]) -> relax.Var:
-    while op_name(values.get(var)) == "relax.reshape":
-        var = values[var].args[0]
-    return var
 
 
 def _profile(order: Sequence[_Step], sizes: Mapping[relax.Var, int]) -> tuple[list[int], list[Interval]]:
@@ -158,16 +152,18 @@ def _candidates(
     """What could be dropped during the step ``peak``: the steps that compute it again, and before which step; largest
     for its cost first."""
     found = []
-    alive = {var: (first, last) for var, first, last in intervals if first < peak < last}
     written = {var: position for position, step in enumerate(order) for var in step.changes}
-    for var in alive:
-        reads = [position for position, step in enumerate(order) if var in step.reads and position >= peak]
-        if not reads or reads[0] == peak or not sizes[var]:
+    next_read: dict[relax.Var, int] = {}
+    for position in range(len(order) - 1, peak - 1, -1):
+        next_read.update(dict.fromkeys(order[position].reads, position))
+    for var in [var for var, first, last in intervals if first < peak < last and sizes[var]]:
+        use = next_read[var]
+        if use == peak:
             continue
-        there = {other for other, first, last in intervals if first < reads[0] <= last and other != var}
+        there = {other for other, first, last in intervals if first < use <= last and other != var}
         again = _again(var, there, makers)
-        if again and all(written.get(param, len(order)) >= reads[0] for step in again for param in step.params):
-            found.append((sizes[var] / (1e-6 + sum(step.cost for step in again)), again, reads[0]))
+        if again and all(written.get(param, len(order)) >= use for step in again for param in step.params):
+            found.append((sizes[var] / (1e-6 + sum(step.cost for step in again)), again, use))
     found.sort(key=lambda candidate: -candidate[0])
     return [(again, use) for _, again, use in found]
 

@@ -2,7 +2,8 @@
 
 from .parts import parts
 from .product import LONG_SUM
+from .reduction import SMALL
 from .schedule import comes_scheduled, schedule_cpu
 from .traits import Traits, traits_of
 
-__all__ = ["LONG_SUM", "Traits", "comes_scheduled", "parts", "schedule_cpu", "traits_of"]
+__all__ = ["LONG_SUM", "SMALL", "Traits", "comes_scheduled", "parts", "schedule_cpu", "traits_of"]

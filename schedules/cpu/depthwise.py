@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from .tile import choose, extents_of, register_tile, split_by_kind, split_phases, tiles
+from .tile import choose_tile, register_tile, split_by_kind, split_phases
 from .traits import Traits
 
 
@@ -30,9 +30,8 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> Non
     """``dW[.., r, s, 0, c] = sum X[n, .., c] * dY[n, h, w, c]``: all taps of a vector of channels at a time."""
     spatial, reduced = split_by_kind(sch, block)
     *outer, r, s, one, column = spatial
-    padding = sch.get_producers(block)
-    tile = choose(sch, tiles(extents_of(sch, [r, s, one]), int(sch.get(column).extent), traits))
-    register_tile(sch, block, tile, [r, s, one], column, reduced, outer=outer, padded=padding[0] if padding else None)
+    tile = choose_tile(sch, [r, s, one], column, traits)
+    register_tile(sch, block, tile, [r, s, one], column, reduced, outer=outer)
 
 
 def _tile(
@@ -44,17 +43,6 @@ def _tile(
     reduced: list[LoopRV],
     phases: list[LoopRV],
 ) -> None:
-    padding = sch.get_producers(block)
-    tile = choose(sch, tiles(extents_of(sch, rows), int(sch.get(column).extent), traits))
-    register_tile(
-        sch,
-        block,
-        tile,
-        rows,
-        column,
-        reduced,
-        phases=phases,
-        unroll_reduced=2,
-        padded=padding[0] if padding else None,
-        parallel=2 if padding or phases else None,
-    )
+    tile = choose_tile(sch, rows, column, traits)
+    parallel = 2 if phases or sch.get_producers(block) else None
+    register_tile(sch, block, tile, rows, column, reduced, phases=phases, unroll_reduced=2, parallel=parallel)

@@ -9,7 +9,7 @@ from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from .reduction import SMALL
-from .tile import Unsuited, extents_of, is_reduction, split_by_kind, vector_lanes
+from .tile import Unsuited, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes
 from .traits import Traits
 
 
@@ -35,7 +35,7 @@ def _parallel_and_vector(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -
     if across is not None and work > SMALL:
         _square_tiles(sch, spatial, across, traits)
         return
-    lanes = vector_lanes(int(sch.get(spatial[-1]).extent), traits.lanes)
+    lanes = vector_lanes(extent_of(sch, spatial[-1]), traits.lanes)
     outer, inner = sch.split(spatial[-1], [None, lanes])
     sch.reorder(*spatial[:-1], outer, *reduced, inner)
     rows = _parallel_loops(extents_of(sch, [*spatial[:-1], outer]), traits)
@@ -53,18 +53,14 @@ def _read_across(sch: s_tir.Schedule, block: SBlockRV, spatial: list[LoopRV]) ->
     variables = [iter_var.var for iter_var in stmt.iter_vars]
     for region in stmt.reads:
         for position, var in enumerate(variables[:-1]):
-            if (
-                len(region.region) > 1
-                and region.region[-1].min.same_as(var)
-                and int(sch.get(spatial[position]).extent) > 1
-            ):
+            if len(region.region) > 1 and region.region[-1].min.same_as(var) and extent_of(sch, spatial[position]) > 1:
                 return position
     return None
 
 
 def _square_tiles(sch: s_tir.Schedule, spatial: list[LoopRV], across: int, traits: Traits) -> None:
     """Move squares, so that every cache line that is read is used up before it is gone."""
-    lanes = [vector_lanes(int(sch.get(spatial[axis]).extent), traits.lanes) for axis in (across, -1)]
+    lanes = [vector_lanes(extent_of(sch, spatial[axis]), traits.lanes) for axis in (across, -1)]
     outer, inner = zip(
         *(sch.split(spatial[axis], [None, size]) for axis, size in zip((across, -1), lanes, strict=True)), strict=True
     )

@@ -8,7 +8,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx.analysis import undefined_vars
 
-from .tile import Unsuited, blocked_sum, choose, extents_of, register_tile, split_by_kind, split_phases, tiles
+from .tile import Unsuited, blocked_sum, choose_tile, extents_of, register_tile, split_by_kind, split_phases
 from .traits import Traits
 
 LONG_SUM = 2048
@@ -22,25 +22,15 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
     of the second cache, strips of its columns are the outer loop.
     """
     spatial, reduced = split_by_kind(sch, block)
+    column = spatial[-1]
     outer, rows, strip_bytes = _operands(sch, block, spatial)
-    padding = sch.get_producers(block)
     columns_first = strip_bytes > traits.l2_bytes // 2
-    tile = choose(sch, tiles(extents_of(sch, rows), int(sch.get(spatial[-1]).extent), traits))
+    tile = choose_tile(sch, rows, column, traits)
     if math.prod(extents_of(sch, reduced)) > LONG_SUM and not sch.get_consumers(block) and columns_first:
-        blocked_sum(sch, block, tile, rows, spatial[-1], reduced, outer=outer, padded=padding[0] if padding else None)
+        blocked_sum(sch, block, tile, rows, column, reduced, outer=outer)
         return
-    register_tile(
-        sch,
-        block,
-        tile,
-        rows,
-        spatial[-1],
-        reduced,
-        outer=outer,
-        columns_first=columns_first,
-        padded=padding[0] if padding else None,
-        parallel=2 + len(outer) if padding else None,
-    )
+    parallel = 2 + len(outer) if sch.get_producers(block) else None
+    register_tile(sch, block, tile, rows, column, reduced, outer=outer, columns_first=columns_first, parallel=parallel)
 
 
 def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
@@ -48,8 +38,9 @@ def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
     spatial, reduced = split_by_kind(sch, block)
     _operands(sch, block, spatial)
     rows, phases = split_phases(sch, block, spatial[:-1])
-    padding = sch.get_producers(block)
-    tile = choose(sch, tiles(extents_of(sch, rows), int(sch.get(spatial[-1]).extent), traits))
+    tile = choose_tile(sch, rows, spatial[-1], traits)
+    parallel = 2 if phases or sch.get_producers(block) else None
+    unroll_reduced = 2 if phases else 0
     register_tile(
         sch,
         block,
@@ -58,9 +49,8 @@ def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
         spatial[-1],
         reduced,
         phases=phases,
-        unroll_reduced=2 if phases else 0,
-        padded=padding[0] if padding else None,
-        parallel=2 if padding or phases else None,
+        unroll_reduced=unroll_reduced,
+        parallel=parallel,
     )
 
 
@@ -68,22 +58,11 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> Non
     """``dW[.., r, s, i, o] = sum X * dY`` over pixels: a tile is some channels i by some channels o."""
     spatial, reduced = split_by_kind(sch, block)
     *outer, rows, column = spatial
-    padding = sch.get_producers(block)
-    chunked = len(spatial) == 6
-    if padding and not chunked:
+    padded, chunked = bool(sch.get_producers(block)), len(spatial) == 6
+    if padded and not chunked:
         raise Unsuited("each task would pad all of X")
-    tile = choose(sch, tiles(extents_of(sch, [rows]), int(sch.get(column).extent), traits))
-    register_tile(
-        sch,
-        block,
-        tile,
-        [rows],
-        column,
-        reduced,
-        outer=outer,
-        padded=padding[0] if padding else None,
-        parallel=2 if padding else None,
-    )
+    tile = choose_tile(sch, [rows], column, traits)
+    register_tile(sch, block, tile, [rows], column, reduced, outer=outer, parallel=2 if padded else None)
 
 
 def _operands(sch: s_tir.Schedule, block: SBlockRV, spatial: list[LoopRV]) -> tuple[list[LoopRV], list[LoopRV], int]:

@@ -7,7 +7,7 @@ import math
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from .tile import Unsuited, choose, extents_of, is_reduction, split_by_kind, vector_lanes, vectorize_inner
+from .tile import Unsuited, choose, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes, vectorize_inner
 from .traits import Traits
 
 SMALL = 16 * 1024
@@ -19,7 +19,7 @@ def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
     for producer in sch.get_producers(block):
         sch.compute_inline(producer)
     (*outer, column), reduced = split_by_kind(sch, block)
-    columns = int(sch.get(column).extent)
+    columns = extent_of(sch, column)
     lanes = vector_lanes(columns, traits.lanes)
     vectors = choose(sch, [n for n in (4, 2, 8, 1, 3, 5, 6, 7) if columns // lanes % n == 0])
     column_outer, column_inner = sch.split(column, [None, lanes * vectors])
@@ -61,7 +61,7 @@ def row_wise(sch: s_tir.Schedule, traits: Traits) -> None:
         sch.compute_at(block, row)
     for block in (*remaining, last):
         if not is_reduction(sch, block) and len(sch.get_loops(block)) > 1:
-            vectorize_inner(sch, block, vector_lanes(int(sch.get(sch.get_loops(block)[-1]).extent), traits.lanes))
+            vectorize_inner(sch, block, vector_lanes(extent_of(sch, sch.get_loops(block)[-1]), traits.lanes))
     if work > SMALL:
         sch.parallel(row)
     for block in filter(None, partial):
@@ -78,7 +78,7 @@ def _sum_by_lane(sch: s_tir.Schedule, block: SBlockRV, depth: int, traits: Trait
     """A block that sums every so-manieth element of a row; ``block`` then sums what that leaves. None for odd rows."""
     reduced = sch.get_loops(block)[depth:]
     loop: LoopRV = sch.fuse(*reduced) if len(reduced) > 1 else reduced[0]
-    extent = int(sch.get(loop).extent)
+    extent = extent_of(sch, loop)
     width = next((n * traits.lanes for n in (4, 2, 1) if extent % (n * traits.lanes) == 0), extent)
     if width == extent:
         return None

@@ -45,12 +45,17 @@ def choose(sch: s_tir.Schedule, options: Sequence[Choice], default: int = 0) -> 
     return options[int(sch.get(index))]
 
 
+def extent_of(sch: s_tir.Schedule, loop: LoopRV) -> int:
+    """How often a loop runs."""
+    extent = sch.get(loop).extent
+    if not isinstance(extent, tirx.IntImm):
+        raise Unsuited("a loop that does not always run as often")
+    return int(extent)
+
+
 def extents_of(sch: s_tir.Schedule, loops: Sequence[LoopRV]) -> list[int]:
     """How often each loop runs."""
-    extents = [sch.get(loop).extent for loop in loops]
-    if not all(isinstance(extent, tirx.IntImm) for extent in extents):
-        raise Unsuited("a loop that does not always run as often")
-    return [int(extent) for extent in extents]
+    return [extent_of(sch, loop) for loop in loops]
 
 
 def is_reduction(sch: s_tir.Schedule, block: SBlockRV) -> bool:
@@ -104,6 +109,11 @@ def tiles(rows: Sequence[int], columns: int, traits: Traits) -> list[Tile]:
         return balance * latency * (1 + 0.5 * loads)
 
     return sorted(found, key=cost)[:16]
+
+
+def choose_tile(sch: s_tir.Schedule, rows: Sequence[LoopRV], column: LoopRV, traits: Traits) -> Tile:
+    """A register tile for loops over results."""
+    return choose(sch, tiles(extents_of(sch, rows), extent_of(sch, column), traits))
 
 
 def _divisors(extent: int) -> list[int]:
@@ -162,7 +172,6 @@ def register_tile(
     phases: Sequence[LoopRV] = (),
     columns_first: bool = False,
     unroll_reduced: int = 0,
-    padded: SBlockRV | None = None,
     parallel: int | None = None,
 ) -> None:
     """Hold a tile of the results of ``block`` in registers, and run tiles in parallel.
@@ -170,17 +179,13 @@ def register_tile(
     Loops, from outside: ``outer``, those over tiles of ``rows``, with ``phases`` (unrolled) before the last of them,
     those over tiles of the ``column`` (``columns_first``: before those over rows, so that a strip of the second operand
     stays in cache), ``reduced``, and the tile itself. The first ``parallel`` of them are (by default all) are fused and
-    run in parallel. ``unroll_reduced`` loops of the reduction are unrolled, from the first. ``padded`` makes the first
-    operand from its source: each task makes the part that it needs.
+    run in parallel; where the first operand is padded, each task pads the part that it needs. ``unroll_reduced`` loops
+    of the reduction are unrolled, from the first.
     """
-    row_outer, row_inner = zip(
-        *(sch.split(loop, [None, size]) for loop, size in zip(rows, tile.rows, strict=True)), strict=True
-    )
-    column_outer, column_inner = sch.split(column, [None, tile.width])
-    vector_outer, vector = sch.split(column_inner, [None, tile.lanes])
+    row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
     grid = [*row_outer[:-1], *phases, row_outer[-1]]
     grid = [*outer, column_outer, *grid] if columns_first else [*outer, *grid, column_outer]
-    sch.reorder(*grid, *reduced, *row_inner, vector_outer, vector)
+    sch.reorder(*grid, *reduced, *inside)
     epilogue = inline_elementwise(sch, block)
     if epilogue is None:
         epilogue = sch.cache_write(block, 0, "local")
@@ -191,14 +196,7 @@ def register_tile(
         sch.transform_block_layout(epilogue, lambda n, h, w, c: (n, h // high, h % high, w // wide, w % wide, c))
     sch.reverse_compute_at(epilogue, grid[-1])
     vectorize_inner(sch, epilogue, tile.lanes)
-    task = sch.fuse(*grid[:parallel])
-    sch.parallel(task)
-    sch.vectorize(vector)
-    for loop in (*phases, *row_inner, vector_outer, *reduced[:unroll_reduced]):
-        sch.unroll(loop)
-    if padded is not None:
-        sch.compute_at(padded, task)
-        vectorize_inner(sch, padded, vector_lanes(extents_of(sch, sch.get_loops(padded)[-1:])[0], tile.lanes))
+    _run_tasks(sch, block, grid[:parallel], [*phases, *inside, *reduced[:unroll_reduced]], inside[-1], tile.lanes)
     sch.decompose_reduction(block, reduced[0])
 
 
@@ -211,7 +209,6 @@ def blocked_sum(
     reduced: Sequence[LoopRV],
     *,
     outer: Sequence[LoopRV] = (),
-    padded: SBlockRV | None = None,
     most: int = 1024,
 ) -> None:
     """A register tile for long sums: at most so many terms at a time, of all rows, are added to the result.
@@ -219,33 +216,55 @@ def blocked_sum(
     So a block of the second operand, ``most`` terms deep and a tile wide, stays in the second cache. The tile is
     loaded and stored for each block; LLVM keeps it in registers in between.
     """
-    row_outer, row_inner = zip(
-        *(sch.split(loop, [None, size]) for loop, size in zip(rows, tile.rows, strict=True)), strict=True
-    )
-    column_outer, column_inner = sch.split(column, [None, tile.width])
-    vector_outer, vector = sch.split(column_inner, [None, tile.lanes])
-    lengths = extents_of(sch, reduced)
+    row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
+    steps = list(reduced)
     if len(reduced) == 1:
-        blocks, terms = sch.split(reduced[0], [None, max(n for n in range(1, most + 1) if lengths[0] % n == 0)])
-        steps = [blocks, terms]
-    else:
-        steps = list(reduced)
-    sch.reorder(*outer, column_outer, steps[0], *row_outer, *steps[1:], *row_inner, vector_outer, vector)
-    task = sch.fuse(*outer, column_outer)
+        length = extent_of(sch, reduced[0])
+        steps = sch.split(reduced[0], [None, max(n for n in range(1, most + 1) if length % n == 0)])
+    sch.reorder(*outer, column_outer, steps[0], *row_outer, *steps[1:], *inside)
+    _run_tasks(sch, block, [*outer, column_outer], inside, inside[-1], tile.lanes)
+    sch.decompose_reduction(block, steps[0])
+
+
+def _split_tile(
+    sch: s_tir.Schedule, tile: Tile, rows: Sequence[LoopRV], column: LoopRV
+) -> tuple[list[LoopRV], LoopRV, list[LoopRV]]:
+    """The loops over tiles of rows and of columns, and those inside a tile, the vector last."""
+    pairs = [sch.split(loop, [None, size]) for loop, size in zip(rows, tile.rows, strict=True)]
+    column_outer, column_inner = sch.split(column, [None, tile.width])
+    return (
+        [outer for outer, _ in pairs],
+        column_outer,
+        [*(inner for _, inner in pairs), *sch.split(column_inner, [None, tile.lanes])],
+    )
+
+
+def _run_tasks(
+    sch: s_tir.Schedule,
+    block: SBlockRV,
+    tasks: Sequence[LoopRV],
+    unrolled: Sequence[LoopRV],
+    vector: LoopRV,
+    lanes: int,
+) -> None:
+    """Run the outer loops of a block in parallel, each task with its own part of a padded operand, and the inner ones
+    unrolled, the ``vector`` as one."""
+    padding = sch.get_producers(block)
+    task = sch.fuse(*tasks)
     sch.parallel(task)
     sch.vectorize(vector)
-    for loop in (*row_inner, vector_outer):
-        sch.unroll(loop)
-    if padded is not None:
+    for loop in unrolled:
+        if loop is not vector:
+            sch.unroll(loop)
+    for padded in padding:
         sch.compute_at(padded, task)
-        vectorize_inner(sch, padded, vector_lanes(extents_of(sch, sch.get_loops(padded)[-1:])[0], tile.lanes))
-    sch.decompose_reduction(block, steps[0])
+        vectorize_inner(sch, padded, vector_lanes(extent_of(sch, sch.get_loops(padded)[-1]), lanes))
 
 
 def vectorize_inner(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
     """Vectorise the innermost loop of a block; what is left of a short one is unrolled."""
     loop = sch.get_loops(block)[-1]
-    (extent,) = extents_of(sch, [loop])
+    extent = extent_of(sch, loop)
     if lanes == 1 or extent % lanes:
         return
     if extent > lanes:

@@ -17,8 +17,6 @@ class Traits:
     registers: int
     """Vector registers."""
     cores: int
-    l1_bytes: int = 32 * 1024
-    """Data cache of a core."""
     l2_bytes: int = 512 * 1024
     """Second cache, a core's share of it."""
 

@@ -67,7 +67,7 @@ def built(func: tirx.PrimFunc) -> Callable[..., None]:
         tvm.get_global_func("target.build.llvm")(mod, HOST).write_to_file(str(object_file), "o")
         cc.create_shared(str(library), [str(object_file)], cc=linker_for(HOST))
         module = tvm.runtime.load_module(str(library))  # tells the library where the runtime is
-        function = ctypes.CDLL(str(library)).pock_kernel
+        function = ctypes.CDLL(str(library)).kernel
 
     def call(*arrays: np.ndarray) -> None:
         operands = [array if array.ctypes.data % ALIGNMENT == 0 else _aligned_copy(array) for array in arrays]
