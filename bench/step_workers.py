@@ -51,7 +51,7 @@ class Ours(System):
         import pock_tvm as pock
 
         self._program = pock.Program.load(job["program"])
-        self._trainer = pock.Trainer(self._program)
+        self._trainer = pock.Trainer(self._program, threads=job["threads"])
         inputs, self._target = NETWORKS[job["model"]].data(job["batch"])
         self._inputs = list(inputs.values())
         layers = self._program.manifest["layers"]

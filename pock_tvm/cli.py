@@ -147,14 +147,21 @@ def train(
 
 
 @app.command("eval")
-def evaluate(program: PROGRAM, data: DATA, checkpoint: CHECKPOINT = None, mean: MEAN = None, std: STD = None) -> None:
+def evaluate(
+    program: PROGRAM,
+    data: DATA,
+    checkpoint: CHECKPOINT = None,
+    mean: MEAN = None,
+    std: STD = None,
+    threads: THREADS = None,
+) -> None:
     """Measure loss and accuracy on data."""
     from rich.console import Console
 
     from .data import evaluation_batches, open_data
     from .trainer import Trainer
 
-    trainer = Trainer(program)
+    trainer = Trainer(program, threads=threads)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     manifest = trainer.program.manifest

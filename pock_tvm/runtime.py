@@ -18,7 +18,9 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 """Cores that this process may use."""
 
 # TVM's pool counts physical cores in a way of its own, and would use one thread of two.
-os.environ.setdefault("TVM_NUM_THREADS", str(CORES))
+_wanted = os.environ.setdefault("TVM_NUM_THREADS", str(CORES))
+THREADS = min(int(_wanted), CORES) if _wanted.isdecimal() and int(_wanted) else CORES
+"""Threads that kernels run on unless they are told otherwise."""
 
 import tvm  # noqa: E402 - the variable above is read when the pool starts
 

@@ -17,7 +17,7 @@ from .errors import CheckpointError, InputError, ProgramError
 from .files import replacing
 from .losses import Loss
 from .program import Program
-from .runtime import CORES, aligned, load_library, machine_triple, use_threads
+from .runtime import CORES, THREADS, aligned, load_library, machine_triple, use_threads
 
 CHECKPOINT = "pock-checkpoint/1"
 Data = Any
@@ -32,7 +32,8 @@ class Trainer:
     program : Program or path
         What ``pock.compile`` returned, or a file that ``Program.save`` wrote.
     threads : int, optional
-        How many cores kernels run on; all by default. Results do not depend on it.
+        How many cores kernels run on; by default all, or what the variable ``TVM_NUM_THREADS`` says. Results do not
+        depend on it.
 
     Raises
     ------
@@ -43,7 +44,7 @@ class Trainer:
     def __init__(self, program: Program | str | os.PathLike[str], *, threads: int | None = None) -> None:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is a number of cores, at least 1, not {threads!r}")
-        self._threads = min(threads or CORES, CORES)
+        self._threads = min(threads or THREADS, CORES)
         self.program = program if isinstance(program, Program) else Program.load(program)
         manifest = self.program.manifest
         triple = manifest["target"]["triple"]

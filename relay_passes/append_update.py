@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from schedules.kernels import update
 
 from .errors import PassError
 from .in_place import InPlaceWriter
-from .ir import Expr, dtype_of, scalar
+from .ir import Expr, dtype_of, op_name, scalar, shape_of
 
 Selection = Mapping[str, tuple[int, Sequence[int]] | None]
 
@@ -73,17 +74,33 @@ class AppendUpdate:
             grads = {name: writer.emit(sums[name] + grad) for name, grad in grads.items()}
         dtypes = {dtype_of(grad) for grad in grads.values()} or {"float32"}
         rates = writer.parameter("rates", relax.TensorType((RATES[kind],), dtypes.pop()))
-        vectors = [rates] + ([self._clip(writer, grads, self.clip_norm)] if self.clip_norm is not None else [])
+        vectors: dict[str, Expr] = {"rates": rates}
+        if self.clip_norm is not None:
+            vectors["clip"] = self._clip(writer, grads, self.clip_norm)
         for name, grad in grads.items():
             states = [writer.parameter(f"{state}.{name}", grad.ty) for state in STATES[kind](options)]
-            kernel = KERNELS[kind](
-                writer.layout(name, self.trained[name]), **options, clipped=self.clip_norm is not None
-            )
-            writer.write(
-                kind, kernel, name, [grad, *states, *vectors], self.trained[name], also=range(2, 2 + len(states))
-            )
+            grad, scale = self._unscaled(writer, grad, self.trained[name])
+            given = vectors | scale
+            lengths = {vector: shape_of(value)[0] for vector, value in given.items()}
+            kernel = KERNELS[kind](writer.layout(name, self.trained[name]), **options, vectors=lengths)
+            operands = [grad, *states, *given.values()]
+            writer.write(kind, kernel, name, operands, self.trained[name], also=range(2, 2 + len(states)))
         for total in sums.values():
             writer.clear(total)
+
+    def _unscaled(
+        self, writer: InPlaceWriter, grad: Expr, piece: tuple[int, Sequence[int]] | None
+    ) -> tuple[Expr, dict[str, Expr]]:
+        """Of a gradient that folded batch norm scales by channel, what is scaled, and the scale: the update multiplies
+        them, so that the product is never written."""
+        product = writer.made(grad)
+        if piece is not None or self.accumulated or op_name(product) != "relax.multiply":
+            return grad, {}
+        factor, scale = product.args
+        is_scaled = shape_of(factor) == shape_of(grad) and len(shape_of(grad)) > 1
+        if not is_scaled or shape_of(scale) != shape_of(grad)[-1:] or math.prod(shape_of(grad)[:-1]) == 1:
+            return grad, {}
+        return factor, {"scale": scale}
 
     def _clip(self, writer: InPlaceWriter, grads: dict[str, Expr], most: float) -> Expr:
         """``min(1, most / (norm + 1e-6))`` over all gradients, float [1]."""

@@ -11,13 +11,14 @@ from typing import Any
 import tvm
 from tvm import IRModule, relax, te, topi
 
-from schedules.cpu import LONG_SUM, SMALL, Traits, parts
+from schedules.cpu import SMALL, Traits, parts
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import functions, indexing, reduction
 from schedules.kernels import matmul as matmul_kernels
+from schedules.kernels.transpose import square_lanes, transpose
 
 from .errors import PassError
-from .ir import Expr, bindings_of, op_name, shape_of
+from .ir import Expr, bindings_of, dtype_of, op_name, shape_of
 from .operators.registry import attributes_of, plain
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -51,25 +52,14 @@ class ChooseKernels:
 CALLS = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
 
 
-OUT_ELEMENTWISE_FUSABLE, OPAQUE = 4, 8
-"""TVM's patterns of an operator that fuses with what comes after it, not with what comes before (the operands of a
-product are read many times over), and of one that fuses with nothing (``tvm::relay::OpPatternKind``)."""
+OUT_ELEMENTWISE_FUSABLE = 4
+"""TVM's pattern of an operator that fuses with what comes after it, not with what comes before: the operands of a
+product are read many times over (``tvm::relay::OpPatternKind``)."""
 
 
 def _product(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
     attrs = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
     return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs=attrs, **options)
-
-
-def _long_product(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
-    """A product with a long sum is added up in its result, part by part: there is no moment for an epilogue."""
-    weight = shape_of(args[1])
-    reduced = weight[-2] if kernel is matmul_kernels.matmul else math.prod(weight[:-1])
-    if reduced <= LONG_SUM:
-        return _product(builder, kernel, *args, **options)
-    return builder.call_te(
-        kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs={"op_pattern": OPAQUE}, **options
-    )
 
 
 def _call(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
@@ -89,15 +79,15 @@ def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, weight = call.args
     if geometry["groups"] not in (1, shape_of(x)[3]):  # neither dense nor depthwise: no schedule pads as it goes
         x, geometry["padding"] = _padded(builder, x, geometry["padding"]), (0, 0, 0, 0)
-    return _long_product(builder, conv2d_kernels.conv2d, x, weight, **geometry)
+    return _product(builder, conv2d_kernels.conv2d, x, weight, **geometry)
 
 
-def _conv2d_data_gradient(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+def _conv2d_data_gradient(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Of a dense convolution, the kernel reads the weight along its input channels."""
     grad, weight = call.args
     attributes = attributes_of(call)
     if attributes["groups"] == 1:
-        weight = builder.emit(_call(builder, topi.transpose, weight, axes=(0, 1, 3, 2)))
+        weight = builder.emit(_permute_dims(traits, builder, relax.op.permute_dims(weight, (0, 1, 3, 2))))
         attributes["transposed"] = True
     return _product(builder, conv2d_kernels.conv2d_data_gradient, grad, weight, **attributes)
 
@@ -132,7 +122,7 @@ def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Exp
 
 def _matmul(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     transposes = {name: bool(call.attrs[name]) for name in ("transpose_a", "transpose_b")}
-    return _long_product(builder, matmul_kernels.matmul, *call.args, **transposes)
+    return _product(builder, matmul_kernels.matmul, *call.args, **transposes)
 
 
 def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -159,6 +149,16 @@ def _take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return builder.call_te(indexing.take, *call.args, axis=int(axis), primfunc_name_hint="take")
 
 
+def _permute_dims(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    (x,), shape = call.args, shape_of(call.args[0])
+    axes = [int(axis) for axis in call.attrs.axes] if call.attrs.axes is not None else list(range(len(shape)))[::-1]
+    lanes = square_lanes(shape, axes, traits.lanes) if math.prod(shape) > SMALL else None
+    if lanes is None or dtype_of(x) != "float32":
+        return _call(builder, topi.transpose, x, axes=axes)
+    kernel = builder.add_func(transpose(shape, axes, "float32", lanes), "transpose")
+    return relax.op.call_tir(kernel, [x], out_ty=relax.TensorType([shape[axis] for axis in axes], "float32"))
+
+
 def _softmax(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     (x,) = call.args
     if int(call.attrs.axis) not in (-1, len(shape_of(x)) - 1):
@@ -178,7 +178,6 @@ def _function(function: Callable[[Any], Any]) -> Legalize:
 
 KERNELS: dict[str, Legalize] = {
     "relax.nn.conv2d": _conv2d,
-    "pock.conv2d_data_gradient": _conv2d_data_gradient,
     "pock.matmul": _matmul,
     "relax.take": _take,
     "relax.nn.softmax": _softmax,
@@ -191,6 +190,8 @@ KERNELS: dict[str, Legalize] = {
     "relax.nn.gelu_tanh": _function(functions.gelu_tanh),
 }
 WITH_TRAITS: dict[str, Callable[[Traits, relax.BlockBuilder, relax.Call], relax.Expr]] = {
+    "pock.conv2d_data_gradient": _conv2d_data_gradient,
     "pock.conv2d_weight_gradient": _conv2d_weight_gradient,
     "relax.sum": _sum,
+    "relax.permute_dims": _permute_dims,
 }

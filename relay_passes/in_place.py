@@ -31,7 +31,7 @@ class InPlaceWriter:
         self.kernels = relax.BlockBuilder(self.mod)
 
         def with_updates(builder: relax.BlockBuilder, body: Expr) -> Expr:
-            self.emit = builder.emit
+            self.emit, self.made = builder.emit, builder.lookup_binding
             fields = results_of(builder, body)
             names = list(func.attrs["gradients"])
             updates(self, dict(zip(names, fields[1:], strict=False)))

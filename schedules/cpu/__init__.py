@@ -1,9 +1,8 @@
 """Schedules for CPUs with vector registers: x86 and ARM."""
 
 from .parts import parts
-from .product import LONG_SUM
 from .reduction import SMALL
 from .schedule import comes_scheduled, schedule_cpu
 from .traits import Traits, traits_of
 
-__all__ = ["LONG_SUM", "SMALL", "Traits", "comes_scheduled", "parts", "schedule_cpu", "traits_of"]
+__all__ = ["SMALL", "Traits", "comes_scheduled", "parts", "schedule_cpu", "traits_of"]

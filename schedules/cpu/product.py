@@ -3,80 +3,95 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx.analysis import undefined_vars
 
-from .tile import Unsuited, blocked_sum, choose_tile, extents_of, register_tile, split_by_kind, split_phases
+from .tile import Unsuited, choose_tile, extent_of, extents_of, register_tile, split_by_kind, split_phases
 from .traits import Traits
 
-LONG_SUM = 2048
-"""Terms of a sum from which a strip of the second operand, a few vectors wide, no longer fits into the second cache."""
+PACKED_ROWS = 48
+"""Rows of a result from which a copy of the strip that they all read pays."""
 
 
 def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
     """``Y[rows, columns] = sum A * B`` where B, and Y, are contiguous along the columns.
 
-    A matrix product (batches of it too) or a convolution (implicit GEMM: rows are pixels). Where B is larger than half
-    of the second cache, strips of its columns are the outer loop.
+    A matrix product (batches of it too), a convolution (implicit GEMM: rows are pixels), or its data gradient: a
+    convolution for each phase of a stride. Where B is larger than half of the second cache, strips of its columns are
+    the outer loop, and are packed.
     """
     spatial, reduced = split_by_kind(sch, block)
     column = spatial[-1]
-    outer, rows, strip_bytes = _operands(sch, block, spatial)
-    columns_first = strip_bytes > traits.l2_bytes // 2
+    operands = _operands(sch, block, spatial)
+    height = math.prod(extents_of(sch, operands.rows))
+    rows, phases = split_phases(sch, block, operands.rows)
     tile = choose_tile(sch, rows, column, traits)
-    if math.prod(extents_of(sch, reduced)) > LONG_SUM and not sch.get_consumers(block) and columns_first:
-        blocked_sum(sch, block, tile, rows, column, reduced, outer=outer)
-        return
-    parallel = 2 + len(outer) if sch.get_producers(block) else None
-    register_tile(sch, block, tile, rows, column, reduced, outer=outer, columns_first=columns_first, parallel=parallel)
-
-
-def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
-    """``dX[n, h, w, i]`` from a weight that is contiguous along i: a convolution for each phase of a stride."""
-    spatial, reduced = split_by_kind(sch, block)
-    _operands(sch, block, spatial)
-    rows, phases = split_phases(sch, block, spatial[:-1])
-    tile = choose_tile(sch, rows, spatial[-1], traits)
-    parallel = 2 if phases or sch.get_producers(block) else None
-    unroll_reduced = 2 if phases else 0
+    strips = math.prod(extents_of(sch, operands.outer)) * (extent_of(sch, column) // tile.width)
+    columns_first = operands.size > traits.l2_bytes // 2
+    depth, parallel, pack = len(operands.outer), None, None
+    if phases or sch.get_producers(block):
+        parallel = depth + 2
+    if columns_first and height >= PACKED_ROWS and _is_balanced(strips, traits):
+        parallel, pack = depth + 1, operands.index
     register_tile(
         sch,
         block,
         tile,
         rows,
-        spatial[-1],
+        column,
         reduced,
+        outer=operands.outer,
         phases=phases,
-        unroll_reduced=unroll_reduced,
+        columns_first=columns_first,
+        unroll_reduced=2 if phases else 0,
         parallel=parallel,
+        pack=pack,
     )
+
+
+def _is_balanced(tasks: int, traits: Traits) -> bool:
+    return tasks % traits.cores == 0 or tasks >= 8 * traits.cores
 
 
 def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
     """``dW[.., r, s, i, o] = sum X * dY`` over pixels: a tile is some channels i by some channels o."""
     spatial, reduced = split_by_kind(sch, block)
     *outer, rows, column = spatial
-    padded, chunked = bool(sch.get_producers(block)), len(spatial) == 6
-    if padded and not chunked:
+    padded = bool(sch.get_producers(block))
+    if padded and len(spatial) < 6:
         raise Unsuited("each task would pad all of X")
     tile = choose_tile(sch, [rows], column, traits)
     register_tile(sch, block, tile, [rows], column, reduced, outer=outer, parallel=2 if padded else None)
 
 
-def _operands(sch: s_tir.Schedule, block: SBlockRV, spatial: list[LoopRV]) -> tuple[list[LoopRV], list[LoopRV], int]:
-    """Loops over results that B depends on (a batch of products), those that it does not, and the bytes of one B."""
+@dataclass(frozen=True)
+class _Operands:
+    """How the loops over the results of a product use its second operand, B."""
+
+    index: int
+    """Which of the block's reads B is."""
+    outer: list[LoopRV]
+    """Loops that B depends on: a batch of products."""
+    rows: list[LoopRV]
+    """Those that it does not, less the columns."""
+    size: int
+    """Bytes of one B."""
+
+
+def _operands(sch: s_tir.Schedule, block: SBlockRV, spatial: list[LoopRV]) -> _Operands:
     stmt = sch.get(block)
     variables = [iter_var.var for iter_var in stmt.iter_vars if int(iter_var.iter_type) == 0]
-    for region in reversed(stmt.reads):
+    for index, region in reversed(list(enumerate(stmt.reads))):
         if not region.region[-1].min.same_as(variables[-1]):
             continue
         varies = [any(_uses(at.min, var) for at in region.region) for var in variables[:-1]]
         outer = [loop for loop, is_outer in zip(spatial, varies, strict=False) if is_outer]
         rows = [loop for loop, is_outer in zip(spatial[:-1], varies, strict=True) if not is_outer]
         size = 4 * math.prod(int(extent) for extent in region.source.ty.shape)
-        return outer, rows, size // math.prod(extents_of(sch, outer))
+        return _Operands(index, outer, rows, size // math.prod(extents_of(sch, outer)))
     raise Unsuited("no operand is contiguous along the columns of the result")
 
 

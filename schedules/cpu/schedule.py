@@ -19,7 +19,7 @@ Rule = Callable[[s_tir.Schedule, SBlockRV, Traits], None]
 RULES: dict[str, Rule] = {
     "pock.matmul": product.product,
     "pock.conv2d": product.product,
-    "pock.conv2d_data_gradient": product.data_gradient,
+    "pock.conv2d_data_gradient": product.product,
     "pock.conv2d_weight_gradient": product.weight_gradient,
     "pock.depthwise_conv2d": depthwise.depthwise,
     "pock.depthwise_conv2d_data_gradient": depthwise.data_gradient,

@@ -126,7 +126,7 @@ def split_phases(sch: s_tir.Schedule, block: SBlockRV, rows: list[LoopRV]) -> tu
     All results of one phase read the same taps, so that no inserted zero is multiplied.
     """
     strides = strides_of(sch, block)
-    if strides == [1, 1]:
+    if all(stride == 1 for stride in strides):
         return rows, []
     if any(extent % stride for extent, stride in zip(extents_of(sch, rows[1:]), strides, strict=True)):
         raise Unsuited("some phases have one row or column less")
@@ -137,8 +137,8 @@ def split_phases(sch: s_tir.Schedule, block: SBlockRV, rows: list[LoopRV]) -> tu
 
 
 def strides_of(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
-    """The strides of the convolution that a data gradient belongs to."""
-    return [int(stride) for stride in sch.get(block).annotations["strides"]]
+    """The strides of the convolution that a data gradient belongs to; none for anything else."""
+    return [int(stride) for stride in sch.get(block).annotations.get("strides", [])]
 
 
 def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
@@ -173,15 +173,18 @@ def register_tile(
     columns_first: bool = False,
     unroll_reduced: int = 0,
     parallel: int | None = None,
+    pack: int | None = None,
 ) -> None:
     """Hold a tile of the results of ``block`` in registers, and run tiles in parallel.
 
     Loops, from outside: ``outer``, those over tiles of ``rows``, with ``phases`` (unrolled) before the last of them,
     those over tiles of the ``column`` (``columns_first``: before those over rows, so that a strip of the second operand
     stays in cache), ``reduced``, and the tile itself. The first ``parallel`` of them are (by default all) are fused and
-    run in parallel; where the first operand is padded, each task pads the part that it needs. ``unroll_reduced`` loops
-    of the reduction are unrolled, from the first.
+    run in parallel. ``unroll_reduced`` loops of the reduction are unrolled, from the first. Where the first operand is
+    padded, each task pads what it needs, an image at a time. ``pack``: each task starts with a copy of what it needs of
+    this operand, by its position: a strip of a wide matrix lies in too few sets of a cache, and on too many pages.
     """
+    padding = sch.get_producers(block)
     row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
     grid = [*row_outer[:-1], *phases, row_outer[-1]]
     grid = [*outer, column_outer, *grid] if columns_first else [*outer, *grid, column_outer]
@@ -196,34 +199,23 @@ def register_tile(
         sch.transform_block_layout(epilogue, lambda n, h, w, c: (n, h // high, h % high, w // wide, w % wide, c))
     sch.reverse_compute_at(epilogue, grid[-1])
     vectorize_inner(sch, epilogue, tile.lanes)
-    _run_tasks(sch, block, grid[:parallel], [*phases, *inside, *reduced[:unroll_reduced]], inside[-1], tile.lanes)
+    images = grid[: len(outer) + 1 + columns_first]
+    task = sch.fuse(*grid[:parallel])
+    sch.parallel(task)
+    sch.vectorize(inside[-1])
+    for loop in (*phases, *inside[:-1], *reduced[:unroll_reduced]):
+        sch.unroll(loop)
+    for padded in padding:
+        _copy_at(sch, padded, task if parallel is None or parallel >= len(images) else images[-1], tile.lanes)
+    if pack is not None:
+        _copy_at(sch, sch.cache_read(block, pack, "global"), task, tile.lanes)
     sch.decompose_reduction(block, reduced[0])
 
 
-def blocked_sum(
-    sch: s_tir.Schedule,
-    block: SBlockRV,
-    tile: Tile,
-    rows: Sequence[LoopRV],
-    column: LoopRV,
-    reduced: Sequence[LoopRV],
-    *,
-    outer: Sequence[LoopRV] = (),
-    most: int = 1024,
-) -> None:
-    """A register tile for long sums: at most so many terms at a time, of all rows, are added to the result.
-
-    So a block of the second operand, ``most`` terms deep and a tile wide, stays in the second cache. The tile is
-    loaded and stored for each block; LLVM keeps it in registers in between.
-    """
-    row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
-    steps = list(reduced)
-    if len(reduced) == 1:
-        length = extent_of(sch, reduced[0])
-        steps = sch.split(reduced[0], [None, max(n for n in range(1, most + 1) if length % n == 0)])
-    sch.reorder(*outer, column_outer, steps[0], *row_outer, *steps[1:], *inside)
-    _run_tasks(sch, block, [*outer, column_outer], inside, inside[-1], tile.lanes)
-    sch.decompose_reduction(block, steps[0])
+def _copy_at(sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int) -> None:
+    """Copy, in each round of ``loop``, what is read there of the result of ``block``."""
+    sch.compute_at(block, loop)
+    vectorize_inner(sch, block, vector_lanes(extent_of(sch, sch.get_loops(block)[-1]), lanes))
 
 
 def _split_tile(
@@ -237,28 +229,6 @@ def _split_tile(
         column_outer,
         [*(inner for _, inner in pairs), *sch.split(column_inner, [None, tile.lanes])],
     )
-
-
-def _run_tasks(
-    sch: s_tir.Schedule,
-    block: SBlockRV,
-    tasks: Sequence[LoopRV],
-    unrolled: Sequence[LoopRV],
-    vector: LoopRV,
-    lanes: int,
-) -> None:
-    """Run the outer loops of a block in parallel, each task with its own part of a padded operand, and the inner ones
-    unrolled, the ``vector`` as one."""
-    padding = sch.get_producers(block)
-    task = sch.fuse(*tasks)
-    sch.parallel(task)
-    sch.vectorize(vector)
-    for loop in unrolled:
-        if loop is not vector:
-            sch.unroll(loop)
-    for padded in padding:
-        sch.compute_at(padded, task)
-        vectorize_inner(sch, padded, vector_lanes(extent_of(sch, sch.get_loops(padded)[-1]), lanes))
 
 
 def vectorize_inner(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:

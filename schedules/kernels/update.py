@@ -7,7 +7,7 @@ of each trained slice along ``axis``, and gradient and states have the shape of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,17 +40,23 @@ Body = Callable[[dict[str, Any]], dict[str, tirx.Expr]]
 
 
 def sgd(
-    layout: Layout, *, momentum: float, dampening: float, nesterov: bool, weight_decay: float, clipped: bool
+    layout: Layout,
+    *,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    weight_decay: float,
+    vectors: Mapping[str, int],
 ) -> tirx.PrimFunc:
     """``g += decay w; m = momentum m + (1 - dampening) g; w -= lr (nesterov ? g + momentum m : m)``, as
     ``torch.optim.SGD``.
 
-    Operands: gradient [, momentum_buffer]; ``rates`` is [lr].
+    Operands: gradient [, momentum_buffer]; ``rates`` is [lr]. For ``vectors`` see :func:`elementwise_update`.
     """
     const = _constants(layout)
 
     def body(v: dict[str, Any]) -> dict[str, tirx.Expr]:
-        g = _decayed(v, const, weight_decay, clipped)
+        g = _decayed(v, const, weight_decay)
         step = {}
         if momentum:
             step["momentum_buffer"] = v["momentum_buffer"] * const(momentum) + g * const(1 - dampening)
@@ -58,11 +64,18 @@ def sgd(
         return step | {"weight": v["weight"] - v["rates"][0] * g}
 
     operands = ["gradient", "momentum_buffer"] if momentum else ["gradient"]
-    return elementwise_update("sgd", layout, operands, _scalars(1, clipped), body)
+    return elementwise_update("sgd", layout, operands, vectors, body)
 
 
 def adam(
-    layout: Layout, *, beta1: float, beta2: float, epsilon: float, weight_decay: float, decoupled: bool, clipped: bool
+    layout: Layout,
+    *,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    decoupled: bool,
+    vectors: Mapping[str, int],
 ) -> tirx.PrimFunc:
     """``m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w -= step m / (sqrt(v) c + eps)``, as ``torch.optim.Adam``.
 
@@ -72,7 +85,7 @@ def adam(
     const = _constants(layout)
 
     def body(v: dict[str, Any]) -> dict[str, tirx.Expr]:
-        g = _decayed(v, const, 0 if decoupled else weight_decay, clipped)
+        g = _decayed(v, const, 0 if decoupled else weight_decay)
         weight = v["weight"]
         if decoupled and weight_decay:
             weight = weight * (const(1) - v["rates"][0] * const(weight_decay))
@@ -83,7 +96,7 @@ def adam(
             "weight": weight - v["rates"][1] * v["exp_avg"] / denominator,
         }
 
-    return elementwise_update("adam", layout, ["gradient", "exp_avg", "exp_avg_sq"], _scalars(3, clipped), body)
+    return elementwise_update("adam", layout, ["gradient", "exp_avg", "exp_avg_sq"], vectors, body)
 
 
 def assign(layout: Layout, *, accumulate: bool) -> tirx.PrimFunc:
@@ -106,36 +119,35 @@ def _constants(layout: Layout) -> Callable[[float], tirx.Expr]:
     return lambda value: tirx.const(value, layout.dtype)
 
 
-def _scalars(rates: int, clipped: bool) -> dict[str, int]:
-    return {"rates": rates} | ({"clip": 1} if clipped else {})
-
-
-def _decayed(v: dict[str, Any], const: Callable[[float], tirx.Expr], weight_decay: float, clipped: bool) -> tirx.Expr:
-    """The gradient, scaled down where the global norm was too large, with the decay of the weight added."""
-    g = v["gradient"] * v["clip"][0] if clipped else v["gradient"]
+def _decayed(v: dict[str, Any], const: Callable[[float], tirx.Expr], weight_decay: float) -> tirx.Expr:
+    """The gradient, times what is left to multiply it with, and the decay of the weight added."""
+    g = v["gradient"]
+    if "clip" in v:
+        g = g * v["clip"][0]
+    if "scale" in v:
+        g = g * v["scale"]
     return g + v["weight"] * const(weight_decay) if weight_decay else g
 
 
 def elementwise_update(
-    name: str, layout: Layout, operands: Sequence[str], scalars: dict[str, int], body: Body
+    name: str, layout: Layout, operands: Sequence[str], vectors: Mapping[str, int], body: Body
 ) -> tirx.PrimFunc:
     """A PrimFunc that updates ``weight`` and some of ``operands`` element by element.
 
-    Parameters, in order: ``weight``; the ``operands``, each in the shape of the piece; the ``scalars``, float vectors
-    of the given length; ``channels``, int32 [count], for a piece. ``body`` maps the values at one element to
-    assignments, made in order: what is read after it was assigned is the new value.
+    Parameters, in order: ``weight``; the ``operands``, each in the shape of the piece; the ``vectors``, float, of the
+    given length; ``channels``, int32 [count], for a piece. ``body`` maps the values at one element to assignments, made
+    in order: what is read after it was assigned is the new value. It gets a vector whole, except ``scale``, which has
+    an element for each of the last axis.
 
     It comes scheduled, as rows of vectors: the schedule primitives refuse blocks that write what they read.
     """
-    rows, per_row, inner = _rows(layout)
+    rows, per_row, inner = _rows(layout, by_channel="scale" in vectors)
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
         params = {"weight": T.arg("weight", T.Buffer(_int64(layout.shape), layout.dtype))}
         params |= {operand: T.arg(operand, T.Buffer(_int64(layout.piece), layout.dtype)) for operand in operands}
-        vectors = {
-            scalar: T.arg(scalar, T.Buffer(_int64([length]), layout.dtype)) for scalar, length in scalars.items()
-        }
+        whole = {vector: T.arg(vector, T.Buffer(_int64([length]), layout.dtype)) for vector, length in vectors.items()}
         channels = T.arg("channels", T.Buffer(_int64([layout.count]), "int32")) if layout.axis is not None else None
         flat = {
             operand: T.decl_buffer(
@@ -151,7 +163,9 @@ def elementwise_update(
                 outer, index = tirx.indexdiv(row, per_row), tirx.indexmod(row, per_row)
                 weight_place = (outer * layout.shape[layout.axis] + channels[index]) * inner + column
             places = {operand: weight_place if operand == "weight" else place for operand in flat}
-            values = {operand: buffer[places[operand]] for operand, buffer in flat.items()} | vectors
+            values = {operand: buffer[places[operand]] for operand, buffer in flat.items()} | whole
+            if "scale" in whole:
+                values["scale"] = whole["scale"][column]
             for target, value in body(values).items():
                 T.buffer_store(flat[target], value, [places[target]])
 
@@ -165,12 +179,14 @@ def elementwise_update(
     return builder.get()
 
 
-def _rows(layout: Layout) -> tuple[int, int, int]:
+def _rows(layout: Layout, by_channel: bool) -> tuple[int, int, int]:
     """The update as rows of contiguous elements: how many, how many to one position in front of the axis, and how
-    long."""
+    long. ``by_channel``: a row is the last axis."""
     if layout.axis is not None:
         return math.prod(layout.piece[: layout.axis + 1]), layout.count, math.prod(layout.piece[layout.axis + 1 :])
     size = math.prod(layout.shape)
+    if by_channel:
+        return size // layout.shape[-1], 1, layout.shape[-1]
     inner = next((extent for extent in (4096, 1024, 256, 64) if size % extent == 0), size)
     return size // inner, 1, inner
 

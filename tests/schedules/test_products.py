@@ -167,10 +167,10 @@ PRODUCTS = [
     product("broadcast batches", (2, 1, 3, 7), (4, 7, 24)),
     product("a shared head", (2, 4, 17, 8), (2, 1, 8, 33)),
     product("long sum", (7, 2049), (2049, 8)),
-    product("long sum in blocks", (33, 4096), (4096, 96)),
-    product("long sum in blocks", (2304, 24), (2304, 272), "TN"),
-    product("long sum in blocks, prime", (3, 2503), (2503, 136)),
-    product("long sums in blocks, of a batch", (2, 3, 3072), (2, 3072, 112)),
+    product("packed", (49, 4096), (4096, 96)),
+    product("packed, transposed", (2304, 56), (2304, 256), "TN"),
+    product("packed, prime", (50, 2503), (2503, 128)),
+    product("packed, of a batch", (2, 50, 3072), (2, 3072, 96)),
 ]
 
 
@@ -224,8 +224,8 @@ CONVOLUTIONS = [
     Convolution("2x2, stride 3", (1, 9, 12, 8), (2, 2, 8, 16), strides=(3, 3)),
     Convolution("5x5", (1, 8, 8, 3), (5, 5, 3, 24), padding=(2, 2, 2, 2), tiled="fd"),
     Convolution("7x7, stride 2", (1, 32, 30, 3), (7, 7, 3, 64), strides=(2, 2), padding=(3, 3, 3, 3), tiled="fd"),
-    Convolution("3x3, long sum", (1, 4, 4, 256), (3, 3, 256, 64), padding=(1, 1, 1, 1), tiled="fd"),
-    Convolution("1x1, long sum", (1, 3, 3, 2304), (1, 1, 2304, 80)),
+    Convolution("3x3, packed", (2, 7, 7, 256), (3, 3, 256, 64), padding=(1, 1, 1, 1), tiled="fd"),
+    Convolution("1x1, packed", (1, 7, 7, 2304), (1, 1, 2304, 96)),
     Convolution("3x3, groups", (1, 9, 9, 24), (3, 3, 8, 48), padding=(1, 1, 1, 1), groups=3, tiled="f"),
     Convolution("3x3, groups, not padded", (2, 7, 7, 32), (3, 3, 16, 32), groups=2, tiled="fw"),
     Convolution("3x3, groups, stride 2", (1, 8, 8, 6), (3, 3, 2, 21), strides=(2, 2), padding=(1, 1, 1, 1), groups=3, tiled="f"),
@@ -286,16 +286,15 @@ def test_product(row: Row, traits: str) -> None:
 
 
 @pytest.mark.parametrize("traits", TRAITS)
-def test_sums_longer_than_the_cache_are_added_up_in_blocks(traits: str) -> None:
-    """In the result itself, so without a ``local`` one."""
-    rows = [row for row in ROWS if "in blocks" in row.name or row.name in ("1x1, long sum", "3x3, long sum")]
+def test_strips_of_a_wide_operand_are_packed(traits: str) -> None:
+    rows = [row for row in ROWS if "packed" in row.name and row.kernel in (matmul, conv2d)]
     assert len(rows) == 6
-    assert all("local" not in traces(row.schedule(traits)) for row in rows)
+    assert all("_global" in row.schedule(traits).script() for row in rows)
 
 
 def is_tiled(func: tirx.PrimFunc) -> bool:
-    """Whether a product has a register tile; that of a long sum is a part of the result itself."""
-    return "local" in traces(func) or {"unrolled", "vectorized", "parallel"} <= traces(func)
+    """Whether a product has a register tile."""
+    return "local" in traces(func)
 
 
 # ---- what is computed behind a product -------------------------------------------------------------------------------

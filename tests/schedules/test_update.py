@@ -27,21 +27,20 @@ LAYOUTS = {
     "inputs of 3x3x5x17": Layout((3, 3, 5, 17), "float32", 2, 3),
     "outputs of 1x1x24x5": Layout((1, 1, 24, 5), "float32", 3, 3),
 }
-SGD: dict[str, Any] = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0, "clipped": False}
-ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-3, "weight_decay": 0.0, "decoupled": False, "clipped": False}  # fmt: skip
-CLIP, LR, STEP, SPREAD = 0.5, 0.1, 0.3, 1.25  # SPREAD: one over the root of Adam's correction
+SGD: dict[str, Any] = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0}
+ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-3, "weight_decay": 0.0, "decoupled": False}  # fmt: skip
+LR, STEP, SPREAD = 0.1, 0.3, 1.25  # SPREAD: one over the root of Adam's correction
 
 
-def sgd_reference(weight, gradient, buffer=None, *, momentum, dampening, nesterov, weight_decay, clipped) -> list:
-    gradient = gradient * (CLIP if clipped else 1) + weight_decay * weight
+def sgd_reference(weight, gradient, buffer=None, *, momentum, dampening, nesterov, weight_decay) -> list:
+    gradient = gradient + weight_decay * weight
     if buffer is None:
         return [weight - LR * gradient]
     buffer = momentum * buffer + (1 - dampening) * gradient
     return [weight - LR * (gradient + momentum * buffer if nesterov else buffer), buffer]
 
 
-def adam_reference(weight, gradient, mean, square, *, beta1, beta2, epsilon, weight_decay, decoupled, clipped) -> list:
-    gradient = gradient * (CLIP if clipped else 1)
+def adam_reference(weight, gradient, mean, square, *, beta1, beta2, epsilon, weight_decay, decoupled) -> list:
     if decoupled:
         weight = weight - LR * weight_decay * weight
     else:
@@ -50,37 +49,52 @@ def adam_reference(weight, gradient, mean, square, *, beta1, beta2, epsilon, wei
     return [weight - STEP * mean / (np.sqrt(square) * SPREAD + epsilon), mean, square]
 
 
-UPDATES: dict[str, tuple[Callable[..., tirx.PrimFunc], dict[str, Any], Callable[..., list], int, list[float]]] = {
-    "sgd": (sgd, SGD, sgd_reference, 1, [LR]),
-    "sgd, decay, clipped": (sgd, SGD | {"weight_decay": 0.1, "clipped": True}, sgd_reference, 1, [LR]),
-    "sgd, momentum": (sgd, SGD | {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1}, sgd_reference, 2, [LR]),
-    "sgd, nesterov": (sgd, SGD | {"momentum": 0.9, "nesterov": True, "clipped": True}, sgd_reference, 2, [LR]),
-    "adam": (adam, ADAM, adam_reference, 3, [LR, STEP, SPREAD]),
-    "adam, decay": (adam, ADAM | {"weight_decay": 0.1}, adam_reference, 3, [LR, STEP, SPREAD]),
-    "adamw": (adam, ADAM | {"weight_decay": 0.1, "decoupled": True, "clipped": True}, adam_reference, 3, [LR, STEP, SPREAD]),
-    "assign": (assign, {"accumulate": False}, lambda _weight, value, *, accumulate: [value], 1, []),
-    "accumulate": (assign, {"accumulate": True}, lambda weight, value, *, accumulate: [weight + value], 1, []),
-    "clear": (clear, {}, lambda weight: [0 * weight], 0, []),
+CLIPPED = {"clip": [0.5]}
+UPDATES: dict[str, tuple[Callable[..., tirx.PrimFunc], dict[str, Any], Callable[..., list], int, dict[str, list]]] = {
+    "sgd": (sgd, SGD, sgd_reference, 1, {"rates": [LR]}),
+    "sgd, decay, clipped": (sgd, SGD | {"weight_decay": 0.1}, sgd_reference, 1, {"rates": [LR]} | CLIPPED),
+    "sgd, momentum": (sgd, SGD | {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1}, sgd_reference, 2, {"rates": [LR]}),
+    "sgd, nesterov": (sgd, SGD | {"momentum": 0.9, "nesterov": True}, sgd_reference, 2, {"rates": [LR]} | CLIPPED),
+    "adam": (adam, ADAM, adam_reference, 3, {"rates": [LR, STEP, SPREAD]}),
+    "adam, decay": (adam, ADAM | {"weight_decay": 0.1}, adam_reference, 3, {"rates": [LR, STEP, SPREAD]}),
+    "adamw": (adam, ADAM | {"weight_decay": 0.1, "decoupled": True}, adam_reference, 3, {"rates": [LR, STEP, SPREAD]} | CLIPPED),
+    "assign": (assign, {"accumulate": False}, lambda _weight, value, *, accumulate: [value], 1, {}),
+    "accumulate": (assign, {"accumulate": True}, lambda weight, value, *, accumulate: [weight + value], 1, {}),
+    "clear": (clear, {}, lambda weight: [0 * weight], 0, {}),
 }  # fmt: skip
-"""Each with its options, how many operands it has, and its rates."""
+"""Each with its options, how many operands it has, and its vectors."""
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", UPDATES)
 def test_update(name: str, layout: str) -> None:
     """Only the trained piece changes; the first operand is the gradient and the others are states, updated too."""
-    build, options, reference, count, rates = UPDATES[name]
+    _check(name, LAYOUTS[layout], {})
+
+
+@pytest.mark.parametrize("layout", ["3x33", "24x1x7", "3x3x16x128"])
+@pytest.mark.parametrize("name", ["sgd, momentum", "sgd, nesterov", "adam, decay", "adamw"])
+def test_update_that_scales_its_gradient(name: str, layout: str) -> None:
     described = LAYOUTS[layout]
-    weight, *operands = noise(name, described.shape, *[described.piece] * count)
+    _check(name, described, {"scale": np.linspace(-1, 2, described.shape[-1])})
+
+
+def _check(name: str, layout: Layout, scale: dict[str, np.ndarray]) -> None:
+    build, options, reference, count, vectors = UPDATES[name]
+    weight, *operands = noise(name, layout.shape, *[layout.piece] * count)
     for square in operands[2:]:
         square *= square
-    piece = tuple(slice(None) if axis != described.axis else CHANNELS for axis in range(weight.ndim))
+    piece = tuple(slice(None) if axis != layout.axis else CHANNELS for axis in range(weight.ndim))
     expected = doubles(weight)[0]
-    expected[piece], *states = reference(expected[piece], *doubles(*operands), **options)
-    scalars = [rates] * bool(rates) + [[CLIP]] * options.get("clipped", False)
-    channels = [] if described.axis is None else [np.array(CHANNELS, "int32")]
-    built(build(described, **options))(
-        weight, *operands, *(np.array(values, "float32") for values in scalars), *channels
+    wide = doubles(*operands)
+    for factor in (*vectors.get("clip", []), *scale.values()):
+        wide[0] = wide[0] * factor
+    expected[piece], *states = reference(expected[piece], *wide, **options)
+    given = vectors | scale
+    lengths = {"vectors": {vector: len(values) for vector, values in given.items()}} if given else {}
+    channels = [] if layout.axis is None else [np.array(CHANNELS, "int32")]
+    built(build(layout, **options, **lengths))(
+        weight, *operands, *(np.array(values, "float32") for values in given.values()), *channels
     )
     for actual, wanted in zip([weight, *operands[1:]], [expected, *states], strict=True):
         assert_close(actual, wanted)
