@@ -93,7 +93,8 @@ def _conv2d_data_gradient(traits: Traits, builder: relax.BlockBuilder, call: rel
 
 
 def _conv2d_weight_gradient(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Few results and many pixels: parts of the pixels are summed in parallel, if their sums are small beside X."""
+    """Few results and many pixels: parts of the pixels are summed in parallel, if their sums are small beside X, and it
+    takes that to have work for all cores, or to read X from memory only once."""
     x, grad = call.args
     attributes, result = attributes_of(call), shape_of(call)
     batch, height, _, _ = shape_of(grad)
@@ -103,7 +104,8 @@ def _conv2d_weight_gradient(traits: Traits, builder: relax.BlockBuilder, call: r
     tiles = math.ceil(out_channels / 32) if is_depthwise else math.prod(taps) * group_in * out_channels / 256
     most = math.prod(shape_of(x)) // math.prod(result)
     needs_parts = any(padding) and not is_depthwise
-    want = 4 * traits.cores if needs_parts else math.ceil(4 * traits.cores / tiles)
+    is_large = 4 * (math.prod(shape_of(x)) + math.prod(shape_of(grad))) > traits.cores * traits.l2_bytes
+    want = 4 * traits.cores if needs_parts or is_large else math.ceil(4 * traits.cores / tiles)
     chunks = parts((batch, height), min(want, most)) if most > 1 else (1, 1)
     if needs_parts and (chunks == (1, 1) or groups > 1):
         x, attributes["padding"] = _padded(builder, x, padding), (0, 0, 0, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from .tile import choose_tile, register_tile, split_by_kind, split_phases
+from .tile import block_by_block, choose_tile, register_tile, rows_in_cache, split_by_kind, split_phases
 from .traits import Traits
 
 
@@ -29,9 +29,13 @@ def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
 def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
     """``dW[.., r, s, 0, c] = sum X[n, .., c] * dY[n, h, w, c]``: all taps of a vector of channels at a time."""
     spatial, reduced = split_by_kind(sch, block)
-    *outer, r, s, one, column = spatial
+    *parts, r, s, one, column = spatial
     tile = choose_tile(sch, [r, s, one], column, traits)
-    register_tile(sch, block, tile, [r, s, one], column, reduced, outer=outer)
+    if parts:
+        most = rows_in_cache(sch, block, traits)
+        block_by_block(sch, block, tile, [r, s, one], column, reduced, tasks=parts, most=most)
+    else:
+        register_tile(sch, block, tile, [r, s, one], column, reduced)
 
 
 def _tile(

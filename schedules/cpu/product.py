@@ -9,7 +9,17 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx.analysis import undefined_vars
 
-from .tile import Unsuited, choose_tile, extent_of, extents_of, register_tile, split_by_kind, split_phases
+from .tile import (
+    Unsuited,
+    block_by_block,
+    choose_tile,
+    extent_of,
+    extents_of,
+    register_tile,
+    rows_in_cache,
+    split_by_kind,
+    split_phases,
+)
 from .traits import Traits
 
 PACKED_ROWS = 48
@@ -59,12 +69,15 @@ def _is_balanced(tasks: int, traits: Traits) -> bool:
 def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
     """``dW[.., r, s, i, o] = sum X * dY`` over pixels: a tile is some channels i by some channels o."""
     spatial, reduced = split_by_kind(sch, block)
-    *outer, rows, column = spatial
-    padded = bool(sch.get_producers(block))
-    if padded and len(spatial) < 6:
-        raise Unsuited("each task would pad all of X")
+    *parts, r, s, rows, column = spatial
     tile = choose_tile(sch, [rows], column, traits)
-    register_tile(sch, block, tile, [rows], column, reduced, outer=outer, parallel=2 if padded else None)
+    if parts:
+        most = rows_in_cache(sch, block, traits)
+        block_by_block(sch, block, tile, [rows], column, reduced, tasks=parts, between=[r, s], most=most)
+        return
+    if sch.get_producers(block):
+        raise Unsuited("each task would pad all of X")
+    register_tile(sch, block, tile, [rows], column, reduced, outer=[r, s])
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,18 @@ def strides_of(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
     return [int(stride) for stride in sch.get(block).annotations.get("strides", [])]
 
 
+def rows_in_cache(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> int:
+    """For a weight gradient: rows of dY's pixels which, with those of X that belong to them, fill half of the second
+    cache."""
+    operands = [[int(extent) for extent in region.source.ty.shape] for region in sch.get(block).reads]
+    images = [shape for shape in operands if len(shape) == RANK_OF_IMAGES]
+    rows = min(shape[1] for shape in images)
+    return traits.l2_bytes // 2 // max(1, sum(4 * math.prod(shape[1:]) // rows for shape in images))
+
+
+RANK_OF_IMAGES = 4
+
+
 def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
     """Inline what is computed element by element behind ``block``, with what it reads beside, into the last of it: the
     epilogue. None without one."""
@@ -210,6 +222,40 @@ def register_tile(
     if pack is not None:
         _copy_at(sch, sch.cache_read(block, pack, "global"), task, tile.lanes)
     sch.decompose_reduction(block, reduced[0])
+
+
+def block_by_block(
+    sch: s_tir.Schedule,
+    block: SBlockRV,
+    tile: Tile,
+    rows: Sequence[LoopRV],
+    column: LoopRV,
+    reduced: Sequence[LoopRV],
+    *,
+    tasks: Sequence[LoopRV],
+    between: Sequence[LoopRV] = (),
+    most: int,
+) -> None:
+    """Add a few results up in memory, tile by tile for each block of a long sum, so that the operands are read once.
+
+    Loops, from outside: ``tasks``, fused and run in parallel; the first of ``reduced``; blocks of at most ``most``
+    rounds of the second; ``between`` and the loops over tiles; the rounds of a block, the other ``reduced`` and the
+    tile. LLVM keeps a tile in registers within a block. Each task pads what it needs of the first operand.
+    """
+    padding = sch.get_producers(block)
+    row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
+    first, second, *others = reduced
+    size = max(n for n in _divisors(extent_of(sch, second)) if n <= max(1, most))
+    blocks, rounds = sch.split(second, [None, size])
+    sch.reorder(*tasks, first, blocks, *between, *row_outer, column_outer, rounds, *others, *inside)
+    task = sch.fuse(*tasks)
+    sch.parallel(task)
+    sch.vectorize(inside[-1])
+    for loop in inside[:-1]:
+        sch.unroll(loop)
+    for padded in padding:
+        _copy_at(sch, padded, task, tile.lanes)
+    sch.decompose_reduction(block, first)
 
 
 def _copy_at(sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int) -> None:
