@@ -10,7 +10,7 @@ from tvm import IRModule, s_tir, tirx
 from tvm.support import cc
 from tvm.target import Target
 
-from schedules.cpu import schedule_cpu, traits_of
+from schedules.cpu import prefetch_results, schedule_cpu, traits_of
 
 from .kernel_cache import KernelCache
 from .runtime import CORES
@@ -81,6 +81,7 @@ LOWERING = [
     s_tir.transform.RenormalizeSplitPattern(),
     tirx.transform.StmtSimplify(),
     tirx.transform.RemoveNoOp(),
+    prefetch_results,
     s_tir.transform.RewriteUnsafeSelect(),
     tirx.transform.CommonSubexprElim(),
 ]

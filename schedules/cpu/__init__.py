@@ -1,8 +1,9 @@
 """Schedules for CPUs with vector registers: x86 and ARM."""
 
 from .parts import parts
+from .prefetch import prefetch_results
 from .reduction import SMALL
 from .schedule import comes_scheduled, schedule_cpu
 from .traits import Traits, traits_of
 
-__all__ = ["SMALL", "Traits", "comes_scheduled", "parts", "schedule_cpu", "traits_of"]
+__all__ = ["SMALL", "Traits", "comes_scheduled", "parts", "prefetch_results", "schedule_cpu", "traits_of"]

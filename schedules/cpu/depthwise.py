@@ -1,11 +1,27 @@
-"""Depthwise convolution and its gradients: a few pixels of a few vectors of channels stay in registers."""
+"""Depthwise convolution and its gradients: a few pixels of a vector of channels stay in registers."""
 
 from __future__ import annotations
+
+import itertools
+import math
 
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from .tile import block_by_block, choose_tile, register_tile, rows_in_cache, split_by_kind, split_phases
+from .tile import (
+    Tile,
+    block_by_block,
+    choose,
+    choose_tile,
+    divisors,
+    extent_of,
+    extents_of,
+    register_tile,
+    rows_in_cache,
+    split_by_kind,
+    split_phases,
+    vector_lanes,
+)
 from .traits import Traits
 
 
@@ -35,7 +51,7 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> Non
         most = rows_in_cache(sch, block, traits)
         block_by_block(sch, block, tile, [r, s, one], column, reduced, tasks=parts, most=most)
     else:
-        register_tile(sch, block, tile, [r, s, one], column, reduced)
+        register_tile(sch, block, tile, [r, s, one], column, reduced, traits)
 
 
 def _tile(
@@ -47,6 +63,20 @@ def _tile(
     reduced: list[LoopRV],
     phases: list[LoopRV],
 ) -> None:
-    tile = choose_tile(sch, rows, column, traits)
+    tile = choose(sch, _tiles(extents_of(sch, rows), extent_of(sch, column), traits))
     parallel = 2 if phases or sch.get_producers(block) else None
-    register_tile(sch, block, tile, rows, column, reduced, phases=phases, unroll_reduced=2, parallel=parallel)
+    register_tile(sch, block, tile, rows, column, reduced, traits, phases=phases, unroll_reduced=2, parallel=parallel)
+
+
+def _tiles(rows: list[int], columns: int, traits: Traits) -> list[Tile]:
+    """Tiles of one vector, most pixels first, and high ones before wide ones: they read from more places at a time.
+
+    Unlike in a product every operand is a vector: weights and inputs want registers too, and get three of four.
+    """
+    _, height, width = rows
+    lanes = vector_lanes(columns, traits.lanes)
+    sizes = itertools.product(divisors(height), divisors(width))
+    fitting = [(high, wide) for high, wide in sizes if high * wide <= traits.registers // 4]
+    return [
+        Tile((1, high, wide), lanes, 1) for high, wide in sorted(fitting, key=lambda size: (-math.prod(size), -size[0]))
+    ]

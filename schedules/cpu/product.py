@@ -53,6 +53,7 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
         rows,
         column,
         reduced,
+        traits,
         outer=operands.outer,
         phases=phases,
         columns_first=columns_first,
@@ -77,7 +78,7 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> Non
         return
     if sch.get_producers(block):
         raise Unsuited("each task would pad all of X")
-    register_tile(sch, block, tile, [rows], column, reduced, outer=[r, s])
+    register_tile(sch, block, tile, [rows], column, reduced, traits, outer=[r, s])
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,8 @@ def tiles(rows: Sequence[int], columns: int, traits: Traits) -> list[Tile]:
     """
     lanes = vector_lanes(columns, traits.lanes)
     found = []
-    for vectors in _divisors(columns // lanes):
-        for split in itertools.product(*(_divisors(extent) for extent in rows)):
+    for vectors in divisors(columns // lanes):
+        for split in itertools.product(*(divisors(extent) for extent in rows)):
             height = math.prod(split)
             innermost_first = all(
                 part == 1 or whole == inner for part, whole, inner in zip(split, rows[1:], split[1:], strict=False)
@@ -116,7 +116,8 @@ def choose_tile(sch: s_tir.Schedule, rows: Sequence[LoopRV], column: LoopRV, tra
     return choose(sch, tiles(extents_of(sch, rows), extent_of(sch, column), traits))
 
 
-def _divisors(extent: int) -> list[int]:
+def divisors(extent: int) -> list[int]:
+    """What divides an extent, smallest first."""
     return [n for n in range(1, extent + 1) if extent % n == 0]
 
 
@@ -179,6 +180,7 @@ def register_tile(
     rows: Sequence[LoopRV],
     column: LoopRV,
     reduced: Sequence[LoopRV],
+    traits: Traits,
     *,
     outer: Sequence[LoopRV] = (),
     phases: Sequence[LoopRV] = (),
@@ -198,8 +200,9 @@ def register_tile(
     """
     padding = sch.get_producers(block)
     row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
-    grid = [*row_outer[:-1], *phases, row_outer[-1]]
+    grid = [*row_outer[:-1], *phases[:1], row_outer[-1]]
     grid = [*outer, column_outer, *grid] if columns_first else [*outer, *grid, column_outer]
+    grid += phases[1:]
     sch.reorder(*grid, *reduced, *inside)
     epilogue = inline_elementwise(sch, block)
     if epilogue is None:
@@ -210,9 +213,14 @@ def register_tile(
         high, wide = strides_of(sch, block)
         sch.transform_block_layout(epilogue, lambda n, h, w, c: (n, h // high, h % high, w // wide, w % wide, c))
     sch.reverse_compute_at(epilogue, grid[-1])
+    for loop in sch.get_loops(epilogue)[len(grid) : -1]:
+        sch.unroll(loop)
     vectorize_inner(sch, epilogue, tile.lanes)
     images = grid[: len(outer) + 1 + columns_first]
-    task = sch.fuse(*grid[:parallel])
+    tasks = grid[:parallel]
+    if padding and parallel == len(images) + 1:
+        tasks[-1], _ = sch.split(tasks[-1], [None, _rows_of_task(sch, tasks, padding[0], traits)])
+    task = sch.fuse(*tasks)
     sch.parallel(task)
     sch.vectorize(inside[-1])
     for loop in (*phases, *inside[:-1], *reduced[:unroll_reduced]):
@@ -222,6 +230,19 @@ def register_tile(
     if pack is not None:
         _copy_at(sch, sch.cache_read(block, pack, "global"), task, tile.lanes)
     sch.decompose_reduction(block, reduced[0])
+
+
+def _rows_of_task(sch: s_tir.Schedule, tasks: Sequence[LoopRV], padded: SBlockRV, traits: Traits) -> int:
+    """How many tiles, from top to bottom of an image, make one task: neighbours share what is padded. As many as leave
+    the same work to every core, and as the second cache has room for."""
+    *images, rows = extents_of(sch, tasks)
+    _, *image = (int(extent) for extent in sch.get(padded).writes[0].source.ty.shape)
+    row_bytes = 4 * math.prod(image) // rows
+    return max(
+        n
+        for n in divisors(rows)
+        if n == 1 or (math.prod(images) * rows // n % traits.cores == 0 and n * row_bytes <= traits.l2_bytes // 4)
+    )
 
 
 def block_by_block(
@@ -245,7 +266,7 @@ def block_by_block(
     padding = sch.get_producers(block)
     row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
     first, second, *others = reduced
-    size = max(n for n in _divisors(extent_of(sch, second)) if n <= max(1, most))
+    size = max(n for n in divisors(extent_of(sch, second)) if n <= max(1, most))
     blocks, rounds = sch.split(second, [None, size])
     sch.reorder(*tasks, first, blocks, *between, *row_outer, column_outer, rounds, *others, *inside)
     task = sch.fuse(*tasks)
