@@ -11,7 +11,7 @@ from typing import Any
 import tvm
 from tvm import IRModule, relax, te, topi
 
-from schedules.cpu import SMALL, Traits, parts
+from schedules.cpu import SMALL, Traits, parts, rounded_rows, vector_lanes
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import functions, indexing, reduction
 from schedules.kernels import matmul as matmul_kernels
@@ -122,9 +122,19 @@ def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Exp
 # ---- matrix products and sums ----------------------------------------------------------------------------------------
 
 
-def _matmul(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+def _matmul(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Columns that fill no vector are padded, and rows that fill no tile computed to the end of the last one."""
+    a, b = call.args
     transposes = {name: bool(call.attrs[name]) for name in ("transpose_a", "transpose_b")}
-    return _product(builder, matmul_kernels.matmul, *call.args, **transposes)
+    *_, rows, columns = shape_of(call)
+    whole = math.ceil(columns / traits.lanes) * traits.lanes
+    if transposes["transpose_b"] or columns < traits.lanes or 2 * vector_lanes(columns, traits.lanes) > traits.lanes:
+        computed = rounded_rows(rows, columns, traits)
+        return _product(builder, matmul_kernels.matmul, a, b, **transposes, computed_rows=computed)
+    computed = rounded_rows(rows, whole, traits)
+    padded = builder.emit(_call(builder, matmul_kernels.pad_columns, b, columns=whole))
+    product = _product(builder, matmul_kernels.matmul, a, padded, **transposes, computed_rows=computed)
+    return _call(builder, matmul_kernels.first_columns, builder.emit(product), columns=columns)
 
 
 def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -180,7 +190,6 @@ def _function(function: Callable[[Any], Any]) -> Legalize:
 
 KERNELS: dict[str, Legalize] = {
     "relax.nn.conv2d": _conv2d,
-    "pock.matmul": _matmul,
     "relax.take": _take,
     "relax.nn.softmax": _softmax,
     "relax.exp": _function(functions.exp),
@@ -194,6 +203,7 @@ KERNELS: dict[str, Legalize] = {
 WITH_TRAITS: dict[str, Callable[[Traits, relax.BlockBuilder, relax.Call], relax.Expr]] = {
     "pock.conv2d_data_gradient": _conv2d_data_gradient,
     "pock.conv2d_weight_gradient": _conv2d_weight_gradient,
+    "pock.matmul": _matmul,
     "relax.sum": _sum,
     "relax.permute_dims": _permute_dims,
 }

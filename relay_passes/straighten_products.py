@@ -21,8 +21,8 @@ class StraightenProducts:
 
     In, out: a dataflow function. The data gradient of a linear layer, ``dX = dY W^T``, reads the weight across its
     columns. A weight that is made of ``frozen`` parameters alone is transposed, which :class:`LiftFrozen` does once. Of
-    one that training changes either the weight is transposed in every step, or, where that is less to move, dY is, and
-    the result: ``dX^T = W dY^T``.
+    one that training changes either the weight is transposed in every step, or, where that is less to move and leaves
+    whole vectors, dY is, and the result: ``dX^T = W dY^T``.
     """
 
     frozen: Collection[str] = ()
@@ -42,7 +42,8 @@ class StraightenProducts:
             a, b = value.args
             rows, columns, reduced = math.prod(shape_of(value)[:-1]), shape_of(value)[-1], shape_of(b)[-1]
             is_linear = len(shape_of(b)) == 2 and not value.attrs["transpose_a"]
-            if is_linear and var not in fixed and rows * (columns + reduced) < columns * reduced:
+            few = rows * (columns + reduced) < columns * reduced and (rows % VECTOR == 0 or rows < VECTOR)
+            if is_linear and var not in fixed and few:
                 flat = builder.emit(R.reshape(a, (rows, reduced)))
                 turned = builder.emit(matmul(b, _transposed(builder, flat), transpose_a=False, transpose_b=False))
                 return R.reshape(_transposed(builder, turned), shape_of(value))
@@ -50,6 +51,10 @@ class StraightenProducts:
             return matmul(a, straight, transpose_a=bool(value.attrs["transpose_a"]), transpose_b=False)
 
         return update_function(mod, self.function, eliminate_dead(rewrite(func, visit)))
+
+
+VECTOR = 16
+"""Rows of dY become columns when it is transposed, and should fill the vectors of every target, or be but one."""
 
 
 def _reads_frozen(value: Expr, constant: set[relax.Var]) -> bool:

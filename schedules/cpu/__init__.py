@@ -4,6 +4,17 @@ from .parts import parts
 from .prefetch import prefetch_results
 from .reduction import SMALL
 from .schedule import comes_scheduled, schedule_cpu
+from .tile import rounded_rows, vector_lanes
 from .traits import Traits, traits_of
 
-__all__ = ["SMALL", "Traits", "comes_scheduled", "parts", "prefetch_results", "schedule_cpu", "traits_of"]
+__all__ = [
+    "SMALL",
+    "Traits",
+    "comes_scheduled",
+    "parts",
+    "prefetch_results",
+    "rounded_rows",
+    "schedule_cpu",
+    "traits_of",
+    "vector_lanes",
+]

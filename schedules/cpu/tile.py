@@ -99,16 +99,32 @@ def tiles(rows: Sequence[int], columns: int, traits: Traits) -> list[Tile]:
             )
             if innermost_first and height * vectors + vectors + 1 <= traits.registers:
                 found.append(Tile(split, lanes, vectors))
-    cores = traits.cores
+    return sorted(found, key=lambda tile: _cost(tile, math.prod(rows) * columns, traits))[:16]
 
-    def cost(tile: Tile) -> float:
-        loads = (tile.height + tile.vectors) / (tile.height * tile.vectors)
-        latency = max(1.0, 10 / (tile.height * tile.vectors))
-        count = math.prod(rows) * columns // (tile.height * tile.width)
-        balance = math.ceil(count / cores) * cores / count
-        return balance * latency * (1 + 0.5 * loads)
 
-    return sorted(found, key=cost)[:16]
+def _cost(tile: Tile, results: int, traits: Traits) -> float:
+    """About how long a multiplication takes, in units of the shortest that there is."""
+    size = tile.height * tile.vectors
+    loads = (tile.height + tile.vectors) / size
+    latency = max(1.0, 10 / size)
+    count = results // (tile.height * tile.width)
+    balance = math.ceil(count / traits.cores) * traits.cores / count
+    return balance * latency * (1 + 0.5 * loads)
+
+
+def rounded_rows(rows: int, columns: int, traits: Traits) -> int:
+    """``rows``, or a few more if those have a much better tile: 197 is a prime, 198 is 33 times 6."""
+
+    def cost(count: int) -> float:
+        best = tiles([count], columns, traits)[0]
+        return _cost(best, count * columns, traits) * count
+
+    candidates = range(rows, rows + MOST_SPARE_ROWS + 1)
+    best = min(candidates, key=cost)
+    return best if rows > MOST_SPARE_ROWS**2 and cost(best) < 0.9 * cost(rows) else rows
+
+
+MOST_SPARE_ROWS = 7
 
 
 def choose_tile(sch: s_tir.Schedule, rows: Sequence[LoopRV], column: LoopRV, traits: Traits) -> Tile:

@@ -5,26 +5,46 @@ from __future__ import annotations
 from tvm import te, tirx
 
 
-def matmul(a: te.Tensor, b: te.Tensor, *, transpose_a: bool, transpose_b: bool) -> te.Tensor:
+def matmul(
+    a: te.Tensor, b: te.Tensor, *, transpose_a: bool, transpose_b: bool, computed_rows: int | None = None
+) -> te.Tensor:
     """``C[.., i, j] = sum_k A[.., i, k] * B[.., k, j]``.
 
     ``a``: float [.., m, k] ([.., k, m] if ``transpose_a``); ``b``: float [.., k, n] ([.., n, k] if ``transpose_b``).
-    The leading dimensions broadcast against each other, as in NumPy.
+    The leading dimensions broadcast against each other, as in NumPy. ``computed_rows``, at least m: so many rows are
+    computed, for a tile that does not divide m; those beyond repeat the last one and are not kept.
     """
     rows, reduced = _extents(a, transpose_a)
+    computed = computed_rows or rows
     columns = _extents(b, not transpose_b)[0]
     batch = broadcast_shape([int(d) for d in a.shape[:-2]], [int(d) for d in b.shape[:-2]])
     k = te.reduce_axis((0, reduced), name="k")
 
     def product(*index: tirx.Var) -> tirx.Expr:
         *outer, i, j = index
+        i = i if computed == rows else tirx.min(i, rows - 1)
         a_at = (k, i) if transpose_a else (i, k)
         b_at = (j, k) if transpose_b else (k, j)
         return te.sum(
             a(*broadcast_index(outer, a.shape[:-2]), *a_at) * b(*broadcast_index(outer, b.shape[:-2]), *b_at), axis=k
         )
 
-    return te.compute((*batch, rows, columns), product, name="matmul", attrs={"schedule_rule": "pock.matmul"})
+    result = te.compute((*batch, computed, columns), product, name="matmul", attrs={"schedule_rule": "pock.matmul"})
+    return result if computed == rows else te.compute((*batch, rows, columns), lambda *at: result(*at), name="kept")
+
+
+def pad_columns(x: te.Tensor, *, columns: int) -> te.Tensor:
+    """X with zeros behind its last axis."""
+    extent = int(x.shape[-1])
+    zero = tirx.const(0, x.dtype)
+    return te.compute(
+        (*x.shape[:-1], columns), lambda *at: tirx.if_then_else(at[-1] < extent, x(*at), zero), name="pad_columns"
+    )
+
+
+def first_columns(x: te.Tensor, *, columns: int) -> te.Tensor:
+    """The first columns of X."""
+    return te.compute((*x.shape[:-1], columns), lambda *at: x(*at), name="first_columns")
 
 
 def _extents(matrix: te.Tensor, transposed: bool) -> tuple[int, int]:

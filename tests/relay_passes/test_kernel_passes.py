@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
 from tvm.relax import op as R
 
 from relay_passes import ChooseKernels, NameKernels, PlanArena, Recompute, ScaleResults, StraightenProducts
@@ -13,6 +14,7 @@ from relay_passes.ir import bindings_of, op_name, used_vars
 from relay_passes.operators.training import matmul
 from relay_passes.plan_arena import Memory, lower_bound
 from relay_passes.recompute import recomputed
+from schedules.cpu import Traits
 from tests.relay_passes.modules import function, model, operators, run, trained_phases
 
 
@@ -50,6 +52,20 @@ def test_products_of_batches_are_straightened_too() -> None:
     mod = function({"a": (2, 3, 5, 4), "b": (2, 3, 6, 4)}, against_weight)
     a, b = random((2, 3, 5, 4), (2, 3, 6, 4))
     np.testing.assert_allclose(run(StraightenProducts()(mod), a, b), a @ b.swapaxes(-1, -2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shapes", [((197, 24), (24, 96)), ((2, 67, 8), (2, 8, 67)), ((64, 40), (40, 37))])
+def test_rows_and_columns_that_fit_no_tile_are_rounded_up(shapes) -> None:
+    def multiply(emit, a, b):
+        return emit(emit(matmul(a, b, transpose_a=False, transpose_b=False)) + relax.const(1.0))
+
+    mod = function(dict(zip("ab", shapes, strict=True)), multiply)
+    chosen = ChooseKernels(["main"], Traits(lanes=8, registers=16, cores=2))(mod)
+    a, b = random(*shapes)
+    np.testing.assert_allclose(run(chosen, a, b), a @ b + 1, rtol=1e-4, atol=1e-5)
+    shapes_made = [[int(extent) for extent in binding.var.ty.shape] for binding in bindings_of(chosen["main"])]
+    is_padded = any(shape[-1] % 8 == 0 and shape[-1] > shapes[1][-1] for shape in shapes_made)
+    assert is_padded == (shapes[1][-1] % 8 > 0)
 
 
 def scaled(emit, x, w, s):

@@ -46,7 +46,7 @@ class Row:
 # ---- what the kernels should compute ---------------------------------------------------------------------------------
 
 
-def matmul_reference(a: np.ndarray, b: np.ndarray, *, transpose_a: bool, transpose_b: bool) -> np.ndarray:
+def matmul_reference(a: np.ndarray, b: np.ndarray, *, transpose_a: bool, transpose_b: bool, **_: Any) -> np.ndarray:
     return (a.swapaxes(-1, -2) if transpose_a else a) @ (b.swapaxes(-1, -2) if transpose_b else b)
 
 
@@ -136,10 +136,10 @@ def out_size(size: Sequence[int], kernel_size: Sequence[int], *, strides, paddin
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def product(name: str, a: Shape, b: Shape, transpose: str = "NN", tiled: bool = True) -> Row:
+def product(name: str, a: Shape, b: Shape, transpose: str = "NN", tiled: bool = True, **options: int) -> Row:
     """``transpose``: for each operand, N as it is, T transposed."""
     transposes = {"transpose_a": transpose[0] == "T", "transpose_b": transpose[1] == "T"}
-    return Row(f"matmul {transpose} {name}", matmul, matmul_reference, (a, b), transposes, tiled)
+    return Row(f"matmul {transpose} {name}", matmul, matmul_reference, (a, b), transposes | options, tiled)
 
 
 PRODUCTS = [
@@ -166,6 +166,10 @@ PRODUCTS = [
     product("a matrix by a batch", (7, 24), (3, 24, 17)),
     product("broadcast batches", (2, 1, 3, 7), (4, 7, 24)),
     product("a shared head", (2, 4, 17, 8), (2, 1, 8, 33)),
+    product("rows to the end of a tile", (197, 24), (24, 48), computed_rows=198),
+    product("rows to the end of a tile", (3, 24, 67), (3, 24, 33), "TN", computed_rows=70),
+    product("rows to the end of a tile", (2, 3, 61, 7), (7, 32), computed_rows=64),
+    product("packed rows to the end of a tile", (53, 4096), (4096, 192), computed_rows=56),
     product("long sum", (7, 2049), (2049, 8)),
     product("packed", (49, 4096), (4096, 96)),
     product("packed, transposed", (2304, 56), (2304, 256), "TN"),
@@ -288,7 +292,7 @@ def test_product(row: Row, traits: str) -> None:
 @pytest.mark.parametrize("traits", TRAITS)
 def test_strips_of_a_wide_operand_are_packed(traits: str) -> None:
     rows = [row for row in ROWS if "packed" in row.name and row.kernel in (matmul, conv2d)]
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert all("_global" in row.schedule(traits).script() for row in rows)
 
 
