@@ -35,6 +35,7 @@ from relay_passes import (
     StorePermuted,
     StraightenProducts,
     UnifyProducts,
+    Winograd,
 )
 from relay_passes.ir import shape_of
 from relay_passes.store_permuted import stored_of
@@ -167,7 +168,9 @@ def executors(
     views = relax.transform.RewriteDataflowReshape()
     straight = [StraightenProducts(frozen, name) for name in functions]
     scaled = [ScaleResults(live, name) for name in functions]
-    phases.run("kernels", [*scaled, *straight, ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
+    transformed = [Winograd(frozen, name) for name in functions]
+    products = [*scaled, *straight, *transformed]
+    phases.run("kernels", [*products, ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
     everything = [*functions, PREPARE]
     # 7. Fuse epilogues and element-wise chains.
     fuse = [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps(), relax.transform.FuseTIR()]

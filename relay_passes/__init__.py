@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .store_permuted import StorePermuted
     from .straighten_products import StraightenProducts
     from .unify_products import UnifyProducts
+    from .winograd import Winograd
 
 _HOME = {
     "AccumulateGradients": "accumulate_gradients",
@@ -58,6 +59,7 @@ _HOME = {
     "StorePermuted": "store_permuted",
     "StraightenProducts": "straighten_products",
     "UnifyProducts": "unify_products",
+    "Winograd": "winograd",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605
 

@@ -7,6 +7,7 @@ from tvm import relax
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import elementwise, indexing, loss, normalization, pooling
 from schedules.kernels import matmul as matmul_kernels
+from schedules.kernels import winograd as winograd_kernels
 
 from ..ir import dtype_of, shape_of
 from .registry import attributes_of, register_operator
@@ -62,6 +63,21 @@ def _gather_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType(shape, dtype_of(call.args[0]))
 
 
+def _winograd_input_type(call: relax.Call) -> relax.TensorType:
+    batch, height, width, channels = shape_of(call.args[0])
+    top, left, bottom, right = attributes_of(call)["padding"]
+    high, wide = (winograd_kernels.tiles(extent - 2) for extent in (height + top + bottom, width + left + right))
+    return relax.TensorType((winograd_kernels.TILE**2, batch * high * wide, channels), dtype_of(call.args[0]))
+
+
+def _winograd_weight_type(call: relax.Call) -> relax.TensorType:
+    return relax.TensorType((winograd_kernels.TILE**2, *shape_of(call.args[0])[2:]), dtype_of(call.args[0]))
+
+
+def _winograd_output_type(call: relax.Call) -> relax.TensorType:
+    return relax.TensorType(attributes_of(call)["shape"], dtype_of(call.args[0]))
+
+
 matmul = register_operator("pock.matmul", ["a", "b"], _matmul_type, matmul_kernels.matmul)
 conv2d_data_gradient = register_operator(
     "pock.conv2d_data_gradient", ["grad", "weight"], _conv2d_data_gradient_type, conv2d_kernels.conv2d_data_gradient
@@ -95,3 +111,10 @@ embedding_gradient = register_operator(
     "pock.embedding_gradient", ["indices", "grad"], _table_type, indexing.embedding_gradient
 )
 gather_channels = register_operator("pock.gather_channels", ["x", "channels"], _gather_type, indexing.gather_channels)
+winograd_input = register_operator("pock.winograd_input", ["x"], _winograd_input_type, winograd_kernels.transform_input)
+winograd_weight = register_operator(
+    "pock.winograd_weight", ["weight"], _winograd_weight_type, winograd_kernels.transform_weight
+)
+winograd_output = register_operator(
+    "pock.winograd_output", ["products"], _winograd_output_type, winograd_kernels.transform_output
+)

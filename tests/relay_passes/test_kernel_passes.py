@@ -8,10 +8,10 @@ import tvm
 from tvm import relax
 from tvm.relax import op as R
 
-from relay_passes import ChooseKernels, NameKernels, PlanArena, Recompute, ScaleResults, StraightenProducts
+from relay_passes import ChooseKernels, NameKernels, PlanArena, Recompute, ScaleResults, StraightenProducts, Winograd
 from relay_passes.errors import PassError
 from relay_passes.ir import bindings_of, op_name, used_vars
-from relay_passes.operators.training import matmul
+from relay_passes.operators.training import conv2d_data_gradient, matmul
 from relay_passes.plan_arena import Memory, lower_bound
 from relay_passes.recompute import recomputed
 from schedules.cpu import Traits
@@ -147,3 +147,38 @@ def test_nothing_is_computed_again_from_what_was_overwritten() -> None:
             written = {binding.value.args[1].fields[int(i)] for i in binding.value.attrs.inplace_indices}
             later = [other for other in bindings[index + 1 :] if written & set(used_vars(other.value))]
             assert all(op_name(other.value) == "relax.call_tir_inplace" for other in later)
+
+
+# ---- Winograd --------------------------------------------------------------------------------------------------------
+
+
+def convolution(emit, x, w):
+    return emit(R.nn.conv2d(x, w, padding=[1, 0, 1, 2], data_layout="NHWC", kernel_layout="HWIO"))
+
+
+def gradient(emit, dy, w):
+    geometry = {"strides": [1, 1], "padding": [1, 0, 1, 2], "dilation": [1, 1], "groups": 1}
+    return emit(conv2d_data_gradient(dy, w, **geometry, size=[7, 9]))
+
+
+@pytest.mark.parametrize("make", [convolution, gradient])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_frozen_3x3_convolutions_become_products(make, batch) -> None:
+    mod = function({"x": (batch, 7, 9, 33), "w": (3, 3, 33, 33)}, make)
+    fast = Winograd(["w"])(mod)
+    assert "pock.matmul" in operators(fast)
+    x, w = random((batch, 7, 9, 33), (3, 3, 33, 33))
+    np.testing.assert_allclose(run(fast, x, w), run(mod, x, w), rtol=1e-4, atol=1e-4)
+    assert operators(Winograd([])(mod)) == operators(mod)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((3, 3, 8, 8), {}), ((3, 3, 40, 40), {"strides": [2, 2]}), ((1, 1, 40, 40), {}), ((3, 3, 40, 40), {"dilation": [2, 2]})],
+)  # fmt: skip
+def test_other_convolutions_stay(shape, options) -> None:
+    def convolve(emit, x, w):
+        return emit(R.nn.conv2d(x, w, data_layout="NHWC", kernel_layout="HWIO", **options))
+
+    mod = function({"x": (1, 9, 9, shape[2]), "w": shape}, convolve)
+    assert operators(Winograd(["w"])(mod)) == ["relax.nn.conv2d"]
