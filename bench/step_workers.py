@@ -55,7 +55,11 @@ class Ours(System):
         inputs, self._target = NETWORKS[job["model"]].data(job["batch"])
         self._inputs = list(inputs.values())
         layers = self._program.manifest["layers"]
-        self.info = {"flops": sum(layer["forward_flops"] + layer["backward_flops"] for layer in layers)}
+        memory = self._program.memory()
+        self.info = {
+            "flops": sum(layer["forward_flops"] + layer["backward_flops"] for layer in layers),
+            "arena_over_bound": memory["arena"] / memory["lower_bound"],
+        }
 
     def step(self) -> float:
         """One call."""
@@ -202,6 +206,10 @@ def _system(job: Job) -> Any:
         from step_jax import Jax
 
         return Jax(job)
+    if job["system"] == "onnxruntime":
+        from step_onnxruntime import OnnxRuntime
+
+        return OnnxRuntime(job)
     return {"ours": Ours, "compiler": Compiler, "torch": Torch, "peak": Peak}[job["system"]](job)
 
 

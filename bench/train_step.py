@@ -36,14 +36,16 @@ from step_models import NETWORKS
 MIB = 2**20
 BURST = 0.4
 """Seconds of steps between two turns."""
+ARENA_LIMIT = 1.05
+"""How much larger than the most bytes alive at a time an arena should be at most."""
 TUNED = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
 BEST = ("eager", "channels-last", "compiled")
-SYSTEMS = ("ours", "torch", "torch-best", "jax")
-PEERS = {"onnxruntime": "ONNX Runtime training", "mnn": "MNN"}
+PEERS = {"jax": "pip install jax", "onnxruntime": "pip install --no-deps onnxruntime-training flatbuffers Cerberus"}
+SYSTEMS = ("ours", "torch", "torch-best", *PEERS)
 Record = dict[str, Any]
 console = Console(width=150, log_path=False)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -172,8 +174,8 @@ def workers(
             job["trained"] = compiler.info["trained"]
             wanted = [("ours", "ours", None), ("torch", "torch", "default")]
             wanted += [("torch-best", "torch", v) for v in BEST if v != "channels-last" or _reads_images(model)]
-            if peers is Peers.all and importlib.util.find_spec("jax"):
-                wanted.append(("jax", "jax", None))
+            if peers is Peers.all:
+                wanted += [(name, name, None) for name in PEERS if importlib.util.find_spec(name)]
             for system, kind, variant in wanted:
                 console.log(f"starting {_title(system, variant)}, {scheme}")
                 try:
@@ -259,7 +261,8 @@ def _record(m: Measurement, flops: float, peak: float) -> Record:
         "gflops": gflops,
         "peak_fraction": gflops / peak,
         "train_bytes": m.memory["train_bytes"],
-        "rss_bytes": m.memory["rss_bytes"] if m.system != "jax" else None,  # its process holds PyTorch as well
+        "arena_over_bound": m.worker.info.get("arena_over_bound"),
+        "rss_bytes": m.memory["rss_bytes"] if m.system not in PEERS else None,  # their processes hold PyTorch as well
     }
 
 
@@ -303,10 +306,10 @@ def _reads_images(model: str) -> bool:
 
 
 def _report_absent_peers() -> None:
-    if importlib.util.find_spec("jax") is None:
-        console.print("JAX: unavailable: it is not installed (pip install jax)")
-    for module, title in PEERS.items():
-        console.print(f"{title}: unavailable: there is no worker for it in bench/step_workers.py ({module})")
+    for name, command in PEERS.items():
+        if importlib.util.find_spec(name) is None:
+            console.print(f"{name}: unavailable: it is not installed ({command})")
+    console.print("MNN: unavailable: its Python package loads a converted network and does steps, but trains nothing")
 
 
 @app.callback(invoke_without_command=True)
@@ -334,6 +337,9 @@ def main(
             if (share := rows[0]["others_share"]) > 0.05:
                 console.print(f"Doubtful: other processes used {100 * share:.0f} % of this machine meanwhile.")
             console.print(table(rows))
+            for row in rows:
+                if (row["arena_over_bound"] or 1) > ARENA_LIMIT:
+                    console.print(f"{row['scheme']}: the arena is {row['arena_over_bound']:.2f} times its lower bound")
             records += rows
             if json_output is not None:
                 json_output.write_text(json.dumps(records, indent=1))

@@ -1,0 +1,31 @@
+"""Winograd's transforms and 16 products, against the convolution that they stand for in double precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from schedules.kernels.winograd import transform_input, transform_output, transform_weight
+from tests.schedules.kernels import TRAITS, assert_close, doubles, noise, run
+from tests.schedules.test_products import conv2d_reference
+
+CASES = {
+    "one tile": ((1, 4, 4, 1), 1, (0, 0, 0, 0)),
+    "even": ((2, 8, 6, 24), 16, (1, 1, 1, 1)),
+    "odd": ((1, 7, 9, 17), 33, (1, 1, 1, 1)),
+    "a row too few": ((3, 5, 8, 3), 7, (1, 0, 0, 2)),
+    "wide padding": ((1, 3, 3, 33), 24, (2, 2, 2, 2)),
+    "one result": ((2, 3, 3, 8), 8, (0, 0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("traits", TRAITS)
+@pytest.mark.parametrize("name", CASES)
+def test_winograd(name: str, traits: str) -> None:
+    shape, outputs, padding = CASES[name]
+    x, weight = noise(name, shape, (3, 3, shape[3], outputs))
+    expected = conv2d_reference(*doubles(x, weight), groups=1, strides=(1, 1), dilation=(1, 1), padding=padding)
+    images = run(transform_input, x, traits=TRAITS[traits], padding=padding)
+    weights = run(transform_weight, weight, traits=TRAITS[traits])
+    products = np.matmul(images, weights)
+    assert_close(run(transform_output, products, traits=TRAITS[traits], shape=expected.shape), expected, 1e-4)
