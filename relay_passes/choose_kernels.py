@@ -83,13 +83,20 @@ def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 
 def _conv2d_data_gradient(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Of a dense convolution, the kernel reads the weight along its input channels."""
+    """Of a dense convolution, the kernel reads the weight along its input channels. All phases of a stride get the same
+    number of rows and columns: an image that a stride does not divide is computed to the next multiple of it."""
     grad, weight = call.args
     attributes = attributes_of(call)
+    whole = [
+        math.ceil(extent / step) * step for extent, step in zip(attributes["size"], attributes["strides"], strict=True)
+    ]
+    attributes["size"] = whole
     if attributes["groups"] == 1:
         weight = builder.emit(_permute_dims(traits, builder, relax.op.permute_dims(weight, (0, 1, 3, 2))))
         attributes["transposed"] = True
-    return _product(builder, conv2d_kernels.conv2d_data_gradient, grad, weight, **attributes)
+    product = _product(builder, conv2d_kernels.conv2d_data_gradient, grad, weight, **attributes)
+    shape = shape_of(call)
+    return product if list(shape[1:3]) == whole else _call(builder, indexing.crop, builder.emit(product), shape=shape)
 
 
 def _conv2d_weight_gradient(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -132,9 +139,9 @@ def _matmul(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> re
         computed = rounded_rows(rows, columns, traits)
         return _product(builder, matmul_kernels.matmul, a, b, **transposes, computed_rows=computed)
     computed = rounded_rows(rows, whole, traits)
-    padded = builder.emit(_call(builder, matmul_kernels.pad_columns, b, columns=whole))
+    padded = builder.emit(_call(builder, indexing.pad_columns, b, columns=whole))
     product = _product(builder, matmul_kernels.matmul, a, padded, **transposes, computed_rows=computed)
-    return _call(builder, matmul_kernels.first_columns, builder.emit(product), columns=columns)
+    return _call(builder, indexing.crop, builder.emit(product), shape=shape_of(call))
 
 
 def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

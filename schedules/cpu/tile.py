@@ -207,12 +207,13 @@ def register_tile(
 ) -> None:
     """Hold a tile of the results of ``block`` in registers, and run tiles in parallel.
 
-    Loops, from outside: ``outer``, those over tiles of ``rows``, with ``phases`` (unrolled) before the last of them,
+    Loops, from outside: ``outer``, those over tiles of ``rows``, with the first of ``phases`` before the last of them,
     those over tiles of the ``column`` (``columns_first``: before those over rows, so that a strip of the second operand
-    stays in cache), ``reduced``, and the tile itself. The first ``parallel`` of them are (by default all) are fused and
-    run in parallel. ``unroll_reduced`` loops of the reduction are unrolled, from the first. Where the first operand is
-    padded, each task pads what it needs, an image at a time. ``pack``: each task starts with a copy of what it needs of
-    this operand, by its position: a strip of a wide matrix lies in too few sets of a cache, and on too many pages.
+    stays in cache), the other ``phases``, ``reduced``, and the tile itself. Phases are unrolled; neighbouring results
+    are of different ones. The first ``parallel`` loops (by default all down to the tile) are fused and run in parallel.
+    ``unroll_reduced`` loops of the reduction are unrolled, from the first. Where the first operand is padded, each task
+    pads what it needs, an image at a time. ``pack``: each task starts with a copy of what it needs of this operand, by
+    its position: a strip of a wide matrix lies in too few sets of a cache, and on too many pages.
     """
     padding = sch.get_producers(block)
     row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)

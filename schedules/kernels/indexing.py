@@ -1,6 +1,8 @@
-"""What reading some channels computes, and the gradient of a table look-up."""
+"""What reading some elements computes, and the gradient of a table look-up."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -71,3 +73,17 @@ def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.
         out_buffers=[table],
         name="embedding_gradient",
     )
+
+
+def pad_columns(x: te.Tensor, *, columns: int) -> te.Tensor:
+    """X with zeros behind its last axis."""
+    extent = int(x.shape[-1])
+    zero = tirx.const(0, x.dtype)
+    return te.compute(
+        (*x.shape[:-1], columns), lambda *at: tirx.if_then_else(at[-1] < extent, x(*at), zero), name="pad_columns"
+    )
+
+
+def crop(x: te.Tensor, *, shape: Sequence[int]) -> te.Tensor:
+    """The first elements of X along each axis."""
+    return te.compute(tuple(shape), lambda *at: x(*at), name="crop")

@@ -33,20 +33,6 @@ def matmul(
     return result if computed == rows else te.compute((*batch, rows, columns), lambda *at: result(*at), name="kept")
 
 
-def pad_columns(x: te.Tensor, *, columns: int) -> te.Tensor:
-    """X with zeros behind its last axis."""
-    extent = int(x.shape[-1])
-    zero = tirx.const(0, x.dtype)
-    return te.compute(
-        (*x.shape[:-1], columns), lambda *at: tirx.if_then_else(at[-1] < extent, x(*at), zero), name="pad_columns"
-    )
-
-
-def first_columns(x: te.Tensor, *, columns: int) -> te.Tensor:
-    """The first columns of X."""
-    return te.compute((*x.shape[:-1], columns), lambda *at: x(*at), name="first_columns")
-
-
 def _extents(matrix: te.Tensor, transposed: bool) -> tuple[int, int]:
     rows, columns = (int(extent) for extent in matrix.shape[-2:])
     return (columns, rows) if transposed else (rows, columns)
