@@ -1,8 +1,8 @@
 """The systems that `train_step.py` measures, each in a process of its own: it does steps when it is told to.
 
 A worker reads JSON objects from standard input, one a line, and answers each with one: first a job, which says what to
-set up; then ``{"do": "burst", "seconds": …}``, answered by the times of steps, and ``{"do": "finish"}``, answered by
-memory.
+set up; then ``{"do": "burst", "seconds": …}``, answered by the times of steps, ``{"do": "probe"}``, answered by the
+bandwidth of memory (`peak` only), and ``{"do": "finish"}``, answered by what memory it took.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from step_models import NETWORKS, arguments, exported, fold_batch_norm
 
 LR, MOMENTUM = 1e-4, 0.9
 WARM_UP = 3
+COPIED = 64 * 2**20
 Job = dict[str, Any]
 
 
@@ -156,7 +157,8 @@ class Torch(System):
 
 
 class Peak(System):
-    """What the machine can do: products of large matrices, in PyTorch (MKL) and NumPy (OpenBLAS) by turns."""
+    """What the machine can do: products of large matrices, in PyTorch (MKL) and NumPy (OpenBLAS) by turns; copies of
+    memory that no cache holds."""
 
     def __init__(self, job: Job) -> None:
         import torch
@@ -171,7 +173,17 @@ class Peak(System):
             gflop = 2e-9 * size**3
             self._products.append((gflop, lambda x=x, y=y, z=z: torch.matmul(x, y, out=z)))
             self._products.append((gflop, lambda a=a, b=b, out=out: np.matmul(a, b, out)))
+        self._from, self._to = torch.ones(COPIED // 4), torch.zeros(COPIED // 4)
         self.info = {"gflops": 0.0}
+
+    def bandwidth(self) -> float:
+        """GB/s of the fastest of a few copies, read and written."""
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            self._to.copy_(self._from)
+            seconds.append(time.perf_counter() - start)
+        return 2e-9 * COPIED / min(seconds)
 
     def step(self) -> float:
         """Each product once."""
@@ -256,5 +268,7 @@ def serve() -> None:
             times = _burst(system, request["seconds"])
             rest()
             reply({"times": times})
+        elif request["do"] == "probe":
+            reply({"gbytes": system.bandwidth()})
         else:
             reply({"rss_bytes": _peak_rss(), "info": system.info, "train_bytes": system.train_bytes()})

@@ -7,7 +7,8 @@ minutes; their first losses must agree. Float32, SGD with momentum 0.9, one batc
 same parameters, except that PyTorch computes the gradient of a whole weight where a program computes that of a share of
 its channels. `torch` is eager PyTorch with everything at its default; `torch-best` the fastest of that and of three
 variants with BatchNorm folded, the fused optimizer and a tuned allocator: eager, channels last, and `torch.compile`.
-GFLOP/s count the products with weights, forward and backward, as the program's report does: the same number for all.
+The machine is shared: between all bursts of steps the bandwidth of memory is measured, and a burst counts if it was near
+the machine's best before and after, for every system alike (of none less than two bursts). GFLOP/s count the products with weights, forward and backward, as the program's report does: the same number for all.
 MCUNet needs ../shared/data.
 """
 
@@ -38,6 +39,8 @@ BURST = 0.4
 """Seconds of steps between two turns."""
 ARENA_LIMIT = 1.05
 """How much larger than the most bytes alive at a time an arena should be at most."""
+QUIET = 0.8
+"""Share of the machine's best bandwidth below which it is not ours alone."""
 TUNED = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
@@ -131,14 +134,24 @@ class Worker:
 
 @dataclass
 class Measurement:
-    """One system with one scheme: its worker, and the seconds of its steps so far."""
+    """One system with one scheme: its worker, and its steps so far."""
 
     system: str
     scheme: str
     worker: Worker
     variant: str | None = None
-    times: list[float] = field(default_factory=list)
+    bursts: list[tuple[float, list[float]]] = field(default_factory=list)
+    """Before and after each the memory had this bandwidth, at least; the seconds of its steps."""
+    quiet: float = 0.0
+    """Bursts count from this bandwidth on."""
     memory: Record = field(default_factory=dict)
+
+    @property
+    def times(self) -> list[float]:
+        """The seconds of the steps that count: at least those of the two bursts with the most bandwidth."""
+        ranked = sorted(self.bursts, reverse=True)
+        counted = [times for index, (bandwidth, times) in enumerate(ranked) if index < 2 or bandwidth >= self.quiet]
+        return [seconds for times in counted for seconds in times]
 
     @property
     def ms(self) -> float:
@@ -197,14 +210,19 @@ def measure(model: str, batch: int, schemes: Sequence[str], threads: int, rounds
     with workers(model, batch, schemes, threads, peers) as (measurements, peak):
         console.log(f"measuring in {rounds} rounds")
         everyone = [peak, *(measurement.worker for measurement in measurements)]
-        start = _ticks(everyone)
+        start, best = _ticks(everyone), 0.0
         for turn in range(rounds):
             peak.ask({"do": "burst", "seconds": BURST})
             first = turn % len(measurements)  # nobody always follows the same neighbour
+            bandwidths = [peak.ask({"do": "probe"})["gbytes"]]
             for measurement in measurements[first:] + measurements[:first]:
-                measurement.times += measurement.worker.ask({"do": "burst", "seconds": BURST})["times"]
+                times = measurement.worker.ask({"do": "burst", "seconds": BURST})["times"]
+                bandwidths.append(peak.ask({"do": "probe"})["gbytes"])
+                measurement.bursts.append((min(bandwidths[-2:]), times))
+            best = max(best, *bandwidths)
         everything, others = (end - begin for end, begin in zip(_ticks(everyone), start, strict=True))
         for measurement in measurements:
+            measurement.quiet = QUIET * best
             measurement.memory = measurement.worker.ask({"do": "finish"})
         run = {
             "model": model,
@@ -212,6 +230,7 @@ def measure(model: str, batch: int, schemes: Sequence[str], threads: int, rounds
             "threads": threads,
             "peak_gflops": peak.ask({"do": "finish"})["info"]["gflops"],
             "others_share": others / everything,
+            "gbytes": best,
         }
     return _records(measurements, run)
 
@@ -258,6 +277,8 @@ def _record(m: Measurement, flops: float, peak: float) -> Record:
         "fastest_ms": 1e3 * min(m.times),
         "quartiles_ms": m.quartiles,
         "steps": len(m.times),
+        "bursts": len(m.bursts),
+        "quiet_bursts": sum(bandwidth >= m.quiet for bandwidth, _ in m.bursts),
         "gflops": gflops,
         "peak_fraction": gflops / peak,
         "train_bytes": m.memory["train_bytes"],

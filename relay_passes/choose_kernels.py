@@ -52,14 +52,24 @@ class ChooseKernels:
 CALLS = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
 
 
-OUT_ELEMENTWISE_FUSABLE = 4
-"""TVM's pattern of an operator that fuses with what comes after it, not with what comes before: the operands of a
-product are read many times over (``tvm::relay::OpPatternKind``)."""
+OUT_ELEMENTWISE_FUSABLE, OPAQUE = 4, 8
+"""TVM's patterns of an operator that fuses with what comes after it, not with what comes before (the operands of a
+product are read many times over), and of one that fuses with nothing (``tvm::relay::OpPatternKind``)."""
 
 
 def _product(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
     attrs = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
     return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs=attrs, **options)
+
+
+def _cropped_product(
+    builder: relax.BlockBuilder, shape: Sequence[int], kernel: Callable[..., Any], *args: Expr, **options: Any
+) -> relax.Call:
+    """The first elements, of the ``shape``, of a product that is larger than it has to be. What comes after is fused
+    with the cropping: a tile ends where the product does."""
+    attrs = {"op_pattern": OPAQUE}
+    product = builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs=attrs, **options)
+    return _call(builder, indexing.crop, builder.emit(product), shape=shape)
 
 
 def _call(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
@@ -94,9 +104,10 @@ def _conv2d_data_gradient(traits: Traits, builder: relax.BlockBuilder, call: rel
     if attributes["groups"] == 1:
         weight = builder.emit(_permute_dims(traits, builder, relax.op.permute_dims(weight, (0, 1, 3, 2))))
         attributes["transposed"] = True
-    product = _product(builder, conv2d_kernels.conv2d_data_gradient, grad, weight, **attributes)
-    shape = shape_of(call)
-    return product if list(shape[1:3]) == whole else _call(builder, indexing.crop, builder.emit(product), shape=shape)
+    kernel, shape = conv2d_kernels.conv2d_data_gradient, shape_of(call)
+    if list(shape[1:3]) == whole:
+        return _product(builder, kernel, grad, weight, **attributes)
+    return _cropped_product(builder, shape, kernel, grad, weight, **attributes)
 
 
 def _conv2d_weight_gradient(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -138,10 +149,9 @@ def _matmul(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> re
     if transposes["transpose_b"] or columns < traits.lanes or 2 * vector_lanes(columns, traits.lanes) > traits.lanes:
         computed = rounded_rows(rows, columns, traits)
         return _product(builder, matmul_kernels.matmul, a, b, **transposes, computed_rows=computed)
-    computed = rounded_rows(rows, whole, traits)
+    options = transposes | {"computed_rows": rounded_rows(rows, whole, traits)}
     padded = builder.emit(_call(builder, indexing.pad_columns, b, columns=whole))
-    product = _product(builder, matmul_kernels.matmul, a, padded, **transposes, computed_rows=computed)
-    return _call(builder, indexing.crop, builder.emit(product), shape=shape_of(call))
+    return _cropped_product(builder, shape_of(call), matmul_kernels.matmul, a, padded, **options)
 
 
 def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
