@@ -7,8 +7,9 @@ minutes; their first losses must agree. Float32, SGD with momentum 0.9, one batc
 same parameters, except that PyTorch computes the gradient of a whole weight where a program computes that of a share of
 its channels. `torch` is eager PyTorch with everything at its default; `torch-best` the fastest of that and of three
 variants with BatchNorm folded, the fused optimizer and a tuned allocator: eager, channels last, and `torch.compile`.
-The machine is shared: between all bursts of steps the bandwidth of memory is measured, and a burst counts if it was near
-the machine's best before and after, for every system alike (of none less than two bursts). GFLOP/s count the products with weights, forward and backward, as the program's report does: the same number for all.
+The machine is shared: between all bursts of steps the bandwidth of memory is measured, and a burst counts if it was
+near the machine's best before and after, for every system alike (but at least the best two of each system). GFLOP/s
+count the products with weights, forward and backward, as the program's report does: the same number for all.
 MCUNet needs ../shared/data.
 """
 
