@@ -11,9 +11,9 @@ from typing import Any
 import tvm
 from tvm import IRModule, relax, te, topi
 
-from schedules.cpu import SMALL, Traits, parts, rounded_rows, vector_lanes
+from schedules.cpu import Traits, parts, rounded_rows, vector_lanes
+from schedules.kernels import SMALL, functions, indexing, reduction
 from schedules.kernels import conv2d as conv2d_kernels
-from schedules.kernels import functions, indexing, reduction
 from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels.transpose import square_lanes, transpose
 

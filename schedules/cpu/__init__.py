@@ -2,13 +2,11 @@
 
 from .parts import parts
 from .prefetch import prefetch_results
-from .reduction import SMALL
 from .schedule import comes_scheduled, schedule_cpu
 from .tile import rounded_rows, vector_lanes
 from .traits import Traits, traits_of
 
 __all__ = [
-    "SMALL",
     "Traits",
     "comes_scheduled",
     "parts",

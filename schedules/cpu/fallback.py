@@ -8,7 +8,7 @@ import math
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from .reduction import SMALL
+from ..kernels import SMALL
 from .tile import Unsuited, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes
 from .traits import Traits
 

@@ -7,11 +7,9 @@ import math
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from ..kernels import SMALL
 from .tile import Unsuited, choose, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes, vectorize_inner
 from .traits import Traits
-
-SMALL = 16 * 1024
-"""Elements below which a kernel runs on one core: waking the others takes longer."""
 
 
 def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
