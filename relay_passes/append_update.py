@@ -11,13 +11,12 @@ import tvm
 from tvm import IRModule, relax, tirx
 from tvm.relax import op as R
 
-from schedules.kernels import SMALL, update
+from schedules.kernels import update
 
 from .errors import PassError
 from .in_place import InPlaceWriter
 from .ir import Expr, dtype_of, op_name, scalar, shape_of
 
-VECTOR = 16  # elements of the longest vectors
 Selection = Mapping[str, tuple[int, Sequence[int]] | None]
 
 # For each kind of optimizer: its hyperparameters, the states that it keeps, the rates that it is given each step, and
@@ -80,44 +79,14 @@ class AppendUpdate:
             vectors["clip"] = self._clip(writer, grads, self.clip_norm)
         for name, grad in grads.items():
             states = [writer.parameter(f"{state}.{name}", grad.ty) for state in STATES[kind](options)]
-            if self._is_fusable(writer, grad, name):
-                self._fused(writer, name, writer.made(grad).args, states, vectors, options)
-                continue
             grad, scale = self._unscaled(writer, grad, self.trained[name])
             given = vectors | scale
-            kernel = KERNELS[kind](writer.layout(name, self.trained[name]), **options, vectors=_lengths(given))
+            lengths = {vector: shape_of(value)[0] for vector, value in given.items()}
+            kernel = KERNELS[kind](writer.layout(name, self.trained[name]), **options, vectors=lengths)
             operands = [grad, *states, *given.values()]
             writer.write(kind, kernel, name, operands, self.trained[name], also=range(2, 2 + len(states)))
         for total in sums.values():
             writer.clear(total)
-
-    def _is_fusable(self, writer: InPlaceWriter, grad: Expr, name: str) -> bool:
-        """Whether a gradient is a product that nothing but the update reads, of a size that makes writing it costly."""
-        product, piece = writer.made(grad), self.trained[name]
-        if op_name(product) != "pock.matmul" or grad not in writer.unread:
-            return False
-        a, b = product.args
-        is_plain = bool(product.attrs["transpose_a"]) and not product.attrs["transpose_b"]
-        is_matrix = len(shape_of(a)) == len(shape_of(b)) == 2 and shape_of(writer.params[name]) == shape_of(grad)
-        is_whole = piece is None and not self.accumulated and self.clip_norm is None
-        is_large = math.prod(shape_of(grad)) > SMALL and shape_of(grad)[1] % VECTOR == 0
-        return is_plain and is_matrix and is_whole and is_large
-
-    def _fused(
-        self,
-        writer: InPlaceWriter,
-        name: str,
-        factors: Sequence[Expr],
-        states: Sequence[Expr],
-        vectors: Mapping[str, Expr],
-        options: Mapping[str, Any],
-    ) -> None:
-        """Update with the product of ``factors`` as the gradient; parameter and states are read, and written behind."""
-        kind, kept = self.optimizer["kind"], [writer.params[name], *states]
-        shapes = tuple(shape_of(factor) for factor in factors)
-        kernel = KERNELS[kind](writer.layout(name, None), **options, vectors=_lengths(vectors), factors=shapes)
-        operands = [*factors, *kept, *vectors.values(), *kept]
-        writer.call(f"{kind}_product", kernel, operands, range(len(operands) - len(kept), len(operands)))
 
     def _unscaled(
         self, writer: InPlaceWriter, grad: Expr, piece: tuple[int, Sequence[int]] | None
@@ -142,7 +111,3 @@ class AppendUpdate:
         norm = writer.emit(writer.emit(R.sqrt(total)) + scalar(1e-6, total))
         coefficient = writer.emit(R.minimum(writer.emit(scalar(most, norm) / norm), scalar(1, norm)))
         return writer.emit(R.reshape(coefficient, (1,)))
-
-
-def _lengths(vectors: Mapping[str, Expr]) -> dict[str, int]:
-    return {name: shape_of(vector)[0] for name, vector in vectors.items()}

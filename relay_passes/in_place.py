@@ -11,7 +11,7 @@ from tvm.relax import op as R
 from schedules.kernels import update
 
 from .errors import PassError
-from .ir import Expr, bindings_of, dtype_of, results_of, rewrite, shape_of, update_function, used_vars
+from .ir import Expr, dtype_of, results_of, rewrite, shape_of, update_function
 
 
 @dataclass
@@ -28,18 +28,12 @@ class InPlaceWriter:
         if "gradients" not in func.attrs:
             raise PassError(f"function '{self.function}' returns no gradients: run relay_passes.Backward first")
         self.params = {param.name: param for param in func.params}
-        names = list(func.attrs["gradients"])
-        made = {binding.var: binding.value for binding in bindings_of(func)}
-        read = {var for value in made.values() if not isinstance(value, relax.Tuple) for var in used_vars(value)}
-        returned = made.get(func.body.body, func.body.body)
         self.kernels = relax.BlockBuilder(self.mod)
 
         def with_updates(builder: relax.BlockBuilder, body: Expr) -> Expr:
             self.emit, self.made = builder.emit, builder.lookup_binding
             fields = results_of(builder, body)
-            self.unread = {
-                field for field, was in zip(fields, getattr(returned, "fields", []), strict=False) if was not in read
-            }
+            names = list(func.attrs["gradients"])
             updates(self, dict(zip(names, fields[1:], strict=False)))
             for name, value in zip(func.attrs.get("state_updates", []), fields[1 + len(names) :], strict=True):
                 self.assign(self.params[name], value, accumulate=False)
@@ -63,11 +57,11 @@ class InPlaceWriter:
     def assign(self, target: relax.Var, value: Expr, *, accumulate: bool) -> None:
         """``target = value`` or ``target += value``."""
         kernel = update.assign(update.Layout(shape_of(target), dtype_of(target)), accumulate=accumulate)
-        self.call("accumulate" if accumulate else "assign", kernel, [target, value], [0])
+        self._call("accumulate" if accumulate else "assign", kernel, [target, value], [0])
 
     def clear(self, target: relax.Var) -> None:
         """``target = 0``."""
-        self.call("clear", update.clear(update.Layout(shape_of(target), dtype_of(target))), [target], [0])
+        self._call("clear", update.clear(update.Layout(shape_of(target), dtype_of(target))), [target], [0])
 
     def write(
         self,
@@ -83,11 +77,10 @@ class InPlaceWriter:
         args = [self.params[name], *operands]
         if piece is not None:
             args.append(relax.const(list(piece[1]), "int32"))
-        self.call(kind, kernel, args, [0, *also])
+        self._call(kind, kernel, args, [0, *also])
 
-    def call(self, name: str, kernel: tirx.PrimFunc, args: Sequence[Expr], indices: Sequence[int]) -> None:
-        """Call ``kernel(*args)``, which writes the arguments at the positions ``indices``."""
+    def _call(self, name: str, kernel: tirx.PrimFunc, args: list[Expr], indices: list[int]) -> None:
         gvar = self.kernels.add_func(kernel, name)
         types = [args[index].ty for index in indices]
-        call = R.call_tir_inplace(gvar, relax.Tuple(args), list(indices), types if len(types) > 1 else types[0])
+        call = R.call_tir_inplace(gvar, relax.Tuple(args), indices, types if len(types) > 1 else types[0])
         self.written.append(self.emit(call))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -170,20 +170,23 @@ def rows_in_cache(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> int:
 RANK_OF_IMAGES = 4
 
 
-def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> list[SBlockRV]:
-    """Inline what is computed element by element behind ``block``, with what it reads beside, into the results of the
-    kernel: the epilogue, in the order in which it runs. Empty where ``block`` is the result itself."""
-    names = {sch.get(result).name_hint for result in sch.get_output_blocks("root")}
-    product = sch.get(block).name_hint
-    if product in names:
-        return []
-    while True:
-        results = [other for other in sch.get_child_blocks(sch.get_sblock("root")) if sch.get(other).name_hint in names]
-        read = [other for result in results for other in sch.get_producers(result)]
-        inner = next((other for other in read if sch.get(other).name_hint not in names | {product}), None)
-        if inner is None:
-            return results
-        sch.compute_inline(inner)
+def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
+    """Inline what is computed element by element behind ``block``, with what it reads beside, into the last of it: the
+    epilogue. None without one."""
+    last = None
+    consumers = sch.get_consumers(block)
+    while consumers:
+        last = consumers[0]
+        consumers = sch.get_consumers(last)
+        if consumers:
+            sch.compute_inline(last)
+    name = sch.get(block).name_hint
+    while last is not None:
+        beside = [other for other in sch.get_producers(last) if sch.get(other).name_hint != name]
+        if not beside:
+            break
+        sch.compute_inline(beside[0])
+    return last
 
 
 def register_tile(
@@ -219,18 +222,17 @@ def register_tile(
     grid += phases[1:]
     sch.reorder(*grid, *reduced, *inside)
     epilogue = inline_elementwise(sch, block)
-    if not epilogue:
-        epilogue = [sch.cache_write(block, 0, "local")]
+    if epilogue is None:
+        epilogue = sch.cache_write(block, 0, "local")
     else:
         sch.set_scope(block, 0, "local")
-    by_phase = _by_phase(*strides_of(sch, block)) if phases else None
-    for result in epilogue:
-        if by_phase is not None:
-            sch.transform_block_layout(result, by_phase)
-        sch.reverse_compute_at(result, grid[-1])
-        for loop in sch.get_loops(result)[len(grid) : -1]:
-            sch.unroll(loop)
-        vectorize_inner(sch, result, tile.lanes)
+    if phases:
+        high, wide = strides_of(sch, block)
+        sch.transform_block_layout(epilogue, lambda n, h, w, c: (n, h // high, h % high, w // wide, w % wide, c))
+    sch.reverse_compute_at(epilogue, grid[-1])
+    for loop in sch.get_loops(epilogue)[len(grid) : -1]:
+        sch.unroll(loop)
+    vectorize_inner(sch, epilogue, tile.lanes)
     images = grid[: len(outer) + 1 + columns_first]
     tasks = grid[:parallel]
     if padding and parallel == len(images) + 1:
@@ -245,11 +247,6 @@ def register_tile(
     if pack is not None:
         _copy_at(sch, sch.cache_read(block, pack, "global"), task, tile.lanes)
     sch.decompose_reduction(block, reduced[0])
-
-
-def _by_phase(high: int, wide: int) -> Callable[..., tuple]:
-    """The loops over the results of a data gradient, with those over phases of their own."""
-    return lambda n, h, w, c: (n, h // high, h % high, w // wide, w % wide, c)
 
 
 def _rows_of_task(sch: s_tir.Schedule, tasks: Sequence[LoopRV], padded: SBlockRV, traits: Traits) -> int:

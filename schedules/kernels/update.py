@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import te, tirx
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from . import SMALL
-from .matmul import matmul
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,7 @@ class Layout:
 OPAQUE = 8  # TVM's kOpaque: FuseTIR cannot fuse calls that write two operands in place
 LANES = 16  # elements of one vector operation; LLVM splits them where the target's vectors are shorter
 
-Factors = tuple[tuple[int, int], tuple[int, int]]
-"""The shapes of A and B where a gradient is A^T B."""
-Body = Callable[[Mapping[str, Any]], dict[str, tirx.Expr]]
+Body = Callable[[dict[str, Any]], dict[str, tirx.Expr]]
 
 
 def sgd(
@@ -52,17 +49,15 @@ def sgd(
     nesterov: bool,
     weight_decay: float,
     vectors: Mapping[str, int],
-    factors: Factors | None = None,
 ) -> tirx.PrimFunc:
     """``g += decay w; m = momentum m + (1 - dampening) g; w -= lr (nesterov ? g + momentum m : m)``, as
     ``torch.optim.SGD``.
 
-    Operands: gradient [, momentum_buffer]; ``rates`` is [lr]. For ``vectors`` see :func:`elementwise_update`, for
-    ``factors`` :func:`product_update`.
+    Operands: gradient [, momentum_buffer]; ``rates`` is [lr]. For ``vectors`` see :func:`elementwise_update`.
     """
     const = _constants(layout)
 
-    def body(v: Mapping[str, Any]) -> dict[str, tirx.Expr]:
+    def body(v: dict[str, Any]) -> dict[str, tirx.Expr]:
         g = _decayed(v, const, weight_decay)
         step = {}
         if momentum:
@@ -70,7 +65,8 @@ def sgd(
             g = g + v["momentum_buffer"] * const(momentum) if nesterov else v["momentum_buffer"]
         return step | {"weight": v["weight"] - v["rates"][0] * g}
 
-    return _update("sgd", layout, ["momentum_buffer"] if momentum else [], vectors, body, factors)
+    operands = ["gradient", "momentum_buffer"] if momentum else ["gradient"]
+    return elementwise_update("sgd", layout, operands, vectors, body)
 
 
 def adam(
@@ -82,7 +78,6 @@ def adam(
     weight_decay: float,
     decoupled: bool,
     vectors: Mapping[str, int],
-    factors: Factors | None = None,
 ) -> tirx.PrimFunc:
     """``m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w -= step m / (sqrt(v) c + eps)``, as ``torch.optim.Adam``.
 
@@ -91,7 +86,7 @@ def adam(
     """
     const = _constants(layout)
 
-    def body(v: Mapping[str, Any]) -> dict[str, tirx.Expr]:
+    def body(v: dict[str, Any]) -> dict[str, tirx.Expr]:
         g = _decayed(v, const, 0 if decoupled else weight_decay)
         weight = v["weight"]
         if decoupled and weight_decay:
@@ -103,7 +98,7 @@ def adam(
             "weight": weight - v["rates"][1] * v["exp_avg"] / denominator,
         }
 
-    return _update("adam", layout, ["exp_avg", "exp_avg_sq"], vectors, body, factors)
+    return elementwise_update("adam", layout, ["gradient", "exp_avg", "exp_avg_sq"], vectors, body)
 
 
 def assign(layout: Layout, *, accumulate: bool) -> tirx.PrimFunc:
@@ -122,24 +117,11 @@ def clear(layout: Layout) -> tirx.PrimFunc:
     return elementwise_update("clear", layout, [], {}, lambda _v: {"weight": tirx.const(0, layout.dtype)})
 
 
-def _update(
-    name: str,
-    layout: Layout,
-    states: Sequence[str],
-    vectors: Mapping[str, int],
-    body: Body,
-    factors: Factors | None,
-) -> tirx.PrimFunc:
-    if factors is not None:
-        return product_update(name, layout, states, vectors, body, factors)
-    return elementwise_update(name, layout, ["gradient", *states], vectors, body)
-
-
 def _constants(layout: Layout) -> Callable[[float], tirx.Expr]:
     return lambda value: tirx.const(value, layout.dtype)
 
 
-def _decayed(v: Mapping[str, Any], const: Callable[[float], tirx.Expr], weight_decay: float) -> tirx.Expr:
+def _decayed(v: dict[str, Any], const: Callable[[float], tirx.Expr], weight_decay: float) -> tirx.Expr:
     """The gradient, times what is left to multiply it with, and the decay of the weight added."""
     g = v["gradient"]
     if "clip" in v:
@@ -147,35 +129,6 @@ def _decayed(v: Mapping[str, Any], const: Callable[[float], tirx.Expr], weight_d
     if "scale" in v:
         g = g * v["scale"]
     return g + v["weight"] * const(weight_decay) if weight_decay else g
-
-
-def product_update(
-    name: str, layout: Layout, states: Sequence[str], vectors: Mapping[str, int], body: Body, factors: Factors
-) -> tirx.PrimFunc:
-    """A PrimFunc that updates ``weight`` with a gradient that is ``A^T B``, and never written.
-
-    Parameters, in order: A and B; ``weight``, the ``states`` and the ``vectors``, as they were; weight and states as
-    they become. The last may be the memory of the first: an element is read before it is written, and not again. It is
-    one product with several results element by element, for the schedule of products.
-    """
-    a, b = (te.placeholder(shape, layout.dtype, name) for name, shape in zip("ab", factors, strict=True))
-    old = {operand: te.placeholder(layout.shape, layout.dtype, operand) for operand in ("weight", *states)}
-    whole = {vector: te.placeholder((length,), layout.dtype, vector) for vector, length in vectors.items()}
-    gradient = matmul(a, b, transpose_a=True, transpose_b=False)
-    new: dict[str, te.Tensor] = {}
-
-    def updated(target: str) -> te.Tensor:
-        def at(i: tirx.Expr, j: tirx.Expr) -> tirx.Expr:
-            values: dict[str, Any] = {operand: tensor(i, j) for operand, tensor in (old | new).items()}
-            values |= {vector: [tensor(n) for n in range(vectors[vector])] for vector, tensor in whole.items()}
-            return body(values | {"gradient": gradient(i, j)})[target]
-
-        return te.compute(layout.shape, at, name=f"new_{target}")
-
-    for target in (*states, "weight"):
-        new[target] = updated(target)
-    func = te.create_prim_func([a, b, *old.values(), *whole.values(), *(new[target] for target in old)])
-    return func.without_attr("tirx.noalias").with_attrs({"op_pattern": OPAQUE, "global_symbol": f"{name}_product"})
 
 
 def elementwise_update(

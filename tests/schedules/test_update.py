@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from tvm import tirx
 
-from schedules.cpu import schedule_cpu
 from schedules.kernels.update import Layout, adam, assign, clear, sgd
-from tests.schedules.kernels import TRAITS, assert_close, built, doubles, noise, traces
+from tests.schedules.kernels import assert_close, built, doubles, noise
 
 CHANNELS = [4, 0, 2]
 LAYOUTS = {
@@ -99,27 +98,3 @@ def _check(name: str, layout: Layout, scale: dict[str, np.ndarray]) -> None:
     )
     for actual, wanted in zip([weight, *operands[1:]], [expected, *states], strict=True):
         assert_close(actual, wanted)
-
-
-@pytest.mark.parametrize("traits", TRAITS)
-@pytest.mark.parametrize("name", ["sgd", "sgd, momentum", "sgd, nesterov", "adam, decay", "adamw"])
-@pytest.mark.parametrize("shapes", [((7, 24), (7, 48)), ((33, 17), (33, 16)), ((128, 160), (128, 96))])
-def test_update_with_a_product(name: str, shapes: tuple, traits: str) -> None:
-    """Weight and states are operands twice: as they were, and as they become, in the same memory."""
-    build, options, reference, count, vectors = UPDATES[name]
-    layout = Layout((shapes[0][1], shapes[1][1]), "float32")
-    a, b, weight, *states = noise(name, *shapes, layout.shape, *[layout.shape] * (count - 1))
-    for square in states[1:]:
-        square *= square
-    wide = doubles(a, b, weight, *states)
-    gradient = wide[0].T @ wide[1]
-    for (factor,) in (values for vector, values in vectors.items() if vector == "clip"):
-        gradient = gradient * factor
-    expected = reference(wide[2], gradient, *wide[3:], **options)
-    lengths = {vector: len(values) for vector, values in vectors.items()}
-    func = schedule_cpu(build(layout, **options, vectors=lengths, factors=shapes), TRAITS[traits])
-    given = [np.array(values, "float32") for values in vectors.values()]
-    built(func)(a, b, weight, *states, *given, weight, *states)
-    for actual, wanted in zip([weight, *states], expected, strict=True):
-        assert_close(actual, wanted)
-    assert "local" in traces(func)
