@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ class Winograd:
 
     frozen: Collection[str] = ()
     function: str = "main"
+    fewest_multiplications: int = 20_000_000
+    """Of the convolution: below, the time saved is not worth the memory."""
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
@@ -40,7 +43,7 @@ class Winograd:
         for binding in bindings_of(func):
             if all(var in constant for var in used_vars(binding.value)):
                 constant.add(binding.var)
-        chosen = {binding.var for binding in bindings_of(func) if _is_suited(binding.value, constant)}
+        chosen = {binding.var for binding in bindings_of(func) if self._is_suited(binding.value, constant)}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
             if var not in chosen:
@@ -55,23 +58,30 @@ class Winograd:
 
         return update_function(mod, self.function, rewrite(func, visit))
 
-
-def _is_suited(value: Expr, constant: Collection[relax.Var]) -> bool:
-    if op_name(value) == "relax.nn.conv2d" and value.attrs.kernel_layout == "HWIO":
-        steps, groups = [*value.attrs.strides, *value.attrs.dilation], value.attrs.groups
-    elif op_name(value) == "pock.conv2d_data_gradient":
-        attributes = attributes_of(value)
-        steps, groups = [*attributes["strides"], *attributes["dilation"]], attributes["groups"]
-    else:
-        return False
-    x, weight = value.args
-    *taps, inputs, outputs = shape_of(weight)
-    batch, height, width, _ = shape_of(value)
-    size = 4 * TILE**2 * batch * tiles(height) * tiles(width) * (inputs + outputs)
-    is_plain = taps == [3, 3] and int(groups) == 1 and all(int(step) == 1 for step in steps)
-    is_frozen = not isinstance(weight, relax.Var) or (weight in constant and x not in constant)
-    is_within = all(0 <= pad <= 2 for pad in _padding(value)) if is_plain else False
-    return is_plain and is_frozen and is_within and min(inputs, outputs) >= FEWEST_CHANNELS and size <= MOST_BYTES
+    def _is_suited(self, value: Expr, constant: Collection[relax.Var]) -> bool:
+        if op_name(value) == "relax.nn.conv2d" and value.attrs.kernel_layout == "HWIO":
+            steps, groups = [*value.attrs.strides, *value.attrs.dilation], value.attrs.groups
+        elif op_name(value) == "pock.conv2d_data_gradient":
+            attributes = attributes_of(value)
+            steps, groups = [*attributes["strides"], *attributes["dilation"]], attributes["groups"]
+        else:
+            return False
+        x, weight = value.args
+        *taps, inputs, outputs = shape_of(weight)
+        batch, height, width, _ = shape_of(value)
+        size = 4 * TILE**2 * batch * tiles(height) * tiles(width) * (inputs + outputs)
+        is_plain = taps == [3, 3] and int(groups) == 1 and all(int(step) == 1 for step in steps)
+        is_frozen = not isinstance(weight, relax.Var) or (weight in constant and x not in constant)
+        is_within = all(0 <= pad <= 2 for pad in _padding(value)) if is_plain else False
+        is_large = math.prod(taps) * inputs * outputs * batch * height * width >= self.fewest_multiplications
+        return (
+            is_plain
+            and is_frozen
+            and is_within
+            and is_large
+            and min(inputs, outputs) >= FEWEST_CHANNELS
+            and size <= MOST_BYTES
+        )
 
 
 def _padding(call: relax.Call) -> tuple[int, ...]:
