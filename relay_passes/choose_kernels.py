@@ -12,7 +12,7 @@ import tvm
 from tvm import IRModule, relax, te, topi
 
 from schedules.cpu import Traits, parts, rounded_rows, vector_lanes
-from schedules.kernels import SMALL, functions, indexing, reduction
+from schedules.kernels import OPAQUE, SMALL, functions, indexing, reduction
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels.transpose import square_lanes, transpose
@@ -52,13 +52,19 @@ class ChooseKernels:
 CALLS = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
 
 
-OUT_ELEMENTWISE_FUSABLE, OPAQUE = 4, 8
-"""TVM's patterns of an operator that fuses with what comes after it, not with what comes before (the operands of a
-product are read many times over), and of one that fuses with nothing (``tvm::relay::OpPatternKind``)."""
+OUT_ELEMENTWISE_FUSABLE = 4
+"""TVM's pattern of an operator that fuses with what comes after it, not with what comes before: the operands of a
+product are read many times over (``tvm::relay::OpPatternKind``)."""
 
 
-def _product(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
-    attrs = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
+def _product(
+    builder: relax.BlockBuilder,
+    kernel: Callable[..., Any],
+    *args: Expr,
+    pattern: int = OUT_ELEMENTWISE_FUSABLE,
+    **options: Any,
+) -> relax.Call:
+    attrs = {"op_pattern": pattern}
     return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs=attrs, **options)
 
 
@@ -67,8 +73,7 @@ def _cropped_product(
 ) -> relax.Call:
     """The first elements, of the ``shape``, of a product that is larger than it has to be. What comes after is fused
     with the cropping: a tile ends where the product does."""
-    attrs = {"op_pattern": OPAQUE}
-    product = builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs=attrs, **options)
+    product = _product(builder, kernel, *args, pattern=OPAQUE, **options)
     return _call(builder, indexing.crop, builder.emit(product), shape=shape)
 
 

@@ -7,7 +7,7 @@ importers make them. Shapes are static.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -256,6 +256,15 @@ def results_of(builder: relax.BlockBuilder, body: Expr) -> list[Expr]:
     if not isinstance(body.ty, relax.TupleType):
         return [body]
     return [builder.emit(relax.TupleGetItem(body, index)) for index in range(len(body.ty.fields))]
+
+
+def constant_vars(func: relax.Function, frozen: Collection[str]) -> set[relax.Var]:
+    """The ``frozen`` parameters of a function, and every value that is made of them and of constants alone."""
+    constant = {param for param in func.params if param.name in frozen}
+    for binding in bindings_of(func):
+        if all(var in constant for var in used_vars(binding.value)):
+            constant.add(binding.var)
+    return constant
 
 
 def update_function(mod: IRModule, name: str, func: relax.Function) -> IRModule:

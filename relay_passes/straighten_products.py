@@ -10,7 +10,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
-from .ir import Expr, bindings_of, eliminate_dead, op_name, rewrite, shape_of, update_function, used_vars
+from .ir import Expr, bindings_of, constant_vars, eliminate_dead, op_name, rewrite, shape_of, update_function
 from .operators.training import matmul
 
 
@@ -30,10 +30,7 @@ class StraightenProducts:
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
-        constant = {param for param in func.params if param.name in self.frozen}
-        for binding in bindings_of(func):
-            if all(var in constant for var in used_vars(binding.value)):
-                constant.add(binding.var)
+        constant = constant_vars(func, self.frozen)
         fixed = {binding.var for binding in bindings_of(func) if _reads_frozen(binding.value, constant)}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:

@@ -12,7 +12,7 @@ from tvm.relax import op as R
 
 from schedules.kernels.winograd import TILE, tiles
 
-from .ir import Expr, bindings_of, op_name, rewrite, shape_of, update_function, used_vars
+from .ir import Expr, bindings_of, constant_vars, op_name, rewrite, shape_of, update_function
 from .operators.registry import attributes_of, plain
 from .operators.training import matmul, winograd_input, winograd_output, winograd_weight
 
@@ -39,10 +39,7 @@ class Winograd:
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
-        constant = {param for param in func.params if param.name in self.frozen}
-        for binding in bindings_of(func):
-            if all(var in constant for var in used_vars(binding.value)):
-                constant.add(binding.var)
+        constant = constant_vars(func, self.frozen)
         chosen = {binding.var for binding in bindings_of(func) if self._is_suited(binding.value, constant)}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:

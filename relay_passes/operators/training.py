@@ -65,8 +65,7 @@ def _gather_type(call: relax.Call) -> relax.TensorType:
 
 def _winograd_input_type(call: relax.Call) -> relax.TensorType:
     batch, height, width, channels = shape_of(call.args[0])
-    top, left, bottom, right = attributes_of(call)["padding"]
-    high, wide = (winograd_kernels.tiles(extent - 2) for extent in (height + top + bottom, width + left + right))
+    high, wide = winograd_kernels.tiles_of_image((height, width), attributes_of(call)["padding"])
     return relax.TensorType((winograd_kernels.TILE**2, batch * high * wide, channels), dtype_of(call.args[0]))
 
 

@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-OPAQUE = 8  # TVM's kOpaque: it comes scheduled, and fuses with nothing
+from . import OPAQUE
 
 
 def square_lanes(shape: Sequence[int], axes: Sequence[int], most: int) -> int | None:

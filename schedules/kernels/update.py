@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from . import SMALL
+from . import OPAQUE, SMALL
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class Layout:
         return (*self.shape[: self.axis], self.count, *self.shape[self.axis + 1 :])
 
 
-OPAQUE = 8  # TVM's kOpaque: FuseTIR cannot fuse calls that write two operands in place
 LANES = 16  # elements of one vector operation; LLVM splits them where the target's vectors are shorter
 
 Body = Callable[[dict[str, Any]], dict[str, tirx.Expr]]
@@ -146,6 +145,7 @@ def elementwise_update(
     rows, per_row, inner = _rows(layout, by_channel="scale" in vectors)
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         T.func_name(name)
+        # Opaque: FuseTIR cannot fuse calls that write two operands in place.
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
         params = {"weight": T.arg("weight", T.Buffer(_int64(layout.shape), layout.dtype))}
         params |= {operand: T.arg(operand, T.Buffer(_int64(layout.piece), layout.dtype)) for operand in operands}

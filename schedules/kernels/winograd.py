@@ -22,6 +22,13 @@ def tiles(extent: int) -> int:
     return -(-extent // STEP)
 
 
+def tiles_of_image(size: Sequence[int], padding: Sequence[int]) -> tuple[int, int]:
+    """How many tiles cover the results of an image of this height and width, from top to bottom and across."""
+    top, left, bottom, right = padding
+    overlap = TILE - STEP
+    return tiles(size[0] + top + bottom - overlap), tiles(size[1] + left + right - overlap)
+
+
 def transform_weight(weight: te.Tensor) -> te.Tensor:
     """``U = G W G^T``: weight [3, 3, I, O] to [16, I, O]."""
     _, _, inputs, outputs = weight.shape
@@ -46,8 +53,8 @@ def transform_weight(weight: te.Tensor) -> te.Tensor:
 def transform_input(x: te.Tensor, *, padding: Sequence[int]) -> te.Tensor:
     """``V = B^T X B``: X [N, H, W, I], with ``padding`` (top, left, bottom, right), to [16, N * tiles, I]."""
     batch, height, width, channels = (int(extent) for extent in x.shape)
-    top, left, bottom, right = padding
-    high, wide = tiles(height + top + bottom - TILE + STEP), tiles(width + left + right - TILE + STEP)
+    top, left, *_ = padding
+    high, wide = tiles_of_image((height, width), padding)
     ends = [STEP * high + TILE - STEP - height - top, STEP * wide + TILE - STEP - width - left]
     x = pad_spatial(x, [top, left, *ends])
 
