@@ -14,8 +14,8 @@ import tvm
 from tvm import IRModule, relax
 
 from relay_passes.ir import Constant, bindings_of, op_name, shape_of, type_bytes
+from relay_passes.operators.families import RESHAPES
 from relay_passes.operators.registry import plain
-from relay_passes.simplify_movement import RESHAPES
 from relay_passes.store_permuted import Stored, stored_of
 from schedules.cpu import traits_of
 

@@ -30,6 +30,7 @@ from relay_passes import (
     RecoverOperators,
     SaveSmall,
     ScaleResults,
+    SelectEarly,
     SimplifyMasks,
     SimplifyMovement,
     StorePermuted,
@@ -103,7 +104,7 @@ def training_graph(phases: Phases, training: Training) -> IRModule:
     steps = [TRAIN] if training.accumulate == 1 else [TRAIN, ACCUMULATE]
     # 2. Canonicalise: one operator for each thing, channels last, trained weights stored as they are read.
     shapes = {param.name: shape_of(param) for param in phases.mod[FORWARD].params}
-    phases.run("canonical", canonicalise())
+    phases.run("canonical", [*canonicalise(), SelectEarly(names)])
     phases.run("stored", [StorePermuted(names if training.store_permuted else []), UnifyProducts(live=names)])
     trained = _stored_pieces(phases.mod[FORWARD], training.trained, shapes)
     phases.mod = _copies(phases.mod, [*steps, PREDICT])

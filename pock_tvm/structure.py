@@ -11,8 +11,8 @@ import tvm
 from tvm import relax
 
 from relay_passes.ir import Expr, bindings_of, op_name, operands, shape_of, used_vars
+from relay_passes.operators.families import RESHAPES
 from relay_passes.operators.registry import plain
-from relay_passes.simplify_movement import RESHAPES
 
 from .frontend import Model
 from .pipeline import canonicalise

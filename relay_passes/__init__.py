@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .recover_operators import RecoverOperators
     from .save_small import SaveSmall
     from .scale_results import ScaleResults
+    from .select_early import SelectEarly
     from .simplify_masks import SimplifyMasks
     from .simplify_movement import SimplifyMovement
     from .store_permuted import StorePermuted
@@ -54,6 +55,7 @@ _HOME = {
     "RecoverOperators": "recover_operators",
     "SaveSmall": "save_small",
     "ScaleResults": "scale_results",
+    "SelectEarly": "select_early",
     "SimplifyMasks": "simplify_masks",
     "SimplifyMovement": "simplify_movement",
     "StorePermuted": "store_permuted",

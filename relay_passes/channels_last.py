@@ -11,6 +11,7 @@ from tvm import IRModule, relax
 from tvm.relax import op as R
 
 from .ir import Constant, Expr, bindings_of, constant_value, op_name, shape_of, substitute, update_function
+from .operators.families import ELEMENTWISE
 from .operators.registry import plain
 from .operators.training import conv2d_data_gradient
 
@@ -196,75 +197,6 @@ def _resize2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
 
 
 # ---- operators that follow their operand -----------------------------------------------------------------------------
-
-ELEMENTWISE = frozenset(
-    f"relax.{name}"
-    for name in [
-        "abs",
-        "acos",
-        "acosh",
-        "add",
-        "asin",
-        "asinh",
-        "atan",
-        "atanh",
-        "astype",
-        "bitwise_and",
-        "bitwise_or",
-        "ceil",
-        "clip",
-        "cos",
-        "cosh",
-        "divide",
-        "equal",
-        "erf",
-        "exp",
-        "floor",
-        "floor_divide",
-        "floor_mod",
-        "greater",
-        "greater_equal",
-        "isfinite",
-        "isnan",
-        "less",
-        "less_equal",
-        "log",
-        "logical_and",
-        "logical_not",
-        "logical_or",
-        "maximum",
-        "minimum",
-        "mod",
-        "multiply",
-        "negative",
-        "not_equal",
-        "power",
-        "round",
-        "rsqrt",
-        "sigmoid",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-        "square",
-        "subtract",
-        "tan",
-        "tanh",
-        "trunc",
-        "where",
-        "nn.dropout",
-        "nn.gelu",
-        "nn.gelu_tanh",
-        "nn.leakyrelu",
-        "nn.relu",
-        "nn.selu",
-        "nn.silu",
-        "nn.softplus",
-        "grad.no_grad",
-        "zeros_like",
-        "ones_like",
-    ]
-) | {"pock.hardtanh"}
 
 
 def _follow(conversion: _Conversion, call: relax.Call) -> Expr | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
-from tvm import IRModule, relax, te, topi
+from tvm import IRModule, relax, te, tirx, topi
 
 from schedules.cpu import Traits, parts, rounded_rows, vector_lanes
 from schedules.kernels import OPAQUE, SMALL, functions, indexing, reduction
@@ -57,6 +57,11 @@ OUT_ELEMENTWISE_FUSABLE = 4
 product are read many times over (``tvm::relay::OpPatternKind``)."""
 
 
+INJECTIVE = 2
+"""That of an operator that moves elements. TVM takes padding at the end, or a slice from the start, for element-wise:
+every index is the same; fused with a product they would leave elements of the result unwritten."""
+
+
 def _product(
     builder: relax.BlockBuilder,
     kernel: Callable[..., Any],
@@ -79,6 +84,11 @@ def _cropped_product(
 
 def _call(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
     return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, **options)
+
+
+def _moved(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
+    """A call of a kernel that gives other positions than it reads."""
+    return _product(builder, kernel, *args, pattern=INJECTIVE, **options)
 
 
 # ---- convolutions ----------------------------------------------------------------------------------------------------
@@ -139,7 +149,7 @@ def _conv2d_weight_gradient(traits: Traits, builder: relax.BlockBuilder, call: r
 
 
 def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Expr:
-    return builder.emit(_call(builder, conv2d_kernels.pad_spatial, x, padding=padding)) if any(padding) else x
+    return builder.emit(_moved(builder, conv2d_kernels.pad_spatial, x, padding=padding)) if any(padding) else x
 
 
 # ---- matrix products and sums ----------------------------------------------------------------------------------------
@@ -155,7 +165,7 @@ def _matmul(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> re
         computed = rounded_rows(rows, columns, traits)
         return _product(builder, matmul_kernels.matmul, a, b, **transposes, computed_rows=computed)
     options = transposes | {"computed_rows": rounded_rows(rows, whole, traits)}
-    padded = builder.emit(_call(builder, indexing.pad_columns, b, columns=whole))
+    padded = builder.emit(_moved(builder, indexing.pad_columns, b, columns=whole))
     return _cropped_product(builder, shape_of(call), matmul_kernels.matmul, a, padded, **options)
 
 
@@ -181,6 +191,29 @@ def _take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     if axis is None:
         return builder.call_te(topi.take, *call.args, mode="clip", primfunc_name_hint="take")
     return builder.call_te(indexing.take, *call.args, axis=int(axis), primfunc_name_hint="take")
+
+
+def _pad(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Constants around the elements; the other modes are TVM's."""
+    if call.attrs.pad_mode != "constant":
+        return relax.transform.legalize_ops.nn._nn_pad(builder, call)
+    widths, value = plain(call.attrs.pad_width), tirx.const(call.attrs.pad_value, dtype_of(call))
+    return _moved(builder, topi.nn.pad, call.args[0], pad_before=widths[0::2], pad_after=widths[1::2], pad_value=value)
+
+
+def _strided_slice(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    x, axes, begin, end, *strides = call.args
+    numbers = [[int(field) for field in arg.fields] for arg in (begin, end, *strides)]
+    steps = numbers[2] if strides else [1] * len(numbers[0])
+    return _moved(
+        builder,
+        topi.strided_slice,
+        x,
+        begin=numbers[0],
+        end=numbers[1],
+        strides=steps,
+        axes=[int(axis) for axis in axes.fields],
+    )
 
 
 def _permute_dims(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -212,6 +245,8 @@ def _function(function: Callable[[Any], Any]) -> Legalize:
 
 KERNELS: dict[str, Legalize] = {
     "relax.nn.conv2d": _conv2d,
+    "relax.nn.pad": _pad,
+    "relax.strided_slice": _strided_slice,
     "relax.take": _take,
     "relax.nn.softmax": _softmax,
     "relax.exp": _function(functions.exp),

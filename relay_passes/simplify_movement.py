@@ -13,9 +13,9 @@ from tvm import IRModule, relax
 from tvm.relax import op as R
 
 from .ir import Expr, eliminate_dead, op_name, rewrite, shape_of, update_function
+from .operators.families import RESHAPES
 from .operators.registry import plain
 
-RESHAPES = frozenset({"relax.reshape", "relax.flatten", "relax.expand_dims", "relax.squeeze"})
 BROADCASTING = frozenset(
     f"relax.{name}" for name in ["add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "where"]
 )

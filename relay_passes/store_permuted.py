@@ -10,8 +10,8 @@ import tvm
 from tvm import IRModule, relax
 
 from .ir import Expr, bindings_of, eliminate_dead, op_name, rewrite, shape_of, update_function, used_vars
+from .operators.families import RESHAPES
 from .operators.registry import plain
-from .simplify_movement import RESHAPES
 
 
 @dataclass(frozen=True)

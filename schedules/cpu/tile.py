@@ -172,7 +172,13 @@ RANK_OF_IMAGES = 4
 
 def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
     """Inline what is computed element by element behind ``block``, with what it reads beside, into the last of it: the
-    epilogue. None without one."""
+    epilogue. None without one.
+
+    Raises
+    ------
+    Unsuited
+        What comes behind gives another number of results: a tile of it is not a tile of the block's.
+    """
     last = None
     consumers = sch.get_consumers(block)
     while consumers:
@@ -180,6 +186,8 @@ def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
         consumers = sch.get_consumers(last)
         if consumers:
             sch.compute_inline(last)
+    if last is not None and _results(sch, last) != _results(sch, block):
+        raise Unsuited("what comes behind is not element-wise")
     name = sch.get(block).name_hint
     while last is not None:
         beside = [other for other in sch.get_producers(last) if sch.get(other).name_hint != name]
@@ -187,6 +195,10 @@ def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
             break
         sch.compute_inline(beside[0])
     return last
+
+
+def _results(sch: s_tir.Schedule, block: SBlockRV) -> int:
+    return math.prod(int(extent) for extent in sch.get(block).writes[0].source.ty.shape)
 
 
 def register_tile(

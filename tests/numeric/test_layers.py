@@ -83,6 +83,39 @@ class Shifted(nn.Module):
         return self.second(x)[:, :, ::2].mean((2, 3), keepdim=True).squeeze(-1)
 
 
+class Resized(nn.Module):
+    """Pads what a layer gave, and cuts it, at the end and at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 32), nn.Linear(32, 16), nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.first(x))
+        behind, before = nn.functional.pad(y, (0, 0, 0, 3)), nn.functional.pad(y, (0, 0, 2, 0))
+        wide = nn.functional.pad(self.second(behind), (0, 5))[..., :16]
+        return wide[:, :4] * self.third(before)[:, -4:] + self.third(y[:, 1:]) * y[:, :4, :16]
+
+
+class FirstToken(nn.Module):
+    """A block of a transformer and a head that reads one token of it, from the front or from the end."""
+
+    def __init__(self, token: int) -> None:
+        super().__init__()
+        self.attention, self.token = Attention(3, 3, "causal"), token
+        self.norm, self.up, self.down, self.head = (
+            nn.LayerNorm(12),
+            nn.Linear(12, 33),
+            nn.Linear(33, 12),
+            nn.Linear(12, 3),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(x)
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return self.head(self.norm(x)[:, self.token])
+
+
 def conv(*args: int, **options: Any) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Conv2d(*args, **options))
 
@@ -148,6 +181,10 @@ ROWS = [
     Row("activations", lambda: nn.Sequential(nn.Linear(6, 7), nn.Hardswish(), nn.Linear(7, 7), nn.ELU(), nn.Linear(7, 7), nn.PReLU(7), nn.Linear(7, 5), nn.Hardsigmoid(), nn.Linear(5, 5), nn.Softplus(), nn.Linear(5, 3), nn.Mish()), (3, 6)),
     Row("more activations", lambda: nn.Sequential(nn.Linear(6, 7), nn.ReLU6(), nn.Linear(7, 7), nn.LeakyReLU(), nn.Linear(7, 7), nn.Tanh(), nn.Linear(7, 5), nn.GELU("tanh"), nn.Linear(5, 5), nn.Softmax(-1), nn.Linear(5, 3), nn.LogSoftmax(-1)), (3, 6)),
     Row("movement", Shifted, (2, 3, 6, 5)),
+    Row("padded and cut", Resized, (2, 5, 6)),
+    Row("first token", lambda: FirstToken(0), (2, 5, 12)),
+    Row("last token, half", lambda: FirstToken(-1), (2, 5, 12), {"*.bias": "full", "up.weight": 0.5, "attention.*.weight": 0.5}),
+    Row("last token of one", lambda: FirstToken(-1), (3, 1, 12)),
     Row("tied weights", TokenTable, (2, 5)),
     Row("attention", lambda: Attention(3, 3, None), (2, 5, 12)),
     Row("attention, causal", lambda: Attention(3, 3, "causal"), (2, 5, 12)),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,13 +21,15 @@ from relay_passes import (
     FoldBatchNorm,
     FoldPadding,
     RecoverOperators,
+    SelectEarly,
     SimplifyMasks,
     SimplifyMovement,
     StorePermuted,
     UnifyProducts,
 )
 from relay_passes.errors import PassError
-from relay_passes.ir import shape_of
+from relay_passes.ir import bindings_of, op_name, shape_of
+from relay_passes.operators.training import matmul, normalize
 from relay_passes.store_permuted import stored_of
 from tests.relay_passes.modules import function, model, operators, run
 
@@ -170,6 +176,57 @@ def test_masks_that_mask_nothing_are_dropped() -> None:
     simple = SimplifyMasks()(causal)
     assert operators(simple) == ["relax.where", "relax.nn.softmax"]
     np.testing.assert_allclose(run(simple), run(causal))
+
+
+def test_only_what_is_selected_is_computed() -> None:
+    """A block of a transformer whose first token alone is read: keys for all tokens, the rest for one."""
+
+    def body(emit, x, w, v, mask):
+        heads = emit(R.reshape(emit(matmul(x, w, transpose_a=False, transpose_b=False)), (2, 5, 2, 3)))
+        heads = emit(R.permute_dims(heads, [0, 2, 1, 3]))
+        scores = emit(emit(matmul(heads, heads, transpose_a=False, transpose_b=True)) + mask)
+        attended = emit(matmul(emit(R.nn.softmax(scores)), heads, transpose_a=False, transpose_b=False))
+        tokens = emit(R.reshape(emit(R.permute_dims(attended, [0, 2, 1, 3])), (2, 5, 6)))
+        joined = emit(emit(matmul(tokens, v, transpose_a=False, transpose_b=False)) + x)
+        normal = emit(normalize(joined, axes=[-1], center=True, epsilon=1e-5))
+        return emit(R.take(emit(R.nn.gelu(normal)), relax.const(1, "int64"), axis=1))
+
+    mod = function({"x": (2, 5, 6), "w": (6, 6), "v": (6, 6), "mask": (5, 5)}, body)
+    early = SelectEarly(["w", "v"])(mod)
+    extents = [shape_of(binding.var) for binding in bindings_of(early["main"])]
+    assert [shape for shape in extents if math.prod(shape) >= 60] == [(2, 5, 6), (2, 5, 2, 3), (2, 2, 5, 3)]
+    assert (2, 2, 1, 5) in extents
+    np.testing.assert_allclose(run(early), run(mod), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("select", "narrow"),
+    [
+        (lambda emit, y: R.take(y, relax.const(2, "int64"), axis=1), True),
+        (lambda emit, y: R.strided_slice(y, [1], [1], [3]), True),
+        (lambda emit, y: R.strided_slice(y, [0, 1], [0, -2], [4, 7]), True),
+        (lambda emit, y: R.strided_slice(y, [1], [0], [7], [2]), False),  # every second: not one stretch
+        (lambda emit, y: R.strided_slice(y, [0, 1], [0, 0], [2, 2]), False),  # along two axes
+        (lambda emit, y: emit(R.strided_slice(y, [1], [0], [2])) + emit(R.strided_slice(y, [1], [2], [4])), False),
+        (lambda emit, y: emit(R.strided_slice(y, [1], [0], [7])) + y, False),  # the whole
+        (lambda emit, y: R.take(y, relax.const(np.array([0, 2]), "int64"), axis=1), False),
+    ],
+)
+def test_a_selection_moves_up_where_every_reader_selects_the_same(select: Callable[..., Any], narrow: bool) -> None:
+    mod = function({"x": (4, 7), "b": (7,)}, lambda emit, x, b: emit(select(emit, emit(R.exp(emit(x + b))))))
+    early = SelectEarly()(mod)
+    taken = {op_name(binding.value): shape_of(binding.var) for binding in bindings_of(early["main"])}
+    assert (taken["relax.exp"] != (4, 7)) is narrow
+    np.testing.assert_array_equal(run(early), run(mod))
+
+
+def test_nothing_is_selected_across_positions_or_from_trained_parameters() -> None:
+    first = relax.const(0, "int64")
+    along = function({"x": (4, 7)}, lambda emit, x: emit(R.take(emit(R.nn.softmax(x)), first, axis=1)))
+    assert operators(SelectEarly()(along)) == ["relax.nn.softmax", "relax.take"]
+    biased = function({"x": (4, 7), "b": (7,)}, lambda emit, x, b: emit(R.take(emit(x + b), first, axis=1)))
+    assert operators(SelectEarly(["b"])(biased))[0] == "relax.add"
+    assert operators(SelectEarly()(biased))[0] == "relax.strided_slice"
 
 
 def test_padding_moves_into_the_convolution() -> None:

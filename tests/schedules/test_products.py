@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm import te, tirx
+from tvm import te, tirx, topi
 
 from schedules.kernels.conv2d import conv2d, conv2d_data_gradient, conv2d_weight_gradient
 from schedules.kernels.matmul import matmul
@@ -378,6 +378,28 @@ def test_epilogue(row: Row, epilogue: str) -> None:
         func = scheduled(fused, *arrays, traits=TRAITS[traits], **row.options)
         assert is_tiled(func) == row.tiled
         assert_close(call(func, *arrays), reference(result, *doubles(*beside)))
+
+
+MOVED: dict[str, tuple[Callable[[te.Tensor], te.Tensor], Callable[[np.ndarray], np.ndarray]]] = {
+    "padded behind": (
+        lambda y: topi.nn.pad(y, [0] * len(y.shape), [3] * len(y.shape)),
+        lambda y: np.pad(y, [(0, 3)] * y.ndim),
+    ),
+    "cut": (
+        lambda y: topi.strided_slice(y, [0] * len(y.shape), [max(1, int(extent) - 1) for extent in y.shape]),
+        lambda y: y[tuple(slice(max(1, extent - 1)) for extent in y.shape)],
+    ),
+}
+
+
+@pytest.mark.parametrize("moved", MOVED)
+@pytest.mark.parametrize("row", BEFORE_EPILOGUES, ids=lambda row: row.name)
+def test_what_moves_results_is_no_epilogue(row: Row, moved: str) -> None:
+    """A tile of the product is not a tile of what was made of it: no element may stay unwritten."""
+    behind, reference = MOVED[moved]
+    arrays = row.arrays()
+    func = scheduled(lambda *operands, **options: behind(row.kernel(*operands, **options)), *arrays, **row.options)
+    assert_close(call(func, *arrays), reference(row.expected()))
 
 
 # ---- random shapes ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,199 @@
+"""Computes only the positions of an activation that anything reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+from tvm.relax import op as R
+
+from .ir import (
+    Expr,
+    bindings_of,
+    constant_value,
+    constant_vars,
+    is_kept,
+    op_name,
+    operands,
+    rewrite,
+    shape_of,
+    update_function,
+    used_vars,
+)
+from .operators.families import ELEMENTWISE, RESHAPES
+from .operators.registry import plain
+
+
+@tvm.transform.module_pass(opt_level=0, name="SelectEarly")
+@dataclass(frozen=True)
+class SelectEarly:
+    """Move selections along an axis up through everything that treats the positions of that axis apart.
+
+    In, out: a dataflow function. A classifier that reads the first token of the last block needs that block's queries,
+    feed-forward layers and norms for this token alone (and keys and values for all): what would be computed for the
+    others, and their gradients, is not built. A value becomes narrower where all its readers select the same positions.
+    Nothing is selected from what is made of the ``trained`` parameters alone: their gradients stay those of whole
+    layers.
+    """
+
+    trained: Collection[str] = ()
+    function: str = "main"
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        func = mod[self.function]
+        values = {binding.var: binding.value for binding in bindings_of(func)}
+        whole = constant_vars(func, self.trained) if self.trained else set()
+        narrowed = _narrowed(func, whole)
+        selected: dict[tuple[relax.Var, _Selection], relax.Var] = {}
+
+        def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
+            old, own = values[var], _own(values[var])
+            if var in narrowed:
+                demands = _demands(old, narrowed[var], whole) or []
+            elif own is not None:
+                demands = [own] + [None] * (len(old.args) - 1)
+            else:
+                return value
+            args = list(value.args)
+            for index, (arg, selection) in enumerate(zip(old.args, demands, strict=True)):
+                if selection is None or arg in narrowed:
+                    continue
+                key = (args[index], selection)
+                if key not in selected:
+                    bounds = [selection.axis], [selection.first], [selection.end]
+                    selected[key] = builder.emit(R.strided_slice(args[index], *bounds))
+                args[index] = selected[key]
+            if own is not None and var not in narrowed:
+                return args[0] if shape_of(args[0]) == shape_of(var) else R.reshape(args[0], shape_of(var))
+            if op_name(value) in RESHAPES:
+                return R.reshape(args[0], narrowed[var].of(shape_of(var)))
+            return relax.Call(value.op, args, value.attrs, value.ty_args)
+
+        return update_function(mod, self.function, rewrite(func, visit) if narrowed else func)
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The positions ``first`` to ``end`` (not included) along an axis, counted from the front."""
+
+    axis: int
+    first: int
+    end: int
+
+    def along(self, axis: int) -> _Selection:
+        return _Selection(axis, self.first, self.end)
+
+    def of(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of what is selected."""
+        return (*shape[: self.axis], self.end - self.first, *shape[self.axis + 1 :])
+
+
+def _narrowed(func: relax.Function, whole: Collection[relax.Var]) -> dict[relax.Var, _Selection]:
+    """The values of which all readers select the same positions, and which can be computed for these alone."""
+    wanted: dict[relax.Var, set[_Selection | None]] = {var: {None} for var in used_vars(func.body.body)}
+    narrowed = {}
+    for binding in reversed(bindings_of(func)):
+        var, value = binding.var, binding.value
+        selection = next(iter(wanted[var])) if len(wanted.get(var, ())) == 1 and not is_kept(var) else None
+        demands = _demands(value, selection, whole) if selection is not None else None
+        if selection is not None and demands is not None:
+            narrowed[var] = selection
+        else:
+            own = _own(value)
+            demands = [own] if own is not None else []
+        for index, field, arg in operands(value):
+            for used in [arg] if isinstance(arg, relax.Var) else used_vars(arg):
+                wanted.setdefault(used, set()).add(demands[index] if field is None and index < len(demands) else None)
+    return narrowed
+
+
+def _own(value: Expr) -> _Selection | None:
+    """The selection that an operator is: an index, or a slice without steps along one axis."""
+    if op_name(value) == "relax.take" and value.attrs.axis is not None:
+        index = constant_value(value.args[1])
+        rank = len(shape_of(value.args[0]))
+        if index is None or index.size != 1:
+            return None
+        axis, first = int(value.attrs.axis) % rank, int(index.reshape(()))
+        extent = shape_of(value.args[0])[axis]
+        first += extent if first < 0 else 0
+        return _Selection(axis, first, first + 1) if 0 <= first < extent else None
+    if op_name(value) != "relax.strided_slice":
+        return None
+    shape, taken = shape_of(value.args[0]), shape_of(value)
+    axes, begins, _, *rest = ([int(field) for field in arg] for arg in value.args[1:])
+    if any(step != 1 for steps in rest for step in steps):
+        return None
+    cut = [(axis % len(shape), begin) for axis, begin in zip(axes, begins, strict=True)]
+    cut = [(axis, begin) for axis, begin in cut if taken[axis] != shape[axis]]
+    if len(cut) != 1:
+        return None
+    axis, first = cut[0]
+    first = min(max(first + shape[axis] if first < 0 else first, 0), shape[axis])
+    return _Selection(axis, first, first + taken[axis])
+
+
+def _demands(value: Expr, selection: _Selection, whole: Collection[relax.Var]) -> list[_Selection | None] | None:
+    """What positions of each operand a call needs to compute a selection of its result: None for all of them.
+
+    None altogether where the operator does not treat the positions apart.
+    """
+    if not isinstance(value, relax.Call) or _own(value) is not None:
+        return None
+    name, shape = op_name(value), shape_of(value) if isinstance(value.ty, relax.TensorType) else ()
+    found: list[_Selection | None] | None = None
+    if name in ELEMENTWISE or name in ("pock.normalize", "relax.nn.softmax", "relax.nn.log_softmax"):
+        if name in ELEMENTWISE or selection.axis not in _shared_axes(value, len(shape)):
+            found = [_broadcast(arg, selection, len(shape)) for arg in value.args]
+    elif name == "pock.matmul":
+        found = _of_product(value, selection, len(shape))
+    elif name == "relax.permute_dims":
+        axes = plain(value.attrs.axes) or tuple(reversed(range(len(shape))))
+        found = [selection.along(axes[selection.axis] % len(shape))]
+    elif name in RESHAPES:
+        axis = _same_axis(shape_of(value.args[0]), shape, selection.axis)
+        found = None if axis is None else [selection.along(axis)] + [None] * (len(value.args) - 1)
+    if found is None or any(demand and arg in whole for demand, arg in zip(found, value.args, strict=True)):
+        return None
+    return found
+
+
+def _shared_axes(call: relax.Call, rank: int) -> list[int]:
+    """The axes along which positions of the result depend on each other."""
+    axes = plain(call.attrs["axes"]) if op_name(call) == "pock.normalize" else [int(call.attrs.axis)]
+    return [axis % rank for axis in axes]
+
+
+def _broadcast(arg: Expr, selection: _Selection, rank: int) -> _Selection | None:
+    """A selection of the result as one of an operand that may be broadcast to it."""
+    if not isinstance(arg.ty, relax.TensorType):
+        return None
+    shape = shape_of(arg)
+    axis = selection.axis - (rank - len(shape))
+    return selection.along(axis) if axis >= 0 and shape[axis] != 1 else None
+
+
+def _of_product(call: relax.Call, selection: _Selection, rank: int) -> list[_Selection | None]:
+    """Rows are those of the first operand, columns those of the second; the axes before them are those of both."""
+    demands: list[_Selection | None] = []
+    for index, arg in enumerate(call.args):
+        if selection.axis < rank - 2:
+            demands.append(_broadcast(arg, selection, rank))
+        elif selection.axis == rank - 2 + index:
+            transposed = bool(call.attrs["transpose_b" if index else "transpose_a"])
+            demands.append(selection.along(len(shape_of(arg)) - 2 + (index ^ transposed)))
+        else:
+            demands.append(None)
+    return demands
+
+
+def _same_axis(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:
+    """The axis of a reshape's operand that the reshape leaves as it is, as axis ``axis`` of its result."""
+    outer = math.prod(after[:axis])
+    for index, extent in enumerate(before):
+        if math.prod(before[:index]) == outer and extent == after[axis]:
+            return index
+    return None
