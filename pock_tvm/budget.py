@@ -1,23 +1,55 @@
-"""Phase 8 under a budget: recomputation until the plan fits."""
+"""Phase 8: what is computed again rather than kept, unasked and to meet a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tvm import IRModule, relax
 
-from relay_passes.ir import update_function
-from relay_passes.plan_arena import Memory, place
+from relay_passes.ir import bindings_of, op_name, update_function
+from relay_passes.plan_arena import CALLS, Memory, place
 from relay_passes.recompute import recomputed
 
 from .profile import kernel_costs, seconds
 
 PLANS = 6
 """How often a plan that is too large is made again."""
+WORTH = 20
+"""How many percent of the arena a percent of a step's time has to save where nobody asked for a budget."""
+SHARES = [1 - 0.05 * step for step in range(1, 13)]
+"""Parts of the arena that are tried, one after the other."""
 
 
 class BudgetError(Exception):
     """The smallest arena that a program can do with, in bytes."""
+
+
+def worthwhile(mod: IRModule, steps: Sequence[str], everything: Sequence[str]) -> IRModule:
+    """The module with what saves much and costs next to nothing computed again in its training steps.
+
+    An activation that is a factor times another one that is kept anyway, attention's weights beside its keys and
+    queries: reading them again from memory would take as long.
+    """
+    costs = _costs(mod, everything)
+    for name in steps:
+        mod = update_function(mod, name, _worthwhile(mod[name], costs))
+    return mod
+
+
+def _worthwhile(func: relax.Function, costs: Mapping[str, float]) -> relax.Function:
+    best = current = func
+    size, total = _planned(func), _seconds(func, costs)
+    least, spent, misses = 1.0, 0.0, 0
+    for share in SHARES:
+        found = recomputed(current, int(share * size), costs, (1 - share) / WORTH * total - spent)
+        current, spent = found.function, spent + found.seconds
+        score = _planned(current) / size + WORTH * spent / total
+        misses = 0 if score < least else misses + 1
+        if score < least:
+            best, least = current, score
+        if misses == 2:
+            break
+    return best
 
 
 def within_budget(mod: IRModule, steps: Sequence[str], everything: Sequence[str], budget: int) -> IRModule:
@@ -31,30 +63,42 @@ def within_budget(mod: IRModule, steps: Sequence[str], everything: Sequence[str]
     BudgetError
         No recomputation brings the arena down to the budget.
     """
-    costs = {name: seconds(cost) for name, cost in kernel_costs(mod, everything).items()}
-
-    def planned(func: relax.Function) -> int:
-        return place(Memory(func).lifetimes()).size
+    costs = _costs(mod, everything)
 
     def fitted(name: str, budget: int) -> tuple[relax.Function, int]:
-        target, best = budget, (mod[name], planned(mod[name]))
+        target, best = budget, (mod[name], _planned(mod[name]))
         for attempt in range(PLANS):
             if best[1] <= budget:
                 break
             # The last resort is to recompute all that saves anything.
-            func, _ = recomputed(mod[name], 0 if attempt == PLANS - 1 else max(target, 0), costs)
-            size = planned(func)
+            func = recomputed(mod[name], 0 if attempt == PLANS - 1 else max(target, 0), costs).function
+            size = _planned(func)
             best = min(best, (func, size), key=lambda found: found[1])
             target -= size - budget
         return best
 
     def smallest(name: str) -> int:
-        return min(planned(mod[name]), planned(recomputed(mod[name], 0, costs)[0]))
+        return min(_planned(mod[name]), _planned(recomputed(mod[name], 0, costs).function))
 
     found = {name: fitted(name, budget) for name in steps}
-    fixed = max(planned(mod[name]) for name in everything if name not in steps)
+    fixed = max(_planned(mod[name]) for name in everything if name not in steps)
     if max(fixed, *(size for _, size in found.values())) > budget:
         raise BudgetError(max(fixed, *(smallest(name) for name in steps)))
     for name, (func, _) in found.items():
         mod = update_function(mod, name, func)
     return mod
+
+
+def _costs(mod: IRModule, everything: Sequence[str]) -> dict[str, float]:
+    """About how many seconds each kernel takes."""
+    return {name: seconds(cost) for name, cost in kernel_costs(mod, everything).items()}
+
+
+def _planned(func: relax.Function) -> int:
+    """The bytes of a function's arena."""
+    return place(Memory(func).lifetimes()).size
+
+
+def _seconds(func: relax.Function, costs: Mapping[str, float]) -> float:
+    calls = [binding.value for binding in bindings_of(func) if op_name(binding.value) in CALLS]
+    return sum(costs.get(call.args[0].name_hint, 0.0) for call in calls)

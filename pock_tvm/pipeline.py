@@ -42,7 +42,7 @@ from relay_passes.ir import shape_of
 from relay_passes.store_permuted import stored_of
 from schedules.cpu import Traits
 
-from .budget import within_budget
+from .budget import within_budget, worthwhile
 
 FORWARD, TRAIN, ACCUMULATE, PREDICT, PREPARE = "main", "train_step", "accumulate_step", "predict", "prepare"
 ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
@@ -178,10 +178,11 @@ def executors(
     phases.run(
         "fused", [*fuse, relax.transform.DeadCodeElimination(everything), relax.transform.RewriteDataflowReshape()]
     )
-    # 8. Order.
+    # 8. Order, and compute again what is not worth keeping.
     phases.run("ordered", [NameKernels(everything), *(OrderUpdates(name) for name in everything)])
+    steps = [name for name in (TRAIN, ACCUMULATE) if name in functions]
+    phases.mod = worthwhile(phases.mod, steps, everything)
     if budget is not None:
-        steps = [name for name in (TRAIN, ACCUMULATE) if name in functions]
         phases.mod = within_budget(phases.mod, steps, everything, budget)
     # 9. Plan.
     phases.run("planned", [PlanArena(name) for name in everything])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import tvm
 from tvm import IRModule, relax
@@ -40,18 +42,29 @@ class Recompute:
     function: str = "main"
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        func, peak = recomputed(mod[self.function], self.budget, self.costs)
-        if peak > self.budget:
-            raise PassError(f"recomputation brings '{self.function}' down to {peak} bytes, not to {self.budget}")
-        return update_function(mod, self.function, func)
+        found = recomputed(mod[self.function], self.budget, self.costs)
+        if found.peak > self.budget:
+            raise PassError(f"recomputation brings '{self.function}' down to {found.peak} bytes, not to {self.budget}")
+        return update_function(mod, self.function, found.function)
 
 
-def recomputed(func: relax.Function, budget: int, costs: Mapping[str, float]) -> tuple[relax.Function, int]:
-    """The function as near to the budget as recomputation brings it, and the most bytes that it uses at a step."""
+class Recomputed(NamedTuple):
+    """What recomputation made of a function."""
+
+    function: relax.Function
+    peak: int
+    """The most bytes that it uses at a step."""
+    seconds: float
+    """What it takes more, by the costs of its kernels."""
+
+
+def recomputed(func: relax.Function, budget: int, costs: Mapping[str, float], seconds: float = math.inf) -> Recomputed:
+    """The function as near to the budget as recomputation for at most so many ``seconds`` more brings it."""
     steps, sizes = _steps(func, costs)
-    order = _fit(steps, sizes, budget)
+    order = _fit(steps, sizes, budget, seconds)
     peak = max(_profile(order, sizes)[0], default=0)
-    return _rebuilt(func, order) if len(order) > len(steps) else func, peak
+    added = sum(step.cost for step in order) - sum(step.cost for step in steps)
+    return Recomputed(_rebuilt(func, order) if len(order) > len(steps) else func, peak, added)
 
 
 @dataclass(frozen=True)
@@ -120,8 +133,8 @@ def _excess(live: Sequence[int], budget: int) -> int:
     return sum(amount - budget for amount in live if amount > budget)
 
 
-def _fit(steps: Sequence[_Step], sizes: Mapping[relax.Var, int], budget: int) -> list[_Step]:
-    """The order with recomputations that gets as near to the budget as this search gets."""
+def _fit(steps: Sequence[_Step], sizes: Mapping[relax.Var, int], budget: int, seconds: float) -> list[_Step]:
+    """The order with recomputations that gets as near to the budget as this search gets in time."""
     order = list(steps)
     makers = {step.writes: step for step in steps}
     while True:
@@ -130,16 +143,16 @@ def _fit(steps: Sequence[_Step], sizes: Mapping[relax.Var, int], budget: int) ->
         if not excess:
             return order
         peak = live.index(max(live))
-        best, best_rate = None, 0.0
+        best, best_rate, best_cost = None, 0.0, 0.0
         for again, use in _candidates(order, intervals, makers, sizes, peak)[:TRIED]:
             changed = [*order[:use], *again, *order[use:]]
             gain = excess - _excess(_profile(changed, sizes)[0], budget)
-            rate = gain / (1e-6 + sum(step.cost for step in again))
-            if rate > best_rate:
-                best, best_rate = changed, rate
+            cost = sum(step.cost for step in again)
+            if gain > best_rate * (1e-6 + cost) and cost <= seconds:
+                best, best_rate, best_cost = changed, gain / (1e-6 + cost), cost
         if best is None:
             return order
-        order = best
+        order, seconds = best, seconds - best_cost
 
 
 def _candidates(

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import pock_tvm as pock
+from pock_tvm import budget
 from pock_tvm.units import parse_bytes
+from tests.numeric import networks
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,24 @@ def test_a_budget_changes_memory_and_nothing_else(exported, accumulate) -> None:
     assert losses == small_losses
     for name, array in weights.items():
         np.testing.assert_array_equal(array, small_weights[name], name)
+
+
+def test_what_is_cheap_is_computed_again_unasked(monkeypatch) -> None:
+    """Attention's weights are wide, and keys and queries are kept anyway."""
+    exported = networks.bert(
+        128, 2, vocab_size=50, num_hidden_layers=4, hidden_size=512, num_attention_heads=8, intermediate_size=512
+    )
+    scheme = pock.Scheme.bias_only(exported)
+    small = pock.compile(exported, scheme=scheme)
+    monkeypatch.setattr(budget, "SHARES", [])
+    whole = pock.compile(exported, scheme=scheme)
+    assert used(small) < 0.9 * used(whole)
+    rng = np.random.default_rng(0)
+    inputs, target = [rng.integers(0, 50, (2, 128)), np.ones((2, 128), np.int64)], rng.integers(0, 2, 2)
+    losses = [[pock.Trainer(program).step(inputs, target, lr=0.1) for _ in range(2)] for program in (small, whole)]
+    assert losses[0] == losses[1]
+    time = [sum(c["flops"] for c in program.manifest["kernels"].values()) for program in (small, whole)]
+    assert time[0] == time[1], "kernels run again, no others"
 
 
 def test_too_small_a_budget_names_the_smallest(exported) -> None:

@@ -139,7 +139,7 @@ def test_a_budget_out_of_reach_is_refused() -> None:
 def test_nothing_is_computed_again_from_what_was_overwritten() -> None:
     phases = trained_phases(dict.fromkeys(model().parameters))
     step = phases.after["ordered"]["train_step"]
-    func, _ = recomputed(step, 0, {})
+    func = recomputed(step, 0, {}).function
     bindings = bindings_of(func)
     assert len(bindings) > len(bindings_of(step))
     for index, binding in enumerate(bindings):
