@@ -33,6 +33,7 @@ from relay_passes import (
     SelectEarly,
     SimplifyMasks,
     SimplifyMovement,
+    SplitGradients,
     StorePermuted,
     StraightenProducts,
     UnifyProducts,
@@ -118,7 +119,8 @@ def training_graph(phases: Phases, training: Training) -> IRModule:
     phases.run("saved", [relax.transform.EliminateCommonSubexpr(), *(SaveSmall(name) for name in steps)])
     # 5. Update, in place.
     updates: list[Pass] = [
-        AppendUpdate(training.optimizer, trained, training.clip_norm, training.accumulate > 1, TRAIN)
+        AppendUpdate(training.optimizer, trained, training.clip_norm, training.accumulate > 1, TRAIN),
+        SplitGradients(TRAIN),
     ]
     updates += [AccumulateGradients(ACCUMULATE)] if ACCUMULATE in steps else []
     return phases.run("update", updates)

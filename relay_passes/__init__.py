@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .select_early import SelectEarly
     from .simplify_masks import SimplifyMasks
     from .simplify_movement import SimplifyMovement
+    from .split_gradients import SplitGradients
     from .store_permuted import StorePermuted
     from .straighten_products import StraightenProducts
     from .unify_products import UnifyProducts
@@ -58,6 +59,7 @@ _HOME = {
     "SelectEarly": "select_early",
     "SimplifyMasks": "simplify_masks",
     "SimplifyMovement": "simplify_movement",
+    "SplitGradients": "split_gradients",
     "StorePermuted": "store_permuted",
     "StraightenProducts": "straighten_products",
     "UnifyProducts": "unify_products",

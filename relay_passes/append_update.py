@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
@@ -15,7 +15,7 @@ from schedules.kernels import update
 
 from .errors import PassError
 from .in_place import InPlaceWriter
-from .ir import Expr, dtype_of, op_name, scalar, shape_of
+from .ir import Expr, bytes_of, dtype_of, op_name, scalar, shape_of
 
 Selection = Mapping[str, tuple[int, Sequence[int]] | None]
 
@@ -31,6 +31,11 @@ STATES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
 }
 RATES = {"sgd": 1, "adam": 3}
 KERNELS: dict[str, Callable[..., tirx.PrimFunc]] = {"sgd": update.sgd, "adam": update.adam}
+
+LARGE_GRADIENT = 32 * 2**20
+"""Bytes of a gradient beyond which it is made and used part by part."""
+FEWEST_ROWS = 64
+"""Of a part: with less, the product's second operand would be read from memory too often."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="AppendUpdate")
@@ -82,11 +87,30 @@ class AppendUpdate:
             grad, scale = self._unscaled(writer, grad, self.trained[name])
             given = vectors | scale
             lengths = {vector: shape_of(value)[0] for vector, value in given.items()}
-            kernel = KERNELS[kind](writer.layout(name, self.trained[name]), **options, vectors=lengths)
-            operands = [grad, *states, *given.values()]
-            writer.write(kind, kernel, name, operands, self.trained[name], also=range(2, 2 + len(states)))
+            layout = writer.layout(name, self.trained[name])
+            for part, rows in self._parts(writer, grad, self.trained[name]):
+                kernel = KERNELS[kind](replace(layout, part=part), **options, vectors=lengths)
+                operands = [rows, *states, *given.values()]
+                writer.write(kind, kernel, name, operands, self.trained[name], also=range(2, 2 + len(states)))
         for total in sums.values():
             writer.clear(total)
+
+    def _parts(
+        self, writer: InPlaceWriter, grad: Expr, piece: tuple[int, Sequence[int]] | None
+    ) -> list[tuple[tuple[int, int] | None, Expr]]:
+        """The parts of a parameter that are updated one by one: of a large product, as many rows at a time as fit
+        ``LARGE_GRADIENT``, so that no more of its gradient has to exist at once (:class:`SplitGradients`)."""
+        shape, size = shape_of(grad), bytes_of(grad)
+        is_product = op_name(writer.made(grad)) == "pock.matmul" and len(shape) == 2
+        if size <= LARGE_GRADIENT or not is_product or piece is not None or self.clip_norm is not None:
+            return [(None, grad)]
+        rows = max(
+            n for n in range(1, shape[0] + 1) if shape[0] % n == 0 and (n == 1 or n * size <= LARGE_GRADIENT * shape[0])
+        )
+        if rows < FEWEST_ROWS:
+            return [(None, grad)]
+        bounds = [(first, first + rows) for first in range(0, shape[0], rows)]
+        return [(bound, writer.emit(R.strided_slice(grad, [0], [bound[0]], [bound[1]]))) for bound in bounds]
 
     def _unscaled(
         self, writer: InPlaceWriter, grad: Expr, piece: tuple[int, Sequence[int]] | None

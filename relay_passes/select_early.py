@@ -47,10 +47,10 @@ class SelectEarly:
         values = {binding.var: binding.value for binding in bindings_of(func)}
         whole = constant_vars(func, self.trained) if self.trained else set()
         narrowed = _narrowed(func, whole)
-        selected: dict[tuple[relax.Var, _Selection], relax.Var] = {}
+        selected: dict[tuple[relax.Var, Selection], relax.Var] = {}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
-            old, own = values[var], _own(values[var])
+            old, own = values[var], selection_of(values[var])
             if var in narrowed:
                 demands = _demands(old, narrowed[var], whole) or []
             elif own is not None:
@@ -76,24 +76,24 @@ class SelectEarly:
 
 
 @dataclass(frozen=True)
-class _Selection:
+class Selection:
     """The positions ``first`` to ``end`` (not included) along an axis, counted from the front."""
 
     axis: int
     first: int
     end: int
 
-    def along(self, axis: int) -> _Selection:
-        return _Selection(axis, self.first, self.end)
+    def along(self, axis: int) -> Selection:
+        return Selection(axis, self.first, self.end)
 
     def of(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of what is selected."""
         return (*shape[: self.axis], self.end - self.first, *shape[self.axis + 1 :])
 
 
-def _narrowed(func: relax.Function, whole: Collection[relax.Var]) -> dict[relax.Var, _Selection]:
+def _narrowed(func: relax.Function, whole: Collection[relax.Var]) -> dict[relax.Var, Selection]:
     """The values of which all readers select the same positions, and which can be computed for these alone."""
-    wanted: dict[relax.Var, set[_Selection | None]] = {var: {None} for var in used_vars(func.body.body)}
+    wanted: dict[relax.Var, set[Selection | None]] = {var: {None} for var in used_vars(func.body.body)}
     narrowed = {}
     for binding in reversed(bindings_of(func)):
         var, value = binding.var, binding.value
@@ -102,7 +102,7 @@ def _narrowed(func: relax.Function, whole: Collection[relax.Var]) -> dict[relax.
         if selection is not None and demands is not None:
             narrowed[var] = selection
         else:
-            own = _own(value)
+            own = selection_of(value)
             demands = [own] if own is not None else []
         for index, field, arg in operands(value):
             for used in [arg] if isinstance(arg, relax.Var) else used_vars(arg):
@@ -110,7 +110,7 @@ def _narrowed(func: relax.Function, whole: Collection[relax.Var]) -> dict[relax.
     return narrowed
 
 
-def _own(value: Expr) -> _Selection | None:
+def selection_of(value: Expr) -> Selection | None:
     """The selection that an operator is: an index, or a slice without steps along one axis."""
     if op_name(value) == "relax.take" and value.attrs.axis is not None:
         index = constant_value(value.args[1])
@@ -120,7 +120,7 @@ def _own(value: Expr) -> _Selection | None:
         axis, first = int(value.attrs.axis) % rank, int(index.reshape(()))
         extent = shape_of(value.args[0])[axis]
         first += extent if first < 0 else 0
-        return _Selection(axis, first, first + 1) if 0 <= first < extent else None
+        return Selection(axis, first, first + 1) if 0 <= first < extent else None
     if op_name(value) != "relax.strided_slice":
         return None
     shape, taken = shape_of(value.args[0]), shape_of(value)
@@ -133,18 +133,18 @@ def _own(value: Expr) -> _Selection | None:
         return None
     axis, first = cut[0]
     first = min(max(first + shape[axis] if first < 0 else first, 0), shape[axis])
-    return _Selection(axis, first, first + taken[axis])
+    return Selection(axis, first, first + taken[axis])
 
 
-def _demands(value: Expr, selection: _Selection, whole: Collection[relax.Var]) -> list[_Selection | None] | None:
+def _demands(value: Expr, selection: Selection, whole: Collection[relax.Var]) -> list[Selection | None] | None:
     """What positions of each operand a call needs to compute a selection of its result: None for all of them.
 
     None altogether where the operator does not treat the positions apart.
     """
-    if not isinstance(value, relax.Call) or _own(value) is not None:
+    if not isinstance(value, relax.Call) or selection_of(value) is not None:
         return None
     name, shape = op_name(value), shape_of(value) if isinstance(value.ty, relax.TensorType) else ()
-    found: list[_Selection | None] | None = None
+    found: list[Selection | None] | None = None
     if name in ELEMENTWISE or name in ("pock.normalize", "relax.nn.softmax", "relax.nn.log_softmax"):
         if name in ELEMENTWISE or selection.axis not in _shared_axes(value, len(shape)):
             found = [_broadcast(arg, selection, len(shape)) for arg in value.args]
@@ -167,7 +167,7 @@ def _shared_axes(call: relax.Call, rank: int) -> list[int]:
     return [axis % rank for axis in axes]
 
 
-def _broadcast(arg: Expr, selection: _Selection, rank: int) -> _Selection | None:
+def _broadcast(arg: Expr, selection: Selection, rank: int) -> Selection | None:
     """A selection of the result as one of an operand that may be broadcast to it."""
     if not isinstance(arg.ty, relax.TensorType):
         return None
@@ -176,9 +176,9 @@ def _broadcast(arg: Expr, selection: _Selection, rank: int) -> _Selection | None
     return selection.along(axis) if axis >= 0 and shape[axis] != 1 else None
 
 
-def _of_product(call: relax.Call, selection: _Selection, rank: int) -> list[_Selection | None]:
+def _of_product(call: relax.Call, selection: Selection, rank: int) -> list[Selection | None]:
     """Rows are those of the first operand, columns those of the second; the axes before them are those of both."""
-    demands: list[_Selection | None] = []
+    demands: list[Selection | None] = []
     for index, arg in enumerate(call.args):
         if selection.axis < rank - 2:
             demands.append(_broadcast(arg, selection, rank))

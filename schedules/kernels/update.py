@@ -1,7 +1,8 @@
 """What an optimizer does to a parameter, in place.
 
 Each builder makes a PrimFunc over one parameter. Where only a piece of it is trained, ``channels`` gives the position
-of each trained slice along ``axis``, and gradient and states have the shape of the piece.
+of each trained slice along ``axis``, and gradient and states have the shape of the piece. Where a parameter is updated
+part by part, the gradient has the shape of the part alone.
 """
 
 from __future__ import annotations
@@ -26,13 +27,24 @@ class Layout:
     dtype: str
     axis: int | None = None
     count: int = 0
+    part: tuple[int, int] | None = None
+    """The rows, from the first to that before the last, that one of several updates is of."""
 
     @property
     def piece(self) -> tuple[int, ...]:
-        """The shape of the trained piece: of gradient and states."""
+        """The shape of the trained piece: of the states."""
         if self.axis is None:
             return self.shape
         return (*self.shape[: self.axis], self.count, *self.shape[self.axis + 1 :])
+
+    @property
+    def updated(self) -> tuple[int, ...]:
+        """The shape of what one update is of: of the gradient."""
+        return self.piece if self.part is None else (self.part[1] - self.part[0], *self.piece[1:])
+
+    def shape_of(self, operand: str) -> tuple[int, ...]:
+        """The shape of the weight, its gradient, or a state."""
+        return {"weight": self.shape, "gradient": self.updated}.get(operand, self.piece)
 
 
 LANES = 16  # elements of one vector operation; LLVM splits them where the target's vectors are shorter
@@ -135,10 +147,10 @@ def elementwise_update(
 ) -> tirx.PrimFunc:
     """A PrimFunc that updates ``weight`` and some of ``operands`` element by element.
 
-    Parameters, in order: ``weight``; the ``operands``, each in the shape of the piece; the ``vectors``, float, of the
-    given length; ``channels``, int32 [count], for a piece. ``body`` maps the values at one element to assignments, made
-    in order: what is read after it was assigned is the new value. It gets a vector whole, except ``scale``, which has
-    an element for each of the last axis.
+    Parameters, in order: ``weight``; the ``operands``, each in the shape of the piece, the gradient in that of the
+    part; the ``vectors``, float, of the given length; ``channels``, int32 [count], for a piece. ``body`` maps the
+    values at one element to assignments, made in order: what is read after it was assigned is the new value. It gets a
+    vector whole, except ``scale``, which has an element for each of the last axis.
 
     It comes scheduled, as rows of vectors: the schedule primitives refuse blocks that write what they read.
     """
@@ -147,31 +159,32 @@ def elementwise_update(
         T.func_name(name)
         # Opaque: FuseTIR cannot fuse calls that write two operands in place.
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
-        params = {"weight": T.arg("weight", T.Buffer(_int64(layout.shape), layout.dtype))}
-        params |= {operand: T.arg(operand, T.Buffer(_int64(layout.piece), layout.dtype)) for operand in operands}
+        params = {
+            operand: T.arg(operand, T.Buffer(_int64(layout.shape_of(operand)), layout.dtype))
+            for operand in ("weight", *operands)
+        }
         whole = {vector: T.arg(vector, T.Buffer(_int64([length]), layout.dtype)) for vector, length in vectors.items()}
         channels = T.arg("channels", T.Buffer(_int64([layout.count]), "int32")) if layout.axis is not None else None
         flat = {
-            operand: T.decl_buffer(
-                (math.prod(layout.shape if operand == "weight" else layout.piece),), layout.dtype, data=buffer.data
-            )
+            operand: T.decl_buffer((math.prod(layout.shape_of(operand)),), layout.dtype, data=buffer.data)
             for operand, buffer in params.items()
         }
+        before = layout.part[0] * math.prod(layout.piece[1:]) if layout.part is not None else 0
 
         def at_element(row: tirx.Expr, column: tirx.Expr) -> None:
-            place = row * inner + column
-            weight_place = place
+            own = row * inner + column
+            place = weight_place = own + before if before else own
             if channels is not None and layout.axis is not None:
                 outer, index = tirx.indexdiv(row, per_row), tirx.indexmod(row, per_row)
                 weight_place = (outer * layout.shape[layout.axis] + channels[index]) * inner + column
-            places = {operand: weight_place if operand == "weight" else place for operand in flat}
+            places = dict.fromkeys(flat, place) | {"weight": weight_place, "gradient": own}
             values = {operand: buffer[places[operand]] for operand, buffer in flat.items()} | whole
             if "scale" in whole:
                 values["scale"] = whole["scale"][column]
             for target, value in body(values).items():
                 T.buffer_store(flat[target], value, [places[target]])
 
-        run = T.parallel if math.prod(layout.piece) > SMALL else T.serial
+        run = T.parallel if math.prod(layout.updated) > SMALL else T.serial
         with run(rows) as row:
             if inner >= LANES:
                 with T.serial(inner // LANES) as vector, T.vectorized(LANES) as lane:
@@ -187,7 +200,7 @@ def _rows(layout: Layout, by_channel: bool) -> tuple[int, int, int]:
     long. ``by_channel``: a row is the last axis."""
     if layout.axis is not None:
         return math.prod(layout.piece[: layout.axis + 1]), layout.count, math.prod(layout.piece[layout.axis + 1 :])
-    size = math.prod(layout.shape)
+    size = math.prod(layout.updated)
     if by_channel:
         return size // layout.shape[-1], 1, layout.shape[-1]
     inner = next((extent for extent in (4096, 1024, 256, 64) if size % extent == 0), size)

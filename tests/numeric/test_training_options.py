@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import pock_tvm as pock
+from relay_passes import append_update
 from tests.numeric.parity import TORCH_OPTIMIZERS, assert_parity
 from tests.pock_tvm.networks import small
 
@@ -43,6 +44,33 @@ def batches(target: Callable[[np.random.Generator], np.ndarray]):
 def test_optimizers_equal_pytorch(name: str, monkeypatch) -> None:
     monkeypatch.setitem(TORCH_OPTIMIZERS, name, OPTIMIZERS[name])
     assert_parity(small(4), batches(lambda rng: rng.integers(0, 5, 4)), scheme=SCHEME, optimizer=name, lr=0.02)
+
+
+@pytest.mark.parametrize("name", ["decay", "AdamW"])
+def test_large_gradients_part_by_part_equal_pytorch(name: str, monkeypatch) -> None:
+    """Each part of the weight's gradient is made and used before the next one exists."""
+    monkeypatch.setitem(TORCH_OPTIMIZERS, name, OPTIMIZERS[name])
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 512, bias=False))
+    exported = torch.export.export(model.eval(), (torch.randn(2, 3, 24),))
+
+    def make(rng: np.random.Generator):
+        shapes = (2, 3, 24), (2, 3, 512)
+        return [
+            ([rng.standard_normal(shapes[0], "float32")], rng.standard_normal(shapes[1], "float32")) for _ in range(3)
+        ]
+
+    options = {"scheme": pock.Scheme.full(), "loss": "mse", "optimizer": name, "lr": 0.1}
+    whole = assert_parity(exported, make, **options)
+    monkeypatch.setattr(append_update, "LARGE_GRADIENT", 4 * 512 * 16)
+    monkeypatch.setattr(append_update, "FEWEST_ROWS", 8)
+    parts = assert_parity(exported, make, **options)
+    updates = [
+        sum(kernel.startswith(("sgd", "adam")) for kernel, _ in program.manifest["entries"]["train_step"]["calls"])
+        for program in (whole, parts)
+    ]
+    assert updates == [3, 2 + 4], "the 40 x 512 gradient is made 10 rows at a time"
+    assert parts.memory()["arena"] < whole.memory()["arena"] - 4 * 512 * 20
 
 
 LOSSES: dict[str, tuple[pock.Loss, Callable[[np.random.Generator], np.ndarray]]] = {

@@ -24,6 +24,7 @@ from relay_passes import (
     SelectEarly,
     SimplifyMasks,
     SimplifyMovement,
+    SplitGradients,
     StorePermuted,
     UnifyProducts,
 )
@@ -227,6 +228,28 @@ def test_nothing_is_selected_across_positions_or_from_trained_parameters() -> No
     biased = function({"x": (4, 7), "b": (7,)}, lambda emit, x, b: emit(R.take(emit(x + b), first, axis=1)))
     assert operators(SelectEarly(["b"])(biased))[0] == "relax.add"
     assert operators(SelectEarly()(biased))[0] == "relax.strided_slice"
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+def test_a_product_of_which_rows_are_read_is_made_part_by_part(transpose_a: bool) -> None:
+    def body(also: Callable[..., Any]) -> Callable[..., Any]:
+        def parts(emit, a, b):
+            y = emit(matmul(a, b, transpose_a=transpose_a, transpose_b=False))
+            return relax.Tuple(
+                [emit(R.exp(emit(R.strided_slice(y, [0], [at], [at + 2])))) for at in (0, 2)] + also(emit, y)
+            )
+
+        return parts
+
+    shapes = {"a": (3, 4) if transpose_a else (4, 3), "b": (3, 5)}
+    mod = function(shapes, body(lambda _emit, _y: []))
+    split = SplitGradients()(mod)
+    assert operators(split) == ["relax.strided_slice", "pock.matmul"] * 2 + ["relax.exp"] * 2
+    for made, expected in zip(run(split), run(mod), strict=True):
+        np.testing.assert_allclose(made, expected, rtol=1e-5)
+    for other in (lambda emit, y: [emit(R.sum(y))], lambda emit, y: [emit(R.strided_slice(y, [1], [0], [1]))]):
+        whole = function(shapes, body(other))
+        assert operators(SplitGradients()(whole)) == operators(whole)
 
 
 def test_padding_moves_into_the_convolution() -> None:

@@ -98,3 +98,29 @@ def _check(name: str, layout: Layout, scale: dict[str, np.ndarray]) -> None:
     )
     for actual, wanted in zip([weight, *operands[1:]], [expected, *states], strict=True):
         assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "part"), [((64, 65), (16, 48)), ((3, 33), (1, 2)), ((6, 256), (4, 6)), ((5,), (0, 3))]
+)
+@pytest.mark.parametrize("name", ["sgd", "sgd, momentum", "adamw"])
+def test_update_of_a_part(name: str, shape: tuple[int, ...], part: tuple[int, int]) -> None:
+    """Weight and states are whole, the gradient has the rows of the part: nothing else changes."""
+    build, options, reference, count, vectors = UPDATES[name]
+    layout = Layout(shape, "float32", part=part)
+    weight, gradient, *states = noise(name, shape, layout.updated, *[shape] * (count - 1))
+    for square in states[1:]:
+        square *= square
+    rows = slice(*part)
+    expected = doubles(weight, *states)
+    factor = vectors.get("clip", [1])[0]
+    changed = reference(
+        expected[0][rows], factor * doubles(gradient)[0], *(state[rows] for state in expected[1:]), **options
+    )
+    for whole, new in zip(expected, changed, strict=True):
+        whole[rows] = new
+    lengths = {vector: len(values) for vector, values in vectors.items()}
+    given = (np.array(values, "float32") for values in vectors.values())
+    built(build(layout, **options, vectors=lengths))(weight, gradient, *states, *given)
+    for actual, wanted in zip([weight, *states], expected, strict=True):
+        assert_close(actual, wanted)
