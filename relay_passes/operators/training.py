@@ -73,6 +73,17 @@ def _winograd_weight_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType((winograd_kernels.TILE**2, *shape_of(call.args[0])[2:]), dtype_of(call.args[0]))
 
 
+def _winograd_gradient_type(call: relax.Call) -> relax.TensorType:
+    batch, height, width, channels = shape_of(call.args[0])
+    count = batch * winograd_kernels.tiles(height) * winograd_kernels.tiles(width)
+    return relax.TensorType((winograd_kernels.TILE**2, count, channels), dtype_of(call.args[0]))
+
+
+def _winograd_weight_gradient_type(call: relax.Call) -> relax.TensorType:
+    taps = winograd_kernels.TAPS
+    return relax.TensorType((taps, taps, *shape_of(call.args[0])[1:]), dtype_of(call.args[0]))
+
+
 def _winograd_output_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType(attributes_of(call)["shape"], dtype_of(call.args[0]))
 
@@ -116,4 +127,13 @@ winograd_weight = register_operator(
 )
 winograd_output = register_operator(
     "pock.winograd_output", ["products"], _winograd_output_type, winograd_kernels.transform_output
+)
+winograd_gradient = register_operator(
+    "pock.winograd_gradient", ["grad"], _winograd_gradient_type, winograd_kernels.transform_gradient
+)
+winograd_weight_gradient = register_operator(
+    "pock.winograd_weight_gradient",
+    ["products"],
+    _winograd_weight_gradient_type,
+    winograd_kernels.transform_weight_gradient,
 )

@@ -2,19 +2,22 @@
 
 A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.1. Of the members of the
 family this one adds and subtracts only, and rounds no worse than the convolution itself. Positions in a tile of 4 x 4
-are numbered row by row; tiles overlap by two rows and columns.
+are numbered row by row; tiles overlap by two rows and columns. The weight gradient is that of the algorithm: sums over
+the tiles of products of the same 16 positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Iterable, Sequence
 
 from tvm import te, tirx
 
 from .conv2d import pad_spatial
 
-STEP, TILE = 2, 4
-"""Results of a tile along an axis, and inputs."""
+STEP, TILE, TAPS = 2, 4, 3
+"""Results of a tile along an axis, its inputs, and the weights."""
 
 
 def tiles(extent: int) -> int:
@@ -32,22 +35,61 @@ def tiles_of_image(size: Sequence[int], padding: Sequence[int]) -> tuple[int, in
 def transform_weight(weight: te.Tensor) -> te.Tensor:
     """``U = G W G^T``: weight [3, 3, I, O] to [16, I, O]."""
     _, _, inputs, outputs = weight.shape
-    # Rows of G: (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2, (0, 0, 1).
-    r, s = te.reduce_axis((0, 3), name="r"), te.reduce_axis((0, 3), name="s")
+    r, s = te.reduce_axis((0, TAPS), name="r"), te.reduce_axis((0, TAPS), name="s")
 
-    def factor(position: tirx.Expr, tap: tirx.Expr) -> tirx.Expr:
-        one, half, zero = (tirx.const(value, weight.dtype) for value in (1, 0.5, 0))
-        middle = tirx.Select(tirx.all(position == 2, tap == 1), -half, half)
-        first, last = tirx.Select(tap == 0, one, zero), tirx.Select(tap == 2, one, zero)
-        return tirx.Select(position == 0, first, tirx.Select(position == TILE - 1, last, middle))
+    def transformed(t: tirx.Expr, i: tirx.Expr, o: tirx.Expr) -> tirx.Expr:
+        row, column = _g(tirx.indexdiv(t, TILE), r, weight.dtype), _g(tirx.indexmod(t, TILE), s, weight.dtype)
+        return te.sum(weight(r, s, i, o) * row * column, axis=[r, s])
 
-    return te.compute(
-        (TILE * TILE, inputs, outputs),
-        lambda t, i, o: te.sum(
-            weight(r, s, i, o) * factor(tirx.indexdiv(t, TILE), r) * factor(tirx.indexmod(t, TILE), s), axis=[r, s]
-        ),
-        name="winograd_weight",
-    )
+    return te.compute((TILE * TILE, inputs, outputs), transformed, name="winograd_weight")
+
+
+def transform_weight_gradient(products: te.Tensor) -> te.Tensor:
+    """``dW = G^T dU G``: the gradient of the transformed weight, [16, I, O], to that of the weight, [3, 3, I, O]."""
+    _, inputs, outputs = products.shape
+    p, q = te.reduce_axis((0, TILE), name="p"), te.reduce_axis((0, TILE), name="q")
+
+    def transformed(r: tirx.Expr, s: tirx.Expr, i: tirx.Expr, o: tirx.Expr) -> tirx.Expr:
+        factor = _g(p, r, products.dtype) * _g(q, s, products.dtype)
+        return te.sum(products(p * TILE + q, i, o) * factor, axis=[p, q])
+
+    return te.compute((TAPS, TAPS, inputs, outputs), transformed, name="winograd_weight_gradient")
+
+
+def _g(position: tirx.Expr, tap: tirx.Expr, dtype: str) -> tirx.Expr:
+    """G: rows (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2, (0, 0, 1)."""
+    one, half, zero = (tirx.const(value, dtype) for value in (1, 0.5, 0))
+    middle = tirx.Select(tirx.all(position == 2, tap == 1), -half, half)
+    first, last = tirx.Select(tap == 0, one, zero), tirx.Select(tap == TAPS - 1, one, zero)
+    return tirx.Select(position == 0, first, tirx.Select(position == TILE - 1, last, middle))
+
+
+def transform_gradient(grad: te.Tensor) -> te.Tensor:
+    """``dM = A dY A^T``: the gradient of the result, [N, H, W, O], to that of the products, [16, N * tiles, O]."""
+    batch, height, width, channels = (int(extent) for extent in grad.shape)
+    high, wide = tiles(height), tiles(width)
+    grad = pad_spatial(grad, [0, 0, STEP * high - height, STEP * wide - width])
+
+    def terms(position: tirx.Expr) -> list[tuple[tirx.Expr, tirx.Expr]]:
+        """The inputs of a row of A: y0, y0 + y1, y0 - y1, -y1."""
+        one, zero = tirx.const(1, grad.dtype), tirx.const(0, grad.dtype)
+        first = tirx.Select(position == TILE - 1, zero, one)
+        return [(0, first), (1, tirx.Select(position == 0, zero, tirx.Select(position == 1, one, -one)))]
+
+    def transformed(t: tirx.Expr, p: tirx.Expr, o: tirx.Expr) -> tirx.Expr:
+        n, y, z = tirx.indexdiv(p, high * wide), tirx.indexmod(tirx.indexdiv(p, wide), high), tirx.indexmod(p, wide)
+        return _sum(
+            grad(n, y * STEP + row, z * STEP + column, o) * (row_factor * factor)
+            for row, row_factor in terms(tirx.indexdiv(t, TILE))
+            for column, factor in terms(tirx.indexmod(t, TILE))
+        )
+
+    return te.compute((TILE * TILE, batch * high * wide, channels), transformed, name="winograd_gradient")
+
+
+def _sum(terms: Iterable[tirx.Expr]) -> tirx.Expr:
+    """Without the zero that ``sum`` starts with."""
+    return functools.reduce(operator.add, terms)
 
 
 def transform_input(x: te.Tensor, *, padding: Sequence[int]) -> te.Tensor:
@@ -67,12 +109,11 @@ def transform_input(x: te.Tensor, *, padding: Sequence[int]) -> te.Tensor:
 
     def transformed(t: tirx.Expr, p: tirx.Expr, i: tirx.Expr) -> tirx.Expr:
         n, y, z = tirx.indexdiv(p, high * wide), tirx.indexmod(tirx.indexdiv(p, wide), high), tirx.indexmod(p, wide)
-        total = None
-        for row, row_sign in terms(tirx.indexdiv(t, TILE)):
-            for column, sign in terms(tirx.indexmod(t, TILE)):
-                term = x(n, y * STEP + row, z * STEP + column, i) * (row_sign * sign)
-                total = term if total is None else total + term
-        return total
+        return _sum(
+            x(n, y * STEP + row, z * STEP + column, i) * (row_sign * sign)
+            for row, row_sign in terms(tirx.indexdiv(t, TILE))
+            for column, sign in terms(tirx.indexmod(t, TILE))
+        )
 
     return te.compute((TILE * TILE, batch * high * wide, channels), transformed, name="winograd_input")
 
@@ -90,11 +131,10 @@ def transform_output(products: te.Tensor, *, shape: Sequence[int]) -> te.Tensor:
     def result(n: tirx.Expr, h: tirx.Expr, w: tirx.Expr, o: tirx.Expr) -> tirx.Expr:
         row, column = tirx.indexmod(h, STEP), tirx.indexmod(w, STEP)
         tile = (n * high + tirx.indexdiv(h, STEP)) * wide + tirx.indexdiv(w, STEP)
-        total = None
-        for k in range(3):
-            for m in range(3):
-                term = products((row + k) * TILE + column + m, tile, o) * (sign(row, k) * sign(column, m))
-                total = term if total is None else total + term
-        return total
+        return _sum(
+            products((row + k) * TILE + column + m, tile, o) * (sign(row, k) * sign(column, m))
+            for k in range(TAPS)
+            for m in range(TAPS)
+        )
 
     return te.compute(tuple(shape), result, name="winograd_output")

@@ -11,7 +11,7 @@ from tvm.relax import op as R
 from relay_passes import ChooseKernels, NameKernels, PlanArena, Recompute, ScaleResults, StraightenProducts, Winograd
 from relay_passes.errors import PassError
 from relay_passes.ir import bindings_of, op_name, used_vars
-from relay_passes.operators.training import conv2d_data_gradient, matmul
+from relay_passes.operators.training import conv2d_data_gradient, conv2d_weight_gradient, matmul
 from relay_passes.plan_arena import Memory, lower_bound
 from relay_passes.recompute import recomputed
 from schedules.cpu import Traits
@@ -161,16 +161,33 @@ def gradient(emit, dy, w):
     return emit(conv2d_data_gradient(dy, w, **geometry, size=[7, 9]))
 
 
-@pytest.mark.parametrize("make", [convolution, gradient])
+def weight_gradient(emit, x, dy):
+    geometry = {"strides": [1, 1], "padding": [1, 0, 1, 2], "dilation": [1, 1], "groups": 1}
+    return emit(conv2d_weight_gradient(x, dy, **geometry, kernel_size=[3, 3]))
+
+
 @pytest.mark.parametrize("batch", [1, 3])
-def test_frozen_3x3_convolutions_become_products(make, batch) -> None:
-    mod = function({"x": (batch, 7, 9, 33), "w": (3, 3, 33, 33)}, make)
-    fast = Winograd(["w"], fewest_multiplications=0)(mod)
-    assert operators(Winograd(["w"])(mod)) == operators(mod)
+@pytest.mark.parametrize(
+    ("make", "second", "frozen"),
+    [
+        (convolution, (3, 3, 33, 40), True),
+        (convolution, (3, 3, 33, 40), False),
+        (gradient, (3, 3, 40, 33), True),
+        (gradient, (3, 3, 40, 33), False),
+        (weight_gradient, None, False),
+    ],
+)
+def test_3x3_convolutions_become_products(make, second, frozen, batch) -> None:
+    shapes = (batch, 7, 9, 33), second or (batch, 7, 9, 40)
+    mod = function(dict(zip("xw", shapes, strict=True)), make)
+    always = {"fewest_multiplications": 0, "fewest_pixels": 0}
+    fast = Winograd(["w"] if frozen else [], **always)(mod)
     assert "pock.matmul" in operators(fast)
-    x, w = random((batch, 7, 9, 33), (3, 3, 33, 33))
-    np.testing.assert_allclose(run(fast, x, w), run(mod, x, w), rtol=1e-4, atol=1e-4)
-    assert operators(Winograd([])(mod)) == operators(mod)
+    x, w = random(*shapes)
+    np.testing.assert_allclose(run(fast, x, w), run(mod, x, w), rtol=1e-4, atol=1e-4 * np.abs(run(mod, x, w)).max())
+    for few in ({"fewest_multiplications": 10**9}, {} if frozen else {"fewest_pixels": 1000}):
+        if few:
+            assert operators(Winograd(["w"] if frozen else [], **(always | few))(mod)) == operators(mod)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from schedules.kernels.winograd import transform_input, transform_output, transform_weight
+from schedules.kernels.winograd import (
+    transform_gradient,
+    transform_input,
+    transform_output,
+    transform_weight,
+    transform_weight_gradient,
+)
 from tests.schedules.kernels import TRAITS, assert_close, doubles, noise, run
-from tests.schedules.test_products import conv2d_reference
+from tests.schedules.test_products import conv2d_reference, weight_gradient_reference
 
 CASES = {
     "one tile": ((1, 4, 4, 1), 1, (0, 0, 0, 0)),
@@ -29,3 +35,18 @@ def test_winograd(name: str, traits: str) -> None:
     weights = run(transform_weight, weight, traits=TRAITS[traits])
     products = np.matmul(images, weights)
     assert_close(run(transform_output, products, traits=TRAITS[traits], shape=expected.shape), expected, 1e-4)
+
+
+@pytest.mark.parametrize("traits", TRAITS)
+@pytest.mark.parametrize("name", CASES)
+def test_weight_gradient(name: str, traits: str) -> None:
+    shape, outputs, padding = CASES[name]
+    weight_shape = (3, 3, shape[3], outputs)
+    x, weight = noise(name, shape, weight_shape)
+    geometry = {"groups": 1, "strides": (1, 1), "dilation": (1, 1), "padding": padding}
+    (grad,) = noise(name, conv2d_reference(*doubles(x, weight), **geometry).shape)
+    expected = weight_gradient_reference(*doubles(x, grad), kernel_size=(3, 3), **geometry)
+    images = run(transform_input, x, traits=TRAITS[traits], padding=padding)
+    grads = run(transform_gradient, grad, traits=TRAITS[traits])
+    sums = np.matmul(images.transpose(0, 2, 1), grads)
+    assert_close(run(transform_weight_gradient, sums, traits=TRAITS[traits]), expected, 1e-4)
