@@ -1,7 +1,8 @@
-"""Scales the result of a product instead of a weight that changes every step."""
+"""Scales what a product makes, or reads, instead of a weight that changes every step."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ class ScaleResults:
     """Make ``conv2d(x, W * s)`` ``conv2d(x, W) * s``, where s scales output channels and W is one of ``live``.
 
     In, out: a dataflow function, channels last. Batch norm folded into a trained weight scales it in every step.
-    Scaling the result costs nothing, being part of the product's epilogue.
+    Scaling the result costs nothing, being part of the product's epilogue. For the data gradient s scales dY, where
+    that is smaller than W.
     """
 
     live: Collection[str]
@@ -31,13 +33,18 @@ class ScaleResults:
                 new = builder.emit(value, var.name)
                 made[new] = value
                 return new
-            if op_name(value) != "relax.nn.conv2d" or value.attrs.kernel_layout != "HWIO":
+            is_gradient = op_name(value) == "pock.conv2d_data_gradient"
+            if not is_gradient and (op_name(value) != "relax.nn.conv2d" or value.attrs.kernel_layout != "HWIO"):
                 return value
             x, weight = value.args
             scaled = made_by(made, weight)
             if scaled is None or not self._is_scaled_by_channel(scaled, shape_of(weight)):
                 return value
-            return builder.emit(relax.Call(value.op, [x, scaled.args[0]], value.attrs)) * scaled.args[1]
+            if not is_gradient:
+                return builder.emit(relax.Call(value.op, [x, scaled.args[0]], value.attrs)) * scaled.args[1]
+            if math.prod(shape_of(x)) >= math.prod(shape_of(weight)):
+                return value
+            return relax.Call(value.op, [builder.emit(x * scaled.args[1]), scaled.args[0]], value.attrs)
 
         return update_function(mod, self.function, eliminate_dead(rewrite(mod[self.function], visit)))
 

@@ -10,7 +10,7 @@ from tvm.relax import op as R
 
 from relay_passes import ChooseKernels, NameKernels, PlanArena, Recompute, ScaleResults, StraightenProducts, Winograd
 from relay_passes.errors import PassError
-from relay_passes.ir import bindings_of, op_name, used_vars
+from relay_passes.ir import bindings_of, op_name, shape_of, used_vars
 from relay_passes.operators.training import conv2d_data_gradient, conv2d_weight_gradient, matmul
 from relay_passes.plan_arena import Memory, lower_bound
 from relay_passes.recompute import recomputed
@@ -78,6 +78,19 @@ def test_a_live_weight_is_not_scaled(live, names) -> None:
     mod = function({"x": (1, 4, 4, 3), "w": (3, 3, 3, 5), "s": (5,)}, scaled)
     assert operators(ScaleResults(live)(mod)) == [f"relax.{name}" for name in names]
     np.testing.assert_allclose(run(ScaleResults(live)(mod)), run(mod), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "first"), [(2, (1, 2, 2, 5)), (9, (3, 3, 3, 5))])
+def test_the_smaller_operand_of_a_data_gradient_is_scaled(size, first) -> None:
+    def body(emit, dy, w, s):
+        geometry = {"strides": [1, 1], "padding": [1, 1, 1, 1], "dilation": [1, 1], "groups": 1, "size": [size, size]}
+        return emit(conv2d_data_gradient(dy, emit(w * s), **geometry))
+
+    mod = function({"dy": (1, size, size, 5), "w": (3, 3, 3, 5), "s": (5,)}, body)
+    made = ScaleResults(["w"])(mod)
+    assert operators(made) == ["relax.multiply", "pock.conv2d_data_gradient"]
+    assert shape_of(bindings_of(made["main"])[0].var) == first
+    np.testing.assert_allclose(run(made), run(mod), rtol=1e-4, atol=1e-5)
 
 
 def test_a_weight_scaled_otherwise_stays() -> None:
