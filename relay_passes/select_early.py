@@ -45,20 +45,14 @@ class SelectEarly:
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
         values = {binding.var: binding.value for binding in bindings_of(func)}
-        whole = constant_vars(func, self.trained) if self.trained else set()
-        narrowed = _narrowed(func, whole)
+        narrowed, demands = _plan(func, constant_vars(func, self.trained) if self.trained else set())
         selected: dict[tuple[relax.Var, Selection], relax.Var] = {}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
-            old, own = values[var], selection_of(values[var])
-            if var in narrowed:
-                demands = _demands(old, narrowed[var], whole) or []
-            elif own is not None:
-                demands = [own] + [None] * (len(old.args) - 1)
-            else:
+            if var not in demands:
                 return value
             args = list(value.args)
-            for index, (arg, selection) in enumerate(zip(old.args, demands, strict=True)):
+            for index, (arg, selection) in enumerate(zip(values[var].args, demands[var], strict=True)):
                 if selection is None or arg in narrowed:
                     continue
                 key = (args[index], selection)
@@ -66,7 +60,7 @@ class SelectEarly:
                     bounds = [selection.axis], [selection.first], [selection.end]
                     selected[key] = builder.emit(R.strided_slice(args[index], *bounds))
                 args[index] = selected[key]
-            if own is not None and var not in narrowed:
+            if var not in narrowed:  # the selection itself: nothing is left of it but an axis that it drops
                 return args[0] if shape_of(args[0]) == shape_of(var) else R.reshape(args[0], shape_of(var))
             if op_name(value) in RESHAPES:
                 return R.reshape(args[0], narrowed[var].of(shape_of(var)))
@@ -91,23 +85,30 @@ class Selection:
         return (*shape[: self.axis], self.end - self.first, *shape[self.axis + 1 :])
 
 
-def _narrowed(func: relax.Function, whole: Collection[relax.Var]) -> dict[relax.Var, Selection]:
-    """The values of which all readers select the same positions, and which can be computed for these alone."""
+Demands = list["Selection | None"]
+"""What positions of each operand a call reads: None for all of them."""
+
+
+def _plan(
+    func: relax.Function, whole: Collection[relax.Var]
+) -> tuple[dict[relax.Var, Selection], dict[relax.Var, Demands]]:
+    """The values of which all readers select the same positions, and which can be computed for these alone; and what
+    they, and the selections, read."""
     wanted: dict[relax.Var, set[Selection | None]] = {var: {None} for var in used_vars(func.body.body)}
-    narrowed = {}
+    narrowed, demands = {}, {}
     for binding in reversed(bindings_of(func)):
         var, value = binding.var, binding.value
         selection = next(iter(wanted[var])) if len(wanted.get(var, ())) == 1 and not is_kept(var) else None
-        demands = _demands(value, selection, whole) if selection is not None else None
-        if selection is not None and demands is not None:
-            narrowed[var] = selection
-        else:
-            own = selection_of(value)
-            demands = [own] if own is not None else []
+        own = selection_of(value)
+        read = _demands(value, selection, whole) if selection is not None and own is None else None
+        if selection is not None and read is not None:
+            narrowed[var], demands[var] = selection, read
+        elif own is not None:
+            demands[var] = [own] + [None] * (len(value.args) - 1)
         for index, field, arg in operands(value):
             for used in [arg] if isinstance(arg, relax.Var) else used_vars(arg):
-                wanted.setdefault(used, set()).add(demands[index] if field is None and index < len(demands) else None)
-    return narrowed
+                wanted.setdefault(used, set()).add(demands[var][index] if field is None and var in demands else None)
+    return narrowed, demands
 
 
 def selection_of(value: Expr) -> Selection | None:
@@ -136,15 +137,12 @@ def selection_of(value: Expr) -> Selection | None:
     return Selection(axis, first, first + taken[axis])
 
 
-def _demands(value: Expr, selection: Selection, whole: Collection[relax.Var]) -> list[Selection | None] | None:
-    """What positions of each operand a call needs to compute a selection of its result: None for all of them.
-
-    None altogether where the operator does not treat the positions apart.
-    """
-    if not isinstance(value, relax.Call) or selection_of(value) is not None:
+def _demands(value: Expr, selection: Selection, whole: Collection[relax.Var]) -> Demands | None:
+    """What a call reads to compute a selection of its result; None where it does not treat the positions apart."""
+    if not isinstance(value, relax.Call):
         return None
     name, shape = op_name(value), shape_of(value) if isinstance(value.ty, relax.TensorType) else ()
-    found: list[Selection | None] | None = None
+    found: Demands | None = None
     if name in ELEMENTWISE or name in ("pock.normalize", "relax.nn.softmax", "relax.nn.log_softmax"):
         if name in ELEMENTWISE or selection.axis not in _shared_axes(value, len(shape)):
             found = [_broadcast(arg, selection, len(shape)) for arg in value.args]
@@ -176,9 +174,9 @@ def _broadcast(arg: Expr, selection: Selection, rank: int) -> Selection | None:
     return selection.along(axis) if axis >= 0 and shape[axis] != 1 else None
 
 
-def _of_product(call: relax.Call, selection: Selection, rank: int) -> list[Selection | None]:
+def _of_product(call: relax.Call, selection: Selection, rank: int) -> Demands:
     """Rows are those of the first operand, columns those of the second; the axes before them are those of both."""
-    demands: list[Selection | None] = []
+    demands: Demands = []
     for index, arg in enumerate(call.args):
         if selection.axis < rank - 2:
             demands.append(_broadcast(arg, selection, rank))
