@@ -11,9 +11,7 @@ from tvm import relax
 from relay_passes.ir import Expr, bindings_of, bytes_of, is_kept, op_name, used_vars
 
 from .pipeline import Piece
-from .structure import Layer, Structure
-
-DATA_GRADIENTS = {"pock.conv2d_data_gradient": 1, "pock.matmul": 1, "relax.nn.conv2d": 1}
+from .structure import PRODUCTS, Layer, Structure, macs_of
 
 
 def layer_report(structure: Structure, trained: Mapping[str, Piece], step: relax.Function) -> list[dict[str, Any]]:
@@ -21,8 +19,8 @@ def layer_report(structure: Structure, trained: Mapping[str, Piece], step: relax
 
     ``step`` is the training function with its backward graph. An entry has ``name`` (of the weight, without its last
     part), ``kind``, ``weight`` and ``bias``: what of them is trained (``frozen``, ``full`` or ``k/n``),
-    ``forward_flops``, ``backward_flops`` (data and weight gradient) and ``saved_bytes``: what it keeps for the backward
-    graph, itself and everything up to the next layer.
+    ``forward_flops`` and ``backward_flops`` (data and weight gradient) of what the step computes of it, and
+    ``saved_bytes``: what it keeps for the backward graph, itself and everything up to the next layer.
     """
     layers = sorted(structure.layers, key=lambda layer: layer.position)
     uses, of_parameters = _products(step)
@@ -33,14 +31,15 @@ def layer_report(structure: Structure, trained: Mapping[str, Piece], step: relax
     for layer in layers:
         share = _share(layer.weight, structure, trained)
         gradients = share + (layer.weight in uses and uses[layer.weight].has_data_gradient)
+        macs = uses[layer.weight].macs if layer.weight in uses else layer.macs
         rows.append(
             {
                 "name": layer.weight.rpartition(".")[0] or layer.weight,
                 "kind": layer.kind,
                 "weight": _trained(layer.weight, structure, trained),
                 "bias": _bias(layer, layers, structure, trained),
-                "forward_flops": 2 * layer.macs,
-                "backward_flops": int(2 * layer.macs * gradients),
+                "forward_flops": 2 * macs,
+                "backward_flops": int(2 * macs * gradients),
                 "saved_bytes": saved[names.index(layer.weight)] if layer.weight in names else 0,
             }
         )
@@ -50,8 +49,9 @@ def layer_report(structure: Structure, trained: Mapping[str, Piece], step: relax
 class _Product:
     """Where the training function multiplies by a weight."""
 
-    def __init__(self, forward: int) -> None:
+    def __init__(self, forward: int, macs: int) -> None:
         self.forward = forward
+        self.macs = macs
         self.has_data_gradient = False
 
 
@@ -67,13 +67,12 @@ def _products(step: relax.Function) -> tuple[dict[str, _Product], set[relax.Var]
         read = used_vars(value)
         if read and all(var in roots and var not in inputs for var in read):
             roots[binding.var] = frozenset().union(*(roots[var] for var in read))
-        operand = DATA_GRADIENTS.get(op_name(value))
-        weight = value.args[operand] if operand is not None else None
+        weight = value.args[1] if op_name(value) in PRODUCTS else None
         for name in roots.get(weight, frozenset()) if isinstance(weight, relax.Var) else ():
             if name in found:
                 found[name].has_data_gradient = True
             else:
-                found[name] = _Product(position)
+                found[name] = _Product(position, macs_of(value))
     return found, set(roots) - inputs
 
 

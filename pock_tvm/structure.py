@@ -79,6 +79,19 @@ class Structure:
         return [name for name, at in self.first_use.items() if at >= position]
 
 
+PRODUCTS = ("relax.nn.conv2d", "pock.matmul", "pock.conv2d_data_gradient")
+"""What multiplies by a weight, its second operand, in a forward pass; the last one as a transposed convolution."""
+
+
+def macs_of(product: relax.Call) -> int:
+    """How many multiplications one of ``PRODUCTS`` stands for."""
+    x, weight = product.args
+    if op_name(product) == "pock.matmul":
+        return math.prod(shape_of(product)) * shape_of(weight)[-1 if product.attrs["transpose_b"] else -2]
+    pixels = shape_of(x if op_name(product) == "pock.conv2d_data_gradient" else product)
+    return math.prod(pixels) * math.prod(shape_of(weight)[:3])
+
+
 def structure_of(model: Model) -> Structure:
     """Read the structure of a model."""
     return _Reader(model, tvm.transform.Sequential(canonicalise())(model.module)["main"]).read()
@@ -118,7 +131,7 @@ class _Reader:
                     continue
                 name, axes = self.behind[arg]
                 roles.setdefault(name, _role(value, operand))
-                layer = self._layer(value, operand, name, position, binding.var)
+                layer = self._layer(value, operand, name, position)
                 if layer is not None:
                     layers.append(layer)
                 found = _channels(value, operand, shape_of(arg), axes, layer)
@@ -163,17 +176,15 @@ class _Reader:
             self.behind[binding.var] = self.behind[source]
         return True
 
-    def _layer(self, value: relax.Call, operand: int, name: str, position: int, result: relax.Var) -> Layer | None:
-        if operand != 1 or op_name(value) not in ("relax.nn.conv2d", "pock.matmul", "pock.conv2d_data_gradient"):
+    def _layer(self, value: relax.Call, operand: int, name: str, position: int) -> Layer | None:
+        if operand != 1 or op_name(value) not in PRODUCTS:
             return None
-        weight = shape_of(value.args[1])
+        weight, macs = shape_of(value.args[1]), macs_of(value)
         if op_name(value) == "pock.matmul":
-            reduced = weight[-1 if value.attrs["transpose_b"] else -2]
-            return Layer(name, "linear", (1, 1), math.prod(shape_of(result)) * reduced, position)
+            return Layer(name, "linear", (1, 1), macs, position)
         kernel = (weight[0], weight[1])
         if op_name(value) == "pock.conv2d_data_gradient":
-            return Layer(name, "conv", kernel, math.prod(shape_of(value.args[0])) * math.prod(weight[:3]), position)
-        macs = math.prod(shape_of(result)) * math.prod(weight[:3])
+            return Layer(name, "conv", kernel, macs, position)
         depthwise = weight[2] == 1 and int(value.attrs.groups) > 1
         return Layer(name, "depthwise" if depthwise else "1x1" if kernel == (1, 1) else "conv", kernel, macs, position)
 
@@ -199,7 +210,7 @@ def _channels(
 
 def _role(value: relax.Call, operand: int) -> str:
     name = op_name(value)
-    if operand == 1 and name in ("relax.nn.conv2d", "pock.matmul", "pock.conv2d_data_gradient"):
+    if operand == 1 and name in PRODUCTS:
         return "weight"
     if name in ("relax.take", "relax.index_tensor"):
         return "embedding"
