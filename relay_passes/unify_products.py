@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -9,7 +10,18 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
-from .ir import Expr, op_name, rewrite, shape_of, update_function
+from .ir import (
+    Expr,
+    bindings_of,
+    constant_value,
+    eliminate_dead,
+    is_kept,
+    op_name,
+    rewrite,
+    shape_of,
+    update_function,
+    used_vars,
+)
 from .operators.registry import plain
 from .operators.training import matmul
 
@@ -22,6 +34,8 @@ class UnifyProducts:
     In, out: a dataflow function. A transpose of the last two axes in front of a product becomes a flag of the product,
     except that of a parameter: parameters are stored transposed instead, once and for all. Those of ``live`` are an
     exception again: they change every step, and could not be stored transposed (a tied embedding is read both ways).
+    A number times an operand that only the product reads becomes the number times the product, as attention's scale:
+    it costs nothing there, being part of an epilogue, and nothing in the gradients either.
     """
 
     live: Collection[str] = ()
@@ -30,6 +44,8 @@ class UnifyProducts:
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
         made: dict[relax.Var, Expr] = {}
+        scaled: dict[relax.Var, tuple[Expr, Expr]] = {}
+        reads = Counter(var for binding in bindings_of(func) for var in used_vars(binding.value))
         parameters = {param for param in func.params if param.name not in self.live}
 
         def untransposed(operand: Expr) -> tuple[Expr, bool]:
@@ -42,6 +58,11 @@ class UnifyProducts:
             if op_name(value) == "relax.permute_dims":
                 new = builder.emit(value, var.name)
                 made[new] = value
+                return new
+            factors = _number_and_tensor(value)
+            if factors is not None and reads[var] == 1 and not is_kept(var):
+                new = builder.emit(value, var.name)
+                scaled[new] = factors
                 return new
             if (
                 op_name(value) == "relax.nn.conv1d"
@@ -59,10 +80,30 @@ class UnifyProducts:
                 if op_name(value) == "pock.matmul"
                 else [False] * 2
             )
-            (a, swap_a), (b, swap_b) = untransposed(a), untransposed(b)
-            return matmul(a, b, transpose_a=flags[0] ^ swap_a, transpose_b=flags[1] ^ swap_b)
+            numbers = [scaled[operand][0] for operand in (a, b) if operand in scaled]
+            (a, swap_a), (b, swap_b) = (untransposed(scaled.get(operand, (None, operand))[1]) for operand in (a, b))
+            product: Expr = matmul(a, b, transpose_a=flags[0] ^ swap_a, transpose_b=flags[1] ^ swap_b)
+            for number in numbers:
+                product = R.multiply(builder.emit(product), number)
+            return product
 
-        return update_function(mod, self.function, rewrite(func, visit))
+        return update_function(mod, self.function, eliminate_dead(rewrite(func, visit)))
+
+
+def _number_and_tensor(value: Expr) -> tuple[Expr, Expr] | None:
+    """The factors of a product of a tensor and a constant number, the number first."""
+    if op_name(value) != "relax.multiply":
+        return None
+    for number, tensor in (value.args, value.args[::-1]):
+        known = constant_value(number)
+        if (
+            known is not None
+            and known.size == 1
+            and known.ndim <= len(shape_of(tensor))
+            and isinstance(tensor, relax.Var)
+        ):
+            return number, tensor
+    return None
 
 
 def _swaps_last_two(value: relax.Call) -> bool:

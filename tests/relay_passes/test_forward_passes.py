@@ -310,3 +310,23 @@ def test_losses_are_refused_where_they_do_not_fit() -> None:
             AppendLoss(kind)(vector)
     with pytest.raises(PassError, match="no number 1"):
         AppendLoss("mse", output=1)(vector)
+
+
+def test_a_number_times_an_operand_scales_the_product() -> None:
+    """Attention's scale is part of an epilogue; a scaled operand that others read too stays."""
+    scale = relax.const(0.25, "float32")
+
+    def attention(emit, q, k):
+        return emit(R.matmul(emit(q * scale), emit(R.permute_dims(k, [0, 2, 1]))))
+
+    mod = function({"q": (2, 3, 4), "k": (2, 5, 4)}, attention)
+    scaled = UnifyProducts()(mod)
+    assert operators(scaled) == ["pock.matmul", "relax.multiply"]
+    np.testing.assert_allclose(run(scaled), run(mod), rtol=1e-5)
+
+    def read_twice(emit, q, k):
+        scaled = emit(q * scale)
+        return emit(emit(R.matmul(scaled, k)) + emit(R.sum(scaled)))
+
+    mod = function({"q": (2, 3, 4), "k": (2, 4, 5)}, read_twice)
+    assert operators(UnifyProducts()(mod))[:2] == ["relax.multiply", "pock.matmul"]
