@@ -177,7 +177,7 @@ def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
     Raises
     ------
     Unsuited
-        What comes behind gives another number of results: a tile of it is not a tile of the block's.
+        What comes behind gives results that the block does not have: no tile of the block's would write them.
     """
     last = None
     consumers = sch.get_consumers(block)
@@ -186,7 +186,7 @@ def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
         consumers = sch.get_consumers(last)
         if consumers:
             sch.compute_inline(last)
-    if last is not None and _results(sch, last) != _results(sch, block):
+    if last is not None and _has_more(_shape(sch, last), _shape(sch, block)):
         raise Unsuited("what comes behind is not element-wise")
     name = sch.get(block).name_hint
     while last is not None:
@@ -197,8 +197,15 @@ def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
     return last
 
 
-def _results(sch: s_tir.Schedule, block: SBlockRV) -> int:
-    return math.prod(int(extent) for extent in sch.get(block).writes[0].source.ty.shape)
+def _shape(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
+    return [int(extent) for extent in sch.get(block).writes[0].source.ty.shape]
+
+
+def _has_more(shape: Sequence[int], than: Sequence[int]) -> bool:
+    """Whether a result is longer than another along an axis; of one of another rank, whether its size differs."""
+    if len(shape) != len(than):
+        return math.prod(shape) != math.prod(than)
+    return any(extent > other for extent, other in zip(shape, than, strict=True))
 
 
 def register_tile(
