@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from tvm import IRModule, relax
 
-from relay_passes.ir import bindings_of, op_name, update_function
-from relay_passes.plan_arena import CALLS, Memory, place
+from relay_passes.ir import update_function
+from relay_passes.plan_arena import Memory, place
 from relay_passes.recompute import recomputed
 
 from .profile import kernel_costs, seconds
@@ -24,38 +24,45 @@ class BudgetError(Exception):
     """The smallest arena that a program can do with, in bytes."""
 
 
-def worthwhile(mod: IRModule, steps: Sequence[str], everything: Sequence[str]) -> IRModule:
+def kernel_seconds(mod: IRModule, everything: Sequence[str]) -> dict[str, float]:
+    """About how many seconds each kernel of a module takes; ``everything`` names what is no kernel."""
+    return {name: seconds(cost) for name, cost in kernel_costs(mod, everything).items()}
+
+
+def worthwhile(mod: IRModule, steps: Sequence[str], costs: Mapping[str, float]) -> IRModule:
     """The module with what saves much and costs next to nothing computed again in its training steps.
 
     An activation that is a factor times another one that is kept anyway, attention's weights beside its keys and
     queries: reading them again from memory would take as long.
     """
-    costs = _costs(mod, everything)
     for name in steps:
         mod = update_function(mod, name, _worthwhile(mod[name], costs))
     return mod
 
 
 def _worthwhile(func: relax.Function, costs: Mapping[str, float]) -> relax.Function:
-    best = current = func
-    size, total = _planned(func), _seconds(func, costs)
-    least, spent, misses = 1.0, 0.0, 0
+    best, size = func, _planned(func)
+    whole = found = recomputed(func, size, costs)  # a plan holds all that is in use: nothing is computed again
+    least, misses = 1.0, 0
     for share in SHARES:
-        found = recomputed(current, int(share * size), costs, (1 - share) / WORTH * total - spent)
-        current, spent = found.function, spent + found.seconds
-        score = _planned(current) / size + WORTH * spent / total
+        left = (1 + (1 - share) / WORTH) * whole.seconds - found.seconds
+        found = recomputed(found.function, int(share * size), costs, left)
+        score = _planned(found.function) / size + WORTH * (found.seconds / whole.seconds - 1)
         misses = 0 if score < least else misses + 1
         if score < least:
-            best, least = current, score
+            best, least = found.function, score
         if misses == 2:
             break
     return best
 
 
-def within_budget(mod: IRModule, steps: Sequence[str], everything: Sequence[str], budget: int) -> IRModule:
+def within_budget(
+    mod: IRModule, steps: Sequence[str], everything: Sequence[str], costs: Mapping[str, float], budget: int
+) -> IRModule:
     """The module with values computed again in its training steps, until its plan holds the budget.
 
-    ``steps`` are the functions that may compute again, ``everything`` all that share the arena. A plan may need a
+    ``steps`` are the functions that may compute again, ``everything`` all that share the arena, ``costs`` the seconds
+    that each kernel takes. A plan may need a
     little more than the most bytes in use: the difference is then taken off.
 
     Raises
@@ -63,7 +70,6 @@ def within_budget(mod: IRModule, steps: Sequence[str], everything: Sequence[str]
     BudgetError
         No recomputation brings the arena down to the budget.
     """
-    costs = _costs(mod, everything)
 
     def fitted(name: str, budget: int) -> tuple[relax.Function, int]:
         target, best = budget, (mod[name], _planned(mod[name]))
@@ -89,16 +95,6 @@ def within_budget(mod: IRModule, steps: Sequence[str], everything: Sequence[str]
     return mod
 
 
-def _costs(mod: IRModule, everything: Sequence[str]) -> dict[str, float]:
-    """About how many seconds each kernel takes."""
-    return {name: seconds(cost) for name, cost in kernel_costs(mod, everything).items()}
-
-
 def _planned(func: relax.Function) -> int:
     """The bytes of a function's arena."""
     return place(Memory(func).lifetimes()).size
-
-
-def _seconds(func: relax.Function, costs: Mapping[str, float]) -> float:
-    calls = [binding.value for binding in bindings_of(func) if op_name(binding.value) in CALLS]
-    return sum(costs.get(call.args[0].name_hint, 0.0) for call in calls)

@@ -43,7 +43,7 @@ from relay_passes.ir import shape_of
 from relay_passes.store_permuted import stored_of
 from schedules.cpu import Traits
 
-from .budget import within_budget, worthwhile
+from .budget import kernel_seconds, within_budget, worthwhile
 
 FORWARD, TRAIN, ACCUMULATE, PREDICT, PREPARE = "main", "train_step", "accumulate_step", "predict", "prepare"
 ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
@@ -183,9 +183,10 @@ def executors(
     # 8. Order, and compute again what is not worth keeping.
     phases.run("ordered", [NameKernels(everything), *(OrderUpdates(name) for name in everything)])
     steps = [name for name in (TRAIN, ACCUMULATE) if name in functions]
-    phases.mod = worthwhile(phases.mod, steps, everything)
+    costs = kernel_seconds(phases.mod, everything)
+    phases.mod = worthwhile(phases.mod, steps, costs)
     if budget is not None:
-        phases.mod = within_budget(phases.mod, steps, everything, budget)
+        phases.mod = within_budget(phases.mod, steps, everything, costs, budget)
     # 9. Plan.
     phases.run("planned", [PlanArena(name) for name in everything])
     results = {name: 1 if name in (TRAIN, ACCUMULATE) else None for name in everything}

@@ -18,7 +18,7 @@ from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels.transpose import square_lanes, transpose
 
 from .errors import PassError
-from .ir import Expr, bindings_of, dtype_of, op_name, shape_of
+from .ir import Expr, bindings_of, dtype_of, op_name, shape_of, slice_bounds
 from .operators.registry import attributes_of, plain
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -202,18 +202,9 @@ def _pad(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 
 def _strided_slice(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    x, axes, begin, end, *strides = call.args
-    numbers = [[int(field) for field in arg.fields] for arg in (begin, end, *strides)]
-    steps = numbers[2] if strides else [1] * len(numbers[0])
-    return _moved(
-        builder,
-        topi.strided_slice,
-        x,
-        begin=numbers[0],
-        end=numbers[1],
-        strides=steps,
-        axes=[int(axis) for axis in axes.fields],
-    )
+    axes, begin, end, strides = slice_bounds(call.args)
+    x = call.args[0]
+    return _moved(builder, topi.strided_slice, x, begin=begin, end=end, strides=strides, axes=axes)
 
 
 def _permute_dims(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

@@ -88,6 +88,21 @@ def constant_value(expr: Expr) -> np.ndarray | None:
     return expr.value.numpy() if isinstance(expr, Constant) else None
 
 
+def slice_bounds(args: Sequence[Expr]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """The axes, begins, ends and strides of a ``relax.strided_slice`` with these arguments."""
+    axes, begins, ends, *strides = (_integers(arg) for arg in args[1:])
+    return axes, begins, ends, strides[0] if strides else [1] * len(axes)
+
+
+def _integers(expr: Expr) -> list[int]:
+    values = constant_value(expr)
+    if values is not None:
+        return [int(value) for value in values.reshape(-1)]
+    if isinstance(expr, relax.ShapeExpr):
+        return [int(value) for value in expr.values]
+    return [int(field) for field in expr.fields]
+
+
 def made_by(made: Mapping[relax.Var, Any], expr: Expr) -> Any:
     """What a pass has noted that ``expr`` was made by; None for what was not made: parameters and constants."""
     return made.get(expr) if isinstance(expr, relax.Var) else None

@@ -55,7 +55,7 @@ class Recomputed(NamedTuple):
     peak: int
     """The most bytes that it uses at a step."""
     seconds: float
-    """What it takes more, by the costs of its kernels."""
+    """What it takes, by the costs of its kernels."""
 
 
 def recomputed(func: relax.Function, budget: int, costs: Mapping[str, float], seconds: float = math.inf) -> Recomputed:
@@ -63,8 +63,8 @@ def recomputed(func: relax.Function, budget: int, costs: Mapping[str, float], se
     steps, sizes = _steps(func, costs)
     order = _fit(steps, sizes, budget, seconds)
     peak = max(_profile(order, sizes)[0], default=0)
-    added = sum(step.cost for step in order) - sum(step.cost for step in steps)
-    return Recomputed(_rebuilt(func, order) if len(order) > len(steps) else func, peak, added)
+    rebuilt = _rebuilt(func, order) if len(order) > len(steps) else func
+    return Recomputed(rebuilt, peak, sum(step.cost for step in order))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .ir import (
     operands,
     rewrite,
     shape_of,
+    slice_bounds,
     update_function,
     used_vars,
 )
@@ -57,8 +58,7 @@ class SelectEarly:
                     continue
                 key = (args[index], selection)
                 if key not in selected:
-                    bounds = [selection.axis], [selection.first], [selection.end]
-                    selected[key] = builder.emit(R.strided_slice(args[index], *bounds))
+                    selected[key] = builder.emit(selection.taken(args[index]))
                 args[index] = selected[key]
             if var not in narrowed:  # the selection itself: nothing is left of it but an axis that it drops
                 return args[0] if shape_of(args[0]) == shape_of(var) else R.reshape(args[0], shape_of(var))
@@ -79,6 +79,10 @@ class Selection:
 
     def along(self, axis: int) -> Selection:
         return Selection(axis, self.first, self.end)
+
+    def taken(self, x: Expr) -> Expr:
+        """What is selected of ``x``."""
+        return R.strided_slice(x, [self.axis], [self.first], [self.end])
 
     def of(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of what is selected."""
@@ -125,8 +129,8 @@ def selection_of(value: Expr) -> Selection | None:
     if op_name(value) != "relax.strided_slice":
         return None
     shape, taken = shape_of(value.args[0]), shape_of(value)
-    axes, begins, _, *rest = ([int(field) for field in arg] for arg in value.args[1:])
-    if any(step != 1 for steps in rest for step in steps):
+    axes, begins, _, strides = slice_bounds(value.args)
+    if any(stride != 1 for stride in strides):
         return None
     cut = [(axis % len(shape), begin) for axis, begin in zip(axes, begins, strict=True)]
     cut = [(axis, begin) for axis, begin in cut if taken[axis] != shape[axis]]

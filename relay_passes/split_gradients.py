@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import tvm
 from tvm import IRModule, relax
-from tvm.relax import op as R
 
 from .ir import Expr, bindings_of, eliminate_dead, is_kept, op_name, rewrite, shape_of, update_function, used_vars
 from .operators.training import matmul
@@ -44,7 +43,7 @@ class SplitGradients:
                 flags = {name: bool(value.attrs[name]) for name in ("transpose_a", "transpose_b")}
                 for part, rows in split[var]:
                     axis = 1 if flags["transpose_a"] else 0
-                    some = builder.emit(R.strided_slice(a, [axis], [rows.first], [rows.end]))
+                    some = builder.emit(rows.along(axis).taken(a))
                     parts[part] = builder.emit(matmul(some, b, **flags), var.name)
             return parts.get(var, value)
 

@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from ..errors import PassError
-from ..ir import Expr, constant_value, dtype_of, normalized_axes, shape_of
+from ..ir import Expr, dtype_of, normalized_axes, shape_of, slice_bounds
 from ..operators.registry import plain
 from .broadcasting import sum_to
 from .registry import Use, gradient
@@ -94,8 +94,7 @@ def strided_slice(use: Use) -> Expr:
     """y = x[begin : end : stride]: dx = dy with zeros where nothing was read."""
     x, grad = use.args[0], use.grad
     shape = shape_of(x)
-    axes, begins, _, *rest = (_integers(arg) for arg in use.args[1:])
-    strides = rest[0] if rest else [1] * len(axes)
+    axes, begins, _, strides = slice_bounds(use.args)
     taken = list(shape_of(use.result))
     before, after = [0] * len(shape), [0] * len(shape)
     for axis, begin, stride in zip(axes, begins, strides, strict=True):
@@ -127,15 +126,6 @@ def _pad(x: Expr, before: Sequence[int], after: Sequence[int]) -> Expr:
     if not any(before) and not any(after):
         return x
     return R.nn.pad(x, [width for pair in zip(before, after, strict=True) for width in pair])
-
-
-def _integers(expr: Expr) -> list[int]:
-    values = constant_value(expr)
-    if values is not None:
-        return [int(value) for value in values.reshape(-1)]
-    if isinstance(expr, relax.ShapeExpr):
-        return [int(value) for value in expr.values]
-    return [int(field) for field in expr.fields]
 
 
 @gradient("relax.nn.pad")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tvm import te, tirx
 
@@ -70,21 +70,33 @@ def transform_gradient(grad: te.Tensor) -> te.Tensor:
     high, wide = tiles(height), tiles(width)
     grad = pad_spatial(grad, [0, 0, STEP * high - height, STEP * wide - width])
 
-    def terms(position: tirx.Expr) -> list[tuple[tirx.Expr, tirx.Expr]]:
+    def terms(position: tirx.Expr) -> list[tuple[tirx.Expr | int, tirx.Expr]]:
         """The inputs of a row of A: y0, y0 + y1, y0 - y1, -y1."""
         one, zero = tirx.const(1, grad.dtype), tirx.const(0, grad.dtype)
         first = tirx.Select(position == TILE - 1, zero, one)
         return [(0, first), (1, tirx.Select(position == 0, zero, tirx.Select(position == 1, one, -one)))]
 
-    def transformed(t: tirx.Expr, p: tirx.Expr, o: tirx.Expr) -> tirx.Expr:
+    return _transform_tiles(grad, (batch, high, wide, channels), terms, "winograd_gradient")
+
+
+Terms = Callable[[tirx.Expr], list[tuple[tirx.Expr | int, tirx.Expr]]]
+"""What a row of a transform adds up: rows or columns from the start of a tile, and their factors."""
+
+
+def _transform_tiles(x: te.Tensor, size: tuple[int, int, int, int], terms: Terms, name: str) -> te.Tensor:
+    """``T X T^T`` of each tile: X [N, .., .., C] to [16, N * tiles, C], where ``terms`` are the rows of T and ``size``
+    is N, the tiles from top to bottom and across, and C."""
+    batch, high, wide, channels = size
+
+    def transformed(t: tirx.Expr, p: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
         n, y, z = tirx.indexdiv(p, high * wide), tirx.indexmod(tirx.indexdiv(p, wide), high), tirx.indexmod(p, wide)
         return _sum(
-            grad(n, y * STEP + row, z * STEP + column, o) * (row_factor * factor)
+            x(n, y * STEP + row, z * STEP + column, c) * (row_factor * factor)
             for row, row_factor in terms(tirx.indexdiv(t, TILE))
             for column, factor in terms(tirx.indexmod(t, TILE))
         )
 
-    return te.compute((TILE * TILE, batch * high * wide, channels), transformed, name="winograd_gradient")
+    return te.compute((TILE * TILE, batch * high * wide, channels), transformed, name=name)
 
 
 def _sum(terms: Iterable[tirx.Expr]) -> tirx.Expr:
@@ -100,22 +112,14 @@ def transform_input(x: te.Tensor, *, padding: Sequence[int]) -> te.Tensor:
     ends = [STEP * high + TILE - STEP - height - top, STEP * wide + TILE - STEP - width - left]
     x = pad_spatial(x, [top, left, *ends])
 
-    def terms(position: tirx.Expr) -> list[tuple[tirx.Expr, tirx.Expr]]:
+    def terms(position: tirx.Expr) -> list[tuple[tirx.Expr | int, tirx.Expr]]:
         """The two inputs of a row of B^T: d0 - d2, d1 + d2, d2 - d1, d1 - d3."""
         plus, minus = tirx.const(1, x.dtype), tirx.const(-1, x.dtype)
         first = tirx.Select(position == TILE - 1, 1, position)
         second = tirx.Select(position == 2, 1, tirx.Select(position == TILE - 1, TILE - 1, 2))
         return [(first, plus), (second, tirx.Select(position == 1, plus, minus))]
 
-    def transformed(t: tirx.Expr, p: tirx.Expr, i: tirx.Expr) -> tirx.Expr:
-        n, y, z = tirx.indexdiv(p, high * wide), tirx.indexmod(tirx.indexdiv(p, wide), high), tirx.indexmod(p, wide)
-        return _sum(
-            x(n, y * STEP + row, z * STEP + column, i) * (row_sign * sign)
-            for row, row_sign in terms(tirx.indexdiv(t, TILE))
-            for column, sign in terms(tirx.indexmod(t, TILE))
-        )
-
-    return te.compute((TILE * TILE, batch * high * wide, channels), transformed, name="winograd_input")
+    return _transform_tiles(x, (batch, high, wide, channels), terms, "winograd_input")
 
 
 def transform_output(products: te.Tensor, *, shape: Sequence[int]) -> te.Tensor:
