@@ -8,24 +8,33 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .analysis import analyze
     from .compiler import compile
+    from .contribution import Contributions, Task
     from .errors import PockError
+    from .fine_tuning import Recipe
     from .losses import Loss
     from .optimizers import SGD, Adam, AdamW
     from .program import Program
     from .scheme import Scheme
+    from .scheme_search import search
     from .trainer import Trainer
 
 _HOME = {
     "Adam": "optimizers",
     "AdamW": "optimizers",
+    "Contributions": "contribution",
     "Loss": "losses",
     "PockError": "errors",
     "Program": "program",
+    "Recipe": "fine_tuning",
     "SGD": "optimizers",
     "Scheme": "scheme",
+    "Task": "contribution",
     "Trainer": "trainer",
+    "analyze": "analysis",
     "compile": "compiler",
+    "search": "scheme_search",
 }
 __all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605
 

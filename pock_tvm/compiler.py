@@ -50,6 +50,7 @@ def compile(  # noqa: A001 - the name that users expect
     clip_norm: float | None = None,
     memory_budget: str | int | None = None,
     dump: str | os.PathLike[str] | None = None,
+    build: bool = True,
 ) -> Program:
     """Compile a model into a training program.
 
@@ -80,6 +81,8 @@ def compile(  # noqa: A001 - the name that users expect
         or bytes. Where it would take more, values are computed again rather than kept.
     dump : path, optional
         A folder to which the module is written after each phase.
+    build : bool
+        False leaves the kernels unbuilt: a program that tells what it costs, and cannot run.
 
     Raises
     ------
@@ -116,8 +119,10 @@ def compile(  # noqa: A001 - the name that users expect
         ) from None
     # 10. Schedule and build.
     entries = [name for name in pipeline.ENTRIES if name in lowered]
-    with tempfile.TemporaryDirectory() as directory:
-        library = build_library(lowered, entries, target, Path(directory)).read_bytes()
+    library = b""
+    if build:
+        with tempfile.TemporaryDirectory() as directory:
+            library = build_library(lowered, entries, target, Path(directory)).read_bytes()
     manifest = {
         "format": FORMAT,
         "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},

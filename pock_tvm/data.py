@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from .errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
 MARGIN = 1.15  # an image is resized to this many times the size before it is cropped
+CACHE = 256 * 2**20  # bytes of decoded images that a folder keeps: every epoch reads them again
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray]
 
@@ -60,6 +62,9 @@ class DataSet(Protocol):
     def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
         """The samples at some positions; with ``rng`` they are augmented, as training wants them."""
 
+    def content(self, index: int) -> bytes:
+        """What tells a sample from others."""
+
 
 class ImageFolder:
     """A folder with one folder of images per class; the classes are numbered in the order of their names."""
@@ -95,26 +100,39 @@ class ImageFolder:
             np.array((list(v) * 3)[: self.channels], np.float32) for v in (preprocessing.mean, preprocessing.std)
         )
         self.mean, self.std = mean[:, None, None], std[:, None, None]
+        self._decoded: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
         """Images as float32 [n, channels, height, width], labels as int64 [n]."""
-        images = np.stack([self._image(self.files[index], rng) for index in indices])
+        images = np.stack([self._image(int(index), rng) for index in indices])
         return {self.name: (images - self.mean) / self.std}, self.labels[indices]
 
-    def _image(self, file: Path, rng: np.random.Generator | None) -> np.ndarray:
+    def content(self, index: int) -> bytes:
+        """The bytes of an image file."""
+        return self.files[index].read_bytes()
+
+    def _image(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
+        if rng is not None and self.augmentation.crop:
+            pixels = self._pixels(self.files[index], rng)
+        else:
+            pixels = self._decoded[index] if index in self._decoded else self._pixels(self.files[index], None)
+            if index not in self._decoded and (len(self._decoded) + 1) * pixels.nbytes <= CACHE:
+                self._decoded[index] = pixels
+        if rng is not None and self.augmentation.flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32) / 255
+
+    def _pixels(self, file: Path, rng: np.random.Generator | None) -> np.ndarray:
+        """An image at the network's size, as uint8 [height, width, channels]."""
         try:
             with Image.open(file) as opened:
                 image = opened.convert("RGB" if self.channels == 3 else "L")
         except (OSError, UnidentifiedImageError, ValueError) as error:
             raise DataError(f"'{file}' cannot be read as an image: {error}") from error
-        image = self._sized(image, rng if self.augmentation.crop else None)
-        if rng is not None and self.augmentation.flip and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = np.asarray(image, dtype=np.float32) / 255
-        return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return np.asarray(self._sized(image, rng)).reshape(self.height, self.width, self.channels)
 
     def _sized(self, image: Image.Image, rng: np.random.Generator | None) -> Image.Image:
         """The image at the network's size: the middle of it, or with ``rng`` some part of it."""
@@ -154,6 +172,10 @@ class ArrayFile:
         """The rows at some positions."""
         return {name: self.arrays[name][indices] for name in self.names}, self.arrays["y"][indices]
 
+    def content(self, index: int) -> bytes:
+        """The bytes of a sample's inputs."""
+        return b"".join(self.arrays[name][index].tobytes() for name in self.names)
+
 
 def open_data(
     path: str | os.PathLike[str],
@@ -168,6 +190,12 @@ def open_data(
         names = ", ".join(spec["name"] for spec in inputs)
         raise DataError(f"the network has the inputs {names}; give its data as an .npz file, not as a folder of images")
     return ImageFolder(path, inputs[0]["name"], inputs[0]["shape"], preprocessing, augmentation)
+
+
+def overlap(one: DataSet, other: DataSet) -> int:
+    """How many samples of ``other`` are in ``one`` too, byte for byte."""
+    seen = {hashlib.sha256(one.content(index)).digest() for index in range(len(one))}
+    return sum(hashlib.sha256(other.content(index)).digest() in seen for index in range(len(other)))
 
 
 def training_batches(data: DataSet, batch: int, rng: np.random.Generator) -> Iterator[Batch]:

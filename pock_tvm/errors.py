@@ -6,6 +6,7 @@ from relay_passes.errors import MissingGradient, PassError, PockError
 
 __all__ = [
     "CheckpointError",
+    "ContributionError",
     "DataError",
     "InputError",
     "MissingGradient",
@@ -39,3 +40,7 @@ class CheckpointError(PockError):
 
 class DataError(PockError):
     """A data set on disk cannot be used."""
+
+
+class ContributionError(PockError):
+    """Contributions do not fit the model or the task, or are damaged."""

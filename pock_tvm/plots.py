@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import PockError
 from .program import Program
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MIB = 2**20
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches.
+
+    Raises
+    ------
+    PockError
+        Matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PockError("pictures are drawn by Matplotlib: pip install 'pock-tvm[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def draw_memory(program: Program, path: Path) -> None:
@@ -21,12 +40,10 @@ def draw_memory(program: Program, path: Path) -> None:
     PockError
         Matplotlib is missing, or does not know the format that ``path`` ends in.
     """
-    try:
-        from matplotlib.collections import PatchCollection
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ImportError as error:
-        raise PockError("pictures are drawn by Matplotlib: pip install 'pock-tvm[plot]'") from error
+    figure = new_figure(11, 5.5)
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
     entry = program.manifest["entries"]["train_step"]
     boxes = entry["arena_map"]
     calls = len(entry["calls"])
@@ -34,7 +51,6 @@ def draw_memory(program: Program, path: Path) -> None:
     for _, _, size, first, last in boxes:
         live[first] += size
         live[last + 1] -= size
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
     axes = figure.subplots()
     patches = [Rectangle((first, offset / MIB), last - first + 1, size / MIB) for _, offset, size, first, last in boxes]
     collection = PatchCollection(patches, cmap="viridis", edgecolor="white", linewidth=0.3)

@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from .trainer import Data, Trainer
 
 
-def kernel_costs(mod: IRModule, entries: Sequence[str]) -> dict[str, dict[str, float]]:
-    """What each kernel of a lowered module costs: ``flops``, two for each multiplication of its products, and
-    ``bytes``, every operand read or written once."""
+def kernel_costs(mod: IRModule, entries: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What each kernel of a lowered module costs: ``flops``, two for each multiplication of its products, ``bytes``,
+    every operand read or written once, and ``kind``: the schedule rule of its largest product, ``""`` without one."""
     return {var.name_hint: _cost(func) for var, func in mod.functions.items() if var.name_hint not in entries}
 
 
-def seconds(cost: Mapping[str, float]) -> float:
+def seconds(cost: Mapping[str, Any]) -> float:
     """About how long a kernel takes, for comparisons: on a machine of 100 GFLOP/s and 20 GB/s."""
     return cost["flops"] / 100e9 + cost["bytes"] / 20e9
 
 
-def _cost(func: PrimFunc) -> dict[str, float]:
+def _cost(func: PrimFunc) -> dict[str, Any]:
     import tvm
 
     from schedules.cpu import comes_scheduled
@@ -40,15 +40,16 @@ def _cost(func: PrimFunc) -> dict[str, float]:
     size = 0
     for param in func.params:
         size += math.prod(int(extent) for extent in param.ty.shape) * tvm.DataType(str(param.ty.dtype)).bits // 8
-    flops = 0.0
-    if comes_scheduled(func):  # an update or a scatter, which multiplies nothing
-        return {"flops": flops, "bytes": float(size)}
-    sch = tvm.s_tir.Schedule(tvm.IRModule({"main": func}))
-    for block in map(sch.get, sch.get_child_blocks(sch.get_sblock("root"))):
-        if "schedule_rule" in block.annotations:
-            strides = block.annotations.get("strides", [1])  # of a data gradient: the other taps fall between rows
-            flops += 2 * math.prod(int(var.dom.extent) for var in block.iter_vars) / math.prod(map(int, strides))
-    return {"flops": flops, "bytes": float(size)}
+    products: list[tuple[float, str]] = []
+    if not comes_scheduled(func):  # not an update or a scatter, which multiply nothing
+        sch = tvm.s_tir.Schedule(tvm.IRModule({"main": func}))
+        for block in map(sch.get, sch.get_child_blocks(sch.get_sblock("root"))):
+            if "schedule_rule" in block.annotations:
+                strides = block.annotations.get("strides", [1])  # of a data gradient: other taps fall between rows
+                flops = 2 * math.prod(int(var.dom.extent) for var in block.iter_vars) / math.prod(map(int, strides))
+                products.append((flops, str(block.annotations["schedule_rule"])))
+    kind = max(products)[1] if products else ""
+    return {"flops": sum(flops for flops, _ in products), "bytes": float(size), "kind": kind}
 
 
 def example(program: Program) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -68,7 +69,7 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
     """Time every kernel of a real training step, slowest first; the trainer's state stays as it was.
 
     Returns a record for each call: ``kernel``, ``ms`` (median of ``repeat`` steps), ``gflops`` and ``gbytes`` per
-    second, ``share`` of the step.
+    second, ``share`` of the step, and what :func:`kernel_costs` says of the kernel.
     """
     import tvm
 
@@ -107,6 +108,7 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
                 "gflops": cost["flops"] / median / 1e9,
                 "gbytes": cost["bytes"] / median / 1e9,
                 "share": median / sum(medians),
+                **cost,
             }
         )
     return sorted(rows, key=lambda row: -row["ms"])

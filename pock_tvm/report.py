@@ -29,7 +29,7 @@ def layer_report(structure: Structure, trained: Mapping[str, Piece], step: relax
     names = [layer.weight for layer in layers if layer.weight in uses]
     rows = []
     for layer in layers:
-        share = _share(layer.weight, structure, trained)
+        share = layer_share(layer.weight, structure, trained)
         gradients = share + (layer.weight in uses and uses[layer.weight].has_data_gradient)
         macs = uses[layer.weight].macs if layer.weight in uses else layer.macs
         rows.append(
@@ -97,7 +97,7 @@ def _saved_by(step: relax.Function, starts: list[int], of_parameters: set[relax.
     return saved
 
 
-def _share(name: str, structure: Structure, trained: Mapping[str, Piece]) -> float:
+def layer_share(name: str, structure: Structure, trained: Mapping[str, Piece]) -> float:
     """Which part of a weight is trained."""
     if name not in trained:
         return 0.0

@@ -52,19 +52,16 @@ class Scheme:
     def head_only(cls, model: Any) -> Scheme:
         """The last layer: its weight and its bias."""
         structure, _ = _read(model)
-        return cls({"*": "frozen"} | dict.fromkeys(_head(structure), "full"))
+        return cls({"*": "frozen"} | dict.fromkeys(structure.head_parameters(), "full"))
 
     @classmethod
     def bias_only(cls, model: Any, *, last: int | None = None) -> Scheme:
         """The biases (also those of normalisation) of the last so many layers that have one, all by default, and the
         head."""
         structure, _ = _read(model)
-        biases = [
-            name for name in structure.first_use if structure.roles.get(name) == "bias" and name not in _head(structure)
-        ]
-        biases = sorted(biases, key=structure.first_use.__getitem__)
+        biases = structure.vectors("bias")
         chosen = biases if last is None else biases[max(0, len(biases) - _count("last", last)) :]
-        return cls({"*": "frozen"} | dict.fromkeys([*chosen, *_head(structure)], "full"))
+        return cls({"*": "frozen"} | dict.fromkeys([*chosen, *structure.head_parameters()], "full"))
 
     @classmethod
     def last_layers(cls, model: Any, count: int) -> Scheme:
@@ -96,7 +93,7 @@ class Scheme:
         from .published import published_rules
 
         structure, _ = _read(model)
-        return cls({"*": "frozen"} | published_rules(structure) | dict.fromkeys(_head(structure), "full"))
+        return cls({"*": "frozen"} | published_rules(structure) | dict.fromkeys(structure.head_parameters(), "full"))
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
@@ -208,13 +205,6 @@ def _read(model: Any) -> tuple[Structure, Model]:
 
     loaded = load_model(model, any_shape=True)
     return structure_of(loaded), loaded
-
-
-def _head(structure: Structure) -> list[str]:
-    """The weight of the last layer, which may be tied to an embedding, and everything that is first read behind it."""
-    head = structure.head()
-    behind = [name for name in structure.parameters_from(head.position) if name != head.weight]
-    return [head.weight, *behind]
 
 
 def _count(name: str, value: int) -> int:

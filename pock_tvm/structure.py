@@ -78,6 +78,17 @@ class Structure:
         """The parameters first read at ``position`` or later."""
         return [name for name, at in self.first_use.items() if at >= position]
 
+    def head_parameters(self) -> list[str]:
+        """The weight of the last layer, which may be tied to an embedding, and everything first read behind it."""
+        head = self.head()
+        return [head.weight, *(name for name in self.parameters_from(head.position) if name != head.weight)]
+
+    def vectors(self, role: str) -> list[str]:
+        """The parameters of a role (``bias``, ``scale``) in front of the head, in the order of their first use."""
+        head = self.head_parameters()
+        found = [name for name in self.first_use if self.roles.get(name) == role and name not in head]
+        return sorted(found, key=self.first_use.__getitem__)
+
 
 PRODUCTS = ("relax.nn.conv2d", "pock.matmul", "pock.conv2d_data_gradient")
 """What multiplies by a weight, its second operand, in a forward pass; the last one as a transposed convolution."""

@@ -53,6 +53,8 @@ class Trainer:
                 f"this program was compiled for {triple}, and this machine is a {machine_triple()}: compile it "
                 "for target 'host'"
             )
+        if not self.program.library:
+            raise ProgramError("this program was only planned, not built: compile it without build=False")
         self._loss = Loss(**manifest["loss"])
         self._optimizer = optimizers.from_json(manifest["optimizer"])
         self._library = load_library(self.program.library)
@@ -149,9 +151,16 @@ class Trainer:
     def weights(self) -> dict[str, np.ndarray]:
         """All weights as NumPy arrays of their own, under PyTorch's names and in its layouts."""
         current = self.program.weights | self._replaced
-        current |= {name: self._from_stored(name) for name in self._live()}
+        current |= {name: self._from_stored(name, self._arrays[name]) for name in self._live()}
         current |= {alias: current[owner] for alias, owner in self.program.manifest["aliases"].items()}
         return {name: np.array(array) for name, array in current.items()}
+
+    def optimizer_state(self, kind: str) -> dict[str, np.ndarray]:
+        """One state of the optimizer (``momentum_buffer``, ``exp_avg``, ``exp_avg_sq``) of every weight that is trained
+        as a whole, in PyTorch's layout."""
+        whole = [name for name, what in self.program.trained.items() if what == "full"]
+        states = {name: self._arrays[f"{kind}.{name}"] for name in whole if f"{kind}.{name}" in self._arrays}
+        return {name: np.array(self._from_stored(name, array)) for name, array in states.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over all weights, trained and frozen, from a state in PyTorch's names and layouts.
@@ -185,7 +194,7 @@ class Trainer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint: what training has changed, the optimizer's state, and the number of steps."""
-        state = {f"weight.{name}": self._from_stored(name) for name in self._live()}
+        state = {f"weight.{name}": self._from_stored(name, self._arrays[name]) for name in self._live()}
         state |= {f"weight.{name}": array for name, array in self._replaced.items()}
         state |= {f"state.{name}": self._arrays[name] for name in self._states()}
         state = {name: np.asarray(array, order="C") for name, array in state.items()}
@@ -297,9 +306,8 @@ class Trainer:
         stored = self._weights[name].get("stored")
         return array.reshape(stored["shape"]).transpose(stored["axes"]) if stored else array
 
-    def _from_stored(self, name: str) -> np.ndarray:
+    def _from_stored(self, name: str, array: np.ndarray) -> np.ndarray:
         stored = self._weights[name].get("stored")
-        array = self._arrays[name]
         return (
             np.ascontiguousarray(array.transpose(np.argsort(stored["axes"])).reshape(self._weights[name]["shape"]))
             if stored

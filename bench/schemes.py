@@ -1,0 +1,267 @@
+"""Finds schemes for real networks on real data, and trains them: as good as everything, in a quarter of the memory?
+
+    python bench/schemes.py [--only NAME] [--seeds 3] [--work DIR] [--json out.json]
+
+For each task: contributions are measured on three quarters of the training data against the last quarter (or scores,
+for the transformers), a scheme is searched for a quarter of the memory that training everything takes, and then that
+scheme, everything, the last layers and the biases that fit into the same memory are trained on all training data, each
+at its best learning rate, and tested on data that nothing has seen. Evolution and random choice search the same
+objective with the same number of evaluations. Needs ../shared/data; work that is done is kept in ``--work``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from baselines import evolution, random_search
+from rich.console import Console
+from rich.table import Table
+from sentences import export_minilm, write_sentences
+
+import pock_tvm as pock
+from pock_tvm.analysis import compile_task, measure, open_model
+from pock_tvm.costs import cost_of
+from pock_tvm.executors import Workers
+from pock_tvm.gains import rank_agreement
+from pock_tvm.integer_program import best
+from pock_tvm.scores import score
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+MIB = 2**20
+SHARE = 4
+"""Of the memory of training everything a scheme may take one part in so many."""
+EVALUATIONS = 2000
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+SGD = {"kind": "sgd", "momentum": 0.9}
+ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A network and data: how it is analysed, and how it is trained in the end."""
+
+    name: str
+    model: str
+    data: str
+    batch: int
+    epochs: float
+    analysed: float
+    """Epochs of the longest runs of the analysis; 0 for first-order scores."""
+    rates: Sequence[float]
+    """Learning rates that each side may choose from; the middle one analyses."""
+    preprocessing: dict[str, Any]
+    optimizer: dict[str, Any]
+    depths: int | None = None
+    lr_schedule: str = "cosine"
+
+
+TASKS = [
+    Bench("mcunet-flowers12", "mcunet-5fps-flowers12", "flowers12", 8, 10, 4, (0.001, 0.003, 0.01), HALF, SGD),
+    Bench("mbv2-flowers12", "mbv2-w0.35-flowers12", "flowers12", 8, 10, 4, (0.001, 0.003, 0.01), HALF, SGD),
+    Bench("resnet20-cifar10", "resnet20-cifar10", "cifar10", 16, 6, 4, (0.001, 0.003, 0.01), IMAGENET, SGD),
+    Bench("resnet56-cifar10", "resnet56-cifar10", "cifar10", 16, 6, 2, (0.001, 0.003, 0.01), IMAGENET, SGD, 16),
+    Bench("mcunet-cifar10", "mcunet-5fps-flowers12", "cifar10", 8, 3, 1, (0.001, 0.003, 0.01), HALF, SGD, 16),
+    Bench("mbv2-cifar10", "mbv2-w0.35-flowers12", "cifar10", 8, 3, 1, (0.001, 0.003, 0.01), HALF, SGD, 16),
+    Bench("minilm-trec", "minilm", "trec", 16, 2, 0, (1e-4, 3e-4, 1e-3), {}, ADAMW, 16, "linear"),
+    Bench("minilm-sst2", "minilm", "sst2", 16, 1, 0, (1e-4, 3e-4, 1e-3), {}, ADAMW, 16, "linear"),
+]
+
+
+def prepare(bench: Bench, work: Path) -> tuple[pock.Task, pock.Task]:
+    """The task that is analysed, on parts of the training data, and the task that is trained and tested."""
+    folder = work / bench.name
+    folder.mkdir(parents=True, exist_ok=True)
+    if bench.model == "minilm":
+        model = folder / "minilm.pt2"
+        if not model.exists():
+            write_sentences(SHARED / "text", bench.data, folder)
+            export_minilm(folder, model, bench.batch)
+        data = {part: folder / f"{part}.npz" for part in ("fit", "held", "train", "test")}
+    else:
+        model = SHARED / "models" / f"{bench.model}.pt2"
+        data = {part: SHARED / bench.data / part for part in ("train", "test")}
+        data |= {part: folder / part for part in ("fit", "held")}
+        if not data["fit"].exists():
+            _split(data["train"], data["fit"], data["held"])
+    task = pock.Task(
+        str(model), str(data["fit"]), str(data["held"]),
+        pock.Recipe(bench.analysed, bench.rates[len(bench.rates) // 2], bench.lr_schedule),
+        batch=None if bench.model == "minilm" else bench.batch, optimizer=bench.optimizer, depths=bench.depths,
+        flip=bench.model != "minilm", preprocessing=bench.preprocessing,
+    )  # fmt: skip
+    recipe = replace(task.recipe, epochs=bench.epochs)
+    return task, replace(task, data=str(data["train"]), validation=str(data["test"]), recipe=recipe)
+
+
+def _split(source: Path, fit: Path, held: Path) -> None:
+    """Three quarters of each class to one folder, the last quarter to another, as links."""
+    for label in sorted(path for path in source.iterdir() if path.is_dir()):
+        files = sorted(label.iterdir())
+        for part, chosen in ((fit, files[: len(files) * 3 // 4]), (held, files[len(files) * 3 // 4 :])):
+            (part / label.name).mkdir(parents=True)
+            for file in chosen:
+                (part / label.name / file.name).symlink_to(file)
+
+
+def largest(make: Callable[[int], pock.Scheme], most: int, task: pock.Task, budget: float) -> pock.Scheme | None:
+    """The scheme of the largest number up to ``most`` whose plan holds the budget; memory grows with the number."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = cost_of(compile_task(task, make(middle), build=False)).memory <= budget
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return make(low) if low else None
+
+
+def trained(
+    task: pock.Task, schemes: dict[str, pock.Scheme], rates: Sequence[float], seeds: int, kept: Path
+) -> dict[str, dict[str, Any]]:
+    """Test accuracy of each scheme at its best learning rate: that of seed 0, then all seeds."""
+    done: dict[str, float | None] = json.loads(kept.read_text()) if kept.exists() else {}
+
+    def run(wanted: list[tuple[str, float, int]]) -> None:
+        missing = [each for each in wanted if _key(schemes[each[0]], *each[1:]) not in done]
+        jobs = [
+            (
+                replace(task, recipe=replace(task.recipe, lr=lr)),
+                schemes[name].rules,
+                task.recipe.epochs,
+                seed,
+                kept.parent / "programs",
+            )
+            for name, lr, seed in missing
+        ]
+        with Workers() as pool:
+            for number, result in pool.run(measure, jobs):
+                name, lr, seed = missing[number]
+                done[_key(schemes[name], lr, seed)] = result.score
+                kept.write_text(json.dumps(done, indent=1))
+
+    run([(name, lr, 0) for name, lr in itertools.product(schemes, rates)])
+    found = {}
+    for name, scheme in schemes.items():
+        scores = {lr: done[_key(scheme, lr, 0)] for lr in rates}
+        found[name] = {"lr": max(rates, key=lambda lr: -np.inf if scores[lr] is None else scores[lr])}
+    run([(name, found[name]["lr"], seed) for name, seed in itertools.product(schemes, range(1, seeds))])
+    for name, scheme in schemes.items():
+        found[name]["scores"] = [done[_key(scheme, found[name]["lr"], seed)] for seed in range(seeds)]
+    shutil.rmtree(kept.parent / "programs", ignore_errors=True)
+    return found
+
+
+def _key(scheme: pock.Scheme, lr: float, seed: int) -> str:
+    return json.dumps([scheme.rules, lr, seed])
+
+
+def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any]:
+    """Everything about one task."""
+    task, final = prepare(bench, work)
+    folder = work / bench.name
+    start = time.perf_counter()
+    found = score(task, folder / "contributions.json")
+    if bench.analysed:
+        found = pock.analyze(task, folder / "contributions.json", progress=_progress(console, bench.name))
+    analysed = time.perf_counter() - start
+    full = cost_of(compile_task(final, pock.Scheme.full(), build=False)).memory
+    budget = full / SHARE
+    start = time.perf_counter()
+    chosen = pock.search(found, memory=budget)
+    searched = time.perf_counter() - start
+    chosen.scheme.save(folder / "scheme.json")
+    model, structure = open_model(final)
+    most = len(structure.vectors("bias"))
+    schemes = {
+        "everything": pock.Scheme.full(),
+        "found": chosen.scheme,
+        "last layers": largest(lambda k: pock.Scheme.last_layers(model, k), len(structure.layers), final, budget),
+        "biases": largest(lambda k: pock.Scheme.bias_only(model, last=k), most, final, budget),
+    }
+    schemes = {name: scheme for name, scheme in schemes.items() if scheme is not None}
+    results = trained(final, schemes, bench.rates, seeds, folder / "runs.json")
+    objective = {"exact": best(chosen.choices, memory=budget).gain}
+    for name, searcher in (("evolution", evolution), ("random", random_search)):
+        tries = [searcher(chosen.choices, EVALUATIONS, seed, memory=budget) for seed in range(3)]
+        objective[name] = statistics.mean(-np.inf if each is None else each.gain for each in tries)
+    for name, scheme in schemes.items():
+        results[name]["memory"] = cost_of(compile_task(final, scheme, build=False)).memory
+    return {
+        "task": bench.name, "settings": asdict(bench), "analysed_s": analysed, "runs": len(found.runs),
+        "searched_s": searched,
+        "rank_agreement": rank_agreement(found), "full_memory": full, "plans": chosen.plans, "results": results,
+        "objective": objective, "time_error": chosen.time_model.error,
+    }  # fmt: skip
+
+
+def _progress(console: Console, name: str) -> Callable[[str, int, int], None]:
+    def show(what: str, done: int, count: int) -> None:
+        if done % 20 == 0 or done == count:
+            console.print(f"{name}: {what}: {done} of {count}")
+
+    return show
+
+
+def table(records: Sequence[dict[str, Any]]) -> Table:
+    """One row a task and scheme."""
+    found = Table()
+    for name in ("task", "trained", "lr", "test score, seeds", "mean", "MiB", "of full"):
+        found.add_column(name)
+    for record in records:
+        for at, (name, result) in enumerate(record["results"].items()):
+            scores = [float("nan") if each is None else each for each in result["scores"]]
+            memory = result["memory"]
+            found.add_row(
+                "" if at else record["task"], name, f"{result['lr']:g}", " / ".join(f"{each:.2f}" for each in scores),
+                f"{statistics.mean(scores):.2f}", f"{memory / MIB:.2f}", f"1/{record['full_memory'] / memory:.1f}",
+            )  # fmt: skip
+        found.add_section()
+    return found
+
+
+def searches(records: Sequence[dict[str, Any]]) -> Table:
+    """One row a task: how searches compare, how long things took, how well first-order scores rank."""
+    found = Table()
+    for name in ("task", "exact", "evolution", "random", "runs", "analysis s", "search s", "rank of biases, weights"):
+        found.add_column(name)
+    for record in records:
+        ranks = record["rank_agreement"]
+        found.add_row(
+            record["task"], *(f"{record['objective'][name]:.4g}" for name in ("exact", "evolution", "random")),
+            str(record["runs"]), f"{record['analysed_s']:.0f}", f"{record['searched_s']:.1f}",
+            ", ".join(f"{ranks[what]:.2f}" for what in ("biases", "weights") if what in ranks) or "-",
+        )  # fmt: skip
+    return found
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="Names of tasks, or beginnings of them")] = None,
+    seeds: int = 3,
+    work: Path = Path("/tmp/pock-schemes"),  # noqa: S108
+    json_output: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Run the tasks and print the tables."""
+    warnings.simplefilter("ignore")
+    console, records = Console(width=140), []
+    for bench in TASKS:
+        if only and not any(bench.name.startswith(name) for name in only):
+            continue
+        records.append(one(bench, work, seeds, console))
+        console.print(table(records))
+        console.print(searches(records))
+        if json_output is not None:
+            json_output.write_text(json.dumps(records, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

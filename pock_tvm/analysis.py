@@ -1,0 +1,256 @@
+"""``pock.analyze``: fine-tunes each piece of a network alone, and measures what it brings and what it takes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import optimizers
+from .compiler import compile as compile_program
+from .contribution import Candidate, Contributions, Run, Task, candidates, fingerprint, scheme_of
+from .costs import Cost, cost_of
+from .data import ArrayFile, Augmentation, DataSet, ImageFolder, Preprocessing, evaluation_batches, open_data, overlap
+from .errors import ContributionError, DataError
+from .executors import Workers
+from .fine_tuning import fine_tune, steps_of
+from .frontend import Model, load_model
+from .optimizers import Optimizer
+from .program import Program
+from .scheme import Scheme
+from .structure import Structure, structure_of
+from .trainer import Trainer
+
+KEEP = 3
+"""One in so many goes on from one rung to the next."""
+SHARES = (1 / 4, 1 / 2, 1)
+"""The shares of the epochs that the rungs of successive halving take."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a worker sends back: the score of a run, and the cost of the program that it ran."""
+
+    score: float | None
+    cost: Cost
+
+
+def analyze(
+    task: Task,
+    output: str | os.PathLike[str],
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: Progress = lambda _what, _done, _all: None,
+    warn: Callable[[str], None] = lambda _text: None,
+) -> Contributions:
+    """Measure the contributions of every piece of a network, by successive halving.
+
+    All candidates are trained for a quarter of the epochs on one seed, the best third of them for half of the epochs on
+    two, the best third of those in full on all. ``output`` is written after each run; an analysis that was interrupted
+    goes on where it was. ``scheduler`` is the address of a Dask scheduler, whose workers see the same files; without
+    one ``workers`` processes of this machine work, one a core by default. Results do not depend on who works.
+
+    Raises
+    ------
+    ContributionError
+        ``output`` holds another analysis.
+    DataError
+        The data cannot be used.
+    """
+    found, structure = begin(task, Path(output), warn)
+    folder = Path(output).with_suffix(".programs")
+    everything = candidates(structure, task.ratios, task.depths)
+
+    def halve(what: str, group: Sequence[Candidate], base: Candidate, always: Sequence[Candidate] = ()) -> None:
+        for rung, (epochs, seeds) in enumerate(rungs(task)):
+            runs = dict.fromkeys((candidate, epochs, seed) for candidate in [base, *group] for seed in range(seeds))
+            label = f"{what}, rung {rung + 1} of {len(SHARES)}"
+            _measure(found, structure, list(runs), folder, Path(output), pool, label, progress)
+            group = _best(found, group, base, epochs, always)
+
+    with Workers(scheduler, workers) as pool:
+        ladder = [candidate for candidate in everything if not candidate.weight]
+        halve("biases", ladder, ladder[0], (ladder[0], ladder[-1]))
+        base = found.base()
+        halve("weights", [replace(each, biases=base.biases) for each in everything if each.weight], base)
+    _forget(folder)
+    return found
+
+
+def rungs(task: Task) -> list[tuple[float, int]]:
+    """Epochs and seeds of each rung."""
+    return [(task.recipe.epochs * share, min(task.seeds, rung + 1)) for rung, share in enumerate(SHARES[:-1])] + [
+        (task.recipe.epochs, task.seeds)
+    ]
+
+
+def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contributions, Structure]:
+    """What was measured before, or nothing yet; data and model are looked at."""
+    model, structure, training, validation = open_task(task)
+    twice = overlap(training, validation)
+    if twice:
+        warn(
+            f"{twice} of {len(validation)} validation samples are training samples too: gains will look larger than "
+            "they are"
+        )
+    found = Contributions(task, fingerprint(model))
+    if output.exists():
+        before = Contributions.load(output)
+        before.check_model(model)
+        differing = [name for name, value in task.settings().items() if before.task.settings().get(name) != value]
+        if differing:
+            name = differing[0]
+            raise ContributionError(
+                f"'{output}' was measured with {name} {before.task.settings()[name]}, not {task.settings()[name]}: "
+                "name another output, or remove that file"
+            )
+        found = replace(before, task=task)
+    return found, structure
+
+
+def open_model(task: Task) -> tuple[Model, Structure]:
+    """The model of a task, and what it is made of."""
+    model = _model(task)
+    return model, structure_of(model)
+
+
+def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
+    """The model of a task, its structure, and data to train and to validate on.
+
+    Raises
+    ------
+    DataError
+        The data cannot be used: unreadable, too little, of other classes.
+    """
+    model, structure = open_model(task)
+    training, validation = _data(task)
+    steps_of(task.recipe, training, model.inputs[0].shape[0])
+    if training.classes != validation.classes:
+        raise DataError(
+            f"'{task.data}' and '{task.validation}' have different classes: {training.classes} and {validation.classes}"
+        )
+    return model, structure, training, validation
+
+
+def _measure(
+    found: Contributions,
+    structure: Structure,
+    runs: Sequence[tuple[Candidate, float, int]],
+    folder: Path,
+    output: Path,
+    pool: Workers,
+    label: str,
+    progress: Progress,
+) -> None:
+    """Do the runs that are not done yet, and write each down."""
+    done = {(run.candidate, run.epochs, run.seed) for run in found.runs}
+    missing = [run for run in runs if run not in done]
+    jobs = [
+        (found.task, scheme_of(structure, candidate.biases, candidate.shares).rules, epochs, seed, folder)
+        for candidate, epochs, seed in missing
+    ]
+    progress(label, len(runs) - len(missing), len(runs))
+    for count, (number, measured) in enumerate(pool.run(measure, jobs), 1):
+        candidate, epochs, seed = missing[number]
+        found.runs.append(Run(candidate, epochs, seed, measured.score))
+        found.costs[candidate] = measured.cost
+        found.save(output)
+        progress(label, len(runs) - len(missing) + count, len(runs))
+
+
+def _best(
+    found: Contributions, group: Sequence[Candidate], base: Candidate, epochs: float, always: Sequence[Candidate]
+) -> list[Candidate]:
+    """The best third of a group after so many epochs, in the group's order, and what stays in any case."""
+    gains = {candidate: found.gain(candidate, base, epochs) for candidate in group}
+    ranked = sorted(
+        (candidate for candidate in group if gains[candidate] is not None),
+        key=lambda candidate: -gains[candidate].mean,  # type: ignore[union-attr]
+    )
+    kept = {*ranked[: -(-len(ranked) // KEEP)], *always}
+    return [candidate for candidate in group if candidate in kept]
+
+
+# ---- in a worker -----------------------------------------------------------------------------------------------------
+
+
+def measure(task: Task, rules: dict[str, Any], epochs: float, seed: int, folder: Path) -> Measured:
+    """One run, in whichever process: fine-tune by a scheme, and evaluate."""
+    program = _program(task, rules, folder)
+    training, validation = _data(task)
+    trainer = Trainer(program, threads=1)
+    recipe = replace(task.recipe, epochs=epochs)
+    score = score_of(trainer, validation) if fine_tune(trainer, recipe, training, seed) else None
+    return Measured(score, cost_of(program))
+
+
+def score_of(trainer: Trainer, validation: DataSet) -> float | None:
+    """Accuracy in percent, or minus the loss where there are no classes; None where either is no number."""
+    batch = trainer.program.manifest["inputs"][0]["shape"][0]
+    result = trainer.evaluate(evaluation_batches(validation, batch))
+    if result["loss"] != result["loss"]:
+        return None
+    return 100 * result["accuracy"] if "accuracy" in result else -result["loss"]
+
+
+def _program(task: Task, rules: dict[str, Any], folder: Path) -> Program:
+    """The compiled program of a scheme: kept beside the output, for all runs that differ in seed and length alone."""
+    path = folder / f"{hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:24]}.pock"
+    if path.exists():
+        return Program.load(path)
+    program = compile_task(task, Scheme(rules))
+    folder.mkdir(parents=True, exist_ok=True)
+    program.save(path)
+    return program
+
+
+def compile_task(task: Task, scheme: Scheme, optimizer: Optimizer | None = None, **options: Any) -> Program:
+    """The program that trains a scheme as a task wants it; ``options`` are further ones of :func:`pock_tvm.compile`."""
+    optimizer = optimizer or optimizers.from_json(dict(task.optimizer))
+    return compile_program(_model(task), scheme=scheme, loss=task.loss, optimizer=optimizer, **options)
+
+
+def _model(task: Task) -> Model:
+    shapes = tuple((name, tuple(shape)) for name, shape in task.shapes.items())
+    return _loaded(task.model, task.batch, shapes)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(model: str, batch: int | None, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Model:
+    return load_model(model, batch=batch, shapes=dict(shapes))
+
+
+def _data(task: Task) -> tuple[ImageFolder | ArrayFile, ImageFolder | ArrayFile]:
+    inputs = tuple((spec.name, spec.shape) for spec in _model(task).inputs)
+    preprocessing = tuple((name, tuple(values)) for name, values in task.preprocessing.items())
+    return (
+        _opened(task.data, inputs, preprocessing, Augmentation(task.flip, task.crop)),
+        _opened(task.validation, inputs, preprocessing, Augmentation()),
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(
+    path: str,
+    inputs: tuple[tuple[str, tuple[int, ...]], ...],
+    preprocessing: tuple[tuple[str, tuple[float, ...]], ...],
+    augmentation: Augmentation,
+) -> ImageFolder | ArrayFile:
+    specs = [{"name": name, "shape": shape} for name, shape in inputs]
+    return open_data(path, specs, Preprocessing(**dict(preprocessing)), augmentation)
+
+
+def _forget(folder: Path) -> None:
+    """Remove the programs that were compiled for the runs."""
+    for path in folder.glob("*.pock"):
+        path.unlink(missing_ok=True)
+    if folder.is_dir():
+        folder.rmdir()

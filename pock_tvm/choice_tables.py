@@ -1,0 +1,66 @@
+"""The tables of contributions and choices that the command line and the report show."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from .contribution import Candidate, Contributions
+from .integer_program import Choice, Choices
+from .tables import MIB
+
+
+def contribution_table(found: Contributions) -> Table:
+    """One row for each number of last biases and for each weight, with gains in points or first-order scores."""
+    candidates = list(found.costs) or list(found.scores)
+    ratios = sorted({candidate.ratio for candidate in candidates if candidate.weight})
+    table = Table(title="gains" if found.runs else "first-order scores", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("trained", no_wrap=True)
+    for ratio in ratios or [1.0]:
+        table.add_column("" if ratio == 1 else f"{ratio:g}", justify="right", no_wrap=True)
+    for candidate in sorted(each for each in candidates if not each.weight):
+        table.add_row(str(candidate), *[""] * (len(ratios) - 1), _gain(found, candidate, Candidate(0)))
+    table.add_section()
+    by_weight: dict[str, dict[float, Candidate]] = {}
+    for candidate in candidates:
+        if candidate.weight:
+            by_weight.setdefault(candidate.weight, {})[candidate.ratio] = candidate
+    for weight, own in by_weight.items():
+        table.add_row(weight, *(_gain(found, own[r], found.base()) if r in own else "" for r in ratios))
+    return table
+
+
+def _gain(found: Contributions, candidate: Candidate, base: Candidate) -> str:
+    if not found.runs:
+        return f"{found.scores[candidate]:.3g}"
+    gain = found.gain(candidate, base)
+    if gain is None:
+        return "failed"
+    return f"{gain.mean:+.2f}" + ("" if gain.spread is None else f" ± {gain.spread:.2f}")
+
+
+def choice_table(choices: Choices, chosen: Choice) -> Table:
+    """The pieces that a search chose, with what each is expected to bring and takes."""
+    table = Table(title="chosen", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("piece", no_wrap=True)
+    for name in ("expected gain", "MiB", "ms a step"):
+        table.add_column(name, justify="right")
+    for row in reasons(choices, chosen):
+        table.add_row(*row)
+    return table
+
+
+def reasons(choices: Choices, chosen: Choice) -> list[list[str]]:
+    """For each piece of a choice what it is expected to bring and to take, and the sum."""
+    option = choices.biases[chosen.biases]
+    name = f"head and last {chosen.biases} biases" if chosen.biases else "head"
+    rows = [[name, *amounts(option.gain, option.memory, option.seconds)]]
+    for weight, share in chosen.weights.items():
+        option = choices.weights[weight].options[share]
+        rows.append([f"{weight}, {share:g} of its channels", *amounts(option.gain, option.memory, option.seconds)])
+    return [*rows, ["together", *amounts(chosen.gain, chosen.memory, chosen.seconds)]]
+
+
+def amounts(gain: float, memory: float, seconds: float) -> list[str]:
+    """Points, MiB and milliseconds, as tables show them."""
+    return [f"{gain:+.3g}", f"{memory / MIB:.3f}", f"{1e3 * seconds:.3f}"]

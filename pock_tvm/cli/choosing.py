@@ -1,0 +1,226 @@
+"""Commands that find out what to train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import PockError
+from .common import (
+    BATCH,
+    DATA,
+    LOSS,
+    MEAN,
+    MODEL,
+    SHAPE,
+    STD,
+    LrSchedule,
+    app,
+    mb_text,
+    named_scheme,
+    optimizer_of,
+    preprocessing_of,
+    progress_bar,
+    shapes_of,
+)
+
+CONTRIBUTIONS = Annotated[Path, typer.Argument(help="What 'pock analyze' wrote")]
+MEMORY = Annotated[str | None, typer.Option(help="Most memory beside the weights, such as 64MB")]
+LATENCY = Annotated[str | None, typer.Option(help="Longest training step, such as 20ms")]
+
+
+@app.command()
+def schemes(
+    model: MODEL,
+    save: Annotated[str | None, typer.Option(help="Write one of them: its name")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write it")] = None,
+) -> None:
+    """List the named schemes for a network, and what each trains."""
+    from rich.console import Console
+
+    from ..frontend import load_model
+    from ..tables import scheme_table
+
+    imported = load_model(model, any_shape=True)
+    if save is not None:
+        if output is None:
+            raise PockError("--save needs --output: the file to write the scheme to")
+        named_scheme(save, imported).save(output)
+        return
+    found = {}
+    for name in ("full", "head", "bias", "bias:7", "last:3", "pockengine"):
+        try:
+            found[name] = named_scheme(name, imported).resolve(imported)
+        except PockError:
+            continue  # nothing was published for this kind of network
+    Console().print(scheme_table(found, imported))
+
+
+@app.command()
+def analyze(
+    model: MODEL,
+    data: DATA,
+    val: Annotated[Path, typer.Option(help="Data to measure accuracy on, not to train on")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write what is measured")],
+    epochs: Annotated[float, typer.Option(help="Length of the longest runs")] = 4,
+    lr: Annotated[float, typer.Option(help="Learning rate of all runs")] = 0.01,
+    lr_schedule: Annotated[LrSchedule, typer.Option()] = LrSchedule.COSINE,
+    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw, with options")] = "sgd:momentum=0.9",
+    loss: LOSS = "cross_entropy",
+    batch: BATCH = None,
+    shape: SHAPE = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How often the best are trained")] = 3,
+    ratios: Annotated[str, typer.Option(help="Shares of input channels that are tried")] = "0.125,0.25,0.5,1",
+    depths: Annotated[int | None, typer.Option(min=1, help="How many numbers of last biases are tried; all")] = None,
+    mean: MEAN = None,
+    std: STD = None,
+    flip: Annotated[bool, typer.Option(help="Flip training images at random")] = False,
+    crop: Annotated[bool, typer.Option(help="Crop training images at random")] = False,
+    quick: Annotated[bool, typer.Option(help="Train nothing: first-order scores from one pass over the data")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler to run on: tcp://host:8786")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine; one a core")] = None,
+) -> None:
+    """Measure what training each piece of a network brings, and what it takes."""
+    from rich.console import Console
+
+    from .. import optimizers
+    from ..analysis import analyze as measure
+    from ..choice_tables import contribution_table
+    from ..contribution import Task
+    from ..data import Preprocessing
+    from ..fine_tuning import Recipe
+    from ..scores import score
+
+    beside = Preprocessing.beside(model)
+    preprocessing = preprocessing_of(beside.to_json() if beside else {}, mean, std).to_json()
+    task = Task(
+        str(model.resolve()),
+        str(data.resolve()),
+        str(val.resolve()),
+        Recipe(epochs, lr, lr_schedule.value),
+        batch=batch,
+        shapes=shapes_of(shape or []),
+        loss=loss,
+        optimizer=optimizers.to_json(optimizer_of(optimizer)),
+        seeds=seeds,
+        ratios=_ratios(ratios),
+        depths=depths,
+        flip=flip,
+        crop=crop,
+        preprocessing=preprocessing,
+    )
+    console = Console(stderr=True)
+
+    def warn(text: str) -> None:
+        console.print(f"pock: warning: {text}", markup=False, highlight=False)
+
+    bar, progress = progress_bar(console)
+    with bar:
+        if quick:
+            found = score(task, output, progress=progress, warn=warn)
+        else:
+            found = measure(task, output, scheduler=scheduler, workers=workers, progress=progress, warn=warn)
+    Console().print(contribution_table(found))
+
+
+@app.command()
+def search(
+    model: MODEL,
+    contributions: CONTRIBUTIONS,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the scheme")],
+    memory: MEMORY = None,
+    latency: LATENCY = None,
+    target: Annotated[
+        str | None, typer.Option(help="Another machine than this: a tag of TVM's, or a target as JSON")
+    ] = None,
+    profile: Annotated[
+        list[Path] | None, typer.Option(help="Profiles of that machine, by 'pock inspect --json' there")
+    ] = None,
+) -> None:
+    """Find the scheme that brings most within a budget of memory and time."""
+    from rich.console import Console
+
+    from ..choice_tables import choice_table
+    from ..scheme_search import search as find
+    from ..units import parse_bytes, parse_seconds
+
+    console = Console(stderr=True)
+    bar, progress = progress_bar(console)
+    with bar:
+        found = find(
+            _measured(contributions, model),
+            memory=None if memory is None else parse_bytes(memory),
+            seconds=None if latency is None else parse_seconds(latency),
+            target=target,
+            profiles=[_records(path) for path in profile or []],
+            progress=progress,
+        )
+    found.scheme.save(output)
+    Console().print(choice_table(found.choices, found.choice))
+    console.print(
+        f"{output}: takes {mb_text(int(found.cost.memory))} beside the weights and about {1e3 * found.seconds:.2f} ms "
+        f"a step ({found.time_model.origin}; its steps were met within {100 * found.time_model.error:.0f} %)",
+        highlight=False,
+    )
+
+
+@app.command()
+def report(
+    contributions: CONTRIBUTIONS,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write")],
+    scheme: Annotated[Path | None, typer.Option(help="The scheme that was chosen")] = None,
+    model: Annotated[Path | None, typer.Option(help="The network, if it lies elsewhere now")] = None,
+    memory: MEMORY = None,
+    latency: LATENCY = None,
+    pictures: Annotated[Path | None, typer.Option(help="A folder for the pictures as PNG files")] = None,
+) -> None:
+    """Draw contributions, costs and the chosen scheme into one HTML file."""
+    from rich.console import Console
+
+    from ..report_page import write_report
+    from ..scheme import Scheme
+    from ..units import parse_bytes, parse_seconds
+
+    write_report(
+        _measured(contributions, model),
+        output,
+        scheme=None if scheme is None else Scheme.load(scheme),
+        memory=None if memory is None else parse_bytes(memory),
+        seconds=None if latency is None else parse_seconds(latency),
+        pictures=pictures,
+    )
+    Console(stderr=True).print(f"{output}: written")
+
+
+def _measured(path: Path, model: Path | None) -> Any:
+    """Contributions, of the network at ``model`` where it is given."""
+    from dataclasses import replace
+
+    from ..contribution import Contributions
+
+    found = Contributions.load(path)
+    return found if model is None else replace(found, task=replace(found.task, model=str(model)))
+
+
+def _records(path: Path) -> Any:
+    """A profile that 'pock inspect --json' wrote."""
+    try:
+        records = json.loads(path.read_text())
+        return [{name: record[name] for name in ("kind", "flops", "bytes", "ms")} for record in records]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PockError(
+            f"'{path}' is no profile: write one by 'pock inspect PROGRAM --json FILE' ({error!r})"
+        ) from error
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        ratios = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise PockError(f"--ratios takes numbers with commas between, not '{text}'") from error
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise PockError(f"--ratios: a share of channels is in (0, 1], not {text}")
+    return ratios

@@ -1,0 +1,133 @@
+"""What the commands share: options, and how texts on the command line are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import PockError
+
+app = typer.Typer(
+    help="Compiles a trained network into a training program for a small device, and trains it.", no_args_is_help=True
+)
+
+MODEL = Annotated[Path, typer.Argument(help="A network: .pt2 (torch.export.save) or .onnx")]
+PROGRAM = Annotated[Path, typer.Argument(help="A compiled program")]
+DATA = Annotated[Path, typer.Option(help="A folder per class of images, or an .npz file of the inputs and y")]
+LOSS = Annotated[str, typer.Option(help="cross_entropy, causal_lm, mse, bce_with_logits or output")]
+BATCH = Annotated[int | None, typer.Option(help="The batch, where the model leaves it open")]
+SHAPE = Annotated[list[str] | None, typer.Option(help="The shape of an input: input_ids=8,128")]
+THREADS = Annotated[int | None, typer.Option(help="Cores to run on; all by default")]
+CHECKPOINT = Annotated[Path | None, typer.Option(help="A checkpoint to go on from, or to write")]
+MEAN = Annotated[str | None, typer.Option(help="Mean of each channel in 0 … 1, such as 0.485,0.456,0.406")]
+STD = Annotated[str | None, typer.Option(help="Standard deviation of each channel in 0 … 1")]
+
+
+class LrSchedule(StrEnum):
+    """The names of :mod:`pock_tvm.lr_schedules`."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+    LINEAR = "linear"
+
+
+def named_scheme(text: str, model: Any) -> Any:
+    """The scheme that a name or a JSON file stands for."""
+    from ..scheme import Scheme
+
+    name, _, count = text.partition(":")
+    if count and not count.isdigit():
+        raise PockError(f"'{text}': {count!r} is no number")
+    named = {
+        "full": lambda: Scheme.full(),
+        "head": lambda: Scheme.head_only(model),
+        "bias": lambda: Scheme.bias_only(model, last=int(count) if count else None),
+        "last": lambda: Scheme.last_layers(model, int(count or 1)),
+        "pockengine": lambda: Scheme.pockengine(model),
+    }
+    if name in named:
+        return named[name]()
+    if not Path(text).suffix:
+        raise PockError(f"there is no scheme '{text}'; there are {', '.join(named)}, and JSON files")
+    return Scheme.load(text)
+
+
+def optimizer_of(text: str) -> Any:
+    """The optimizer that a text such as ``sgd:momentum=0.9`` stands for."""
+    from ..optimizers import KINDS
+
+    name, _, options = text.partition(":")
+    if name not in KINDS:
+        raise PockError(f"there is no optimizer '{name}'; there are {', '.join(KINDS)}")
+    given: dict[str, Any] = {}
+    for option in filter(None, options.split(",")):
+        key, _, value = option.partition("=")
+        try:
+            given[key] = json.loads(value.lower())
+        except ValueError as error:
+            raise PockError(f"'{option}' is no option of an optimizer: write momentum=0.9") from error
+    if {"beta1", "beta2"} & given.keys():
+        given["betas"] = (given.pop("beta1", 0.9), given.pop("beta2", 0.999))
+    try:
+        return KINDS[name](**given)
+    except TypeError as error:
+        fields = ", ".join(KINDS[name].__dataclass_fields__)
+        raise PockError(f"'{text}': {name} has the options {fields}") from error
+
+
+def shapes_of(texts: list[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of inputs, as ``input_ids=8,128`` gives each."""
+    shapes = {}
+    for text in texts:
+        name, _, extents = text.partition("=")
+        if not extents or not all(extent.strip().isdigit() for extent in extents.split(",")):
+            raise PockError(f"'{text}' is no shape: write input_ids=8,128")
+        shapes[name] = tuple(int(extent) for extent in extents.split(","))
+    return shapes
+
+
+def preprocessing_of(stored: Mapping[str, Any], mean: str | None, std: str | None) -> Any:
+    """The mean and standard deviation that options give, else those that are stored, else none."""
+    from ..data import Preprocessing
+
+    default = Preprocessing()
+    chosen = {}
+    for name, text in (("mean", mean), ("std", std)):
+        try:
+            numbers = [float(value) for value in text.split(",")] if text else stored.get(name, getattr(default, name))
+        except ValueError as error:
+            raise PockError(f"--{name} takes numbers with commas between, not '{text}'") from error
+        chosen[name] = tuple(numbers)
+    return Preprocessing(**chosen)
+
+
+def result_text(result: dict[str, float]) -> str:
+    """What an evaluation found, in words."""
+    text = f"loss {result['loss']:.4f}"
+    return f"accuracy {100 * result['accuracy']:.2f} %, {text}" if "accuracy" in result else text
+
+
+def mb_text(size: int) -> str:
+    """An amount of memory in MiB."""
+    return f"{size / 2**20:.2f} MiB"
+
+
+def progress_bar(console: Any) -> Any:
+    """A bar, and a function that says what is being done, how much of it is done, and how much there is."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=console)
+    rows: dict[str, Any] = {}
+
+    def show(what: str, done: int, count: int) -> None:
+        if what not in rows:
+            rows[what] = bar.add_task(what, total=count)
+        bar.update(rows[what], completed=done)
+
+    return bar, show

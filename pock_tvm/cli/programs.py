@@ -1,0 +1,225 @@
+"""Commands that make programs and run them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import (
+    BATCH,
+    CHECKPOINT,
+    DATA,
+    LOSS,
+    MEAN,
+    MODEL,
+    PROGRAM,
+    SHAPE,
+    STD,
+    THREADS,
+    LrSchedule,
+    app,
+    mb_text,
+    named_scheme,
+    optimizer_of,
+    preprocessing_of,
+    result_text,
+    shapes_of,
+)
+
+
+@app.command("compile")
+def compile_(
+    model: MODEL,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the program")],
+    scheme: Annotated[str, typer.Option(help="full, head, bias, bias:7, last:3, pockengine, or a JSON file")] = "full",
+    loss: LOSS = "cross_entropy",
+    optimizer: Annotated[
+        str, typer.Option(help="sgd, adam or adamw, with options: sgd:momentum=0.9,weight_decay=1e-4")
+    ] = "sgd:momentum=0.9",
+    batch: BATCH = None,
+    shape: SHAPE = None,
+    target: Annotated[
+        str, typer.Option(help="host, a tag of TVM's such as raspberry-pi/4b-aarch64, or a target as JSON")
+    ] = "host",
+    batch_norm: Annotated[str, typer.Option(help="Statistics in training: frozen, or those of each batch")] = "frozen",
+    accumulate: Annotated[int, typer.Option(help="Steps that share one update")] = 1,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of all gradients together")] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Most memory beside the weights, such as 64MB: recompute where it takes more")
+    ] = None,
+    dump: Annotated[Path | None, typer.Option(help="A folder for the module after each phase")] = None,
+) -> None:
+    """Compile a network into a training program."""
+    from rich.console import Console
+
+    from ..compiler import compile as compile_program
+    from ..data import Preprocessing
+    from ..frontend import load_model
+
+    console = Console(stderr=True)
+    preprocessing = Preprocessing.beside(model)
+    with console.status(f"reading {model.name}"):
+        imported = load_model(model, batch=batch, shapes=shapes_of(shape or []))
+    with console.status("compiling"):
+        program = compile_program(
+            imported,
+            scheme=named_scheme(scheme, imported),
+            loss=loss,
+            optimizer=optimizer_of(optimizer),
+            target=target,
+            batch_norm=batch_norm,
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            memory_budget=memory_budget,
+            dump=dump,
+        )
+    if preprocessing is not None:
+        program.manifest["preprocessing"] = preprocessing.to_json()
+    program.save(output)
+    memory = program.memory()
+    console.print(f"{output}: {len(program.trained)} parameters trained, arena {mb_text(memory['arena'])}")
+
+
+@app.command()
+def train(
+    program: PROGRAM,
+    data: DATA,
+    val: Annotated[Path | None, typer.Option(help="Data to evaluate on after each epoch")] = None,
+    epochs: Annotated[int, typer.Option(min=0)] = 1,
+    lr: Annotated[float, typer.Option(help="Learning rate")] = 0.01,
+    lr_schedule: Annotated[LrSchedule, typer.Option()] = LrSchedule.COSINE,
+    checkpoint: CHECKPOINT = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint, if it is there")] = False,
+    mean: MEAN = None,
+    std: STD = None,
+    flip: Annotated[bool, typer.Option(help="Flip training images at random")] = False,
+    crop: Annotated[bool, typer.Option(help="Crop training images at random")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    threads: THREADS = None,
+) -> None:
+    """Train a program on your data."""
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..data import Augmentation, evaluation_batches, open_data
+    from ..fine_tuning import Recipe, steps_of, training_steps
+    from ..trainer import Trainer
+
+    console = Console()
+    trainer = Trainer(program, threads=threads)
+    manifest = trainer.program.manifest
+    preprocessing = preprocessing_of(manifest.get("preprocessing", {}), mean, std)
+    training = open_data(data, manifest["inputs"], preprocessing, Augmentation(flip, crop))
+    validation = open_data(val, manifest["inputs"], preprocessing) if val is not None else None
+    batch = manifest["inputs"][0]["shape"][0]
+    recipe = Recipe(epochs, lr, lr_schedule)
+    per_epoch = steps_of(replace(recipe, epochs=1), training, batch)
+    if resume and checkpoint is not None and checkpoint.exists():
+        trainer.restore(checkpoint)
+    if validation is not None:
+        console.print(f"before: {result_text(trainer.evaluate(evaluation_batches(validation, batch)))}")
+    steps = training_steps(recipe, training, batch, seed)
+    for epoch in range(epochs):
+        one = track(
+            itertools.islice(steps, per_epoch), f"epoch {epoch + 1}", per_epoch, console=console, transient=True
+        )
+        line = f"epoch {epoch + 1}: training loss {np.mean([trainer.step(x, y, lr=rate) for (x, y), rate in one]):.4f}"
+        if validation is not None:
+            line += f"; validation {result_text(trainer.evaluate(evaluation_batches(validation, batch)))}"
+        console.print(line)
+        if checkpoint is not None:
+            trainer.save(checkpoint)
+
+
+@app.command("eval")
+def evaluate(
+    program: PROGRAM,
+    data: DATA,
+    checkpoint: CHECKPOINT = None,
+    mean: MEAN = None,
+    std: STD = None,
+    threads: THREADS = None,
+) -> None:
+    """Measure loss and accuracy on data."""
+    from rich.console import Console
+
+    from ..data import evaluation_batches, open_data
+    from ..trainer import Trainer
+
+    trainer = Trainer(program, threads=threads)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    manifest = trainer.program.manifest
+    samples = open_data(data, manifest["inputs"], preprocessing_of(manifest.get("preprocessing", {}), mean, std))
+    Console().print(result_text(trainer.evaluate(evaluation_batches(samples, manifest["inputs"][0]["shape"][0]))))
+
+
+@app.command()
+def inspect(
+    program: PROGRAM,
+    plot: Annotated[Path | None, typer.Option(help="Draw the arena over time: the picture to write")] = None,
+    profile: Annotated[bool, typer.Option(help="Run a step, and show the time of each kernel")] = False,
+    json_output: Annotated[
+        Path | None, typer.Option("--json", help="Write the profile: what 'pock search --profile' reads")
+    ] = None,
+    threads: THREADS = None,
+) -> None:
+    """Show what a program trains, what it costs and what it holds in memory."""
+    from rich.console import Console
+
+    from ..program import Program
+    from ..tables import kernel_table, layer_table, memory_table, summary
+
+    loaded = Program.load(program)
+    console = Console()
+    if plot is not None:
+        from ..plots import draw_memory
+
+        draw_memory(loaded, plot)
+    if profile or json_output is not None:
+        from ..profile import example
+        from ..profile import profile as profile_step
+        from ..trainer import Trainer
+
+        records = profile_step(Trainer(loaded, threads=threads), *example(loaded))
+        console.print(kernel_table(records))
+        if json_output is not None:
+            json_output.write_text(json.dumps(records, indent=1))
+        return
+    console.print(summary(loaded))
+    console.print(layer_table(loaded))
+    console.print(memory_table(loaded))
+
+
+@app.command()
+def export(
+    program: PROGRAM,
+    weights: Annotated[Path, typer.Option(help="The safetensors file to write")],
+    checkpoint: CHECKPOINT = None,
+) -> None:
+    """Write the weights under PyTorch's names, for PyTorch to load."""
+    import numpy as np
+    import safetensors.numpy
+
+    from ..trainer import Trainer
+
+    trainer = Trainer(program)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    safetensors.numpy.save_file(
+        {name: np.asarray(array, order="C") for name, array in trainer.weights().items()}, weights
+    )
+
+
+@app.command()
+def demo() -> None:
+    """Pretrain a small network on digits, then personalise it to a user whose digits look different."""
+    from ..demo import run
+
+    run()

@@ -1,0 +1,281 @@
+"""Contributions: what training a piece of a network brings, as it was measured, and the file that keeps it.
+
+PockEngine's section 3.2 (MICRO 2023): the accuracy that the last k biases bring over the head alone, and that a share
+of one weight brings over biases alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .costs import Cost
+from .errors import ContributionError
+from .files import replacing
+from .fine_tuning import Recipe
+from .frontend import Model
+from .scheme import Scheme
+from .structure import Structure
+
+FORMAT = "pock-contributions/1"
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """Something to train: the head, the last ``biases`` biases, and perhaps a share of one weight."""
+
+    biases: int
+    weight: str = ""
+    ratio: float = 1.0
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What is trained of which weight."""
+        return {self.weight: self.ratio} if self.weight else {}
+
+    def __str__(self) -> str:
+        base = f"head + last {self.biases} biases" if self.biases else "head"
+        return f"{base} + {self.weight} at {self.ratio:g}" if self.weight else base
+
+
+def ladder(structure: Structure) -> list[str]:
+    """The small parameters that are trained from the last on: biases (also those of normalisation), or the scales of a
+    network that has none."""
+    return structure.vectors("bias") or structure.vectors("scale")
+
+
+def scheme_of(structure: Structure, biases: int, weights: Mapping[str, float]) -> Scheme:
+    """The scheme that trains the head, the last ``biases`` biases, and these shares of weights."""
+    steps = ladder(structure)
+    full = dict.fromkeys([*steps[len(steps) - biases :], *structure.head_parameters()], "full")
+    return Scheme({"*": "frozen"} | full | {name: "full" if share == 1 else share for name, share in weights.items()})
+
+
+def candidates(structure: Structure, ratios: Sequence[float], depths: int | None = None) -> list[Candidate]:
+    """Everything that is measured alone: numbers of last biases (``depths`` of them, spread evenly, or all), and each
+    weight but the head's at each ratio that makes a difference, together with all biases."""
+    whole = len(ladder(structure))
+    count = whole if depths is None else min(depths, whole)
+    numbers = sorted({0, whole} | {round(whole * step / count) for step in range(1, count + 1)})
+    found = [Candidate(number) for number in numbers]
+    for weight in weights_of(structure):
+        channels = structure.channels.get(weight)
+        seen = set()
+        for ratio in sorted(ratios) if channels else [1.0]:
+            trained = math.ceil(ratio * channels.count - 1e-9) if channels else 1
+            if trained not in seen:
+                found.append(Candidate(whole, weight, ratio))
+            seen.add(trained)
+    return found
+
+
+def weights_of(structure: Structure) -> list[str]:
+    """The weights of layers in front of the head, each once, in the order in which they run."""
+    head = structure.head_parameters()
+    layers = sorted(structure.layers, key=lambda layer: layer.position)
+    return list(dict.fromkeys(layer.weight for layer in layers if layer.weight not in head))
+
+
+def depth_of(structure: Structure, weight: str) -> int:
+    """How many of the last biases have to be trained for a gradient to reach a weight."""
+    position = min(layer.position for layer in structure.layers if layer.weight == weight)
+    return sum(structure.first_use[name] >= position for name in ladder(structure))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned, and how it is measured."""
+
+    model: str
+    """The path of a ``.pt2`` or ``.onnx`` file."""
+    data: str
+    validation: str
+    recipe: Recipe = field(default_factory=Recipe)
+    batch: int | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    loss: str = "cross_entropy"
+    optimizer: Mapping[str, Any] = field(default_factory=lambda: {"kind": "sgd", "momentum": 0.9})
+    seeds: int = 3
+    ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)
+    depths: int | None = None
+    """How many numbers of last biases are measured; all by default."""
+    flip: bool = False
+    crop: bool = False
+    preprocessing: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides over results: all but where the files lie. As JSON gives it back."""
+        plain = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in plain.items() if name not in ("model", "data", "validation")}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning: what was trained, how long, and what came of it."""
+
+    candidate: Candidate
+    epochs: float
+    seed: int
+    score: float | None
+    """Accuracy in percent, or minus the loss where there are no classes; None where the loss ceased to be a number."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a candidate brings over another, in points."""
+
+    mean: float
+    spread: float | None
+    """The standard deviation over seeds; None of a single one."""
+    seeds: int
+    epochs: float
+
+
+@dataclass
+class Contributions:
+    """All that was measured of one network on one task."""
+
+    task: Task
+    fingerprint: dict[str, Any]
+    """Of the model: :func:`fingerprint`."""
+    runs: list[Run] = field(default_factory=list)
+    costs: dict[Candidate, Cost] = field(default_factory=dict)
+    """What the program of each candidate takes, at the task's batch and optimizer, on the machine that ran it."""
+    scores: dict[Candidate, float] = field(default_factory=dict)
+    """First-order scores of the quick mode, where it ran (:mod:`pock_tvm.scores`)."""
+
+    def run_of(self, candidate: Candidate, epochs: float, seed: int) -> Run | None:
+        """A run, if it is done."""
+        key = (candidate, epochs, seed)
+        return next((run for run in self.runs if (run.candidate, run.epochs, run.seed) == key), None)
+
+    def gain(self, candidate: Candidate, base: Candidate, within: float = math.inf) -> Gain | None:
+        """What a candidate brings over ``base``, seed by seed, in its longest runs; None if any of its runs failed.
+
+        ``within``: leave out runs of more epochs.
+        """
+        own = [run for run in self.runs if run.candidate == candidate and run.epochs <= within]
+        if not own or any(run.score is None for run in own):
+            return None
+        epochs = max(run.epochs for run in own)
+        pairs = [
+            (run.score, other.score)
+            for run in own
+            if run.epochs == epochs and (other := self.run_of(base, epochs, run.seed)) is not None
+        ]
+        gains = [score - reference for score, reference in pairs if score is not None and reference is not None]
+        if not gains:
+            return None
+        spread = statistics.stdev(gains) if len(gains) > 1 else None
+        return Gain(statistics.mean(gains), spread, len(gains), epochs)
+
+    def base(self) -> Candidate:
+        """What weights are compared to: the most biases whose training alone never failed."""
+        failed = {run.candidate for run in self.runs if run.score is None}
+        return max(
+            (candidate for candidate in self.costs if not candidate.weight and candidate not in failed),
+            default=Candidate(0),
+        )
+
+    def score_of(self, candidate: Candidate) -> float | None:
+        """The mean score in the longest runs."""
+        own = [run for run in self.runs if run.candidate == candidate]
+        last = [run.score for run in own if run.epochs == max(other.epochs for other in own)]
+        known = [score for score in last if score is not None]
+        return statistics.mean(known) if known and len(known) == len(last) else None
+
+    # ---- the file ----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a JSON file; one that is there is replaced when the new one is complete."""
+        content = {
+            "format": FORMAT,
+            "task": asdict(self.task),
+            "fingerprint": self.fingerprint,
+            "runs": [asdict(run) for run in self.runs],
+            "costs": [asdict(candidate) | {"cost": asdict(cost)} for candidate, cost in self.costs.items()],
+            "scores": [asdict(candidate) | {"score": score} for candidate, score in self.scores.items()],
+        }
+        with replacing(path) as file:
+            file.write(json.dumps(content, indent=1).encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Contributions:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        ContributionError
+            The file is missing, damaged or of another format.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            if content["format"] != FORMAT:
+                raise ContributionError(
+                    f"'{path}' has the format {content['format']!r}, and this version reads {FORMAT!r}"
+                )
+            task = content["task"]
+            return cls(
+                Task(**task | {"recipe": Recipe(**task["recipe"])}),
+                content["fingerprint"],
+                [Run(**run | {"candidate": Candidate(**run["candidate"])}) for run in content["runs"]],
+                {_candidate(entry): Cost(**entry["cost"]) for entry in content["costs"]},
+                {_candidate(entry): entry["score"] for entry in content["scores"]},
+            )
+        except FileNotFoundError as error:
+            raise ContributionError(f"there is no file '{path}': 'pock analyze' makes one") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ContributionError(f"'{path}' holds no contributions, or is damaged ({error!r})") from error
+
+    def check_model(self, model: Model) -> None:
+        """Refuse a model that these contributions were not measured on.
+
+        Raises
+        ------
+        ContributionError
+            It names the first difference.
+        """
+        difference = first_difference(self.fingerprint, fingerprint(model))
+        if difference:
+            raise ContributionError(
+                f"the contributions are of another model: {difference}. Analyze this one, or name that one"
+            )
+
+
+def _candidate(entry: Mapping[str, Any]) -> Candidate:
+    return Candidate(entry["biases"], entry["weight"], entry["ratio"])
+
+
+def fingerprint(model: Model) -> dict[str, Any]:
+    """What tells models apart: for each weight its shape and a digest of its values."""
+    return {
+        name: {"shape": list(array.shape), "values": hashlib.sha256(array.tobytes()).hexdigest()[:16]}
+        for name, array in model.weights.items()
+    }
+
+
+def first_difference(measured: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """The first thing in which two fingerprints differ, in words."""
+    for name in _in_order(measured, given):
+        if name not in given:
+            return f"it had '{name}', which is missing here"
+        if name not in measured:
+            return f"it had no '{name}'"
+        if measured[name]["shape"] != given[name]["shape"]:
+            return (
+                f"'{name}' had the shape {tuple(measured[name]['shape'])}, and has {tuple(given[name]['shape'])} here"
+            )
+        if measured[name]["values"] != given[name]["values"]:
+            return f"'{name}' had other values"
+    return None
+
+
+def _in_order(one: Iterable[str], other: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*one, *other]))

@@ -1,0 +1,183 @@
+"""``pock report``: contributions, costs and the chosen scheme as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .analysis import open_model
+from .choice_tables import amounts, reasons
+from .contribution import Candidate, Contributions, ladder
+from .errors import PockError
+from .files import replacing
+from .gains import expected_gains, rank_agreement
+from .integer_program import Choice, Choices, front, total
+from .plots import MIB
+from .scheme import Scheme
+from .scheme_plots import draw_contributions, draw_fronts, draw_scheme
+from .scheme_search import calibrate, choices_of, planned_costs
+from .structure import Structure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>What to train of {{ network }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-size: 13px } td, th { padding: 2px 10px; text-align: right }
+td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f5f5f5 } img { max-width: 100% }
+</style></head><body>
+<h1>What to train of {{ network }}</h1>
+<p>{% for line in lines %}{{ line }}<br>{% endfor %}</p>
+{% for title, text, picture in figures %}
+<h2>{{ title }}</h2><p>{{ text }}</p><img alt="{{ title }}" src="data:image/png;base64,{{ picture }}">
+{% endfor %}
+{% for title, header, rows in tables %}
+<h2>{{ title }}</h2>
+<table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
+{% endfor %}
+</body></html>
+"""
+
+
+def write_report(
+    found: Contributions,
+    output: str | os.PathLike[str],
+    *,
+    scheme: Scheme | None = None,
+    memory: float | None = None,
+    seconds: float | None = None,
+    pictures: str | os.PathLike[str] | None = None,
+) -> None:
+    """Write a report: what each piece brings and takes, the fronts, and the scheme over the network.
+
+    ``memory`` in bytes and ``seconds`` are budgets, drawn and held by the fronts; ``pictures`` is a folder for the PNG
+    files.
+
+    Raises
+    ------
+    PockError
+        Matplotlib or Jinja is missing.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise PockError("reports are made by Jinja and Matplotlib: pip install 'pock-tvm[plot]'") from error
+    model, structure = open_model(found.task)
+    found.check_model(model)
+    gains = expected_gains(found)
+    costs = found.costs
+    if any(candidate not in costs for candidate in gains):
+        costs = planned_costs(found.task, gains, None, lambda _what, _done, _all: None)
+    time_model = calibrate(found.task, structure, gains)
+    choices = choices_of(gains, costs, structure, time_model)
+    chosen = choice_of(scheme, choices, structure) if scheme is not None else None
+    budgets = {"memory": memory or math.inf, "seconds": seconds or math.inf}
+    fronts = {
+        resource: front(choices, resource, **{other: budgets[other]})
+        for resource, other in (("memory", "seconds"), ("seconds", "memory"))
+    }
+    figures: dict[str, tuple[str, str, Figure]] = {
+        "contributions": (
+            "What each piece brings",
+            "Above: the last biases, over the head alone. Below: a share of each weight, over biases alone. Bars of "
+            "spread are standard deviations over seeds.",
+            draw_contributions(found),
+        ),
+        "fronts": (
+            "What it takes",
+            "Each point is the best choice for its memory or its time, solved exactly. Gains and costs are sums over "
+            "pieces.",
+            draw_fronts(fronts, chosen, {"memory": memory, "seconds": seconds}),
+        ),
+    }
+    if scheme is not None:
+        figures["scheme"] = ("What is trained", "From input to head.", draw_scheme(scheme, structure, model))
+    drawn = {name: _png(figure) for name, (_, _, figure) in figures.items()}
+    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    text = page.render(
+        network=Path(found.task.model).stem,
+        lines=[*_task_lines(found), _time_line(time_model.error, time_model.origin), *_rank_lines(found)],
+        figures=[(title, text, base64.b64encode(drawn[n]).decode()) for n, (title, text, _) in figures.items()],
+        tables=_tables(found, choices, chosen, fronts["memory"]),
+    )
+    with replacing(output) as file:
+        file.write(text.encode())
+    if pictures is not None:
+        Path(pictures).mkdir(parents=True, exist_ok=True)
+        for name, data in drawn.items():
+            (Path(pictures) / f"{name}.png").write_bytes(data)
+
+
+def choice_of(scheme: Scheme, choices: Choices, structure: Structure) -> Choice | None:
+    """The choice that a scheme stands for; None of one that was not put together from these pieces."""
+    steps = ladder(structure)
+    biases = sum(scheme.rules.get(name) == "full" for name in steps)
+    weights = {
+        name: 1.0 if what == "full" else float(what)
+        for name, what in scheme.rules.items()
+        if name in choices.weights and (what == "full" or isinstance(what, float))
+    }
+    known = biases in choices.biases and all(share in choices.weights[name].options for name, share in weights.items())
+    return total(choices, biases, weights) if known else None
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _task_lines(found: Contributions) -> list[str]:
+    task = found.task
+    failed = sum(run.score is None for run in found.runs)
+    lines = [
+        f"Data: {task.data}, validated on {task.validation}.",
+        f"Runs: {len(found.runs)} of up to {task.recipe.epochs:g} epochs at a learning rate of {task.recipe.lr:g} "
+        f"({task.recipe.lr_schedule}), {task.optimizer['kind']}, up to {task.seeds} seeds.",
+    ]
+    return (
+        [*lines, f"{failed} runs failed: their loss ceased to be a number. They are never chosen."] if failed else lines
+    )
+
+
+def _time_line(error: float, origin: str) -> str:
+    return f"Times are of {origin}; the model of them meets whole steps within {100 * error:.0f} %."
+
+
+def _rank_lines(found: Contributions) -> list[str]:
+    return [
+        f"First-order scores rank {what} like the measured gains with a correlation of {value:.2f} (Spearman)."
+        for what, value in rank_agreement(found).items()
+    ]
+
+
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def _tables(found: Contributions, choices: Choices, chosen: Choice | None, points: list[Choice]) -> list[Table]:
+    tables: list[Table] = []
+    if chosen is not None:
+        tables.append(("The chosen pieces", ["piece", "expected gain", "MiB", "ms a step"], reasons(choices, chosen)))
+    header = ["last biases", "weights", "expected gain", "MiB", "ms a step"]
+    rows = [[str(p.biases), str(len(p.weights)), *amounts(p.gain, p.memory, p.seconds)] for p in points]
+    tables.append(("The front of gain against memory", header, rows))
+    rows = []
+    for candidate in found.costs:
+        gain = found.gain(candidate, found.base() if candidate.weight else Candidate(0))
+        spread = "" if gain is None or gain.spread is None else f"± {gain.spread:.2f}"
+        words = (
+            ["failed", "", "", ""]
+            if gain is None
+            else [f"{gain.mean:+.2f}", spread, str(gain.seeds), f"{gain.epochs:g}"]
+        )
+        rows.append([str(candidate), *words, f"{found.costs[candidate].memory / MIB:.2f}"])
+    if rows:
+        tables.append(("Everything that was measured", ["trained", "gain", "spread", "seeds", "epochs", "MiB"], rows))
+    return tables

@@ -1,0 +1,307 @@
+"""Contributions: what is measured, how gains are read, the file, and executors that lose workers."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pock_tvm as pock
+from pock_tvm.analysis import measure, rungs
+from pock_tvm.contribution import Candidate, Contributions, Run, candidates, depth_of, ladder, scheme_of
+from pock_tvm.costs import Cost
+from pock_tvm.executors import Workers
+from pock_tvm.frontend import load_model
+from pock_tvm.gains import expected_gains, rank_agreement
+from pock_tvm.scores import first_order_scores, score
+from pock_tvm.structure import structure_of
+from tests.pock_tvm.networks import Small, small
+
+HEAD = Candidate(0)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> pock.Task:
+    """``Small`` on images whose class is their brightest corner."""
+    root = tmp_path_factory.mktemp("task")
+    torch.export.save(small(), root / "net.pt2")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 64), ("val", 40)):
+        y = rng.integers(0, 4, count)
+        x = rng.standard_normal((count, 3, 8, 8)).astype("float32")
+        for image, label in zip(x, y, strict=True):
+            image[:, 4 * (label // 2) : 4 * (label // 2) + 4, 4 * (label % 2) : 4 * (label % 2) + 4] += 1.5
+        np.savez(root / f"{part}.npz", x=x, y=y)
+    paths = (str(root / "net.pt2"), str(root / "train.npz"), str(root / "val.npz"))
+    return pock.Task(*paths, pock.Recipe(2, 0.05), batch=8, ratios=(0.25, 1.0), seeds=2)
+
+
+@pytest.fixture(scope="module")
+def analysed(task, tmp_path_factory) -> Contributions:
+    return pock.analyze(task, tmp_path_factory.mktemp("analysed") / "c.json")
+
+
+def by_run(found: Contributions) -> dict:
+    return {(run.candidate, run.epochs, run.seed): run.score for run in found.runs}
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------
+
+
+def test_every_weight_and_every_number_of_biases_is_a_candidate() -> None:
+    structure = structure_of(load_model(small(4)))
+    found = candidates(structure, (0.125, 0.5, 1.0))
+    biases = ["stem.bias"] + [f"blocks.{i}.{name}.bias" for i in (0, 1) for name in ("conv1", "bn", "conv2")]
+    assert sorted(ladder(structure)) == sorted(biases)
+    assert [each.biases for each in found if not each.weight] == list(range(8))
+    weights = {each.weight for each in found if each.weight}
+    assert weights == {"stem.weight"} | {f"blocks.{i}.conv{j}.weight" for i in (0, 1) for j in (1, 2)}
+    # Of 3 channels an eighth is 1, a half 2.
+    assert [each.ratio for each in found if each.weight == "stem.weight"] == [0.125, 0.5, 1.0]
+    assert [each.biases for each in candidates(structure, (1.0,), depths=2) if not each.weight] == [0, 4, 7]
+
+
+def test_a_gradient_reaches_a_weight_as_soon_as_the_biases_behind_it_are_trained() -> None:
+    model = load_model(small(4))
+    structure = structure_of(model)
+    assert depth_of(structure, "stem.weight") == 7
+    assert depth_of(structure, "blocks.1.conv2.weight") == 1
+    scheme = scheme_of(structure, 1, {"blocks.1.conv2.weight": 0.5})
+    assert set(scheme.resolve(model)) == {"head.weight", "head.bias", "blocks.1.conv2.bias", "blocks.1.conv2.weight"}
+
+
+def test_rungs_train_fewer_for_longer(task, analysed) -> None:
+    assert rungs(task) == [(0.5, 1), (1.0, 2), (2, 2)]
+    weights = [run for run in analysed.runs if run.candidate.weight]
+    everything = [
+        each for each in candidates(structure_of(load_model(task.model, batch=8)), task.ratios) if each.weight
+    ]
+    count = [len({run.candidate for run in weights if run.epochs == epochs}) for epochs, _ in rungs(task)]
+    assert count == [len(everything), -(-len(everything) // 3), -(-count[1] // 3)]
+    assert set(analysed.costs) >= {run.candidate for run in analysed.runs}
+    base = analysed.base()
+    assert all(analysed.run_of(base, run.epochs, run.seed) for run in weights)
+
+
+def test_a_run_is_the_fine_tuning_that_a_user_would_do(task, analysed, tmp_path) -> None:
+    candidate = next(run.candidate for run in analysed.runs if run.candidate.weight and run.epochs == 2)
+    exported = torch.export.load(task.model)
+    scheme = scheme_of(structure_of(load_model(exported, batch=8)), candidate.biases, candidate.shares)
+    program = pock.compile(exported, scheme=scheme, optimizer=pock.SGD(momentum=0.9), batch=8)
+    trainer, rng = pock.Trainer(program), np.random.default_rng(1)
+    with np.load(task.data) as data:
+        x, y = data["x"], data["y"]
+    for epoch in range(2):
+        order = rng.permutation(64)
+        for step in range(8):
+            rate = 0.05 * (1 + np.cos(np.pi * (8 * epoch + step) / 16)) / 2
+            trainer.step(x[order[8 * step : 8 * step + 8]], y[order[8 * step : 8 * step + 8]], lr=rate)
+    with np.load(task.validation) as data:
+        right = (trainer.predict(data["x"]).argmax(1) == data["y"]).mean()
+    assert analysed.run_of(candidate, 2, 1).score == pytest.approx(100 * right)
+    memory = program.memory()
+    assert analysed.costs[candidate].memory == memory["arena"] + memory["optimizer_state"]
+
+
+# ---- resuming, and who works -----------------------------------------------------------------------------------------
+
+
+def test_a_killed_analysis_goes_on_where_it_was(task, analysed, tmp_path) -> None:
+    output = tmp_path / "c.json"
+    half = replace(analysed, runs=analysed.runs[: len(analysed.runs) // 2])
+    marked = half.runs[3] = replace(half.runs[3], score=12.5)  # a run that is there is not done again
+    half.save(output)
+    found = pock.analyze(task, output)
+    assert found.run_of(marked.candidate, marked.epochs, marked.seed).score == 12.5
+    assert by_run(Contributions.load(output)) == by_run(found)
+    assert not output.with_suffix(".programs").exists()
+    same = [run for run in found.runs if run != marked and run in analysed.runs]
+    assert len(same) > len(analysed.runs) // 2
+
+
+def test_dask_finds_the_same(task, analysed, tmp_path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        found = pock.analyze(task, tmp_path / "c.json", scheduler=cluster.scheduler_address)
+    assert by_run(found) == by_run(analysed)
+    assert found.costs == analysed.costs
+
+
+def test_no_scheduler_answers() -> None:
+    pytest.importorskip("distributed")
+    with pytest.raises(pock.PockError, match="no Dask scheduler answers"):
+        Workers("tcp://127.0.0.1:9")
+
+
+def dies_once(flag: Path, number: int) -> int:
+    if number == 2 and not flag.exists():
+        flag.touch()
+        os._exit(9)
+    time.sleep(0.05)
+    return number * number
+
+
+def always_dies(_number: int) -> None:
+    os._exit(9)
+
+
+def refuses(number: int) -> None:
+    raise pock.PockError(f"no {number}")
+
+
+def test_the_run_of_a_dead_worker_is_repeated(tmp_path) -> None:
+    jobs = [(tmp_path / "flag", number) for number in range(6)]
+    with Workers(count=2) as pool:
+        assert dict(pool.run(dies_once, jobs)) == {n: n * n for n in range(6)}
+    assert (tmp_path / "flag").exists()
+
+
+def test_workers_that_always_die_are_given_up() -> None:
+    with Workers(count=1) as pool, pytest.raises(pock.PockError, match="all workers died"):
+        list(pool.run(always_dies, [(1,)]))
+
+
+def test_a_fault_of_the_user_is_passed_on() -> None:
+    with Workers(count=1) as pool, pytest.raises(pock.PockError, match="no 7"):
+        list(pool.run(refuses, [(7,)]))
+
+
+# ---- gains -----------------------------------------------------------------------------------------------------------
+
+
+def contributions(task: pock.Task, runs: list[tuple[Candidate, float, int, float | None]]) -> Contributions:
+    made = [Run(*run) for run in runs]
+    return Contributions(task, {}, made, {run.candidate: Cost(1.0) for run in made})
+
+
+def test_gains_are_compared_seed_by_seed_at_the_same_length(task) -> None:
+    one = Candidate(3)
+    runs = [
+        (HEAD, 1, 0, 10.0),
+        (HEAD, 2, 0, 50.0),
+        (HEAD, 2, 1, 60.0),
+        (one, 1, 0, 90.0),
+        (one, 2, 0, 53.0),
+        (one, 2, 1, 61.0),
+    ]
+    gain = contributions(task, runs).gain(one, HEAD)
+    assert (gain.mean, gain.spread, gain.seeds, gain.epochs) == (2.0, pytest.approx(2**0.5), 2, 2)
+    assert contributions(task, runs).gain(one, HEAD, within=1).mean == 80.0
+
+
+def test_what_failed_once_is_never_chosen(task) -> None:
+    one, other = Candidate(1), Candidate(2)
+    runs = [(HEAD, 1, 0, 50.0), (one, 1, 0, 60.0), (other, 1, 0, 99.0), (other, 1, 1, None)]
+    found = contributions(task, runs)
+    assert found.gain(other, HEAD) is None
+    assert set(expected_gains(found)) == {HEAD, one}
+    assert found.base() == one
+
+
+def test_short_runs_count_as_much_as_their_gains_came_to_later(task) -> None:
+    base = Candidate(1)
+    kept, dropped = Candidate(1, "a"), Candidate(1, "b")
+    runs = [(HEAD, e, 0, 0.0) for e in (1, 2)] + [(base, e, 0, 0.0) for e in (1, 2)]
+    runs += [(kept, 1, 0, 8.0), (kept, 2, 0, 2.0), (dropped, 1, 0, 4.0)]
+    gains = expected_gains(contributions(task, runs))
+    assert gains[kept] == pytest.approx(2.0)
+    assert gains[dropped] == pytest.approx(1.0)  # 4 of 8, which came to 2
+
+
+def test_noise_is_drawn_towards_the_mean_of_its_like(task) -> None:
+    rng = np.random.default_rng(0)
+    runs = [(HEAD, 1, seed, 50.0) for seed in range(3)] + [(Candidate(1), 1, seed, 50.0) for seed in range(3)]
+    weights = [Candidate(1, f"w{index}") for index in range(30)]
+    runs += [(weight, 1, seed, 50 + float(rng.normal())) for weight in weights for seed in range(3)]
+    found = contributions(task, runs)
+    raw = np.array([found.gain(weight, Candidate(1)).mean for weight in weights])
+    drawn = np.array([expected_gains(found)[weight] for weight in weights])
+    assert drawn.std() < 0.5 * raw.std()
+    assert drawn.mean() == pytest.approx(raw.mean())
+
+
+# ---- the quick mode --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [{"kind": "sgd", "momentum": 0.9}, {"kind": "adam"}])
+def test_scores_are_those_of_pytorchs_gradients(task, optimizer) -> None:
+    task = replace(task, optimizer=optimizer)
+    found = first_order_scores(task)
+    torch.manual_seed(0)
+    model = Small().eval()
+    model.load_state_dict(torch.export.load(task.model).state_dict)
+    with np.load(task.data) as data:
+        x, y = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
+    order = np.random.default_rng(0).permutation(64)
+    squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    for step in range(8):
+        chosen = order[8 * step : 8 * step + 8]
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()
+        for name, parameter in model.named_parameters():
+            squares[name] += parameter.grad**2 / 8
+    rates = {name: square.sqrt() if optimizer["kind"] == "adam" else square for name, square in squares.items()}
+    weight = "blocks.1.conv2.weight"
+    channels = model.get_parameter(weight).detach().abs().sum((0, 2, 3)).topk(2).indices
+    assert found[Candidate(7, weight, 0.25)] == pytest.approx(float(rates[weight][:, channels].sum()), rel=2e-3)
+    assert found[Candidate(7, weight)] == pytest.approx(float(rates[weight].sum()), rel=2e-3)
+    assert found[Candidate(1)] == pytest.approx(float(rates["blocks.1.conv2.bias"].sum()), rel=2e-3)
+    assert found[HEAD] == 0
+
+
+def test_scores_stand_beside_what_was_measured(task, analysed, tmp_path) -> None:
+    analysed.save(tmp_path / "c.json")
+    found = score(task, tmp_path / "c.json")
+    assert by_run(found) == by_run(analysed)
+    assert set(rank_agreement(found)) == {"biases", "weights"}
+    assert all(-1 <= value <= 1 for value in rank_agreement(found).values())
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_is_recorded(task, tmp_path) -> None:
+    recipe = replace(task.recipe, lr=1e30)
+    structure = structure_of(load_model(task.model, batch=8))
+    result = measure(replace(task, recipe=recipe), scheme_of(structure, 7, {}).rules, 1, 0, tmp_path)
+    assert result.score is None
+
+
+def test_validation_samples_among_the_training_samples_are_told(task, tmp_path) -> None:
+    with np.load(task.data) as data:
+        np.savez(tmp_path / "val.npz", x=data["x"][:10], y=data["y"][:10])
+    said: list[str] = []
+    score(replace(task, validation=str(tmp_path / "val.npz")), tmp_path / "c.json", warn=said.append)
+    assert "10 of 10 validation samples are training samples too" in said[0]
+
+
+def test_contributions_of_another_model_are_refused(task, analysed) -> None:
+    torch.manual_seed(1)
+    exported = torch.export.export(Small().eval(), (torch.randn(8, 3, 8, 8),))
+    with pytest.raises(pock.PockError, match="of another model: 'stem.weight' had other values"):
+        analysed.check_model(load_model(exported))
+    torch.manual_seed(0)  # the same weights up to the head
+    exported = torch.export.export(Small(7).eval(), (torch.randn(8, 3, 8, 8),))
+    with pytest.raises(pock.PockError, match=r"'head.weight' had the shape \(5, 8\), and has \(7, 8\) here"):
+        analysed.check_model(load_model(exported))
+
+
+def test_an_output_of_another_analysis_is_refused(task, analysed, tmp_path) -> None:
+    analysed.save(tmp_path / "c.json")
+    before = (tmp_path / "c.json").read_bytes()
+    with pytest.raises(pock.PockError, match="was measured with seeds 2, not 3"):
+        pock.analyze(replace(task, seeds=3), tmp_path / "c.json")
+    assert (tmp_path / "c.json").read_bytes() == before
+
+
+def test_a_damaged_file_is_refused(tmp_path) -> None:
+    (tmp_path / "c.json").write_text('{"format": "pock-contributions/1"')
+    with pytest.raises(pock.PockError, match="holds no contributions"):
+        Contributions.load(tmp_path / "c.json")
+    with pytest.raises(pock.PockError, match="'pock analyze' makes one"):
+        Contributions.load(tmp_path / "none.json")

@@ -1,0 +1,169 @@
+"""From contributions to a scheme that holds its budgets, and the report on it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import pock_tvm as pock
+from pock_tvm.contribution import Candidate, Contributions, Run, candidates, fingerprint, scheme_of
+from pock_tvm.costs import Cost, TimeModel, cost_of
+from pock_tvm.frontend import load_model
+from pock_tvm.integer_program import best
+from pock_tvm.profile import example, profile
+from pock_tvm.report_page import choice_of, write_report
+from pock_tvm.scheme_search import planned_costs
+from pock_tvm.structure import structure_of
+from tests.pock_tvm.networks import small
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> Contributions:
+    """Contributions of ``Small`` with gains made up, and costs as planned."""
+    root = tmp_path_factory.mktemp("search")
+    torch.export.save(small(), root / "net.pt2")
+    task = pock.Task(str(root / "net.pt2"), "train", "val", pock.Recipe(1), batch=8, ratios=(0.5, 1.0))
+    model = load_model(task.model, batch=8)
+    everything = candidates(structure_of(model), task.ratios)
+    rng = np.random.default_rng(0)
+    base = everything[0]
+    runs = []
+    for each in everything:
+        score = (
+            50.0 if each == base else 50 + each.biases / 7 + each.ratio * float(rng.uniform(0, 3)) * bool(each.weight)
+        )
+        runs += [Run(each, 1, seed, score + 0.1 * seed) for seed in range(2)]
+    costs = planned_costs(task, everything, None, lambda *_: None)
+    return Contributions(task, fingerprint(model), runs, costs)
+
+
+def used(scheme: pock.Scheme, task: pock.Task, **options: object) -> int:
+    exported = torch.export.load(task.model)
+    program = pock.compile(exported, scheme=scheme, batch=8, optimizer=pock.SGD(momentum=0.9), **options)
+    memory = program.memory()
+    return memory["arena"] + memory["optimizer_state"]
+
+
+def test_a_plan_costs_what_the_program_does(found) -> None:
+    candidate = Candidate(7, "blocks.1.conv2.weight", 0.5)
+    structure = structure_of(load_model(found.task.model, batch=8))
+    assert found.costs[candidate].memory == used(scheme_of(structure, 7, candidate.shares), found.task)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_the_compiled_scheme_holds_its_budget(found, share) -> None:
+    budget = share * used(pock.Scheme.full(), found.task)
+    chosen = pock.search(found, memory=budget)
+    assert used(chosen.scheme, found.task) == chosen.cost.memory <= budget
+    smaller = best(chosen.choices, memory=0.7 * budget)  # by the sum of its parts, which a plan comes near to
+    assert smaller is None or chosen.choice.gain >= smaller.gain - 1e-9
+
+
+def test_without_budgets_everything_that_helps_is_trained(found) -> None:
+    chosen = pock.search(found)
+    assert chosen.choice.biases == 7
+    assert set(chosen.choice.weights) == {each.weight for each in found.costs if each.weight}
+
+
+def test_the_smallest_budget_is_named_and_would_do(found) -> None:
+    with pytest.raises(pock.PockError, match="a memory budget of 100 bytes is too small") as error:
+        pock.search(found, memory=100)
+    smallest = int(re.search(r"takes (\d+) bytes", str(error.value))[1])
+    assert pock.search(found, memory=smallest).cost.memory == smallest
+    with pytest.raises(pock.PockError, match="too small"):
+        pock.search(found, memory=smallest - 1)
+
+
+def test_a_latency_is_held_by_the_time_model(found) -> None:
+    records = [
+        {"kind": "pock.conv2d", "flops": 1e6, "bytes": 0.0, "ms": 1.0},
+        {"kind": "", "flops": 0.0, "bytes": 0.0, "ms": 1.0},
+    ]
+    profiles = [records]  # a device of 1 GFLOP/s and a millisecond a call
+    whole = pock.search(found, profiles=profiles)
+    chosen = pock.search(found, profiles=profiles, seconds=0.7 * whole.seconds)
+    assert chosen.seconds <= 0.7 * whole.seconds
+    assert chosen.choice.gain < whole.choice.gain
+    with pytest.raises(pock.PockError, match="a latency of 0.001 ms is too short"):
+        pock.search(found, profiles=profiles, seconds=1e-6)
+
+
+def test_another_machine_is_planned_for(found) -> None:
+    chosen = pock.search(found, memory=2**20, target="raspberry-pi/4b-aarch64")
+    assert "scaled by vector width and cores" in chosen.time_model.origin
+    assert chosen.cost.memory <= 2**20
+
+
+def test_contributions_of_another_model(found, tmp_path) -> None:
+    torch.manual_seed(3)
+    exported = torch.export.export(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)).eval(), (torch.randn(8, 3, 8, 8),)
+    )
+    torch.export.save(exported, tmp_path / "other.pt2")
+    other = replace(found, task=replace(found.task, model=str(tmp_path / "other.pt2")))
+    with pytest.raises(pock.PockError, match="it had 'stem.weight', which is missing here"):
+        pock.search(other)
+
+
+# ---- the time model --------------------------------------------------------------------------------------------------
+
+
+def test_a_time_model_finds_the_rates_that_times_were_made_of() -> None:
+    rng = np.random.default_rng(0)
+    rates = {"a": (2e-11, 1e-10), "b": (1e-10, 3e-11), "": (0.0, 5e-11)}
+    profiles = []
+    for _ in range(2):
+        profile = []
+        for kind, (flop, byte) in rates.items():
+            for _ in range(20):
+                flops, size = (0.0 if kind == "" else float(rng.uniform(1e5, 1e8))), float(rng.uniform(1e3, 1e7))
+                time = 2e-6 + flops * flop + size * byte
+                profile.append({"kind": kind, "flops": flops, "bytes": size, "ms": 1e3 * time})
+        profiles.append(profile)
+    model = TimeModel.fit(profiles, "made up")
+    assert model.error < 1e-6
+    assert model.call == pytest.approx(2e-6, rel=1e-4)
+    assert all(model.byte[kind] == pytest.approx(byte, rel=1e-4) for kind, (_, byte) in rates.items())
+    assert all(model.flop[kind] == pytest.approx(flop, rel=1e-4) for kind, (flop, _) in rates.items() if kind)
+    assert model.seconds(Cost(0, 0, {"a": (1, 1e6, 0)})) == pytest.approx(2e-6 + 2e-5, rel=1e-4)
+
+
+def test_a_real_step_is_met(found) -> None:
+    """On a machine that may be busy: within a factor, not more."""
+    program = pock.compile(torch.export.load(found.task.model), batch=8, optimizer=pock.SGD(momentum=0.9))
+    records = profile(pock.Trainer(program), *example(program))
+    model = TimeModel.fit([records], "here")
+    assert model.seconds(cost_of(program)) == pytest.approx(sum(each["ms"] for each in records) * 1e-3, rel=0.5)
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_needs_nothing_else(found, tmp_path) -> None:
+    chosen = pock.search(found, memory=2**17)
+    write_report(found, tmp_path / "r.html", scheme=chosen.scheme, memory=2**17, pictures=tmp_path / "pictures")
+    text = (tmp_path / "r.html").read_text()
+    assert text.count("data:image/png;base64,") == 3
+    assert "http" not in text
+    for weight in chosen.choice.weights:
+        assert weight in text
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {
+        "contributions.png",
+        "fronts.png",
+        "scheme.png",
+    }
+
+
+def test_a_scheme_is_recognised_as_the_choice_that_made_it(found, tmp_path) -> None:
+    chosen = pock.search(found, memory=2**17)
+    chosen.scheme.save(tmp_path / "scheme.json")
+    structure = structure_of(load_model(found.task.model, batch=8))
+    read = choice_of(pock.Scheme.load(tmp_path / "scheme.json"), chosen.choices, structure)
+    assert (read.biases, read.weights) == (chosen.choice.biases, chosen.choice.weights)
+    assert json.loads((tmp_path / "scheme.json").read_text())["*"] == "frozen"
+    assert choice_of(pock.Scheme({"*": "full"}), chosen.choices, structure).weights == {}
