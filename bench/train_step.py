@@ -216,14 +216,14 @@ def measure(model: str, batch: int, schemes: Sequence[str], threads: int, rounds
     with workers(model, batch, schemes, threads, peers) as (measurements, peak):
         console.log(f"measuring in {rounds} rounds")
         everyone = [peak, *(measurement.worker for measurement in measurements)]
-        start, best = _ticks(everyone), _bandwidth(peak, math.inf)
+        start, best = _ticks(everyone), max(_probe(peak) for _ in range(PATIENCE))
         for turn in range(rounds):
             peak.ask({"do": "burst", "seconds": BURST})
             first = turn % len(measurements)  # nobody always follows the same neighbour
             for measurement in measurements[first:] + measurements[:first]:
-                before = _bandwidth(peak, QUIET * best)
+                before = _quiet_bandwidth(peak, QUIET * best)
                 times = measurement.worker.ask({"do": "burst", "seconds": BURST})["times"]
-                after = peak.ask({"do": "probe"})["gbytes"]
+                after = _probe(peak)
                 measurement.bursts.append((min(before, after), times))
                 best = max(best, before, after)
         everything, others = (end - begin for end, begin in zip(_ticks(everyone), start, strict=True))
@@ -241,15 +241,19 @@ def measure(model: str, batch: int, schemes: Sequence[str], threads: int, rounds
     return _records(measurements, run)
 
 
-def _bandwidth(peak: Worker, enough: float) -> float:
-    """GB/s between cores, as soon as that is enough; the best that there was if it never is."""
-    best = 0.0
+def _probe(peak: Worker) -> float:
+    """GB/s between cores, now."""
+    gbytes: float = peak.ask({"do": "probe"})["gbytes"]
+    return gbytes
+
+
+def _quiet_bandwidth(peak: Worker, enough: float) -> float:
+    """GB/s between cores as soon as that is enough, or when patience is at its end."""
     for _ in range(PATIENCE):
-        best = max(best, now := peak.ask({"do": "probe"})["gbytes"])
-        if now >= enough:
-            return now
+        if (now := _probe(peak)) >= enough:
+            break
         time.sleep(0.5)
-    return best if math.isinf(enough) else now
+    return now
 
 
 def _ticks(own: Sequence[Worker]) -> tuple[int, int]:

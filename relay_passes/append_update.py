@@ -11,6 +11,7 @@ import tvm
 from tvm import IRModule, relax, tirx
 from tvm.relax import op as R
 
+from schedules.cpu.tile import divisors
 from schedules.kernels import update
 
 from .errors import PassError
@@ -104,9 +105,7 @@ class AppendUpdate:
         is_product = op_name(writer.made(grad)) == "pock.matmul" and len(shape) == 2
         if size <= LARGE_GRADIENT or not is_product or piece is not None or self.clip_norm is not None:
             return [(None, grad)]
-        rows = max(
-            n for n in range(1, shape[0] + 1) if shape[0] % n == 0 and (n == 1 or n * size <= LARGE_GRADIENT * shape[0])
-        )
+        rows = max(n for n in divisors(shape[0]) if n == 1 or n * size <= LARGE_GRADIENT * shape[0])
         if rows < FEWEST_ROWS:
             return [(None, grad)]
         bounds = [(first, first + rows) for first in range(0, shape[0], rows)]

@@ -18,7 +18,7 @@ from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels.transpose import square_lanes, transpose
 
 from .errors import PassError
-from .ir import Expr, bindings_of, dtype_of, op_name, shape_of, slice_bounds
+from .ir import CALLS, Expr, bindings_of, dtype_of, op_name, shape_of, slice_bounds
 from .operators.registry import attributes_of, plain
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -47,9 +47,6 @@ class ChooseKernels:
                 if operator.startswith(("relax.", "pock.")) and operator not in CALLS:
                     raise PassError(f"operator '{operator}' at '{binding.var.name}' has no kernel")
         return mod
-
-
-CALLS = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
 
 
 OUT_ELEMENTWISE_FUSABLE = 4

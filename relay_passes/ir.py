@@ -71,6 +71,10 @@ def name_of(expr: Expr) -> str:
     return type(expr).__name__.lower()
 
 
+CALLS = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
+"""What calls a kernel."""
+
+
 def op_name(expr: Expr) -> str:
     """``relax.add`` for a call of that operator, the function's name for a call of a function, else an empty string."""
     if not isinstance(expr, relax.Call):

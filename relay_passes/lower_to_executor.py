@@ -11,8 +11,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from .errors import PassError
-from .ir import Constant, Expr, bindings_of, op_name, type_bytes, update_function
-from .plan_arena import CALLS, Memory, Output
+from .ir import CALLS, Constant, Expr, bindings_of, op_name, type_bytes, update_function
+from .plan_arena import Memory, Output
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerToExecutor")

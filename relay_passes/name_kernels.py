@@ -9,8 +9,7 @@ import tvm
 import tvm_ffi
 from tvm import IRModule, relax, tirx
 
-from .ir import Expr, op_name, rewrite
-from .plan_arena import CALLS
+from .ir import CALLS, Expr, op_name, rewrite
 
 LONGEST_NAME = 80
 """Of what a fused kernel is called after its operators: names become those of files."""

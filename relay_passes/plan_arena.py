@@ -9,10 +9,9 @@ import tvm
 from tvm import IRModule, relax
 
 from .errors import PassError
-from .ir import Expr, bindings_of, op_name, type_bytes, update_function, used_vars
+from .ir import CALLS, Expr, bindings_of, op_name, type_bytes, update_function, used_vars
 
 ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
-CALLS = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
 
 Output = tuple[relax.Var, int]
 """One output of one call: the variable bound to the call, and the position in its result."""

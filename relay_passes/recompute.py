@@ -11,8 +11,8 @@ import tvm
 from tvm import IRModule, relax
 
 from .errors import PassError
-from .ir import bindings_of, op_name, rewrite, substitute, type_bytes, update_function, used_vars
-from .plan_arena import CALLS, Memory
+from .ir import CALLS, bindings_of, op_name, rewrite, substitute, type_bytes, update_function, used_vars
+from .plan_arena import Memory
 
 LONGEST_CHAIN = 12
 """Kernels that are run again for one value, at most."""

@@ -46,7 +46,7 @@ class SelectEarly:
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
         values = {binding.var: binding.value for binding in bindings_of(func)}
-        narrowed, demands = _plan(func, constant_vars(func, self.trained) if self.trained else set())
+        narrowed, demands = _plan(func, constant_vars(func, self.trained) - constant_vars(func, ()))
         selected: dict[tuple[relax.Var, Selection], relax.Var] = {}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:

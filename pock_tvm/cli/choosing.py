@@ -117,8 +117,7 @@ def analyze(
     def warn(text: str) -> None:
         console.print(f"pock: warning: {text}", markup=False, highlight=False)
 
-    bar, progress = progress_bar(console)
-    with bar:
+    with progress_bar(console) as progress:
         if quick:
             found = score(task, output, progress=progress, warn=warn)
         else:
@@ -148,16 +147,13 @@ def search(
     from ..units import parse_bytes, parse_seconds
 
     console = Console(stderr=True)
-    bar, progress = progress_bar(console)
-    with bar:
-        found = find(
-            _measured(contributions, model),
-            memory=None if memory is None else parse_bytes(memory),
-            seconds=None if latency is None else parse_seconds(latency),
-            target=target,
-            profiles=[_records(path) for path in profile or []],
-            progress=progress,
-        )
+    budgets = {
+        "memory": None if memory is None else parse_bytes(memory),
+        "seconds": None if latency is None else parse_seconds(latency),
+    }
+    measured, profiles = _measured(contributions, model), [_records(path) for path in profile or []]
+    with progress_bar(console) as progress:
+        found = find(measured, **budgets, target=target, profiles=profiles, progress=progress)
     found.scheme.save(output)
     Console().print(choice_table(found.choices, found.choice))
     console.print(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -117,8 +118,9 @@ def mb_text(size: int) -> str:
     return f"{size / 2**20:.2f} MiB"
 
 
-def progress_bar(console: Any) -> Any:
-    """A bar, and a function that says what is being done, how much of it is done, and how much there is."""
+@contextlib.contextmanager
+def progress_bar(console: Any) -> Iterator[Callable[[str, int, int], None]]:
+    """A function that shows what is being done, how much of it is done, and how much there is."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -126,8 +128,14 @@ def progress_bar(console: Any) -> Any:
     rows: dict[str, Any] = {}
 
     def show(what: str, done: int, count: int) -> None:
+        if not rows:
+            bar.start()
         if what not in rows:
             rows[what] = bar.add_task(what, total=count)
         bar.update(rows[what], completed=done)
 
-    return bar, show
+    try:
+        yield show
+    finally:
+        if rows:
+            bar.stop()

@@ -114,3 +114,56 @@ def test_a_fault_is_one_line_and_exit_code_2(place, args: list[str], complaint: 
     assert complaint in done.stderr
     assert done.stderr.startswith("pock: ")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_from_contributions_to_a_scheme(place) -> None:
+    net, measured, scheme = place / "net.pt2", place / "c.json", place / "scheme.json"
+    data = ["--data", place / "train", "--val", place / "val", "--batch", 4, "--depths", 2, "--ratios", "0.5,1"]
+    task = [*data, "--epochs", 2, "--seeds", 1, "--lr", 0.05]
+    done = pock("analyze", net, *task, "--quick", "-o", measured)
+    assert done.returncode == 0, done.stderr
+    assert "first-order scores" in done.stdout
+    done = pock("analyze", net, *task, "-o", measured, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert "blocks.1.conv2.weight" in done.stdout
+    done = pock("search", net, measured, "--memory", "20KB", "--latency", "1s", "-o", scheme)
+    assert done.returncode == 0, done.stderr
+    assert "together" in done.stdout
+    done = pock("report", measured, "--scheme", scheme, "--memory", "20KB", "-o", place / "report.html")
+    assert done.returncode == 0, done.stderr
+    assert (place / "report.html").read_text().count("<img") == 3
+    done = pock("compile", net, "-o", place / "found.pock", "--scheme", scheme, "--batch", 4, "--memory-budget", "20KB")
+    assert done.returncode == 0, done.stderr
+    before = scheme.read_bytes()
+    done = pock("search", net, measured, "--memory", "10B", "-o", scheme)
+    assert done.returncode == 2
+    assert "a memory budget of 10 bytes is too small: the smallest scheme takes" in done.stderr
+    assert scheme.read_bytes() == before
+    done = pock("analyze", net, *task[:-1], 0.1, "-o", measured)
+    assert done.returncode == 2
+    assert "was measured with recipe" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "net.pt2", "none.json", "-o", "s.json"], "'pock analyze' makes one"),
+        (["search", "net.pt2", "none.json", "-o", "s.json", "--latency", "soon"], "'soon' is no time"),
+        (
+            ["analyze", "net.pt2", "--data", "train", "--val", "val", "-o", "c2.json", "--ratios", "0,1"],
+            "a share of channels",
+        ),
+        (["analyze", "net.pt2", "--data", "train", "--val", "empty", "-o", "c2.json", "--batch", 4], "holds no images"),
+    ],
+)
+def test_faults_of_an_analysis_are_one_line(place, arguments, message) -> None:
+    (place / "empty" / "dark").mkdir(parents=True, exist_ok=True)
+    paths = [
+        place / text if text in ("net.pt2", "none.json", "train", "val", "empty", "s.json", "c2.json") else text
+        for text in arguments
+    ]
+    done = pock(*paths)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("pock: ")
+    assert "Traceback" not in done.stderr
