@@ -23,7 +23,7 @@ def evolution(choices: Choices, evaluations: int, seed: int, **budgets: float) -
     genes = [_random(choices, rng) for _ in range(min(POPULATION, evaluations))]
     known = [(each, _choice(choices, each)) for each in genes]
     while len(known) < evaluations:
-        fit = [(gene, choice) for gene, choice in known if choice is not None and _holds(choice, budgets)]
+        fit = [(gene, choice) for gene, choice in known if _holds(choice, budgets)]
         parents = [gene for gene, _ in sorted(fit, key=lambda pair: -pair[1].gain)[:KEPT]] or [_least(choices)]
         for at in range(min(POPULATION, evaluations - len(known))):
             one, other = (parents[int(rng.integers(len(parents)))] for _ in range(2))
@@ -47,22 +47,17 @@ def _least(choices: Choices) -> np.ndarray:
     return np.zeros(1 + len(choices.weights), int)
 
 
-def _choice(choices: Choices, gene: np.ndarray) -> Choice | None:
-    """What a gene stands for; None where the gradient does not reach a weight."""
-    biases = sorted(choices.biases)[gene[0]]
-    weights = {}
-    for at, (name, weight) in zip(gene[1:], choices.weights.items(), strict=True):
-        if at:
-            if weight.depth > biases:
-                return None
-            weights[name] = sorted(weight.options)[at - 1]
-    return total(choices, biases, weights)
+def _choice(choices: Choices, gene: np.ndarray) -> Choice:
+    """What a gene stands for."""
+    pairs = zip(gene[1:], choices.weights.items(), strict=True)
+    weights = {name: sorted(weight.options)[at - 1] for at, (name, weight) in pairs if at}
+    return total(choices, sorted(choices.biases)[gene[0]], weights)
 
 
 def _holds(choice: Choice, budgets: dict[str, float]) -> bool:
     return all(getattr(choice, name) <= budget for name, budget in budgets.items())
 
 
-def _best(found: list[Choice | None], budgets: dict[str, float]) -> Choice | None:
-    held = [choice for choice in found if choice is not None and _holds(choice, budgets)]
+def _best(found: list[Choice], budgets: dict[str, float]) -> Choice | None:
+    held = [choice for choice in found if _holds(choice, budgets)]
     return max(held, key=lambda choice: choice.gain, default=None)

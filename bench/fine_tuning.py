@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 import pock_tvm as pock
-from pock_tvm.data import Augmentation, ImageFolder, Preprocessing, evaluation_batches, training_batches
-from pock_tvm.lr_schedules import SCHEDULES
+from pock_tvm.data import Augmentation, ImageFolder, Preprocessing, evaluation_batches
+from pock_tvm.fine_tuning import Recipe, training_steps
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 Batch = tuple[np.ndarray, np.ndarray]
@@ -68,17 +68,12 @@ TASKS = [
 ]  # fmt: skip
 
 
-def batches(task: Task, seed: int) -> Iterator[tuple[Batch, float]]:
-    """The training batches of a task with the share of the learning rate that is left."""
+def steps(task: Task, lr: float, seed: int) -> Iterator[tuple[Batch, float]]:
+    """The training batches of a task, each with its learning rate."""
     shape = (task.batch, 3, *SIZES[task.name])
     data = ImageFolder(SHARED / task.data / "train", "x", shape, task.preprocessing, Augmentation(flip=True))
-    rng = np.random.default_rng(seed)
-    steps = task.epochs * (len(data) // task.batch)
-    done = 0
-    for _ in range(task.epochs):
-        for x, y in training_batches(data, task.batch, rng):
-            yield (x["x"], y), SCHEDULES["cosine"](done / steps)
-            done += 1
+    for (x, y), rate in training_steps(Recipe(task.epochs, lr), data, task.batch, seed):
+        yield (x["x"], y), rate
 
 
 SIZES = {"flowers12": (128, 128), "cifar10": (32, 32)}
@@ -94,9 +89,9 @@ def ours(program: pock.Program, task: Task, lr: float, seed: int, test: list[Bat
     """Accuracy after fine-tuning, and the median time of a step."""
     trainer = pock.Trainer(program)
     times = []
-    for (x, y), share in batches(task, seed):
+    for (x, y), rate in steps(task, lr, seed):
         start = time.perf_counter()
-        trainer.step(x, y, lr=lr * share)
+        trainer.step(x, y, lr=rate)
         times.append(time.perf_counter() - start)
     return trainer.evaluate(test)["accuracy"], statistics.median(times)
 
@@ -118,9 +113,9 @@ def torchs(
     o = task.optimizer
     optimizer = torch.optim.SGD(trained, lr=lr, momentum=o.momentum, weight_decay=o.weight_decay)
     times = []
-    for (x, y), share in batches(task, seed):
+    for (x, y), rate in steps(task, lr, seed):
         start = time.perf_counter()
-        optimizer.param_groups[0]["lr"] = lr * share
+        optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(module(torch.from_numpy(x)), torch.from_numpy(y)).backward()
         for parameter, mask in masks.items():

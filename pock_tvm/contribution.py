@@ -177,19 +177,14 @@ class Contributions:
         return Gain(statistics.mean(gains), spread, len(gains), epochs)
 
     def base(self) -> Candidate:
-        """What weights are compared to: the most biases whose training alone never failed."""
-        failed = {run.candidate for run in self.runs if run.score is None}
-        return max(
-            (candidate for candidate in self.costs if not candidate.weight and candidate not in failed),
-            default=Candidate(0),
-        )
-
-    def score_of(self, candidate: Candidate) -> float | None:
-        """The mean score in the longest runs."""
-        own = [run for run in self.runs if run.candidate == candidate]
-        last = [run.score for run in own if run.epochs == max(other.epochs for other in own)]
-        known = [score for score in last if score is not None]
-        return statistics.mean(known) if known and len(known) == len(last) else None
+        """What weights are compared to: the number of biases that, trained alone, brought most."""
+        weights = [candidate for candidate in self.costs if candidate.weight]
+        if weights:
+            return Candidate(weights[0].biases)
+        longest = max((run.epochs for run in self.runs), default=0.0)
+        gains = {each: self.gain(each, Candidate(0)) for each in sorted(self.costs)}
+        known = {each: gain.mean for each, gain in gains.items() if gain is not None and gain.epochs == longest}
+        return max(known, key=known.__getitem__, default=Candidate(0))
 
     # ---- the file ----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,8 +17,9 @@ def expected_gains(found: Contributions) -> dict[Candidate, float]:
     """What each candidate may be expected to bring, in points: numbers of biases over the head, weights over biases.
 
     Measured gains where there are any, else first-order scores. A gain of shorter runs counts as much as such gains
-    came to in longer ones; a gain that seeds disagree about is drawn towards the mean of its like. What failed once is
-    left out.
+    came to in longer ones; one that seeds disagree about is drawn towards the mean of its like, less a standard error:
+    gains that noise explains as well add up to nothing when many pieces are trained together. What failed once is left
+    out.
     """
     if not found.runs:
         return dict(found.scores)
@@ -40,8 +42,12 @@ def _expected(found: Contributions, group: list[Candidate], base: Candidate) -> 
     rest = {each: scaled[each] - means[kinds[each]] for each in gains}
     measured = {each: noise / gain.seeds * scales[gain.epochs] ** 2 for each, gain in gains.items()}
     real = max(0.0, statistics.mean([value**2 - measured[each] for each, value in rest.items()])) if rest else 0.0
-    drawn = {each: real / (real + measured[each]) if measured[each] else 1.0 for each in gains}
-    expected = {each: means[kinds[each]] + drawn[each] * rest[each] for each in gains}
+    expected = {}
+    for each in gains:
+        # A normal distribution of real gains, of which each was measured with noise (empirical Bayes).
+        trust = real / (real + measured[each]) if measured[each] else 1.0
+        doubt = math.sqrt(trust * measured[each])
+        expected[each] = means[kinds[each]] + trust * rest[each] - doubt
     return expected | ({base: 0.0} if base in expected else {})
 
 

@@ -35,7 +35,7 @@ class Weight:
     """A weight that may be trained in part."""
 
     depth: int
-    """How many of the last biases have to be trained for its gradient to be there."""
+    """How many of the last biases the gradient passes on its way to it."""
     options: Mapping[float, Option]
     """By the ratio of its input channels."""
 
@@ -45,7 +45,8 @@ class Choices:
     """Everything that a search chooses between."""
 
     biases: Mapping[int, Option]
-    """By the number of last biases that are trained with the head; 0 is the head alone."""
+    """By the number of last biases that are trained with the head; 0 is the head alone. What they take is what it takes
+    for the gradient to come so far, and never falls with the number."""
     weights: Mapping[str, Weight]
 
 
@@ -63,28 +64,32 @@ class Choice:
 def best(choices: Choices, *, memory: float = np.inf, seconds: float = np.inf) -> Choice | None:
     """The choice of largest gain within the budgets, the smallest such; None where even the cheapest takes more.
 
-    A binary variable for each number of biases, of which one is 1; one for each ratio of each weight, of which at most
-    one is 1, and none where the gradient does not reach the weight.
+    Binary variables: for each number of biases whether so many are trained, and whether the gradient comes so far (as
+    far as the biases and weights that are trained); for each ratio of each weight whether so much is trained.
     """
-    counts = list(choices.biases)
+    counts = sorted(choices.biases)
     pairs = [(name, ratio) for name, weight in choices.weights.items() for ratio in weight.options]
-    options = [choices.biases[count] for count in counts]
-    options += [choices.weights[name].options[ratio] for name, ratio in pairs]
-    size = len(options)
-    rows: list[tuple[dict[int, float], float, float]] = [(dict.fromkeys(range(len(counts)), 1.0), 1.0, 1.0)]
+    steps = [choices.biases[count] for count in counts]
+    shares = [choices.weights[name].options[ratio] for name, ratio in pairs]
+    first_share = 2 * len(counts)  # the numbers of biases come first, then how far the gradient comes
+    size = first_share + len(shares)
+    one_of = dict.fromkeys(range(len(counts)), 1.0)
+    rows: list[tuple[dict[int, float], float, float]] = [
+        (one_of, 1.0, 1.0),
+        ({len(counts) + at: 1.0 for at in one_of}, 1.0, 1.0),
+        ({at: float(at) for at in one_of} | {len(counts) + at: -float(at) for at in one_of}, -np.inf, 0.0),
+    ]
     for name, weight in choices.weights.items():
-        own = [len(counts) + at for at, (other, _) in enumerate(pairs) if other == name]
-        reached = [at for at, count in enumerate(counts) if count >= weight.depth]
+        own = [first_share + at for at, (other, _) in enumerate(pairs) if other == name]
+        reached = [len(counts) + at for at, count in enumerate(counts) if count >= weight.depth]
         rows.append((dict.fromkeys(own, 1.0) | dict.fromkeys(reached, -1.0), -np.inf, 0.0))
-    for budget, amounts in (
-        (memory, [option.memory for option in options]),
-        (seconds, [option.seconds for option in options]),
-    ):
+    gains = np.array([step.gain for step in steps] + [0.0] * len(counts) + [share.gain for share in shares])
+    memories = np.array([0.0] * len(counts) + [option.memory for option in [*steps, *shares]])
+    times = np.array([0.0] * len(counts) + [option.seconds for option in [*steps, *shares]])
+    for budget, amounts in ((memory, memories), (seconds, times)):
         if np.isfinite(budget):
-            scale = max(1e-30, *map(abs, amounts), budget)
-            rows.append(({at: amount / scale for at, amount in enumerate(amounts)}, -np.inf, budget / scale))
-    gains = np.array([option.gain for option in options])
-    memories = np.array([option.memory for option in options])
+            scale = max(1e-30, np.abs(amounts).max(), budget)
+            rows.append((dict(enumerate(amounts / scale)), -np.inf, budget / scale))
     # Of equal gains the smaller memory: by less than any gain that was measured.
     tie = 1e-6 * max(1e-9, np.abs(gains).max()) / max(1.0, np.abs(memories).sum())
     solution = milp(
@@ -96,7 +101,11 @@ def best(choices: Choices, *, memory: float = np.inf, seconds: float = np.inf) -
     )
     if solution.x is None:
         return None
-    return _chosen(choices, counts, pairs, np.round(solution.x).astype(bool))
+    taken = np.round(solution.x).astype(bool)
+    count = next(count for count, is_taken in zip(counts, taken, strict=False) if is_taken)
+    return total(
+        choices, count, dict(pair for pair, is_taken in zip(pairs, taken[first_share:], strict=True) if is_taken)
+    )
 
 
 def _constraint(rows: Sequence[tuple[Mapping[int, float], float, float]], size: int) -> LinearConstraint:
@@ -106,16 +115,14 @@ def _constraint(rows: Sequence[tuple[Mapping[int, float], float, float]], size: 
     return LinearConstraint(matrix, [low for _, low, _ in rows], [high for _, _, high in rows])
 
 
-def _chosen(choices: Choices, counts: Sequence[int], pairs: Sequence[tuple[str, float]], taken: np.ndarray) -> Choice:
-    count = next(count for count, is_taken in zip(counts, taken[: len(counts)], strict=True) if is_taken)
-    weights = dict(pair for pair, is_taken in zip(pairs, taken[len(counts) :], strict=True) if is_taken)
-    return total(choices, count, weights)
-
-
 def total(choices: Choices, biases: int, weights: Mapping[str, float]) -> Choice:
-    """What a choice brings and takes, by the sum of its parts."""
-    parts = [choices.biases[biases], *(choices.weights[name].options[ratio] for name, ratio in weights.items())]
-    gain, memory, seconds = (sum(getattr(part, amount) for part in parts) for amount in ("gain", "memory", "seconds"))
+    """What a choice brings and takes, by the sum of its parts: the gradient comes as far as it has to."""
+    shares = [choices.weights[name].options[ratio] for name, ratio in weights.items()]
+    deepest = max([biases, *(choices.weights[name].depth for name in weights)])
+    reach = choices.biases[min(count for count in choices.biases if count >= deepest)]
+    memory = reach.memory + sum(share.memory for share in shares)
+    seconds = reach.seconds + sum(share.seconds for share in shares)
+    gain = choices.biases[biases].gain + sum(share.gain for share in shares)
     return Choice(biases, dict(weights), gain, memory, seconds)
 
 

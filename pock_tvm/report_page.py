@@ -72,9 +72,8 @@ def write_report(
     model, structure = open_model(found.task)
     found.check_model(model)
     gains = expected_gains(found)
-    costs = found.costs
-    if any(candidate not in costs for candidate in gains):
-        costs = planned_costs(found.task, gains, None, lambda _what, _done, _all: None)
+    missing = [candidate for candidate in gains if candidate not in found.costs]
+    costs = found.costs | planned_costs(found.task, missing, None, lambda _what, _done, _all: None)
     time_model = calibrate(found.task, structure, gains)
     choices = choices_of(gains, costs, structure, time_model)
     chosen = choice_of(scheme, choices, structure) if scheme is not None else None

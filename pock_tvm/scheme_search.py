@@ -60,7 +60,8 @@ def search(
     Parameters
     ----------
     found : Contributions
-        What :func:`pock_tvm.analyze` measured; the model of its task is read.
+        What :func:`pock_tvm.analyze` measured; the model of its task is read. Costs that it lacks, as those of the
+        quick mode do, are planned and added to it.
     memory : float, optional
         Most bytes beside the weights: arena, optimizer state, gradient sums.
     seconds : float, optional
@@ -81,9 +82,8 @@ def search(
     model, structure = open_model(found.task)
     found.check_model(model)
     gains = expected_gains(found)
-    costs = found.costs
-    if target is not None or any(candidate not in costs for candidate in gains):
-        costs = planned_costs(found.task, gains, target, progress)
+    costs = found.costs if target is None else {}
+    costs |= planned_costs(found.task, [each for each in gains if each not in costs], target, progress)
     if profiles:
         time_model = TimeModel.fit(profiles, "profiles that were given")
     else:
@@ -97,19 +97,23 @@ def choices_of(
     gains: Mapping[Candidate, float], costs: Mapping[Candidate, Cost], structure: Structure, time_model: TimeModel
 ) -> Choices:
     """Expected gains and costs as the integer program takes them."""
-    numbers = [each for each in gains if not each.weight]
+    numbers = sorted(each for each in gains if not each.weight)
     if not numbers:
         raise ContributionError("there is nothing to choose from: every run of the analysis failed")
-    biases = {each.biases: Option(gains[each], costs[each].memory, time_model.seconds(costs[each])) for each in numbers}
+    biases, memory, seconds = {}, 0.0, 0.0
+    for each in numbers:  # a gradient that comes farther takes no less, whatever a plan was lucky with
+        memory, seconds = max(memory, costs[each].memory), max(seconds, time_model.seconds(costs[each]))
+        biases[each.biases] = Option(gains[each], memory, seconds)
     options: dict[str, dict[float, Option]] = {}
+    depths = {each.weight: depth_of(structure, each.weight) for each in gains if each.weight}
     for each in gains:
-        base = Candidate(each.biases)
-        if each.weight and base in costs:
-            more = costs[each].minus(costs[base])
+        passed = [number for number in numbers if number.biases >= max(each.biases, depths.get(each.weight, 0))]
+        if each.weight and passed:
+            more = costs[each].minus(costs[passed[0]])
             # A weight that fits beside another peak may be the peak of a smaller scheme: what it keeps counts.
             size = max(more.memory, more.kept)
             options.setdefault(each.weight, {})[each.ratio] = Option(gains[each], size, time_model.seconds(more))
-    return Choices(biases, {name: Weight(depth_of(structure, name), given) for name, given in options.items()})
+    return Choices(biases, {name: Weight(depths[name], given) for name, given in options.items()})
 
 
 def _hold(
@@ -181,8 +185,10 @@ def planned_costs(
     task: Task, wanted: Iterable[Candidate], target: Any, progress: Callable[[str, int, int], None]
 ) -> dict[Candidate, Cost]:
     """The cost of each candidate, and of the biases that it is compared to, planned and not built."""
-    asked = list(dict.fromkeys([*wanted, *(Candidate(each.biases) for each in wanted)]))
-    costs = {}
+    asked = list(dict.fromkeys(candidate for each in wanted for candidate in (each, Candidate(each.biases))))
+    costs: dict[Candidate, Cost] = {}
+    if not asked:
+        return costs
     with Workers() as pool:
         for number, cost in pool.run(_planned_cost, [(task, each, target) for each in asked]):
             costs[asked[number]] = cost

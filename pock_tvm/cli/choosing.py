@@ -153,7 +153,10 @@ def search(
     }
     measured, profiles = _measured(contributions, model), [_records(path) for path in profile or []]
     with progress_bar(console) as progress:
+        known = len(measured.costs)
         found = find(measured, **budgets, target=target, profiles=profiles, progress=progress)
+    if len(measured.costs) > known:
+        measured.save(contributions)  # what was planned once is not planned again
     found.scheme.save(output)
     Console().print(choice_table(found.choices, found.choice))
     console.print(
@@ -198,7 +201,7 @@ def _measured(path: Path, model: Path | None) -> Any:
     from ..contribution import Contributions
 
     found = Contributions.load(path)
-    return found if model is None else replace(found, task=replace(found.task, model=str(model)))
+    return found if model is None else replace(found, task=replace(found.task, model=str(model.resolve())))
 
 
 def _records(path: Path) -> Any:
