@@ -63,20 +63,22 @@ class Bench:
     """Learning rates that each side may choose from; the last but one analyses."""
     preprocessing: dict[str, Any]
     optimizer: dict[str, Any]
+    ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)
     depths: int | None = None
     lr_schedule: str = "cosine"
 
 
 SLOW, FAST = (1e-4, 3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2)
+FEW = (0.25, 1.0)
 TASKS = [
     Bench("mcunet-flowers12", "mcunet-5fps-flowers12", "flowers12", 8, 10, 4, SLOW, HALF, SGD),
-    Bench("mbv2-flowers12", "mbv2-w0.35-flowers12", "flowers12", 8, 10, 4, SLOW, HALF, SGD),
     Bench("resnet20-cifar10", "resnet20-cifar10", "cifar10", 16, 6, 4, FAST, IMAGENET, SGD),
-    Bench("resnet56-cifar10", "resnet56-cifar10", "cifar10", 16, 6, 2, FAST, IMAGENET, SGD, 16),
-    Bench("mcunet-cifar10", "mcunet-5fps-flowers12", "cifar10", 8, 3, 1, SLOW, HALF, SGD, 16),
-    Bench("mbv2-cifar10", "mbv2-w0.35-flowers12", "cifar10", 8, 3, 1, SLOW, HALF, SGD, 16),
-    Bench("minilm-trec", "minilm", "trec", 16, 2, 0, (1e-4, 3e-4, 1e-3), {}, ADAMW, 8, "linear"),
-    Bench("minilm-sst2", "minilm", "sst2", 16, 1, 0, (1e-4, 3e-4, 1e-3), {}, ADAMW, 8, "linear"),
+    Bench("minilm-trec", "minilm", "trec", 16, 1, 0, (1e-4, 3e-4, 1e-3), {}, ADAMW, FEW, 8, "linear"),
+    Bench("mbv2-flowers12", "mbv2-w0.35-flowers12", "flowers12", 8, 10, 4, SLOW, HALF, SGD, FEW, 16),
+    Bench("mcunet-cifar10", "mcunet-5fps-flowers12", "cifar10", 8, 3, 1, SLOW, HALF, SGD, FEW, 16),
+    Bench("resnet56-cifar10", "resnet56-cifar10", "cifar10", 16, 6, 2, FAST, IMAGENET, SGD, FEW, 16),
+    Bench("mbv2-cifar10", "mbv2-w0.35-flowers12", "cifar10", 8, 3, 1, SLOW, HALF, SGD, FEW, 16),
+    Bench("minilm-sst2", "minilm", "sst2", 16, 1, 0, (1e-4, 3e-4, 1e-3), {}, ADAMW, FEW, 8, "linear"),
 ]
 
 
@@ -99,7 +101,8 @@ def prepare(bench: Bench, work: Path) -> tuple[pock.Task, pock.Task]:
     task = pock.Task(
         str(model), str(data["fit"]), str(data["held"]),
         pock.Recipe(bench.analysed, bench.rates[-2], bench.lr_schedule),
-        batch=None if bench.model == "minilm" else bench.batch, optimizer=bench.optimizer, depths=bench.depths,
+        batch=None if bench.model == "minilm" else bench.batch, optimizer=bench.optimizer,
+        ratios=bench.ratios, depths=bench.depths,
         flip=bench.model != "minilm", preprocessing=bench.preprocessing,
     )  # fmt: skip
     recipe = replace(task.recipe, epochs=bench.epochs)

@@ -35,7 +35,7 @@ class Recipe:
 
 
 def steps_of(recipe: Recipe, data: DataSet, batch: int) -> int:
-    """How many steps a recipe takes on some data.
+    """How many steps a recipe takes on some data: at least one, unless it is of no epochs.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def steps_of(recipe: Recipe, data: DataSet, batch: int) -> int:
     """
     if len(data) < batch:
         raise InputError(f"there are {len(data)} samples, fewer than one batch of {batch}")
-    return round(recipe.epochs * (len(data) // batch))
+    return max(round(recipe.epochs * (len(data) // batch)), recipe.epochs > 0)
 
 
 def training_steps(recipe: Recipe, data: DataSet, batch: int, seed: int) -> Iterator[tuple[Batch, float]]:

@@ -159,11 +159,10 @@ def search(
         measured.save(contributions)  # what was planned once is not planned again
     found.scheme.save(output)
     Console().print(choice_table(found.choices, found.choice))
-    console.print(
-        f"{output}: takes {mb_text(int(found.cost.memory))} beside the weights and about {1e3 * found.seconds:.2f} ms "
-        f"a step ({found.time_model.origin}; its steps were met within {100 * found.time_model.error:.0f} %)",
-        highlight=False,
-    )
+    planned, summed = mb_text(int(found.cost.memory)), mb_text(int(found.choice.memory))
+    met = f"{found.time_model.origin}; its steps were met within {100 * found.time_model.error:.0f} %"
+    console.print(f"{output}: takes {planned} beside the weights as planned ({summed} by the sum of its pieces),")
+    console.print(f"about {1e3 * found.seconds:.2f} ms a step ({met})", highlight=False)
 
 
 @app.command()
