@@ -7,13 +7,18 @@ program is small enough to be solved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+EXACT = {"mip_rel_gap": 0.0}
 POINTS = 24
 """How many budgets a front is made of."""
 
@@ -72,7 +77,6 @@ def best(choices: Choices, *, memory: float = np.inf, seconds: float = np.inf) -
     steps = [choices.biases[count] for count in counts]
     shares = [choices.weights[name].options[ratio] for name, ratio in pairs]
     first_share = 2 * len(counts)  # the numbers of biases come first, then how far the gradient comes
-    size = first_share + len(shares)
     one_of = dict.fromkeys(range(len(counts)), 1.0)
     rows: list[tuple[dict[int, float], float, float]] = [
         (one_of, 1.0, 1.0),
@@ -90,29 +94,46 @@ def best(choices: Choices, *, memory: float = np.inf, seconds: float = np.inf) -
         if np.isfinite(budget):
             scale = max(1e-30, np.abs(amounts).max(), budget)
             rows.append((dict(enumerate(amounts / scale)), -np.inf, budget / scale))
-    # Of equal gains the smaller memory: by less than any gain that was measured.
-    tie = 1e-6 * max(1e-9, np.abs(gains).max()) / max(1.0, np.abs(memories).sum())
-    solution = milp(
-        -(gains - tie * memories),
-        integrality=np.ones(size),
-        bounds=Bounds(0, 1),
-        constraints=[_constraint(rows, size)],
-        options={"mip_rel_gap": 0.0},
-    )
-    if solution.x is None:
+    found = _solved(-gains, rows)
+    if found is None:
         return None
-    taken = np.round(solution.x).astype(bool)
+    # Of equal gains the smallest memory.
+    rows.append((dict(enumerate(gains)), float(gains @ found) - 1e-7 * max(1.0, np.abs(gains).max()), np.inf))
+    smallest = _solved(memories / max(1.0, np.abs(memories).max()), rows)
+    taken = found if smallest is None else smallest
     count = next(count for count, is_taken in zip(counts, taken, strict=False) if is_taken)
     return total(
         choices, count, dict(pair for pair, is_taken in zip(pairs, taken[first_share:], strict=True) if is_taken)
     )
 
 
-def _constraint(rows: Sequence[tuple[Mapping[int, float], float, float]], size: int) -> LinearConstraint:
+def _solved(objective: np.ndarray, rows: Sequence[tuple[Mapping[int, float], float, float]]) -> np.ndarray | None:
+    """Which binary variables are 1 where the objective is smallest; None where the rows leave nothing."""
     at = [(row, column, value) for row, (entries, _, _) in enumerate(rows) for column, value in entries.items()]
     lines, columns, values = zip(*at, strict=True)
-    matrix = csr_array((values, (lines, columns)), shape=(len(rows), size))
-    return LinearConstraint(matrix, [low for _, low, _ in rows], [high for _, _, high in rows])
+    matrix = csr_array((values, (lines, columns)), shape=(len(rows), len(objective)))
+    within = LinearConstraint(matrix, [low for _, low, _ in rows], [high for _, _, high in rows])
+    with _silence():
+        solution = milp(
+            objective, integrality=np.ones(len(objective)), bounds=Bounds(0, 1), constraints=[within], options=EXACT
+        )
+    return None if solution.x is None else np.round(solution.x).astype(bool)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Drop what C code prints: HiGHS says on standard output when it mends a rounded solution (SciPy 1.17)."""
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
+    kept = os.dup(1)
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def total(choices: Choices, biases: int, weights: Mapping[str, float]) -> Choice:
