@@ -177,7 +177,7 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     found = score(task, folder / "contributions.json")
     if bench.analysed:
         found = pock.analyze(task, folder / "contributions.json", progress=_progress(console, bench.name))
-    analysed = time.perf_counter() - start
+    analysed = _spent(folder / "analysed.json", time.perf_counter() - start)
     full = cost_of(compile_task(final, pock.Scheme.full(), build=False)).memory
     budget = full / SHARE
     start = time.perf_counter()
@@ -206,6 +206,13 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
         "rank_agreement": rank_agreement(found), "full_memory": full, "plans": chosen.plans, "results": results,
         "objective": objective, "time_error": chosen.time_model.error,
     }  # fmt: skip
+
+
+def _spent(kept: Path, seconds: float) -> float:
+    """Seconds that an analysis took until now, with those before it was interrupted."""
+    total: float = seconds + (json.loads(kept.read_text()) if kept.exists() else 0.0)
+    kept.write_text(json.dumps(total))
+    return total
 
 
 def _progress(console: Console, name: str) -> Callable[[str, int, int], None]:

@@ -16,10 +16,10 @@ from .contribution import Candidate, Contributions, Gain
 def expected_gains(found: Contributions) -> dict[Candidate, float]:
     """What each candidate may be expected to bring, in points: numbers of biases over the head, weights over biases.
 
-    Measured gains where there are any, else first-order scores. A gain of shorter runs counts as much as such gains
-    came to in longer ones; one that seeds disagree about is drawn towards the mean of its like, less a standard error:
-    gains that noise explains as well add up to nothing when many pieces are trained together. What failed once is left
-    out.
+    Measured gains where there are any, else first-order scores. A gain of the longest runs is drawn towards their mean
+    as far as seeds disagree, one of shorter runs counts as much as such gains came to in longer ones; both less a
+    standard error: gains that noise explains as well add up to nothing when many pieces are trained together. What
+    failed once is left out.
     """
     if not found.runs:
         return dict(found.scores)
@@ -31,23 +31,21 @@ def expected_gains(found: Contributions) -> dict[Candidate, float]:
 
 def _expected(found: Contributions, group: list[Candidate], base: Candidate) -> dict[Candidate, float]:
     gains = {each: gain for each in group if (gain := found.gain(each, base)) is not None}
-    scales = _scales(found, group, base)
-    # Gains of the same share of a weight are of a kind.
-    kinds = {each: each.ratio if each.weight else None for each in gains}
-    scaled = {each: gain.mean * scales[gain.epochs] for each, gain in gains.items()}
-    noise = _noise(gains)
-    means = {
-        kind: statistics.mean(scaled[each] for each in gains if kinds[each] == kind) for kind in set(kinds.values())
-    }
-    rest = {each: scaled[each] - means[kinds[each]] for each in gains}
-    measured = {each: noise / gain.seeds * scales[gain.epochs] ** 2 for each, gain in gains.items()}
-    real = max(0.0, statistics.mean([value**2 - measured[each] for each, value in rest.items()])) if rest else 0.0
+    predictions = _predictions(found, group, base)
+    longest = max(predictions, default=0.0)
+    # Real gains of what ran longest are a normal distribution, of which each was measured with noise (empirical Bayes).
+    measured = {each: gain.mean for each, gain in gains.items() if gain.epochs == longest and each != base}
+    noise = {each: _noise(gains) / gains[each].seeds for each in measured}
+    center = statistics.mean(measured.values()) if measured else 0.0
+    real = max(0.0, sum((measured[each] - center) ** 2 - noise[each] for each in measured) / max(1, len(measured)))
     expected = {}
-    for each in gains:
-        # A normal distribution of real gains, of which each was measured with noise (empirical Bayes).
-        trust = real / (real + measured[each]) if measured[each] else 1.0
-        doubt = math.sqrt(trust * measured[each])
-        expected[each] = means[kinds[each]] + trust * rest[each] - doubt
+    for each, gain in gains.items():
+        if each in measured:
+            trust = real / (real + noise[each]) if noise[each] else 1.0
+            expected[each] = center + trust * (measured[each] - center) - math.sqrt(trust * noise[each])
+        else:
+            slope, error = predictions[gain.epochs]
+            expected[each] = slope * gain.mean - math.sqrt(error)
     return expected | ({base: 0.0} if base in expected else {})
 
 
@@ -57,23 +55,27 @@ def _noise(gains: Mapping[Candidate, Gain]) -> float:
     return statistics.mean(spreads) if spreads else 0.0
 
 
-def _scales(found: Contributions, group: list[Candidate], base: Candidate) -> dict[float, float]:
-    """For each length of runs what a gain of theirs comes to in the longest: by least squares over what ran in both."""
+def _predictions(found: Contributions, group: list[Candidate], base: Candidate) -> dict[float, tuple[float, float]]:
+    """For each length of runs by how much a gain of theirs is multiplied to predict that of the longest runs, and the
+    variance of what such a prediction is off by: by least squares over what ran in both."""
     lengths = sorted({run.epochs for run in found.runs if run.candidate in set(group)}, reverse=True)
-    scales = dict.fromkeys(lengths[:1], 1.0)
+    predictions = dict.fromkeys(lengths[:1], (1.0, 0.0))
     for longer, shorter in itertools.pairwise(lengths):
-        both = [
-            (after.mean, before.mean)
-            for each in group
-            if (after := found.gain(each, base, longer)) is not None
-            and after.epochs == longer
-            and (before := found.gain(each, base, shorter)) is not None
-            and before.epochs == shorter
-        ]
+        later, earlier = (_gains_at(found, group, base, epochs) for epochs in (longer, shorter))
+        slope_on, error_on = predictions[longer]
+        both = [(slope_on * later[each], earlier[each]) for each in group if each in later and each in earlier]
         square = sum(before**2 for _, before in both)
-        slope = sum(after * before for after, before in both) / square if square else 1.0
-        scales[shorter] = scales[longer] * min(max(slope, 0.0), 1.0)
-    return scales
+        slope = sum(after * before for after, before in both) / square if square else slope_on
+        slope = min(max(slope, 0.0), 1.0)
+        off = statistics.mean((after - slope * before) ** 2 for after, before in both) if both else 0.0
+        predictions[shorter] = (slope, error_on + off)
+    return predictions
+
+
+def _gains_at(found: Contributions, group: list[Candidate], base: Candidate, epochs: float) -> dict[Candidate, float]:
+    """The gains of runs of just this length."""
+    gains = {each: found.gain(each, base, epochs) for each in group if each != base}
+    return {each: gain.mean for each, gain in gains.items() if gain is not None and gain.epochs == epochs}
 
 
 def rank_agreement(found: Contributions) -> dict[str, float]:
