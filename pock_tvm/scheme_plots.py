@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .contribution import Candidate, Contributions, ladder
+from .contribution import Candidate, Contributions
 from .integer_program import Choice
 from .plots import MIB, new_figure
 from .report import layer_share
@@ -21,45 +21,60 @@ if TYPE_CHECKING:
 
 
 def draw_contributions(found: Contributions) -> Figure:
-    """Gains of numbers of last biases as a curve, of weights as bars, each with its spread over seeds; first-order
-    scores where nothing else was measured."""
-    candidates = list(found.costs) or list(found.scores)
+    """Gains of numbers of last biases, and of shares of weights as bars, each with its spread over seeds; what was
+    stopped early is paler. First-order scores where nothing else was measured."""
+    candidates = list(found.costs) if found.runs else list(found.scores)
     numbers = sorted(candidate for candidate in candidates if not candidate.weight)
     weights = list(dict.fromkeys(candidate.weight for candidate in candidates if candidate.weight))
+    ratios = sorted({candidate.ratio for candidate in candidates if candidate.weight})
+    lengths = sorted({run.epochs for run in found.runs}) or [0.0]
     figure = new_figure(11, 9)
     upper, lower = figure.subplots(2, 1, height_ratios=(1, 1.4))
-    means, spreads = _gains(found, numbers, Candidate(0))
-    upper.errorbar([c.biases for c in numbers], means, yerr=spreads, marker="o", markersize=3, capsize=2, linewidth=1)
-    upper.axhline(0, color="black", linewidth=0.5)
-    upper.set(xlabel="last biases trained", ylabel=f"{_unit(found)} over the head alone")
-    ratios = sorted({candidate.ratio for candidate in candidates if candidate.weight})
-    width = 0.8 / max(1, len(ratios))
-    for at, ratio in enumerate(ratios):
-        own = {c.weight: c for c in candidates if c.weight and c.ratio == ratio}
-        places = [index + at * width for index, name in enumerate(weights) if name in own]
-        means, spreads = _gains(found, [own[name] for name in weights if name in own], found.base())
-        lower.bar(places, means, width, yerr=spreads, label=f"{ratio:g} of its channels", error_kw={"linewidth": 0.6})
-    lower.axhline(0, color="black", linewidth=0.5)
-    lower.set(ylabel=f"{_unit(found)} over biases alone")
+    width, tops = 0.8 / max(1, len(ratios)), [0.0]
+    for length, alpha in zip(lengths, np.linspace(0.25, 1, len(lengths) + 1)[1:], strict=True):
+        label = f"runs of {length:g} epochs" if found.runs else None
+        bars = _bars(found, numbers, Candidate(0), length)
+        upper.errorbar(
+            list(bars), *_columns(bars), fmt="o", markersize=4, capsize=2, color="C0", alpha=alpha, label=label
+        )
+        for at, ratio in enumerate(ratios):
+            own = [candidate for candidate in candidates if candidate.weight and candidate.ratio == ratio]
+            bars = {weights.index(c.weight) + at * width: bar for c, bar in _of(found, own, found.base(), length)}
+            means, spreads = _columns(bars)
+            named = {"label": f"{ratio:g} of its channels"} if length == lengths[-1] else {}
+            lower.bar(list(bars), means, width, yerr=spreads, color=f"C{at}", alpha=alpha, **named)
+            tops += means
+    for axes, over in ((upper, "the head"), (lower, "biases")):
+        axes.axhline(0, color="black", linewidth=0.5)
+        axes.set_ylabel(f"{'gain' if found.runs else 'first-order score'} over {over} alone")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+    upper.set_xlabel("last biases trained")
+    lower.set_ylim(bottom=max(lower.get_ylim()[0], -1.5 * max(max(tops), 1e-9)))  # what ruins is not read off
     lower.set_xticks([index + 0.4 for index in range(len(weights))], weights, rotation=90, fontsize=6)
-    if ratios:
-        lower.legend(fontsize=7)
     return figure
 
 
-def _unit(found: Contributions) -> str:
-    return "gain" if found.runs else "first-order score"
+Bar = tuple[float, float]
+"""Mean and spread."""
 
 
-def _gains(found: Contributions, candidates: Sequence[Candidate], base: Candidate) -> tuple[list[float], list[float]]:
-    """Means, and spreads; of what failed NaN, which no picture shows."""
+def _of(
+    found: Contributions, candidates: Sequence[Candidate], base: Candidate, length: float
+) -> list[tuple[Candidate, Bar]]:
+    """The candidates whose longest runs were this long, with what they brought; what failed is in no picture."""
     if not found.runs:
-        return [found.scores[candidate] for candidate in candidates], [0.0] * len(candidates)
-    gains = [found.gain(candidate, base) for candidate in candidates]
-    return (
-        [gain.mean if gain else np.nan for gain in gains],
-        [gain.spread or 0.0 if gain else np.nan for gain in gains],
-    )
+        return [(candidate, (found.scores[candidate], 0.0)) for candidate in candidates]
+    gains = [(candidate, found.gain(candidate, base)) for candidate in candidates]
+    return [(each, (gain.mean, gain.spread or 0.0)) for each, gain in gains if gain and gain.epochs == length]
+
+
+def _bars(found: Contributions, candidates: Sequence[Candidate], base: Candidate, length: float) -> dict[float, Bar]:
+    return {candidate.biases: bar for candidate, bar in _of(found, candidates, base, length)}
+
+
+def _columns(bars: Mapping[float, Bar]) -> tuple[list[float], list[float]]:
+    return [mean for mean, _ in bars.values()], [spread for _, spread in bars.values()]
 
 
 def draw_fronts(
@@ -97,13 +112,13 @@ def draw_scheme(scheme: Scheme, structure: Structure, model: Model) -> Figure:
         axes.bar(at, 1, 0.8, fill=False, edgecolor="lightgray", linewidth=0.8)
         axes.bar(at, layer_share(layer.weight, structure, trained), 0.8, color=color)
     starts = [layer.position for layer in layers]
-    for name in [*ladder(structure), *structure.head_parameters()]:
-        if name in trained:
+    for name, role in structure.roles.items():
+        if name in trained and role in ("bias", "scale"):
             at = max(0, int(np.searchsorted(starts, structure.first_use[name], side="right")) - 1)
             axes.plot([at], [-0.06], marker="^", markersize=4, color="black")
     for kind in kinds:
         axes.bar(0, 0, color=f"C{kinds.index(kind)}", label=kind)
-    axes.plot([], [], "k^", markersize=4, label="bias trained")
+    axes.plot([], [], "k^", markersize=4, label="bias or scale trained")
     axes.set_xticks(range(len(layers)), [layer.weight for layer in layers], rotation=90, fontsize=6)
     axes.set(ylim=(-0.12, 1.05), xlim=(-1, len(layers)), ylabel="share of the weight trained")
     axes.legend(fontsize=7, ncols=len(kinds) + 1, loc="upper left", bbox_to_anchor=(0, 1.15))
