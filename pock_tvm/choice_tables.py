@@ -11,10 +11,12 @@ from .tables import MIB
 
 
 def contribution_table(found: Contributions) -> Table:
-    """One row for each number of last biases and for each weight, with gains in points or first-order scores."""
+    """One row for each number of last biases and for each weight, with gains in points (in brackets those of runs that
+    were stopped early) or first-order scores."""
     candidates = list(found.costs) or list(found.scores)
     ratios = sorted({candidate.ratio for candidate in candidates if candidate.weight})
-    table = Table(title="gains" if found.runs else "first-order scores", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    title = "gains (in brackets: of runs that were stopped early)" if found.runs else "first-order scores"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("trained", no_wrap=True)
     for ratio in ratios or [1.0]:
         table.add_column("" if ratio == 1 else f"{ratio:g}", justify="right", no_wrap=True)
@@ -36,7 +38,8 @@ def _gain(found: Contributions, candidate: Candidate, base: Candidate) -> str:
     gain = found.gain(candidate, base)
     if gain is None:
         return "failed"
-    return f"{gain.mean:+.2f}" + ("" if gain.spread is None else f" ± {gain.spread:.2f}")
+    text = f"{gain.mean:+.2f}" + ("" if gain.spread is None else f" ± {gain.spread:.2f}")
+    return text if gain.epochs == max(run.epochs for run in found.runs) else f"({text})"
 
 
 def choice_table(choices: Choices, chosen: Choice) -> Table:
@@ -52,12 +55,15 @@ def choice_table(choices: Choices, chosen: Choice) -> Table:
 
 def reasons(choices: Choices, chosen: Choice) -> list[list[str]]:
     """For each piece of a choice what it is expected to bring and to take, and the sum."""
-    option = choices.biases[chosen.biases]
+    shares = {name: choices.weights[name].options[share] for name, share in chosen.weights.items()}
+    # What is left is taken by the head, the biases, and the gradient's way to the deepest weight.
+    memory = chosen.memory - sum(share.memory for share in shares.values())
+    seconds = chosen.seconds - sum(share.seconds for share in shares.values())
     name = f"head and last {chosen.biases} biases" if chosen.biases else "head"
-    rows = [[name, *amounts(option.gain, option.memory, option.seconds)]]
-    for weight, share in chosen.weights.items():
-        option = choices.weights[weight].options[share]
-        rows.append([f"{weight}, {share:g} of its channels", *amounts(option.gain, option.memory, option.seconds)])
+    rows = [[name, *amounts(choices.biases[chosen.biases].gain, memory, seconds)]]
+    for weight, share in shares.items():
+        what = f"{weight}, {chosen.weights[weight]:g} of its channels"
+        rows.append([what, *amounts(share.gain, share.memory, share.seconds)])
     return [*rows, ["together", *amounts(chosen.gain, chosen.memory, chosen.seconds)]]
 
 
