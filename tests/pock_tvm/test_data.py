@@ -61,6 +61,17 @@ def test_augmentation_is_for_training_alone(folder) -> None:
     assert not np.all(flipped)
 
 
+def test_what_is_kept_decoded_changes_nothing(folder, monkeypatch) -> None:
+    def images(data: ImageFolder, seed: int) -> np.ndarray:
+        return data.read(np.arange(5), np.random.default_rng(seed))[0]["x"]
+
+    kept, read = (ImageFolder(folder, "x", SHAPE, Preprocessing(), Augmentation(flip=True)) for _ in range(2))
+    first = [images(kept, seed) for seed in range(3)]
+    assert all(np.array_equal(images(kept, seed), first[seed]) for seed in range(3))
+    monkeypatch.setattr("pock_tvm.data.CACHE", 0)
+    assert all(np.array_equal(images(read, seed), first[seed]) for seed in range(3))
+
+
 def test_batches(folder) -> None:
     data = ImageFolder(folder, "x", SHAPE, Preprocessing())
     epochs = [[y.tolist() for _, y in training_batches(data, 2, np.random.default_rng(seed))] for seed in (0, 0, 1)]
