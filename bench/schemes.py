@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 import statistics
 import time
@@ -32,6 +33,7 @@ from sentences import export_minilm, write_sentences
 import pock_tvm as pock
 from pock_tvm.analysis import compile_task, measure, open_model
 from pock_tvm.costs import cost_of
+from pock_tvm.errors import MemoryBudgetError
 from pock_tvm.executors import Workers
 from pock_tvm.gains import rank_agreement
 from pock_tvm.integer_program import best
@@ -119,20 +121,33 @@ def _split(source: Path, fit: Path, held: Path) -> None:
                 (part / label.name / file.name).symlink_to(file)
 
 
-def largest(make: Callable[[int], pock.Scheme], most: int, task: pock.Task, budget: float) -> pock.Scheme | None:
+def planned(task: pock.Task, scheme: pock.Scheme, budget: int | None) -> float:
+    """The bytes that a scheme takes, compiled for a budget; infinite where it cannot hold it."""
+    try:
+        return cost_of(compile_task(task, scheme, memory_budget=budget, build=False)).memory
+    except MemoryBudgetError:
+        return math.inf
+
+
+def largest(make: Callable[[int], pock.Scheme], most: int, task: pock.Task, budget: int) -> pock.Scheme | None:
     """The scheme of the largest number up to ``most`` whose plan holds the budget; memory grows with the number."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        fits = cost_of(compile_task(task, make(middle), build=False)).memory <= budget
+        fits = planned(task, make(middle), budget) <= budget
         low, high = (middle, high) if fits else (low, middle - 1)
     return make(low) if low else None
 
 
 def trained(
-    task: pock.Task, schemes: dict[str, pock.Scheme], rates: Sequence[float], seeds: int, kept: Path
+    task: pock.Task,
+    schemes: dict[str, pock.Scheme],
+    budgets: dict[str, int | None],
+    rates: Sequence[float],
+    seeds: int,
+    kept: Path,
 ) -> dict[str, dict[str, Any]]:
-    """Test accuracy of each scheme at its best learning rate: that of seed 0, then all seeds."""
+    """Test accuracy of each scheme, compiled for its budget, at its best learning rate: that of seed 0."""
     done: dict[str, float | None] = json.loads(kept.read_text()) if kept.exists() else {}
 
     def run(wanted: list[tuple[str, float, int]]) -> None:
@@ -144,6 +159,7 @@ def trained(
                 task.recipe.epochs,
                 seed,
                 kept.parent / "programs",
+                budgets[name],
             )
             for name, lr, seed in missing
         ]
@@ -178,8 +194,8 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     if bench.analysed:
         found = pock.analyze(task, folder / "contributions.json", progress=_progress(console, bench.name))
     analysed = _spent(folder / "analysed.json", time.perf_counter() - start)
-    full = cost_of(compile_task(final, pock.Scheme.full(), build=False)).memory
-    budget = full / SHARE
+    full = planned(final, pock.Scheme.full(), None)
+    budget = int(full / SHARE)
     start = time.perf_counter()
     chosen = pock.search(found, memory=budget)
     searched = time.perf_counter() - start
@@ -193,13 +209,14 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
         "biases": largest(lambda k: pock.Scheme.bias_only(model, last=k), most, final, budget),
     }
     schemes = {name: scheme for name, scheme in schemes.items() if scheme is not None}
-    results = trained(final, schemes, bench.rates, seeds, folder / "runs.json")
+    budgets = {name: None if name == "everything" else budget for name in schemes}
+    results = trained(final, schemes, budgets, bench.rates, seeds, folder / "runs.json")
     objective = {"exact": best(chosen.choices, memory=budget).gain}
     for name, searcher in (("evolution", evolution), ("random", random_search)):
         tries = [searcher(chosen.choices, EVALUATIONS, seed, memory=budget) for seed in range(3)]
         objective[name] = statistics.mean(-np.inf if each is None else each.gain for each in tries)
     for name, scheme in schemes.items():
-        results[name]["memory"] = cost_of(compile_task(final, scheme, build=False)).memory
+        results[name]["memory"] = planned(final, scheme, budgets[name])
     return {
         "task": bench.name, "settings": asdict(bench), "analysed_s": analysed, "runs": len(found.runs),
         "searched_s": searched,

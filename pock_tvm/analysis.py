@@ -182,9 +182,11 @@ def _best(
 # ---- in a worker -----------------------------------------------------------------------------------------------------
 
 
-def measure(task: Task, rules: dict[str, Any], epochs: float, seed: int, folder: Path) -> Measured:
+def measure(
+    task: Task, rules: dict[str, Any], epochs: float, seed: int, folder: Path, memory_budget: int | None = None
+) -> Measured:
     """One run, in whichever process: fine-tune by a scheme, and evaluate."""
-    program = _program(task, rules, folder)
+    program = _program(task, rules, folder, memory_budget)
     training, validation = _data(task)
     trainer = Trainer(program, threads=1)
     recipe = replace(task.recipe, epochs=epochs)
@@ -201,12 +203,13 @@ def score_of(trainer: Trainer, validation: DataSet) -> float | None:
     return 100 * result["accuracy"] if "accuracy" in result else -result["loss"]
 
 
-def _program(task: Task, rules: dict[str, Any], folder: Path) -> Program:
+def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int | None) -> Program:
     """The compiled program of a scheme: kept beside the output, for all runs that differ in seed and length alone."""
-    path = folder / f"{hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:24]}.pock"
+    digest = hashlib.sha256(json.dumps([rules, memory_budget]).encode()).hexdigest()
+    path = folder / f"{digest[:24]}.pock"
     if path.exists():
         return Program.load(path)
-    program = compile_task(task, Scheme(rules))
+    program = compile_task(task, Scheme(rules), memory_budget=memory_budget)
     folder.mkdir(parents=True, exist_ok=True)
     program.save(path)
     return program

@@ -22,7 +22,7 @@ from schedules.cpu import traits_of
 from . import __version__, optimizers, pipeline
 from .budget import BudgetError
 from .build import build_library
-from .errors import PockError
+from .errors import MemoryBudgetError, PockError
 from .frontend import Model, load_model
 from .losses import Loss, as_loss
 from .optimizers import SGD, Optimizer
@@ -78,7 +78,8 @@ def compile(  # noqa: A001 - the name that users expect
         Scale the gradients down where the norm of all of them together is larger.
     memory_budget : str or int, optional
         The most memory that training may take beside the weights (arena, optimizer state, gradient sums): ``"64MB"``,
-        or bytes. Where it would take more, values are computed again rather than kept.
+        or bytes. Where it would take more, values are computed again rather than kept, and Winograd's transforms,
+        which take memory for time, are left out.
     dump : path, optional
         A folder to which the module is written after each phase.
     build : bool
@@ -107,15 +108,17 @@ def compile(  # noqa: A001 - the name that users expect
     written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
     frozen = [name for name in imported.weights if name not in selection and name not in written]
     budget = None if memory_budget is None else parse_bytes(memory_budget)
-    state = _state_bytes(graph[pipeline.TRAIN])
+    state = _state_bytes(graph[pipeline.TRAIN], imported.weights)
     try:
         lowered = pipeline.executors(
             phases, frozen, list(selection), traits_of(target), None if budget is None else budget - state
         )
     except BudgetError as error:
-        raise PockError(
-            f"memory_budget={memory_budget!r} is too small: the smallest that would do is {error.args[0] + state} "
-            f"bytes ({state} of them optimizer state). Train less, or a smaller batch"
+        smallest = error.args[0] + state
+        raise MemoryBudgetError(
+            f"memory_budget={memory_budget!r} is too small: the smallest that would do is {smallest} bytes ({state} of "
+            "them optimizer state). Train less, or a smaller batch",
+            smallest,
         ) from None
     # 10. Schedule and build.
     entries = [name for name in pipeline.ENTRIES if name in lowered]
@@ -143,10 +146,9 @@ def compile(  # noqa: A001 - the name that users expect
     return Program(manifest, library, dict(imported.weights), _constants(lowered, entries))
 
 
-def _state_bytes(func: relax.Function) -> int:
+def _state_bytes(func: relax.Function, weights: Mapping[str, np.ndarray]) -> int:
     """The bytes of optimizer state and gradient sums: ``<state>.<parameter>`` among the parameters of a step."""
-    names = {param.name for param in func.params}
-    states = [param for param in func.params if param.name.partition(".")[2] in names]
+    states = [p for p in func.params if p.name not in weights and p.name.partition(".")[2] in weights]
     return sum(type_bytes(param.ty) for param in states)
 
 

@@ -9,6 +9,7 @@ __all__ = [
     "ContributionError",
     "DataError",
     "InputError",
+    "MemoryBudgetError",
     "MissingGradient",
     "ModelError",
     "PassError",
@@ -24,6 +25,14 @@ class ModelError(PockError):
 
 class SchemeError(PockError):
     """A scheme does not fit its model."""
+
+
+class MemoryBudgetError(PockError):
+    """No program holds a memory budget; ``smallest`` is the least that would do, in bytes."""
+
+    def __init__(self, message: str, smallest: int) -> None:
+        super().__init__(message)
+        self.smallest = smallest
 
 
 class InputError(PockError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from relay_passes.ir import shape_of
 from relay_passes.store_permuted import stored_of
 from schedules.cpu import Traits
 
-from .budget import kernel_seconds, within_budget, worthwhile
+from .budget import BudgetError, kernel_seconds, within_budget, worthwhile
 
 FORWARD, TRAIN, ACCUMULATE, PREDICT, PREPARE = "main", "train_step", "accumulate_step", "predict", "prepare"
 ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
@@ -154,24 +154,48 @@ def training_pipeline(
 
 
 def executors(
-    phases: Phases, frozen: Sequence[str], live: Sequence[str], traits: Traits, budget: int | None = None
+    phases: Phases,
+    frozen: Sequence[str],
+    live: Sequence[str],
+    traits: Traits,
+    budget: int | None = None,
 ) -> IRModule:
     """Phases 6 to 9: from Relax functions to kernels and executors that call them on fixed addresses.
 
     ``frozen`` and ``live`` name the parameters that never change and those that are trained. ``budget`` is the largest
-    arena that will do, in bytes.
+    arena that will do, in bytes: what takes too much with Winograd's transforms, which are larger than what they
+    transform, is tried without them.
 
     Raises
     ------
     BudgetError
-        No recomputation brings the arena down to the budget.
+        Nothing brings the arena down to the budget.
     """
+    before = phases.mod
+    try:
+        return _executors(phases, frozen, live, traits, budget, Winograd)
+    except BudgetError as error:
+        phases.mod = before
+        try:
+            return _executors(phases, frozen, live, traits, budget, None)
+        except BudgetError as other:
+            raise BudgetError(min(error.args[0], other.args[0])) from None
+
+
+def _executors(
+    phases: Phases,
+    frozen: Sequence[str],
+    live: Sequence[str],
+    traits: Traits,
+    budget: int | None,
+    winograd: Callable[..., Pass] | None,
+) -> IRModule:
     functions = [var.name_hint for var, func in phases.mod.functions.items() if isinstance(func, relax.Function)]
     # 6. Choose kernels; what depends on frozen parameters alone is computed once, by ``prepare``.
     views = relax.transform.RewriteDataflowReshape()
     straight = [StraightenProducts(frozen, name) for name in functions]
     scaled = [ScaleResults(live, name) for name in functions]
-    transformed = [Winograd(frozen, name) for name in functions]
+    transformed = [winograd(frozen, name) for name in functions] if winograd else []
     products = [*scaled, *straight, *transformed]
     phases.run("kernels", [*products, ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
     everything = [*functions, PREPARE]

@@ -13,7 +13,7 @@ from schedules.cpu import traits_of
 from .analysis import compile_task, open_model
 from .contribution import Candidate, Contributions, Task, depth_of, scheme_of
 from .costs import Cost, TimeModel, cost_of
-from .errors import ContributionError, PockError
+from .errors import ContributionError, MemoryBudgetError, PockError
 from .executors import Workers
 from .gains import expected_gains
 from .integer_program import Choice, Choices, Option, Weight, best
@@ -63,7 +63,8 @@ def search(
         What :func:`pock_tvm.analyze` measured; the model of its task is read. Costs that it lacks, as those of the
         quick mode do, are planned and added to it.
     memory : float, optional
-        Most bytes beside the weights: arena, optimizer state, gradient sums.
+        Most bytes beside the weights: arena, optimizer state, gradient sums. The scheme holds them when it is compiled
+        with this ``memory_budget``.
     seconds : float, optional
         Longest step, by the time model.
     target : optional
@@ -138,7 +139,7 @@ def _hold(
             break
         progress("planning schemes", plan, PLANS)
         scheme = scheme_of(structure, choice.biases, choice.weights)
-        cost = cost_of(compile_task(task, scheme, target=target, build=False))
+        cost = _within(task, scheme, target, budgets["memory"])
         taken = {"memory": cost.memory, "seconds": time_model.seconds(cost)}
         now = Found(scheme, choice, cost, taken["seconds"], choices, time_model, plan + 1)
         planned.append(now)
@@ -158,6 +159,15 @@ def _hold(
     return replace(held, plans=len(planned))
 
 
+def _within(task: Task, scheme: Scheme, target: Any, memory: float) -> Cost:
+    """What a scheme takes when it is compiled for a memory budget; the least that it needs where that is more."""
+    budget = None if np.isinf(memory) else int(memory)
+    try:
+        return cost_of(compile_task(task, scheme, target=target, memory_budget=budget, build=False))
+    except MemoryBudgetError as error:
+        return Cost(error.smallest)
+
+
 def _smallest(choices: Choices) -> Choice:
     """The least that can be trained."""
     count = min(choices.biases, key=lambda count: choices.biases[count].memory)
@@ -168,9 +178,10 @@ def _smallest(choices: Choices) -> Choice:
 def _too_small(planned: Sequence[Found], budgets: Mapping[str, float]) -> PockError:
     memory, seconds = min(each.cost.memory for each in planned), min(each.seconds for each in planned)
     if memory > budgets["memory"]:
-        return PockError(
+        return MemoryBudgetError(
             f"a memory budget of {budgets['memory']:.0f} bytes is too small: the smallest scheme takes {memory:.0f} "
-            "bytes beside the weights. Take a smaller batch, or a larger budget"
+            "bytes beside the weights. Take a smaller batch, or a larger budget",
+            int(memory),
         )
     return PockError(
         f"a latency of {1e3 * budgets['seconds']:.3g} ms is too short: the fastest scheme takes about "

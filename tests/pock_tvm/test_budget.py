@@ -23,10 +23,10 @@ def exported() -> torch.export.ExportedProgram:
     return torch.export.export(model.eval(), (torch.zeros(2, 3, 16, 16),))
 
 
-def steps(program: pock.Program) -> tuple[list[float], dict[str, np.ndarray]]:
+def steps(program: pock.Program, size: int = 16) -> tuple[list[float], dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     trainer = pock.Trainer(program)
-    batches = [(rng.standard_normal((2, 3, 16, 16)).astype("float32"), rng.integers(0, 4, 2)) for _ in range(3)]
+    batches = [(rng.standard_normal((2, 3, size, size)).astype("float32"), rng.integers(0, 4, 2)) for _ in range(3)]
     return [trainer.step(x, y, lr=0.1) for x, y in batches], trainer.weights()
 
 
@@ -88,3 +88,21 @@ def test_amounts_of_memory(text, size) -> None:
 def test_what_is_no_amount_is_refused(text) -> None:
     with pytest.raises(pock.PockError, match="is no amount of memory"):
         parse_bytes(text)
+
+
+def test_winograd_is_given_up_for_memory() -> None:
+    """Its transforms are larger than what they transform; in a frozen network nothing can be computed again instead."""
+    torch.manual_seed(0)
+    convolutions = [nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()) for _ in range(3)]
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), *convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4))
+    exported = torch.export.export(model.eval(), (torch.zeros(2, 3, 32, 32),))
+    scheme = pock.Scheme.head_only(exported)
+    whole = pock.compile(exported, scheme=scheme)
+    assert any("winograd" in kernel for kernel in whole.manifest["kernels"])
+    small = pock.compile(exported, scheme=scheme, memory_budget=int(0.7 * used(whole)))
+    assert used(small) <= 0.7 * used(whole)
+    assert not any("winograd" in kernel for kernel in small.manifest["kernels"])
+    (losses, weights), (expected, same) = steps(small, 32), steps(whole, 32)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    for name, weight in weights.items():
+        np.testing.assert_allclose(weight, same[name], rtol=1e-3, atol=1e-5)
