@@ -5,8 +5,9 @@
 For each task: contributions are measured on three quarters of the training data against the last quarter (or scores,
 for the transformers), a scheme is searched for a quarter of the memory that training everything takes, and then that
 scheme, everything, the last layers and the biases that fit into the same memory are trained on all training data, each
-at its best learning rate, and tested on data that nothing has seen. Evolution and random choice search the same
-objective with the same number of evaluations. Needs ../shared/data; work that is done is kept in ``--work``.
+at the learning rate that is best on that last quarter, and tested on data that nothing has seen. Evolution and random
+choice search the same objective with the same number of evaluations. Needs ../shared/data; work that is done is kept in
+``--work``.
 """
 
 from __future__ import annotations
@@ -140,49 +141,48 @@ def largest(make: Callable[[int], pock.Scheme], most: int, task: pock.Task, budg
 
 
 def trained(
-    task: pock.Task,
+    fit: pock.Task,
+    final: pock.Task,
     schemes: dict[str, pock.Scheme],
     budgets: dict[str, int | None],
     rates: Sequence[float],
     seeds: int,
     kept: Path,
 ) -> dict[str, dict[str, Any]]:
-    """Test accuracy of each scheme, compiled for its budget, at its best learning rate: that of seed 0."""
+    """Test accuracy of each scheme, compiled for its budget, at the learning rate that was best on held-out data."""
     done: dict[str, float | None] = json.loads(kept.read_text()) if kept.exists() else {}
 
-    def run(wanted: list[tuple[str, float, int]]) -> None:
-        missing = [each for each in wanted if _key(schemes[each[0]], *each[1:]) not in done]
+    def run(task: pock.Task, wanted: list[tuple[str, float, int]]) -> None:
+        missing = [each for each in wanted if _key(task, schemes[each[0]], *each[1:]) not in done]
+        folder = kept.parent / "programs"
         jobs = [
-            (
-                replace(task, recipe=replace(task.recipe, lr=lr)),
-                schemes[name].rules,
-                task.recipe.epochs,
-                seed,
-                kept.parent / "programs",
-                budgets[name],
-            )
+            (_at(task, lr), schemes[name].rules, task.recipe.epochs, seed, folder, budgets[name])
             for name, lr, seed in missing
         ]
         with Workers() as pool:
             for number, result in pool.run(measure, jobs):
                 name, lr, seed = missing[number]
-                done[_key(schemes[name], lr, seed)] = result.score
+                done[_key(task, schemes[name], lr, seed)] = result.score
                 kept.write_text(json.dumps(done, indent=1))
 
-    run([(name, lr, 0) for name, lr in itertools.product(schemes, rates)])
+    run(fit, [(name, lr, 0) for name, lr in itertools.product(schemes, rates)])
     found = {}
     for name, scheme in schemes.items():
-        scores = {lr: done[_key(scheme, lr, 0)] for lr in rates}
+        scores = {lr: done[_key(fit, scheme, lr, 0)] for lr in rates}
         found[name] = {"lr": max(rates, key=lambda lr: -np.inf if scores[lr] is None else scores[lr])}
-    run([(name, found[name]["lr"], seed) for name, seed in itertools.product(schemes, range(1, seeds))])
+    run(final, [(name, found[name]["lr"], seed) for name, seed in itertools.product(schemes, range(seeds))])
     for name, scheme in schemes.items():
-        found[name]["scores"] = [done[_key(scheme, found[name]["lr"], seed)] for seed in range(seeds)]
+        found[name]["scores"] = [done[_key(final, scheme, found[name]["lr"], seed)] for seed in range(seeds)]
     shutil.rmtree(kept.parent / "programs", ignore_errors=True)
     return found
 
 
-def _key(scheme: pock.Scheme, lr: float, seed: int) -> str:
-    return json.dumps([scheme.rules, lr, seed])
+def _at(task: pock.Task, lr: float) -> pock.Task:
+    return replace(task, recipe=replace(task.recipe, lr=lr))
+
+
+def _key(task: pock.Task, scheme: pock.Scheme, lr: float, seed: int) -> str:
+    return json.dumps([Path(task.data).stem, scheme.rules, lr, seed])
 
 
 def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any]:
@@ -210,7 +210,8 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     }
     schemes = {name: scheme for name, scheme in schemes.items() if scheme is not None}
     budgets = {name: None if name == "everything" else budget for name in schemes}
-    results = trained(final, schemes, budgets, bench.rates, seeds, folder / "runs.json")
+    fit = replace(task, recipe=final.recipe)
+    results = trained(fit, final, schemes, budgets, bench.rates, seeds, folder / "runs.json")
     objective = {"exact": best(chosen.choices, memory=budget).gain}
     for name, searcher in (("evolution", evolution), ("random", random_search)):
         tries = [searcher(chosen.choices, EVALUATIONS, seed, memory=budget) for seed in range(3)]

@@ -5,18 +5,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import optimizers
+import numpy as np
+
+from . import __version__, optimizers
 from .compiler import compile as compile_program
 from .contribution import Candidate, Contributions, Run, Task, candidates, fingerprint, scheme_of
 from .costs import Cost, cost_of
-from .data import ArrayFile, Augmentation, DataSet, ImageFolder, Preprocessing, evaluation_batches, open_data, overlap
-from .errors import ContributionError, DataError
+from .data import ArrayFile, Augmentation, DataSet, ImageFolder, Preprocessing, digests, evaluation_batches, open_data
+from .errors import ContributionError, DataError, MissingGradient
 from .executors import Workers
 from .fine_tuning import fine_tune, steps_of
 from .frontend import Model, load_model
@@ -24,6 +28,7 @@ from .optimizers import Optimizer
 from .program import Program
 from .scheme import Scheme
 from .structure import Structure, structure_of
+from .targets import resolve_target
 from .trainer import Trainer
 
 KEEP = 3
@@ -39,7 +44,8 @@ class Measured:
     """What a worker sends back: the score of a run, and the cost of the program that it ran."""
 
     score: float | None
-    cost: Cost
+    cost: Cost | None
+    """None of what cannot be trained at all: an operator on the gradient's way has no gradient."""
 
 
 def analyze(
@@ -65,15 +71,16 @@ def analyze(
     DataError
         The data cannot be used.
     """
-    found, structure = begin(task, Path(output), warn)
-    folder = Path(output).with_suffix(".programs")
+    output = Path(output).resolve()
+    found, structure = begin(task, output, warn)
+    folder = output.with_suffix(".programs")
     everything = candidates(structure, task.ratios, task.depths)
 
     def halve(what: str, group: Sequence[Candidate], base: Candidate, always: Sequence[Candidate] = ()) -> None:
         for rung, (epochs, seeds) in enumerate(rungs(task)):
             runs = dict.fromkeys((candidate, epochs, seed) for candidate in [base, *group] for seed in range(seeds))
             label = f"{what}, rung {rung + 1} of {len(SHARES)}"
-            _measure(found, structure, list(runs), folder, Path(output), pool, label, progress)
+            _measure(found, structure, list(runs), folder, output, pool, label, progress)
             group = _best(found, group, base, epochs, always)
 
     with Workers(scheduler, workers) as pool:
@@ -81,7 +88,7 @@ def analyze(
         halve("biases", ladder, ladder[0], (ladder[0], ladder[-1]))
         base = found.base()
         halve("weights", [replace(each, biases=base.biases) for each in everything if each.weight], base)
-    _forget(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
@@ -95,13 +102,19 @@ def rungs(task: Task) -> list[tuple[float, int]]:
 def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contributions, Structure]:
     """What was measured before, or nothing yet; data and model are looked at."""
     model, structure, training, validation = open_task(task)
-    twice = overlap(training, validation)
+    if not output.absolute().parent.is_dir():
+        raise ContributionError(f"'{output}' cannot be written: there is no folder '{output.absolute().parent}'")
+    seen, held = digests(training), digests(validation)
+    known = set(seen)
+    twice = sum(digest in known for digest in held)
     if twice:
         warn(
             f"{twice} of {len(validation)} validation samples are training samples too: gains will look larger than "
             "they are"
         )
-    found = Contributions(task, fingerprint(model))
+    targets = [np.asarray(samples.targets).tobytes() for samples in (training, validation)]
+    data = hashlib.sha256(b"".join([*seen, *held, *targets])).hexdigest()
+    found = Contributions(task, fingerprint(model), data)
     if output.exists():
         before = Contributions.load(output)
         before.check_model(model)
@@ -112,6 +125,8 @@ def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contri
                 f"'{output}' was measured with {name} {before.task.settings()[name]}, not {task.settings()[name]}: "
                 "name another output, or remove that file"
             )
+        if before.data != data:
+            raise ContributionError(f"'{output}' was measured on other data: name another output, or remove that file")
         found = replace(before, task=task)
     return found, structure
 
@@ -161,7 +176,8 @@ def _measure(
     for count, (number, measured) in enumerate(pool.run(measure, jobs), 1):
         candidate, epochs, seed = missing[number]
         found.runs.append(Run(candidate, epochs, seed, measured.score))
-        found.costs[candidate] = measured.cost
+        if measured.cost is not None:
+            found.costs[candidate] = measured.cost
         found.save(output)
         progress(label, len(runs) - len(missing) + count, len(runs))
 
@@ -186,7 +202,10 @@ def measure(
     task: Task, rules: dict[str, Any], epochs: float, seed: int, folder: Path, memory_budget: int | None = None
 ) -> Measured:
     """One run, in whichever process: fine-tune by a scheme, and evaluate."""
-    program = _program(task, rules, folder, memory_budget)
+    try:
+        program = _program(task, rules, folder, memory_budget)
+    except MissingGradient:
+        return Measured(None, None)
     training, validation = _data(task)
     trainer = Trainer(program, threads=1)
     recipe = replace(task.recipe, epochs=epochs)
@@ -198,20 +217,24 @@ def score_of(trainer: Trainer, validation: DataSet) -> float | None:
     """Accuracy in percent, or minus the loss where there are no classes; None where either is no number."""
     batch = trainer.program.manifest["inputs"][0]["shape"][0]
     result = trainer.evaluate(evaluation_batches(validation, batch))
-    if result["loss"] != result["loss"]:
+    if not math.isfinite(result["loss"]):
         return None
     return 100 * result["accuracy"] if "accuracy" in result else -result["loss"]
 
 
 def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int | None) -> Program:
-    """The compiled program of a scheme: kept beside the output, for all runs that differ in seed and length alone."""
-    digest = hashlib.sha256(json.dumps([rules, memory_budget]).encode()).hexdigest()
-    path = folder / f"{digest[:24]}.pock"
+    """The compiled program of a scheme: kept beside the output, for all runs that differ in seed and length alone.
+
+    Its name says all that it depends on: a folder may be left over from another analysis, or another machine's.
+    """
+    target = resolve_target(None)
+    what = [rules, memory_budget, task.settings(), _stamp(task.model), __version__, str(target)]
+    path = folder / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]}.pock"
     if path.exists():
-        return Program.load(path)
+        return replace(Program.load(path), weights=dict(_model(task).weights))
     program = compile_task(task, Scheme(rules), memory_budget=memory_budget)
     folder.mkdir(parents=True, exist_ok=True)
-    program.save(path)
+    replace(program, weights={}).save(path)  # hundreds of programs share one set of weights
     return program
 
 
@@ -223,11 +246,11 @@ def compile_task(task: Task, scheme: Scheme, optimizer: Optimizer | None = None,
 
 def _model(task: Task) -> Model:
     shapes = tuple((name, tuple(shape)) for name, shape in task.shapes.items())
-    return _loaded(task.model, task.batch, shapes)
+    return _loaded(task.model, _stamp(task.model), task.batch, shapes)
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model: str, batch: int | None, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Model:
+def _loaded(model: str, _stamp: Stamp, batch: int | None, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Model:
     return load_model(model, batch=batch, shapes=dict(shapes))
 
 
@@ -235,14 +258,15 @@ def _data(task: Task) -> tuple[ImageFolder | ArrayFile, ImageFolder | ArrayFile]
     inputs = tuple((spec.name, spec.shape) for spec in _model(task).inputs)
     preprocessing = tuple((name, tuple(values)) for name, values in task.preprocessing.items())
     return (
-        _opened(task.data, inputs, preprocessing, Augmentation(task.flip, task.crop)),
-        _opened(task.validation, inputs, preprocessing, Augmentation()),
+        _opened(task.data, _stamp(task.data), inputs, preprocessing, Augmentation(task.flip, task.crop)),
+        _opened(task.validation, _stamp(task.validation), inputs, preprocessing, Augmentation()),
     )
 
 
 @functools.lru_cache(maxsize=2)
 def _opened(
     path: str,
+    _stamp: Stamp,
     inputs: tuple[tuple[str, tuple[int, ...]], ...],
     preprocessing: tuple[tuple[str, tuple[float, ...]], ...],
     augmentation: Augmentation,
@@ -251,9 +275,13 @@ def _opened(
     return open_data(path, specs, Preprocessing(**dict(preprocessing)), augmentation)
 
 
-def _forget(folder: Path) -> None:
-    """Remove the programs that were compiled for the runs."""
-    for path in folder.glob("*.pock"):
-        path.unlink(missing_ok=True)
-    if folder.is_dir():
-        folder.rmdir()
+Stamp = tuple[tuple[str, int], ...]
+"""Names and times of change: what a worker that outlives an analysis knows changed files by."""
+
+
+def _stamp(path: str) -> Stamp:
+    root = Path(path)
+    if not root.exists():
+        return ()
+    parts = [root, *(sorted(root.iterdir()) if root.is_dir() else [])]
+    return tuple((part.name, part.stat().st_mtime_ns) for part in parts)

@@ -13,7 +13,7 @@ from .tables import MIB
 def contribution_table(found: Contributions) -> Table:
     """One row for each number of last biases and for each weight, with gains in points (in brackets those of runs that
     were stopped early) or first-order scores."""
-    candidates = list(found.costs) or list(found.scores)
+    candidates = found.measured() or list(found.scores)
     ratios = sorted({candidate.ratio for candidate in candidates if candidate.weight})
     title = "gains (in brackets: of runs that were stopped early)" if found.runs else "first-order scores"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

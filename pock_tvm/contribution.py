@@ -145,6 +145,8 @@ class Contributions:
     task: Task
     fingerprint: dict[str, Any]
     """Of the model: :func:`fingerprint`."""
+    data: str
+    """A digest of the samples and their labels, to train and to validate on."""
     runs: list[Run] = field(default_factory=list)
     costs: dict[Candidate, Cost] = field(default_factory=dict)
     """What the program of each candidate takes, at the task's batch and optimizer, on the machine that ran it."""
@@ -155,6 +157,10 @@ class Contributions:
         """A run, if it is done."""
         key = (candidate, epochs, seed)
         return next((run for run in self.runs if (run.candidate, run.epochs, run.seed) == key), None)
+
+    def measured(self) -> list[Candidate]:
+        """Everything that was trained alone, in the order of its first run."""
+        return list(dict.fromkeys(run.candidate for run in self.runs))
 
     def gain(self, candidate: Candidate, base: Candidate, within: float = math.inf) -> Gain | None:
         """What a candidate brings over ``base``, seed by seed, in its longest runs; None if any of its runs failed.
@@ -178,11 +184,12 @@ class Contributions:
 
     def base(self) -> Candidate:
         """What weights are compared to: the number of biases that, trained alone, brought most."""
-        weights = [candidate for candidate in self.costs if candidate.weight]
+        measured = self.measured()
+        weights = [candidate for candidate in measured if candidate.weight]
         if weights:
             return Candidate(weights[0].biases)
         longest = max((run.epochs for run in self.runs), default=0.0)
-        gains = {each: self.gain(each, Candidate(0)) for each in sorted(self.costs)}
+        gains = {each: self.gain(each, Candidate(0)) for each in sorted(measured)}
         known = {each: gain.mean for each, gain in gains.items() if gain is not None and gain.epochs == longest}
         return max(known, key=known.__getitem__, default=Candidate(0))
 
@@ -194,6 +201,7 @@ class Contributions:
             "format": FORMAT,
             "task": asdict(self.task),
             "fingerprint": self.fingerprint,
+            "data": self.data,
             "runs": [asdict(run) for run in self.runs],
             "costs": [asdict(candidate) | {"cost": asdict(cost)} for candidate, cost in self.costs.items()],
             "scores": [asdict(candidate) | {"score": score} for candidate, score in self.scores.items()],
@@ -220,6 +228,7 @@ class Contributions:
             return cls(
                 Task(**task | {"recipe": Recipe(**task["recipe"])}),
                 content["fingerprint"],
+                content["data"],
                 [Run(**run | {"candidate": Candidate(**run["candidate"])}) for run in content["runs"]],
                 {_candidate(entry): Cost(**entry["cost"]) for entry in content["costs"]},
                 {_candidate(entry): entry["score"] for entry in content["scores"]},
@@ -248,12 +257,18 @@ def _candidate(entry: Mapping[str, Any]) -> Candidate:
     return Candidate(entry["biases"], entry["weight"], entry["ratio"])
 
 
+GRAPH = "(graph)"
+"""Among the weights of a fingerprint what is no weight: what is computed with them."""
+
+
 def fingerprint(model: Model) -> dict[str, Any]:
-    """What tells models apart: for each weight its shape and a digest of its values."""
-    return {
+    """What tells models apart: for each weight its shape and a digest of its values, and one of the graph."""
+    weights = {
         name: {"shape": list(array.shape), "values": hashlib.sha256(array.tobytes()).hexdigest()[:16]}
         for name, array in model.weights.items()
     }
+    graph = hashlib.sha256(model.module.script().encode()).hexdigest()[:16]
+    return weights | {GRAPH: {"shape": [], "values": graph}}
 
 
 def first_difference(measured: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
@@ -268,7 +283,7 @@ def first_difference(measured: Mapping[str, Any], given: Mapping[str, Any]) -> s
                 f"'{name}' had the shape {tuple(measured[name]['shape'])}, and has {tuple(given[name]['shape'])} here"
             )
         if measured[name]["values"] != given[name]["values"]:
-            return f"'{name}' had other values"
+            return "its operators were others" if name == GRAPH else f"'{name}' had other values"
     return None
 
 

@@ -17,6 +17,10 @@ Work = Mapping[str, Sequence[float]]
 """By the kind of kernel: calls, FLOPs, bytes."""
 
 
+Profiles = Sequence[Sequence[Mapping[str, Any]]]
+"""The records of the kernels of some steps."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one training step takes."""
@@ -73,9 +77,9 @@ class TimeModel:
     flop: Mapping[str, float]
     byte: Mapping[str, float]
     error: float
-    """The median relative error over the steps that the model was fitted to."""
+    """The median relative error over the steps that it was checked with."""
     origin: str
-    """What was measured, in words."""
+    """What was measured, and what that error is of, in words."""
 
     def seconds(self, cost: Cost) -> float:
         """About how long a step takes."""
@@ -90,10 +94,10 @@ class TimeModel:
         return rates[kind] if kind in rates else max(rates.values(), default=0.0)
 
     @classmethod
-    def fit(cls, profiles: Sequence[Sequence[Mapping[str, Any]]], origin: str) -> TimeModel:
+    def fit(cls, profiles: Profiles, check: Profiles, origin: str) -> TimeModel:
         """The model that comes nearest, in relative terms, to the kernels of measured steps.
 
-        ``profiles`` holds for each step the records of :func:`pock_tvm.profile.profile`.
+        ``profiles`` and ``check`` hold for each step the records of :func:`pock_tvm.profile.profile`.
         """
         records = [record for profile in profiles for record in profile]
         kinds = sorted({record["kind"] for record in records})
@@ -112,7 +116,7 @@ class TimeModel:
         flop = {kind: found[1 + len(kinds) + at] * 1e-9 for at, kind in enumerate(products)}
         model = cls(found[0] * 1e-6, flop, byte, 0.0, origin)
         errors = []
-        for profile in profiles:
+        for profile in check:
             real = sum(record["ms"] for record in profile) * 1e-3
             errors.append(abs(model.seconds(Cost(0, 0, _work(profile))) / real - 1))
         return cls(model.call, flop, byte, statistics.median(errors), origin)

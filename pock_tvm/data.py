@@ -65,6 +65,10 @@ class DataSet(Protocol):
     def content(self, index: int) -> bytes:
         """What tells a sample from others."""
 
+    @property
+    def targets(self) -> np.ndarray:
+        """The labels or targets of all samples."""
+
 
 class ImageFolder:
     """A folder with one folder of images per class; the classes are numbered in the order of their names."""
@@ -109,6 +113,11 @@ class ImageFolder:
         """Images as float32 [n, channels, height, width], labels as int64 [n]."""
         images = np.stack([self._image(int(index), rng) for index in indices])
         return {self.name: (images - self.mean) / self.std}, self.labels[indices]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The classes of all images, as numbers."""
+        return self.labels
 
     def content(self, index: int) -> bytes:
         """The bytes of an image file."""
@@ -172,6 +181,11 @@ class ArrayFile:
         """The rows at some positions."""
         return {name: self.arrays[name][indices] for name in self.names}, self.arrays["y"][indices]
 
+    @property
+    def targets(self) -> np.ndarray:
+        """The array ``y``."""
+        return self.arrays["y"]
+
     def content(self, index: int) -> bytes:
         """The bytes of a sample's inputs."""
         return b"".join(self.arrays[name][index].tobytes() for name in self.names)
@@ -192,10 +206,9 @@ def open_data(
     return ImageFolder(path, inputs[0]["name"], inputs[0]["shape"], preprocessing, augmentation)
 
 
-def overlap(one: DataSet, other: DataSet) -> int:
-    """How many samples of ``other`` are in ``one`` too, byte for byte."""
-    seen = {hashlib.sha256(one.content(index)).digest() for index in range(len(one))}
-    return sum(hashlib.sha256(other.content(index)).digest() in seen for index in range(len(other)))
+def digests(data: DataSet) -> list[bytes]:
+    """What tells each sample from others, in few bytes; labels do not count."""
+    return [hashlib.sha256(data.content(index)).digest() for index in range(len(data))]
 
 
 def training_batches(data: DataSet, batch: int, rng: np.random.Generator) -> Iterator[Batch]:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from types import TracebackType
 from typing import Any
 
@@ -36,6 +48,10 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        if kind is not None:  # whoever asked is not waiting any longer
+            for process in getattr(self._executor, "_processes", None) or {}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGTERM)
         self._close()
         if self._client is not None:
             self._client.close()
@@ -71,23 +87,36 @@ class Workers:
                     future.cancel()
             if deaths == PATIENCE:
                 raise PockError(
-                    f"{PATIENCE} times all workers died before a run was done: they may be short of memory. "
-                    "Take fewer (--workers)"
+                    f"{PATIENCE} times all workers died before a run was done: they may be short of memory (take "
+                    "fewer: --workers), or the script that started them lacks 'if __name__ == \"__main__\":'"
                 )
 
     def _open(self) -> Executor:
         if self._executor is None:
             if self._client is not None:
-                self._executor = self._client.get_executor()
+                self._executor = self._client.get_executor(pure=False)
             else:
                 context = multiprocessing.get_context("spawn")  # TVM's threads do not outlive a fork
-                self._executor = ProcessPoolExecutor(self._count, mp_context=context)
+                self._executor = ProcessPoolExecutor(
+                    self._count, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+                )
         return self._executor
 
     def _close(self) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=False)
             self._executor = None
+
+
+def _end_with(parent: int) -> None:
+    """Let this worker end when its parent is gone, however that died."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _client(scheduler: str) -> Any:
@@ -102,8 +131,8 @@ def _client(scheduler: str) -> Any:
 
 
 def _is_death(error: Exception) -> bool:
-    """Whether it was the worker that failed, not its work; ``KilledWorker`` is what Dask says."""
-    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"
+    """Whether it was the worker that failed, not its work; Dask says ``KilledWorker``, or cancels."""
+    return isinstance(error, BrokenExecutor | CancelledError) or type(error).__name__ == "KilledWorker"
 
 
 def _completed(futures: dict[Future[Any], int]) -> Iterator[Future[Any]]:

@@ -24,8 +24,8 @@ def expected_gains(found: Contributions) -> dict[Candidate, float]:
     if not found.runs:
         return dict(found.scores)
     base = found.base()
-    numbers = [candidate for candidate in found.costs if not candidate.weight]
-    weights = [candidate for candidate in found.costs if candidate.weight]
+    numbers = [candidate for candidate in found.measured() if not candidate.weight]
+    weights = [candidate for candidate in found.measured() if candidate.weight]
     return _expected(found, numbers, Candidate(0)) | _expected(found, weights, base)
 
 
@@ -79,13 +79,15 @@ def _gains_at(found: Contributions, group: list[Candidate], base: Candidate, epo
 
 
 def rank_agreement(found: Contributions) -> dict[str, float]:
-    """How well first-order scores rank candidates: Spearman's rank correlation with the measured gains, of ``biases``
-    and of ``weights``, where both are known."""
+    """How well first-order scores rank candidates: Spearman's rank correlation with the gains of the shortest runs, in
+    which all candidates took part, of ``biases`` and of ``weights``, where both are known and differ."""
     agreement = {}
+    first = min((run.epochs for run in found.runs), default=0.0)
     numbers = {each: score for each, score in found.scores.items() if not each.weight and each.biases}
     weights = {replace(each, biases=found.base().biases): s for each, s in found.scores.items() if each.weight}
     for what, scores, base in (("biases", numbers, Candidate(0)), ("weights", weights, found.base())):
-        pairs = [(s, gain.mean) for each, s in scores.items() if (gain := found.gain(each, base)) is not None]
-        if len(pairs) > 2:
+        gains = {each: found.gain(each, base, first) for each in scores}
+        pairs = [(scores[each], gain.mean) for each, gain in gains.items() if gain is not None]
+        if all(len(set(column)) > 2 for column in zip(*pairs, strict=True)) and pairs:
             agreement[what] = float(spearmanr(*zip(*pairs, strict=True)).statistic)
     return agreement

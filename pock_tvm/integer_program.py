@@ -94,11 +94,12 @@ def best(choices: Choices, *, memory: float = np.inf, seconds: float = np.inf) -
         if np.isfinite(budget):
             scale = max(1e-30, np.abs(amounts).max(), budget)
             rows.append((dict(enumerate(amounts / scale)), -np.inf, budget / scale))
+    gains = gains / (np.abs(gains).max() or 1.0)  # the solver's tolerances are absolute
     found = _solved(-gains, rows)
     if found is None:
         return None
     # Of equal gains the smallest memory.
-    rows.append((dict(enumerate(gains)), float(gains @ found) - 1e-7 * max(1.0, np.abs(gains).max()), np.inf))
+    rows.append((dict(enumerate(gains)), float(gains @ found) - 1e-7, np.inf))
     smallest = _solved(memories / max(1.0, np.abs(memories).max()), rows)
     taken = found if smallest is None else smallest
     count = next(count for count, is_taken in zip(counts, taken, strict=False) if is_taken)
@@ -158,7 +159,8 @@ def front(choices: Choices, resource: str, **budgets: float) -> list[Choice]:
     least = min(getattr(option, resource) for option in choices.biases.values())
     if most is None:
         return found
-    for budget in np.geomspace(max(getattr(most, resource), least), least, POINTS) if least > 0 else ():
+    falling = np.geomspace if least > 0 else np.linspace
+    for budget in falling(max(getattr(most, resource), least), least, POINTS):
         choice = best(choices, **(budgets | {resource: budget * (1 + 1e-9)}))
         if choice is not None and (not found or choice.gain < found[-1].gain):
             found.append(choice)

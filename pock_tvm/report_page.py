@@ -7,19 +7,20 @@ import io
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .analysis import open_model
 from .choice_tables import amounts, reasons
-from .contribution import Candidate, Contributions, ladder
+from .contribution import Candidate, Contributions, ladder, scheme_of
+from .costs import Profiles
 from .errors import PockError
 from .files import replacing
-from .gains import expected_gains, rank_agreement
+from .gains import rank_agreement
 from .integer_program import Choice, Choices, front, total
 from .plots import MIB
 from .scheme import Scheme
 from .scheme_plots import draw_contributions, draw_fronts, draw_scheme
-from .scheme_search import calibrate, choices_of, planned_costs
+from .scheme_search import prepared
 from .structure import Structure
 
 if TYPE_CHECKING:
@@ -53,12 +54,14 @@ def write_report(
     scheme: Scheme | None = None,
     memory: float | None = None,
     seconds: float | None = None,
+    target: Any = None,
+    profiles: Profiles = (),
     pictures: str | os.PathLike[str] | None = None,
 ) -> None:
     """Write a report: what each piece brings and takes, the fronts, and the scheme over the network.
 
-    ``memory`` in bytes and ``seconds`` are budgets, drawn and held by the fronts; ``pictures`` is a folder for the PNG
-    files.
+    ``memory`` in bytes and ``seconds`` are budgets, drawn and held by the fronts; they, ``target`` and ``profiles`` are
+    those of :func:`pock_tvm.search`. ``pictures`` is a folder for the PNG files.
 
     Raises
     ------
@@ -69,15 +72,9 @@ def write_report(
         import jinja2
     except ImportError as error:
         raise PockError("reports are made by Jinja and Matplotlib: pip install 'pock-tvm[plot]'") from error
-    model, structure = open_model(found.task)
-    found.check_model(model)
-    gains = expected_gains(found)
-    missing = [candidate for candidate in gains if candidate not in found.costs]
-    costs = found.costs | planned_costs(found.task, missing, None, lambda _what, _done, _all: None)
-    time_model = calibrate(found.task, structure, gains)
-    choices = choices_of(gains, costs, structure, time_model)
+    structure, choices, time_model = prepared(found, target, profiles)
     chosen = choice_of(scheme, choices, structure) if scheme is not None else None
-    budgets = {"memory": memory or math.inf, "seconds": seconds or math.inf}
+    budgets = {"memory": math.inf if memory is None else memory, "seconds": math.inf if seconds is None else seconds}
     fronts = {
         resource: front(choices, resource, **{other: budgets[other]})
         for resource, other in (("memory", "seconds"), ("seconds", "memory"))
@@ -92,12 +89,16 @@ def write_report(
         "fronts": (
             "What it takes",
             "Each point is the best choice for its memory or its time, solved exactly. Gains and costs are sums over "
-            "pieces.",
+            "pieces; what a scheme takes as a whole is planned, and may lie a little beside its sum.",
             draw_fronts(fronts, chosen, {"memory": memory, "seconds": seconds}),
         ),
     }
     if scheme is not None:
-        figures["scheme"] = ("What is trained", "From input to head.", draw_scheme(scheme, structure, model))
+        figures["scheme"] = (
+            "What is trained",
+            "From input to head.",
+            draw_scheme(scheme, structure, open_model(found.task)[0]),
+        )
     drawn = {name: _png(figure) for name, (_, _, figure) in figures.items()}
     page = jinja2.Environment(autoescape=True).from_string(PAGE)
     text = page.render(
@@ -124,7 +125,9 @@ def choice_of(scheme: Scheme, choices: Choices, structure: Structure) -> Choice 
         if name in choices.weights and (what == "full" or isinstance(what, float))
     }
     known = biases in choices.biases and all(share in choices.weights[name].options for name, share in weights.items())
-    return total(choices, biases, weights) if known else None
+    if not known or scheme_of(structure, biases, weights).rules != scheme.rules:
+        return None
+    return total(choices, biases, weights)
 
 
 def _png(figure: Figure) -> bytes:
@@ -147,7 +150,7 @@ def _task_lines(found: Contributions) -> list[str]:
 
 
 def _time_line(error: float, origin: str) -> str:
-    return f"Times are of {origin}; the model of them meets whole steps within {100 * error:.0f} %."
+    return f"The time model is of {origin} within {100 * error:.0f} %."
 
 
 def _rank_lines(found: Contributions) -> list[str]:
@@ -168,7 +171,7 @@ def _tables(found: Contributions, choices: Choices, chosen: Choice | None, point
     rows = [[str(p.biases), str(len(p.weights)), *amounts(p.gain, p.memory, p.seconds)] for p in points]
     tables.append(("The front of gain against memory", header, rows))
     rows = []
-    for candidate in found.costs:
+    for candidate in found.measured():
         gain = found.gain(candidate, found.base() if candidate.weight else Candidate(0))
         spread = "" if gain is None or gain.spread is None else f"± {gain.spread:.2f}"
         words = (
@@ -176,7 +179,9 @@ def _tables(found: Contributions, choices: Choices, chosen: Choice | None, point
             if gain is None
             else [f"{gain.mean:+.2f}", spread, str(gain.seeds), f"{gain.epochs:g}"]
         )
-        rows.append([str(candidate), *words, f"{found.costs[candidate].memory / MIB:.2f}"])
+        rows.append(
+            [str(candidate), *words, f"{found.costs[candidate].memory / MIB:.2f}" if candidate in found.costs else ""]
+        )
     if rows:
         tables.append(("Everything that was measured", ["trained", "gain", "spread", "seeds", "epochs", "MiB"], rows))
     return tables

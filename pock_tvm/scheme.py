@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import SchemeError
+from .files import replacing
 
 if TYPE_CHECKING:
     from .frontend import Model
@@ -113,7 +114,8 @@ class Scheme:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scheme as a JSON file."""
-        Path(path).write_text(json.dumps(self.rules, indent=2) + "\n")
+        with replacing(path) as file:
+            file.write((json.dumps(self.rules, indent=2) + "\n").encode())
 
     # ---- resolution --------------------------------------------------------------------------------------------------
 

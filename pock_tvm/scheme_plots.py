@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def draw_contributions(found: Contributions) -> Figure:
     """Gains of numbers of last biases, and of shares of weights as bars, each with its spread over seeds; what was
     stopped early is paler. First-order scores where nothing else was measured."""
-    candidates = list(found.costs) if found.runs else list(found.scores)
+    candidates = found.measured() or list(found.scores)
     numbers = sorted(candidate for candidate in candidates if not candidate.weight)
     weights = list(dict.fromkeys(candidate.weight for candidate in candidates if candidate.weight))
     ratios = sorted({candidate.ratio for candidate in candidates if candidate.weight})
@@ -50,7 +50,8 @@ def draw_contributions(found: Contributions) -> Figure:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     upper.set_xlabel("last biases trained")
-    lower.set_ylim(bottom=max(lower.get_ylim()[0], -1.5 * max(max(tops), 1e-9)))  # what ruins is not read off
+    if max(tops) > 0:
+        lower.set_ylim(bottom=max(lower.get_ylim()[0], -1.5 * max(tops)))  # how much something ruins is not read off
     lower.set_xticks([index + 0.4 for index in range(len(weights))], weights, rotation=90, fontsize=6)
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from schedules.cpu import traits_of
 
 from .analysis import compile_task, open_model
 from .contribution import Candidate, Contributions, Task, depth_of, scheme_of
-from .costs import Cost, TimeModel, cost_of
+from .costs import Cost, Profiles, TimeModel, cost_of
 from .errors import ContributionError, MemoryBudgetError, PockError
 from .executors import Workers
 from .gains import expected_gains
@@ -52,7 +53,7 @@ def search(
     memory: float | None = None,
     seconds: float | None = None,
     target: Any = None,
-    profiles: Sequence[Sequence[Mapping[str, Any]]] = (),
+    profiles: Profiles = (),
     progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
 ) -> Found:
     """The scheme of the largest expected gain whose planned program holds the budgets.
@@ -80,18 +81,31 @@ def search(
     PockError
         A budget is smaller than the smallest that will do, which is named.
     """
+    structure, choices, time_model = prepared(found, target, profiles, progress)
+    budgets = {"memory": np.inf if memory is None else memory, "seconds": np.inf if seconds is None else seconds}
+    return _hold(found.task, structure, choices, time_model, budgets, target, progress)
+
+
+def prepared(
+    found: Contributions,
+    target: Any = None,
+    profiles: Profiles = (),
+    progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
+) -> tuple[Structure, Choices, TimeModel]:
+    """What there is to choose from, with what it is expected to bring and takes; arguments and errors are those of
+    :func:`search`."""
     model, structure = open_model(found.task)
     found.check_model(model)
     gains = expected_gains(found)
+    if all(each.weight for each in gains):
+        raise ContributionError("there is nothing to choose from: no run of the analysis succeeded")
     costs = found.costs if target is None else {}
     costs |= planned_costs(found.task, [each for each in gains if each not in costs], target, progress)
     if profiles:
-        time_model = TimeModel.fit(profiles, "profiles that were given")
+        time_model = TimeModel.fit(profiles, profiles, "profiles that were given, and fits their steps")
     else:
         time_model = scaled(calibrate(found.task, structure, gains), target)
-    choices = choices_of(gains, costs, structure, time_model)
-    budgets = {"memory": memory or np.inf, "seconds": seconds or np.inf}
-    return _hold(found.task, structure, choices, time_model, budgets, target, progress)
+    return structure, choices_of(gains, costs, structure, time_model), time_model
 
 
 def choices_of(
@@ -99,8 +113,6 @@ def choices_of(
 ) -> Choices:
     """Expected gains and costs as the integer program takes them."""
     numbers = sorted(each for each in gains if not each.weight)
-    if not numbers:
-        raise ContributionError("there is nothing to choose from: every run of the analysis failed")
     biases, memory, seconds = {}, 0.0, 0.0
     for each in numbers:  # a gradient that comes farther takes no less, whatever a plan was lucky with
         memory, seconds = max(memory, costs[each].memory), max(seconds, time_model.seconds(costs[each]))
@@ -126,37 +138,60 @@ def _hold(
     target: Any,
     progress: Callable[[str, int, int], None],
 ) -> Found:
-    """Solve, plan, and solve again with what the plan showed, until the best choice that holds is known."""
-    held: Found | None = None
+    """Solve, plan, and solve again with what the plan showed.
+
+    Sums of parts are near what a plan takes, not equal to it: the sum's limit falls below what did not hold, and rises
+    halfway between what held and what did not, until a budget is filled or nothing new is found.
+    """
+    limits, failed = dict(budgets), dict.fromkeys(budgets, np.inf)
     planned: list[Found] = []
-    factors = dict.fromkeys(budgets, 1.0)
-    for plan in range(PLANS):
-        choice = best(choices, **{name: budget * factors[name] for name, budget in budgets.items()})
-        smallest = choice is None
-        if choice is None:
-            choice = _smallest(choices)
-        if any(each.choice == choice for each in planned):
+    held: Found | None = None
+    for _ in range(4 * PLANS):
+        choice = best(choices, **limits)
+        if choice is None or len(planned) == PLANS:
             break
-        progress("planning schemes", plan, PLANS)
-        scheme = scheme_of(structure, choice.biases, choice.weights)
-        cost = _within(task, scheme, target, budgets["memory"])
-        taken = {"memory": cost.memory, "seconds": time_model.seconds(cost)}
-        now = Found(scheme, choice, cost, taken["seconds"], choices, time_model, plan + 1)
-        planned.append(now)
-        uses = {name: taken[name] / budget for name, budget in budgets.items()}
+        before = next((each for each in planned if each.choice == choice), None)
+        if before is None:
+            progress("planning schemes", len(planned), PLANS)
+            planned.append(_plan(task, structure, choices, choice, time_model, target, budgets["memory"]))
+        now = before or planned[-1]
+        uses = {"memory": now.cost.memory / budgets["memory"], "seconds": now.seconds / budgets["seconds"]}
+        sums = {"memory": choice.memory, "seconds": choice.seconds}
         if max(uses.values()) <= 1:
-            if held is None or choice.gain > held.choice.gain:
-                held = now
-            if max(uses.values()) > CLOSE or all(np.isinf(budget) for budget in budgets.values()):
+            held = now if held is None or choice.gain > held.choice.gain else held
+            if max(uses.values()) > CLOSE or np.isinf([*budgets.values()]).all():
                 break
-            factors = {name: factors[name] * min(1.5, 0.99 / max(use, 1e-9)) for name, use in uses.items()}
-        elif smallest:
-            break
+            wanted = {name: limit * min(1.5, 0.99 / max(uses[name], 1e-9)) for name, limit in limits.items()}
         else:
-            factors = {name: factors[name] * (0.98 / use if use > 1 else 1.0) for name, use in uses.items()}
+            failed |= {name: min(failed[name], sums[name]) for name, use in uses.items() if use > 1}
+            wanted = {name: limit * (0.98 / uses[name] if uses[name] > 1 else 1.0) for name, limit in limits.items()}
+        # No sum that failed is tried again; above what held the middle is.
+        floor = {"memory": held.choice.memory, "seconds": held.choice.seconds} if held else dict.fromkeys(budgets, 0.0)
+        limits = {
+            name: limit if limit < failed[name] else max((floor[name] + failed[name]) / 2, 0.98 * floor[name])
+            for name, limit in wanted.items()
+        }
     if held is None:
-        raise _too_small(planned, budgets)
+        planned.append(_plan(task, structure, choices, _smallest(choices), time_model, target, budgets["memory"]))
+        held = planned[-1]
+        if held.cost.memory > budgets["memory"] or held.seconds > budgets["seconds"]:
+            raise _too_small(planned, budgets)
     return replace(held, plans=len(planned))
+
+
+def _plan(
+    task: Task,
+    structure: Structure,
+    choices: Choices,
+    choice: Choice,
+    time_model: TimeModel,
+    target: Any,
+    memory: float,
+) -> Found:
+    """A choice as a scheme, with what its program takes."""
+    scheme = scheme_of(structure, choice.biases, choice.weights)
+    cost = _within(task, scheme, target, memory)
+    return Found(scheme, choice, cost, time_model.seconds(cost), choices, time_model, 1)
 
 
 def _within(task: Task, scheme: Scheme, target: Any, memory: float) -> Cost:
@@ -176,16 +211,17 @@ def _smallest(choices: Choices) -> Choice:
 
 
 def _too_small(planned: Sequence[Found], budgets: Mapping[str, float]) -> PockError:
-    memory, seconds = min(each.cost.memory for each in planned), min(each.seconds for each in planned)
+    memory = min(each.cost.memory for each in planned)
     if memory > budgets["memory"]:
         return MemoryBudgetError(
             f"a memory budget of {budgets['memory']:.0f} bytes is too small: the smallest scheme takes {memory:.0f} "
             "bytes beside the weights. Take a smaller batch, or a larger budget",
             int(memory),
         )
+    fastest = min(each.seconds for each in planned if each.cost.work and each.cost.memory <= budgets["memory"])
     return PockError(
-        f"a latency of {1e3 * budgets['seconds']:.3g} ms is too short: the fastest scheme takes about "
-        f"{1e3 * seconds:.3g} ms a step. Take a smaller batch, or a larger budget"
+        f"a latency of {1e3 * budgets['seconds']:g} ms is too short: the fastest scheme takes about "
+        f"{math.ceil(1e6 * fastest) / 1e3:g} ms a step. Take a smaller batch, or a larger budget"
     )
 
 
@@ -214,14 +250,21 @@ def _planned_cost(task: Task, candidate: Candidate, target: Any) -> Cost:
 
 
 def calibrate(task: Task, structure: Structure, wanted: Iterable[Candidate]) -> TimeModel:
-    """The time model of this machine, from the kernels of a small and of a large scheme, in real steps."""
-    numbers = [each.biases for each in wanted if not each.weight]
+    """The time model of this machine, from the kernels of a small and of a large scheme in real steps; how far it is
+    off is said of a third one, between them."""
+    counts = [each.biases for each in wanted if not each.weight]
     weights = {each.weight: 1.0 for each in wanted if each.weight}
-    profiles: list[Sequence[Mapping[str, Any]]] = []
-    for biases, shares in ((min(numbers), {}), (max(numbers), weights)):
+
+    def step(biases: int, shares: Mapping[str, float]) -> Sequence[Mapping[str, Any]]:
         trainer = Trainer(compile_task(task, scheme_of(structure, biases, shares)))
-        profiles.append(profile(trainer, *example(trainer.program)))
-    return TimeModel.fit(profiles, "the kernels of two schemes, measured on this machine")
+        return profile(trainer, *example(trainer.program))
+
+    half = dict(list(weights.items())[len(weights) // 2 :])
+    return TimeModel.fit(
+        [step(min(counts), {}), step(max(counts), weights)],
+        [step(max(counts) // 2, half)],
+        "two steps measured on this machine, and foretells a third",
+    )
 
 
 def scaled(model: TimeModel, target: Any) -> TimeModel:
@@ -234,5 +277,5 @@ def scaled(model: TimeModel, target: Any) -> TimeModel:
         model,
         flop={kind: rate * slower for kind, rate in model.flop.items()},
         byte={kind: rate * slower for kind, rate in model.byte.items()},
-        origin="this machine's kernels, scaled by vector width and cores: give --profile for better",
+        origin="this machine, scaled by vector width and cores (give --profile for better), and foretold its steps",
     )

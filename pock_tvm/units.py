@@ -19,7 +19,7 @@ def parse_bytes(text: str | int) -> int:
         The text is no amount of memory.
     """
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", str(text))
-    if isinstance(text, bool) or found is None or found[2].upper() not in BYTES:
+    if isinstance(text, bool) or found is None or found[2].upper() not in BYTES or float(found[1]) == 0:
         raise PockError(f"{text!r} is no amount of memory: write 64MB, 1.5GiB, or a number of bytes")
     return int(float(found[1]) * BYTES[found[2].upper()])
 

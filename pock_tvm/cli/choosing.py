@@ -29,6 +29,8 @@ from .common import (
 
 CONTRIBUTIONS = Annotated[Path, typer.Argument(help="What 'pock analyze' wrote")]
 MEMORY = Annotated[str | None, typer.Option(help="Most memory beside the weights, such as 64MB")]
+TARGET = Annotated[str | None, typer.Option(help="Another machine than this: a tag of TVM's, or a target as JSON")]
+PROFILES = Annotated[list[Path] | None, typer.Option(help="Profiles of that machine, by 'pock inspect --json' there")]
 LATENCY = Annotated[str | None, typer.Option(help="Longest training step, such as 20ms")]
 
 
@@ -132,12 +134,8 @@ def search(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the scheme")],
     memory: MEMORY = None,
     latency: LATENCY = None,
-    target: Annotated[
-        str | None, typer.Option(help="Another machine than this: a tag of TVM's, or a target as JSON")
-    ] = None,
-    profile: Annotated[
-        list[Path] | None, typer.Option(help="Profiles of that machine, by 'pock inspect --json' there")
-    ] = None,
+    target: TARGET = None,
+    profile: PROFILES = None,
 ) -> None:
     """Find the scheme that brings most within a budget of memory and time."""
     from rich.console import Console
@@ -152,6 +150,8 @@ def search(
         "seconds": None if latency is None else parse_seconds(latency),
     }
     measured, profiles = _measured(contributions, model), [_records(path) for path in profile or []]
+    if not output.absolute().parent.is_dir():
+        raise PockError(f"'{output}' cannot be written: there is no folder '{output.absolute().parent}'")
     with progress_bar(console) as progress:
         known = len(measured.costs)
         found = find(measured, **budgets, target=target, profiles=profiles, progress=progress)
@@ -160,9 +160,11 @@ def search(
     found.scheme.save(output)
     Console().print(choice_table(found.choices, found.choice))
     planned, summed = mb_text(int(found.cost.memory)), mb_text(int(found.choice.memory))
-    met = f"{found.time_model.origin}; its steps were met within {100 * found.time_model.error:.0f} %"
+    met = f"the time model is of {found.time_model.origin} within {100 * found.time_model.error:.0f} %"
     console.print(f"{output}: takes {planned} beside the weights as planned ({summed} by the sum of its pieces),")
     console.print(f"about {1e3 * found.seconds:.2f} ms a step ({met})", highlight=False)
+    if memory is not None:
+        console.print(f"compile it with --memory-budget {memory}", highlight=False)
 
 
 @app.command()
@@ -173,6 +175,8 @@ def report(
     model: Annotated[Path | None, typer.Option(help="The network, if it lies elsewhere now")] = None,
     memory: MEMORY = None,
     latency: LATENCY = None,
+    target: TARGET = None,
+    profile: PROFILES = None,
     pictures: Annotated[Path | None, typer.Option(help="A folder for the pictures as PNG files")] = None,
 ) -> None:
     """Draw contributions, costs and the chosen scheme into one HTML file."""
@@ -188,6 +192,8 @@ def report(
         scheme=None if scheme is None else Scheme.load(scheme),
         memory=None if memory is None else parse_bytes(memory),
         seconds=None if latency is None else parse_seconds(latency),
+        target=target,
+        profiles=[_records(path) for path in profile or []],
         pictures=pictures,
     )
     Console(stderr=True).print(f"{output}: written")

@@ -111,17 +111,18 @@ def test_a_run_is_the_fine_tuning_that_a_user_would_do(task, analysed, tmp_path)
 # ---- resuming, and who works -----------------------------------------------------------------------------------------
 
 
-def test_a_killed_analysis_goes_on_where_it_was(task, analysed, tmp_path) -> None:
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.9])
+def test_a_killed_analysis_goes_on_where_it_was(task, analysed, tmp_path, share) -> None:
     output = tmp_path / "c.json"
-    half = replace(analysed, runs=analysed.runs[: len(analysed.runs) // 2])
-    marked = half.runs[3] = replace(half.runs[3], score=12.5)  # a run that is there is not done again
-    half.save(output)
+    runs = analysed.runs[: int(share * len(analysed.runs))]
+    done = {run.candidate for run in runs}
+    Contributions(task, analysed.fingerprint, analysed.data, runs, {c: analysed.costs[c] for c in done}).save(output)
     found = pock.analyze(task, output)
-    assert found.run_of(marked.candidate, marked.epochs, marked.seed).score == 12.5
-    assert by_run(Contributions.load(output)) == by_run(found)
-    assert not output.with_suffix(".programs").exists()
-    same = [run for run in found.runs if run != marked and run in analysed.runs]
-    assert len(same) > len(analysed.runs) // 2
+    assert found.runs[: len(runs)] == runs
+    assert len(found.runs) == len(by_run(found))  # nothing is done twice
+    assert by_run(Contributions.load(output)) == by_run(found) == by_run(analysed)
+    assert found.costs == analysed.costs
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_dask_finds_the_same(task, analysed, tmp_path) -> None:
@@ -176,7 +177,7 @@ def test_a_fault_of_the_user_is_passed_on() -> None:
 
 def contributions(task: pock.Task, runs: list[tuple[Candidate, float, int, float | None]]) -> Contributions:
     made = [Run(*run) for run in runs]
-    return Contributions(task, {}, made, {run.candidate: Cost(1.0) for run in made})
+    return Contributions(task, {}, "", made, {run.candidate: Cost(1.0) for run in made})
 
 
 def test_gains_are_compared_seed_by_seed_at_the_same_length(task) -> None:
@@ -304,6 +305,31 @@ def test_an_output_of_another_analysis_is_refused(task, analysed, tmp_path) -> N
     with pytest.raises(pock.PockError, match="was measured with seeds 2, not 3"):
         pock.analyze(replace(task, seeds=3), tmp_path / "c.json")
     assert (tmp_path / "c.json").read_bytes() == before
+
+
+def test_other_data_are_another_analysis(task, analysed, tmp_path) -> None:
+    analysed.save(tmp_path / "c.json")
+    with np.load(task.data) as data:
+        np.savez(tmp_path / "train.npz", x=data["x"], y=np.roll(data["y"], 1))
+    with pytest.raises(pock.PockError, match="was measured on other data"):
+        pock.analyze(replace(task, data=str(tmp_path / "train.npz")), tmp_path / "c.json")
+
+
+def test_another_graph_of_the_same_weights_is_another_model(analysed) -> None:
+    class Other(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).tanh()
+
+    torch.manual_seed(0)
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    exported = torch.export.export(Other().eval(), (torch.randn(4, 3, 8, 8),), dynamic_shapes=dynamic)
+    with pytest.raises(pock.PockError, match="its operators were others"):
+        analysed.check_model(load_model(exported, batch=8))
+
+
+def test_an_output_without_a_folder_is_refused_at_once(task, tmp_path) -> None:
+    with pytest.raises(pock.PockError, match="there is no folder"):
+        pock.analyze(task, tmp_path / "none" / "c.json")
 
 
 def test_a_damaged_file_is_refused(tmp_path) -> None:

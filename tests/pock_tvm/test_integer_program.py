@@ -80,7 +80,25 @@ def test_of_equal_gains_the_smaller_memory_is_taken() -> None:
     assert found.weights == {"w": 0.5}
 
 
-def test_many_weights_take_no_time() -> None:
+@settings(max_examples=20, deadline=None)
+@given(choices(), st.integers(1, 120))
+def test_the_scale_of_gains_does_not_matter(choices, memory) -> None:
+    """First-order scores of a network that has converged are tiny."""
+
+    def scaled(option: Option) -> Option:
+        return Option(1e-9 * option.gain, option.memory, option.seconds)
+
+    small = Choices(
+        {count: scaled(option) for count, option in choices.biases.items()},
+        {name: Weight(w.depth, {r: scaled(o) for r, o in w.options.items()}) for name, w in choices.weights.items()},
+    )
+    one, other = best(choices, memory=memory), best(small, memory=memory)
+    assert (one is None) == (other is None)
+    if one is not None:
+        assert other.gain == pytest.approx(1e-9 * one.gain, abs=1e-14)
+
+
+def test_of_many_choices_none_drawn_at_random_is_better() -> None:
     rng = np.random.default_rng(0)
 
     def some() -> Option:

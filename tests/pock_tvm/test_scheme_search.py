@@ -14,10 +14,10 @@ import pock_tvm as pock
 from pock_tvm.contribution import Candidate, Contributions, Run, candidates, fingerprint, scheme_of
 from pock_tvm.costs import Cost, TimeModel, cost_of
 from pock_tvm.frontend import load_model
-from pock_tvm.integer_program import best
+from pock_tvm.integer_program import Choices, Option, Weight, best
 from pock_tvm.profile import example, profile
 from pock_tvm.report_page import choice_of, write_report
-from pock_tvm.scheme_search import planned_costs
+from pock_tvm.scheme_search import Found, planned_costs
 from pock_tvm.structure import structure_of
 from tests.pock_tvm.networks import small
 
@@ -39,7 +39,7 @@ def found(tmp_path_factory) -> Contributions:
         )
         runs += [Run(each, 1, seed, score + 0.1 * seed) for seed in range(2)]
     costs = planned_costs(task, everything, None, lambda *_: None)
-    return Contributions(task, fingerprint(model), runs, costs)
+    return Contributions(task, fingerprint(model), "", runs, costs)
 
 
 def used(scheme: pock.Scheme, task: pock.Task, **options: object) -> int:
@@ -59,7 +59,7 @@ def test_a_plan_costs_what_the_program_does(found) -> None:
 def test_the_compiled_scheme_holds_its_budget(found, share) -> None:
     budget = share * used(pock.Scheme.full(), found.task)
     chosen = pock.search(found, memory=budget)
-    assert used(chosen.scheme, found.task) == chosen.cost.memory <= budget
+    assert used(chosen.scheme, found.task, memory_budget=int(budget)) == chosen.cost.memory <= budget
     smaller = best(chosen.choices, memory=0.7 * budget)  # by the sum of its parts, which a plan comes near to
     assert smaller is None or chosen.choice.gain >= smaller.gain - 1e-9
 
@@ -93,10 +93,48 @@ def test_a_latency_is_held_by_the_time_model(found) -> None:
         pock.search(found, profiles=profiles, seconds=1e-6)
 
 
+def test_both_budgets_are_held(found) -> None:
+    records = [
+        {"kind": "pock.conv2d", "flops": 1e6, "bytes": 0.0, "ms": 1.0},
+        {"kind": "", "flops": 0.0, "bytes": 0.0, "ms": 1.0},
+    ]
+    whole = pock.search(found, profiles=[records])
+    budgets = {"memory": 0.8 * whole.cost.memory, "seconds": 0.8 * whole.seconds}
+    chosen = pock.search(found, profiles=[records], **budgets)
+    assert chosen.cost.memory <= budgets["memory"]
+    assert chosen.seconds <= budgets["seconds"]
+    assert chosen.choice.gain > 0
+
+
+def plans(monkeypatch, found, sizes: dict[float, float], budget: float) -> Found:
+    """A search among pieces of which a scheme takes what its parts sum up to, or what ``sizes`` gives for that sum."""
+    weights = {"a": Weight(0, {1.0: Option(1.0, 50, 0)}), "b": Weight(0, {1.0: Option(2.0, 83, 0)})}
+    choices = Choices({0: Option(0.0, 10, 0)}, weights)
+    monkeypatch.setattr("pock_tvm.scheme_search.prepared", lambda *_: (None, choices, None))
+
+    def plan(_task, _structure, choices, choice, *_) -> Found:
+        cost = Cost(sizes.get(choice.memory, choice.memory), 0, {"": (1, 0, 0)})
+        return Found(pock.Scheme({"*": "frozen"}), choice, cost, 0.0, choices, None, 1)
+
+    monkeypatch.setattr("pock_tvm.scheme_search._plan", plan)
+    return pock.search(found, memory=budget)
+
+
+def test_what_does_not_hold_gives_way_to_what_does(monkeypatch, found) -> None:
+    assert set(plans(monkeypatch, found, {}, 100).choice.weights) == {"b"}
+    assert set(plans(monkeypatch, found, {93: 105}, 100).choice.weights) == {"a"}
+    assert set(plans(monkeypatch, found, {93: 160, 60: 101}, 100).choice.weights) == set()
+    assert set(plans(monkeypatch, found, {143: 90}, 100).choice.weights) == {"a", "b"}
+    with pytest.raises(pock.PockError, match="the smallest scheme takes 10 bytes"):
+        plans(monkeypatch, found, {}, 9)
+
+
 def test_another_machine_is_planned_for(found) -> None:
-    chosen = pock.search(found, memory=2**20, target="raspberry-pi/4b-aarch64")
+    budget = int(0.5 * used(pock.Scheme.full(), found.task))
+    chosen = pock.search(found, memory=budget, target="raspberry-pi/4b-aarch64")
     assert "scaled by vector width and cores" in chosen.time_model.origin
-    assert chosen.cost.memory <= 2**20
+    assert chosen.cost.memory <= budget
+    assert chosen.choice.gain < pock.search(found, memory=100 * budget).choice.gain
 
 
 def test_contributions_of_another_model(found, tmp_path) -> None:
@@ -125,7 +163,7 @@ def test_a_time_model_finds_the_rates_that_times_were_made_of() -> None:
                 time = 2e-6 + flops * flop + size * byte
                 profile.append({"kind": kind, "flops": flops, "bytes": size, "ms": 1e3 * time})
         profiles.append(profile)
-    model = TimeModel.fit(profiles, "made up")
+    model = TimeModel.fit(profiles, profiles, "made up")
     assert model.error < 1e-6
     assert model.call == pytest.approx(2e-6, rel=1e-4)
     assert all(model.byte[kind] == pytest.approx(byte, rel=1e-4) for kind, (_, byte) in rates.items())
@@ -137,7 +175,7 @@ def test_a_real_step_is_met(found) -> None:
     """On a machine that may be busy: within a factor, not more."""
     program = pock.compile(torch.export.load(found.task.model), batch=8, optimizer=pock.SGD(momentum=0.9))
     records = profile(pock.Trainer(program), *example(program))
-    model = TimeModel.fit([records], "here")
+    model = TimeModel.fit([records], [records], "here")
     assert model.seconds(cost_of(program)) == pytest.approx(sum(each["ms"] for each in records) * 1e-3, rel=0.5)
 
 
@@ -166,4 +204,5 @@ def test_a_scheme_is_recognised_as_the_choice_that_made_it(found, tmp_path) -> N
     read = choice_of(pock.Scheme.load(tmp_path / "scheme.json"), chosen.choices, structure)
     assert (read.biases, read.weights) == (chosen.choice.biases, chosen.choice.weights)
     assert json.loads((tmp_path / "scheme.json").read_text())["*"] == "frozen"
-    assert choice_of(pock.Scheme({"*": "full"}), chosen.choices, structure).weights == {}
+    assert choice_of(pock.Scheme({"*": "full"}), chosen.choices, structure) is None
+    assert choice_of(pock.Scheme({"*.bias": "full"}), chosen.choices, structure) is None
