@@ -44,8 +44,8 @@ def export_minilm(folder: Path, output: Path, batch: int) -> None:
         classes, tokens = int(data["y"].max()) + 1, data["input_ids"].shape[1]
     torch.manual_seed(0)
     encoder = transformers.BertModel.from_pretrained(pretrained(), add_pooling_layer=False)
-    ones = torch.ones(batch, tokens, dtype=torch.long)
-    inputs = {"input_ids": ones, "attention_mask": ones}
+    # Two tensors: the exporter takes one that is given twice for one input.
+    inputs = {name: torch.ones(batch, tokens, dtype=torch.long) for name in ("input_ids", "attention_mask")}
     torch.export.save(torch.export.export(Classifier(encoder, classes).eval(), (), inputs, strict=False), output)
 
 
