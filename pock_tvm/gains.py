@@ -88,6 +88,6 @@ def rank_agreement(found: Contributions) -> dict[str, float]:
     for what, scores, base in (("biases", numbers, Candidate(0)), ("weights", weights, found.base())):
         gains = {each: found.gain(each, base, first) for each in scores}
         pairs = [(scores[each], gain.mean) for each, gain in gains.items() if gain is not None]
-        if all(len(set(column)) > 2 for column in zip(*pairs, strict=True)) and pairs:
+        if pairs and all(len(set(column)) > 1 for column in zip(*pairs, strict=True)):
             agreement[what] = float(spearmanr(*zip(*pairs, strict=True)).statistic)
     return agreement

@@ -266,8 +266,18 @@ def test_scores_stand_beside_what_was_measured(task, analysed, tmp_path) -> None
     analysed.save(tmp_path / "c.json")
     found = score(task, tmp_path / "c.json")
     assert by_run(found) == by_run(analysed)
-    assert set(rank_agreement(found)) == {"biases", "weights"}
-    assert all(-1 <= value <= 1 for value in rank_agreement(found).values())
+    assert set(found.scores) == set(candidates(structure_of(load_model(task.model, batch=8)), task.ratios))
+
+
+def test_ranks_are_those_of_the_runs_that_all_took_part_in(task) -> None:
+    weights = [Candidate(1, name) for name in "abcd"]
+    runs = [(HEAD, 1, 0, 0.0), (Candidate(1), 1, 0, 0.0), (Candidate(1), 2, 0, 0.0), (weights[0], 2, 0, -50.0)]
+    runs += [(weight, 1, 0, 10.0 - number) for number, weight in enumerate(weights)]
+    found = contributions(task, runs)
+    found.scores |= {Candidate(7, weight.weight): 4.0 - number for number, weight in enumerate(weights)}
+    assert rank_agreement(found) == {"weights": pytest.approx(1.0)}
+    found.scores |= {Candidate(7, weight.weight): 1.0 * number for number, weight in enumerate(weights)}
+    assert rank_agreement(found) == {"weights": pytest.approx(-1.0)}
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
