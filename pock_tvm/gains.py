@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 from scipy.stats import spearmanr
 
 from .contribution import Candidate, Contributions, Gain
@@ -17,36 +18,55 @@ def expected_gains(found: Contributions) -> dict[Candidate, float]:
     """What each candidate may be expected to bring, in points: numbers of biases over the head, weights over biases.
 
     Measured gains where there are any, else first-order scores. A gain of the longest runs is drawn towards their mean
-    as far as seeds disagree, one of shorter runs counts as much as such gains came to in longer ones; both less a
-    standard error: gains that noise explains as well add up to nothing when many pieces are trained together. What
-    failed once is left out.
+    as far as seeds disagree. Of what was stopped early, a number of biases is judged by its neighbours, and a weight by
+    what gains of such short runs came to in longer ones. All less a standard error: gains that noise explains as well
+    add up to nothing when many pieces are trained together. What failed once is left out.
     """
     if not found.runs:
         return dict(found.scores)
+    return _of_biases(found) | _of_weights(found)
+
+
+def _of_biases(found: Contributions) -> dict[Candidate, float]:
+    head = Candidate(0)
+    gains = _gains(found, [each for each in found.measured() if not each.weight], head)
+    known = {head: 0.0} | _of_longest({each: gain for each, gain in gains.items() if each != head})
+    steps = sorted(known)
+    numbers, values = [each.biases for each in steps], [known[each] for each in steps]
+    return {each: float(np.interp(each.biases, numbers, values)) for each in gains}
+
+
+def _of_weights(found: Contributions) -> dict[Candidate, float]:
     base = found.base()
-    numbers = [candidate for candidate in found.measured() if not candidate.weight]
-    weights = [candidate for candidate in found.measured() if candidate.weight]
-    return _expected(found, numbers, Candidate(0)) | _expected(found, weights, base)
-
-
-def _expected(found: Contributions, group: list[Candidate], base: Candidate) -> dict[Candidate, float]:
-    gains = {each: gain for each in group if (gain := found.gain(each, base)) is not None}
-    predictions = _predictions(found, group, base)
-    longest = max(predictions, default=0.0)
-    # Real gains of what ran longest are a normal distribution, of which each was measured with noise (empirical Bayes).
-    measured = {each: gain.mean for each, gain in gains.items() if gain.epochs == longest and each != base}
-    noise = {each: _noise(gains) / gains[each].seeds for each in measured}
-    center = statistics.mean(measured.values()) if measured else 0.0
-    real = max(0.0, sum((measured[each] - center) ** 2 - noise[each] for each in measured) / max(1, len(measured)))
-    expected = {}
+    weights = [each for each in found.measured() if each.weight]
+    gains, predictions = _gains(found, weights, base), _predictions(found, weights, base)
+    expected = _of_longest(gains)
     for each, gain in gains.items():
-        if each in measured:
-            trust = real / (real + noise[each]) if noise[each] else 1.0
-            expected[each] = center + trust * (measured[each] - center) - math.sqrt(trust * noise[each])
-        else:
+        if each not in expected:
             slope, error = predictions[gain.epochs]
             expected[each] = slope * gain.mean - math.sqrt(error)
-    return expected | ({base: 0.0} if base in expected else {})
+    return expected
+
+
+def _gains(found: Contributions, group: list[Candidate], base: Candidate) -> dict[Candidate, Gain]:
+    return {each: gain for each in group if (gain := found.gain(each, base)) is not None}
+
+
+def _of_longest(gains: Mapping[Candidate, Gain]) -> dict[Candidate, float]:
+    """Of the longest runs: real gains are a normal distribution, of which each was measured with noise (empirical
+    Bayes)."""
+    longest = max((gain.epochs for gain in gains.values()), default=0.0)
+    measured = {each: gain.mean for each, gain in gains.items() if gain.epochs == longest}
+    if not measured:
+        return {}
+    noise = {each: _noise(gains) / gains[each].seeds for each in measured}
+    center = statistics.mean(measured.values())
+    real = max(0.0, statistics.mean((measured[each] - center) ** 2 - noise[each] for each in measured))
+    expected = {}
+    for each, gain in measured.items():
+        trust = real / (real + noise[each]) if noise[each] else 1.0
+        expected[each] = center + trust * (gain - center) - math.sqrt(trust * noise[each])
+    return expected
 
 
 def _noise(gains: Mapping[Candidate, Gain]) -> float:

@@ -27,7 +27,7 @@ from .trainer import Trainer
 PLANS = 12
 """How many schemes are planned at most to find the best that holds its budgets."""
 CLOSE = 0.97
-"""A plan that fills so much of a budget is not made larger."""
+"""Between what held and what did not, so near to each other, nothing is looked for."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,15 @@ def _hold(
     Sums of parts are near what a plan takes, not equal to it: the sum's limit falls below what did not hold, and rises
     halfway between what held and what did not, until a budget is filled or nothing new is found.
     """
-    limits, failed = dict(budgets), dict.fromkeys(budgets, np.inf)
-    planned: list[Found] = []
-    held: Found | None = None
+    held = _plan(task, structure, choices, _smallest(choices), time_model, target, budgets["memory"])
+    planned = [held]
+    if held.cost.memory > budgets["memory"] or held.seconds > budgets["seconds"]:
+        raise _too_small(held, budgets)
+    # What a budget makes of a program (fewer transforms, values computed again) shows in the smallest one already.
+    start = {"memory": held.choice.memory / held.cost.memory, "seconds": 1.0}
+    limits = {name: budget * max(1.0, start[name]) for name, budget in budgets.items()}
+    failed = dict.fromkeys(budgets, np.inf)
+    most = best(choices).gain  # type: ignore[union-attr] # without budgets there is always a choice
     for _ in range(4 * PLANS):
         choice = best(choices, **limits)
         if choice is None or len(planned) == PLANS:
@@ -156,26 +162,24 @@ def _hold(
             planned.append(_plan(task, structure, choices, choice, time_model, target, budgets["memory"]))
         now = before or planned[-1]
         uses = {"memory": now.cost.memory / budgets["memory"], "seconds": now.seconds / budgets["seconds"]}
+        uses = {name: max(use, 1e-9) for name, use in uses.items()}
         sums = {"memory": choice.memory, "seconds": choice.seconds}
         if max(uses.values()) <= 1:
-            held = now if held is None or choice.gain > held.choice.gain else held
-            if max(uses.values()) > CLOSE or np.isinf([*budgets.values()]).all():
+            held = now if choice.gain > held.choice.gain else held
+            if held.choice.gain >= most:
                 break
-            wanted = {name: limit * min(1.5, 0.99 / max(uses[name], 1e-9)) for name, limit in limits.items()}
+            wanted = {name: limit * min(1.5, max(1.1, 0.99 / uses[name])) for name, limit in limits.items()}
         else:
             failed |= {name: min(failed[name], sums[name]) for name, use in uses.items() if use > 1}
             wanted = {name: limit * (0.98 / uses[name] if uses[name] > 1 else 1.0) for name, limit in limits.items()}
         # No sum that failed is tried again; above what held the middle is.
-        floor = {"memory": held.choice.memory, "seconds": held.choice.seconds} if held else dict.fromkeys(budgets, 0.0)
+        floor = {"memory": held.choice.memory, "seconds": held.choice.seconds}
+        if any(CLOSE * failed[name] < floor[name] <= failed[name] for name in budgets):
+            break
         limits = {
             name: limit if limit < failed[name] else max((floor[name] + failed[name]) / 2, 0.98 * floor[name])
             for name, limit in wanted.items()
         }
-    if held is None:
-        planned.append(_plan(task, structure, choices, _smallest(choices), time_model, target, budgets["memory"]))
-        held = planned[-1]
-        if held.cost.memory > budgets["memory"] or held.seconds > budgets["seconds"]:
-            raise _too_small(planned, budgets)
     return replace(held, plans=len(planned))
 
 
@@ -210,18 +214,17 @@ def _smallest(choices: Choices) -> Choice:
     return Choice(count, {}, option.gain, option.memory, option.seconds)
 
 
-def _too_small(planned: Sequence[Found], budgets: Mapping[str, float]) -> PockError:
-    memory = min(each.cost.memory for each in planned)
+def _too_small(smallest: Found, budgets: Mapping[str, float]) -> PockError:
+    memory = int(smallest.cost.memory)
     if memory > budgets["memory"]:
         return MemoryBudgetError(
-            f"a memory budget of {budgets['memory']:.0f} bytes is too small: the smallest scheme takes {memory:.0f} "
+            f"a memory budget of {budgets['memory']:.0f} bytes is too small: the smallest scheme takes {memory} "
             "bytes beside the weights. Take a smaller batch, or a larger budget",
-            int(memory),
+            memory,
         )
-    fastest = min(each.seconds for each in planned if each.cost.work and each.cost.memory <= budgets["memory"])
     return PockError(
         f"a latency of {1e3 * budgets['seconds']:g} ms is too short: the fastest scheme takes about "
-        f"{math.ceil(1e6 * fastest) / 1e3:g} ms a step. Take a smaller batch, or a larger budget"
+        f"{math.ceil(1e6 * smallest.seconds) / 1e3:g} ms a step. Take a smaller batch, or a larger budget"
     )
 
 
