@@ -24,8 +24,10 @@ from .structure import Structure
 from .targets import resolve_target
 from .trainer import Trainer
 
-PLANS = 12
+PLANS = 10
 """How many schemes are planned at most to find the best that holds its budgets."""
+SQUEEZE = 1.5
+"""A program that takes so many times its budget is not compiled again for less memory: it would take much time."""
 CLOSE = 0.97
 """Between what held and what did not, so near to each other, nothing is looked for."""
 
@@ -143,7 +145,7 @@ def _hold(
     Sums of parts are near what a plan takes, not equal to it: the sum's limit falls below what did not hold, and rises
     halfway between what held and what did not, until a budget is filled or nothing new is found.
     """
-    held = _plan(task, structure, choices, _smallest(choices), time_model, target, budgets["memory"])
+    held = _plan(task, structure, choices, _smallest(choices), time_model, target, budgets["memory"], np.inf)
     planned = [held]
     if held.cost.memory > budgets["memory"] or held.seconds > budgets["seconds"]:
         raise _too_small(held, budgets)
@@ -191,18 +193,22 @@ def _plan(
     time_model: TimeModel,
     target: Any,
     memory: float,
+    squeeze: float = SQUEEZE,
 ) -> Found:
     """A choice as a scheme, with what its program takes."""
     scheme = scheme_of(structure, choice.biases, choice.weights)
-    cost = _within(task, scheme, target, memory)
+    cost = _within(task, scheme, target, memory, squeeze)
     return Found(scheme, choice, cost, time_model.seconds(cost), choices, time_model, 1)
 
 
-def _within(task: Task, scheme: Scheme, target: Any, memory: float) -> Cost:
-    """What a scheme takes when it is compiled for a memory budget; the least that it needs where that is more."""
-    budget = None if np.isinf(memory) else int(memory)
+def _within(task: Task, scheme: Scheme, target: Any, memory: float, squeeze: float) -> Cost:
+    """What a scheme takes when it is compiled for a memory budget; what it needs at least where that is more, or by
+    itself where that is more than ``squeeze`` budgets."""
+    cost = cost_of(compile_task(task, scheme, target=target, build=False))
+    if cost.memory <= memory or cost.memory > squeeze * memory:
+        return cost
     try:
-        return cost_of(compile_task(task, scheme, target=target, memory_budget=budget, build=False))
+        return cost_of(compile_task(task, scheme, target=target, memory_budget=int(memory), build=False))
     except MemoryBudgetError as error:
         return Cost(error.smallest)
 
