@@ -35,6 +35,8 @@ KEEP = 3
 """One in so many goes on from one rung to the next."""
 SHARES = (1 / 4, 1 / 2, 1)
 """The shares of the epochs that the rungs of successive halving take."""
+NUMBERS = 8
+"""About how many numbers of biases are trained in full in any case, spread evenly."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -60,7 +62,7 @@ def analyze(
     """Measure the contributions of every piece of a network, by successive halving.
 
     All candidates are trained for a quarter of the epochs on one seed, the best third of them for half of the epochs on
-    two, the best third of those in full on all. ``output`` is written after each run; an analysis that was interrupted
+    two, the best third of those in full on all; so are some numbers of biases, spread evenly, in any case. ``output`` is written after each run; an analysis that was interrupted
     goes on where it was. ``scheduler`` is the address of a Dask scheduler, whose workers see the same files; without
     one ``workers`` processes of this machine work, one a core by default. Results do not depend on who works.
 
@@ -85,7 +87,8 @@ def analyze(
 
     with Workers(scheduler, workers) as pool:
         ladder = [candidate for candidate in everything if not candidate.weight]
-        halve("biases", ladder, ladder[0], (ladder[0], ladder[-1]))
+        # Gains change slowly with the number: of the others, neighbours tell (:mod:`pock_tvm.gains`).
+        halve("biases", ladder, ladder[0], (*ladder[:: max(1, len(ladder) // NUMBERS)], ladder[-1]))
         base = found.base()
         halve("weights", [replace(each, biases=base.biases) for each in everything if each.weight], base)
     shutil.rmtree(folder, ignore_errors=True)
