@@ -26,7 +26,7 @@ from .trainer import Trainer
 
 PLANS = 10
 """How many schemes are planned at most to find the best that holds its budgets."""
-SQUEEZE = 1.5
+SQUEEZE = 2
 """A program that takes so many times its budget is not compiled again for less memory: it would take much time."""
 CLOSE = 0.97
 """Between what held and what did not, so near to each other, nothing is looked for."""
@@ -179,7 +179,7 @@ def _hold(
         if any(CLOSE * failed[name] < floor[name] <= failed[name] for name in budgets):
             break
         limits = {
-            name: limit if limit < failed[name] else max((floor[name] + failed[name]) / 2, 0.98 * floor[name])
+            name: limit if floor[name] <= limit < failed[name] else (floor[name] + failed[name]) / 2
             for name, limit in wanted.items()
         }
     return replace(held, plans=len(planned))

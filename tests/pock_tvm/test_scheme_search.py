@@ -123,6 +123,7 @@ def plans(monkeypatch, found, sizes: dict[float, float], budget: float) -> Found
 def test_what_does_not_hold_gives_way_to_what_does(monkeypatch, found) -> None:
     assert set(plans(monkeypatch, found, {}, 100).choice.weights) == {"b"}
     assert set(plans(monkeypatch, found, {93: 105}, 100).choice.weights) == {"a"}
+    assert set(plans(monkeypatch, found, {93: 2000}, 100).choice.weights) == {"a"}
     assert set(plans(monkeypatch, found, {93: 160, 60: 101}, 100).choice.weights) == set()
     assert set(plans(monkeypatch, found, {143: 90}, 100).choice.weights) == {"a", "b"}
     with pytest.raises(pock.PockError, match="the smallest scheme takes 10 bytes"):
