@@ -161,8 +161,8 @@ def search(
     Console().print(choice_table(found.choices, found.choice))
     planned, summed = mb_text(int(found.cost.memory)), mb_text(int(found.choice.memory))
     met = f"the time model is of {found.time_model.origin} within {100 * found.time_model.error:.0f} %"
-    console.print(f"{output}: takes {planned} beside the weights as planned ({summed} by the sum of its pieces),")
-    console.print(f"about {1e3 * found.seconds:.2f} ms a step ({met})", highlight=False)
+    takes = f"{output}: takes {planned} beside the weights as planned ({summed} by the sum of its pieces)"
+    console.print(f"{takes}, about {1e3 * found.seconds:.2f} ms a step ({met})", highlight=False, soft_wrap=True)
     if memory is not None:
         console.print(f"compile it with --memory-budget {memory}", highlight=False)
 
