@@ -22,6 +22,7 @@ from .costs import Cost, cost_of
 from .data import ArrayFile, Augmentation, DataSet, ImageFolder, Preprocessing, digests, evaluation_batches, open_data
 from .errors import ContributionError, DataError, MissingGradient
 from .executors import Workers
+from .files import check_folder
 from .fine_tuning import fine_tune, steps_of
 from .frontend import Model, load_model
 from .optimizers import Optimizer
@@ -106,8 +107,7 @@ def rungs(task: Task) -> list[tuple[float, int]]:
 def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contributions, Structure]:
     """What was measured before, or nothing yet; data and model are looked at."""
     model, structure, training, validation = open_task(task)
-    if not output.absolute().parent.is_dir():
-        raise ContributionError(f"'{output}' cannot be written: there is no folder '{output.absolute().parent}'")
+    check_folder(output)
     seen, held = digests(training), digests(validation)
     known = set(seen)
     twice = sum(digest in known for digest in held)
@@ -137,8 +137,8 @@ def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contri
 
 def open_model(task: Task) -> tuple[Model, Structure]:
     """The model of a task, and what it is made of."""
-    model = _model(task)
-    return model, structure_of(model)
+    shapes = tuple((name, tuple(shape)) for name, shape in task.shapes.items())
+    return _loaded(task.model, _stamp(task.model), task.batch, shapes)
 
 
 def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
@@ -232,7 +232,8 @@ def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int
     Its name says all that it depends on: a folder may be left over from another analysis, or another machine's.
     """
     target = resolve_target(None)
-    what = [rules, memory_budget, task.settings(), _stamp(task.model), __version__, str(target)]
+    compiled = [task.batch, dict(task.shapes), task.loss, dict(task.optimizer)]
+    what = [rules, memory_budget, compiled, task.model, _stamp(task.model), __version__, str(target)]
     path = folder / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]}.pock"
     if path.exists():
         return replace(Program.load(path), weights=dict(_model(task).weights))
@@ -249,13 +250,15 @@ def compile_task(task: Task, scheme: Scheme, optimizer: Optimizer | None = None,
 
 
 def _model(task: Task) -> Model:
-    shapes = tuple((name, tuple(shape)) for name, shape in task.shapes.items())
-    return _loaded(task.model, _stamp(task.model), task.batch, shapes)
+    return open_model(task)[0]
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model: str, _stamp: Stamp, batch: int | None, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Model:
-    return load_model(model, batch=batch, shapes=dict(shapes))
+def _loaded(
+    model: str, _stamp: Stamp, batch: int | None, shapes: tuple[tuple[str, tuple[int, ...]], ...]
+) -> tuple[Model, Structure]:
+    loaded = load_model(model, batch=batch, shapes=dict(shapes))
+    return loaded, structure_of(loaded)
 
 
 def _data(task: Task) -> tuple[ImageFolder | ArrayFile, ImageFolder | ArrayFile]:

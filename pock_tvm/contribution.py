@@ -11,7 +11,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -273,7 +273,7 @@ def fingerprint(model: Model) -> dict[str, Any]:
 
 def first_difference(measured: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
     """The first thing in which two fingerprints differ, in words."""
-    for name in _in_order(measured, given):
+    for name in dict.fromkeys([*measured, *given]):
         if name not in given:
             return f"it had '{name}', which is missing here"
         if name not in measured:
@@ -285,7 +285,3 @@ def first_difference(measured: Mapping[str, Any], given: Mapping[str, Any]) -> s
         if measured[name]["values"] != given[name]["values"]:
             return "its operators were others" if name == GRAPH else f"'{name}' had other values"
     return None
-
-
-def _in_order(one: Iterable[str], other: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys([*one, *other]))

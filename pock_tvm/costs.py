@@ -15,8 +15,6 @@ from .program import Program
 
 Work = Mapping[str, Sequence[float]]
 """By the kind of kernel: calls, FLOPs, bytes."""
-
-
 Profiles = Sequence[Sequence[Mapping[str, Any]]]
 """The records of the kernels of some steps."""
 
@@ -80,6 +78,9 @@ class TimeModel:
     """The median relative error over the steps that it was checked with."""
     origin: str
     """What was measured, and what that error is of, in words."""
+
+    def __str__(self) -> str:
+        return f"time model is of {self.origin} within {100 * self.error:.0f} %"
 
     def seconds(self, cost: Cost) -> float:
         """About how long a step takes."""

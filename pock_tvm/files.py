@@ -9,6 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from .errors import PockError
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Say at once that a file cannot be written, before the work that it is for.
+
+    Raises
+    ------
+    PockError
+        The folder of ``path`` is missing.
+    """
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise PockError(f"'{path}' cannot be written: there is no folder '{folder}'")
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:

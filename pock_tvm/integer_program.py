@@ -7,16 +7,14 @@ program is small enough to be solved.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
+
+from .silence import silenced
 
 EXACT = {"mip_rel_gap": 0.0}
 POINTS = 24
@@ -114,27 +112,11 @@ def _solved(objective: np.ndarray, rows: Sequence[tuple[Mapping[int, float], flo
     lines, columns, values = zip(*at, strict=True)
     matrix = csr_array((values, (lines, columns)), shape=(len(rows), len(objective)))
     within = LinearConstraint(matrix, [low for _, low, _ in rows], [high for _, _, high in rows])
-    with _silence():
+    with silenced(1):  # HiGHS says so when it mends a rounded solution (SciPy 1.17)
         solution = milp(
             objective, integrality=np.ones(len(objective)), bounds=Bounds(0, 1), constraints=[within], options=EXACT
         )
     return None if solution.x is None else np.round(solution.x).astype(bool)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Drop what C code prints: HiGHS says on standard output when it mends a rounded solution (SciPy 1.17)."""
-    flush = ctypes.CDLL(None).fflush
-    flush(None)
-    kept = os.dup(1)
-    with Path(os.devnull).open("w") as nothing:
-        os.dup2(nothing.fileno(), 1)
-    try:
-        yield
-    finally:
-        flush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def total(choices: Choices, biases: int, weights: Mapping[str, float]) -> Choice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,11 +154,7 @@ def training_pipeline(
 
 
 def executors(
-    phases: Phases,
-    frozen: Sequence[str],
-    live: Sequence[str],
-    traits: Traits,
-    budget: int | None = None,
+    phases: Phases, frozen: Sequence[str], live: Sequence[str], traits: Traits, budget: int | None = None
 ) -> IRModule:
     """Phases 6 to 9: from Relax functions to kernels and executors that call them on fixed addresses.
 
@@ -173,11 +169,11 @@ def executors(
     """
     before = phases.mod
     try:
-        return _executors(phases, frozen, live, traits, budget, Winograd)
+        return _executors(phases, frozen, live, traits, budget, winograd=True)
     except BudgetError as error:
         phases.mod = before
         try:
-            return _executors(phases, frozen, live, traits, budget, None)
+            return _executors(phases, frozen, live, traits, budget, winograd=False)
         except BudgetError as other:
             raise BudgetError(min(error.args[0], other.args[0])) from None
 
@@ -188,14 +184,15 @@ def _executors(
     live: Sequence[str],
     traits: Traits,
     budget: int | None,
-    winograd: Callable[..., Pass] | None,
+    *,
+    winograd: bool,
 ) -> IRModule:
     functions = [var.name_hint for var, func in phases.mod.functions.items() if isinstance(func, relax.Function)]
     # 6. Choose kernels; what depends on frozen parameters alone is computed once, by ``prepare``.
     views = relax.transform.RewriteDataflowReshape()
     straight = [StraightenProducts(frozen, name) for name in functions]
     scaled = [ScaleResults(live, name) for name in functions]
-    transformed = [winograd(frozen, name) for name in functions] if winograd else []
+    transformed = [Winograd(frozen, name) for name in functions] if winograd else []
     products = [*scaled, *straight, *transformed]
     phases.run("kernels", [*products, ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
     everything = [*functions, PREPARE]

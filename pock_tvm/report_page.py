@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from .integer_program import Choice, Choices, front, total
 from .plots import MIB
 from .scheme import Scheme
 from .scheme_plots import draw_contributions, draw_fronts, draw_scheme
-from .scheme_search import prepared
+from .scheme_search import budgets_of, prepared
 from .structure import Structure
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def write_report(
         raise PockError("reports are made by Jinja and Matplotlib: pip install 'pock-tvm[plot]'") from error
     structure, choices, time_model = prepared(found, target, profiles)
     chosen = choice_of(scheme, choices, structure) if scheme is not None else None
-    budgets = {"memory": math.inf if memory is None else memory, "seconds": math.inf if seconds is None else seconds}
+    budgets = budgets_of(memory, seconds)
     fronts = {
         resource: front(choices, resource, **{other: budgets[other]})
         for resource, other in (("memory", "seconds"), ("seconds", "memory"))
@@ -103,7 +102,7 @@ def write_report(
     page = jinja2.Environment(autoescape=True).from_string(PAGE)
     text = page.render(
         network=Path(found.task.model).stem,
-        lines=[*_task_lines(found), _time_line(time_model.error, time_model.origin), *_rank_lines(found)],
+        lines=[*_task_lines(found), f"The {time_model}.", *_rank_lines(found)],
         figures=[(title, text, base64.b64encode(drawn[n]).decode()) for n, (title, text, _) in figures.items()],
         tables=_tables(found, choices, chosen, fronts["memory"]),
     )
@@ -147,10 +146,6 @@ def _task_lines(found: Contributions) -> list[str]:
     return (
         [*lines, f"{failed} runs failed: their loss ceased to be a number. They are never chosen."] if failed else lines
     )
-
-
-def _time_line(error: float, origin: str) -> str:
-    return f"The time model is of {origin} within {100 * error:.0f} %."
 
 
 def _rank_lines(found: Contributions) -> list[str]:

@@ -33,7 +33,7 @@ def draw_contributions(found: Contributions) -> Figure:
     width, tops = 0.8 / max(1, len(ratios)), [0.0]
     for length, alpha in zip(lengths, np.linspace(0.25, 1, len(lengths) + 1)[1:], strict=True):
         label = f"runs of {length:g} epochs" if found.runs else None
-        bars = _bars(found, numbers, Candidate(0), length)
+        bars: dict[float, Bar] = {c.biases: bar for c, bar in _of(found, numbers, Candidate(0), length)}
         upper.errorbar(
             list(bars), *_columns(bars), fmt="o", markersize=4, capsize=2, color="C0", alpha=alpha, label=label
         )
@@ -68,10 +68,6 @@ def _of(
         return [(candidate, (found.scores[candidate], 0.0)) for candidate in candidates]
     gains = [(candidate, found.gain(candidate, base)) for candidate in candidates]
     return [(each, (gain.mean, gain.spread or 0.0)) for each, gain in gains if gain and gain.epochs == length]
-
-
-def _bars(found: Contributions, candidates: Sequence[Candidate], base: Candidate, length: float) -> dict[float, Bar]:
-    return {candidate.biases: bar for candidate, bar in _of(found, candidates, base, length)}
 
 
 def _columns(bars: Mapping[float, Bar]) -> tuple[list[float], list[float]]:

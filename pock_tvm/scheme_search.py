@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from schedules.cpu import traits_of
 
-from .analysis import compile_task, open_model
+from .analysis import Progress, compile_task, open_model
 from .contribution import Candidate, Contributions, Task, depth_of, scheme_of
 from .costs import Cost, Profiles, TimeModel, cost_of
 from .errors import ContributionError, MemoryBudgetError, PockError
@@ -56,7 +56,7 @@ def search(
     seconds: float | None = None,
     target: Any = None,
     profiles: Profiles = (),
-    progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
+    progress: Progress = lambda _what, _done, _all: None,
 ) -> Found:
     """The scheme of the largest expected gain whose planned program holds the budgets.
 
@@ -84,15 +84,19 @@ def search(
         A budget is smaller than the smallest that will do, which is named.
     """
     structure, choices, time_model = prepared(found, target, profiles, progress)
-    budgets = {"memory": np.inf if memory is None else memory, "seconds": np.inf if seconds is None else seconds}
-    return _hold(found.task, structure, choices, time_model, budgets, target, progress)
+    return _hold(found.task, structure, choices, time_model, budgets_of(memory, seconds), target, progress)
+
+
+def budgets_of(memory: float | None, seconds: float | None) -> dict[str, float]:
+    """Budgets by resource; one that is not given is no bound."""
+    return {"memory": math.inf if memory is None else memory, "seconds": math.inf if seconds is None else seconds}
 
 
 def prepared(
     found: Contributions,
     target: Any = None,
     profiles: Profiles = (),
-    progress: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
+    progress: Progress = lambda _what, _done, _all: None,
 ) -> tuple[Structure, Choices, TimeModel]:
     """What there is to choose from, with what it is expected to bring and takes; arguments and errors are those of
     :func:`search`."""
@@ -138,7 +142,7 @@ def _hold(
     time_model: TimeModel,
     budgets: Mapping[str, float],
     target: Any,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Found:
     """Solve, plan, and solve again with what the plan showed.
 
@@ -237,9 +241,7 @@ def _too_small(smallest: Found, budgets: Mapping[str, float]) -> PockError:
 # ---- costs -----------------------------------------------------------------------------------------------------------
 
 
-def planned_costs(
-    task: Task, wanted: Iterable[Candidate], target: Any, progress: Callable[[str, int, int], None]
-) -> dict[Candidate, Cost]:
+def planned_costs(task: Task, wanted: Iterable[Candidate], target: Any, progress: Progress) -> dict[Candidate, Cost]:
     """The cost of each candidate, and of the biases that it is compared to, planned and not built."""
     asked = list(dict.fromkeys(candidate for each in wanted for candidate in (each, Candidate(each.biases))))
     costs: dict[Candidate, Cost] = {}

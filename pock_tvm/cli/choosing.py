@@ -141,17 +141,13 @@ def search(
     from rich.console import Console
 
     from ..choice_tables import choice_table
+    from ..files import check_folder
     from ..scheme_search import search as find
-    from ..units import parse_bytes, parse_seconds
 
     console = Console(stderr=True)
-    budgets = {
-        "memory": None if memory is None else parse_bytes(memory),
-        "seconds": None if latency is None else parse_seconds(latency),
-    }
+    budgets = _budgets(memory, latency)
     measured, profiles = _measured(contributions, model), [_records(path) for path in profile or []]
-    if not output.absolute().parent.is_dir():
-        raise PockError(f"'{output}' cannot be written: there is no folder '{output.absolute().parent}'")
+    check_folder(output)
     with progress_bar(console) as progress:
         known = len(measured.costs)
         found = find(measured, **budgets, target=target, profiles=profiles, progress=progress)
@@ -160,9 +156,10 @@ def search(
     found.scheme.save(output)
     Console().print(choice_table(found.choices, found.choice))
     planned, summed = mb_text(int(found.cost.memory)), mb_text(int(found.choice.memory))
-    met = f"the time model is of {found.time_model.origin} within {100 * found.time_model.error:.0f} %"
     takes = f"{output}: takes {planned} beside the weights as planned ({summed} by the sum of its pieces)"
-    console.print(f"{takes}, about {1e3 * found.seconds:.2f} ms a step ({met})", highlight=False, soft_wrap=True)
+    console.print(
+        f"{takes}, about {1e3 * found.seconds:.2f} ms a step (the {found.time_model})", highlight=False, soft_wrap=True
+    )
     if memory is not None:
         console.print(f"compile it with --memory-budget {memory}", highlight=False)
 
@@ -182,21 +179,32 @@ def report(
     """Draw contributions, costs and the chosen scheme into one HTML file."""
     from rich.console import Console
 
+    from ..files import check_folder
     from ..report_page import write_report
     from ..scheme import Scheme
-    from ..units import parse_bytes, parse_seconds
+
+    check_folder(output)
 
     write_report(
         _measured(contributions, model),
         output,
         scheme=None if scheme is None else Scheme.load(scheme),
-        memory=None if memory is None else parse_bytes(memory),
-        seconds=None if latency is None else parse_seconds(latency),
+        **_budgets(memory, latency),
         target=target,
         profiles=[_records(path) for path in profile or []],
         pictures=pictures,
     )
     Console(stderr=True).print(f"{output}: written")
+
+
+def _budgets(memory: str | None, latency: str | None) -> dict[str, float | None]:
+    """Budgets in bytes and seconds, as the functions take them."""
+    from ..units import parse_bytes, parse_seconds
+
+    return {
+        "memory": None if memory is None else parse_bytes(memory),
+        "seconds": None if latency is None else parse_seconds(latency),
+    }
 
 
 def _measured(path: Path, model: Path | None) -> Any:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
-import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 from relay_passes.ir import dtype_of, shape_of
 
 from ..errors import ModelError
+from ..silence import silenced
 from .model import Model, TensorSpec, importer_said, in_order_of_use, result_specs
 
 Shapes = Mapping[str, Sequence[int]]
@@ -160,25 +159,13 @@ _OPERATORS: dict[Any, Callable[..., relax.Expr]] = {
 }
 
 
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """TVM's C++ warns of every constant look-up that it folds; errors come as exceptions."""
-    kept = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def _translate(model: onnx.ModelProto, shapes: dict[str, list[int]]) -> IRModule:
     importer = ONNXGraphImporter(shapes, "float32", keep_params_in_input=True, sanitize=False)
     importer.bb = _OperatorBuilder()
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _silent_stderr():
+        # TVM's C++ warns on standard error of every constant look-up that it folds; errors come as exceptions.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), silenced(2):
             warnings.simplefilter("ignore")
             return relax.transform.FoldConstant()(importer.from_onnx(model.graph, opset))
     except Exception as error:
