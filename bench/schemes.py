@@ -190,9 +190,9 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     task, final = prepare(bench, work)
     folder = work / bench.name
     start = time.perf_counter()
-    found = score(task, folder / "contributions.json")
     if bench.analysed:
-        found = pock.analyze(task, folder / "contributions.json", progress=_progress(console, bench.name))
+        pock.analyze(task, folder / "contributions.json", progress=_progress(console, bench.name))
+    found = score(task, folder / "contributions.json")
     analysed = _spent(folder / "analysed.json", time.perf_counter() - start)
     full = planned(final, pock.Scheme.full(), None)
     budget = int(full / SHARE)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,21 @@ def _best(
     return [candidate for candidate in group if candidate in kept]
 
 
+def planned_costs(
+    task: Task, wanted: Iterable[Candidate], target: Any = None, progress: Progress = lambda _what, _done, _all: None
+) -> dict[Candidate, Cost]:
+    """The cost of each candidate, and of the biases that it is compared to, planned and not built."""
+    asked = list(dict.fromkeys(candidate for each in wanted for candidate in (each, Candidate(each.biases))))
+    costs: dict[Candidate, Cost] = {}
+    if not asked:
+        return costs
+    with Workers() as pool:
+        for number, cost in pool.run(_planned_cost, [(task, each, target) for each in asked]):
+            costs[asked[number]] = cost
+            progress("planning candidates", len(costs), len(asked))
+    return costs
+
+
 # ---- in a worker -----------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +256,12 @@ def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int
     folder.mkdir(parents=True, exist_ok=True)
     replace(program, weights={}).save(path)  # hundreds of programs share one set of weights
     return program
+
+
+def _planned_cost(task: Task, candidate: Candidate, target: Any) -> Cost:
+    _, structure = open_model(task)
+    scheme = scheme_of(structure, candidate.biases, candidate.shares)
+    return cost_of(compile_task(task, scheme, target=target, build=False))
 
 
 def compile_task(task: Task, scheme: Scheme, optimizer: Optimizer | None = None, **options: Any) -> Program:

@@ -39,7 +39,7 @@ from relay_passes import (
     UnifyProducts,
     Winograd,
 )
-from relay_passes.ir import shape_of
+from relay_passes.ir import bindings_of, op_name, shape_of
 from relay_passes.store_permuted import stored_of
 from schedules.cpu import Traits
 
@@ -171,6 +171,8 @@ def executors(
     try:
         return _executors(phases, frozen, live, traits, budget, winograd=True)
     except BudgetError as error:
+        if not _is_transformed(phases.after["products"]):
+            raise
         phases.mod = before
         try:
             return _executors(phases, frozen, live, traits, budget, winograd=False)
@@ -193,8 +195,8 @@ def _executors(
     straight = [StraightenProducts(frozen, name) for name in functions]
     scaled = [ScaleResults(live, name) for name in functions]
     transformed = [Winograd(frozen, name) for name in functions] if winograd else []
-    products = [*scaled, *straight, *transformed]
-    phases.run("kernels", [*products, ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
+    phases.run("products", [*scaled, *straight, *transformed])
+    phases.run("kernels", [ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
     everything = [*functions, PREPARE]
     # 7. Fuse epilogues and element-wise chains.
     fuse = [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps(), relax.transform.FuseTIR()]
@@ -212,6 +214,14 @@ def _executors(
     phases.run("planned", [PlanArena(name) for name in everything])
     results = {name: 1 if name in (TRAIN, ACCUMULATE) else None for name in everything}
     return phases.run("executors", [LowerToExecutor(name, results[name]) for name in everything])
+
+
+def _is_transformed(mod: IRModule) -> bool:
+    """Whether Winograd's transforms compute any product of a module."""
+    functions = [func for func in mod.functions.values() if isinstance(func, relax.Function)]
+    return any(
+        op_name(binding.value).startswith("pock.winograd") for func in functions for binding in bindings_of(func)
+    )
 
 
 def _copies(mod: IRModule, names: Sequence[str]) -> IRModule:

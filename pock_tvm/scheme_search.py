@@ -11,11 +11,10 @@ import numpy as np
 
 from schedules.cpu import traits_of
 
-from .analysis import Progress, compile_task, open_model
+from .analysis import Progress, compile_task, open_model, planned_costs
 from .contribution import Candidate, Contributions, Task, depth_of, scheme_of
 from .costs import Cost, Profiles, TimeModel, cost_of
 from .errors import ContributionError, MemoryBudgetError, PockError
-from .executors import Workers
 from .gains import expected_gains
 from .integer_program import Choice, Choices, Option, Weight, best
 from .profile import example, profile
@@ -26,8 +25,6 @@ from .trainer import Trainer
 
 PLANS = 10
 """How many schemes are planned at most to find the best that holds its budgets."""
-SQUEEZE = 2
-"""A program that takes so many times its budget is not compiled again for less memory: it would take much time."""
 CLOSE = 0.97
 """Between what held and what did not, so near to each other, nothing is looked for."""
 
@@ -63,8 +60,8 @@ def search(
     Parameters
     ----------
     found : Contributions
-        What :func:`pock_tvm.analyze` measured; the model of its task is read. Costs that it lacks, as those of the
-        quick mode do, are planned and added to it.
+        What :func:`pock_tvm.analyze` measured; the model of its task is read. Costs that it lacks are planned and added
+        to it.
     memory : float, optional
         Most bytes beside the weights: arena, optimizer state, gradient sums. The scheme holds them when it is compiled
         with this ``memory_budget``.
@@ -149,7 +146,7 @@ def _hold(
     Sums of parts are near what a plan takes, not equal to it: the sum's limit falls below what did not hold, and rises
     halfway between what held and what did not, until a budget is filled or nothing new is found.
     """
-    held = _plan(task, structure, choices, _smallest(choices), time_model, target, budgets["memory"], np.inf)
+    held = _plan(task, structure, choices, _smallest(choices), time_model, target, budgets["memory"])
     planned = [held]
     if held.cost.memory > budgets["memory"] or held.seconds > budgets["seconds"]:
         raise _too_small(held, budgets)
@@ -197,22 +194,18 @@ def _plan(
     time_model: TimeModel,
     target: Any,
     memory: float,
-    squeeze: float = SQUEEZE,
 ) -> Found:
     """A choice as a scheme, with what its program takes."""
     scheme = scheme_of(structure, choice.biases, choice.weights)
-    cost = _within(task, scheme, target, memory, squeeze)
+    cost = _within(task, scheme, target, memory)
     return Found(scheme, choice, cost, time_model.seconds(cost), choices, time_model, 1)
 
 
-def _within(task: Task, scheme: Scheme, target: Any, memory: float, squeeze: float) -> Cost:
-    """What a scheme takes when it is compiled for a memory budget; what it needs at least where that is more, or by
-    itself where that is more than ``squeeze`` budgets."""
-    cost = cost_of(compile_task(task, scheme, target=target, build=False))
-    if cost.memory <= memory or cost.memory > squeeze * memory:
-        return cost
+def _within(task: Task, scheme: Scheme, target: Any, memory: float) -> Cost:
+    """What a scheme takes when it is compiled for a memory budget; what it needs at least where that is more."""
+    budget = None if math.isinf(memory) else int(memory)
     try:
-        return cost_of(compile_task(task, scheme, target=target, memory_budget=int(memory), build=False))
+        return cost_of(compile_task(task, scheme, target=target, memory_budget=budget, build=False))
     except MemoryBudgetError as error:
         return Cost(error.smallest)
 
@@ -238,26 +231,7 @@ def _too_small(smallest: Found, budgets: Mapping[str, float]) -> PockError:
     )
 
 
-# ---- costs -----------------------------------------------------------------------------------------------------------
-
-
-def planned_costs(task: Task, wanted: Iterable[Candidate], target: Any, progress: Progress) -> dict[Candidate, Cost]:
-    """The cost of each candidate, and of the biases that it is compared to, planned and not built."""
-    asked = list(dict.fromkeys(candidate for each in wanted for candidate in (each, Candidate(each.biases))))
-    costs: dict[Candidate, Cost] = {}
-    if not asked:
-        return costs
-    with Workers() as pool:
-        for number, cost in pool.run(_planned_cost, [(task, each, target) for each in asked]):
-            costs[asked[number]] = cost
-            progress("planning candidates", len(costs), len(asked))
-    return costs
-
-
-def _planned_cost(task: Task, candidate: Candidate, target: Any) -> Cost:
-    _, structure = open_model(task)
-    scheme = scheme_of(structure, candidate.biases, candidate.shares)
-    return cost_of(compile_task(task, scheme, target=target, build=False))
+# ---- time ------------------------------------------------------------------------------------------------------------
 
 
 def calibrate(task: Task, structure: Structure, wanted: Iterable[Candidate]) -> TimeModel:

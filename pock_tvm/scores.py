@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .analysis import Progress, begin, compile_task, open_task
+from .analysis import Progress, begin, compile_task, open_task, planned_costs
 from .contribution import Candidate, Contributions, Task, candidates, scheme_of
 from .data import training_batches
 from .optimizers import Adam
@@ -26,9 +26,12 @@ def score(
     progress: Progress = lambda _what, _done, _all: None,
     warn: Callable[[str], None] = lambda _text: None,
 ) -> Contributions:
-    """Write first-order scores to ``output``, beside the contributions that are measured there already."""
+    """Write first-order scores to ``output``, beside the contributions that are measured there already, and the costs
+    that are not known yet."""
     found, _ = begin(task, Path(output), warn)
     found.scores = first_order_scores(task, progress)
+    found.save(output)
+    found.costs |= planned_costs(task, [each for each in found.scores if each not in found.costs], None, progress)
     found.save(output)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import tvm
 from tvm import IRModule, relax
 
 from .errors import PassError
-from .ir import CALLS, bindings_of, op_name, rewrite, substitute, type_bytes, update_function, used_vars
+from .ir import CALLS, bindings_of, bytes_of, op_name, rewrite, substitute, update_function, used_vars
 from .plan_arena import Memory
 
 LONGEST_CHAIN = 12
@@ -60,93 +61,100 @@ class Recomputed(NamedTuple):
 
 def recomputed(func: relax.Function, budget: int, costs: Mapping[str, float], seconds: float = math.inf) -> Recomputed:
     """The function as near to the budget as recomputation for at most so many ``seconds`` more brings it."""
-    steps, sizes = _steps(func, costs)
-    order = _fit(steps, sizes, budget, seconds)
-    peak = max(_profile(order, sizes)[0], default=0)
-    rebuilt = _rebuilt(func, order) if len(order) > len(steps) else func
+    calls = _Calls.of(func, costs)
+    order = _fit(calls, budget, seconds)
+    peak = max(_profile(order, calls.sizes)[0], default=0)
+    rebuilt = _rebuilt(func, order) if len(order) > len(calls.steps) else func
     return Recomputed(rebuilt, peak, sum(step.cost for step in order))
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One call of a kernel: the values that it reads and writes, by the variables that were bound first."""
+    """One call of a kernel: the values that it reads and writes, by their numbers in :class:`_Calls`."""
 
     binding: relax.VarBinding
-    reads: tuple[relax.Var, ...]
+    reads: tuple[int, ...]
+    writes: int | None
+    """None where it only updates parameters."""
     params: frozenset[relax.Var]
     changes: frozenset[relax.Var]
     """Parameters that it updates in place."""
     cost: float
 
-    @property
-    def writes(self) -> relax.Var:
-        return self.binding.var
+
+@dataclass(frozen=True)
+class _Calls:
+    """The calls of a function, and the values that they hand on. The search compares values often: by number."""
+
+    steps: list[_Step]
+    sizes: list[int]
+    """The bytes of each value; what the caller keeps takes none."""
+
+    @classmethod
+    def of(cls, func: relax.Function, costs: Mapping[str, float]) -> _Calls:
+        memory = Memory(func)
+        kept = {var for var, _ in memory.span} - {var for var, _ in memory.temporaries}
+        numbers = {var: number for number, (var, _) in enumerate(memory.span)}
+        params = set(func.params)
+        steps = []
+        for binding in bindings_of(func):
+            value = binding.value
+            if op_name(value) not in CALLS:
+                continue
+            read = used_vars(value)
+            changes: frozenset[relax.Var] = frozenset()
+            if op_name(value) == "relax.call_tir_inplace":
+                changes = frozenset(value.args[1].fields[int(index)] for index in value.attrs.inplace_indices)
+            roots = tuple(dict.fromkeys(numbers[var] for arg in read for var, _ in memory.named_by(arg)))
+            touched = frozenset(memory.origin(arg) for arg in read if not memory.named_by(arg)) & params
+            cost = costs.get(value.args[0].name_hint, 0.0)
+            steps.append(_Step(binding, roots, numbers.get(binding.var), touched, changes, cost))
+        return cls(steps, [0 if var in kept else bytes_of(var) for var in numbers])
 
 
-Interval = tuple[relax.Var, int, int]
+Interval = tuple[int, int, int]
 """A value, the step that writes it, and the last that reads it."""
 
 
-def _steps(func: relax.Function, costs: Mapping[str, float]) -> tuple[list[_Step], dict[relax.Var, int]]:
-    """The calls of a function, and the bytes of each temporary; what the caller keeps takes none."""
-    memory = Memory(func)
-    kept = {var for var, _ in memory.span} - {var for var, _ in memory.temporaries}
-    sizes = {var: 0 if var in kept else type_bytes(var.ty) for var, _ in memory.span}
-    params = set(func.params)
-    steps = []
-    for binding in bindings_of(func):
-        value = binding.value
-        if op_name(value) not in CALLS:
-            continue
-        read = used_vars(value)
-        changes: frozenset[relax.Var] = frozenset()
-        if op_name(value) == "relax.call_tir_inplace":
-            changes = frozenset(value.args[1].fields[int(index)] for index in value.attrs.inplace_indices)
-        roots = tuple(dict.fromkeys(var for arg in read for var, _ in memory.named_by(arg)))
-        touched = frozenset(memory.origin(arg) for arg in read if not memory.named_by(arg)) & params
-        steps.append(_Step(binding, roots, touched, changes, costs.get(value.args[0].name_hint, 0.0)))
-    return steps, sizes
-
-
-def _profile(order: Sequence[_Step], sizes: Mapping[relax.Var, int]) -> tuple[list[int], list[Interval]]:
+def _profile(order: Sequence[_Step], sizes: Sequence[int]) -> tuple[list[int], list[Interval]]:
     """The bytes in use at each step, and the intervals in which values are: one for each time that they are written."""
-    current: dict[relax.Var, int] = {}
-    spans: dict[tuple[relax.Var, int], int] = {}
+    current = [-1] * len(sizes)  # the interval of each value's latest copy
+    values: list[int] = []
+    firsts: list[int] = []
+    lasts: list[int] = []
     for position, step in enumerate(order):
-        for var in step.reads:
-            spans[var, current[var]] = position
-        if step.writes in sizes:
-            current[step.writes] = position
-            spans[step.writes, position] = position
+        for value in step.reads:
+            lasts[current[value]] = position
+        if step.writes is not None:
+            current[step.writes] = len(values)
+            values.append(step.writes)
+            firsts.append(position)
+            lasts.append(position)
     change = [0] * (len(order) + 1)
-    for (var, first), last in spans.items():
-        change[first] += sizes[var]
-        change[last + 1] -= sizes[var]
-    live, total = [], 0
-    for amount in change[:-1]:
-        total += amount
-        live.append(total)
-    return live, [(var, first, last) for (var, first), last in spans.items()]
+    for value, first, last in zip(values, firsts, lasts, strict=True):
+        change[first] += sizes[value]
+        change[last + 1] -= sizes[value]
+    return list(itertools.accumulate(change[:-1])), list(zip(values, firsts, lasts, strict=True))
 
 
 def _excess(live: Sequence[int], budget: int) -> int:
     return sum(amount - budget for amount in live if amount > budget)
 
 
-def _fit(steps: Sequence[_Step], sizes: Mapping[relax.Var, int], budget: int, seconds: float) -> list[_Step]:
+def _fit(calls: _Calls, budget: int, seconds: float) -> list[_Step]:
     """The order with recomputations that gets as near to the budget as this search gets in time."""
-    order = list(steps)
-    makers = {step.writes: step for step in steps}
+    order = list(calls.steps)
+    makers = {step.writes: step for step in order if step.writes is not None}
     while True:
-        live, intervals = _profile(order, sizes)
+        live, intervals = _profile(order, calls.sizes)
         excess = _excess(live, budget)
         if not excess:
             return order
         peak = live.index(max(live))
         best, best_rate, best_cost = None, 0.0, 0.0
-        for again, use in _candidates(order, intervals, makers, sizes, peak)[:TRIED]:
+        for again, use in _candidates(order, intervals, makers, calls.sizes, peak)[:TRIED]:
             changed = [*order[:use], *again, *order[use:]]
-            gain = excess - _excess(_profile(changed, sizes)[0], budget)
+            gain = excess - _excess(_profile(changed, calls.sizes)[0], budget)
             cost = sum(step.cost for step in again)
             if gain > best_rate * (1e-6 + cost) and cost <= seconds:
                 best, best_rate, best_cost = changed, gain / (1e-6 + cost), cost
@@ -158,45 +166,45 @@ def _fit(steps: Sequence[_Step], sizes: Mapping[relax.Var, int], budget: int, se
 def _candidates(
     order: Sequence[_Step],
     intervals: Sequence[Interval],
-    makers: Mapping[relax.Var, _Step],
-    sizes: Mapping[relax.Var, int],
+    makers: Mapping[int, _Step],
+    sizes: Sequence[int],
     peak: int,
 ) -> list[tuple[list[_Step], int]]:
     """What could be dropped during the step ``peak``: the steps that compute it again, and before which step; largest
     for its cost first."""
     found = []
-    written = {var: position for position, step in enumerate(order) for var in step.changes}
-    next_read: dict[relax.Var, int] = {}
+    written = {param: position for position, step in enumerate(order) for param in step.changes}
+    next_read: dict[int, int] = {}
     for position in range(len(order) - 1, peak - 1, -1):
         next_read.update(dict.fromkeys(order[position].reads, position))
-    for var in [var for var, first, last in intervals if first < peak < last and sizes[var]]:
-        use = next_read[var]
+    for value in [value for value, first, last in intervals if first < peak < last and sizes[value]]:
+        use = next_read[value]
         if use == peak:
             continue
-        there = {other for other, first, last in intervals if first < use <= last and other != var}
-        again = _again(var, there, makers)
+        there = {other for other, first, last in intervals if first < use <= last and other != value}
+        again = _again(value, there, makers)
         if again and all(written.get(param, len(order)) >= use for step in again for param in step.params):
-            found.append((sizes[var] / (1e-6 + sum(step.cost for step in again)), again, use))
+            found.append((sizes[value] / (1e-6 + sum(step.cost for step in again)), again, use))
     found.sort(key=lambda candidate: -candidate[0])
     return [(again, use) for _, again, use in found]
 
 
-def _again(var: relax.Var, there: set[relax.Var], makers: Mapping[relax.Var, _Step]) -> list[_Step] | None:
+def _again(value: int, there: set[int], makers: Mapping[int, _Step]) -> list[_Step] | None:
     """The steps that compute a value from what is there, in order; None where that takes too many."""
     steps: list[_Step] = []
 
-    def compute(var: relax.Var) -> bool:
-        if var in there or any(step.writes is var for step in steps):
+    def compute(value: int) -> bool:
+        if value in there or any(step.writes == value for step in steps):
             return True
-        maker = makers[var]
-        if maker.changes or isinstance(var.ty, relax.TupleType) or len(steps) >= LONGEST_CHAIN:
+        maker = makers[value]
+        if maker.changes or isinstance(maker.binding.var.ty, relax.TupleType) or len(steps) >= LONGEST_CHAIN:
             return False
         if not all(compute(read) for read in maker.reads):
             return False
         steps.append(maker)
         return len(steps) <= LONGEST_CHAIN
 
-    return steps if compute(var) else None
+    return steps if compute(value) else None
 
 
 def _rebuilt(func: relax.Function, order: Sequence[_Step]) -> relax.Function:
@@ -222,10 +230,9 @@ def _rebuilt(func: relax.Function, order: Sequence[_Step]) -> relax.Function:
     for step in order:
         value = step.binding.value
         new = substitute(value, {var: current(var) for var in used_vars(value)})
-        var = (
-            step.writes if step.writes not in newest else relax.DataflowVar(f"{step.writes.name}_again", step.writes.ty)
-        )
-        newest[step.writes] = var
+        first = step.binding.var
+        var = first if first not in newest else relax.DataflowVar(f"{first.name}_again", first.ty)
+        newest[first] = var
         bindings.append(relax.VarBinding(var, new))
     for var in used_vars(func.body.body) + [func.body.body] * isinstance(func.body.body, relax.Var):
         current(var)

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import pock_tvm as pock
+from pock_tvm.analysis import planned_costs
 from pock_tvm.contribution import Candidate, Contributions, Run, candidates, fingerprint, scheme_of
 from pock_tvm.costs import Cost, TimeModel, cost_of
 from pock_tvm.frontend import load_model
 from pock_tvm.integer_program import Choices, Option, Weight, best
 from pock_tvm.profile import example, profile
 from pock_tvm.report_page import choice_of, write_report
-from pock_tvm.scheme_search import Found, planned_costs
+from pock_tvm.scheme_search import Found
 from pock_tvm.structure import structure_of
 from tests.pock_tvm.networks import small
 
@@ -38,7 +39,7 @@ def found(tmp_path_factory) -> Contributions:
             50.0 if each == base else 50 + each.biases / 7 + each.ratio * float(rng.uniform(0, 3)) * bool(each.weight)
         )
         runs += [Run(each, 1, seed, score + 0.1 * seed) for seed in range(2)]
-    costs = planned_costs(task, everything, None, lambda *_: None)
+    costs = planned_costs(task, everything)
     return Contributions(task, fingerprint(model), "", runs, costs)
 
 
