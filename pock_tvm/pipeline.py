@@ -26,6 +26,7 @@ from relay_passes import (
     LowerToExecutor,
     NameKernels,
     OrderUpdates,
+    PackWeights,
     PlanArena,
     RecoverOperators,
     SaveSmall,
@@ -195,7 +196,8 @@ def _executors(
     straight = [StraightenProducts(frozen, name) for name in functions]
     scaled = [ScaleResults(live, name) for name in functions]
     transformed = [Winograd(frozen, name) for name in functions] if winograd else []
-    phases.run("products", [*scaled, *straight, *transformed])
+    packed = [PackWeights(frozen, traits, name) for name in functions]
+    phases.run("products", [*scaled, *straight, *transformed, *packed])
     phases.run("kernels", [ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
     everything = [*functions, PREPARE]
     # 7. Fuse epilogues and element-wise chains.

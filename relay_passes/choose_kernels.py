@@ -166,6 +166,13 @@ def _matmul(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> re
     return _cropped_product(builder, shape_of(call), matmul_kernels.matmul, a, padded, **options)
 
 
+def _packed_matmul(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    *_, rows, columns = shape_of(call)
+    return _product(
+        builder, matmul_kernels.packed_matmul, *call.args, computed_rows=rounded_rows(rows, columns, traits)
+    )
+
+
 def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """A sum over everything but the channels is cut into parts that run in parallel."""
     (x,), attrs = call.args, call.attrs
@@ -249,6 +256,7 @@ WITH_TRAITS: dict[str, Callable[[Traits, relax.BlockBuilder, relax.Call], relax.
     "pock.conv2d_data_gradient": _conv2d_data_gradient,
     "pock.conv2d_weight_gradient": _conv2d_weight_gradient,
     "pock.matmul": _matmul,
+    "pock.packed_matmul": _packed_matmul,
     "relax.sum": _sum,
     "relax.permute_dims": _permute_dims,
 }

@@ -25,6 +25,11 @@ def _matmul_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType((*batch, rows, columns), dtype_of(call.args[0]))
 
 
+def _packed_type(call: relax.Call) -> relax.TensorType:
+    *_, count, _, width = shape_of(call.args[1])
+    return relax.TensorType((*shape_of(call.args[0])[:-1], count * width), dtype_of(call.args[0]))
+
+
 def _spatial_type(call: relax.Call, channels: int, dtype: str | None = None) -> relax.TensorType:
     """[N, size of X, channels]: the type of a gradient with respect to an image."""
     return relax.TensorType(
@@ -89,6 +94,7 @@ def _winograd_output_type(call: relax.Call) -> relax.TensorType:
 
 
 matmul = register_operator("pock.matmul", ["a", "b"], _matmul_type, matmul_kernels.matmul)
+packed_matmul = register_operator("pock.packed_matmul", ["a", "strips"], _packed_type, matmul_kernels.packed_matmul)
 conv2d_data_gradient = register_operator(
     "pock.conv2d_data_gradient", ["grad", "weight"], _conv2d_data_gradient_type, conv2d_kernels.conv2d_data_gradient
 )

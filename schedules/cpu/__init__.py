@@ -3,7 +3,7 @@
 from .parts import parts
 from .prefetch import prefetch_results
 from .schedule import comes_scheduled, schedule_cpu
-from .tile import rounded_rows, vector_lanes
+from .tile import rounded_rows, tiles, vector_lanes
 from .traits import Traits, traits_of
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "prefetch_results",
     "rounded_rows",
     "schedule_cpu",
+    "tiles",
     "traits_of",
     "vector_lanes",
 ]

@@ -203,9 +203,16 @@ def _shape(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
 
 def _has_more(shape: Sequence[int], than: Sequence[int]) -> bool:
     """Whether a result is longer than another along an axis; of one of another rank, whether its size differs."""
+    if _joins_strips(shape, than):
+        than = [*than[:-2], shape[-1]]
     if len(shape) != len(than):
         return math.prod(shape) != math.prod(than)
     return any(extent > other for extent, other in zip(shape, than, strict=True))
+
+
+def _joins_strips(shape: Sequence[int], strips: Sequence[int]) -> bool:
+    """Whether a result of this shape has as columns the strips of columns of another, side by side."""
+    return len(shape) + 1 == len(strips) and shape[-1] == strips[-2] * strips[-1]
 
 
 def register_tile(
@@ -248,6 +255,8 @@ def register_tile(
     if phases:
         high, wide = strides_of(sch, block)
         sch.transform_block_layout(epilogue, lambda n, h, w, c: (n, h // high, h % high, w // wide, w % wide, c))
+    elif _joins_strips(_shape(sch, epilogue), _shape(sch, block)):
+        _in_strips(sch, epilogue, _shape(sch, block)[-1])
     sch.reverse_compute_at(epilogue, grid[-1])
     for loop in sch.get_loops(epilogue)[len(grid) : -1]:
         sch.unroll(loop)
@@ -266,6 +275,15 @@ def register_tile(
     if pack is not None:
         _copy_at(sch, sch.cache_read(block, pack, "global"), task, tile.lanes)
     sch.decompose_reduction(block, reduced[0])
+
+
+def _in_strips(sch: s_tir.Schedule, block: SBlockRV, width: int) -> None:
+    """Let a block run over strips of so many of its columns."""
+
+    def strips(*at: tirx.Var) -> list[tirx.Expr]:
+        return [*at[:-1], tirx.indexdiv(at[-1], width), tirx.indexmod(at[-1], width)]
+
+    sch.transform_block_layout(block, tirx.IndexMap.from_func(strips, ndim=len(_shape(sch, block))))
 
 
 def _rows_of_task(sch: s_tir.Schedule, tasks: Sequence[LoopRV], padded: SBlockRV, traits: Traits) -> int:

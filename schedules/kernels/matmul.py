@@ -33,6 +33,29 @@ def matmul(
     return result if computed == rows else te.compute((*batch, rows, columns), lambda *at: result(*at), name="kept")
 
 
+def packed_matmul(a: te.Tensor, strips: te.Tensor, *, computed_rows: int | None = None) -> te.Tensor:
+    """``C[.., i, j] = sum_k A[.., i, k] * B[.., k, j]`` of a B that comes in strips of its columns, one behind another.
+
+    ``a``: float [.., m, k]; ``strips``: float [.., n / width, k, width], with the leading dimensions of ``a`` or none.
+    ``computed_rows`` as of :func:`matmul`.
+    """
+    *batch, rows, reduced = (int(extent) for extent in a.shape)
+    *own, count, _, width = (int(extent) for extent in strips.shape)
+    computed = computed_rows or rows
+    k = te.reduce_axis((0, reduced), name="k")
+
+    def product(*index: tirx.Var) -> tirx.Expr:
+        *outer, i, strip, j = index
+        i = i if computed == rows else tirx.min(i, rows - 1)
+        return te.sum(a(*outer, i, k) * strips(*outer[: len(own)], strip, k, j), axis=k)
+
+    shape = (*batch, computed, count, width)
+    result = te.compute(shape, product, name="matmul", attrs={"schedule_rule": "pock.matmul"})
+    return te.compute(
+        (*batch, rows, count * width), lambda *at: result(*at[:-1], at[-1] // width, at[-1] % width), name="joined"
+    )
+
+
 def _extents(matrix: te.Tensor, transposed: bool) -> tuple[int, int]:
     rows, columns = (int(extent) for extent in matrix.shape[-2:])
     return (columns, rows) if transposed else (rows, columns)

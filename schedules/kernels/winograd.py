@@ -32,16 +32,22 @@ def tiles_of_image(size: Sequence[int], padding: Sequence[int]) -> tuple[int, in
     return tiles(size[0] + top + bottom - overlap), tiles(size[1] + left + right - overlap)
 
 
-def transform_weight(weight: te.Tensor) -> te.Tensor:
-    """``U = G W G^T``: weight [3, 3, I, O] to [16, I, O]."""
-    _, _, inputs, outputs = weight.shape
+def transform_weight(weight: te.Tensor, *, width: int | None = None) -> te.Tensor:
+    """``U = G W G^T``: weight [3, 3, I, O] to [16, I, O], or, in strips of columns, to [16, O / width, I, width]."""
+    _, _, inputs, outputs = (int(extent) for extent in weight.shape)
     r, s = te.reduce_axis((0, TAPS), name="r"), te.reduce_axis((0, TAPS), name="s")
 
     def transformed(t: tirx.Expr, i: tirx.Expr, o: tirx.Expr) -> tirx.Expr:
         row, column = _g(tirx.indexdiv(t, TILE), r, weight.dtype), _g(tirx.indexmod(t, TILE), s, weight.dtype)
         return te.sum(weight(r, s, i, o) * row * column, axis=[r, s])
 
-    return te.compute((TILE * TILE, inputs, outputs), transformed, name="winograd_weight")
+    if width is None:
+        return te.compute((TILE * TILE, inputs, outputs), transformed, name="winograd_weight")
+    return te.compute(
+        (TILE * TILE, outputs // width, inputs, width),
+        lambda t, strip, i, o: transformed(t, i, strip * width + o),
+        name="winograd_weight",
+    )
 
 
 def transform_weight_gradient(products: te.Tensor) -> te.Tensor:

@@ -8,7 +8,17 @@ import tvm
 from tvm import relax
 from tvm.relax import op as R
 
-from relay_passes import ChooseKernels, NameKernels, PlanArena, Recompute, ScaleResults, StraightenProducts, Winograd
+from relay_passes import (
+    ChooseKernels,
+    LiftFrozen,
+    NameKernels,
+    PackWeights,
+    PlanArena,
+    Recompute,
+    ScaleResults,
+    StraightenProducts,
+    Winograd,
+)
 from relay_passes.errors import PassError
 from relay_passes.ir import bindings_of, op_name, shape_of, used_vars
 from relay_passes.operators.training import conv2d_data_gradient, conv2d_weight_gradient, matmul
@@ -160,6 +170,75 @@ def test_nothing_is_computed_again_from_what_was_overwritten() -> None:
             written = {binding.value.args[1].fields[int(i)] for i in binding.value.attrs.inplace_indices}
             later = [other for other in bindings[index + 1 :] if written & set(used_vars(other.value))]
             assert all(op_name(other.value) == "relax.call_tir_inplace" for other in later)
+
+
+# ---- packed weights --------------------------------------------------------------------------------------------------
+
+
+def product_of(w_axes=None):
+    def body(emit, x, w):
+        w = emit(R.permute_dims(w, w_axes)) if w_axes else w
+        return emit(matmul(x, w, transpose_a=False, transpose_b=False))
+
+    return body
+
+
+def pointwise(emit, x, w):
+    return emit(R.nn.conv2d(x, w, data_layout="NHWC", kernel_layout="HWIO"))
+
+
+def pointwise_gradient(emit, dy, w):
+    geometry = {"strides": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+    return emit(conv2d_data_gradient(dy, w, **geometry, size=[7, 9]))
+
+
+PACKED = {
+    "few rows": (product_of(), (2, 17, 33), (33, 48)),
+    "transposed": (product_of(w_axes=[1, 0]), (17, 33), (48, 33)),
+    "a matrix each": (product_of(), (5, 17, 33), (5, 33, 48)),
+    "large": (product_of(), (300, 40), (40, 4096)),
+    "pointwise": (pointwise, (1, 7, 9, 33), (1, 1, 33, 48)),
+    "data gradient": (pointwise_gradient, (2, 7, 9, 33), (1, 1, 48, 33)),
+    "Winograd's": (lambda emit, x, w: convolution(emit, x, w), (1, 7, 9, 33), (3, 3, 33, 48)),
+}
+CACHE = Traits(lanes=16, registers=32, cores=2, l2_bytes=2**20)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_frozen_weights_are_packed_once(name: str) -> None:
+    body, *shapes = PACKED[name]
+    mod = Winograd(["w"], fewest_multiplications=0)(function(dict(zip("xw", shapes, strict=True)), body))
+    packed = PackWeights(["w"], CACHE)(mod)
+    assert "pock.packed_matmul" in operators(packed)
+    lifted = LiftFrozen(["w"], ["main"])(packed)
+    assert not {"relax.permute_dims", "relax.reshape", "pock.winograd_weight"} & set(operators(lifted))
+    assert len(operators(lifted, "prepare")) <= 3, "the weight is moved once, and not in between"
+    x, w = random(*shapes)
+    np.testing.assert_allclose(run(packed, x, w), run(mod, x, w), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "x", "w"),
+    [
+        ([], (17, 33), (33, 48)),  # it changes
+        (["w"], (300, 33), (33, 48)),  # it stays in the cache, and is read seldom
+        (["w"], (17, 33), (33, 33)),  # strips would be of no vectors
+        (["w"], (2, 3, 17, 33), (3, 33, 48)),  # shared by the matrices of a batch
+    ],
+)
+def test_other_weights_are_not_packed(frozen: list[str], x: tuple[int, ...], w: tuple[int, ...]) -> None:
+    mod = function({"x": x, "w": w}, product_of())
+    assert operators(PackWeights(frozen, CACHE)(mod)) == ["pock.matmul"]
+
+
+@pytest.mark.parametrize("strides", [[2, 2], [1, 1]])
+def test_a_convolution_that_is_no_matrix_product_is_not_packed(strides: list[int]) -> None:
+    def body(emit, x, w):
+        return emit(R.nn.conv2d(x, w, strides=strides, data_layout="NHWC", kernel_layout="HWIO"))
+
+    size = 1 if strides == [2, 2] else 3
+    mod = function({"x": (1, 7, 7, 33), "w": (size, size, 33, 48)}, body)
+    assert operators(PackWeights(["w"], CACHE)(mod)) == ["relax.nn.conv2d"]
 
 
 # ---- Winograd --------------------------------------------------------------------------------------------------------

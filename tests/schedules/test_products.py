@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tvm import te, tirx, topi
 
 from schedules.kernels.conv2d import conv2d, conv2d_data_gradient, conv2d_weight_gradient
-from schedules.kernels.matmul import matmul
+from schedules.kernels.matmul import matmul, packed_matmul
 from tests.schedules.kernels import TRAITS, Kernel, assert_close, call, doubles, noise, scheduled, traces
 
 Shape = tuple[int, ...]
@@ -48,6 +48,10 @@ class Row:
 
 def matmul_reference(a: np.ndarray, b: np.ndarray, *, transpose_a: bool, transpose_b: bool, **_: Any) -> np.ndarray:
     return (a.swapaxes(-1, -2) if transpose_a else a) @ (b.swapaxes(-1, -2) if transpose_b else b)
+
+
+def strips_reference(a: np.ndarray, strips: np.ndarray, **_: Any) -> np.ndarray:
+    return a @ np.concatenate(np.moveaxis(strips, -3, 0), axis=-1)
 
 
 def taps(
@@ -142,6 +146,11 @@ def product(name: str, a: Shape, b: Shape, transpose: str = "NN", tiled: bool = 
     return Row(f"matmul {transpose} {name}", matmul, matmul_reference, (a, b), transposes | options, tiled)
 
 
+def strips(name: str, a: Shape, b: Shape, **options: int) -> Row:
+    """``b``: [.., strips, terms, width]."""
+    return Row(f"matmul of strips {name}", packed_matmul, strips_reference, (a, b), options)
+
+
 PRODUCTS = [
     product("of one number", (1, 1), (1, 1)),
     product("of one term", (17, 1), (1, 33)),
@@ -175,6 +184,12 @@ PRODUCTS = [
     product("packed, transposed", (2304, 56), (2304, 256), "TN"),
     product("packed, prime", (50, 2503), (2503, 128)),
     product("packed, of a batch", (2, 50, 3072), (2, 3072, 96)),
+    strips("of a row", (1, 33), (3, 33, 16)),
+    strips("17, 24, 33", (17, 24), (3, 24, 11)),
+    strips("wide", (49, 70), (2, 70, 64)),
+    strips("of an image", (2, 7, 5, 17), (3, 17, 32)),
+    strips("of a batch of matrices", (4, 17, 33), (4, 2, 33, 48)),
+    strips("rows to the end of a tile", (2, 61, 24), (4, 24, 16), computed_rows=64),
 ]
 
 
@@ -350,6 +365,8 @@ BEFORE_EPILOGUES = [
     product("17, 24, 33", (17, 24), (33, 24), "NT", tiled=False),
     product("batches", (2, 3, 17, 7), (2, 3, 7, 24)),
     product("long sum", (3, 2500), (2500, 136)),
+    strips("of an image", (2, 7, 5, 17), (3, 17, 32)),
+    strips("rows to the end of a tile", (3, 61, 24), (3, 4, 24, 16), computed_rows=64),
     *(
         row
         for convolution in CONVOLUTIONS

@@ -38,6 +38,14 @@ def test_winograd(name: str, traits: str) -> None:
 
 
 @pytest.mark.parametrize("traits", TRAITS)
+def test_weights_in_strips(traits: str) -> None:
+    (weight,) = noise("strips", (3, 3, 7, 48))
+    whole = run(transform_weight, weight, traits=TRAITS[traits])
+    strips = run(transform_weight, weight, traits=TRAITS[traits], width=16)
+    np.testing.assert_array_equal(np.concatenate(np.moveaxis(strips, 1, 0), axis=-1), whole)
+
+
+@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("name", CASES)
 def test_weight_gradient(name: str, traits: str) -> None:
     shape, outputs, padding = CASES[name]
