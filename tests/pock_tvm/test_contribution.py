@@ -162,6 +162,17 @@ def test_the_run_of_a_dead_worker_is_repeated(tmp_path) -> None:
     assert (tmp_path / "flag").exists()
 
 
+def test_the_run_of_a_dead_dask_worker_is_repeated(tmp_path) -> None:
+    distributed = pytest.importorskip("distributed")
+    jobs = [(tmp_path / "flag", number) for number in range(6)]
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Workers(cluster.scheduler_address) as pool,
+    ):
+        assert dict(pool.run(dies_once, jobs)) == {n: n * n for n in range(6)}
+    assert (tmp_path / "flag").exists()
+
+
 def test_workers_that_always_die_are_given_up() -> None:
     with Workers(count=1) as pool, pytest.raises(pock.PockError, match="all workers died"):
         list(pool.run(always_dies, [(1,)]))
