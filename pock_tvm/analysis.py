@@ -93,6 +93,8 @@ def analyze(
         halve("biases", ladder, ladder[0], (*ladder[:: max(1, len(ladder) // NUMBERS)], ladder[-1]))
         base = found.base()
         halve("weights", [replace(each, biases=base.biases) for each in everything if each.weight], base)
+    found.finished = True
+    found.save(output)
     shutil.rmtree(folder, ignore_errors=True)
     return found
 

@@ -152,6 +152,8 @@ class Contributions:
     """What the program of each candidate takes, at the task's batch and optimizer, on the machine that ran it."""
     scores: dict[Candidate, float] = field(default_factory=dict)
     """First-order scores of the quick mode, where it ran (:mod:`pock_tvm.scores`)."""
+    finished: bool = False
+    """Whether all runs are done, and not the first of an analysis that was interrupted."""
 
     def run_of(self, candidate: Candidate, epochs: float, seed: int) -> Run | None:
         """A run, if it is done."""
@@ -205,6 +207,7 @@ class Contributions:
             "runs": [asdict(run) for run in self.runs],
             "costs": [asdict(candidate) | {"cost": asdict(cost)} for candidate, cost in self.costs.items()],
             "scores": [asdict(candidate) | {"score": score} for candidate, score in self.scores.items()],
+            "finished": self.finished,
         }
         with replacing(path) as file:
             file.write(json.dumps(content, indent=1).encode())
@@ -232,6 +235,7 @@ class Contributions:
                 [Run(**run | {"candidate": Candidate(**run["candidate"])}) for run in content["runs"]],
                 {_candidate(entry): Cost(**entry["cost"]) for entry in content["costs"]},
                 {_candidate(entry): entry["score"] for entry in content["scores"]},
+                bool(content["finished"]),
             )
         except FileNotFoundError as error:
             raise ContributionError(f"there is no file '{path}': 'pock analyze' makes one") from error

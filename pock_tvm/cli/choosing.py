@@ -214,6 +214,11 @@ def _measured(path: Path, model: Path | None) -> Any:
     from ..contribution import Contributions
 
     found = Contributions.load(path)
+    if found.runs and not found.finished:
+        typer.echo(
+            f"pock: warning: the analysis of '{path}' is not finished: 'pock analyze' goes on where it was interrupted",
+            err=True,
+        )
     return found if model is None else replace(found, task=replace(found.task, model=str(model.resolve())))
 
 

@@ -129,6 +129,11 @@ def test_from_contributions_to_a_scheme(place) -> None:
     done = pock("search", net, measured, "--memory", "20KB", "--latency", "1s", "-o", scheme)
     assert done.returncode == 0, done.stderr
     assert "together" in done.stdout
+    assert "warning" not in done.stderr
+    interrupted = place / "half.json"
+    interrupted.write_text(json.dumps(json.loads(measured.read_text()) | {"finished": False}))
+    done = pock("search", net, interrupted, "--memory", "20KB", "-o", place / "half-scheme.json")
+    assert "half.json' is not finished: 'pock analyze' goes on where it was interrupted" in done.stderr
     done = pock("report", measured, "--scheme", scheme, "--memory", "20KB", "-o", place / "report.html")
     assert done.returncode == 0, done.stderr
     assert (place / "report.html").read_text().count("<img") == 3
