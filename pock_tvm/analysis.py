@@ -287,9 +287,10 @@ def _loaded(
 def _data(task: Task) -> tuple[ImageFolder | ArrayFile, ImageFolder | ArrayFile]:
     inputs = tuple((spec.name, spec.shape) for spec in _model(task).inputs)
     preprocessing = tuple((name, tuple(values)) for name, values in task.preprocessing.items())
+    has_target = task.loss != "output"
     return (
-        _opened(task.data, _stamp(task.data), inputs, preprocessing, Augmentation(task.flip, task.crop)),
-        _opened(task.validation, _stamp(task.validation), inputs, preprocessing, Augmentation()),
+        _opened(task.data, _stamp(task.data), inputs, preprocessing, Augmentation(task.flip, task.crop), has_target),
+        _opened(task.validation, _stamp(task.validation), inputs, preprocessing, Augmentation(), has_target),
     )
 
 
@@ -300,9 +301,10 @@ def _opened(
     inputs: tuple[tuple[str, tuple[int, ...]], ...],
     preprocessing: tuple[tuple[str, tuple[float, ...]], ...],
     augmentation: Augmentation,
+    has_target: bool,  # noqa: FBT001 - for the cache's sake
 ) -> ImageFolder | ArrayFile:
     specs = [{"name": name, "shape": shape} for name, shape in inputs]
-    return open_data(path, specs, Preprocessing(**dict(preprocessing)), augmentation)
+    return open_data(path, specs, Preprocessing(**dict(preprocessing)), augmentation, has_target=has_target)
 
 
 Stamp = tuple[tuple[str, int], ...]

@@ -19,7 +19,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".
 MARGIN = 1.15  # an image is resized to this many times the size before it is cropped
 CACHE = 256 * 2**20  # bytes of decoded images that a folder keeps: every epoch reads them again
 
-Batch = tuple[dict[str, np.ndarray], np.ndarray]
+Batch = tuple[dict[str, np.ndarray], "np.ndarray | None"]
+"""Inputs by name, and the target; None for a network that computes its own loss."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,10 @@ class DataSet(Protocol):
 
 
 class ImageFolder:
-    """A folder with one folder of images per class; the classes are numbered in the order of their names."""
+    """A folder with one folder of images per class; the classes are numbered in the order of their names.
+
+    Unless ``has_target``, they are not read: the network computes its own loss.
+    """
 
     def __init__(
         self,
@@ -80,6 +84,8 @@ class ImageFolder:
         shape: Sequence[int],
         preprocessing: Preprocessing,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - immutable
+        *,
+        has_target: bool = True,
     ) -> None:
         root = Path(folder)
         if not root.is_dir():
@@ -99,7 +105,7 @@ class ImageFolder:
         self.files = [file for label in self.classes for file in files[label]]
         self.labels = np.array([number for number, label in enumerate(self.classes) for _ in files[label]])
         self.name, (_, self.channels, self.height, self.width) = name, shape
-        self.augmentation = augmentation
+        self.augmentation, self.has_target = augmentation, has_target
         mean, std = (
             np.array((list(v) * 3)[: self.channels], np.float32) for v in (preprocessing.mean, preprocessing.std)
         )
@@ -112,7 +118,7 @@ class ImageFolder:
     def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
         """Images as float32 [n, channels, height, width], labels as int64 [n]."""
         images = np.stack([self._image(int(index), rng) for index in indices])
-        return {self.name: (images - self.mean) / self.std}, self.labels[indices]
+        return {self.name: (images - self.mean) / self.std}, self.labels[indices] if self.has_target else None
 
     @property
     def targets(self) -> np.ndarray:
@@ -156,35 +162,39 @@ class ImageFolder:
 
 
 class ArrayFile:
-    """An ``.npz`` file with one array for each of the network's inputs, by name, and ``y``."""
+    """An ``.npz`` file with one array for each of the network's inputs, by name, and, unless the network computes its
+    own loss (``has_target``), ``y``."""
 
     classes: list[str] | None = None
 
-    def __init__(self, path: str | os.PathLike[str], names: Sequence[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], names: Sequence[str], *, has_target: bool = True) -> None:
         try:
             with np.load(path, allow_pickle=False) as file:
                 self.arrays = {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"'{path}' cannot be read as an .npz file: {error}") from error
-        missing = [name for name in [*names, "y"] if name not in self.arrays]
+        needed = [*names, "y"] if has_target else list(names)
+        missing = [name for name in needed if name not in self.arrays]
         if missing:
-            raise DataError(f"'{path}' holds no array '{missing[0]}': it needs {', '.join(names)} and y")
-        lengths = {name: len(self.arrays[name]) for name in [*names, "y"]}
+            raise DataError(f"'{path}' holds no array '{missing[0]}': it needs {', '.join(needed)}")
+        lengths = {name: len(self.arrays[name]) for name in needed}
         if len(set(lengths.values())) != 1:
             raise DataError(f"the arrays of '{path}' differ in length: {lengths}")
         self.names = list(names)
+        self.has_target = has_target
 
     def __len__(self) -> int:
-        return len(self.arrays["y"])
+        return len(self.arrays[self.names[0]])
 
     def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
         """The rows at some positions."""
-        return {name: self.arrays[name][indices] for name in self.names}, self.arrays["y"][indices]
+        y = self.arrays["y"][indices] if self.has_target else None
+        return {name: self.arrays[name][indices] for name in self.names}, y
 
     @property
     def targets(self) -> np.ndarray:
-        """The array ``y``."""
-        return self.arrays["y"]
+        """The array ``y``; nothing where it is not read."""
+        return self.arrays["y"] if self.has_target else np.zeros(0)
 
     def content(self, index: int) -> bytes:
         """The bytes of a sample's inputs."""
@@ -196,14 +206,16 @@ def open_data(
     inputs: Sequence[Mapping[str, Any]],
     preprocessing: Preprocessing,
     augmentation: Augmentation = Augmentation(),  # noqa: B008 - immutable
+    *,
+    has_target: bool = True,
 ) -> ImageFolder | ArrayFile:
-    """The data set at a path, for the inputs of a program as its manifest gives them."""
+    """The data set at a path, for the inputs of a program as its manifest gives them; ``has_target``: and its loss."""
     if Path(path).suffix == ".npz":
-        return ArrayFile(path, [spec["name"] for spec in inputs])
+        return ArrayFile(path, [spec["name"] for spec in inputs], has_target=has_target)
     if len(inputs) != 1:
         names = ", ".join(spec["name"] for spec in inputs)
         raise DataError(f"the network has the inputs {names}; give its data as an .npz file, not as a folder of images")
-    return ImageFolder(path, inputs[0]["name"], inputs[0]["shape"], preprocessing, augmentation)
+    return ImageFolder(path, inputs[0]["name"], inputs[0]["shape"], preprocessing, augmentation, has_target=has_target)
 
 
 def digests(data: DataSet) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from dataclasses import replace
@@ -115,8 +116,9 @@ def train(
     trainer = Trainer(program, threads=threads)
     manifest = trainer.program.manifest
     preprocessing = preprocessing_of(manifest.get("preprocessing", {}), mean, std)
-    training = open_data(data, manifest["inputs"], preprocessing, Augmentation(flip, crop))
-    validation = open_data(val, manifest["inputs"], preprocessing) if val is not None else None
+    opened = functools.partial(open_data, inputs=manifest["inputs"], has_target=manifest["loss"]["kind"] != "output")
+    training = opened(data, preprocessing=preprocessing, augmentation=Augmentation(flip, crop))
+    validation = opened(val, preprocessing=preprocessing) if val is not None else None
     batch = manifest["inputs"][0]["shape"][0]
     recipe = Recipe(epochs, lr, lr_schedule)
     per_epoch = steps_of(replace(recipe, epochs=1), training, batch)
@@ -156,7 +158,8 @@ def evaluate(
     if checkpoint is not None:
         trainer.restore(checkpoint)
     manifest = trainer.program.manifest
-    samples = open_data(data, manifest["inputs"], preprocessing_of(manifest.get("preprocessing", {}), mean, std))
+    preprocessing = preprocessing_of(manifest.get("preprocessing", {}), mean, std)
+    samples = open_data(data, manifest["inputs"], preprocessing, has_target=manifest["loss"]["kind"] != "output")
     Console().print(result_text(trainer.evaluate(evaluation_batches(samples, manifest["inputs"][0]["shape"][0]))))
 
 
