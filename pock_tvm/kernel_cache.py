@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
+import shutil
+import time
 from pathlib import Path
 
 import tvm
@@ -14,6 +17,8 @@ from .files import replacing
 
 VARIABLE = "POCK_CACHE"
 """The environment variable that names another folder for the cache, or is ``off``."""
+UNUSED = 30 * 24 * 3600
+"""Seconds after which the kernels of a target and a state of the compiler that nobody asked for are removed."""
 
 
 class KernelCache:
@@ -26,6 +31,9 @@ class KernelCache:
         place = os.environ.get(VARIABLE) or str(Path.home() / ".cache" / "pock-tvm")
         state = hashlib.sha256(f"{target} {tvm.__version__} {_sources()}".encode()).hexdigest()[:16]
         self.folder = None if place == "off" else Path(place) / "kernels" / state
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self.folder)
 
     def get(self, name: str) -> bytes | None:
         """The object file of a kernel, if it was built before."""
@@ -40,11 +48,20 @@ class KernelCache:
         if self.folder is None:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _remove_unused(self.folder.parent)
             with replacing(self.folder / f"{name}.o") as file:
                 file.write(data)
         except OSError:
             self.folder = None
+
+
+def _remove_unused(root: Path) -> None:
+    """Drop the folders that were not used for long: those of compilers that are gone, for the most part."""
+    for folder in root.iterdir():
+        if time.time() - folder.stat().st_mtime > UNUSED:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
