@@ -26,6 +26,7 @@ from relay_passes import (
     LowerToExecutor,
     NameKernels,
     OrderUpdates,
+    PackMasks,
     PackWeights,
     PlanArena,
     RecoverOperators,
@@ -117,7 +118,8 @@ def training_graph(phases: Phases, training: Training) -> IRModule:
     phases.run("loss", [AppendLoss(**training.loss, function=name) for name in steps])
     # 4. Backward: mark first, then build.
     phases.run("backward", [Backward(trained, name, 1 / training.accumulate) for name in steps])
-    phases.run("saved", [relax.transform.EliminateCommonSubexpr(), *(SaveSmall(name) for name in steps)])
+    small = [kind(name) for name in steps for kind in (SaveSmall, PackMasks)]
+    phases.run("saved", [relax.transform.EliminateCommonSubexpr(), *small])
     # 5. Update, in place.
     updates: list[Pass] = [
         AppendUpdate(training.optimizer, trained, training.clip_norm, training.accumulate > 1, TRAIN),

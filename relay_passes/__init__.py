@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .lower_to_executor import LowerToExecutor
     from .name_kernels import NameKernels
     from .order_updates import OrderUpdates
+    from .pack_masks import PackMasks
     from .pack_weights import PackWeights
     from .plan_arena import PlanArena
     from .recompute import Recompute
@@ -52,6 +53,7 @@ _HOME = {
     "LowerToExecutor": "lower_to_executor",
     "NameKernels": "name_kernels",
     "OrderUpdates": "order_updates",
+    "PackMasks": "pack_masks",
     "PackWeights": "pack_weights",
     "PlanArena": "plan_arena",
     "Recompute": "recompute",

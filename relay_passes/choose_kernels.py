@@ -12,7 +12,7 @@ import tvm
 from tvm import IRModule, relax, te, tirx, topi
 
 from schedules.cpu import Traits, parts, rounded_rows, vector_lanes
-from schedules.kernels import OPAQUE, SMALL, functions, indexing, reduction
+from schedules.kernels import OPAQUE, SMALL, bits, functions, indexing, reduction
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels.transpose import square_lanes, transpose
@@ -54,6 +54,7 @@ OUT_ELEMENTWISE_FUSABLE = 4
 product are read many times over (``tvm::relay::OpPatternKind``)."""
 
 
+ELEMENTWISE = 0
 INJECTIVE = 2
 """That of an operator that moves elements. TVM takes padding at the end, or a slice from the start, for element-wise:
 every index is the same; fused with a product they would leave elements of the result unwritten."""
@@ -173,6 +174,11 @@ def _packed_matmul(traits: Traits, builder: relax.BlockBuilder, call: relax.Call
     )
 
 
+def _unpack_bits(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Fused as an element-wise operator is, with the product whose results it masks."""
+    return _product(builder, bits.unpack_bits, *call.args, pattern=ELEMENTWISE, **attributes_of(call))
+
+
 def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """A sum over everything but the channels is cut into parts that run in parallel."""
     (x,), attrs = call.args, call.attrs
@@ -243,6 +249,7 @@ KERNELS: dict[str, Legalize] = {
     "relax.nn.pad": _pad,
     "relax.strided_slice": _strided_slice,
     "relax.take": _take,
+    "pock.unpack_bits": _unpack_bits,
     "relax.nn.softmax": _softmax,
     "relax.exp": _function(functions.exp),
     "relax.erf": _function(functions.erf),

@@ -29,6 +29,8 @@ from .operators.training import packed_matmul, winograd_weight
 
 FEW_ROWS = 256
 """Of a result: for so few, reading the weight is much of the work, and strips one behind another are read faster."""
+LITTLE, LARGE = 1 / 8, 1 / 2
+"""Of the second cache: smaller weights, of results of few and of many rows, are read as fast as they are."""
 MOVED = ("relax.permute_dims", "pock.winograd_weight")
 """What makes a weight, and can make strips of it at once."""
 
@@ -79,10 +81,11 @@ class PackWeights:
             return 0
         weight, (*outer, rows, columns) = value.args[1], shape_of(value)
         batch = 1 if len(shape_of(weight)) == 2 else math.prod(shape_of(weight)[:-2])
-        is_large = bytes_of(weight) // batch > self.traits.l2_bytes // 2
+        share = bytes_of(weight) // batch / self.traits.l2_bytes
         if isinstance(weight, relax.Var) and weight not in constant:
             return 0
-        if columns % self.traits.lanes or not (is_large or math.prod(outer) * rows // batch <= FEW_ROWS):
+        has_few_rows = math.prod(outer) * rows // batch <= FEW_ROWS
+        if columns % self.traits.lanes or share <= (LITTLE if has_few_rows else LARGE):
             return 0
         return tiles([rounded_rows(rows, columns, self.traits)], columns, self.traits)[0].width
 

@@ -32,7 +32,7 @@ class _Saving:
         self.func = func
         bindings = bindings_of(func)
         position = {binding.var: index for index, binding in enumerate(bindings)}
-        loss = _first_result(func, bindings)
+        loss = loss_of(func)
         self.forward = bindings[: position[loss] + 1]
         self.late = bindings[position[loss] + 1 :]
         self.position = {binding.var: index for index, binding in enumerate(self.forward)}
@@ -109,9 +109,9 @@ class _Saving:
         return [entry for index, binding in enumerate(self.forward) for entry in [binding, *behind.get(index, [])]]
 
 
-def _first_result(func: relax.Function, bindings: list[relax.VarBinding]) -> Expr:
-    """The variable that is bound to the first result: the loss."""
-    values = {binding.var: binding.value for binding in bindings}
+def loss_of(func: relax.Function) -> Expr:
+    """The variable that is bound to the first result."""
+    values = {binding.var: binding.value for binding in bindings_of(func)}
     body = func.body.body
     while isinstance(values.get(body), relax.Tuple | relax.Var):
         value = values[body]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tvm import relax
 
+from schedules.kernels import bits, elementwise, indexing, loss, normalization, pooling
 from schedules.kernels import conv2d as conv2d_kernels
-from schedules.kernels import elementwise, indexing, loss, normalization, pooling
 from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels import winograd as winograd_kernels
 
@@ -68,6 +68,16 @@ def _gather_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType(shape, dtype_of(call.args[0]))
 
 
+def _packed_bits_type(call: relax.Call) -> relax.TensorType:
+    return relax.TensorType(bits.packed_shape(shape_of(call.args[0]), int(call.attrs["axis"])), "uint8")
+
+
+def _unpacked_bits_type(call: relax.Call) -> relax.TensorType:
+    shape = list(shape_of(call.args[0]))
+    shape[int(call.attrs["axis"])] = int(call.attrs["extent"])
+    return relax.TensorType(shape, "bool")
+
+
 def _winograd_input_type(call: relax.Call) -> relax.TensorType:
     batch, height, width, channels = shape_of(call.args[0])
     high, wide = winograd_kernels.tiles_of_image((height, width), attributes_of(call)["padding"])
@@ -122,6 +132,8 @@ cross_entropy = register_operator("pock.cross_entropy", ["logits", "labels"], _r
 cross_entropy_gradient = register_operator(
     "pock.cross_entropy_gradient", ["logits", "labels", "grad"], _like_first, loss.cross_entropy_gradient
 )
+pack_bits = register_operator("pock.pack_bits", ["x"], _packed_bits_type, bits.pack_bits)
+unpack_bits = register_operator("pock.unpack_bits", ["bits"], _unpacked_bits_type, bits.unpack_bits)
 hardtanh = register_operator("pock.hardtanh", ["x"], _like_first, elementwise.hardtanh)
 embedding_gradient = register_operator(
     "pock.embedding_gradient", ["indices", "grad"], _table_type, indexing.embedding_gradient

@@ -201,7 +201,7 @@ PACKED = {
     "data gradient": (pointwise_gradient, (2, 7, 9, 33), (1, 1, 48, 33)),
     "Winograd's": (lambda emit, x, w: convolution(emit, x, w), (1, 7, 9, 33), (3, 3, 33, 48)),
 }
-CACHE = Traits(lanes=16, registers=32, cores=2, l2_bytes=2**20)
+CACHE = Traits(lanes=16, registers=32, cores=2, l2_bytes=2**14)
 
 
 @pytest.mark.parametrize("name", PACKED)

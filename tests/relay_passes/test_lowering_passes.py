@@ -7,9 +7,9 @@ import pytest
 from tvm import relax
 from tvm.relax import op as R
 
-from relay_passes import AppendUpdate, Backward, LiftFrozen, OrderUpdates, SaveSmall
+from relay_passes import AppendUpdate, Backward, LiftFrozen, OrderUpdates, PackMasks, SaveSmall
 from relay_passes.errors import PassError
-from relay_passes.ir import bindings_of, is_kept, op_name, used_vars
+from relay_passes.ir import bindings_of, bytes_of, is_kept, op_name, used_vars
 from tests.relay_passes.modules import function, operators, run, trained_phases
 
 
@@ -132,4 +132,25 @@ def test_what_is_kept_is_small() -> None:
     assert "relax.greater" in [op_name(binding.value) for binding in kept]
     assert "relax.nn.relu" not in [op_name(binding.value) for binding in kept]
     for before, after in zip(run(mod), run(small), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(("rows", "bytes_kept"), [(64, 8 * 33), (50, 7 * 33), (1, 5), (7, None)])
+def test_masks_are_kept_as_bits(rows: int, bytes_kept: int | None) -> None:
+    columns = 33 if rows > 1 else 33 * 17
+    bytes_kept = bytes_kept if rows > 1 else -(-columns // 8)
+
+    def body(emit, x, w, v):
+        hidden = emit(R.matmul(x, w))
+        positive = emit(hidden > relax.const(0.0, "float32"))
+        y = emit(R.matmul(emit(R.where(positive, hidden, relax.const(0.0, "float32"))), v))
+        return emit(R.log(emit(R.sum(emit(y * y)))))
+
+    mod = SaveSmall()(Backward({"w": None})(function({"x": (rows, 3), "w": (3, columns), "v": (columns, 3)}, body)))
+    packed = PackMasks()(mod)
+    kept = {b.var: op_name(b.value) for b in bindings_of(packed["main"]) if is_kept(b.var)}
+    masks = [var for var in kept if str(getattr(var.ty, "dtype", "")).endswith("bool")]
+    bits = [bytes_of(var) for var, maker in kept.items() if maker == "pock.pack_bits"]
+    assert (bits, len(masks)) == (([], 1) if bytes_kept is None else ([bytes_kept], 0))
+    for before, after in zip(run(mod), run(packed), strict=True):
         np.testing.assert_array_equal(before, after)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import special
 from tvm import te, tirx, topi
 
+from schedules.kernels.bits import pack_bits, packed_shape, unpack_bits
 from schedules.kernels.conv2d import pad_spatial
 from schedules.kernels.elementwise import hardtanh
 from schedules.kernels.indexing import embedding_gradient, gather_channels, take
@@ -222,3 +223,24 @@ def test_any_shape(shape: list[int], traits: str, data: st.DataObject) -> None:
 
     x, y = noise("any", tuple(shape), (last,))
     np.testing.assert_array_equal(run(kernel, x, y, traits=TRAITS[traits]), np.maximum(-x.transpose(axes) + y, 0))
+
+
+# ---- bits ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    shape=st.lists(st.sampled_from([1, 3, 7, 8, 14, 17, 24, 33]), min_size=1, max_size=3).map(tuple),
+    last=st.booleans(),
+    traits=st.sampled_from(list(TRAITS)),
+)
+def test_booleans_go_into_bits_and_come_back(shape: Shape, last: bool, traits: str) -> None:
+    axis = len(shape) - 1 if last else 0
+    (x,) = noise(f"bits {shape}", shape)
+    bits = run(pack_bits, x > 0, traits=TRAITS[traits], axis=axis)
+    count = packed_shape(shape, axis)[axis]
+    assert count == -(-shape[axis] // 8)
+    padded = np.concatenate([x > 0, np.zeros((*shape[:axis], 8 * count - shape[axis], *shape[axis + 1 :]), bool)], axis)
+    parts = np.stack(np.split(padded, 8, axis), -1)
+    np.testing.assert_array_equal(bits, np.packbits(parts, axis=-1, bitorder="little")[..., 0])
+    np.testing.assert_array_equal(run(unpack_bits, bits, traits=TRAITS[traits], axis=axis, extent=shape[axis]), x > 0)

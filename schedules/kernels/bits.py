@@ -1,0 +1,49 @@
+"""Booleans as bits.
+
+The bits of a byte are elements along one axis, far apart: whole vectors of neighbours are packed and unpacked at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+from tvm import te, tirx
+
+BITS = 8
+
+
+def packed_shape(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    """The shape of the bytes of booleans of a shape."""
+    return (*shape[:axis], math.ceil(shape[axis] / BITS), *shape[axis + 1 :])
+
+
+def pack_bits(x: te.Tensor, *, axis: int) -> te.Tensor:
+    """Bit b of byte j along ``axis`` is ``x[j + b * bytes]``: bool to uint8, ``bytes`` an eighth as long."""
+    extent = int(x.shape[axis])
+    shape = packed_shape([int(d) for d in x.shape], axis)
+    count = shape[axis]
+
+    def packed(*index: tirx.Var) -> tirx.Expr:
+        found = []
+        for bit in range(math.ceil(extent / count)):
+            at = index[axis] + bit * count
+            one, none = tirx.const(1 << bit, "uint8"), tirx.const(0, "uint8")
+            value = tirx.Select(x(*index[:axis], tirx.min(at, extent - 1), *index[axis + 1 :]), one, none)
+            found.append(value if (bit + 1) * count <= extent else tirx.Select(at < extent, value, none))
+        return functools.reduce(tirx.bitwise_or, found)
+
+    return te.compute(shape, packed, name="pack_bits")
+
+
+def unpack_bits(bits: te.Tensor, *, axis: int, extent: int) -> te.Tensor:
+    """What :func:`pack_bits` packed."""
+    count = int(bits.shape[axis])
+
+    def unpacked(*index: tirx.Var) -> tirx.Expr:
+        byte = bits(*index[:axis], tirx.indexmod(index[axis], count), *index[axis + 1 :])
+        bit = tirx.indexdiv(index[axis], count).astype("uint8")
+        return tirx.bitwise_and(tirx.shift_right(byte, bit), tirx.const(1, "uint8")) != tirx.const(0, "uint8")
+
+    return te.compute((*bits.shape[:axis], extent, *bits.shape[axis + 1 :]), unpacked, name="unpack_bits")
