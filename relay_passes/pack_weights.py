@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import tvm
@@ -31,6 +31,8 @@ FEW_ROWS = 256
 """Of a result: for so few, reading the weight is much of the work, and strips one behind another are read faster."""
 LITTLE, LARGE = 1 / 8, 1 / 2
 """Of the second cache: smaller weights, of results of few and of many rows, are read as fast as they are."""
+TRANSPOSED = ((1, 0), (2, 3, 1, 0))
+"""Axes by which a matrix is transposed, or the weight of a 1x1 convolution put channels last."""
 MOVED = ("relax.permute_dims", "pock.winograd_weight")
 """What makes a weight, and can make strips of it at once."""
 
@@ -59,14 +61,7 @@ class PackWeights:
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
             if widths[var]:
-                weight = value.args[1]
-                is_convolution = op_name(value) != "pock.matmul"
-                if is_convolution:
-                    weight = builder.emit(R.reshape(weight, shape_of(weight)[2:]))
-                is_transposed = op_name(value) == "pock.conv2d_data_gradient"
-                return packed_matmul(
-                    value.args[0], strips.of(builder, weight, widths[var], is_transposed=is_transposed)
-                )
+                return packed_matmul(value.args[0], strips.of(builder, value, widths[var]))
             if op_name(value) not in MOVED:
                 return value
             new = builder.emit(value, var.name)
@@ -105,6 +100,12 @@ def _is_matrix_product(value: Expr) -> bool:
     return all(number == 1 for number in ones) and not any(plain(value.attrs["padding"]))
 
 
+def _matrix(weight: Expr) -> Sequence[int]:
+    """Rows and columns of a weight [k, n], [1, 1, k, n] or [n, k, 1, 1]."""
+    shape = shape_of(weight)
+    return shape[-2:] if len(shape) == 2 or shape[:2] == (1, 1) else shape[:2]
+
+
 @dataclass
 class _Strips:
     """Weights as strips."""
@@ -112,22 +113,25 @@ class _Strips:
     made: dict[relax.Var, Expr] = field(default_factory=dict)
     """The calls of :data:`MOVED`."""
 
-    def of(self, builder: relax.BlockBuilder, weight: Expr, width: int, *, is_transposed: bool) -> Expr:
-        """A weight [.., k, n], or [.., n, k] if it is transposed, as [.., n / width, k, width].
+    def of(self, builder: relax.BlockBuilder, product: relax.Call, width: int) -> Expr:
+        """The weight of a product, a [.., k, n] of its own, as [.., n / width, k, width].
 
         What was transformed or transposed comes as strips in one go: in two, ``prepare`` would need memory for what
         lies between.
         """
+        weight = product.args[1]
         maker = made_by(self.made, weight)
         if op_name(maker) == "pock.winograd_weight":
             return builder.emit(winograd_weight(maker.args[0], width=width))
-        if maker is not None and plain(maker.attrs.axes) in ((1, 0), None):
+        is_transposed = op_name(product) == "pock.conv2d_data_gradient"
+        if maker is not None and plain(maker.attrs.axes) in TRANSPOSED:
             weight, is_transposed = maker.args[0], not is_transposed
-        *outer, k, n = shape_of(weight)
+        outer = shape_of(weight)[:-2] if op_name(product) == "pock.matmul" else ()
+        rows, columns = shape_of(weight)[len(outer) :] if outer else _matrix(weight)
         if is_transposed:
-            cut, axes = (*outer, k // width, width, n), (0, 2, 1)
+            cut, axes = (*outer, rows // width, width, columns), (0, 2, 1)
         else:
-            cut, axes = (*outer, k, n // width, width), (1, 0, 2)
+            cut, axes = (*outer, rows, columns // width, width), (1, 0, 2)
         before = len(outer)
         moved = [*range(before), *(before + axis for axis in axes)]
         return builder.emit(R.permute_dims(builder.emit(R.reshape(weight, cut)), moved))

@@ -192,14 +192,20 @@ def pointwise_gradient(emit, dy, w):
     return emit(conv2d_data_gradient(dy, w, **geometry, size=[7, 9]))
 
 
+def channels_last(product):
+    return lambda emit, x, w: product(emit, x, emit(R.permute_dims(w, [2, 3, 1, 0])))
+
+
 PACKED = {
     "few rows": (product_of(), (2, 17, 33), (33, 48)),
     "transposed": (product_of(w_axes=[1, 0]), (17, 33), (48, 33)),
     "a matrix each": (product_of(), (5, 17, 33), (5, 33, 48)),
     "large": (product_of(), (300, 40), (40, 4096)),
     "pointwise": (pointwise, (1, 7, 9, 33), (1, 1, 33, 48)),
+    "pointwise, channels first": (channels_last(pointwise), (1, 7, 9, 33), (48, 33, 1, 1)),
+    "data gradient, channels first": (channels_last(pointwise_gradient), (2, 7, 9, 33), (33, 48, 1, 1)),
     "data gradient": (pointwise_gradient, (2, 7, 9, 33), (1, 1, 48, 33)),
-    "Winograd's": (lambda emit, x, w: convolution(emit, x, w), (1, 7, 9, 33), (3, 3, 33, 48)),
+    "Winograd's": (lambda *args: convolution(*args), (1, 7, 9, 33), (3, 3, 33, 48)),
 }
 CACHE = Traits(lanes=16, registers=32, cores=2, l2_bytes=2**14)
 
@@ -212,7 +218,7 @@ def test_frozen_weights_are_packed_once(name: str) -> None:
     assert "pock.packed_matmul" in operators(packed)
     lifted = LiftFrozen(["w"], ["main"])(packed)
     assert not {"relax.permute_dims", "relax.reshape", "pock.winograd_weight"} & set(operators(lifted))
-    assert len(operators(lifted, "prepare")) <= 3, "the weight is moved once, and not in between"
+    assert operators(lifted, "prepare") in (["relax.reshape", "relax.permute_dims"], ["pock.winograd_weight"])
     x, w = random(*shapes)
     np.testing.assert_allclose(run(packed, x, w), run(mod, x, w), rtol=1e-4, atol=1e-4)
 
