@@ -50,16 +50,16 @@ class PackMasks:
         """The mask behind each variable of packed bits."""
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
-            if var in masks:
-                mask = builder.emit(value, var.name)
-                axis = longest_share(shape_of(mask))
-                bits = builder.emit(pack_bits(mask, axis=axis))
-                whole[bits] = mask
-                return bits
-            read = [used for used in used_vars(value) if used in whole]
-            if var not in late:
-                return substitute(value, {used: whole[used] for used in read})
-            return substitute(value, {used: builder.emit(_unpacked(used, whole[used])) for used in read})
+            read = dict.fromkeys(used for used in used_vars(value) if used in whole)
+            if var in late:
+                return substitute(value, {used: builder.emit(_unpacked(used, whole[used])) for used in read})
+            value = substitute(value, {used: whole[used] for used in read})
+            if var not in masks:
+                return value
+            mask = builder.emit(value, var.name)
+            bits = builder.emit(pack_bits(mask, axis=_axis_of_bytes(shape_of(mask))))
+            whole[bits] = mask
+            return bits
 
         return update_function(mod, self.function, rewrite(func, visit) if masks else func)
 
@@ -69,12 +69,12 @@ def _is_mask(var: relax.Var, value: Expr) -> bool:
     return is_tensor and is_kept(var) and dtype_of(var) == "bool" and bytes_of(var) > SMALL
 
 
-def longest_share(shape: Sequence[int]) -> int:
+def _axis_of_bytes(shape: Sequence[int]) -> int:
     """The axis along which most elements go into a byte; one in front of the last if there is a choice."""
     axes = range(len(shape) - 1) if max(shape[:-1], default=1) > 1 else range(len(shape))
     return max(axes, key=lambda axis: (shape[axis] / packed_shape(shape, axis)[axis], -axis))
 
 
 def _unpacked(bits: relax.Var, mask: relax.Var) -> relax.Call:
-    axis = longest_share(shape_of(mask))
+    axis = _axis_of_bytes(shape_of(mask))
     return unpack_bits(bits, axis=axis, extent=shape_of(mask)[axis])

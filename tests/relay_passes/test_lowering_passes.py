@@ -154,3 +154,20 @@ def test_masks_are_kept_as_bits(rows: int, bytes_kept: int | None) -> None:
     assert (bits, len(masks)) == (([], 1) if bytes_kept is None else ([bytes_kept], 0))
     for before, after in zip(run(mod), run(packed), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_a_mask_made_of_another_is_packed_too() -> None:
+    zero, one = (relax.const(value, "float32") for value in (0.0, 1.0))
+
+    def body(emit, x, w):
+        hidden = emit(R.matmul(x, w))
+        positive = emit(hidden > zero)
+        between = emit(R.logical_and(positive, emit(hidden < one)))
+        y = emit(emit(R.where(positive, hidden, zero)) + emit(R.where(between, hidden, one)))
+        return emit(R.log(emit(R.sum(emit(y * y)))))
+
+    mod = SaveSmall()(Backward({"w": None})(function({"x": (64, 3), "w": (3, 33)}, body)))
+    packed = PackMasks()(mod)
+    assert operators(packed).count("pock.pack_bits") == 2
+    for before, after in zip(run(mod), run(packed), strict=True):
+        np.testing.assert_array_equal(before, after)
