@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import tvm
@@ -31,8 +31,8 @@ FEW_ROWS = 256
 """Of a result: for so few, reading the weight is much of the work, and strips one behind another are read faster."""
 LITTLE, LARGE = 1 / 8, 1 / 2
 """Of the second cache: smaller weights, of results of few and of many rows, are read as fast as they are."""
-TRANSPOSED = ((1, 0), (2, 3, 1, 0))
-"""Axes by which a matrix is transposed, or the weight of a 1x1 convolution put channels last."""
+TRANSPOSED, CHANNELS_LAST = (1, 0), (2, 3, 1, 0)
+"""Axes by which a matrix is turned, and the weight of a convolution, which is [n, k, 1, 1] before."""
 MOVED = ("relax.permute_dims", "pock.winograd_weight")
 """What makes a weight, and can make strips of it at once."""
 
@@ -100,12 +100,6 @@ def _is_matrix_product(value: Expr) -> bool:
     return all(number == 1 for number in ones) and not any(plain(value.attrs["padding"]))
 
 
-def _matrix(weight: Expr) -> Sequence[int]:
-    """Rows and columns of a weight [k, n], [1, 1, k, n] or [n, k, 1, 1]."""
-    shape = shape_of(weight)
-    return shape[-2:] if len(shape) == 2 or shape[:2] == (1, 1) else shape[:2]
-
-
 @dataclass
 class _Strips:
     """Weights as strips."""
@@ -123,12 +117,13 @@ class _Strips:
         maker = made_by(self.made, weight)
         if op_name(maker) == "pock.winograd_weight":
             return builder.emit(winograd_weight(maker.args[0], width=width))
-        is_transposed = op_name(product) == "pock.conv2d_data_gradient"
-        if maker is not None and plain(maker.attrs.axes) in TRANSPOSED:
-            weight, is_transposed = maker.args[0], not is_transposed
-        outer = shape_of(weight)[:-2] if op_name(product) == "pock.matmul" else ()
-        rows, columns = shape_of(weight)[len(outer) :] if outer else _matrix(weight)
-        if is_transposed:
+        is_convolution = op_name(product) != "pock.matmul"
+        is_turned = maker is not None and plain(maker.attrs.axes) == (CHANNELS_LAST if is_convolution else TRANSPOSED)
+        weight = maker.args[0] if is_turned else weight
+        *outer, rows, columns = shape_of(weight)
+        if is_convolution:
+            outer, (rows, columns) = [], shape_of(weight)[:2] if is_turned else shape_of(weight)[2:]
+        if is_turned != (op_name(product) == "pock.conv2d_data_gradient"):
             cut, axes = (*outer, rows // width, width, columns), (0, 2, 1)
         else:
             cut, axes = (*outer, rows, columns // width, width), (1, 0, 2)

@@ -223,6 +223,14 @@ def test_frozen_weights_are_packed_once(name: str) -> None:
     np.testing.assert_allclose(run(packed, x, w), run(mod, x, w), rtol=1e-4, atol=1e-4)
 
 
+def test_matrices_turned_with_their_batch_are_packed_rightly() -> None:
+    """By the axes that put the weight of a convolution channels last."""
+    mod = function({"x": (2, 3, 17, 33), "w": (48, 33, 2, 3)}, product_of([2, 3, 1, 0]))
+    packed = PackWeights(["w"], CACHE)(mod)
+    assert "pock.packed_matmul" in operators(packed)
+    np.testing.assert_allclose(run(packed), run(mod), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("frozen", "x", "w"),
     [
