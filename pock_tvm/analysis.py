@@ -25,6 +25,7 @@ from .executors import Workers
 from .files import check_folder
 from .fine_tuning import fine_tune, steps_of
 from .frontend import Model, load_model
+from .losses import Loss
 from .optimizers import Optimizer
 from .program import Program
 from .scheme import Scheme
@@ -287,7 +288,7 @@ def _loaded(
 def _data(task: Task) -> tuple[ImageFolder | ArrayFile, ImageFolder | ArrayFile]:
     inputs = tuple((spec.name, spec.shape) for spec in _model(task).inputs)
     preprocessing = tuple((name, tuple(values)) for name, values in task.preprocessing.items())
-    has_target = task.loss != "output"
+    has_target = Loss(task.loss).has_target
     return (
         _opened(task.data, _stamp(task.data), inputs, preprocessing, Augmentation(task.flip, task.crop), has_target),
         _opened(task.validation, _stamp(task.validation), inputs, preprocessing, Augmentation(), has_target),

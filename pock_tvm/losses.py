@@ -35,6 +35,11 @@ class Loss:
         """Whether targets are classes."""
         return self.kind in ("cross_entropy", "causal_lm")
 
+    @property
+    def has_target(self) -> bool:
+        """Whether there is a target; a network that returns its own loss takes none."""
+        return self.kind != "output"
+
     def to_json(self) -> dict[str, Any]:
         """The loss as a manifest holds it."""
         return asdict(self)

@@ -55,6 +55,9 @@ product are read many times over (``tvm::relay::OpPatternKind``)."""
 
 
 ELEMENTWISE = 0
+"""That of an operator that may become a part of a product's epilogue."""
+
+
 INJECTIVE = 2
 """That of an operator that moves elements. TVM takes padding at the end, or a slice from the start, for element-wise:
 every index is the same; fused with a product they would leave elements of the result unwritten."""

@@ -25,7 +25,8 @@ from .ir import (
 from .operators.training import pack_bits, unpack_bits
 from .save_small import loss_of
 
-SMALL = 256  # bytes
+SMALL = 256
+"""Bytes of a mask that are not worth a kernel."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="PackMasks")
@@ -46,8 +47,7 @@ class PackMasks:
         end = [binding.var for binding in bindings].index(loss_of(func))
         late = {binding.var for binding in bindings[end + 1 :]}
         masks = {binding.var for binding in bindings[:end] if _is_mask(binding.var, binding.value)}
-        whole: dict[relax.Var, relax.Var] = {}
-        """The mask behind each variable of packed bits."""
+        whole: dict[relax.Var, relax.Var] = {}  # packed bits -> the mask
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
             read = dict.fromkeys(used for used in used_vars(value) if used in whole)

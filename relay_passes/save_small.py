@@ -110,7 +110,7 @@ class _Saving:
 
 
 def loss_of(func: relax.Function) -> Expr:
-    """The variable that is bound to the first result."""
+    """The variable that is bound to the first result: the loss."""
     values = {binding.var: binding.value for binding in bindings_of(func)}
     body = func.body.body
     while isinstance(values.get(body), relax.Tuple | relax.Var):

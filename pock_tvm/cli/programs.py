@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -108,17 +107,15 @@ def train(
     from rich.console import Console
     from rich.progress import track
 
-    from ..data import Augmentation, evaluation_batches, open_data
+    from ..data import Augmentation, evaluation_batches
     from ..fine_tuning import Recipe, steps_of, training_steps
     from ..trainer import Trainer
 
     console = Console()
     trainer = Trainer(program, threads=threads)
     manifest = trainer.program.manifest
-    preprocessing = preprocessing_of(manifest.get("preprocessing", {}), mean, std)
-    opened = functools.partial(open_data, inputs=manifest["inputs"], has_target=manifest["loss"]["kind"] != "output")
-    training = opened(data, preprocessing=preprocessing, augmentation=Augmentation(flip, crop))
-    validation = opened(val, preprocessing=preprocessing) if val is not None else None
+    training = _samples(manifest, data, mean, std, Augmentation(flip, crop))
+    validation = _samples(manifest, val, mean, std) if val is not None else None
     batch = manifest["inputs"][0]["shape"][0]
     recipe = Recipe(epochs, lr, lr_schedule)
     per_epoch = steps_of(replace(recipe, epochs=1), training, batch)
@@ -139,6 +136,16 @@ def train(
             trainer.save(checkpoint)
 
 
+def _samples(manifest: Any, path: Path, mean: str | None, std: str | None, *augmentation: Any) -> Any:
+    """Data for a program, preprocessed as it says or as the command line does."""
+    from ..data import open_data
+    from ..losses import Loss
+
+    preprocessing = preprocessing_of(manifest.get("preprocessing", {}), mean, std)
+    has_target = Loss(**manifest["loss"]).has_target
+    return open_data(path, manifest["inputs"], preprocessing, *augmentation, has_target=has_target)
+
+
 @app.command("eval")
 def evaluate(
     program: PROGRAM,
@@ -151,15 +158,14 @@ def evaluate(
     """Measure loss and accuracy on data."""
     from rich.console import Console
 
-    from ..data import evaluation_batches, open_data
+    from ..data import evaluation_batches
     from ..trainer import Trainer
 
     trainer = Trainer(program, threads=threads)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     manifest = trainer.program.manifest
-    preprocessing = preprocessing_of(manifest.get("preprocessing", {}), mean, std)
-    samples = open_data(data, manifest["inputs"], preprocessing, has_target=manifest["loss"]["kind"] != "output")
+    samples = _samples(manifest, data, mean, std)
     Console().print(result_text(trainer.evaluate(evaluation_batches(samples, manifest["inputs"][0]["shape"][0]))))
 
 
