@@ -35,6 +35,7 @@ from relay_passes import (
     SelectEarly,
     SimplifyMasks,
     SimplifyMovement,
+    SliceForward,
     SplitGradients,
     StorePermuted,
     StraightenProducts,
@@ -193,13 +194,15 @@ def _executors(
     winograd: bool,
 ) -> IRModule:
     functions = [var.name_hint for var, func in phases.mod.functions.items() if isinstance(func, relax.Function)]
+    steps = [name for name in (TRAIN, ACCUMULATE) if name in functions]
     # 6. Choose kernels; what depends on frozen parameters alone is computed once, by ``prepare``.
     views = relax.transform.RewriteDataflowReshape()
     straight = [StraightenProducts(frozen, name) for name in functions]
     scaled = [ScaleResults(live, name) for name in functions]
     transformed = [Winograd(frozen, name) for name in functions] if winograd else []
     packed = [PackWeights(frozen, traits, name) for name in functions]
-    phases.run("products", [*scaled, *straight, *transformed, *packed])
+    sliced = SliceForward(steps, functions, frozen)
+    phases.run("products", [*scaled, *straight, *transformed, sliced, *packed])
     phases.run("kernels", [ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
     everything = [*functions, PREPARE]
     # 7. Fuse epilogues and element-wise chains.
@@ -209,7 +212,6 @@ def _executors(
     )
     # 8. Order, and compute again what is not worth keeping.
     phases.run("ordered", [NameKernels(everything), *(OrderUpdates(name) for name in everything)])
-    steps = [name for name in (TRAIN, ACCUMULATE) if name in functions]
     costs = kernel_seconds(phases.mod, everything)
     phases.mod = worthwhile(phases.mod, steps, costs)
     if budget is not None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .select_early import SelectEarly
     from .simplify_masks import SimplifyMasks
     from .simplify_movement import SimplifyMovement
+    from .slice_forward import SliceForward
     from .split_gradients import SplitGradients
     from .store_permuted import StorePermuted
     from .straighten_products import StraightenProducts
@@ -63,6 +64,7 @@ _HOME = {
     "SelectEarly": "select_early",
     "SimplifyMasks": "simplify_masks",
     "SimplifyMovement": "simplify_movement",
+    "SliceForward": "slice_forward",
     "SplitGradients": "split_gradients",
     "StorePermuted": "store_permuted",
     "StraightenProducts": "straighten_products",

@@ -20,6 +20,7 @@ from schedules.kernels.transpose import square_lanes, transpose
 from .errors import PassError
 from .ir import CALLS, Expr, bindings_of, dtype_of, op_name, shape_of, slice_bounds
 from .operators.registry import attributes_of, plain
+from .operators.views import VIEWS
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
@@ -44,7 +45,7 @@ class ChooseKernels:
         for name in self.functions:
             for binding in bindings_of(mod[name]):
                 operator = op_name(binding.value)
-                if operator.startswith(("relax.", "pock.")) and operator not in CALLS:
+                if operator.startswith(("relax.", "pock.")) and operator not in CALLS | VIEWS:
                     raise PassError(f"operator '{operator}' at '{binding.var.name}' has no kernel")
         return mod
 
@@ -247,7 +248,14 @@ def _function(function: Callable[[Any], Any]) -> Legalize:
     return legalize
 
 
+def _as_it_is(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """A view: memory is planned so that it needs no kernel."""
+    return call
+
+
 KERNELS: dict[str, Legalize] = {
+    "pock.part": _as_it_is,
+    "pock.join": _as_it_is,
     "relax.nn.conv2d": _conv2d,
     "relax.nn.pad": _pad,
     "relax.strided_slice": _strided_slice,

@@ -56,7 +56,9 @@ class _Executor:
         self.bindings = bindings_of(func)
         self.offsets: dict[Output, int] = {}
         for binding, offsets in zip(self.bindings, func.attrs["arena_offsets"], strict=True):
-            self.offsets.update(zip(self.memory.outputs(binding), (int(offset) for offset in offsets), strict=True))
+            for output, offset in zip(self.memory.outputs(binding), offsets, strict=True):
+                home, inside = self.memory.home(output)
+                self.offsets[home] = int(offset) - inside
         self.constants: list[Expr] = []
 
     def build(self) -> tirx.PrimFunc:
@@ -106,23 +108,24 @@ class _Executor:
         """The name of a kernel and where its arguments lie: (name in the table, offset in bytes)."""
         kernel, args = binding.value.args[0], list(binding.value.args[1].fields)
         places = [self._place(arg) for arg in args]
-        places += [self._output_place(output) for output in self.memory.outputs(binding)]
+        places += [self._in_memory(*self.memory.home(output)) for output in self.memory.outputs(binding)]
         return kernel.name_hint, places
 
     def _place(self, expr: Expr) -> tuple[str, int]:
-        outputs = self.memory.named_by(expr)
+        outputs, offset = self.memory.named_by(expr), self.memory.offset(expr)
         if outputs:
-            return self._output_place(outputs[0])
+            return self._in_memory(outputs[0], offset)
         origin = self.memory.origin(expr)
         if isinstance(origin, Constant):
             self.constants.append(origin)
-            return f"constant.{len(self.constants) - 1}", 0
-        return origin.name, 0
+            return f"constant.{len(self.constants) - 1}", offset
+        return origin.name, offset
 
-    def _output_place(self, output: Output) -> tuple[str, int]:
-        if output in self.written:
-            return f"result.{self.written[output]}", 0
-        return "arena", self.offsets[output]
+    def _in_memory(self, home: Output, offset: int) -> tuple[str, int]:
+        """The place so many bytes into the memory of a temporary or of a result."""
+        if home in self.written:
+            return f"result.{self.written[home]}", offset
+        return "arena", self.offsets[home] + offset
 
 
 def _described(ty: relax.TensorType) -> tuple[list[int], str]:

@@ -70,9 +70,10 @@ def _is_mask(var: relax.Var, value: Expr) -> bool:
 
 
 def _axis_of_bytes(shape: Sequence[int]) -> int:
-    """The axis along which most elements go into a byte; one in front of the last if there is a choice."""
+    """The axis along which most elements go into a byte; where there is a choice one in front of the last, and not the
+    first: images stay apart."""
     axes = range(len(shape) - 1) if max(shape[:-1], default=1) > 1 else range(len(shape))
-    return max(axes, key=lambda axis: (shape[axis] / packed_shape(shape, axis)[axis], -axis))
+    return max(axes, key=lambda axis: (shape[axis] / packed_shape(shape, axis)[axis], axis > 0, -axis))
 
 
 def _unpacked(bits: relax.Var, mask: relax.Var) -> relax.Call:

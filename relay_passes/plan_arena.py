@@ -9,7 +9,8 @@ import tvm
 from tvm import IRModule, relax
 
 from .errors import PassError
-from .ir import CALLS, Expr, bindings_of, op_name, type_bytes, update_function, used_vars
+from .ir import CALLS, Expr, bindings_of, bytes_of, op_name, type_bytes, update_function, used_vars
+from .operators.views import VIEWS
 
 ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
 
@@ -117,11 +118,12 @@ def _placed(lifetimes: Sequence[Lifetime], order: Sequence[int]) -> dict[int, in
 class PlanArena:
     """Choose the offset of every temporary in one arena.
 
-    In: a dataflow function of ``call_tir``, ``call_tir_inplace``, reshapes and tuples, in the order in which it will
+    In: a dataflow function of ``call_tir``, ``call_tir_inplace``, views and tuples, in the order in which it will
     run. Out: the same function with attributes: ``arena_bytes`` and ``arena_lower_bound``, how large the arena is and
     how large it has to be at least; ``arena_offsets``, for each binding the offsets of its outputs; ``arena_map``, each
-    temporary as (name, offset, size, first binding, last binding). Reshapes are views of what they reshape. A result of
-    the function has the offset -1, because the caller keeps it.
+    temporary as (name, offset, size, first binding, last binding). A reshape lies where what it reshapes does, a part
+    in the whole; what is joined is written where its parts lie. A result of the function has the offset -1, because the
+    caller keeps it.
     """
 
     function: str = "main"
@@ -131,7 +133,12 @@ class PlanArena:
         memory = Memory(func)
         plan = place(memory.lifetimes())
         at = dict(zip(memory.temporaries, plan.offsets, strict=True))
-        offsets = [[at.get(output, -1) for output in memory.outputs(binding)] for binding in bindings_of(func)]
+
+        def offset(output: Output) -> int:
+            home, inside = memory.home(output)
+            return at[home] + inside if home in at else -1
+
+        offsets = [[offset(output) for output in memory.outputs(binding)] for binding in bindings_of(func)]
         attributes = {
             "arena_bytes": plan.size,
             "arena_lower_bound": lower_bound(plan.lifetimes),
@@ -150,16 +157,30 @@ class Memory:
     def __init__(self, func: relax.Function) -> None:
         self.bindings = bindings_of(func)
         self.values = {binding.var: binding.value for binding in self.bindings}
+        self.inside: dict[Output, tuple[Output, int]] = {}
+        """For what is written as a part of a larger value that value, and the offset in it in bytes."""
+        for binding in self.bindings:
+            if op_name(binding.value) == "pock.join":
+                self._join(binding)
         self.results = self._results(func.body.body)
         kept = {output for result in self.results for output in self.named_by(result)}
         self.span: dict[Output, list[int]] = {}
         for step, binding in enumerate(self.bindings):
-            self.span.update({output: [step, step] for output in self.outputs(binding)})
+            for output in self.outputs(binding):
+                self.span.setdefault(self.home(output)[0], [step, step])[1] = step
             if op_name(binding.value) in CALLS:
                 for var in used_vars(binding.value):
                     for output in self.named_by(var):
                         self.span[output][1] = step
         self.temporaries = [output for output in self.span if output not in kept]
+
+    def _join(self, binding: relax.VarBinding) -> None:
+        parts = binding.value.args[0].fields
+        for index, part in enumerate(parts):
+            made = self.named_by(part)
+            if len(made) != 1 or made[0] in self.inside or bytes_of(part) != type_bytes(output_type(*made[0])):
+                raise PassError(f"'{binding.var.name}' joins '{part.name}', which no kernel writes for it alone")
+            self.inside[made[0]] = ((binding.var, 0), index * bytes_of(part))
 
     def lifetimes(self) -> tuple[Lifetime, ...]:
         """The lifetimes of ``temporaries``, sizes rounded up to the alignment."""
@@ -169,12 +190,19 @@ class Memory:
         )
 
     def outputs(self, binding: relax.VarBinding) -> list[Output]:
-        """The memory that a binding needs: one piece for each output of a ``call_tir``."""
-        return self.named_by(binding.var) if op_name(binding.value) == "relax.call_tir" else []
+        """What a binding writes: one output for each of a ``call_tir``."""
+        if op_name(binding.value) != "relax.call_tir":
+            return []
+        var = binding.var
+        return [(var, index) for index in range(len(var.ty.fields) if isinstance(var.ty, relax.TupleType) else 1)]
+
+    def home(self, output: Output) -> tuple[Output, int]:
+        """The memory that an output is written to, and the offset in it in bytes: its own, or that of what it is a
+        part of."""
+        return self.inside.get(output, (output, 0))
 
     def named_by(self, expr: Expr) -> list[Output]:
-        """The outputs of calls whose memory an expression names; none for parameters, constants and what is written in
-        place."""
+        """The memory that an expression names; none for parameters, constants and what is written in place."""
         if isinstance(expr, relax.Tuple):
             return [output for field in expr.fields for output in self.named_by(field)]
         value = self.values.get(expr) if isinstance(expr, relax.Var) else None
@@ -183,15 +211,32 @@ class Memory:
             return []
         if name == "relax.call_tir":
             count = len(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else 1
-            return [(expr, index) for index in range(count)]
+            return [self.home((expr, index))[0] for index in range(count)]
+        if name == "pock.join":
+            return [(expr, 0)]
         if isinstance(value, relax.TupleGetItem):
             outputs = self.named_by(value.tuple_value)
             return outputs[value.index : value.index + 1]
-        if name == "relax.reshape":
+        if name in VIEWS:
             return self.named_by(value.args[0])
         if isinstance(value, relax.Var | relax.Tuple):
             return self.named_by(value)
-        raise PassError(f"'{expr.name}' is a '{name}'; a plan takes calls of kernels, reshapes and tuples")
+        raise PassError(f"'{expr.name}' is a '{name}'; a plan takes calls of kernels, views and tuples")
+
+    def offset(self, expr: Expr) -> int:
+        """Where in the memory that it names, or in its :meth:`origin`, a tensor lies, in bytes."""
+        value = self.values.get(expr) if isinstance(expr, relax.Var) else None
+        name = op_name(value)
+        if name == "relax.call_tir":
+            return self.home((expr, 0))[1]
+        if isinstance(value, relax.TupleGetItem) and op_name(self.values.get(value.tuple_value)) == "relax.call_tir":
+            return self.home((value.tuple_value, value.index))[1]
+        if isinstance(value, relax.Var):
+            return self.offset(value)
+        if value is None or name not in ("pock.part", "relax.reshape"):
+            return 0
+        inside = int(value.attrs["index"]) * bytes_of(expr) if name == "pock.part" else 0
+        return self.offset(value.args[0]) + inside
 
     def origin(self, expr: Expr) -> Expr:
         """The parameter or constant of which an expression without memory of its own is a view."""
@@ -202,7 +247,7 @@ class Memory:
             if isinstance(value, relax.TupleGetItem):
                 expr = value.tuple_value
             else:
-                expr = value.args[0] if op_name(value) == "relax.reshape" else value
+                expr = value.args[0] if op_name(value) in VIEWS else value
         return expr
 
     def _results(self, body: Expr) -> list[Expr]:

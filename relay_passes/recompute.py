@@ -75,7 +75,9 @@ class _Step:
     binding: relax.VarBinding
     reads: tuple[int, ...]
     writes: int | None
-    """None where it only updates parameters."""
+    """None where it only updates parameters, or writes parts of larger values."""
+    fills: tuple[int, ...]
+    """The values of which it writes a part."""
     params: frozenset[relax.Var]
     changes: frozenset[relax.Var]
     """Parameters that it updates in place."""
@@ -108,7 +110,9 @@ class _Calls:
             roots = tuple(dict.fromkeys(numbers[var] for arg in read for var, _ in memory.named_by(arg)))
             touched = frozenset(memory.origin(arg) for arg in read if not memory.named_by(arg)) & params
             cost = costs.get(value.args[0].name_hint, 0.0)
-            steps.append(_Step(binding, roots, numbers.get(binding.var), touched, changes, cost))
+            joined = [memory.inside[output][0][0] for output in memory.outputs(binding) if output in memory.inside]
+            fills = tuple(numbers[var] for var in joined)
+            steps.append(_Step(binding, roots, numbers.get(binding.var), fills, touched, changes, cost))
         return cls(steps, [0 if var in kept else bytes_of(var) for var in numbers])
 
 
@@ -125,9 +129,13 @@ def _profile(order: Sequence[_Step], sizes: Sequence[int]) -> tuple[list[int], l
     for position, step in enumerate(order):
         for value in step.reads:
             lasts[current[value]] = position
-        if step.writes is not None:
-            current[step.writes] = len(values)
-            values.append(step.writes)
+        for value in step.fills:
+            if current[value] >= 0:
+                lasts[current[value]] = position
+        written = [value for value in step.fills if current[value] < 0]
+        for value in written if step.writes is None else [*written, step.writes]:
+            current[value] = len(values)
+            values.append(value)
             firsts.append(position)
             lasts.append(position)
     change = [0] * (len(order) + 1)
@@ -196,8 +204,10 @@ def _again(value: int, there: set[int], makers: Mapping[int, _Step]) -> list[_St
     def compute(value: int) -> bool:
         if value in there or any(step.writes == value for step in steps):
             return True
-        maker = makers[value]
-        if maker.changes or isinstance(maker.binding.var.ty, relax.TupleType) or len(steps) >= LONGEST_CHAIN:
+        maker = makers.get(value)
+        if maker is None or maker.changes or isinstance(maker.binding.var.ty, relax.TupleType):
+            return False  # written part by part, or with something else
+        if len(steps) >= LONGEST_CHAIN:
             return False
         if not all(compute(read) for read in maker.reads):
             return False

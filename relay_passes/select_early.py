@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import tvm
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
+from .demands import Demands, Selection, demands
 from .ir import (
     Expr,
     bindings_of,
@@ -24,8 +24,7 @@ from .ir import (
     update_function,
     used_vars,
 )
-from .operators.families import ELEMENTWISE, RESHAPES
-from .operators.registry import plain
+from .operators.families import RESHAPES
 
 
 @tvm.transform.module_pass(opt_level=0, name="SelectEarly")
@@ -46,14 +45,14 @@ class SelectEarly:
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
         values = {binding.var: binding.value for binding in bindings_of(func)}
-        narrowed, demands = _plan(func, constant_vars(func, self.trained) - constant_vars(func, ()))
+        narrowed, read = _plan(func, constant_vars(func, self.trained) - constant_vars(func, ()))
         selected: dict[tuple[relax.Var, Selection], relax.Var] = {}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
-            if var not in demands:
+            if var not in read:
                 return value
             args = list(value.args)
-            for index, (arg, selection) in enumerate(zip(values[var].args, demands[var], strict=True)):
+            for index, (arg, selection) in enumerate(zip(values[var].args, read[var], strict=True)):
                 if selection is None or arg in narrowed:
                     continue
                 key = (args[index], selection)
@@ -69,50 +68,38 @@ class SelectEarly:
         return update_function(mod, self.function, rewrite(func, visit) if narrowed else func)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The positions ``first`` to ``end`` (not included) along an axis, counted from the front."""
-
-    axis: int
-    first: int
-    end: int
-
-    def along(self, axis: int) -> Selection:
-        return Selection(axis, self.first, self.end)
-
-    def taken(self, x: Expr) -> Expr:
-        """What is selected of ``x``."""
-        return R.strided_slice(x, [self.axis], [self.first], [self.end])
-
-    def of(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of what is selected."""
-        return (*shape[: self.axis], self.end - self.first, *shape[self.axis + 1 :])
-
-
-Demands = list["Selection | None"]
-"""What positions of each operand a call reads: None for all of them."""
-
-
 def _plan(
     func: relax.Function, whole: Collection[relax.Var]
 ) -> tuple[dict[relax.Var, Selection], dict[relax.Var, Demands]]:
     """The values of which all readers select the same positions, and which can be computed for these alone; and what
     they, and the selections, read."""
     wanted: dict[relax.Var, set[Selection | None]] = {var: {None} for var in used_vars(func.body.body)}
-    narrowed, demands = {}, {}
+    narrowed: dict[relax.Var, Selection] = {}
+    read: dict[relax.Var, Demands] = {}
     for binding in reversed(bindings_of(func)):
         var, value = binding.var, binding.value
         selection = next(iter(wanted[var])) if len(wanted.get(var, ())) == 1 and not is_kept(var) else None
         own = selection_of(value)
-        read = _demands(value, selection, whole) if selection is not None and own is None else None
-        if selection is not None and read is not None:
-            narrowed[var], demands[var] = selection, read
+        needed = _demands(value, selection, whole) if selection is not None and own is None else None
+        if selection is not None and needed is not None:
+            narrowed[var], read[var] = selection, needed
         elif own is not None:
-            demands[var] = [own] + [None] * (len(value.args) - 1)
+            read[var] = [own] + [None] * (len(value.args) - 1)
         for index, field, arg in operands(value):
             for used in [arg] if isinstance(arg, relax.Var) else used_vars(arg):
-                wanted.setdefault(used, set()).add(demands[var][index] if field is None and var in demands else None)
-    return narrowed, demands
+                wanted.setdefault(used, set()).add(read[var][index] if field is None and var in read else None)
+    return narrowed, read
+
+
+def _demands(value: Expr, selection: Selection, whole: Collection[relax.Var]) -> Demands | None:
+    """What a call reads to compute a selection; None where it would select from several or from what is to stay
+    whole."""
+    found = demands(value, selection)
+    if found is None or any(
+        demand and (arg in whole or isinstance(arg, relax.Tuple)) for demand, arg in zip(found, value.args, strict=True)
+    ):
+        return None
+    return found
 
 
 def selection_of(value: Expr) -> Selection | None:
@@ -139,63 +126,3 @@ def selection_of(value: Expr) -> Selection | None:
     axis, first = cut[0]
     first = min(max(first + shape[axis] if first < 0 else first, 0), shape[axis])
     return Selection(axis, first, first + taken[axis])
-
-
-def _demands(value: Expr, selection: Selection, whole: Collection[relax.Var]) -> Demands | None:
-    """What a call reads to compute a selection of its result; None where it does not treat the positions apart."""
-    if not isinstance(value, relax.Call):
-        return None
-    name, shape = op_name(value), shape_of(value) if isinstance(value.ty, relax.TensorType) else ()
-    found: Demands | None = None
-    if name in ELEMENTWISE or name in ("pock.normalize", "relax.nn.softmax", "relax.nn.log_softmax"):
-        if name in ELEMENTWISE or selection.axis not in _shared_axes(value, len(shape)):
-            found = [_broadcast(arg, selection, len(shape)) for arg in value.args]
-    elif name == "pock.matmul":
-        found = _of_product(value, selection, len(shape))
-    elif name == "relax.permute_dims":
-        axes = plain(value.attrs.axes) or tuple(reversed(range(len(shape))))
-        found = [selection.along(axes[selection.axis] % len(shape))]
-    elif name in RESHAPES:
-        axis = _same_axis(shape_of(value.args[0]), shape, selection.axis)
-        found = None if axis is None else [selection.along(axis)] + [None] * (len(value.args) - 1)
-    if found is None or any(demand and arg in whole for demand, arg in zip(found, value.args, strict=True)):
-        return None
-    return found
-
-
-def _shared_axes(call: relax.Call, rank: int) -> list[int]:
-    """The axes along which positions of the result depend on each other."""
-    axes = plain(call.attrs["axes"]) if op_name(call) == "pock.normalize" else [int(call.attrs.axis)]
-    return [axis % rank for axis in axes]
-
-
-def _broadcast(arg: Expr, selection: Selection, rank: int) -> Selection | None:
-    """A selection of the result as one of an operand that may be broadcast to it."""
-    if not isinstance(arg.ty, relax.TensorType):
-        return None
-    shape = shape_of(arg)
-    axis = selection.axis - (rank - len(shape))
-    return selection.along(axis) if axis >= 0 and shape[axis] != 1 else None
-
-
-def _of_product(call: relax.Call, selection: Selection, rank: int) -> Demands:
-    """Rows are those of the first operand, columns those of the second; the axes before them are those of both."""
-    demands: Demands = []
-    for index, arg in enumerate(call.args):
-        if selection.axis < rank - 2:
-            demands.append(_broadcast(arg, selection, rank))
-        elif selection.axis == rank - 2 + index:
-            transposed = bool(call.attrs["transpose_b" if index else "transpose_a"])
-            demands.append(selection.along(len(shape_of(arg)) - 2 + (index ^ transposed)))
-        else:
-            demands.append(None)
-    return demands
-
-
-def _same_axis(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:
-    """The axis of a reshape's operand that the reshape leaves as it is, as axis ``axis`` of its result."""
-    outer = math.prod(after[:axis])
-    for index, extent in enumerate(before):
-        if math.prod(before[:index]) == outer and extent == after[axis]:
-            return index
-    return None

@@ -72,3 +72,18 @@ ELEMENTWISE = frozenset(
     ]
 ) | {"pock.hardtanh"}
 """What computes each element of its result from the same element of its operands; operands may broadcast."""
+
+BATCHED = frozenset(
+    f"relax.{name}"
+    for name in [
+        *(f"nn.conv{rank}d" for rank in (1, 2, 3)),
+        *(f"nn.conv{rank}d_transpose" for rank in (1, 2, 3)),
+        *(f"nn.{kind}_pool{rank}d" for kind in ("max", "avg", "adaptive_avg") for rank in (1, 2, 3)),
+        "image.resize2d",
+        "image.resize3d",
+    ]
+) | {"pock.max_pool2d_argmax"}
+"""What treats the images of its first operand apart, whatever else it reads."""
+
+REDUCTIONS = frozenset(f"relax.{name}" for name in ("sum", "mean", "max", "min", "prod", "variance", "std"))
+"""What gives one number for all positions along some axes."""

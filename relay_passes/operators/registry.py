@@ -32,7 +32,8 @@ def register_operator(
     infer_type : callable
         ``infer_type(call)`` gives the type of the result from ``call.args`` and ``call.attrs``.
     kernel : callable
-        ``kernel(*tensors, **attributes)`` gives the result as a ``te.Tensor``: what the operator computes.
+        ``kernel(*tensors, **attributes)`` gives the result as a ``te.Tensor``: what the operator computes. A tuple
+        comes as a list.
     """
     if name not in tvm.ir.Op.list_op_names():
         _ffi_api.RegisterOp(name, f"{name}: see relay_passes/operators")
@@ -73,4 +74,5 @@ def plain(value: Any) -> Any:
 
 
 def _legalize(builder: relax.BlockBuilder, call: relax.Call, kernel: Kernel) -> relax.Expr:
-    return builder.call_te(kernel, *call.args, primfunc_name_hint=kernel.__name__, **attributes_of(call))
+    args = [list(arg.fields) if isinstance(arg, relax.Tuple) else arg for arg in call.args]
+    return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, **attributes_of(call))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import te, tirx
+from tvm import te, tirx, topi
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -87,3 +87,14 @@ def pad_columns(x: te.Tensor, *, columns: int) -> te.Tensor:
 def crop(x: te.Tensor, *, shape: Sequence[int]) -> te.Tensor:
     """The first elements of X along each axis."""
     return te.compute(tuple(shape), lambda *at: x(*at), name="crop")
+
+
+def part(x: te.Tensor, *, index: int, count: int) -> te.Tensor:
+    """Of ``count`` equal parts of X along its first axis number ``index``."""
+    rows = int(x.shape[0]) // count
+    return te.compute((rows, *x.shape[1:]), lambda row, *rest: x(row + index * rows, *rest), name="part")
+
+
+def join(parts: Sequence[te.Tensor]) -> te.Tensor:
+    """Tensors one behind another along the first axis."""
+    return topi.concatenate(tuple(parts), axis=0)

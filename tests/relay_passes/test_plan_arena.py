@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
+from relay_passes import slice_forward
 from relay_passes.plan_arena import Lifetime, lower_bound, place
-from tests.relay_passes.modules import model, trained_phases
+from tests.relay_passes.modules import model, operators, trained_phases
 
 
 def memory_map(func) -> list[tuple[int, int, int, int]]:
@@ -18,6 +19,7 @@ def memory_map(func) -> list[tuple[int, int, int, int]]:
     offsets = [[int(offset) for offset in entry] for entry in func.attrs["arena_offsets"]]
     regions: list[list[int]] = []
     behind: dict[object, list[int]] = {}  # variable -> numbers of the regions whose memory it is
+    joined: list[list[int]] = []  # for each join the regions that are its parts
 
     def walk(expr, visit) -> None:
         if isinstance(expr, relax.Tuple):
@@ -55,23 +57,31 @@ def memory_map(func) -> list[tuple[int, int, int, int]]:
             behind[binding.var] = []
         elif isinstance(value, relax.TupleGetItem):
             behind[binding.var] = behind.get(value.tuple_value, [])[value.index : value.index + 1]
-        else:
+        else:  # a view
             behind[binding.var] = found
+            if name == "pock.join":
+                joined.append(found)
+    for parts in joined:
+        starts, ends = [regions[part][2] for part in parts], [regions[part][3] for part in parts]
+        assert min(starts) < 0 or starts[1:] == ends[:-1], "parts do not lie one behind another"
     return [tuple(region) for region in regions if region[2] >= 0]
 
 
 SCHEMES = {
     "full": {},
     "bias": dict.fromkeys(("blocks.0.conv2.bias", "blocks.1.bn.bias", "head.bias")),
+    "last": {"head.bias": None},
     "sparse": {"blocks.0.conv2.weight": (1, [0, 3]), "blocks.1.conv1.weight": (1, [1, 2, 5]), "head.weight": None},
 }
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"accumulate": 2}], ids=str)
-def test_nothing_overlaps(scheme: str, options: dict) -> None:
+def test_nothing_overlaps(scheme: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slice_forward, "START", 0)  # small as the network is, it is run in slices
     phases = trained_phases(SCHEMES[scheme] or dict.fromkeys(model().parameters), **options)
     planned = phases.after["planned"]
+    assert ("pock.join" in operators(planned, "train_step")) == (scheme == "last")
     for name, func in (
         (var.name_hint, func) for var, func in planned.functions.items() if isinstance(func, relax.Function)
     ):

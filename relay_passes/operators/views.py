@@ -1,0 +1,32 @@
+"""Operators that compute nothing: what they give lies in the memory of what they read, or the other way round.
+
+(Their kernels are for pipelines that do not plan memory as :class:`~relay_passes.PlanArena` does.)
+"""
+
+from __future__ import annotations
+
+from tvm import relax
+
+from schedules.kernels import indexing
+
+from ..ir import dtype_of, shape_of
+from .registry import register_operator
+
+
+def _part_type(call: relax.Call) -> relax.TensorType:
+    rows, *rest = shape_of(call.args[0])
+    return relax.TensorType((rows // int(call.attrs["count"]), *rest), dtype_of(call.args[0]))
+
+
+def _join_type(call: relax.Call) -> relax.TensorType:
+    parts = call.args[0].fields
+    rows, *rest = shape_of(parts[0])
+    return relax.TensorType((rows * len(parts), *rest), dtype_of(parts[0]))
+
+
+part = register_operator("pock.part", ["x"], _part_type, indexing.part)
+"""``part(x, index=i, count=n)``: of ``n`` equal parts along the first axis, number ``i``."""
+join = register_operator("pock.join", ["parts"], _join_type, indexing.join)
+"""``join(tuple)``: parts of the same shape one behind another along the first axis. Each is written in its place."""
+VIEWS = frozenset({"relax.reshape", "pock.part", "pock.join"})
+"""What a planned program needs no kernel for."""

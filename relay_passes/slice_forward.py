@@ -1,0 +1,315 @@
+"""Runs the first part of a step on a few images after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import tvm
+from tvm import IRModule, relax
+
+from .demands import Selection, demands
+from .ir import (
+    CALLS,
+    Expr,
+    assemble,
+    bindings_of,
+    bytes_of,
+    constant_vars,
+    is_kept,
+    op_name,
+    shape_of,
+    substitute,
+    update_function,
+    used_vars,
+)
+from .operators.families import BATCHED, ELEMENTWISE, REDUCTIONS, RESHAPES
+from .operators.training import winograd_output
+from .operators.views import join, part
+
+SAVED = 0.95
+"""Of the memory in use at the peak, as far as it can be told before kernels are chosen: more left is not worth it."""
+NEAR = 1.03
+"""Times the least memory that slices bring: fewer of them, and fewer operators, that come as near are as good."""
+START = 64 * 2**10
+"""Bytes that are moved in the time in which a kernel begins and ends."""
+DEARER = 1 / 8
+"""What slices may move again (weights, and the starts of kernels), as a share of what is moved anyway."""
+MADE = (
+    BATCHED
+    | REDUCTIONS
+    | (ELEMENTWISE - {"relax.astype", "relax.nn.dropout", "relax.grad.no_grad"})
+    | {"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.winograd_output"}
+    | {"relax.nn.softmax", "relax.nn.log_softmax"}
+)
+"""Whose result is sure to be written by a kernel of its own, not to be a view of something else."""
+
+
+@tvm.transform.module_pass(opt_level=0, name="SliceForward")
+@dataclass(frozen=True)
+class SliceForward:
+    """Run operators from the inputs to a cut once for each slice of the batch, where that makes the peak lower.
+
+    In, out: dataflow functions; the first parameters, so many as the attribute ``num_input`` says, are the inputs. The
+    peak of a sparse scheme is its forward pass: early activations are large, and nothing is kept of them. Slices use
+    the same memory one after the other; what the rest of the step reads of them is joined, each part being written in
+    its place (:mod:`~relay_passes.operators.views`). Cut and number of slices are chosen for the lowest peak that costs
+    little time: weights are read, and kernels begin, once for each slice.
+
+    ``steps`` are sliced first; the other ``functions``, which run in the same arena, as far as that still lowers it.
+    What is made of ``frozen`` parameters alone will be made before any step and takes no part in this.
+    """
+
+    steps: Sequence[str]
+    functions: Sequence[str]
+    frozen: Collection[str] = ()
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        enough = 0.0
+        for name in sorted(self.functions, key=lambda name: name not in self.steps):
+            usage = _Usage(mod[name], self.frozen)
+            cut = usage.best_cut(0.0 if name in self.steps else enough)
+            if cut is not None:
+                mod = update_function(mod, name, _sliced(mod[name], cut))
+            enough = max(enough, usage.peak if cut is None else cut.peak)
+        return mod
+
+
+class Cut(NamedTuple):
+    """What runs in slices."""
+
+    slices: int
+    last: int
+    """The number of the last binding that may run in slices."""
+    inside: Collection[relax.Var]
+    """What is computed in slices."""
+    joined: Sequence[relax.Var]
+    """What the rest reads of it: each written by a kernel."""
+    again: Collection[relax.Var]
+    """What is computed behind the slices, too, because the rest reads it and it is a view of what is joined."""
+    inputs: Collection[relax.Var]
+    """The inputs that are cut."""
+    peak: float
+    """About how many bytes are in use at the peak then."""
+
+
+class _Usage:
+    """How much memory a function uses, as far as it can be told from its operators.
+
+    An element-wise operator takes the place of an operand that nothing else reads: they become one kernel.
+    """
+
+    def __init__(self, func: relax.Function, frozen: Collection[str]) -> None:
+        self.bindings = bindings_of(func)
+        self.constant = constant_vars(func, frozen)
+        inputs = list(func.params[: int(func.attrs.get("num_input", 0)) if func.attrs else 0])
+        largest = max(inputs, key=bytes_of, default=None)
+        self.batch = shape_of(largest)[0] if largest is not None and shape_of(largest) else 1
+        self.inputs = {x for x in inputs if self.batch > 1 and shape_of(x)[:1] == (self.batch,)}
+        self.apart = dict.fromkeys(self.inputs, Selection(0, 0, 1))
+        """What treats the images of a batch apart, with the first image's share of it."""
+        self.late: set[relax.Var] = set()
+        """What needs several images of something that is apart: it comes after all slices."""
+        for binding in self.bindings:
+            read = used_vars(binding.value)
+            share = None if any(var in self.late for var in read) else _share(binding, self.apart, self.batch)
+            if share is not None:
+                self.apart[binding.var] = share
+            elif any(var in self.apart or var in self.late for var in read):
+                self.late.add(binding.var)
+        self._measure(set(used_vars(func.body.body)))
+
+    def _measure(self, returned: Collection[relax.Var]) -> None:
+        """The memory of each variable, the first and last binding that use it, and the bytes in use at each."""
+        self.readers: dict[relax.Var, list[int]] = {}
+        for at, binding in enumerate(self.bindings):
+            for var in used_vars(binding.value):
+                self.readers.setdefault(var, []).append(at)
+        for var in returned:
+            self.readers.setdefault(var, []).append(len(self.bindings))
+        self.memory: dict[relax.Var, int] = {}  # variable -> number of its memory
+        self.sizes: list[int] = []
+        self.spans: list[list[int]] = []
+        for at, binding in enumerate(self.bindings):
+            var, shared = binding.var, self._shared(at, binding)
+            if shared is None:
+                shared = len(self.sizes)
+                is_call = isinstance(binding.value, relax.Call) and op_name(binding.value) not in CALLS
+                is_new = is_call and var not in self.constant
+                self.sizes.append(bytes_of(var) if is_new else 0)
+                self.spans.append([at, at])
+            self.memory[var] = shared
+            self.spans[shared][1] = max([self.spans[shared][1], *self.readers.get(var, [])])
+        live = np.zeros(len(self.bindings) + 2)
+        for size, (first, last) in zip(self.sizes, self.spans, strict=True):
+            live[first] += size
+            live[last + 1] -= size
+        self.live = np.cumsum(live)[: len(self.bindings)]
+        self.peak = float(self.live.max(initial=0))
+
+    def _shared(self, at: int, binding: relax.VarBinding) -> int | None:
+        """The memory of an operand that a binding's result lies in; None where it needs its own."""
+        name, value = op_name(binding.value), binding.value
+        operands = [var for var in used_vars(value) if var in self.memory]
+        if name in RESHAPES or isinstance(value, relax.TupleGetItem | relax.Var):
+            return self.memory[operands[0]] if operands else None
+        if name not in ELEMENTWISE:
+            return None
+        for var in operands:
+            if self.spans[self.memory[var]][1] == at and bytes_of(var) == bytes_of(binding.var):
+                return self.memory[var]
+        return None
+
+    def best_cut(self, enough: float) -> Cut | None:
+        """The cut of the fewest slices that comes near the lowest peak, or below ``enough``; of such the earliest that
+        comes near the lowest peak of the slices themselves: what follows may take less than can be told here."""
+        found = [cut for cut in self._cuts() if max(cut[2:]) <= max(enough, SAVED * self.peak)]
+        if self.peak <= enough or not found:
+            return None
+        least = max(enough, NEAR * min(max(cut[2:]) for cut in found))
+        found = [cut for cut in found if max(cut[2:]) <= least]
+        count = min(count for _, count, _, _ in found)
+        lowest = max(enough, NEAR * min(own for _, n, own, _ in found if n == count))
+        last, _, own, rest = next(cut for cut in found if cut[1] == count and cut[2] <= lowest)
+        return Cut(count, last, *self._inside(last), self.inputs, max(own, rest))
+
+    def _cuts(self) -> list[tuple[int, int, float, float]]:
+        """(last binding, number of slices, bytes at the peak of the slices, bytes at the peak of the rest) of cuts."""
+        counts = [count for count in range(2, self.batch + 1) if self.batch % count == 0]
+        behind = np.append(np.maximum.accumulate(self.live[::-1])[::-1], 0.0)
+        ends: dict[int, list[int]] = {}
+        for number, (_, last) in enumerate(self.spans):
+            ends.setdefault(last, []).append(number)
+        inner = np.zeros(len(self.bindings))  # bytes in use of what dies before the cut
+        found, crossing, weights, moved, calls, read = [], 0.0, 0.0, 0.0, 0, set()
+        entered: set[int] = set()
+        least = 0.0  # bytes in use by what comes after the slices, and stands before the cut
+        for at, binding in enumerate(self.bindings):
+            if binding.var in self.late:
+                least = max(least, float(self.live[at]))
+            if binding.var not in self.apart:
+                continue
+            number = self.memory[binding.var]
+            if number not in entered:
+                entered.add(number)
+                crossing += self.sizes[number]
+            for var in used_vars(binding.value):
+                moved += bytes_of(var) if var in self.apart else 0
+                if var not in self.apart and var not in read:
+                    read.add(var)
+                    weights += bytes_of(var)
+            moved += bytes_of(binding.var)
+            for number in ends.get(at, []):
+                if number in entered:
+                    crossing -= self.sizes[number]
+                    inner[self.spans[number][0] : at + 1] += self.sizes[number]
+            rest = max(least, float(behind[at + 1]))
+            calls += op_name(binding.value) not in ELEMENTWISE | RESHAPES
+            for count in counts:
+                if (count - 1) * (weights + calls * START) <= DEARER * moved:
+                    found.append((at, count, crossing + float(inner.max()) / count, rest))
+        return found
+
+    def _inside(self, last: int) -> tuple[set[relax.Var], list[relax.Var], set[relax.Var]]:
+        """The fields ``inside``, ``joined`` and ``again`` of a cut."""
+        before = [binding for binding in self.bindings[: last + 1] if binding.var in self.apart]
+        inside, joined, again = {binding.var for binding in before}, [], set()
+        for binding in reversed(before):
+            var = binding.var
+            readers = [self.bindings[at].var if at < len(self.bindings) else None for at in self.readers.get(var, [])]
+            if all(reader in inside and reader not in again for reader in readers):
+                continue
+            if op_name(binding.value) in MADE and self.apart[var].axis == 0:
+                joined.append(var)
+                continue
+            again.add(var)
+            if not any(reader in inside for reader in readers):
+                inside.discard(var)
+        return inside, joined[::-1], again
+
+
+def _share(binding: relax.VarBinding, apart: Mapping[relax.Var, Selection], batch: int) -> Selection | None:
+    """The first image's share of a result, where it needs no more of what is apart than the first image's."""
+    value = binding.value
+    if isinstance(value, relax.TupleGetItem):
+        return apart.get(value.tuple_value)
+    if not isinstance(value, relax.Call) or not any(var in apart for var in used_vars(value)):
+        return None
+    of = value.args[0] if op_name(value) == "relax.split" else binding.var
+    if op_name(value) in CALLS or not isinstance(of.ty, relax.TensorType):
+        return None
+    shares = [Selection(axis, 0, extent // batch) for axis, extent in enumerate(shape_of(of)) if extent % batch == 0]
+    return next((share for share in shares if _is_enough(value, share, apart, batch)), None)
+
+
+def _is_enough(value: relax.Call, share: Selection, apart: Mapping[relax.Var, Selection], batch: int) -> bool:
+    """Whether a call computes a share of its result from the first image's of all operands that are apart."""
+    if op_name(value) in RESHAPES:  # rows behind one another stay so
+        rows = shape_of(value.args[0])[:1]
+        return share.axis == 0 and rows != () and apart.get(value.args[0]) == Selection(0, 0, rows[0] // batch)
+    found = demands(value, share)
+    if found is None:
+        return False
+    for demand, arg in zip(found, value.args, strict=True):
+        if any(
+            apart.get(var) != demand for var in used_vars(arg if isinstance(arg, relax.Tuple) else relax.Tuple([arg]))
+        ):
+            return False
+    return True
+
+
+def _sliced(func: relax.Function, cut: Cut) -> relax.Function:
+    """The function with what is inside a cut computed slice by slice."""
+    bindings = bindings_of(func)
+    before, behind = bindings[: cut.last + 1], bindings[cut.last + 1 :]
+    builder = relax.BlockBuilder()
+    builder.begin_scope(func.params)
+    builder._begin_dataflow_block()
+    env: dict[relax.Var, Expr] = {}
+
+    def emit(binding: relax.VarBinding) -> None:
+        value = substitute(binding.value, env)
+        env[binding.var] = value if isinstance(value, relax.Tuple) else builder.emit(value, binding.var.name)
+
+    sliced = [binding for binding in before if binding.var in cut.inside]
+    late: list[relax.VarBinding] = []  # what reads what is joined comes after it
+    needs = set(cut.inside)
+    for binding in before:
+        if binding.var in cut.inside and binding.var not in cut.again:
+            continue
+        if any(var in needs for var in used_vars(binding.value)):
+            late.append(binding)
+            needs.add(binding.var)
+        else:
+            emit(binding)
+            needs.discard(binding.var)
+    parts: dict[relax.Var, list[Expr]] = {var: [] for var in cut.joined}
+    for index in range(cut.slices):
+        own = {x: builder.emit(part(x, index=index, count=cut.slices), x.name) for x in func.params if x in cut.inputs}
+        for binding in sliced:
+            own[binding.var] = builder.emit(_of_slice(binding.value, own, env, cut.slices), binding.var.name)
+        for var, made in parts.items():
+            made.append(own[var])
+    for var, made in parts.items():
+        env[var] = builder.emit(join(relax.Tuple(made)), var.name)
+    for binding in [*late, *behind]:
+        emit(binding)
+    body = builder.normalize(substitute(func.body.body, env))
+    emitted = list(builder._end_block().bindings)
+    builder.end_scope()
+    kept = [env[binding.var] for binding in bindings if is_kept(binding.var) and binding.var in env]
+    return assemble(func.params, emitted, body, func.attrs, [var for var in kept if isinstance(var, relax.Var)])
+
+
+def _of_slice(value: Expr, own: Mapping[relax.Var, Expr], env: Mapping[relax.Var, Expr], count: int) -> Expr:
+    """An operator on a slice of the batch."""
+    new = substitute(value, {**env, **own})
+    if op_name(value) not in RESHAPES and op_name(value) != "pock.winograd_output":
+        return new
+    rows, *rest = shape_of(value)
+    shape = (rows // count, *rest)
+    return (
+        relax.op.reshape(new.args[0], shape) if op_name(value) in RESHAPES else winograd_output(*new.args, shape=shape)
+    )

@@ -1,0 +1,182 @@
+"""A forward pass in slices of the batch computes what it computed before, and takes less memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import IRModule, relax
+from tvm.relax import op as R
+
+import relay_passes
+from relay_passes import slice_forward
+from relay_passes.ir import bindings_of, op_name, shape_of, used_vars
+from relay_passes.operators import training
+from tests.relay_passes.modules import function, operators, run
+
+BATCH = 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_images() -> Iterator[None]:
+    """As if kernels began in no time: images of tests are small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slice_forward, "START", 0)
+        patch.setattr(slice_forward, "DEARER", 1)
+        yield
+
+
+def sliced(mod: IRModule, frozen: tuple[str, ...] = ()) -> IRModule:
+    return relay_passes.SliceForward(["main"], ["main"], frozen)(mod)
+
+
+def same(mod: IRModule, *arrays: np.ndarray) -> IRModule:
+    """The module in slices, after a check that it still computes the same."""
+    new = sliced(mod)
+    for before, after in zip(np.atleast_1d(run(mod, *arrays)), np.atleast_1d(run(new, *arrays)), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+    return new
+
+
+def narrowing(emit: Callable[..., Any], x: Any) -> Any:
+    """What makes the end small, so that it pays to slice what is before."""
+    rank = len(shape_of(x))
+    return emit(R.max(x, axis=list(range(1, rank))))
+
+
+def convolutions(emit: Callable[..., Any], x: Any, w: Any, v: Any, b: Any) -> Any:
+    y = emit(R.nn.relu(emit(R.nn.conv2d(x, w, padding=1, data_layout="NHWC", kernel_layout="HWIO"))))
+    y = emit(R.add(emit(R.nn.conv2d(y, v, padding=1, data_layout="NHWC", kernel_layout="HWIO")), y))
+    y = emit(R.nn.max_pool2d(emit(R.add(y, b)), pool_size=2, strides=2, layout="NHWC"))
+    return narrowing(emit, emit(R.nn.avg_pool2d(y, pool_size=3, strides=2, layout="NHWC")))
+
+
+def winograd(emit: Callable[..., Any], x: Any, w: Any) -> Any:
+    images = emit(training.winograd_input(x, padding=(1, 1, 1, 1)))
+    products = emit(training.matmul(images, w, transpose_a=False, transpose_b=False))
+    return narrowing(emit, emit(training.winograd_output(products, shape=(BATCH, 9, 9, 5))))
+
+
+def attention(emit: Callable[..., Any], x: Any, w: Any, mask: Any) -> Any:
+    rows = emit(R.reshape(x, (BATCH * 7, 8)))
+    q = emit(training.matmul(rows, w, transpose_a=False, transpose_b=False))
+    q = emit(R.permute_dims(emit(R.reshape(q, (BATCH, 7, 2, 4))), [0, 2, 1, 3]))
+    weights = emit(training.matmul(q, q, transpose_a=False, transpose_b=True))
+    weights = emit(R.nn.softmax(emit(R.add(weights, mask)), axis=-1))
+    y = emit(R.permute_dims(emit(training.matmul(weights, q, transpose_a=False, transpose_b=False)), [0, 2, 1, 3]))
+    y = emit(training.normalize(emit(R.reshape(y, (BATCH, 7, 8))), axes=(2,), epsilon=1e-5, center=True))
+    return emit(R.mean(y, axis=[1, 2]))
+
+
+def branches(emit: Callable[..., Any], x: Any, w: Any) -> Any:
+    halves = emit(R.split(emit(R.exp(x)), 2, axis=-1))
+    left, right = (emit(relax.TupleGetItem(halves, index)) for index in (0, 1))
+    y = emit(R.concat([emit(R.multiply(right, w)), left], axis=1))
+    y = emit(R.nn.pad(emit(R.flip(y, 0)) if shape_of(x)[0] == 1 else y, [0, 0, 1, 2, 0, 0]))
+    return emit(R.sum(emit(R.strided_slice(y, [1], [1], [4])), axis=[1, 2]))
+
+
+def masks(emit: Callable[..., Any], x: Any, w: Any) -> Any:
+    y = emit(R.exp(emit(training.matmul(x, w, transpose_a=False, transpose_b=False))))
+    bits = emit(training.pack_bits(emit(R.greater(y, relax.const(1.0))), axis=1))
+    mask = emit(training.unpack_bits(bits, axis=1, extent=16))
+    return emit(R.add(emit(R.max(y, axis=[1, 2])), emit(R.sum(emit(R.astype(mask, "float32")), axis=[1, 2]))))
+
+
+BODIES: dict[str, tuple[Callable[..., Any], dict[str, tuple[int, ...]]]] = {
+    "convolutions": (convolutions, {"x": (BATCH, 17, 13, 3), "w": (3, 3, 3, 7), "v": (3, 3, 7, 7), "b": (7,)}),
+    "winograd": (winograd, {"x": (BATCH, 9, 9, 3), "w": (16, 3, 5)}),
+    "attention": (attention, {"x": (BATCH, 7, 8), "w": (8, 8), "mask": (1, 1, 1, 7)}),
+    "branches": (branches, {"x": (BATCH, 5, 6), "w": (3,)}),
+    "masks": (masks, {"x": (BATCH, 16, 3), "w": (3, 33)}),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_slices_compute_the_same(name: str) -> None:
+    body, params = BODIES[name]
+    found = operators(same(function(params, body)))
+    assert "pock.part" in found
+    assert "pock.join" in found
+
+
+def test_what_mixes_the_images_stays_whole() -> None:
+    def body(emit: Callable[..., Any], x: Any) -> Any:
+        y = emit(R.exp(x))
+        center = emit(R.mean(y, axis=[0]))
+        return emit(R.max(emit(R.subtract(y, center)), axis=[1]))
+
+    same(function({"x": (BATCH, 33)}, body))
+
+
+def test_what_reads_a_join_comes_after_all_slices() -> None:
+    def body(emit: Callable[..., Any], x: Any, w: Any) -> Any:
+        y = emit(training.matmul(x, w, transpose_a=False, transpose_b=False))
+        small = emit(R.max(y, axis=[1]))
+        order = emit(R.cumsum(small, axis=0))  # of all images, before the next operator of each
+        return emit(R.add(emit(R.sum(emit(R.exp(emit(R.exp(y)))), axis=[1])), order))
+
+    same(function({"x": (BATCH, 3), "w": (3, 100)}, body))
+
+
+def test_a_view_that_the_rest_reads_is_made_of_what_is_joined() -> None:
+    def body(emit: Callable[..., Any], x: Any, w: Any) -> Any:
+        wide = emit(R.exp(emit(training.matmul(x, w, transpose_a=False, transpose_b=False))))
+        small = emit(R.max(wide, axis=[2]))
+        turned = emit(R.permute_dims(small, [1, 0]))
+        flat = emit(R.reshape(small, (BATCH * 4,)))
+        return emit(R.add(emit(R.sum(turned)), emit(R.sum(emit(R.cumsum(flat, axis=0))))))
+
+    mod = same(function({"x": (BATCH, 4, 3), "w": (3, 50)}, body))
+    made = {binding.var: op_name(binding.value) for binding in bindings_of(mod["main"])}
+    joins = [binding.value for binding in bindings_of(mod["main"]) if op_name(binding.value) == "pock.join"]
+    assert {made[var] for call in joins for var in used_vars(call)} == {"relax.max"}
+
+
+def test_nothing_is_sliced_where_it_saves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeps_all = function({"x": (BATCH, 33)}, lambda emit, x: emit(R.exp(emit(R.exp(x)))))
+    assert "pock.part" not in operators(sliced(keeps_all))
+    heavy = function(  # weights would be read again and again
+        {"x": (BATCH, 64), "w": (64, 512)},
+        lambda emit, x, w: emit(R.max(emit(training.matmul(x, w, transpose_a=False, transpose_b=False)), axis=[1])),
+    )
+    assert "pock.part" not in operators(sliced(heavy))
+    single = function(BODIES["branches"][1] | {"x": (1, 5, 6)}, branches)
+    assert "pock.part" not in operators(sliced(single))
+    monkeypatch.setattr(slice_forward, "START", 64 * 2**10)  # such kernels are begun for longer than they run
+    monkeypatch.setattr(slice_forward, "DEARER", 1 / 8)
+    body, params = BODIES["convolutions"]
+    assert "pock.part" not in operators(sliced(function(params, body)))
+
+
+STEPS: dict[str, Callable[..., Any]] = {
+    "exp": lambda emit, x: emit(R.tanh(x)),
+    "add": lambda emit, x: emit(R.add(x, emit(R.nn.relu(x)))),
+    "turn": lambda emit, x: emit(R.permute_dims(x, [0, 2, 1])),
+    "across": lambda emit, x: emit(R.permute_dims(x, [1, 0, 2])),
+    "rows": lambda emit, x: emit(R.reshape(x, (shape_of(x)[0], shape_of(x)[2], shape_of(x)[1]))),
+    "double": lambda emit, x: emit(R.concat([x, emit(R.negative(x))], axis=2)),
+    "below": lambda emit, x: emit(R.concat([x, x], axis=0)),
+    "half": lambda emit, x: emit(R.strided_slice(x, [2], [0], [max(1, shape_of(x)[2] // 2)])),
+    "softmax": lambda emit, x: emit(R.nn.softmax(x, axis=-1)),
+    "over images": lambda emit, x: emit(R.subtract(x, emit(R.mean(x, axis=[0], keepdims=True)))),
+    "over rows": lambda emit, x: emit(R.subtract(x, emit(R.max(x, axis=[1], keepdims=True)))),
+    "product": lambda emit, x: emit(training.matmul(x, x, transpose_a=True, transpose_b=False)),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=7), st.sampled_from([2, 4, 6]))
+def test_any_chain_computes_the_same(steps: list[str], batch: int) -> None:
+    def body(emit: Callable[..., Any], x: Any) -> Any:
+        for step in steps:
+            x = STEPS[step](emit, x)
+        return emit(R.sum(x, axis=[len(shape_of(x)) - 1]))
+
+    same(
+        function({"x": (batch, 3, 8)}, body), np.random.default_rng(0).standard_normal((batch, 3, 8)).astype("float32")
+    )
