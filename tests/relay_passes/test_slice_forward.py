@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, ReLU, Sequential
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
+import pock_tvm as pock
 import relay_passes
 from relay_passes import slice_forward
 from relay_passes.ir import bindings_of, op_name, shape_of, used_vars
@@ -151,6 +154,29 @@ def test_nothing_is_sliced_where_it_saves_nothing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(slice_forward, "DEARER", 1 / 8)
     body, params = BODIES["convolutions"]
     assert "pock.part" not in operators(sliced(function(params, body)))
+
+
+@pytest.mark.parametrize("shape", [(6, 17, 13), (2, 15, 9), (3, 33, 7)], ids=str)
+def test_parts_of_any_size_are_written_in_place(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No part of these images is a whole number of cache lines."""
+    torch.manual_seed(0)
+    body = [Conv2d(3, 7, 3, padding=1), ReLU(), Conv2d(7, 17, 3, stride=2), ReLU(), Conv2d(17, 5, 1), ReLU()]
+    network = Sequential(*body, AdaptiveAvgPool2d(1), Flatten(), Linear(5, 3)).eval()
+    batch, height, width = shape
+    x, target = torch.randn(batch, 3, height, width), torch.arange(batch) % 3
+    exported = torch.export.export(network, (x,))
+    scheme = pock.Scheme({"*": "frozen", "8.*": "full", "4.bias": "full"})
+
+    def losses() -> tuple[list[float], int]:
+        program = pock.compile(exported, scheme=scheme)
+        trainer = pock.Trainer(program)
+        return [trainer.step([x.numpy()], target.numpy(), lr=0.1) for _ in range(3)], program.memory()["arena"]
+
+    found, size = losses()
+    monkeypatch.setattr(slice_forward._Usage, "best_cut", lambda *_: None)
+    expected, whole = losses()
+    assert found == expected
+    assert size < 0.6 * whole
 
 
 STEPS: dict[str, Callable[..., Any]] = {
