@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,8 +18,7 @@ def expected_gains(found: Contributions) -> dict[Candidate, float]:
 
     Measured gains where there are any, else first-order scores. A gain of the longest runs is drawn towards their mean
     as far as seeds disagree. Of what was stopped early, a number of biases is judged by its neighbours, and a weight by
-    what gains of such short runs came to in longer ones. All less a standard error: gains that noise explains as well
-    add up to nothing when many pieces are trained together. What failed once is left out.
+    what gains of such short runs came to in longer ones. What failed once is left out.
     """
     if not found.runs:
         return dict(found.scores)
@@ -43,8 +41,7 @@ def _of_weights(found: Contributions) -> dict[Candidate, float]:
     expected = _of_longest(gains)
     for each, gain in gains.items():
         if each not in expected:
-            slope, error = predictions[gain.epochs]
-            expected[each] = slope * gain.mean - math.sqrt(error)
+            expected[each] = predictions[gain.epochs] * gain.mean
     return expected
 
 
@@ -65,7 +62,7 @@ def _of_longest(gains: Mapping[Candidate, Gain]) -> dict[Candidate, float]:
     expected = {}
     for each, gain in measured.items():
         trust = real / (real + noise[each]) if noise[each] else 1.0
-        expected[each] = center + trust * (gain - center) - math.sqrt(trust * noise[each])
+        expected[each] = center + trust * (gain - center)
     return expected
 
 
@@ -75,20 +72,19 @@ def _noise(gains: Mapping[Candidate, Gain]) -> float:
     return statistics.mean(spreads) if spreads else 0.0
 
 
-def _predictions(found: Contributions, group: list[Candidate], base: Candidate) -> dict[float, tuple[float, float]]:
-    """For each length of runs by how much a gain of theirs is multiplied to predict that of the longest runs, and the
-    variance of what such a prediction is off by: by least squares over what ran in both."""
+def _predictions(found: Contributions, group: list[Candidate], base: Candidate) -> dict[float, float]:
+    """For each length of runs by how much a gain of theirs is multiplied to predict that of the longest runs: by least
+    squares over what ran in both."""
     lengths = sorted({run.epochs for run in found.runs if run.candidate in set(group)}, reverse=True)
-    predictions = dict.fromkeys(lengths[:1], (1.0, 0.0))
+    predictions = dict.fromkeys(lengths[:1], 1.0)
     for longer, shorter in itertools.pairwise(lengths):
         later, earlier = (_gains_at(found, group, base, epochs) for epochs in (longer, shorter))
-        slope_on, error_on = predictions[longer]
-        both = [(slope_on * later[each], earlier[each]) for each in group if each in later and each in earlier]
+        both = [
+            (predictions[longer] * later[each], earlier[each]) for each in group if each in later and each in earlier
+        ]
         square = sum(before**2 for _, before in both)
-        slope = sum(after * before for after, before in both) / square if square else slope_on
-        slope = min(max(slope, 0.0), 1.0)
-        off = statistics.mean((after - slope * before) ** 2 for after, before in both) if both else 0.0
-        predictions[shorter] = (slope, error_on + off)
+        slope = sum(after * before for after, before in both) / square if square else predictions[longer]
+        predictions[shorter] = min(max(slope, 0.0), 1.0)
     return predictions
 
 
