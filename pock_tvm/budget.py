@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from tvm import IRModule, relax
 
 from relay_passes.ir import update_function
-from relay_passes.plan_arena import Memory, place
+from relay_passes.placement import place
+from relay_passes.plan_arena import Memory
 from relay_passes.recompute import recomputed
 
 from .profile import kernel_costs, seconds
@@ -96,5 +97,5 @@ def within_budget(
 
 
 def _planned(func: relax.Function) -> int:
-    """The bytes of a function's arena."""
-    return place(Memory(func).lifetimes()).size
+    """About the bytes of a function's arena: the final plan is made with more care."""
+    return place(Memory(func).lifetimes(), moves=0).size

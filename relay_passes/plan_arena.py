@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -11,106 +10,12 @@ from tvm import IRModule, relax
 from .errors import PassError
 from .ir import CALLS, Expr, bindings_of, bytes_of, op_name, type_bytes, update_function, used_vars
 from .operators.views import VIEWS
+from .placement import Lifetime, lower_bound, place
 
 ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
 
 Output = tuple[relax.Var, int]
 """One output of one call: the variable bound to the call, and the position in its result."""
-
-
-@dataclass(frozen=True)
-class Lifetime:
-    """A temporary: its size in bytes, and the first and last step at which it is in use."""
-
-    name: str
-    size: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where each temporary lies in the arena."""
-
-    lifetimes: tuple[Lifetime, ...]
-    offsets: tuple[int, ...]
-    size: int
-    """The size of the arena in bytes."""
-
-
-def lower_bound(lifetimes: Sequence[Lifetime]) -> int:
-    """The largest sum of the sizes of temporaries in use at one step: no plan for this order can be smaller."""
-    change: dict[int, int] = {}
-    for lifetime in lifetimes:
-        change[lifetime.first] = change.get(lifetime.first, 0) + lifetime.size
-        change[lifetime.last + 1] = change.get(lifetime.last + 1, 0) - lifetime.size
-    live = peak = 0
-    for step in sorted(change):
-        live += change[step]
-        peak = max(peak, live)
-    return peak
-
-
-def place(lifetimes: Sequence[Lifetime]) -> Plan:
-    """The smallest of a few plans; the first one that needs no more than the lower bound, if one does.
-
-    Each places temporaries one by one in another order: largest first, largest product of size and time first, longest
-    first, or as they come. Then the best order is changed a few times: what reaches the top of the arena comes first.
-    (Joslin and Clements, Squeaky Wheel Optimization, 1999.)
-    """
-    bound, everything = lower_bound(lifetimes), range(len(lifetimes))
-    tried: list[tuple[Plan, list[int]]] = []
-    for key in ORDERS:
-        order = sorted(everything, key=lambda index: key(lifetimes[index]))  # noqa: B023
-        tried.append((_planned(lifetimes, order), order))
-        if tried[-1][0].size == bound:
-            return tried[-1][0]
-    best, order = min(tried, key=lambda found: found[0].size)
-    plan = best
-    for _ in range(CHANGES):
-        ends = [offset + lifetime.size for offset, lifetime in zip(plan.offsets, lifetimes, strict=True)]
-        order.sort(key=lambda index: ends[index] < plan.size)  # noqa: B023
-        plan = _planned(lifetimes, order)
-        best = min(best, plan, key=lambda plan: plan.size)
-        if plan.size == bound:
-            break
-    return best
-
-
-CHANGES = 30
-"""How often the order of a plan is changed."""
-ORDERS: tuple[Callable[[Lifetime], tuple[int, ...]], ...] = (
-    lambda lifetime: (-lifetime.size, lifetime.first),
-    lambda lifetime: (-lifetime.size * (lifetime.last - lifetime.first + 1), lifetime.first),
-    lambda lifetime: (lifetime.first - lifetime.last, -lifetime.size),
-    lambda lifetime: (lifetime.first, -lifetime.size),
-)
-
-
-def _planned(lifetimes: Sequence[Lifetime], order: Sequence[int]) -> Plan:
-    offsets = _placed(lifetimes, order)
-    size = max((offset + lifetimes[index].size for index, offset in offsets.items()), default=0)
-    return Plan(tuple(lifetimes), tuple(offsets[index] for index in range(len(lifetimes))), size)
-
-
-def _placed(lifetimes: Sequence[Lifetime], order: Sequence[int]) -> dict[int, int]:
-    """The offset of each temporary, placed in this order, each in the tightest gap between those in use with it."""
-    offsets: dict[int, int] = {}
-    for index in order:
-        new = lifetimes[index]
-        taken = sorted(
-            (offset, offset + lifetimes[other].size)
-            for other, offset in offsets.items()
-            if lifetimes[other].first <= new.last and new.first <= lifetimes[other].last
-        )
-        best, best_gap, end = None, None, 0
-        for start, stop in taken:
-            gap = start - end
-            if gap >= new.size and (best_gap is None or gap < best_gap):
-                best, best_gap = end, gap
-            end = max(end, stop)
-        offsets[index] = end if best is None else best
-    return offsets
 
 
 @tvm.transform.module_pass(opt_level=0, name="PlanArena")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from relay_passes import slice_forward
-from relay_passes.plan_arena import Lifetime, lower_bound, place
+from relay_passes.placement import Lifetime, lower_bound, place
 from tests.relay_passes.modules import model, operators, trained_phases
 
 
