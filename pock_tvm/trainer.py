@@ -108,9 +108,12 @@ class Trainer:
         arrays = self._named_inputs(x)
         batch = self._inputs[0]["shape"][0] if self._inputs[0]["shape"] else 1
         count = len(next(iter(arrays.values()))) if self._inputs[0]["shape"] else 1
+        # What has another length than the samples (a table of positions, say) belongs to all of them.
+        samples = [name for name, array in arrays.items() if array.shape[:1] == (count,)]
         parts: list[list[np.ndarray]] = []
         for start in range(0, count, batch):
-            chunk = {name: self._padded(array[start : start + batch], batch) for name, array in arrays.items()}
+            cut = {name: self._padded(arrays[name][start : start + batch], batch) for name in samples}
+            chunk = arrays | cut
             for name, array in self._checked_inputs(chunk).items():
                 self._fill(name, array)
             self._run("predict")

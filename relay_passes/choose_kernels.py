@@ -207,6 +207,11 @@ def _take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return builder.call_te(indexing.take, *call.args, axis=int(axis), primfunc_name_hint="take")
 
 
+def _index_tensor(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    x, indices = call.args
+    return builder.call_te(indexing.index_tensor, x, list(indices.fields), primfunc_name_hint="index_tensor")
+
+
 def _pad(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Constants around the elements; the other modes are TVM's."""
     if call.attrs.pad_mode != "constant":
@@ -260,6 +265,7 @@ KERNELS: dict[str, Legalize] = {
     "relax.nn.pad": _pad,
     "relax.strided_slice": _strided_slice,
     "relax.take": _take,
+    "relax.index_tensor": _index_tensor,
     "pock.unpack_bits": _unpack_bits,
     "relax.nn.softmax": _softmax,
     "relax.exp": _function(functions.exp),

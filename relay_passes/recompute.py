@@ -96,7 +96,7 @@ class _Calls:
     def of(cls, func: relax.Function, costs: Mapping[str, float]) -> _Calls:
         memory = Memory(func)
         kept = {var for var, _ in memory.span} - {var for var, _ in memory.temporaries}
-        numbers = {var: number for number, (var, _) in enumerate(memory.span)}
+        numbers = {var: number for number, var in enumerate(dict.fromkeys(var for var, _ in memory.span))}
         params = set(func.params)
         steps = []
         for binding in bindings_of(func):

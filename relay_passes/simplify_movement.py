@@ -29,7 +29,8 @@ class SimplifyMovement:
 
     In, out: a dataflow function. A reshape of a reshape becomes one; a transpose of a transpose becomes one or none; a
     chain that leaves the elements in order (NHWC to NCHW, flattened, transposed again: the entry of a vision
-    transformer) becomes a reshape; a vector reshaped to [1, …, 1, C] only to be broadcast is used as it is.
+    transformer) becomes a reshape; a vector reshaped to [1, …, 1, C] only to be broadcast is used as it is, and so is
+    what is broadcast to its own shape.
     """
 
     function: str = "main"
@@ -40,6 +41,8 @@ class SimplifyMovement:
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
             if op_name(value) in BROADCASTING:
                 return _without_leading_ones(value, var, chains)
+            if op_name(value) == "relax.broadcast_to" and shape_of(value.args[0]) == shape_of(var):
+                return value.args[0]
             if op_name(value) not in RESHAPES and op_name(value) != "relax.permute_dims":
                 return value
             chain = _extended(chains, value, shape_of(var))

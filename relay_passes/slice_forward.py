@@ -11,15 +11,20 @@ import tvm
 from tvm import IRModule, relax
 
 from .demands import Selection, demands
+from .errors import PassError
 from .ir import (
     CALLS,
+    Constant,
     Expr,
     assemble,
     bindings_of,
     bytes_of,
     constant_vars,
+    is_float,
     is_kept,
+    made_by,
     op_name,
+    operands,
     shape_of,
     substitute,
     update_function,
@@ -29,7 +34,7 @@ from .operators.families import BATCHED, ELEMENTWISE, REDUCTIONS, RESHAPES
 from .operators.training import winograd_output
 from .operators.views import join, part
 
-SAVED = 0.95
+SAVED = 0.97
 """Of the memory in use at the peak, as far as it can be told before kernels are chosen: more left is not worth it."""
 NEAR = 1.03
 """Times the least memory that slices bring: fewer of them, and fewer operators, that come as near are as good."""
@@ -37,14 +42,8 @@ START = 64 * 2**10
 """Bytes that are moved in the time in which a kernel begins and ends."""
 DEARER = 1 / 8
 """What slices may move again (weights, and the starts of kernels), as a share of what is moved anyway."""
-MADE = (
-    BATCHED
-    | REDUCTIONS
-    | (ELEMENTWISE - {"relax.astype", "relax.nn.dropout", "relax.grad.no_grad"})
-    | {"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.winograd_output"}
-    | {"relax.nn.softmax", "relax.nn.log_softmax"}
-)
-"""Whose result is sure to be written by a kernel of its own, not to be a view of something else."""
+MADE = BATCHED | REDUCTIONS | {"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.winograd_output"}
+"""What is sure to become a kernel that writes its result, not a view of something else."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="SliceForward")
@@ -93,6 +92,19 @@ class Cut(NamedTuple):
     """The inputs that are cut."""
     peak: float
     """About how many bytes are in use at the peak then."""
+
+
+class _Tried(NamedTuple):
+    """A cut, and about how many bytes are in use at the peaks of the slices and of the rest."""
+
+    slices: int
+    last: int
+    own: float
+    rest: float
+
+    @property
+    def peak(self) -> float:
+        return max(self.own, self.rest)
 
 
 class _Usage:
@@ -165,27 +177,30 @@ class _Usage:
     def best_cut(self, enough: float) -> Cut | None:
         """The cut of the fewest slices that comes near the lowest peak, or below ``enough``; of such the earliest that
         comes near the lowest peak of the slices themselves: what follows may take less than can be told here."""
-        found = [cut for cut in self._cuts() if max(cut[2:]) <= max(enough, SAVED * self.peak)]
+        target = max(enough, SAVED * self.peak)
+        found = [cut for cut in self._cuts() if cut.peak <= target]
         if self.peak <= enough or not found:
             return None
-        least = max(enough, NEAR * min(max(cut[2:]) for cut in found))
-        found = [cut for cut in found if max(cut[2:]) <= least]
-        count = min(count for _, count, _, _ in found)
-        lowest = max(enough, NEAR * min(own for _, n, own, _ in found if n == count))
-        last, _, own, rest = next(cut for cut in found if cut[1] == count and cut[2] <= lowest)
-        return Cut(count, last, *self._inside(last), self.inputs, max(own, rest))
+        least = max(enough, NEAR * min(cut.peak for cut in found))
+        found = [cut for cut in found if cut.peak <= least]
+        slices = min(cut.slices for cut in found)
+        found = [cut for cut in found if cut.slices == slices]
+        lowest = max(enough, NEAR * min(cut.own for cut in found))
+        chosen = next(cut for cut in found if cut.own <= lowest)
+        return Cut(slices, chosen.last, *self._inside(chosen.last), self.inputs, chosen.peak)
 
-    def _cuts(self) -> list[tuple[int, int, float, float]]:
-        """(last binding, number of slices, bytes at the peak of the slices, bytes at the peak of the rest) of cuts."""
+    def _cuts(self) -> list[_Tried]:
+        """Every cut that costs little."""
         counts = [count for count in range(2, self.batch + 1) if self.batch % count == 0]
         behind = np.append(np.maximum.accumulate(self.live[::-1])[::-1], 0.0)
         ends: dict[int, list[int]] = {}
         for number, (_, last) in enumerate(self.spans):
             ends.setdefault(last, []).append(number)
         inner = np.zeros(len(self.bindings))  # bytes in use of what dies before the cut
-        found, crossing, weights, moved, calls, read = [], 0.0, 0.0, 0.0, 0, set()
+        crossing = weights = moved = least = 0.0  # least: of what comes after the slices, and stands before the cut
+        calls, found, again = 0, [], self._made_again()
         entered: set[int] = set()
-        least = 0.0  # bytes in use by what comes after the slices, and stands before the cut
+        read: set[relax.Var] = set()
         for at, binding in enumerate(self.bindings):
             if binding.var in self.late:
                 least = max(least, float(self.live[at]))
@@ -201,16 +216,34 @@ class _Usage:
                     read.add(var)
                     weights += bytes_of(var)
             moved += bytes_of(binding.var)
+            calls += op_name(binding.value) not in ELEMENTWISE | RESHAPES
             for number in ends.get(at, []):
                 if number in entered:
                     crossing -= self.sizes[number]
                     inner[self.spans[number][0] : at + 1] += self.sizes[number]
-            rest = max(least, float(behind[at + 1]))
-            calls += op_name(binding.value) not in ELEMENTWISE | RESHAPES
+            most, rest = float(inner.max()), max(least, float(behind[at + 1])) + float(again[at])
             for count in counts:
                 if (count - 1) * (weights + calls * START) <= DEARER * moved:
-                    found.append((at, count, crossing + float(inner.max()) / count, rest))
+                    found.append(_Tried(count, at, crossing + most / count, rest))
         return found
+
+    def _made_again(self) -> np.ndarray:
+        """For a cut behind each binding the bytes of what has to be joined only because something that the rest reads
+        is computed behind the slices, too."""
+        change = np.zeros(len(self.bindings) + 1)
+        needs: dict[relax.Var, int] = {}  # what is computed again -> the bytes that it is made of
+        for at, binding in enumerate(self.bindings):
+            if binding.var not in self.apart or _is_made(binding):
+                continue
+            read = [var for var in used_vars(binding.value) if var in self.apart and var not in self.inputs]
+            needs[binding.var] = sum(needs.get(var, bytes_of(var)) for var in read)
+            readers = self.readers.get(binding.var, [])
+            is_inside = all(
+                reader < len(self.bindings) and self.bindings[reader].var in self.apart for reader in readers
+            )
+            change[at] += needs[binding.var]
+            change[max(readers, default=at) if is_inside else -1] -= needs[binding.var]
+        return np.cumsum(change)
 
     def _inside(self, last: int) -> tuple[set[relax.Var], list[relax.Var], set[relax.Var]]:
         """The fields ``inside``, ``joined`` and ``again`` of a cut."""
@@ -221,13 +254,23 @@ class _Usage:
             readers = [self.bindings[at].var if at < len(self.bindings) else None for at in self.readers.get(var, [])]
             if all(reader in inside and reader not in again for reader in readers):
                 continue
-            if op_name(binding.value) in MADE and self.apart[var].axis == 0:
+            if _is_made(binding) and self.apart[var].axis == 0:
                 joined.append(var)
                 continue
             again.add(var)
             if not any(reader in inside for reader in readers):
                 inside.discard(var)
         return inside, joined[::-1], again
+
+
+def _is_made(binding: relax.VarBinding) -> bool:
+    """Whether a kernel is sure to write a result: TVM makes views of what only moves or copies (``x * 1``)."""
+    name = op_name(binding.value)
+    if name in MADE or name in ("relax.nn.softmax", "relax.nn.log_softmax"):
+        return True
+    is_copy = name in ("relax.astype", "relax.grad.no_grad", "relax.nn.dropout")
+    has_constant = any(isinstance(arg, Constant) for _, _, arg in operands(binding.value))
+    return name in ELEMENTWISE and is_float(binding.var) and not (is_copy or has_constant)
 
 
 def _share(binding: relax.VarBinding, apart: Mapping[relax.Var, Selection], batch: int) -> Selection | None:
@@ -250,14 +293,7 @@ def _is_enough(value: relax.Call, share: Selection, apart: Mapping[relax.Var, Se
         rows = shape_of(value.args[0])[:1]
         return share.axis == 0 and rows != () and apart.get(value.args[0]) == Selection(0, 0, rows[0] // batch)
     found = demands(value, share)
-    if found is None:
-        return False
-    for demand, arg in zip(found, value.args, strict=True):
-        if any(
-            apart.get(var) != demand for var in used_vars(arg if isinstance(arg, relax.Tuple) else relax.Tuple([arg]))
-        ):
-            return False
-    return True
+    return found is not None and all(made_by(apart, arg) == found[index] for index, _, arg in operands(value))
 
 
 def _sliced(func: relax.Function, cut: Cut) -> relax.Function:
@@ -294,6 +330,8 @@ def _sliced(func: relax.Function, cut: Cut) -> relax.Function:
             made.append(own[var])
     for var, made in parts.items():
         env[var] = builder.emit(join(relax.Tuple(made)), var.name)
+        if shape_of(env[var]) != shape_of(var):
+            raise PassError(f"parts of '{var.name}' came to the shape {shape_of(env[var])}, not {shape_of(var)}")
     for binding in [*late, *behind]:
         emit(binding)
     body = builder.normalize(substitute(func.body.body, env))

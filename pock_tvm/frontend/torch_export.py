@@ -152,7 +152,8 @@ def _check_static(name: str, shape: list[int], batch: int | None, shapes: Shapes
 def _decompositions() -> dict[Any, Any]:
     table = torch.export.default_decompositions()
     for op in list(table):
-        if op.name().removeprefix("aten::").split(".")[0] in KEPT_WHOLE:
+        name, _, overload = op.name().removeprefix("aten::").partition(".")
+        if name in KEPT_WHOLE and overload != "padding":  # padding by name, "same": becomes numbers
             del table[op]
     return table
 

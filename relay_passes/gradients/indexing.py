@@ -49,10 +49,15 @@ def gather_elements(use: Use) -> Expr:
 
 @gradient("relax.index_tensor")
 def index_tensor(use: Use) -> Expr:
-    """y = x[i, j, …] for tensors i, j of indices: dx adds dy into the places that were read."""
+    """y = x[i, j, …, :] for tensors i, j of indices along the first axes: dx adds dy into the places that were read."""
     x, indices = use.args
-    shape = shape_of(x)
-    if len(indices.fields) == 1:
-        return _along_first_axis(indices.fields[0], use.grad, shape_of(use.result), 0, shape)
-    zeros = R.zeros(relax.ShapeExpr(shape), dtype_of(x))
-    return R.index_put(zeros, indices, use.grad, accumulate=True)
+    shape, count = shape_of(x), len(indices.fields)
+    place: Expr = relax.const(0, "int64")
+    for index, extent in zip(indices.fields, shape, strict=False):
+        index = R.astype(index, "int64")
+        from_front = R.where(R.less(index, relax.const(0, "int64")), R.add(index, relax.const(extent, "int64")), index)
+        place = R.add(R.multiply(place, relax.const(extent, "int64")), from_front)
+    rows, columns = math.prod(shape[:count]), math.prod(shape[count:])
+    positions = math.prod(shape_of(use.result)) // columns
+    grad = R.reshape(use.grad, (positions, columns))
+    return R.reshape(embedding_gradient(R.reshape(place, (positions,)), grad, rows=rows), shape)

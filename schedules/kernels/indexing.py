@@ -26,11 +26,24 @@ def take(x: te.Tensor, indices: te.Tensor, *, axis: int) -> te.Tensor:
     shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
 
     def read(*at: tirx.Expr) -> tirx.Expr:
-        index = indices(*at[axis : axis + rank])
-        index = tirx.Select(index < 0, index + tirx.Cast(indices.dtype, extent), index)
+        index = _from_front(indices(*at[axis : axis + rank]), extent, indices.dtype)
         return x(*at[:axis], index, *at[axis + rank :])
 
     return te.compute(shape, read, name="take")
+
+
+def index_tensor(x: te.Tensor, indices: Sequence[te.Tensor]) -> te.Tensor:
+    """``Y[…, :] = X[i[…], j[…], …, :]`` along the first axes, indices broadcast; negative ones count from the end."""
+    wrapped = [_all_from_front(index, extent) for index, extent in zip(indices, x.shape, strict=False)]
+    return topi.index_tensor(x, wrapped)
+
+
+def _all_from_front(indices: te.Tensor, extent: tirx.Expr) -> te.Tensor:
+    return te.compute(indices.shape, lambda *at: _from_front(indices(*at), extent, indices.dtype), name="index")
+
+
+def _from_front(index: tirx.Expr, extent: tirx.Expr, dtype: str) -> tirx.Expr:
+    return tirx.Select(index < 0, index + tirx.Cast(dtype, extent), index)
 
 
 def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.Tensor:

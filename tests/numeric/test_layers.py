@@ -116,6 +116,21 @@ class FirstToken(nn.Module):
         return self.head(self.norm(x)[:, self.token])
 
 
+class Chunks(nn.Module):
+    """Queries, keys and values out of one layer, products written out, and one position of each sample, from the
+    end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all, self.head = nn.Linear(12, 36), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.all(x).chunk(3, dim=-1)
+        y = torch.softmax(query @ key.transpose(1, 2) / 4, dim=-1) @ value
+        last = torch.full((len(x),), -1, device=x.device)
+        return self.head(y + torch.softmax(value * query, dim=1))[torch.arange(len(x)), last]
+
+
 def conv(*args: int, **options: Any) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Conv2d(*args, **options))
 
@@ -143,6 +158,8 @@ def two(first: Callable[[], nn.Module], second: Callable[[], nn.Module]) -> Call
 
 HALF = {"*.bias": "full", "*.weight": 0.5}
 ROWS = [
+    Row("chunks", Chunks, (3, 5, 12)),
+    Row("conv, padding by name", conv(3, 7, (3, 4), padding="same", dilation=2), (2, 3, 9, 7)),
     Row("conv, 1 channel", two(conv(1, 1, 1), conv(1, 3, 3)), (1, 1, 5, 5)),
     Row("conv, 3 to 7 to 17", two(conv(3, 7, 3, padding=1), conv(7, 17, 3)), (2, 3, 9, 7)),
     Row("conv, 33 channels, stride 2, odd", two(conv(3, 33, 3, stride=2, padding=1), conv(33, 7, 1, stride=2)), (1, 3, 17, 15)),

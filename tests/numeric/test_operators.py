@@ -205,6 +205,11 @@ ROWS = [
     Row("gather_elements", ((3, 4),), lambda x: R.gather_elements(x, integers([[0, 3], [1, 1], [2, 0]]), axis=1)),
     Row("index_tensor, one index", ((5, 3),), lambda x: R.index_tensor(x, [integers([[1, 1], [4, 0]])])),
     Row("index_tensor, two indices", ((5, 3),), lambda x: R.index_tensor(x, [integers([1, 4, 1]), integers([2, 0, 2])])),
+    Row(
+        "index_tensor, two of three axes, broadcast",
+        ((5, 3, 7),),
+        lambda x: R.index_tensor(x, [integers([[1], [4]]), integers([2, 0, 2])]),
+    ),
 ]  # fmt: skip
 
 

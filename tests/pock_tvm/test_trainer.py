@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import pock_tvm as pock
 from pock_tvm.errors import CheckpointError, InputError, ProgramError
@@ -44,6 +45,26 @@ def test_predict_uses_the_trained_state_and_takes_any_number(program, data) -> N
         x = np.random.default_rng(1).standard_normal((count, 3, 8, 8)).astype("float32")
         with torch.no_grad():
             np.testing.assert_allclose(trainer.predict(x), model(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
+class Masked(nn.Module):
+    """An input that all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(7, 5)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.head(x * mask)
+
+
+def test_predict_gives_all_samples_what_they_share() -> None:
+    torch.manual_seed(0)
+    model, mask = Masked().eval(), torch.rand(3, 7)
+    x = torch.randn(9, 3, 7)
+    exported = torch.export.export(model, (x[:4], mask))
+    trainer = pock.Trainer(pock.compile(exported, loss=pock.Loss("mse")))
+    np.testing.assert_allclose(trainer.predict([x, mask]), model(x, mask).detach().numpy(), atol=1e-5)
 
 
 def test_inputs_by_name_and_as_torch_tensors(program, data) -> None:

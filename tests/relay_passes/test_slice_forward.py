@@ -140,6 +140,32 @@ def test_a_view_that_the_rest_reads_is_made_of_what_is_joined() -> None:
     assert {made[var] for call in joins for var in used_vars(call)} == {"relax.max"}
 
 
+def test_constants_and_copies() -> None:
+    """A constant of the batch's extent belongs to all images; what TVM makes a view of is made behind the slices."""
+    rng = np.random.default_rng(0)
+    table = relax.const(rng.standard_normal((BATCH, 40)).astype("float32"))
+
+    def body(emit: Callable[..., Any], x: Any, w: Any) -> Any:
+        y = emit(R.exp(emit(training.matmul(x, w, transpose_a=False, transpose_b=False))))
+        small = emit(R.max(emit(R.exp(y)), axis=[1]))
+        copy = emit(R.multiply(small, relax.const(1.0)))
+        late = emit(R.max(emit(R.add(y, table)), axis=[1]))
+        return emit(R.add(emit(R.cumsum(emit(R.add(small, copy)), axis=0)), late))
+
+    same(function({"x": (BATCH, 3), "w": (3, 40)}, body))
+    mod = same(function({"x": (BATCH, 3), "w": (3, 40)}, lambda emit, x, w: _twice(emit, x, w)))
+    joined = [binding.value for binding in bindings_of(mod["main"]) if op_name(binding.value) == "pock.join"]
+    made = {binding.var: op_name(binding.value) for binding in bindings_of(mod["main"])}
+    assert {made[var] for call in joined for var in used_vars(call)} == {"relax.max"}
+
+
+def _twice(emit: Callable[..., Any], x: Any, w: Any) -> Any:
+    wide = emit(R.exp(emit(training.matmul(x, w, transpose_a=False, transpose_b=False))))
+    small = emit(R.max(wide, axis=[1]))
+    copy = emit(R.multiply(small, relax.const(1.0)))
+    return emit(R.add(emit(R.cumsum(small, axis=0)), emit(R.cumsum(copy, axis=0))))
+
+
 def test_nothing_is_sliced_where_it_saves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     keeps_all = function({"x": (BATCH, 33)}, lambda emit, x: emit(R.exp(emit(R.exp(x)))))
     assert "pock.part" not in operators(sliced(keeps_all))
