@@ -40,7 +40,7 @@ NEAR = 1.03
 """Times the least memory that slices bring: fewer of them, and fewer operators, that come as near are as good."""
 START = 64 * 2**10
 """Bytes that are moved in the time in which a kernel begins and ends."""
-DEARER = 1 / 8
+DEARER = 1 / 16
 """What slices may move again (weights, and the starts of kernels), as a share of what is moved anyway."""
 MADE = BATCHED | REDUCTIONS | {"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.winograd_output"}
 """What is sure to become a kernel that writes its result, not a view of something else."""

@@ -177,7 +177,7 @@ def test_nothing_is_sliced_where_it_saves_nothing(monkeypatch: pytest.MonkeyPatc
     single = function(BODIES["branches"][1] | {"x": (1, 5, 6)}, branches)
     assert "pock.part" not in operators(sliced(single))
     monkeypatch.setattr(slice_forward, "START", 64 * 2**10)  # such kernels are begun for longer than they run
-    monkeypatch.setattr(slice_forward, "DEARER", 1 / 8)
+    monkeypatch.setattr(slice_forward, "DEARER", 1 / 16)
     body, params = BODIES["convolutions"]
     assert "pock.part" not in operators(sliced(function(params, body)))
 
