@@ -138,14 +138,12 @@ def _of_look_up(call: relax.Call, selection: Selection) -> Demands:
 
 def _of_tiles(call: relax.Call, selection: Selection) -> Selection | None:
     """Of whole images [n, h, w, c] all tiles [16, n * tiles, c], and the other way round."""
-    is_input = op_name(call) == "pock.winograd_input"
-    images, tiles = (shape_of(call.args[0]), shape_of(call))[:: 1 if is_input else -1]
-    count = tiles[1] // images[0]
-    if not is_input and selection.axis == 0:
-        return Selection(1, selection.first * count, selection.end * count)
-    if is_input and selection.axis == 1 and selection.first % count == selection.end % count == 0:
-        return Selection(0, selection.first // count, selection.end // count)
-    return None
+    if op_name(call) == "pock.winograd_output":
+        count = shape_of(call.args[0])[1] // shape_of(call)[0]
+        return Selection(1, selection.first * count, selection.end * count) if selection.axis == 0 else None
+    count = shape_of(call)[1] // shape_of(call.args[0])[0]
+    is_whole = selection.axis == 1 and selection.first % count == selection.end % count == 0
+    return Selection(0, selection.first // count, selection.end // count) if is_whole else None
 
 
 def _same_axis(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:

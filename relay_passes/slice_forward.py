@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tvm
 from tvm import IRModule, relax
+from tvm.relax import op as R
 
 from .demands import Selection, demands
 from .errors import PassError
@@ -42,8 +44,15 @@ START = 64 * 2**10
 """Bytes that are moved in the time in which a kernel begins and ends."""
 DEARER = 1 / 16
 """What slices may move again (weights, and the starts of kernels), as a share of what is moved anyway."""
-MADE = BATCHED | REDUCTIONS | {"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.winograd_output"}
+MADE = (
+    BATCHED
+    | REDUCTIONS
+    | {"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.winograd_output"}
+    | {"relax.nn.softmax", "relax.nn.log_softmax"}
+)
 """What is sure to become a kernel that writes its result, not a view of something else."""
+FUSED = ELEMENTWISE | RESHAPES
+"""What becomes a part of another kernel, or none."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="SliceForward")
@@ -216,7 +225,7 @@ class _Usage:
                     read.add(var)
                     weights += bytes_of(var)
             moved += bytes_of(binding.var)
-            calls += op_name(binding.value) not in ELEMENTWISE | RESHAPES
+            calls += op_name(binding.value) not in FUSED
             for number in ends.get(at, []):
                 if number in entered:
                     crossing -= self.sizes[number]
@@ -266,7 +275,7 @@ class _Usage:
 def _is_made(binding: relax.VarBinding) -> bool:
     """Whether a kernel is sure to write a result: TVM makes views of what only moves or copies (``x * 1``)."""
     name = op_name(binding.value)
-    if name in MADE or name in ("relax.nn.softmax", "relax.nn.log_softmax"):
+    if name in MADE:
         return True
     is_copy = name in ("relax.astype", "relax.grad.no_grad", "relax.nn.dropout")
     has_constant = any(isinstance(arg, Constant) for _, _, arg in operands(binding.value))
@@ -324,8 +333,9 @@ def _sliced(func: relax.Function, cut: Cut) -> relax.Function:
     parts: dict[relax.Var, list[Expr]] = {var: [] for var in cut.joined}
     for index in range(cut.slices):
         own = {x: builder.emit(part(x, index=index, count=cut.slices), x.name) for x in func.params if x in cut.inputs}
+        here = ChainMap(own, env)
         for binding in sliced:
-            own[binding.var] = builder.emit(_of_slice(binding.value, own, env, cut.slices), binding.var.name)
+            own[binding.var] = builder.emit(_of_slice(binding.value, here, cut.slices), binding.var.name)
         for var, made in parts.items():
             made.append(own[var])
     for var, made in parts.items():
@@ -341,13 +351,11 @@ def _sliced(func: relax.Function, cut: Cut) -> relax.Function:
     return assemble(func.params, emitted, body, func.attrs, [var for var in kept if isinstance(var, relax.Var)])
 
 
-def _of_slice(value: Expr, own: Mapping[relax.Var, Expr], env: Mapping[relax.Var, Expr], count: int) -> Expr:
+def _of_slice(value: Expr, env: Mapping[relax.Var, Expr], count: int) -> Expr:
     """An operator on a slice of the batch."""
-    new = substitute(value, {**env, **own})
-    if op_name(value) not in RESHAPES and op_name(value) != "pock.winograd_output":
-        return new
-    rows, *rest = shape_of(value)
-    shape = (rows // count, *rest)
-    return (
-        relax.op.reshape(new.args[0], shape) if op_name(value) in RESHAPES else winograd_output(*new.args, shape=shape)
-    )
+    new = substitute(value, env)
+    if op_name(value) in RESHAPES or op_name(value) == "pock.winograd_output":
+        rows, *rest = shape_of(value)
+        shape = (rows // count, *rest)
+        return R.reshape(new.args[0], shape) if op_name(value) in RESHAPES else winograd_output(*new.args, shape=shape)
+    return new
