@@ -77,15 +77,17 @@ def candidates(structure: Structure, ratios: Sequence[float], depths: int | None
 
 
 def weights_of(structure: Structure) -> list[str]:
-    """The weights of layers in front of the head, each once, in the order in which they run."""
-    head = structure.head_parameters()
-    layers = sorted(structure.layers, key=lambda layer: layer.position)
-    return list(dict.fromkeys(layer.weight for layer in layers if layer.weight not in head))
+    """The weights in front of the head, each once, in the order in which they run: of layers, and of normalisation (its
+    scales) where those are no steps of the ladder."""
+    found = {layer.weight for layer in structure.layers} | {*structure.vectors("scale")}
+    found -= {*ladder(structure), *structure.head_parameters()}
+    return sorted(found, key=structure.first_use.__getitem__)
 
 
 def depth_of(structure: Structure, weight: str) -> int:
     """How many of the last biases have to be trained for a gradient to reach a weight."""
-    position = min(layer.position for layer in structure.layers if layer.weight == weight)
+    layers = [layer.position for layer in structure.layers if layer.weight == weight]
+    position = min(layers, default=structure.first_use[weight])
     return sum(structure.first_use[name] >= position for name in ladder(structure))
 
 

@@ -60,7 +60,11 @@ def test_every_weight_and_every_number_of_biases_is_a_candidate() -> None:
     assert sorted(ladder(structure)) == sorted(biases)
     assert [each.biases for each in found if not each.weight] == list(range(8))
     weights = {each.weight for each in found if each.weight}
-    assert weights == {"stem.weight"} | {f"blocks.{i}.conv{j}.weight" for i in (0, 1) for j in (1, 2)}
+    assert weights == {"stem.weight"} | {
+        f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("conv1", "bn", "conv2")
+    }
+    # The scales of normalisation are trained whole.
+    assert [each.ratio for each in found if each.weight == "blocks.0.bn.weight"] == [1.0]
     # Of 3 channels an eighth is 1, a half 2.
     assert [each.ratio for each in found if each.weight == "stem.weight"] == [0.125, 0.5, 1.0]
     assert [each.biases for each in candidates(structure, (1.0,), depths=2) if not each.weight] == [0, 4, 7]
