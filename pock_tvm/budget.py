@@ -1,15 +1,19 @@
-"""Phase 8: what is computed again rather than kept, unasked and to meet a budget."""
+"""What is computed again rather than kept, unasked and to meet a budget (phase 8), and in how many micro-batches a step
+runs to meet one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from tvm import IRModule, relax
 
+from relay_passes.errors import BatchError
 from relay_passes.ir import update_function
 from relay_passes.placement import place
 from relay_passes.plan_arena import Memory
-from relay_passes.recompute import recomputed
+from relay_passes.recompute import Recomputed, recomputed
 
 from .profile import kernel_costs, seconds
 
@@ -21,8 +25,54 @@ SHARES = [1 - 0.05 * step for step in range(1, 13)]
 """Parts of the arena that are tried, one after the other."""
 
 
+LITTLE = 1 / 8
+"""What of a step's time recomputation may take before more micro-batches are tried instead."""
+
+T = TypeVar("T")
+
+
 class BudgetError(Exception):
-    """The smallest arena that a program can do with, in bytes."""
+    """No program holds a budget; ``smallest`` is the least that would do, in bytes, ``state`` of them not the arena."""
+
+    def __init__(self, smallest: int, state: int = 0) -> None:
+        super().__init__(smallest)
+        self.smallest, self.state = smallest, state
+
+
+def fewest_parts(attempt: Callable[[int, float], T], counts: Sequence[int], budget: float) -> T:
+    """The first attempt that holds a budget, of a program that runs in one of these numbers of micro-batches.
+
+    ``attempt`` takes the number, and how much of a step's time recomputation may take. Parts of the batch cost less
+    than recomputation: each starts the kernels and reads the weights again, and no more. As few as will do are taken,
+    with little recomputation; where none will do, as much of it as it takes.
+
+    Raises
+    ------
+    BudgetError
+        None does; its sizes are of the smallest.
+    """
+    if len(counts) == 1:
+        return attempt(counts[0], math.inf)
+    failed: list[BudgetError] = []
+    large = 1.0  # how many parts would leave so much of what did not fit that it might
+    for count in counts:
+        try:
+            if count >= large:
+                return attempt(count, LITTLE)
+        except BudgetError as error:
+            failed.append(error)
+            large = count * error.smallest / max(budget, 1)
+        except BatchError:
+            if count == counts[0]:
+                raise
+            counts = counts[:1]  # the network needs the whole batch at once
+            break
+    for count in dict.fromkeys((counts[0], counts[-1])):
+        try:
+            return attempt(count, math.inf)
+        except BudgetError as error:
+            failed.append(error)
+    raise min(failed, key=lambda error: error.smallest)
 
 
 def kernel_seconds(mod: IRModule, everything: Sequence[str]) -> dict[str, float]:
@@ -58,13 +108,18 @@ def _worthwhile(func: relax.Function, costs: Mapping[str, float]) -> relax.Funct
 
 
 def within_budget(
-    mod: IRModule, steps: Sequence[str], everything: Sequence[str], costs: Mapping[str, float], budget: int
+    mod: IRModule,
+    steps: Sequence[str],
+    everything: Sequence[str],
+    costs: Mapping[str, float],
+    budget: int,
+    most: float = math.inf,
 ) -> IRModule:
     """The module with values computed again in its training steps, until its plan holds the budget.
 
     ``steps`` are the functions that may compute again, ``everything`` all that share the arena, ``costs`` the seconds
-    that each kernel takes. A plan may need a
-    little more than the most bytes in use: the difference is then taken off.
+    that each kernel takes, ``most`` what of a step's time may be taken. A plan may need a little more than the most
+    bytes in use: the difference is then taken off.
 
     Raises
     ------
@@ -72,20 +127,28 @@ def within_budget(
         No recomputation brings the arena down to the budget.
     """
 
+    def again(name: str, target: int) -> Recomputed:
+        func = mod[name]
+        seconds = most if math.isinf(most) else most * recomputed(func, _planned(func), costs).seconds
+        return recomputed(func, target, costs, seconds)
+
     def fitted(name: str, budget: int) -> tuple[relax.Function, int]:
         target, best = budget, (mod[name], _planned(mod[name]))
         for attempt in range(PLANS):
             if best[1] <= budget:
                 break
             # The last resort is to recompute all that saves anything.
-            func = recomputed(mod[name], 0 if attempt == PLANS - 1 else max(target, 0), costs).function
-            size = _planned(func)
-            best = min(best, (func, size), key=lambda found: found[1])
+            found = again(name, 0 if attempt == PLANS - 1 else max(target, 0))
+            if found.peak > target and not math.isinf(most):
+                best = min(best, (found.function, found.peak), key=lambda found: found[1])
+                break
+            size = _planned(found.function)
+            best = min(best, (found.function, size), key=lambda found: found[1])
             target -= size - budget
         return best
 
     def smallest(name: str) -> int:
-        return min(_planned(mod[name]), _planned(recomputed(mod[name], 0, costs).function))
+        return min(_planned(mod[name]), _planned(again(name, 0).function))
 
     found = {name: fitted(name, budget) for name in steps}
     fixed = max(_planned(mod[name]) for name in everything if name not in steps)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from tvm import IRModule, relax
 from relay_passes.ir import Constant, bindings_of, op_name, shape_of, type_bytes
 from relay_passes.operators.families import RESHAPES
 from relay_passes.operators.registry import plain
+from relay_passes.samples import batch_of
 from relay_passes.store_permuted import Stored, stored_of
-from schedules.cpu import traits_of
+from schedules.cpu import Traits, traits_of
+from schedules.cpu.tile import divisors
 
 from . import __version__, optimizers, pipeline
-from .budget import BudgetError
+from .budget import BudgetError, fewest_parts
 from .build import build_library
 from .errors import MemoryBudgetError, PockError
 from .frontend import Model, load_model
@@ -47,6 +51,7 @@ def compile(  # noqa: A001 - the name that users expect
     target: Any = None,
     batch_norm: str = "frozen",
     accumulate: int = 1,
+    micro_batches: int | None = None,
     clip_norm: float | None = None,
     memory_budget: str | int | None = None,
     dump: str | os.PathLike[str] | None = None,
@@ -74,12 +79,15 @@ def compile(  # noqa: A001 - the name that users expect
         each batch, and update the running ones, as PyTorch does in training mode.
     accumulate : int
         How many steps share one update; their mean gradient is used.
+    micro_batches : int, optional
+        In how many equal parts of the batch a step runs, one after the other, with gradients summed: the same update in
+        less memory and a little more time. By default one, or as many as a ``memory_budget`` needs.
     clip_norm : float, optional
         Scale the gradients down where the norm of all of them together is larger.
     memory_budget : str or int, optional
         The most memory that training may take beside the weights (arena, optimizer state, gradient sums): ``"64MB"``,
-        or bytes. Where it would take more, values are computed again rather than kept, and Winograd's transforms,
-        which take memory for time, are left out.
+        or bytes. Where it would take more, values are computed again rather than kept, the batch runs in micro-batches,
+        and at last Winograd's transforms, which take memory for time, are left out.
     dump : path, optional
         A folder to which the module is written after each phase.
     build : bool
@@ -90,7 +98,7 @@ def compile(  # noqa: A001 - the name that users expect
     PockError
         The model, the scheme or an option is at fault; the message says which and what to do.
     """
-    _check_options(batch_norm, accumulate, clip_norm)
+    _check_options(batch_norm, accumulate, micro_batches, clip_norm)
     loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
     # 1. Import.
     imported = load_model(model, batch=batch, shapes=shapes)
@@ -98,28 +106,22 @@ def compile(  # noqa: A001 - the name that users expect
     selection = scheme.resolve(imported)
     if not selection:
         raise PockError("the scheme trains nothing: every parameter is frozen")
-    # 2 to 5. The training graph.
-    training = Training(selection, vars(loss), optimizer.kernel, batch_norm, accumulate, clip_norm)
-    phases = Phases(imported.module, Path(dump) if dump else None)
-    graph = pipeline.training_graph(phases, training)
-    report = layer_report(structure_of(imported), selection, phases.after["saved"][pipeline.TRAIN])
-    stored = stored_of(graph[pipeline.PREDICT])
-    # 6 to 9. Kernels, order, plan.
-    written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
-    frozen = [name for name in imported.weights if name not in selection and name not in written]
+    # 2 to 9. The training graph; kernels, order, plan.
     budget = None if memory_budget is None else parse_bytes(memory_budget)
-    state = _state_bytes(graph[pipeline.TRAIN], imported.weights)
+
+    def attempt(parts: int, most: float) -> _Lowered:
+        training = Training(selection, vars(loss), optimizer.kernel, batch_norm, accumulate, parts, clip_norm)
+        return _lowered(imported, training, traits_of(target), Path(dump) if dump else None, budget, most)
+
     try:
-        lowered = pipeline.executors(
-            phases, frozen, list(selection), traits_of(target), None if budget is None else budget - state
-        )
+        found = _fitted(attempt, imported, micro_batches, budget, batch_norm)
     except BudgetError as error:
-        smallest = error.args[0] + state
         raise MemoryBudgetError(
-            f"memory_budget={memory_budget!r} is too small: the smallest that would do is {smallest} bytes ({state} of "
-            "them optimizer state). Train less, or a smaller batch",
-            smallest,
+            f"memory_budget={memory_budget!r} is too small: the smallest that would do is {error.smallest} bytes "
+            f"({error.state} of them optimizer state and gradient sums). Train less, or a smaller batch",
+            error.smallest,
         ) from None
+    lowered = found.module
     # 10. Schedule and build.
     entries = [name for name in pipeline.ENTRIES if name in lowered]
     library = b""
@@ -133,17 +135,71 @@ def compile(  # noqa: A001 - the name that users expect
         "scheme": scheme.rules,
         "loss": vars(loss),
         "optimizer": optimizers.to_json(optimizer),
-        "options": {"batch_norm": batch_norm, "accumulate": accumulate, "clip_norm": clip_norm},
+        "options": {
+            "batch_norm": batch_norm,
+            "accumulate": accumulate,
+            "micro_batches": found.micro_batches,
+            "clip_norm": clip_norm,
+        },
         "inputs": [vars(spec) for spec in imported.inputs],
         "outputs": [vars(spec) for spec in imported.outputs],
         "index_limits": _index_limits(imported),
-        "weights": {name: _weight(name, array, selection, stored, written) for name, array in imported.weights.items()},
+        "weights": {
+            name: _weight(name, array, selection, found.stored, found.written)
+            for name, array in imported.weights.items()
+        },
         "aliases": imported.aliases,
         "entries": {name: _entry(lowered, name) for name in entries},
-        "layers": report,
+        "layers": layer_report(structure_of(imported), selection, found.step),
         "kernels": kernel_costs(lowered, entries),
     }
     return Program(manifest, library, dict(imported.weights), _constants(lowered, entries))
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """What phases 2 to 9 make of a model."""
+
+    module: IRModule
+    micro_batches: int
+    stored: dict[str, Stored]
+    """How weights are stored that are not stored as PyTorch has them."""
+    written: set[str]
+    """Statistics that training updates."""
+    step: relax.Function
+    """The training step behind phase 4, of one micro-batch."""
+
+
+def _lowered(
+    imported: Model, training: Training, traits: Traits, dump: Path | None, budget: int | None, most: float
+) -> _Lowered:
+    """Phases 2 to 9, for a budget that holds optimizer state and gradient sums, too."""
+    phases = Phases(imported.module, dump)
+    graph = pipeline.training_graph(phases, training)
+    stored = stored_of(graph[pipeline.PREDICT])
+    written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
+    frozen = [name for name in imported.weights if name not in training.trained and name not in written]
+    state = _state_bytes(graph[pipeline.TRAIN], imported.weights)
+    try:
+        module = pipeline.executors(phases, frozen, training, traits, None if budget is None else budget - state, most)
+    except BudgetError as error:
+        raise BudgetError(error.smallest + state, state) from None
+    return _Lowered(module, training.micro_batches, stored, written, phases.after["saved"][pipeline.TRAIN])
+
+
+def _fitted(
+    attempt: Callable[[int, float], _Lowered],
+    imported: Model,
+    micro_batches: int | None,
+    budget: int | None,
+    batch_norm: str,
+) -> _Lowered:
+    """The attempt in as many micro-batches as are wanted, or as the budget needs."""
+    if micro_batches is not None or budget is None:
+        counts = [micro_batches or 1]
+    else:
+        counts = [1] if batch_norm == "batch" else divisors(batch_of(imported.module["main"]))
+    return fewest_parts(attempt, counts, math.inf if budget is None else budget)
 
 
 def _state_bytes(func: relax.Function, weights: Mapping[str, np.ndarray]) -> int:
@@ -152,11 +208,16 @@ def _state_bytes(func: relax.Function, weights: Mapping[str, np.ndarray]) -> int
     return sum(type_bytes(param.ty) for param in states)
 
 
-def _check_options(batch_norm: str, accumulate: int, clip_norm: float | None) -> None:
+def _check_options(batch_norm: str, accumulate: int, micro_batches: int | None, clip_norm: float | None) -> None:
     if batch_norm not in ("frozen", "batch"):
         raise PockError(f"batch_norm is 'frozen' or 'batch', not {batch_norm!r}")
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        raise PockError(f"accumulate is a number of steps, at least 1, not {accumulate!r}")
+    for what, of, number in (("accumulate", "steps", accumulate), ("micro_batches", "parts of a batch", micro_batches)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise PockError(f"{what} is a number of {of}, at least 1, not {number!r}")
+    if batch_norm == "batch" and micro_batches not in (None, 1):
+        raise PockError(
+            "batch_norm='batch' needs the whole batch at once: leave micro_batches out, or freeze batch norms"
+        )
     if clip_norm is not None and not clip_norm > 0:
         raise PockError(f"clip_norm is a positive number, not {clip_norm!r}")
 

@@ -44,6 +44,12 @@ class Loss:
         """The loss as a manifest holds it."""
         return asdict(self)
 
+    def counted(self, target: np.ndarray) -> int:
+        """Of how many values the loss is the mean."""
+        if self.kind == "causal_lm":
+            target = target[:, 1:]
+        return int((target != self.ignore_index).sum()) if self.has_classes else target.size
+
     def measure(self, output: np.ndarray, target: np.ndarray) -> tuple[float, int, int]:
         """The summed loss of some outputs, how many values it sums over, and how many predictions are right (-1: no
         classes)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ from relay_passes import (
     SimplifyMasks,
     SimplifyMovement,
     SliceForward,
+    SplitBatch,
     SplitGradients,
     StorePermuted,
     StraightenProducts,
@@ -87,6 +89,8 @@ class Training:
     """``frozen`` or ``batch``: the statistics that training normalises with."""
     accumulate: int = 1
     """How many steps share one update."""
+    micro_batches: int = 1
+    """In how many parts of the batch a step runs, one after the other; gradients are summed over them."""
     clip_norm: float | None = None
     store_permuted: bool = True
     """Store trained weights in the layout in which they are read; a weight that is trained in part has to be."""
@@ -102,10 +106,12 @@ def training_graph(phases: Phases, training: Training) -> IRModule:
     """Phases 2 to 5: from a forward module to Relax functions that train and predict on the same parameters.
 
     In: a module whose ``main`` takes its inputs (attribute ``num_input``) and its parameters. Out: the functions
-    ``train_step``, ``predict`` and, where several steps share an update, ``accumulate_step``.
+    ``train_step``, ``predict`` and, where several steps share an update or a step runs in several micro-batches,
+    ``accumulate_step``: of one micro-batch.
     """
-    names = list(training.trained)
-    steps = [TRAIN] if training.accumulate == 1 else [TRAIN, ACCUMULATE]
+    names, parts = list(training.trained), training.micro_batches
+    shared = training.accumulate * parts > 1
+    steps = [TRAIN, ACCUMULATE] if shared else [TRAIN]
     # 2. Canonicalise: one operator for each thing, channels last, trained weights stored as they are read.
     shapes = {param.name: shape_of(param) for param in phases.mod[FORWARD].params}
     phases.run("canonical", [*canonicalise(), SelectEarly(names)])
@@ -114,19 +120,20 @@ def training_graph(phases: Phases, training: Training) -> IRModule:
     phases.mod = _copies(phases.mod, [*steps, PREDICT])
     statistics = {PREDICT: "frozen"} | dict.fromkeys(steps, training.batch_norm)
     phases.run("folded", [FoldBatchNorm(trained, statistics[name], name) for name in statistics])
-    phases.run("simple", [SimplifyMovement(name) for name in statistics])
+    split = [SplitBatch(parts, name) for name in statistics] if parts > 1 else []
+    phases.run("simple", [*(SimplifyMovement(name) for name in statistics), *split])
     # 3. Loss.
-    phases.run("loss", [AppendLoss(**training.loss, function=name) for name in steps])
+    phases.run("loss", [AppendLoss(**training.loss, parts=parts, function=name) for name in steps])
     # 4. Backward: mark first, then build.
     phases.run("backward", [Backward(trained, name, 1 / training.accumulate) for name in steps])
     small = [kind(name) for name in steps for kind in (SaveSmall, PackMasks)]
     phases.run("saved", [relax.transform.EliminateCommonSubexpr(), *small])
     # 5. Update, in place.
     updates: list[Pass] = [
-        AppendUpdate(training.optimizer, trained, training.clip_norm, training.accumulate > 1, TRAIN),
+        AppendUpdate(training.optimizer, trained, training.clip_norm, shared, TRAIN),
         SplitGradients(TRAIN),
     ]
-    updates += [AccumulateGradients(ACCUMULATE)] if ACCUMULATE in steps else []
+    updates += [AccumulateGradients(ACCUMULATE)] if shared else []
     return phases.run("update", updates)
 
 
@@ -158,13 +165,18 @@ def training_pipeline(
 
 
 def executors(
-    phases: Phases, frozen: Sequence[str], live: Sequence[str], traits: Traits, budget: int | None = None
+    phases: Phases,
+    frozen: Sequence[str],
+    training: Training,
+    traits: Traits,
+    budget: int | None = None,
+    most: float = math.inf,
 ) -> IRModule:
     """Phases 6 to 9: from Relax functions to kernels and executors that call them on fixed addresses.
 
-    ``frozen`` and ``live`` name the parameters that never change and those that are trained. ``budget`` is the largest
-    arena that will do, in bytes: what takes too much with Winograd's transforms, which are larger than what they
-    transform, is tried without them.
+    ``frozen`` names the parameters that never change. ``budget`` is the largest arena that will do, in bytes, and
+    ``most`` what of a step's time recomputation may take to meet it. Where that is without bounds, what takes too much
+    with Winograd's transforms, which are larger than what they transform, is tried without them.
 
     Raises
     ------
@@ -173,23 +185,24 @@ def executors(
     """
     before = phases.mod
     try:
-        return _executors(phases, frozen, live, traits, budget, winograd=True)
+        return _executors(phases, frozen, training, traits, budget, most, winograd=True)
     except BudgetError as error:
-        if not _is_transformed(phases.after["products"]):
+        if not math.isinf(most) or not _is_transformed(phases.after["products"]):
             raise
         phases.mod = before
         try:
-            return _executors(phases, frozen, live, traits, budget, winograd=False)
+            return _executors(phases, frozen, training, traits, budget, most, winograd=False)
         except BudgetError as other:
-            raise BudgetError(min(error.args[0], other.args[0])) from None
+            raise BudgetError(min(error.smallest, other.smallest)) from None
 
 
 def _executors(
     phases: Phases,
     frozen: Sequence[str],
-    live: Sequence[str],
+    training: Training,
     traits: Traits,
     budget: int | None,
+    most: float,
     *,
     winograd: bool,
 ) -> IRModule:
@@ -198,7 +211,7 @@ def _executors(
     # 6. Choose kernels; what depends on frozen parameters alone is computed once, by ``prepare``.
     views = relax.transform.RewriteDataflowReshape()
     straight = [StraightenProducts(frozen, name) for name in functions]
-    scaled = [ScaleResults(live, name) for name in functions]
+    scaled = [ScaleResults(list(training.trained), name) for name in functions]
     transformed = [Winograd(frozen, name) for name in functions] if winograd else []
     packed = [PackWeights(frozen, traits, name) for name in functions]
     sliced = SliceForward(steps, functions, frozen)
@@ -215,11 +228,15 @@ def _executors(
     costs = kernel_seconds(phases.mod, everything)
     phases.mod = worthwhile(phases.mod, steps, costs)
     if budget is not None:
-        phases.mod = within_budget(phases.mod, steps, everything, costs, budget)
+        phases.mod = within_budget(phases.mod, steps, everything, costs, budget, most)
     # 9. Plan.
     phases.run("planned", [PlanArena(name) for name in everything])
-    results = {name: 1 if name in (TRAIN, ACCUMULATE) else None for name in everything}
-    return phases.run("executors", [LowerToExecutor(name, results[name]) for name in everything])
+    parts = training.micro_batches - 1
+    lowered: list[Pass] = [LowerToExecutor(name, 1, [ACCUMULATE] * parts) for name in steps[: training.accumulate]]
+    phases.run("executors", [*lowered, LowerToExecutor(PREDICT, None, [PREDICT] * parts), LowerToExecutor(PREPARE)])
+    if training.accumulate == 1:  # what every micro-batch but the last runs is a part of the step
+        phases.mod = IRModule({var: func for var, func in phases.mod.functions.items() if var.name_hint != ACCUMULATE})
+    return phases.mod
 
 
 def _is_transformed(mod: IRModule) -> bool:

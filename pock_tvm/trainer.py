@@ -95,12 +95,13 @@ class Trainer:
             self._fill(name, array)
         if target is not None:
             self._fill("target", target)
+            self._fill("counted", np.asarray(self._loss.counted(target), "float32"))
         if "rates" in self._arrays:
             self._arrays["rates"][:] = self._optimizer.rates(lr, update)
         entry = "train_step" if last else "accumulate_step"
         self._run(entry)
         self.steps += 1
-        return float(self._results[entry][0])
+        return float(self._results[entry][0].sum())  # of micro-batches each has its share
 
     def predict(self, x: Data) -> np.ndarray | tuple[np.ndarray, ...]:
         """The network's outputs, for any number of samples: one array, or a tuple where the network has several

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .simplify_masks import SimplifyMasks
     from .simplify_movement import SimplifyMovement
     from .slice_forward import SliceForward
+    from .split_batch import SplitBatch
     from .split_gradients import SplitGradients
     from .store_permuted import StorePermuted
     from .straighten_products import StraightenProducts
@@ -65,6 +66,7 @@ _HOME = {
     "SimplifyMasks": "simplify_masks",
     "SimplifyMovement": "simplify_movement",
     "SliceForward": "slice_forward",
+    "SplitBatch": "split_batch",
     "SplitGradients": "split_gradients",
     "StorePermuted": "store_permuted",
     "StraightenProducts": "straighten_products",

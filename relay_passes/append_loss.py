@@ -11,6 +11,7 @@ from tvm.relax import op as R
 from .errors import PassError
 from .ir import Expr, dtype_of, is_float, results_of, rewrite, scalar, shape_of, update_function
 from .operators.training import cross_entropy
+from .split_batch import CUT
 
 LOSSES = ("cross_entropy", "causal_lm", "mse", "bce_with_logits", "output")
 
@@ -35,6 +36,10 @@ class AppendLoss:
     ============== ================================================ ===============================================
 
     All are means over what counts, as PyTorch's losses of those names; a label equal to ``ignore_index`` does not.
+
+    Of a network of one of ``parts`` parts of a batch (:class:`SplitBatch`) the loss is that part's share of the batch's
+    mean: parts add up to it. How many labels count in the whole batch then comes in through one more input,
+    ``counted``, float [], behind the target.
     """
 
     kind: str
@@ -42,6 +47,7 @@ class AppendLoss:
     """Which of the outputs the loss reads."""
     ignore_index: int = -100
     label_smoothing: float = 0.0
+    parts: int = 1
     function: str = "main"
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
@@ -55,15 +61,20 @@ class AppendLoss:
         target = self._target(results[self.output])
         inputs = int(func.attrs["num_input"])
         params = list(func.params)
-        params[inputs:inputs] = [target] if target is not None else []
+        added = [] if target is None else [target]
+        if self.parts > 1 and self.kind in ("cross_entropy", "causal_lm"):
+            added.append(relax.Var("counted", relax.TensorType((), str(results[self.output].dtype.dtype))))
+        params[inputs:inputs] = added
 
         def with_loss(builder: relax.BlockBuilder, body: Expr) -> Expr:
             fields = results_of(builder, body)
-            loss = self._loss(builder, fields[self.output], target)
+            loss = self._loss(builder, fields[self.output], *added)
             return relax.Tuple([loss, *fields[len(fields) - updates :]]) if updates else loss
 
         func = rewrite(func, params=params, result=with_loss)
-        return update_function(mod, self.function, func.with_attr("num_input", inputs + (target is not None)))
+        if self.parts > 1:
+            func = func.with_attr(CUT, [*func.attrs[CUT], "target"])
+        return update_function(mod, self.function, func.with_attr("num_input", inputs + len(added)))
 
     def _target(self, output: relax.TensorType) -> relax.Var | None:
         shape = tuple(int(extent) for extent in output.shape)
@@ -86,22 +97,23 @@ class AppendLoss:
         labels = shape[:2] if self.kind == "causal_lm" else shape[:1] + shape[2:]
         return relax.Var("target", relax.TensorType(labels, "int64"))
 
-    def _loss(self, builder: relax.BlockBuilder, output: Expr, target: relax.Var | None) -> Expr:
+    def _loss(
+        self,
+        builder: relax.BlockBuilder,
+        output: Expr,
+        target: relax.Var | None = None,
+        counted: relax.Var | None = None,
+    ) -> Expr:
         if not is_float(output):
             raise PassError(f"output {self.output} holds {dtype_of(output)} numbers; a loss needs floating-point ones")
         if target is None:
             return output
         emit = builder.emit
         if self.kind == "mse":
-            return emit(R.mean(emit(R.square(emit(output - target)))))
+            return self._mean(builder, emit(R.square(emit(output - target))))
         if self.kind == "bce_with_logits":  # x (1 - t) + log(1 + e^-x): right at 0, and never overflows
-            return emit(
-                R.mean(
-                    emit(
-                        emit(output * emit(scalar(1, output) - target)) + emit(R.nn.softplus(emit(R.negative(output))))
-                    )
-                )
-            )
+            against = emit(output * emit(scalar(1, output) - target))
+            return self._mean(builder, emit(against + emit(R.nn.softplus(emit(R.negative(output))))))
         if self.kind == "causal_lm":
             target = self._shifted(builder, target)
         shape = shape_of(output)
@@ -111,8 +123,15 @@ class AppendLoss:
             output, target = emit(R.reshape(output, (-1, shape_of(output)[-1]))), emit(R.reshape(target, (-1,)))
         options = {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing}
         rows = emit(cross_entropy(output, target, **options))
-        counted = emit(R.astype(emit(R.not_equal(target, relax.const(self.ignore_index, "int64"))), dtype_of(output)))
-        return emit(R.divide(emit(R.sum(rows)), emit(R.sum(counted))))
+        if counted is None:
+            is_counted = emit(R.not_equal(target, relax.const(self.ignore_index, "int64")))
+            counted = emit(R.sum(emit(R.astype(is_counted, dtype_of(output)))))
+        return emit(R.divide(emit(R.sum(rows)), counted))
+
+    def _mean(self, builder: relax.BlockBuilder, losses: Expr) -> Expr:
+        """Of the whole batch as many parts as there are."""
+        mean = builder.emit(R.mean(losses))
+        return mean if self.parts == 1 else builder.emit(mean * builder.emit(scalar(1 / self.parts, mean)))
 
     def _shifted(self, builder: relax.BlockBuilder, labels: relax.Var) -> relax.Var:
         """Each position's label is the next token; shifting the labels saves a copy of the logits."""

@@ -11,5 +11,9 @@ class PassError(PockError):
     """A pass was given IR or options that it cannot work on."""
 
 
+class BatchError(PassError):
+    """A network cannot run on parts of its batch."""
+
+
 class MissingGradient(PockError):
     """An operator on the path from a trained parameter to the loss has no gradient rule."""

@@ -15,9 +15,9 @@ import tvm
 import tvm_ffi
 from tvm import DataType, IRModule, relax
 
-from .errors import MissingGradient, PassError, PockError
+from .errors import BatchError, MissingGradient, PassError, PockError
 
-for error in (PockError, PassError, MissingGradient):
+for error in (PockError, PassError, BatchError, MissingGradient):
     tvm_ffi.register_error(error.__name__, error)  # a pass runs behind TVM's C++, which brings back what it knows
 
 Expr: TypeAlias = relax.Expr

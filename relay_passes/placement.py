@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Lifetime:
@@ -27,6 +29,8 @@ class Plan:
     """The size of the arena in bytes."""
 
 
+Beside = Sequence[Sequence[int]]
+"""For each temporary those that are in use at some step of its own, itself among them."""
 CHANGES = 30
 """How often the order of a plan is changed."""
 CLOSE = 1.01
@@ -63,11 +67,11 @@ def place(lifetimes: Sequence[Lifetime], moves: int = MOVES) -> Plan:
     large temporaries that are in use beside what reaches the top are moved to the front, one at a time, as long as that
     does no harm: so many ``moves`` are tried.
     """
-    bound, everything = lower_bound(lifetimes), range(len(lifetimes))
+    bound, everything, beside = lower_bound(lifetimes), range(len(lifetimes)), _beside(lifetimes)
     tried: list[tuple[Plan, list[int]]] = []
     for key in ORDERS:
         order = sorted(everything, key=lambda index: key(lifetimes[index]))  # noqa: B023
-        tried.append((_planned(lifetimes, order), order))
+        tried.append((_planned(lifetimes, beside, order), order))
         if tried[-1][0].size == bound:
             return tried[-1][0]
     best, order = min(tried, key=lambda found: found[0].size)
@@ -75,27 +79,26 @@ def place(lifetimes: Sequence[Lifetime], moves: int = MOVES) -> Plan:
     for _ in range(CHANGES):
         ends = _ends(plan)
         order = sorted(order, key=lambda index: ends[index] < plan.size)  # noqa: B023
-        plan = _planned(lifetimes, order)
+        plan = _planned(lifetimes, beside, order)
         if plan.size < best.size:
             best, best_order = plan, order
         if plan.size == bound:
             break
-    return _moved(best, best_order, moves, CLOSE * bound)
+    return _moved(best, beside, best_order, moves, CLOSE * bound)
 
 
-def _moved(plan: Plan, order: Sequence[int], moves: int, enough: float) -> Plan:
+def _moved(plan: Plan, beside: Beside, order: Sequence[int], moves: int, enough: float) -> Plan:
     """A plan improved by moves to the front, until its size is ``enough``."""
     choose, lifetimes = random.Random(0), plan.lifetimes
     for _ in range(moves):
         if plan.size <= enough:
             break
         ends = _ends(plan)
-        top = lifetimes[choose.choice([index for index, end in enumerate(ends) if end == plan.size])]
-        beside = [index for index, other in enumerate(lifetimes) if _are_together(other, top)]
-        moved = choose.choice(sorted(beside, key=lambda index: -lifetimes[index].size)[:LARGEST])
+        top = choose.choice([index for index, end in enumerate(ends) if end == plan.size])
+        moved = choose.choice(sorted(beside[top], key=lambda index: -lifetimes[index].size)[:LARGEST])
         changed = [index for index in order if index != moved]
         changed.insert(choose.randrange(FRONT), moved)
-        new = _planned(lifetimes, changed)
+        new = _planned(lifetimes, beside, changed)
         if new.size <= plan.size:
             plan, order = new, changed
     return plan
@@ -105,31 +108,25 @@ def _ends(plan: Plan) -> list[int]:
     return [offset + lifetime.size for offset, lifetime in zip(plan.offsets, plan.lifetimes, strict=True)]
 
 
-def _are_together(a: Lifetime, b: Lifetime) -> bool:
-    return a.first <= b.last and b.first <= a.last
+def _beside(lifetimes: Sequence[Lifetime]) -> Beside:
+    first, last = (np.array([getattr(each, end) for each in lifetimes], int) for end in ("first", "last"))
+    together = (first[:, None] <= last) & (first <= last[:, None])
+    return [np.flatnonzero(row).tolist() for row in together]
 
 
-def _planned(lifetimes: Sequence[Lifetime], order: Sequence[int]) -> Plan:
-    offsets = _placed(lifetimes, order)
-    size = max((offset + lifetimes[index].size for index, offset in offsets.items()), default=0)
-    return Plan(tuple(lifetimes), tuple(offsets[index] for index in range(len(lifetimes))), size)
-
-
-def _placed(lifetimes: Sequence[Lifetime], order: Sequence[int]) -> dict[int, int]:
-    """The offset of each temporary, placed in this order, each in the tightest gap between those in use with it."""
-    offsets: dict[int, int] = {}
+def _planned(lifetimes: Sequence[Lifetime], beside: Beside, order: Sequence[int]) -> Plan:
+    """A plan that places temporaries in this order, each in the tightest gap between those in use with it."""
+    sizes = [lifetime.size for lifetime in lifetimes]
+    offsets, ends = [-1] * len(sizes), [0] * len(sizes)
     for index in order:
-        new = lifetimes[index]
-        taken = sorted(
-            (offset, offset + lifetimes[other].size)
-            for other, offset in offsets.items()
-            if _are_together(lifetimes[other], new)
-        )
-        best, best_gap, end = None, None, 0
+        size = sizes[index]
+        taken = sorted([(offsets[other], ends[other]) for other in beside[index] if offsets[other] >= 0])
+        best, best_gap, end = -1, -1, 0
         for start, stop in taken:
             gap = start - end
-            if gap >= new.size and (best_gap is None or gap < best_gap):
+            if gap >= size and (best < 0 or gap < best_gap):
                 best, best_gap = end, gap
             end = max(end, stop)
-        offsets[index] = end if best is None else best
-    return offsets
+        offsets[index] = end if best < 0 else best
+        ends[index] = offsets[index] + size
+    return Plan(tuple(lifetimes), tuple(offsets), max(ends, default=0))

@@ -1,5 +1,5 @@
-"""Merges and cancels what only moves elements: transposes, reshapes, and the axes of extent 1 that broadcasting
-adds."""
+"""Merges and cancels what only moves elements: transposes, reshapes, look-ups in order, and what broadcasting adds or
+repeats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
-from .ir import Expr, eliminate_dead, op_name, rewrite, shape_of, update_function
+from .ir import Expr, constant_value, dtype_of, eliminate_dead, op_name, rewrite, shape_of, update_function
 from .operators.families import RESHAPES
 from .operators.registry import plain
 
@@ -29,8 +29,9 @@ class SimplifyMovement:
 
     In, out: a dataflow function. A reshape of a reshape becomes one; a transpose of a transpose becomes one or none; a
     chain that leaves the elements in order (NHWC to NCHW, flattened, transposed again: the entry of a vision
-    transformer) becomes a reshape; a vector reshaped to [1, …, 1, C] only to be broadcast is used as it is, and so is
-    what is broadcast to its own shape.
+    transformer) becomes a reshape, and so does a look-up of all elements in order (a mask, batch by batch and position
+    by position); a vector reshaped to [1, …, 1, C] only to be broadcast is used as it is, and so is what is broadcast
+    to its own shape; of a constant that is the same along an axis, which broadcasting would repeat, one is used.
     """
 
     function: str = "main"
@@ -40,7 +41,9 @@ class SimplifyMovement:
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
             if op_name(value) in BROADCASTING:
-                return _without_leading_ones(value, var, chains)
+                return _without_repeats(_without_leading_ones(value, var, chains))
+            if op_name(value) == "relax.index_tensor" and _reads_in_order(value):
+                value = R.reshape(value.args[0], shape_of(var))
             if op_name(value) == "relax.broadcast_to" and shape_of(value.args[0]) == shape_of(var):
                 return value.args[0]
             if op_name(value) not in RESHAPES and op_name(value) != "relax.permute_dims":
@@ -120,6 +123,39 @@ def _moves_only_ones(shape: Sequence[int], axes: Sequence[int]) -> bool:
     """Whether a permutation keeps the order of all axes longer than 1: then it is a reshape."""
     longer = [axis for axis in axes if shape[axis] > 1]
     return longer == sorted(longer)
+
+
+def _reads_in_order(look_up: relax.Call) -> bool:
+    """Whether constant indices read all elements, each once, in the order in which they lie."""
+    x, indices = look_up.args
+    fields = indices.fields if isinstance(indices, relax.Tuple) else []
+    arrays = [array for array in map(constant_value, fields) if array is not None]
+    if not arrays or len(arrays) < len(fields):
+        return False
+    extents = shape_of(x)[: len(arrays)]
+    wrapped = [np.where(array < 0, array + extent, array) for array, extent in zip(arrays, extents, strict=True)]
+    try:
+        rows = np.ravel_multi_index(np.broadcast_arrays(*wrapped), extents)
+    except ValueError:  # out of bounds: for others to refuse
+        return False
+    return np.array_equal(rows.reshape(-1), np.arange(math.prod(extents)))
+
+
+def _without_repeats(value: relax.Call) -> relax.Call:
+    """Use one of what a constant repeats along an axis where another operand has all of that axis."""
+    args = list(value.args)
+    for index, arg in enumerate(args):
+        array = constant_value(arg)
+        if array is None or not 1 < array.size <= LARGEST_CHAIN:
+            continue
+        others = [shape_of(other) for other in args[:index] + args[index + 1 :]]
+        for back in range(1, array.ndim + 1):  # axes are counted from the end, as broadcasting does
+            first = array.take([0], -back)
+            is_given = any(len(shape) >= back and shape[-back] == array.shape[-back] for shape in others)
+            if is_given and np.array_equal(array, np.broadcast_to(first, array.shape)):
+                array = first
+        args[index] = arg if array.shape == shape_of(arg) else relax.const(array, dtype_of(arg))
+    return relax.Call(value.op, args, value.attrs, value.ty_args)
 
 
 def _without_leading_ones(value: relax.Call, var: relax.Var, chains: dict[relax.Var, _Chain]) -> relax.Call:

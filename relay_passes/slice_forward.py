@@ -10,9 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tvm
 from tvm import IRModule, relax
-from tvm.relax import op as R
 
-from .demands import Selection, demands
 from .errors import PassError
 from .ir import (
     CALLS,
@@ -24,7 +22,6 @@ from .ir import (
     constant_vars,
     is_float,
     is_kept,
-    made_by,
     op_name,
     operands,
     shape_of,
@@ -33,8 +30,8 @@ from .ir import (
     used_vars,
 )
 from .operators.families import BATCHED, ELEMENTWISE, REDUCTIONS, RESHAPES
-from .operators.training import winograd_output
 from .operators.views import join, part
+from .samples import Samples, samples_of
 
 SAVED = 0.97
 """Of the memory in use at the peak, as far as it can be told before kernels are chosen: more left is not worth it."""
@@ -80,7 +77,7 @@ class SliceForward:
             usage = _Usage(mod[name], self.frozen)
             cut = usage.best_cut(0.0 if name in self.steps else enough)
             if cut is not None:
-                mod = update_function(mod, name, _sliced(mod[name], cut))
+                mod = update_function(mod, name, _sliced(mod[name], cut, usage.samples))
             enough = max(enough, usage.peak if cut is None else cut.peak)
         return mod
 
@@ -125,21 +122,10 @@ class _Usage:
     def __init__(self, func: relax.Function, frozen: Collection[str]) -> None:
         self.bindings = bindings_of(func)
         self.constant = constant_vars(func, frozen)
-        inputs = list(func.params[: int(func.attrs.get("num_input", 0)) if func.attrs else 0])
-        largest = max(inputs, key=bytes_of, default=None)
-        self.batch = shape_of(largest)[0] if largest is not None and shape_of(largest) else 1
-        self.inputs = {x for x in inputs if self.batch > 1 and shape_of(x)[:1] == (self.batch,)}
-        self.apart = dict.fromkeys(self.inputs, Selection(0, 0, 1))
-        """What treats the images of a batch apart, with the first image's share of it."""
-        self.late: set[relax.Var] = set()
+        self.samples = samples = samples_of(func)
+        self.batch, self.inputs, self.apart = samples.batch, samples.inputs, samples.apart
+        self.late = samples.late
         """What needs several images of something that is apart: it comes after all slices."""
-        for binding in self.bindings:
-            read = used_vars(binding.value)
-            share = None if any(var in self.late for var in read) else _share(binding, self.apart, self.batch)
-            if share is not None:
-                self.apart[binding.var] = share
-            elif any(var in self.apart or var in self.late for var in read):
-                self.late.add(binding.var)
         self._measure(set(used_vars(func.body.body)))
 
     def _measure(self, returned: Collection[relax.Var]) -> None:
@@ -282,30 +268,7 @@ def _is_made(binding: relax.VarBinding) -> bool:
     return name in ELEMENTWISE and is_float(binding.var) and not (is_copy or has_constant)
 
 
-def _share(binding: relax.VarBinding, apart: Mapping[relax.Var, Selection], batch: int) -> Selection | None:
-    """The first image's share of a result, where it needs no more of what is apart than the first image's."""
-    value = binding.value
-    if isinstance(value, relax.TupleGetItem):
-        return apart.get(value.tuple_value)
-    if not isinstance(value, relax.Call) or not any(var in apart for var in used_vars(value)):
-        return None
-    of = value.args[0] if op_name(value) == "relax.split" else binding.var
-    if op_name(value) in CALLS or not isinstance(of.ty, relax.TensorType):
-        return None
-    shares = [Selection(axis, 0, extent // batch) for axis, extent in enumerate(shape_of(of)) if extent % batch == 0]
-    return next((share for share in shares if _is_enough(value, share, apart, batch)), None)
-
-
-def _is_enough(value: relax.Call, share: Selection, apart: Mapping[relax.Var, Selection], batch: int) -> bool:
-    """Whether a call computes a share of its result from the first image's of all operands that are apart."""
-    if op_name(value) in RESHAPES:  # rows behind one another stay so
-        rows = shape_of(value.args[0])[:1]
-        return share.axis == 0 and rows != () and apart.get(value.args[0]) == Selection(0, 0, rows[0] // batch)
-    found = demands(value, share)
-    return found is not None and all(made_by(apart, arg) == found[index] for index, _, arg in operands(value))
-
-
-def _sliced(func: relax.Function, cut: Cut) -> relax.Function:
+def _sliced(func: relax.Function, cut: Cut, samples: Samples) -> relax.Function:
     """The function with what is inside a cut computed slice by slice."""
     bindings = bindings_of(func)
     before, behind = bindings[: cut.last + 1], bindings[cut.last + 1 :]
@@ -330,12 +293,22 @@ def _sliced(func: relax.Function, cut: Cut) -> relax.Function:
         else:
             emit(binding)
             needs.discard(binding.var)
+
+    def emit_part(binding: relax.VarBinding, own: Mapping[relax.Var, Expr]) -> Expr:
+        here = ChainMap({each: own[each] for each in samples.needs[binding.var]}, env)
+        call = samples.on_part(binding.var, substitute(binding.value, here), cut.slices)
+        return builder.emit(call, binding.var.name)
+
+    alike: dict[relax.Var, Expr] = {}  # the same in each slice
+    for binding in before:
+        if binding.var in samples.alike:
+            alike[binding.var] = emit_part(binding, alike)
     parts: dict[relax.Var, list[Expr]] = {var: [] for var in cut.joined}
     for index in range(cut.slices):
-        own = {x: builder.emit(part(x, index=index, count=cut.slices), x.name) for x in func.params if x in cut.inputs}
-        here = ChainMap(own, env)
+        inputs = [x for x in func.params if x in cut.inputs]
+        own = alike | {x: builder.emit(part(x, index=index, count=cut.slices), x.name) for x in inputs}
         for binding in sliced:
-            own[binding.var] = builder.emit(_of_slice(binding.value, here, cut.slices), binding.var.name)
+            own[binding.var] = emit_part(binding, own)
         for var, made in parts.items():
             made.append(own[var])
     for var, made in parts.items():
@@ -349,13 +322,3 @@ def _sliced(func: relax.Function, cut: Cut) -> relax.Function:
     builder.end_scope()
     kept = [env[binding.var] for binding in bindings if is_kept(binding.var) and binding.var in env]
     return assemble(func.params, emitted, body, func.attrs, [var for var in kept if isinstance(var, relax.Var)])
-
-
-def _of_slice(value: Expr, env: Mapping[relax.Var, Expr], count: int) -> Expr:
-    """An operator on a slice of the batch."""
-    new = substitute(value, env)
-    if op_name(value) in RESHAPES or op_name(value) == "pock.winograd_output":
-        rows, *rest = shape_of(value)
-        shape = (rows // count, *rest)
-        return R.reshape(new.args[0], shape) if op_name(value) in RESHAPES else winograd_output(*new.args, shape=shape)
-    return new

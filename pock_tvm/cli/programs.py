@@ -48,6 +48,9 @@ def compile_(
     ] = "host",
     batch_norm: Annotated[str, typer.Option(help="Statistics in training: frozen, or those of each batch")] = "frozen",
     accumulate: Annotated[int, typer.Option(help="Steps that share one update")] = 1,
+    micro_batches: Annotated[
+        int | None, typer.Option(help="Parts of the batch that a step runs one after the other; as a budget needs")
+    ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of all gradients together")] = None,
     memory_budget: Annotated[
         str | None, typer.Option(help="Most memory beside the weights, such as 64MB: recompute where it takes more")
@@ -74,6 +77,7 @@ def compile_(
             target=target,
             batch_norm=batch_norm,
             accumulate=accumulate,
+            micro_batches=micro_batches,
             clip_norm=clip_norm,
             memory_budget=memory_budget,
             dump=dump,

@@ -72,6 +72,17 @@ def test_updates_equal_pytorch(name: str, scheme: str, optimizer: str) -> None:
     assert_parity(exported, batches, scheme=SCHEMES[scheme](exported), optimizer=optimizer, lr=lr, **options)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_micro_batches_equal_pytorch(name: str) -> None:
+    """Of one sample each: class tokens, positions and masks are the same for all of them."""
+    exported, (_, batches, options) = exported_small(name), SMALL[name]
+    scheme = half_of_the_weights(exported)
+    batch = len(batches(np.random.default_rng(0))[0][0][0])
+    whole = pock.compile(exported, scheme=scheme, build=False, **options)
+    parts = assert_parity(exported, batches, scheme=scheme, micro_batches=batch, lr=1e-2, **options)
+    assert parts.memory()["arena"] < 0.9 * whole.memory()["arena"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "optimizer"), [("full", "sgd"), ("sparse", "adamw")])
 @pytest.mark.parametrize("name", REAL)

@@ -90,6 +90,14 @@ def test_losses_equal_pytorch(name: str) -> None:
     assert_parity(small(4), batches(target), scheme=SCHEME, loss=loss, lr=0.05)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("name", LOSSES)
+def test_micro_batches_equal_pytorch(name: str, count: int) -> None:
+    """Labels that do not count are not spread evenly."""
+    loss, target = LOSSES[name]
+    assert_parity(small(4), batches(target), scheme=SCHEME, loss=loss, lr=0.05, micro_batches=count)
+
+
 class Segments(torch.nn.Module):
     """A class for every pixel, and a second output."""
 

@@ -37,7 +37,7 @@ def used(program: pock.Program) -> int:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_budget_changes_memory_and_nothing_else(exported, accumulate) -> None:
-    options = {"optimizer": pock.SGD(momentum=0.9), "accumulate": accumulate}
+    options = {"optimizer": pock.SGD(momentum=0.9), "accumulate": accumulate, "micro_batches": 1}
     whole = pock.compile(exported, **options)
     budget = int(0.7 * used(whole))
     small = pock.compile(exported, memory_budget=budget, **options)
@@ -48,6 +48,34 @@ def test_a_budget_changes_memory_and_nothing_else(exported, accumulate) -> None:
     assert losses == small_losses
     for name, array in weights.items():
         np.testing.assert_array_equal(array, small_weights[name], name)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_budget_that_recomputation_cannot_meet_is_met_in_micro_batches(exported, accumulate) -> None:
+    options = {"optimizer": pock.SGD(momentum=0.9), "accumulate": accumulate}
+    whole = pock.compile(exported, **options)
+    budget = int(0.6 * used(whole))
+    small = pock.compile(exported, memory_budget=budget, **options)
+    assert used(small) <= budget and small.manifest["options"]["micro_batches"] == 2
+    (losses, weights), (small_losses, small_weights) = steps(whole), steps(small)
+    assert small_losses == pytest.approx(losses, rel=1e-5)
+    for name, array in weights.items():
+        np.testing.assert_allclose(array, small_weights[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    x = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype("float32")
+    np.testing.assert_allclose(pock.Trainer(small).predict(x), pock.Trainer(whole).predict(x), rtol=1e-4, atol=1e-6)
+
+
+def test_what_needs_the_whole_batch_meets_a_budget_without_micro_batches(exported) -> None:
+    options = {"batch_norm": "batch", "optimizer": pock.SGD(momentum=0.9)}
+    whole = pock.compile(exported, **options)
+    small = pock.compile(exported, memory_budget=int(0.7 * used(whole)), **options)
+    assert used(small) <= 0.7 * used(whole) and small.manifest["options"]["micro_batches"] == 1
+    with pytest.raises(pock.PockError, match="batch_norm='batch' needs the whole batch"):
+        pock.compile(exported, micro_batches=2, **options)
+    with pytest.raises(pock.PockError, match="micro_batches is a number of parts of a batch, at least 1, not 0"):
+        pock.compile(exported, micro_batches=0)
+    with pytest.raises(pock.PockError, match="a batch of 2 cannot be cut into 3 equal micro-batches"):
+        pock.compile(exported, micro_batches=3)
 
 
 def test_what_is_cheap_is_computed_again_unasked(monkeypatch) -> None:
@@ -98,7 +126,7 @@ def test_winograd_is_given_up_for_memory() -> None:
     exported = torch.export.export(model.eval(), (torch.zeros(2, 3, 32, 32),))
     scheme = pock.Scheme.head_only(exported)
     whole = pock.compile(exported, scheme=scheme)
-    small = pock.compile(exported, scheme=scheme, memory_budget=int(0.7 * used(whole)))
+    small = pock.compile(exported, scheme=scheme, memory_budget=int(0.7 * used(whole)), micro_batches=1)
     assert used(small) <= 0.7 * used(whole)
     (losses, weights), (expected, same) = steps(small, 32), steps(whole, 32)
     assert losses == pytest.approx(expected, rel=1e-4)

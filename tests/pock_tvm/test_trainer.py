@@ -122,6 +122,25 @@ def test_a_checkpoint_holds_replaced_frozen_weights(program, data, tmp_path) -> 
     np.testing.assert_array_equal(other.predict(data[0]), trainer.predict(data[0]))
 
 
+@pytest.mark.parametrize(
+    "options", [{"accumulate": 2}, {"clip_norm": 0.1}, {"accumulate": 3, "clip_norm": 0.1}], ids=str
+)
+def test_micro_batches_change_no_update(options, tmp_path) -> None:
+    """Nor does saving and going on between two steps."""
+    make = {"scheme": pock.Scheme({"*": "full"}), "optimizer": pock.Adam(), "batch": 8} | options
+    whole, parts = (pock.Trainer(pock.compile(small(), micro_batches=count, **make)) for count in (1, 4))
+    rng = np.random.default_rng(0)
+    for _ in range(7):
+        x, y = rng.standard_normal((8, 3, 8, 8)).astype("float32"), rng.integers(0, 5, 8)
+        assert parts.step(x, y, lr=0.01) == pytest.approx(whole.step(x, y, lr=0.01), rel=1e-4)
+        parts.save(tmp_path / "state")
+        parts = pock.Trainer(parts.program)
+        parts.restore(tmp_path / "state")
+    for name, array in whole.weights().items():
+        np.testing.assert_allclose(parts.weights()[name], array, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(parts.predict(x[:5]), whole.predict(x[:5]), atol=1e-3)
+
+
 def test_accumulated_steps_equal_one_large_batch() -> None:
     scheme, optimizer = pock.Scheme({"*": "full"}), pock.SGD(momentum=0.9, nesterov=True)
     whole = pock.Trainer(pock.compile(small(), batch=8, scheme=scheme, optimizer=optimizer))

@@ -41,7 +41,7 @@ def run(mod: tvm.IRModule, *arrays: np.ndarray, name: str = "main") -> Any:
         rng = np.random.default_rng(0)
         arrays = tuple(rng.standard_normal(shape_of(param)).astype("float32") for param in mod[name].params)
     machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
-    result = machine[name](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays))
+    result = machine[name](*(tvm.runtime.tensor(np.asarray(array, order="C")) for array in arrays))
     return result.numpy() if isinstance(result, tvm.runtime.Tensor) else [part.numpy() for part in result]
 
 
@@ -54,7 +54,8 @@ def trained_phases(trained: dict[str, Any], **options: Any) -> Phases:
     """All phases of compiling the small network, each module kept."""
     imported = model()
     phases = Phases(imported.module)
-    pipeline.training_graph(phases, Training(trained, **options))
+    training = Training(trained, **options)
+    pipeline.training_graph(phases, training)
     frozen = [name for name in imported.weights if name not in trained]
-    pipeline.executors(phases, frozen, list(trained), Traits(lanes=16, registers=32, cores=2))
+    pipeline.executors(phases, frozen, training, Traits(lanes=16, registers=32, cores=2))
     return phases

@@ -161,6 +161,36 @@ def test_chains_of_movement_are_shortened() -> None:
     np.testing.assert_array_equal(run(simple), run(mod))
 
 
+def test_a_look_up_of_everything_in_order_is_no_look_up() -> None:
+    """How an exporter writes a mask of [batch, tokens] as one of [batch, 1, 1, tokens]."""
+    batch, tokens = np.arange(-3, 0).reshape(3, 1, 1, 1), np.arange(4)
+    mixed = np.array([0, 2, 1]).reshape(3, 1, 1, 1)
+    for rows, expected in ((batch, ["relax.reshape"]), (mixed, ["relax.index_tensor"])):
+        indices = relax.Tuple([relax.const(rows, "int64"), relax.const(tokens, "int64")])
+        mod = function({"x": (3, 4)}, lambda emit, x, at=indices: emit(R.index_tensor(x, at)))
+        simple = SimplifyMovement()(mod)
+        assert operators(simple) == expected
+        x = np.arange(12, dtype="float32").reshape(3, 4)
+        if rows is batch:
+            np.testing.assert_array_equal(run(simple, x), x[rows, tokens])
+
+
+def test_constants_that_repeat_are_kept_once() -> None:
+    mask = np.broadcast_to(np.tri(4, dtype=bool), (2, 3, 4, 4))
+
+    def body(emit, x):
+        masked = emit(R.where(relax.const(mask, "bool"), x, relax.const(-1.0, "float32")))
+        grown = emit(R.add(emit(R.max(masked, [0], keepdims=True)), relax.const(np.ones((2, 3, 4, 4)), "float32")))
+        return emit(R.multiply(masked, grown))
+
+    mod = function({"x": (2, 3, 4, 4)}, body)
+    simple = SimplifyMovement()(mod)
+    constants = [arg for b in bindings_of(simple["main"]) for arg in b.value.args if not isinstance(arg, relax.Var)]
+    # What makes a result larger than its other operand is needed along that axis.
+    assert [shape_of(constant) for constant in constants if shape_of(constant)] == [(1, 1, 4, 4), (2, 1, 1, 1)]
+    np.testing.assert_array_equal(run(simple), run(mod))
+
+
 def test_masks_that_mask_nothing_are_dropped() -> None:
     some = relax.const(np.tri(4, dtype=bool), "bool")
     everything = relax.const(np.ones((1, 4), bool), "bool")
