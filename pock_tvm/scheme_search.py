@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from schedules.cpu import traits_of
 
 from .analysis import Progress, compile_task, open_model, planned_costs
@@ -143,47 +141,65 @@ def _hold(
 ) -> Found:
     """Solve, plan, and solve again with what the plan showed.
 
-    Sums of parts are near what a plan takes, not equal to it: the sum's limit falls below what did not hold, and rises
-    halfway between what held and what did not, until a budget is filled or nothing new is found.
+    Sums of parts are near what a plan takes, not equal to it. A sum's limit starts where the smallest and the largest
+    choice say that the budget would be filled; it falls below what did not hold, and rises halfway between what held
+    and what did not, until nothing is left between them.
     """
-    held = _plan(task, structure, choices, _smallest(choices), time_model, target, budgets["memory"])
-    planned = [held]
-    if held.cost.memory > budgets["memory"] or held.seconds > budgets["seconds"]:
-        raise _too_small(held, budgets)
-    # What a budget makes of a program (fewer transforms, values computed again) shows in the smallest one already.
-    start = {"memory": held.choice.memory / held.cost.memory, "seconds": 1.0}
-    limits = {name: budget * max(1.0, start[name]) for name, budget in budgets.items()}
-    failed = dict.fromkeys(budgets, np.inf)
-    most = best(choices).gain  # type: ignore[union-attr] # without budgets there is always a choice
-    for _ in range(4 * PLANS):
-        choice = best(choices, **limits)
-        if choice is None or len(planned) == PLANS:
-            break
-        before = next((each for each in planned if each.choice == choice), None)
-        if before is None:
+    planned: list[Found] = []
+
+    def plan(choice: Choice) -> Found:
+        found = next((each for each in planned if each.choice == choice), None)
+        if found is None:
             progress("planning schemes", len(planned), PLANS)
-            planned.append(_plan(task, structure, choices, choice, time_model, target, budgets["memory"]))
-        now = before or planned[-1]
-        uses = {"memory": now.cost.memory / budgets["memory"], "seconds": now.seconds / budgets["seconds"]}
-        uses = {name: max(use, 1e-9) for name, use in uses.items()}
-        sums = {"memory": choice.memory, "seconds": choice.seconds}
-        if max(uses.values()) <= 1:
-            held = now if choice.gain > held.choice.gain else held
-            if held.choice.gain >= most:
-                break
-            wanted = {name: limit * min(1.5, max(1.1, 0.99 / uses[name])) for name, limit in limits.items()}
-        else:
-            failed |= {name: min(failed[name], sums[name]) for name, use in uses.items() if use > 1}
-            wanted = {name: limit * (0.98 / uses[name] if uses[name] > 1 else 1.0) for name, limit in limits.items()}
-        # No sum that failed is tried again; above what held the middle is.
-        floor = {"memory": held.choice.memory, "seconds": held.choice.seconds}
-        if any(CLOSE * failed[name] < floor[name] <= failed[name] for name in budgets):
+            found = _plan(task, structure, choices, choice, time_model, target, budgets["memory"])
+            planned.append(found)
+        return found
+
+    def over(found: Found) -> list[str]:
+        return [name for name, budget in budgets.items() if _taken(found, name) > budget]
+
+    held = plan(_smallest(choices))
+    if over(held):
+        raise _too_small(held, budgets)
+    now = plan(best(choices))  # type: ignore[arg-type] # without budgets there is always a choice
+    floors = {name: _summed(held, name) for name in budgets}  # no choice of less is better than what is held
+    failed = dict.fromkeys(budgets, math.inf)
+    limits: dict[str, float] = {}
+    while len(planned) < PLANS:
+        exceeded = over(now)
+        failed |= {name: min(failed[name], _summed(now, name)) for name in exceeded}
+        if not exceeded:
+            held, floors = now if now.choice.gain > held.choice.gain else held, floors | limits
+        bounded = [name for name, sum_ in failed.items() if not math.isinf(sum_)]
+        if not bounded or any(CLOSE * failed[name] < floors[name] for name in bounded):
             break
         limits = {
-            name: limit if floor[name] <= limit < failed[name] else (floor[name] + failed[name]) / 2
-            for name, limit in wanted.items()
+            name: _between(held, now, name, budgets[name]) if name in exceeded else (floors[name] + failed[name]) / 2
+            for name in bounded
         }
+        choice = best(choices, **limits)
+        if choice is None:
+            break
+        now = plan(choice)
     return replace(held, plans=len(planned))
+
+
+def _taken(found: Found, resource: str) -> float:
+    """What the planned program of a scheme takes of a resource."""
+    return float(found.cost.memory if resource == "memory" else found.seconds)
+
+
+def _summed(found: Found, resource: str) -> float:
+    """What a scheme takes of a resource by the sum of its parts."""
+    return float(getattr(found.choice, resource))
+
+
+def _between(held: Found, failed: Found, resource: str, budget: float) -> float:
+    """The sum at which a budget would be filled, on the line from a scheme that held it to one that did not, and not
+    right at either."""
+    low, high = (_summed(each, resource) for each in (held, failed))
+    least, most = (_taken(each, resource) for each in (held, failed))
+    return low + min(max((budget - least) / (most - least), 0.1), 0.9) * (high - low)
 
 
 def _plan(

@@ -47,7 +47,7 @@ def used(scheme: pock.Scheme, task: pock.Task, **options: object) -> int:
     exported = torch.export.load(task.model)
     program = pock.compile(exported, scheme=scheme, batch=8, optimizer=pock.SGD(momentum=0.9), **options)
     memory = program.memory()
-    return memory["arena"] + memory["optimizer_state"]
+    return memory["arena"] + memory["optimizer_state"] + memory["gradient_sums"]
 
 
 def test_a_plan_costs_what_the_program_does(found) -> None:
@@ -132,7 +132,7 @@ def test_what_does_not_hold_gives_way_to_what_does(monkeypatch, found) -> None:
 
 
 def test_another_machine_is_planned_for(found) -> None:
-    budget = int(0.5 * used(pock.Scheme.full(), found.task))
+    budget = int(0.3 * used(pock.Scheme.full(), found.task))
     chosen = pock.search(found, memory=budget, target="raspberry-pi/4b-aarch64")
     assert "scaled by vector width and cores" in chosen.time_model.origin
     assert chosen.cost.memory <= budget
