@@ -98,6 +98,37 @@ def test_micro_batches_equal_pytorch(name: str, count: int) -> None:
     assert_parity(small(4), batches(target), scheme=SCHEME, loss=loss, lr=0.05, micro_batches=count)
 
 
+class Maps(torch.nn.Module):
+    """Logits and a map, of images with a table that all of them share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.narrow = torch.nn.Conv2d(3, 17, 3, stride=2, padding=1), torch.nn.Conv2d(17, 7, 1)
+        self.head = torch.nn.Linear(7, 5)
+
+    def forward(self, x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.narrow(torch.relu(self.conv(x + table)))
+        return self.head(y.mean((2, 3))), y
+
+
+@pytest.mark.parametrize(("batch", "count"), [(6, 2), (7, 7)])
+def test_micro_batches_of_odd_sizes_equal_pytorch(batch: int, count: int) -> None:
+    """No part begins at an address that vectors are aligned to."""
+    torch.manual_seed(0)
+    exported = torch.export.export(Maps().eval(), (torch.randn(batch, 3, 7, 5), torch.randn(3, 7, 5)))
+
+    def make(rng: np.random.Generator):
+        shapes = (batch, 3, 7, 5), (3, 7, 5)
+        return [([rng.standard_normal(shape, "float32") for shape in shapes], rng.integers(0, 5, batch))] * 3
+
+    program = assert_parity(exported, make, scheme=pock.Scheme.full(), lr=0.05, micro_batches=count)
+    x, table = make(np.random.default_rng(1))[0][0]
+    found = pock.Trainer(program).predict([np.concatenate([x, x[:2]]), table])
+    for ours, theirs in zip(found, exported.module()(torch.from_numpy(x), torch.from_numpy(table)), strict=True):
+        np.testing.assert_allclose(ours[:batch], theirs.detach(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(ours[batch:], theirs.detach()[:2], rtol=1e-4, atol=1e-6)
+
+
 class Segments(torch.nn.Module):
     """A class for every pixel, and a second output."""
 
