@@ -92,15 +92,22 @@ def _size(weight: np.ndarray, piece: tuple[int, Any] | None) -> int:
 
 
 def kernel_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a kernel of a step, slowest first."""
+    """One row a kernel of a step, with all its calls, slowest first."""
     table = Table(title="kernels of a step", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("ms", "% of step", "GFLOP/s", "GB/s"):
+    for name in ("calls", "ms", "% of step", "GFLOP/s", "GB/s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("kernel", overflow="fold")
+    calls: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        flops = f"{record['gflops']:.0f}" if record["gflops"] else ""
-        share = f"{100 * record['share']:.1f}"
-        table.add_row(f"{record['ms']:.3f}", share, flops, f"{record['gbytes']:.1f}", record["kernel"])
+        calls.setdefault(record["kernel"], []).append(record)
+
+    def add_row(own: Sequence[Mapping[str, Any]], name: str) -> None:
+        ms, share, flops, size = (sum(record[what] for record in own) for what in ("ms", "share", "flops", "bytes"))
+        rates = [f"{flops / ms / 1e6:.0f}" if flops else "", f"{size / ms / 1e6:.1f}"]
+        table.add_row(str(len(own)), f"{ms:.3f}", f"{100 * share:.1f}", *rates, name)
+
+    for kernel, own in sorted(calls.items(), key=lambda item: -sum(record["ms"] for record in item[1])):
+        add_row(own, kernel)
     table.add_section()
-    table.add_row(f"{sum(record['ms'] for record in records):.3f}", "100", "", "", f"{len(records)} kernels")
+    add_row(records, f"{len(calls)} kernels")
     return table

@@ -85,8 +85,9 @@ def compile_(
     if preprocessing is not None:
         program.manifest["preprocessing"] = preprocessing.to_json()
     program.save(output)
-    memory = program.memory()
-    console.print(f"{output}: {len(program.trained)} parameters trained, arena {mb_text(memory['arena'])}")
+    memory, parts = program.memory(), program.manifest["options"]["micro_batches"]
+    text = f"{output}: {len(program.trained)} parameters trained, arena {mb_text(memory['arena'])}"
+    console.print(text if parts == 1 else f"{text}, in {parts} micro-batches")
 
 
 @app.command()
