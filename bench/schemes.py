@@ -4,10 +4,10 @@
 
 For each task: contributions are measured on three quarters of the training data against the last quarter (or scores,
 for the transformers), a scheme is searched for a quarter of the memory that training everything takes, and then that
-scheme, everything, the last layers and the biases that fit into the same memory are trained on all training data, each
-at the learning rate that is best on that last quarter, and tested on data that nothing has seen. Evolution and random
-choice search the same objective with the same number of evaluations. Needs ../shared/data; work that is done is kept in
-``--work``.
+scheme, everything, the last layers and the biases that fit into the same memory (all three may run in micro-batches)
+are trained on all training data, each at the learning rate that is best on that last quarter, and tested on data that
+nothing has seen. Evolution and random choice search the same objective with the same number of evaluations. Needs
+../shared/data; work that is done is kept in ``--work``.
 """
 
 from __future__ import annotations
@@ -124,12 +124,13 @@ def _split(source: Path, fit: Path, held: Path) -> None:
                 (part / label.name / file.name).symlink_to(file)
 
 
-def planned(task: pock.Task, scheme: pock.Scheme, budget: int | None) -> float:
-    """The bytes that a scheme takes, compiled for a budget; infinite where it cannot hold it."""
+def planned(task: pock.Task, scheme: pock.Scheme, budget: int | None) -> tuple[float, int]:
+    """The bytes that a scheme takes, compiled for a budget, and its micro-batches; infinite where it cannot hold it."""
     try:
-        return cost_of(compile_task(task, scheme, memory_budget=budget, build=False)).memory
+        program = compile_task(task, scheme, memory_budget=budget, build=False)
     except MemoryBudgetError:
-        return math.inf
+        return math.inf, 0
+    return cost_of(program).memory, program.manifest["options"]["micro_batches"]
 
 
 def largest(make: Callable[[int], pock.Scheme], most: int, task: pock.Task, budget: int) -> pock.Scheme | None:
@@ -137,7 +138,7 @@ def largest(make: Callable[[int], pock.Scheme], most: int, task: pock.Task, budg
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        fits = planned(task, make(middle), budget) <= budget
+        fits = planned(task, make(middle), budget)[0] <= budget
         low, high = (middle, high) if fits else (low, middle - 1)
     return make(low) if low else None
 
@@ -196,7 +197,7 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
         pock.analyze(task, folder / "contributions.json", progress=_progress(console, bench.name))
     found = score(task, folder / "contributions.json")
     analysed = _spent(folder / "analysed.json", time.perf_counter() - start)
-    full = planned(final, pock.Scheme.full(), None)
+    full, _ = planned(final, pock.Scheme.full(), None)
     budget = int(full / SHARE)
     start = time.perf_counter()
     chosen = pock.search(found, memory=budget)
@@ -220,11 +221,12 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
         tries = [searcher(chosen.choices, EVALUATIONS, seed, memory=summed) for seed in range(3)]
         objective[name] = statistics.mean(-np.inf if each is None else each.gain for each in tries)
     for name, scheme in schemes.items():
-        results[name]["memory"] = planned(final, scheme, budgets[name])
+        results[name]["memory"], results[name]["micro_batches"] = planned(final, scheme, budgets[name])
     return {
         "task": bench.name, "settings": asdict(bench), "analysed_s": analysed, "runs": len(found.runs),
         "searched_s": searched,
-        "rank_agreement": rank_agreement(found), "full_memory": full, "plans": chosen.plans, "results": results,
+        "rank_agreement": rank_agreement(found), "full_memory": full,
+        "full_within_budget": planned(final, pock.Scheme.full(), budget), "plans": chosen.plans, "results": results,
         "objective": objective, "time_error": chosen.time_model.error,
     }  # fmt: skip
 
@@ -247,7 +249,7 @@ def _progress(console: Console, name: str) -> Callable[[str, int, int], None]:
 def table(records: Sequence[dict[str, Any]]) -> Table:
     """One row a task and scheme."""
     found = Table()
-    for name in ("task", "trained", "lr", "test score, seeds", "mean", "MiB", "of full"):
+    for name in ("task", "trained", "lr", "test score, seeds", "mean", "MiB", "of full", "micro-batches"):
         found.add_column(name)
     for record in records:
         for at, (name, result) in enumerate(record["results"].items()):
@@ -256,6 +258,7 @@ def table(records: Sequence[dict[str, Any]]) -> Table:
             found.add_row(
                 "" if at else record["task"], name, f"{result['lr']:g}", " / ".join(f"{each:.2f}" for each in scores),
                 f"{statistics.mean(scores):.2f}", f"{memory / MIB:.2f}", f"1/{record['full_memory'] / memory:.1f}",
+                str(result["micro_batches"]),
             )  # fmt: skip
         found.add_section()
     return found
