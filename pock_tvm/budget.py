@@ -54,14 +54,15 @@ def fewest_parts(attempt: Callable[[int, float], T], counts: Sequence[int], budg
     if len(counts) == 1:
         return attempt(counts[0], math.inf)
     failed: list[BudgetError] = []
-    large = 1.0  # how many parts would leave so much of what did not fit that it might
+    large = 1.0  # in as many parts what did not fit might: state stays as it is, the arena shrinks no faster
     for count in counts:
         try:
             if count >= large:
                 return attempt(count, LITTLE)
         except BudgetError as error:
             failed.append(error)
-            large = count * error.smallest / max(budget, 1)
+            left = budget - error.state
+            large = count * (error.smallest - error.state) / left if left > 0 else math.inf
         except BatchError:
             if count == counts[0]:
                 raise

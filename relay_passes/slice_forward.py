@@ -299,9 +299,13 @@ def _sliced(func: relax.Function, cut: Cut, samples: Samples) -> relax.Function:
         call = samples.on_part(binding.var, substitute(binding.value, here), cut.slices)
         return builder.emit(call, binding.var.name)
 
+    needed = {each for binding in sliced for each in samples.needs[binding.var]}
+    for binding in reversed(before):
+        if binding.var in samples.alike and binding.var in needed:
+            needed.update(samples.needs[binding.var])
     alike: dict[relax.Var, Expr] = {}  # the same in each slice
     for binding in before:
-        if binding.var in samples.alike:
+        if binding.var in samples.alike and binding.var in needed:
             alike[binding.var] = emit_part(binding, alike)
     parts: dict[relax.Var, list[Expr]] = {var: [] for var in cut.joined}
     for index in range(cut.slices):
