@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from tvm import IRModule, relax
 
-from relay_passes.errors import BatchError
 from relay_passes.ir import update_function
 from relay_passes.placement import place
 from relay_passes.plan_arena import Memory
 from relay_passes.recompute import Recomputed, recomputed
 
+from .errors import BatchError
 from .profile import kernel_costs, seconds
 
 PLANS = 6
@@ -23,8 +23,6 @@ WORTH = 20
 """How many percent of the arena a percent of a step's time has to save where nobody asked for a budget."""
 SHARES = [1 - 0.05 * step for step in range(1, 13)]
 """Parts of the arena that are tried, one after the other."""
-
-
 LITTLE = 1 / 8
 """What of a step's time recomputation may take before more micro-batches are tried instead."""
 
@@ -128,13 +126,15 @@ def within_budget(
         No recomputation brings the arena down to the budget.
     """
 
+    sizes = {name: _planned(mod[name]) for name in everything}
+    # A plan holds all that is in use: within it nothing is computed again.
+    takes = {name: recomputed(mod[name], sizes[name], costs).seconds for name in steps}
+
     def again(name: str, target: int) -> Recomputed:
-        func = mod[name]
-        seconds = most if math.isinf(most) else most * recomputed(func, _planned(func), costs).seconds
-        return recomputed(func, target, costs, seconds)
+        return recomputed(mod[name], target, costs, most if math.isinf(most) else most * takes[name])
 
     def fitted(name: str, budget: int) -> tuple[relax.Function, int]:
-        target, best = budget, (mod[name], _planned(mod[name]))
+        target, best = budget, (mod[name], sizes[name])
         for attempt in range(PLANS):
             if best[1] <= budget:
                 break
@@ -149,10 +149,10 @@ def within_budget(
         return best
 
     def smallest(name: str) -> int:
-        return min(_planned(mod[name]), _planned(again(name, 0).function))
+        return min(sizes[name], _planned(again(name, 0).function))
 
     found = {name: fitted(name, budget) for name in steps}
-    fixed = max(_planned(mod[name]) for name in everything if name not in steps)
+    fixed = max(size for name, size in sizes.items() if name not in steps)
     if max(fixed, *(size for _, size in found.values())) > budget:
         raise BudgetError(max(fixed, *(smallest(name) for name in steps)))
     for name, (func, _) in found.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from relay_passes.errors import MissingGradient, PassError, PockError
+from relay_passes.errors import BatchError, MissingGradient, PassError, PockError
 
 __all__ = [
+    "BatchError",
     "CheckpointError",
     "ContributionError",
     "DataError",

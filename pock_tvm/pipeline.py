@@ -232,6 +232,7 @@ def _executors(
     # 9. Plan.
     phases.run("planned", [PlanArena(name) for name in everything])
     parts = training.micro_batches - 1
+    # The step first: it is made of what accumulates, too, which is then lowered itself or no longer needed.
     lowered: list[Pass] = [LowerToExecutor(name, 1, [ACCUMULATE] * parts) for name in steps[: training.accumulate]]
     phases.run("executors", [*lowered, LowerToExecutor(PREDICT, None, [PREDICT] * parts), LowerToExecutor(PREPARE)])
     if training.accumulate == 1:  # what every micro-batch but the last runs is a part of the step

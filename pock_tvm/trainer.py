@@ -95,7 +95,8 @@ class Trainer:
             self._fill(name, array)
         if target is not None:
             self._fill("target", target)
-            self._fill("counted", np.asarray(self._loss.counted(target), "float32"))
+        if target is not None and "counted" in self._arrays:
+            self._arrays["counted"][...] = self._loss.counted(target)
         if "rates" in self._arrays:
             self._arrays["rates"][:] = self._optimizer.rates(lr, update)
         entry = "train_step" if last else "accumulate_step"

@@ -277,6 +277,15 @@ def results_of(builder: relax.BlockBuilder, body: Expr) -> list[Expr]:
     return [builder.emit(relax.TupleGetItem(body, index)) for index in range(len(body.ty.fields))]
 
 
+def returned(func: relax.Function) -> list[Expr]:
+    """What a function returns, one by one, as it is bound: nothing is taken out of a variable that holds a tuple."""
+    values = {binding.var: binding.value for binding in bindings_of(func)}
+    body = func.body.body
+    while isinstance(body, relax.Var) and isinstance(values.get(body), relax.Var | relax.Tuple):
+        body = values[body]
+    return list(body.fields) if isinstance(body, relax.Tuple) else [body]
+
+
 def constant_vars(func: relax.Function, frozen: Collection[str]) -> set[relax.Var]:
     """The ``frozen`` parameters of a function, and every value that is made of them and of constants alone."""
     constant = {param for param in func.params if param.name in frozen}

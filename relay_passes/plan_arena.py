@@ -8,7 +8,7 @@ import tvm
 from tvm import IRModule, relax
 
 from .errors import PassError
-from .ir import CALLS, Expr, bindings_of, bytes_of, op_name, type_bytes, update_function, used_vars
+from .ir import CALLS, Expr, bindings_of, bytes_of, op_name, returned, type_bytes, update_function, used_vars
 from .operators.views import VIEWS
 from .placement import Lifetime, lower_bound, place
 
@@ -67,7 +67,7 @@ class Memory:
         for binding in self.bindings:
             if op_name(binding.value) == "pock.join":
                 self._join(binding)
-        self.results = self._results(func.body.body)
+        self.results = returned(func)
         kept = {output for result in self.results for output in self.named_by(result)}
         self.span: dict[Output, list[int]] = {}
         for step, binding in enumerate(self.bindings):
@@ -154,11 +154,6 @@ class Memory:
             else:
                 expr = value.args[0] if op_name(value) in VIEWS else value
         return expr
-
-    def _results(self, body: Expr) -> list[Expr]:
-        while isinstance(body, relax.Var) and isinstance(self.values.get(body), relax.Var | relax.Tuple):
-            body = self.values[body]
-        return list(body.fields) if isinstance(body, relax.Tuple) else [body]
 
 
 def output_type(var: relax.Var, index: int) -> relax.TensorType:

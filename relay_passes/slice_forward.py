@@ -94,8 +94,6 @@ class Cut(NamedTuple):
     """What the rest reads of it: each written by a kernel."""
     again: Collection[relax.Var]
     """What is computed behind the slices, too, because the rest reads it and it is a view of what is joined."""
-    inputs: Collection[relax.Var]
-    """The inputs that are cut."""
     peak: float
     """About how many bytes are in use at the peak then."""
 
@@ -182,7 +180,7 @@ class _Usage:
         found = [cut for cut in found if cut.slices == slices]
         lowest = max(enough, NEAR * min(cut.own for cut in found))
         chosen = next(cut for cut in found if cut.own <= lowest)
-        return Cut(slices, chosen.last, *self._inside(chosen.last), self.inputs, chosen.peak)
+        return Cut(slices, chosen.last, *self._inside(chosen.last), chosen.peak)
 
     def _cuts(self) -> list[_Tried]:
         """Every cut that costs little."""
@@ -308,8 +306,8 @@ def _sliced(func: relax.Function, cut: Cut, samples: Samples) -> relax.Function:
         if binding.var in samples.alike and binding.var in needed:
             alike[binding.var] = emit_part(binding, alike)
     parts: dict[relax.Var, list[Expr]] = {var: [] for var in cut.joined}
+    inputs = [x for x in func.params if x in samples.inputs]
     for index in range(cut.slices):
-        inputs = [x for x in func.params if x in cut.inputs]
         own = alike | {x: builder.emit(part(x, index=index, count=cut.slices), x.name) for x in inputs}
         for binding in sliced:
             own[binding.var] = emit_part(binding, own)

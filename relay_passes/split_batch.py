@@ -10,11 +10,11 @@ from tvm import IRModule, relax
 from .errors import BatchError
 from .ir import (
     Expr,
-    bindings_of,
     dtype_of,
     eliminate_dead,
     made_by,
     op_name,
+    returned,
     rewrite,
     shape_of,
     substitute,
@@ -53,7 +53,7 @@ class SplitBatch:
             raise BatchError(
                 f"the network cannot run in micro-batches: '{op_name(mixed)}' needs several samples at once"
             )
-        if any(not _has_rows(result, samples) for result in _results(func)):
+        if any(not _has_rows(result, samples) for result in returned(func)):
             raise BatchError("the network cannot run in micro-batches: a result has no row for each sample")
         env: dict[relax.Var, Expr] = {}
         params = list(func.params)
@@ -79,13 +79,6 @@ class SplitBatch:
         new = eliminate_dead(rewrite(func, visit, params=params, env=env))
         cut = [param.name for param in func.params if param in samples.inputs]
         return update_function(mod, self.function, new.with_attr(CUT, cut))
-
-
-def _results(func: relax.Function) -> list[Expr]:
-    """What a function returns, one by one."""
-    body = func.body.body
-    bound = next((binding.value for binding in bindings_of(func) if binding.var == body), body)
-    return list(bound.fields) if isinstance(bound, relax.Tuple) else [body]
 
 
 def _has_rows(result: Expr, samples: Samples) -> bool:

@@ -53,7 +53,10 @@ def compile_(
     ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of all gradients together")] = None,
     memory_budget: Annotated[
-        str | None, typer.Option(help="Most memory beside the weights, such as 64MB: recompute where it takes more")
+        str | None,
+        typer.Option(
+            help="Most memory beside the weights, such as 64MB: recompute, or run in micro-batches, where it takes more"
+        ),
     ] = None,
     dump: Annotated[Path | None, typer.Option(help="A folder for the module after each phase")] = None,
 ) -> None:
