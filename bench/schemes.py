@@ -5,9 +5,9 @@
 For each task: contributions are measured on three quarters of the training data against the last quarter (or scores,
 for the transformers), a scheme is searched for a quarter of the memory that training everything takes, and then that
 scheme, everything, the last layers and the biases that fit into the same memory (all three may run in micro-batches)
-are trained on all training data, each at the learning rate that is best on that last quarter, and tested on data that
-nothing has seen. Evolution and random choice search the same objective with the same number of evaluations. Needs
-../shared/data; work that is done is kept in ``--work``.
+are trained on all training data and tested on data that nothing has seen. Learning rates, and whether the last layers
+are all that fit, half or a quarter of them, are what is best on that last quarter. Evolution and random choice search
+the same objective with the same number of evaluations. Needs ../shared/data; work that is done is kept in ``--work``.
 """
 
 from __future__ import annotations
@@ -133,51 +133,62 @@ def planned(task: pock.Task, scheme: pock.Scheme, budget: int | None) -> tuple[f
     return cost_of(program).memory, program.manifest["options"]["micro_batches"]
 
 
-def largest(make: Callable[[int], pock.Scheme], most: int, task: pock.Task, budget: int) -> pock.Scheme | None:
-    """The scheme of the largest number up to ``most`` whose plan holds the budget; memory grows with the number."""
-    low, high = 0, most
+def largest(make: Callable[[int], pock.Scheme], most: int, task: pock.Task, budget: int) -> int:
+    """The largest number up to ``most`` whose scheme holds the budget as planned, 0 if there is none; memory grows with
+    the number."""
+    if planned(task, make(most), budget)[0] <= budget:
+        return most
+    low, high = 0, most - 1
     while low < high:
         middle = (low + high + 1) // 2
         fits = planned(task, make(middle), budget)[0] <= budget
         low, high = (middle, high) if fits else (low, middle - 1)
-    return make(low) if low else None
+    return low
 
 
 def trained(
     fit: pock.Task,
     final: pock.Task,
-    schemes: dict[str, pock.Scheme],
+    sides: dict[str, list[pock.Scheme]],
     budgets: dict[str, int | None],
     rates: Sequence[float],
     seeds: int,
     kept: Path,
 ) -> dict[str, dict[str, Any]]:
-    """Test accuracy of each scheme, compiled for its budget, at the learning rate that was best on held-out data."""
+    """Test accuracy of each side, compiled for its budget: of its schemes and the learning rates those that were best
+    on held-out data."""
     done: dict[str, float | None] = json.loads(kept.read_text()) if kept.exists() else {}
 
-    def run(task: pock.Task, wanted: list[tuple[str, float, int]]) -> None:
-        missing = [each for each in wanted if _key(task, schemes[each[0]], *each[1:]) not in done]
+    def run(task: pock.Task, wanted: list[tuple[str, pock.Scheme, float, int]]) -> None:
+        missing = [each for each in wanted if _key(task, *each[1:]) not in done]
         folder = kept.parent / "programs"
         jobs = [
-            (_at(task, lr), schemes[name].rules, task.recipe.epochs, seed, folder, budgets[name])
-            for name, lr, seed in missing
+            (_at(task, lr), scheme.rules, task.recipe.epochs, seed, folder, budgets[name])
+            for name, scheme, lr, seed in missing
         ]
         with Workers() as pool:
             for number, result in pool.run(measure, jobs):
-                name, lr, seed = missing[number]
-                done[_key(task, schemes[name], lr, seed)] = result.score
+                done[_key(task, *missing[number][1:])] = result.score
                 kept.write_text(json.dumps(done, indent=1))
 
-    run(fit, [(name, lr, 0) for name, lr in itertools.product(schemes, rates)])
-    found = {}
-    for name, scheme in schemes.items():
-        scores = {lr: done[_key(fit, scheme, lr, 0)] for lr in rates}
-        found[name] = {"lr": max(rates, key=lambda lr: -np.inf if scores[lr] is None else scores[lr])}
-    run(final, [(name, found[name]["lr"], seed) for name, seed in itertools.product(schemes, range(seeds))])
-    for name, scheme in schemes.items():
-        found[name]["scores"] = [done[_key(final, scheme, found[name]["lr"], seed)] for seed in range(seeds)]
+    tried = {name: list(itertools.product(schemes, rates)) for name, schemes in sides.items()}
+    run(fit, [(name, scheme, lr, 0) for name, pairs in tried.items() for scheme, lr in pairs])
+
+    def held_out(pair: tuple[pock.Scheme, float]) -> float:
+        score = done[_key(fit, *pair, 0)]
+        return -math.inf if score is None else score
+
+    taken = {name: max(pairs, key=held_out) for name, pairs in tried.items()}
+    run(final, [(name, *pair, seed) for name, pair in taken.items() for seed in range(seeds)])
     shutil.rmtree(kept.parent / "programs", ignore_errors=True)
-    return found
+    return {
+        name: {
+            "rules": scheme.rules,
+            "lr": lr,
+            "scores": [done[_key(final, scheme, lr, seed)] for seed in range(seeds)],
+        }
+        for name, (scheme, lr) in taken.items()
+    }
 
 
 def _at(task: pock.Task, lr: float) -> pock.Task:
@@ -204,24 +215,30 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     searched = time.perf_counter() - start
     chosen.scheme.save(folder / "scheme.json")
     model, structure = open_model(final)
-    most = len(structure.vectors("bias"))
-    schemes = {
-        "everything": pock.Scheme.full(),
-        "found": chosen.scheme,
-        "last layers": largest(lambda k: pock.Scheme.last_layers(model, k), len(structure.layers), final, budget),
-        "biases": largest(lambda k: pock.Scheme.bias_only(model, last=k), most, final, budget),
+    layers = largest(lambda k: pock.Scheme.last_layers(model, k), len(structure.layers), final, budget)
+    biases = largest(lambda k: pock.Scheme.bias_only(model, last=k), len(structure.vectors("bias")), final, budget)
+    sides = {
+        "everything": [pock.Scheme.full()],
+        "found": [chosen.scheme],
+        # As many as fit are not always the best: in micro-batches that may be all.
+        "last layers": [
+            pock.Scheme.last_layers(model, k) for k in dict.fromkeys((layers, layers // 2, layers // 4)) if k
+        ],
+        "biases": [pock.Scheme.bias_only(model, last=biases)] if biases else [],
     }
-    schemes = {name: scheme for name, scheme in schemes.items() if scheme is not None}
-    budgets = {name: None if name == "everything" else budget for name in schemes}
+    sides = {name: schemes for name, schemes in sides.items() if schemes}
+    budgets = {name: None if name == "everything" else budget for name in sides}
     fit = replace(task, recipe=final.recipe)
-    results = trained(fit, final, schemes, budgets, bench.rates, seeds, folder / "runs.json")
+    results = trained(fit, final, sides, budgets, bench.rates, seeds, folder / "runs.json")
     summed = chosen.choice.memory  # what the scheme takes by the sum of its parts, which is what all three go by
     objective = {"exact": best(chosen.choices, memory=summed).gain}
     for name, searcher in (("evolution", evolution), ("random", random_search)):
         tries = [searcher(chosen.choices, EVALUATIONS, seed, memory=summed) for seed in range(3)]
         objective[name] = statistics.mean(-np.inf if each is None else each.gain for each in tries)
-    for name, scheme in schemes.items():
-        results[name]["memory"], results[name]["micro_batches"] = planned(final, scheme, budgets[name])
+    for name, result in results.items():
+        scheme = pock.Scheme(result["rules"])
+        result["memory"], result["micro_batches"] = planned(final, scheme, budgets[name])
+        result["weights"] = sum(layer.weight in scheme.resolve(model) for layer in structure.layers)
     return {
         "task": bench.name, "settings": asdict(bench), "analysed_s": analysed, "runs": len(found.runs),
         "searched_s": searched,
@@ -249,14 +266,15 @@ def _progress(console: Console, name: str) -> Callable[[str, int, int], None]:
 def table(records: Sequence[dict[str, Any]]) -> Table:
     """One row a task and scheme."""
     found = Table()
-    for name in ("task", "trained", "lr", "test score, seeds", "mean", "MiB", "of full", "micro-batches"):
+    for name in ("task", "trained", "weights", "lr", "test score, seeds", "mean", "MiB", "of full", "micro-batches"):
         found.add_column(name)
     for record in records:
         for at, (name, result) in enumerate(record["results"].items()):
             scores = [float("nan") if each is None else each for each in result["scores"]]
             memory = result["memory"]
             found.add_row(
-                "" if at else record["task"], name, f"{result['lr']:g}", " / ".join(f"{each:.2f}" for each in scores),
+                "" if at else record["task"], name, str(result["weights"]), f"{result['lr']:g}",
+                " / ".join(f"{each:.2f}" for each in scores),
                 f"{statistics.mean(scores):.2f}", f"{memory / MIB:.2f}", f"1/{record['full_memory'] / memory:.1f}",
                 str(result["micro_batches"]),
             )  # fmt: skip

@@ -198,8 +198,13 @@ def _fitted(
     if micro_batches is not None or budget is None:
         counts = [micro_batches or 1]
     else:
-        counts = [1] if batch_norm == "batch" else divisors(batch_of(imported.module["main"]))
+        counts = [1] if batch_norm == "batch" else batch_parts(imported)
     return fewest_parts(attempt, counts, math.inf if budget is None else budget)
+
+
+def batch_parts(model: Model) -> list[int]:
+    """The numbers of micro-batches that a model's batch can be cut into, fewest first."""
+    return divisors(batch_of(model.module["main"]))
 
 
 def _state_bytes(func: relax.Function, weights: Mapping[str, np.ndarray]) -> int:

@@ -24,7 +24,7 @@ from .frontend import Model
 from .scheme import Scheme
 from .structure import Structure
 
-FORMAT = "pock-contributions/1"
+FORMAT = "pock-contributions/2"
 
 
 @dataclass(frozen=True, order=True)
@@ -227,7 +227,7 @@ class Contributions:
             content = json.loads(Path(path).read_text())
             if content["format"] != FORMAT:
                 raise ContributionError(
-                    f"'{path}' has the format {content['format']!r}, and this version reads {FORMAT!r}"
+                    f"'{path}' has the format {content['format']!r}, and this version reads {FORMAT!r}: analyze again"
                 )
             task = content["task"]
             return cls(

@@ -3,6 +3,7 @@ measured kernels."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ class Cost:
     kept: float = 0.0
     """Those that are kept through the step: optimizer state, gradient sums, activations for the backward graph."""
     work: Work = field(default_factory=dict)
+    state: float = 0.0
+    """Those of optimizer state and gradient sums, which stay however few samples are in work at a time."""
+    gradients: float = 0.0
+    """The bytes of all gradients together, which micro-batches sum."""
 
     @property
     def flops(self) -> float:
@@ -45,7 +50,18 @@ class Cost:
         nothing = (0.0, 0.0, 0.0)
         pairs = {kind: (self.work.get(kind, nothing), other.work.get(kind, nothing)) for kind in kinds}
         work = {kind: [a - b for a, b in zip(*pair, strict=True)] for kind, pair in pairs.items()}
-        return Cost(self.memory - other.memory, self.kept - other.kept, work)
+        memory, kept = self.memory - other.memory, self.kept - other.kept
+        return Cost(memory, kept, work, self.state - other.state, self.gradients - other.gradients)
+
+    def in_parts(self, count: int) -> Cost:
+        """About what a step in ``count`` micro-batches takes, where this is what it takes in one piece: activations of
+        a part at a time, sums of gradients beside the optimizer's state, and each kernel called on each part."""
+        if count == 1:
+            return self
+        state = self.state + self.gradients
+        memory, kept = (state + (size - self.state) / count for size in (self.memory, self.kept))
+        work = {kind: (calls * count, flops, size) for kind, (calls, flops, size) in self.work.items()}
+        return Cost(memory, kept, work, state, self.gradients)
 
 
 def cost_of(program: Program) -> Cost:
@@ -54,7 +70,20 @@ def cost_of(program: Program) -> Cost:
     calls = program.manifest["entries"]["train_step"]["calls"]
     state = memory["optimizer_state"] + memory["gradient_sums"]
     saved = sum(layer["saved_bytes"] for layer in program.manifest["layers"])
-    return Cost(memory["arena"] + state, saved + state, _work([kernels[kernel] for kernel, _ in calls]))
+    work = _work([kernels[kernel] for kernel, _ in calls])
+    return Cost(memory["arena"] + state, saved + state, work, state, _gradient_bytes(program))
+
+
+def _gradient_bytes(program: Program) -> int:
+    """The bytes of the gradients of all that is trained."""
+    total = 0
+    for name, trained in program.trained.items():
+        entry = program.manifest["weights"][name]
+        shape = list(entry["shape"])
+        if trained != "full":
+            shape[trained["axis"]] = len(trained["indices"])
+        total += math.prod(shape) * np.dtype(entry["dtype"]).itemsize
+    return total
 
 
 def _work(kernels: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

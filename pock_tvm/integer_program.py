@@ -51,6 +51,8 @@ class Choices:
     """By the number of last biases that are trained with the head; 0 is the head alone. What they take is what it takes
     for the gradient to come so far, and never falls with the number."""
     weights: Mapping[str, Weight]
+    micro_batches: int = 1
+    """In how many parts of its batch a step runs that takes so much."""
 
 
 @dataclass(frozen=True)

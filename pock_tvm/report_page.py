@@ -71,9 +71,9 @@ def write_report(
         import jinja2
     except ImportError as error:
         raise PockError("reports are made by Jinja and Matplotlib: pip install 'pock-tvm[plot]'") from error
-    structure, choices, time_model = prepared(found, target, profiles)
-    chosen = choice_of(scheme, choices, structure) if scheme is not None else None
     budgets = budgets_of(memory, seconds)
+    structure, choices, time_model = prepared(found, budgets, target, profiles)
+    chosen = choice_of(scheme, choices, structure) if scheme is not None else None
     fronts = {
         resource: front(choices, resource, **{other: budgets[other]})
         for resource, other in (("memory", "seconds"), ("seconds", "memory"))

@@ -10,9 +10,10 @@ from typing import Any
 from schedules.cpu import traits_of
 
 from .analysis import Progress, compile_task, open_model, planned_costs
+from .compiler import batch_parts
 from .contribution import Candidate, Contributions, Task, depth_of, scheme_of
 from .costs import Cost, Profiles, TimeModel, cost_of
-from .errors import ContributionError, MemoryBudgetError, PockError
+from .errors import BatchError, ContributionError, MemoryBudgetError, PockError
 from .gains import expected_gains
 from .integer_program import Choice, Choices, Option, Weight, best
 from .profile import example, profile
@@ -78,8 +79,9 @@ def search(
     PockError
         A budget is smaller than the smallest that will do, which is named.
     """
-    structure, choices, time_model = prepared(found, target, profiles, progress)
-    return _hold(found.task, structure, choices, time_model, budgets_of(memory, seconds), target, progress)
+    budgets = budgets_of(memory, seconds)
+    structure, choices, time_model = prepared(found, budgets, target, profiles, progress)
+    return _hold(found.task, structure, choices, time_model, budgets, target, progress)
 
 
 def budgets_of(memory: float | None, seconds: float | None) -> dict[str, float]:
@@ -89,12 +91,13 @@ def budgets_of(memory: float | None, seconds: float | None) -> dict[str, float]:
 
 def prepared(
     found: Contributions,
+    budgets: Mapping[str, float],
     target: Any = None,
     profiles: Profiles = (),
     progress: Progress = lambda _what, _done, _all: None,
 ) -> tuple[Structure, Choices, TimeModel]:
-    """What there is to choose from, with what it is expected to bring and takes; arguments and errors are those of
-    :func:`search`."""
+    """What there is to choose from, with what it is expected to bring and takes in as many micro-batches as the budgets
+    (:func:`budgets_of`) are best used with; arguments and errors are those of :func:`search`."""
     model, structure = open_model(found.task)
     found.check_model(model)
     gains = expected_gains(found)
@@ -106,13 +109,41 @@ def prepared(
         time_model = TimeModel.fit(profiles, profiles, "profiles that were given, and fits their steps")
     else:
         time_model = scaled(calibrate(found.task, structure, gains), target)
-    return structure, choices_of(gains, costs, structure, time_model), time_model
+
+    def choices(parts: int) -> Choices:
+        return choices_of(gains, costs, structure, time_model, parts)
+
+    whole = choices(1)
+    if _gain(whole, memory=budgets["memory"]) < _gain(whole) and _can_be_cut(found.task, structure):
+        return structure, max(map(choices, batch_parts(model)), key=lambda each: _gain(each, **budgets)), time_model
+    return structure, whole, time_model
+
+
+def _can_be_cut(task: Task, structure: Structure) -> bool:
+    """Whether a step can run in micro-batches."""
+    model, _ = open_model(task)
+    try:
+        compile_task(task, scheme_of(structure, 0, {}), micro_batches=batch_parts(model)[-1], build=False)
+    except BatchError:
+        return False
+    return True
+
+
+def _gain(choices: Choices, **budgets: float) -> float:
+    """What the best choice within budgets brings."""
+    chosen = best(choices, **budgets)
+    return -math.inf if chosen is None else chosen.gain
 
 
 def choices_of(
-    gains: Mapping[Candidate, float], costs: Mapping[Candidate, Cost], structure: Structure, time_model: TimeModel
+    gains: Mapping[Candidate, float],
+    costs: Mapping[Candidate, Cost],
+    structure: Structure,
+    time_model: TimeModel,
+    micro_batches: int = 1,
 ) -> Choices:
-    """Expected gains and costs as the integer program takes them."""
+    """Expected gains and costs of steps in so many micro-batches, as the integer program takes them."""
+    costs = {each: cost.in_parts(micro_batches) for each, cost in costs.items()}
     numbers = sorted(each for each in gains if not each.weight)
     biases, memory, seconds = {}, 0.0, 0.0
     for each in numbers:  # a gradient that comes farther takes no less, whatever a plan was lucky with
@@ -127,7 +158,7 @@ def choices_of(
             # A weight that fits beside another peak may be the peak of a smaller scheme: what it keeps counts.
             size = max(more.memory, more.kept)
             options.setdefault(each.weight, {})[each.ratio] = Option(gains[each], size, time_model.seconds(more))
-    return Choices(biases, {name: Weight(depths[name], given) for name, given in options.items()})
+    return Choices(biases, {name: Weight(depths[name], given) for name, given in options.items()}, micro_batches)
 
 
 def _hold(

@@ -11,16 +11,24 @@ import pytest
 import torch
 
 import pock_tvm as pock
-from pock_tvm.analysis import planned_costs
+from pock_tvm.analysis import compile_task, planned_costs
 from pock_tvm.contribution import Candidate, Contributions, Run, candidates, fingerprint, scheme_of
 from pock_tvm.costs import Cost, TimeModel, cost_of
 from pock_tvm.frontend import load_model
+from pock_tvm.gains import expected_gains
 from pock_tvm.integer_program import Choices, Option, Weight, best
 from pock_tvm.profile import example, profile
 from pock_tvm.report_page import choice_of, write_report
-from pock_tvm.scheme_search import Found
+from pock_tvm.scheme_search import Found, budgets_of, choices_of, prepared
 from pock_tvm.structure import structure_of
 from tests.pock_tvm.networks import small
+
+RECORDS = [
+    {"kind": "pock.conv2d", "flops": 1e6, "bytes": 0.0, "ms": 1.0},
+    {"kind": "", "flops": 0.0, "bytes": 0.0, "ms": 1.0},
+]
+"""Of a device of 1 GFLOP/s and a millisecond a call."""
+RATES = TimeModel.fit([RECORDS], [RECORDS], "made up")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +73,56 @@ def test_the_compiled_scheme_holds_its_budget(found, share) -> None:
     assert smaller is None or chosen.choice.gain >= smaller.gain - 1e-9
 
 
+def test_a_small_budget_is_filled_in_micro_batches(found) -> None:
+    budget = 0.3 * used(pock.Scheme.full(), found.task)
+    _, choices, _ = prepared(found, budgets_of(budget, None), profiles=[RECORDS])
+    assert choices.micro_batches > 1
+    whole = choices_of(expected_gains(found), found.costs, structure_of(load_model(found.task.model, batch=8)), RATES)
+    assert best(choices, memory=budget).gain > best(whole, memory=budget).gain
+    chosen = pock.search(found, memory=budget, profiles=[RECORDS])
+    assert used(chosen.scheme, found.task, memory_budget=int(budget)) == chosen.cost.memory <= budget
+    assert chosen.choice.gain > best(whole, memory=budget).gain
+
+
+class Together(torch.nn.Module):
+    """A network that takes its samples' mean away: none can be computed alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = (torch.nn.Linear(8, out) for out in (8, 8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        return self.head(torch.relu(self.second(x - x.mean(0, keepdim=True))))
+
+
+def test_what_needs_the_whole_batch_is_searched_in_one_piece(tmp_path) -> None:
+    torch.manual_seed(0)
+    torch.export.save(torch.export.export(Together().eval(), (torch.randn(64, 8),)), tmp_path / "net.pt2")
+    task = pock.Task(str(tmp_path / "net.pt2"), "train", "val", pock.Recipe(1), ratios=(1.0,))
+    model = load_model(task.model)
+    everything = candidates(structure_of(model), task.ratios)
+    runs = [Run(each, 1, 0, 50.0 + 5 * each.biases + 3 * bool(each.weight)) for each in everything]
+    together = Contributions(task, fingerprint(model), "", runs, planned_costs(task, everything))
+    most = max(cost.memory for cost in together.costs.values())
+    _, choices, _ = prepared(together, budgets_of(0.9 * most, None), profiles=[RECORDS])
+    assert choices.micro_batches == 1
+    assert pock.search(together, memory=0.9 * most, profiles=[RECORDS]).cost.memory <= 0.9 * most
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("weights", [(), ("blocks.0.conv1.weight", "blocks.1.conv2.weight")])
+def test_a_step_in_micro_batches_takes_about_what_a_cost_says(found, parts, weights) -> None:
+    structure = structure_of(load_model(found.task.model, batch=8))
+    scheme = scheme_of(structure, 7, dict.fromkeys(weights, 0.5))
+    whole, cut = (cost_of(compile_task(found.task, scheme, build=False, micro_batches=n)) for n in (1, parts))
+    said = whole.in_parts(parts)
+    assert (said.state, said.gradients) == (cut.state, cut.gradients)
+    assert said.kept == pytest.approx(cut.kept, abs=0.1 * whole.memory)
+    assert said.memory == pytest.approx(cut.memory, abs=0.1 * whole.memory)
+    assert whole.in_parts(1) == whole
+
+
 def test_without_budgets_everything_that_helps_is_trained(found) -> None:
     chosen = pock.search(found)
     assert chosen.choice.biases == 7
@@ -81,27 +139,18 @@ def test_the_smallest_budget_is_named_and_would_do(found) -> None:
 
 
 def test_a_latency_is_held_by_the_time_model(found) -> None:
-    records = [
-        {"kind": "pock.conv2d", "flops": 1e6, "bytes": 0.0, "ms": 1.0},
-        {"kind": "", "flops": 0.0, "bytes": 0.0, "ms": 1.0},
-    ]
-    profiles = [records]  # a device of 1 GFLOP/s and a millisecond a call
-    whole = pock.search(found, profiles=profiles)
-    chosen = pock.search(found, profiles=profiles, seconds=0.7 * whole.seconds)
+    whole = pock.search(found, profiles=[RECORDS])
+    chosen = pock.search(found, profiles=[RECORDS], seconds=0.7 * whole.seconds)
     assert chosen.seconds <= 0.7 * whole.seconds
     assert chosen.choice.gain < whole.choice.gain
     with pytest.raises(pock.PockError, match="a latency of 0.001 ms is too short"):
-        pock.search(found, profiles=profiles, seconds=1e-6)
+        pock.search(found, profiles=[RECORDS], seconds=1e-6)
 
 
 def test_both_budgets_are_held(found) -> None:
-    records = [
-        {"kind": "pock.conv2d", "flops": 1e6, "bytes": 0.0, "ms": 1.0},
-        {"kind": "", "flops": 0.0, "bytes": 0.0, "ms": 1.0},
-    ]
-    whole = pock.search(found, profiles=[records])
+    whole = pock.search(found, profiles=[RECORDS])
     budgets = {"memory": 0.8 * whole.cost.memory, "seconds": 0.8 * whole.seconds}
-    chosen = pock.search(found, profiles=[records], **budgets)
+    chosen = pock.search(found, profiles=[RECORDS], **budgets)
     assert chosen.cost.memory <= budgets["memory"]
     assert chosen.seconds <= budgets["seconds"]
     assert chosen.choice.gain > 0
