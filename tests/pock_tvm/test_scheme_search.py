@@ -119,7 +119,7 @@ def test_a_step_in_micro_batches_takes_about_what_a_cost_says(found, parts, weig
     said = whole.in_parts(parts)
     assert (said.state, said.gradients) == (cut.state, cut.gradients)
     assert said.kept == pytest.approx(cut.kept, abs=0.1 * whole.memory)
-    assert said.memory == pytest.approx(cut.memory, abs=0.1 * whole.memory)
+    assert said.memory == pytest.approx(cut.memory, abs=0.15 * whole.memory)
     assert whole.in_parts(1) == whole
 
 
