@@ -44,7 +44,8 @@ def _gain(found: Contributions, candidate: Candidate, base: Candidate) -> str:
 
 def choice_table(choices: Choices, chosen: Choice) -> Table:
     """The pieces that a search chose, with what each is expected to bring and takes."""
-    table = Table(title="chosen", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    parts = f", costs in {chosen.micro_batches} micro-batches" if chosen.micro_batches > 1 else ""
+    table = Table(title=f"chosen{parts}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("piece", no_wrap=True)
     for name in ("expected gain", "MiB", "ms a step"):
         table.add_column(name, justify="right")

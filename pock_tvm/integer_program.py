@@ -64,6 +64,8 @@ class Choice:
     gain: float
     memory: float
     seconds: float
+    micro_batches: int = 1
+    """In how many parts of its batch a step runs that takes so much."""
 
 
 def best(choices: Choices, *, memory: float = np.inf, seconds: float = np.inf) -> Choice | None:
@@ -129,23 +131,29 @@ def total(choices: Choices, biases: int, weights: Mapping[str, float]) -> Choice
     memory = reach.memory + sum(share.memory for share in shares)
     seconds = reach.seconds + sum(share.seconds for share in shares)
     gain = choices.biases[biases].gain + sum(share.gain for share in shares)
-    return Choice(biases, dict(weights), gain, memory, seconds)
+    return Choice(biases, dict(weights), gain, memory, seconds, choices.micro_batches)
 
 
-def front(choices: Choices, resource: str, **budgets: float) -> list[Choice]:
+def best_of(sets: Sequence[Choices], **budgets: float) -> Choice | None:
+    """The best choice within budgets from any of several sets; of those that bring as much that from the first set."""
+    found = [choice for choices in sets if (choice := best(choices, **budgets)) is not None]
+    return max(found, key=lambda choice: choice.gain, default=None)
+
+
+def front(sets: Sequence[Choices], resource: str, **budgets: float) -> list[Choice]:
     """Best choices for less and less of a resource (``memory`` or ``seconds``), each exact, the smallest first.
 
     ``budgets`` bound the other resource. From the choice of largest gain down to the smallest there is, the budget
     falls by equal factors.
     """
     found: list[Choice] = []
-    most = best(choices, **budgets)
-    least = min(getattr(option, resource) for option in choices.biases.values())
+    most = best_of(sets, **budgets)
+    least = min(getattr(option, resource) for choices in sets for option in choices.biases.values())
     if most is None:
         return found
     falling = np.geomspace if least > 0 else np.linspace
     for budget in falling(max(getattr(most, resource), least), least, POINTS):
-        choice = best(choices, **(budgets | {resource: budget * (1 + 1e-9)}))
+        choice = best_of(sets, **(budgets | {resource: budget * (1 + 1e-9)}))
         if choice is not None and (not found or choice.gain < found[-1].gain):
             found.append(choice)
     return found[::-1]

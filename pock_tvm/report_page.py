@@ -19,7 +19,7 @@ from .integer_program import Choice, Choices, front, total
 from .plots import MIB
 from .scheme import Scheme
 from .scheme_plots import draw_contributions, draw_fronts, draw_scheme
-from .scheme_search import budgets_of, prepared
+from .scheme_search import budgets_of, prepared, suited
 from .structure import Structure
 
 if TYPE_CHECKING:
@@ -72,10 +72,11 @@ def write_report(
     except ImportError as error:
         raise PockError("reports are made by Jinja and Matplotlib: pip install 'pock-tvm[plot]'") from error
     budgets = budgets_of(memory, seconds)
-    structure, choices, time_model = prepared(found, budgets, target, profiles)
+    structure, sets, time_model = prepared(found, target, profiles)
+    choices = suited(sets, budgets)
     chosen = choice_of(scheme, choices, structure) if scheme is not None else None
     fronts = {
-        resource: front(choices, resource, **{other: budgets[other]})
+        resource: front(sets, resource, **{other: budgets[other]})
         for resource, other in (("memory", "seconds"), ("seconds", "memory"))
     }
     figures: dict[str, tuple[str, str, Figure]] = {
@@ -87,8 +88,9 @@ def write_report(
         ),
         "fronts": (
             "What it takes",
-            "Each point is the best choice for its memory or its time, solved exactly. Gains and costs are sums over "
-            "pieces; what a scheme takes as a whole is planned, and may lie a little beside its sum.",
+            "Each point is the best choice for its memory or its time, solved exactly, in as many micro-batches as are "
+            "best for it. Gains and costs are sums over pieces; what a scheme takes as a whole is planned, and may lie "
+            "a little beside its sum.",
             draw_fronts(fronts, chosen, {"memory": memory, "seconds": seconds}),
         ),
     }
@@ -162,8 +164,11 @@ def _tables(found: Contributions, choices: Choices, chosen: Choice | None, point
     tables: list[Table] = []
     if chosen is not None:
         tables.append(("The chosen pieces", ["piece", "expected gain", "MiB", "ms a step"], reasons(choices, chosen)))
-    header = ["last biases", "weights", "expected gain", "MiB", "ms a step"]
-    rows = [[str(p.biases), str(len(p.weights)), *amounts(p.gain, p.memory, p.seconds)] for p in points]
+    header = ["last biases", "weights", "micro-batches", "expected gain", "MiB", "ms a step"]
+    rows = [
+        [str(p.biases), str(len(p.weights)), str(p.micro_batches), *amounts(p.gain, p.memory, p.seconds)]
+        for p in points
+    ]
     tables.append(("The front of gain against memory", header, rows))
     rows = []
     for candidate in found.measured():

@@ -15,9 +15,10 @@ from .contribution import Candidate, Contributions, Task, depth_of, scheme_of
 from .costs import Cost, Profiles, TimeModel, cost_of
 from .errors import BatchError, ContributionError, MemoryBudgetError, PockError
 from .gains import expected_gains
-from .integer_program import Choice, Choices, Option, Weight, best
+from .integer_program import Choice, Choices, Option, Weight, best, best_of, total
 from .profile import example, profile
 from .scheme import Scheme
+from .scheme_trials import trial_scores
 from .structure import Structure
 from .targets import resolve_target
 from .trainer import Trainer
@@ -43,6 +44,8 @@ class Found:
     time_model: TimeModel
     plans: int
     """How many schemes were planned."""
+    score: float | None = None
+    """What it came to on the validation data, if several schemes were tried."""
 
 
 def search(
@@ -50,11 +53,14 @@ def search(
     *,
     memory: float | None = None,
     seconds: float | None = None,
+    trials: int = 1,
     target: Any = None,
     profiles: Profiles = (),
     progress: Progress = lambda _what, _done, _all: None,
 ) -> Found:
     """The scheme of the largest expected gain whose planned program holds the budgets.
+
+    Gains of pieces are measured alone, and do not add up: with ``trials`` smaller schemes are looked at, too.
 
     Parameters
     ----------
@@ -66,6 +72,10 @@ def search(
         with this ``memory_budget``.
     seconds : float, optional
         Longest step, by the time model.
+    trials : int, optional
+        With more than one so many schemes at most are fine-tuned as the contributions' task says, that of the largest
+        expected gain and those for half of its memory, a quarter, and so on (:func:`alternatives`). Of those the one
+        with the best mean score on the validation data is taken.
     target : optional
         As of :func:`pock_tvm.compile`. For another than this machine all candidates are planned anew.
     profiles : sequence of profiles, optional
@@ -79,9 +89,38 @@ def search(
     PockError
         A budget is smaller than the smallest that will do, which is named.
     """
+    schemes = alternatives(
+        found, trials, memory=memory, seconds=seconds, target=target, profiles=profiles, progress=progress
+    )
+    if len(schemes) == 1:
+        return schemes[0]
+    scores = trial_scores(found.task, [each.scheme for each in schemes], progress)
+    score, chosen = max(zip(scores, schemes, strict=True), key=lambda pair: pair[0])
+    return replace(chosen, score=score)
+
+
+def alternatives(
+    found: Contributions,
+    count: int,
+    *,
+    memory: float | None = None,
+    seconds: float | None = None,
+    target: Any = None,
+    profiles: Profiles = (),
+    progress: Progress = lambda _what, _done, _all: None,
+) -> list[Found]:
+    """The scheme of the largest expected gain within budgets, and the best ones for half of what it takes, a quarter
+    and so on, as far as there are other ones; arguments and errors are those of :func:`search`."""
     budgets = budgets_of(memory, seconds)
-    structure, choices, time_model = prepared(found, budgets, target, profiles, progress)
-    return _hold(found.task, structure, choices, time_model, budgets, target, progress)
+    structure, sets, time_model = prepared(found, target, profiles, progress)
+    choices = suited(sets, budgets)
+    schemes = [_hold(found.task, structure, choices, time_model, budgets, target, progress)]
+    for number in range(1, count):
+        choice = best(choices, memory=schemes[0].choice.memory / 2**number, seconds=schemes[0].choice.seconds)
+        if choice is not None and choice != schemes[-1].choice:
+            smaller = _plan(found.task, structure, choices, choice, time_model, target, budgets["memory"])
+            schemes += [] if _over(smaller, budgets) else [smaller]
+    return schemes
 
 
 def budgets_of(memory: float | None, seconds: float | None) -> dict[str, float]:
@@ -91,13 +130,12 @@ def budgets_of(memory: float | None, seconds: float | None) -> dict[str, float]:
 
 def prepared(
     found: Contributions,
-    budgets: Mapping[str, float],
     target: Any = None,
     profiles: Profiles = (),
     progress: Progress = lambda _what, _done, _all: None,
-) -> tuple[Structure, Choices, TimeModel]:
-    """What there is to choose from, with what it is expected to bring and takes in as many micro-batches as the budgets
-    (:func:`budgets_of`) are best used with; arguments and errors are those of :func:`search`."""
+) -> tuple[Structure, list[Choices], TimeModel]:
+    """What there is to choose from, with what it is expected to bring and takes: a set for each number of micro-batches
+    that a step can run in, fewest first. Arguments and errors are those of :func:`search`."""
     model, structure = open_model(found.task)
     found.check_model(model)
     gains = expected_gains(found)
@@ -110,13 +148,8 @@ def prepared(
     else:
         time_model = scaled(calibrate(found.task, structure, gains), target)
 
-    def choices(parts: int) -> Choices:
-        return choices_of(gains, costs, structure, time_model, parts)
-
-    whole = choices(1)
-    if _gain(whole, memory=budgets["memory"]) < _gain(whole) and _can_be_cut(found.task, structure):
-        return structure, max(map(choices, batch_parts(model)), key=lambda each: _gain(each, **budgets)), time_model
-    return structure, whole, time_model
+    parts = batch_parts(model) if _can_be_cut(found.task, structure) else [1]
+    return structure, [choices_of(gains, costs, structure, time_model, count) for count in parts], time_model
 
 
 def _can_be_cut(task: Task, structure: Structure) -> bool:
@@ -129,10 +162,10 @@ def _can_be_cut(task: Task, structure: Structure) -> bool:
     return True
 
 
-def _gain(choices: Choices, **budgets: float) -> float:
-    """What the best choice within budgets brings."""
-    chosen = best(choices, **budgets)
-    return -math.inf if chosen is None else chosen.gain
+def suited(sets: Sequence[Choices], budgets: Mapping[str, float]) -> Choices:
+    """The set from which most can be had within budgets; the one of fewest micro-batches if nothing can."""
+    chosen = best_of(sets, **budgets)
+    return next((each for each in sets if chosen and each.micro_batches == chosen.micro_batches), sets[0])
 
 
 def choices_of(
@@ -186,18 +219,15 @@ def _hold(
             planned.append(found)
         return found
 
-    def over(found: Found) -> list[str]:
-        return [name for name, budget in budgets.items() if _taken(found, name) > budget]
-
     held = plan(_smallest(choices))
-    if over(held):
+    if _over(held, budgets):
         raise _too_small(held, budgets)
     now = plan(best(choices))  # type: ignore[arg-type] # without budgets there is always a choice
     floors = {name: _summed(held, name) for name in budgets}  # no choice of less is better than what is held
     failed = dict.fromkeys(budgets, math.inf)
     limits: dict[str, float] = {}
     while len(planned) < PLANS:
-        exceeded = over(now)
+        exceeded = _over(now, budgets)
         failed |= {name: min(failed[name], _summed(now, name)) for name in exceeded}
         if not exceeded:
             held, floors = now if now.choice.gain > held.choice.gain else held, floors | limits
@@ -213,6 +243,11 @@ def _hold(
             break
         now = plan(choice)
     return replace(held, plans=len(planned))
+
+
+def _over(found: Found, budgets: Mapping[str, float]) -> list[str]:
+    """The resources of which the planned program of a scheme takes too much."""
+    return [name for name, budget in budgets.items() if _taken(found, name) > budget]
 
 
 def _taken(found: Found, resource: str) -> float:
@@ -260,8 +295,7 @@ def _within(task: Task, scheme: Scheme, target: Any, memory: float) -> Cost:
 def _smallest(choices: Choices) -> Choice:
     """The least that can be trained."""
     count = min(choices.biases, key=lambda count: choices.biases[count].memory)
-    option = choices.biases[count]
-    return Choice(count, {}, option.gain, option.memory, option.seconds)
+    return total(choices, count, {})
 
 
 def _too_small(smallest: Found, budgets: Mapping[str, float]) -> PockError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -103,9 +104,14 @@ def macs_of(product: relax.Call) -> int:
     return math.prod(pixels) * math.prod(shape_of(weight)[:3])
 
 
+_KNOWN: weakref.WeakKeyDictionary[Model, Structure] = weakref.WeakKeyDictionary()
+
+
 def structure_of(model: Model) -> Structure:
-    """Read the structure of a model."""
-    return _Reader(model, tvm.transform.Sequential(canonicalise())(model.module)["main"]).read()
+    """The structure of a model; one that is known is not read again."""
+    if model not in _KNOWN:
+        _KNOWN[model] = _Reader(model, tvm.transform.Sequential(canonicalise())(model.module)["main"]).read()
+    return _KNOWN[model]
 
 
 @dataclass

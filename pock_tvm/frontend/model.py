@@ -44,9 +44,9 @@ def importer_said(error: Exception) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
-    """A forward module with its weights under PyTorch's names.
+    """A forward module with its weights under PyTorch's names. It equals itself only.
 
     ``module`` has one function, ``main``: parameters are the inputs, then every floating-point parameter and persistent
     buffer, each named as in PyTorch and in PyTorch's layout; it returns the outputs. All shapes are static.

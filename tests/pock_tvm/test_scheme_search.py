@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -15,11 +16,10 @@ from pock_tvm.analysis import compile_task, planned_costs
 from pock_tvm.contribution import Candidate, Contributions, Run, candidates, fingerprint, scheme_of
 from pock_tvm.costs import Cost, TimeModel, cost_of
 from pock_tvm.frontend import load_model
-from pock_tvm.gains import expected_gains
 from pock_tvm.integer_program import Choices, Option, Weight, best
 from pock_tvm.profile import example, profile
 from pock_tvm.report_page import choice_of, write_report
-from pock_tvm.scheme_search import Found, budgets_of, choices_of, prepared
+from pock_tvm.scheme_search import Found, alternatives, budgets_of, prepared, suited
 from pock_tvm.structure import structure_of
 from tests.pock_tvm.networks import small
 
@@ -28,7 +28,6 @@ RECORDS = [
     {"kind": "", "flops": 0.0, "bytes": 0.0, "ms": 1.0},
 ]
 """Of a device of 1 GFLOP/s and a millisecond a call."""
-RATES = TimeModel.fit([RECORDS], [RECORDS], "made up")
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +74,10 @@ def test_the_compiled_scheme_holds_its_budget(found, share) -> None:
 
 def test_a_small_budget_is_filled_in_micro_batches(found) -> None:
     budget = 0.3 * used(pock.Scheme.full(), found.task)
-    _, choices, _ = prepared(found, budgets_of(budget, None), profiles=[RECORDS])
+    _, sets, _ = prepared(found, profiles=[RECORDS])
+    assert [choices.micro_batches for choices in sets] == [1, 2, 4, 8]
+    whole, choices = sets[0], suited(sets, budgets_of(budget, None))
     assert choices.micro_batches > 1
-    whole = choices_of(expected_gains(found), found.costs, structure_of(load_model(found.task.model, batch=8)), RATES)
     assert best(choices, memory=budget).gain > best(whole, memory=budget).gain
     chosen = pock.search(found, memory=budget, profiles=[RECORDS])
     assert used(chosen.scheme, found.task, memory_budget=int(budget)) == chosen.cost.memory <= budget
@@ -105,8 +105,8 @@ def test_what_needs_the_whole_batch_is_searched_in_one_piece(tmp_path) -> None:
     runs = [Run(each, 1, 0, 50.0 + 5 * each.biases + 3 * bool(each.weight)) for each in everything]
     together = Contributions(task, fingerprint(model), "", runs, planned_costs(task, everything))
     most = max(cost.memory for cost in together.costs.values())
-    _, choices, _ = prepared(together, budgets_of(0.9 * most, None), profiles=[RECORDS])
-    assert choices.micro_batches == 1
+    _, sets, _ = prepared(together, profiles=[RECORDS])
+    assert [choices.micro_batches for choices in sets] == [1]
     assert pock.search(together, memory=0.9 * most, profiles=[RECORDS]).cost.memory <= 0.9 * most
 
 
@@ -156,11 +156,26 @@ def test_both_budgets_are_held(found) -> None:
     assert chosen.choice.gain > 0
 
 
+def test_smaller_schemes_are_tried_too(monkeypatch, found) -> None:
+    budget = 0.5 * used(pock.Scheme.full(), found.task)
+    schemes = alternatives(found, 3, memory=budget, profiles=[RECORDS])
+    assert len(schemes) == 3
+    assert schemes[0].scheme.rules == pock.search(found, memory=budget, profiles=[RECORDS]).scheme.rules
+    for larger, smaller in itertools.pairwise(schemes):
+        assert smaller.choice.gain < larger.choice.gain
+        assert smaller.cost.memory < larger.cost.memory <= budget
+    for best_one in range(3):
+        scores = [float(number == best_one) for number in range(3)]
+        monkeypatch.setattr("pock_tvm.scheme_search.trial_scores", lambda *_, scores=scores: scores)
+        chosen = pock.search(found, memory=budget, trials=3, profiles=[RECORDS])
+        assert (chosen.scheme.rules, chosen.score) == (schemes[best_one].scheme.rules, 1.0)
+
+
 def plans(monkeypatch, found, sizes: dict[float, float], budget: float) -> Found:
     """A search among pieces of which a scheme takes what its parts sum up to, or what ``sizes`` gives for that sum."""
     weights = {"a": Weight(0, {1.0: Option(1.0, 50, 0)}), "b": Weight(0, {1.0: Option(2.0, 83, 0)})}
     choices = Choices({0: Option(0.0, 10, 0)}, weights)
-    monkeypatch.setattr("pock_tvm.scheme_search.prepared", lambda *_: (None, choices, None))
+    monkeypatch.setattr("pock_tvm.scheme_search.prepared", lambda *_: (None, [choices], None))
 
     def plan(_task, _structure, choices, choice, *_) -> Found:
         cost = Cost(sizes.get(choice.memory, choice.memory), 0, {"": (1, 0, 0)})
