@@ -153,7 +153,7 @@ def largest(make: Callable[[int], pock.Scheme], most: int, task: pock.Task, budg
 def trained(
     fit: pock.Task,
     final: pock.Task,
-    sides: dict[str, list[pock.Scheme]],
+    sides: dict[str, list[pock.Scheme]],  # the largest first
     budgets: dict[str, int | None],
     rates: Sequence[float],
     seeds: int,
@@ -175,7 +175,8 @@ def trained(
                 done[_key(task, *missing[number][1:])] = result.score
                 kept.write_text(json.dumps(done, indent=1))
 
-    tried = {name: list(itertools.product(schemes, rates)) for name, schemes in sides.items()}
+    # Of those that are as good the smallest is taken, at the lowest rate.
+    tried = {name: list(itertools.product(schemes[::-1], rates)) for name, schemes in sides.items()}
     run(fit, [(name, scheme, lr, 0) for name, pairs in tried.items() for scheme, lr in pairs])
 
     def held_out(pair: tuple[pock.Scheme, float]) -> float:

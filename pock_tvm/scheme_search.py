@@ -75,7 +75,7 @@ def search(
     trials : int, optional
         With more than one so many schemes at most are fine-tuned as the contributions' task says, that of the largest
         expected gain and those for half of its memory, a quarter, and so on (:func:`alternatives`). Of those the one
-        with the best mean score on the validation data is taken.
+        with the best mean score on the validation data is taken, and of several such the smallest.
     target : optional
         As of :func:`pock_tvm.compile`. For another than this machine all candidates are planned anew.
     profiles : sequence of profiles, optional
@@ -94,6 +94,7 @@ def search(
     )
     if len(schemes) == 1:
         return schemes[0]
+    schemes.reverse()
     scores = trial_scores(found.task, [each.scheme for each in schemes], progress)
     score, chosen = max(zip(scores, schemes, strict=True), key=lambda pair: pair[0])
     return replace(chosen, score=score)

@@ -164,11 +164,14 @@ def test_smaller_schemes_are_tried_too(monkeypatch, found) -> None:
     for larger, smaller in itertools.pairwise(schemes):
         assert smaller.choice.gain < larger.choice.gain
         assert smaller.cost.memory < larger.cost.memory <= budget
-    for best_one in range(3):
-        scores = [float(number == best_one) for number in range(3)]
-        monkeypatch.setattr("pock_tvm.scheme_search.trial_scores", lambda *_, scores=scores: scores)
+    for scores, taken in (([1, 0, 0], 0), ([0, 1, 0], 1), ([0, 0, 1], 2), ([1, 1, 0], 1)):
+        known = {json.dumps(each.scheme.rules): score for each, score in zip(schemes, scores, strict=True)}
+        monkeypatch.setattr(
+            "pock_tvm.scheme_search.trial_scores",
+            lambda _task, tried, _progress, known=known: [known[json.dumps(each.rules)] for each in tried],
+        )
         chosen = pock.search(found, memory=budget, trials=3, profiles=[RECORDS])
-        assert (chosen.scheme.rules, chosen.score) == (schemes[best_one].scheme.rules, 1.0)
+        assert (chosen.scheme.rules, chosen.score) == (schemes[taken].scheme.rules, 1)
 
 
 def plans(monkeypatch, found, sizes: dict[float, float], budget: float) -> Found:
