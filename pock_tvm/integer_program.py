@@ -154,6 +154,9 @@ def front(sets: Sequence[Choices], resource: str, **budgets: float) -> list[Choi
     falling = np.geomspace if least > 0 else np.linspace
     for budget in falling(max(getattr(most, resource), least), least, POINTS):
         choice = best_of(sets, **(budgets | {resource: budget * (1 + 1e-9)}))
-        if choice is not None and (not found or choice.gain < found[-1].gain):
-            found.append(choice)
+        if choice is None:
+            break
+        if found and choice.gain >= found[-1].gain:  # as much for less
+            found.pop()
+        found.append(choice)
     return found[::-1]

@@ -68,10 +68,15 @@ def test_no_point_of_a_front_is_beaten(sets, resource) -> None:
     possible = [each for choices in sets for each in everything(choices)]
     assert points
     assert points[-1].gain == pytest.approx(max(each.gain for each in possible), abs=1e-5)
-    assert [each.gain for each in points] == sorted(each.gain for each in points)
+    assert [each.gain for each in points] == sorted({each.gain for each in points})
     for point in points:
         within = [each for each in possible if getattr(each, resource) < getattr(point, resource) * (1 - 1e-6)]
         assert all(each.gain <= point.gain + 1e-5 for each in within)
+
+
+def test_a_front_has_the_least_that_brings_as_much() -> None:
+    large, small = (Choices({0: Option(0, size, 1)}, {"w": Weight(0, {1.0: Option(1, size, 1)})}) for size in (100, 10))
+    assert [(each.gain, each.memory) for each in front([large, small], "memory")] == [(0, 10), (1, 20)]
 
 
 def test_of_equal_gains_the_smaller_memory_is_taken() -> None:
