@@ -148,7 +148,6 @@ def prepared(
         time_model = TimeModel.fit(profiles, profiles, "profiles that were given, and fits their steps")
     else:
         time_model = scaled(calibrate(found.task, structure, gains), target)
-
     parts = batch_parts(model) if _can_be_cut(found.task, structure) else [1]
     return structure, [choices_of(gains, costs, structure, time_model, count) for count in parts], time_model
 
@@ -164,9 +163,9 @@ def _can_be_cut(task: Task, structure: Structure) -> bool:
 
 
 def suited(sets: Sequence[Choices], budgets: Mapping[str, float]) -> Choices:
-    """The set from which most can be had within budgets; the one of fewest micro-batches if nothing can."""
+    """The set from which most can be had within budgets; the one of most micro-batches if nothing can."""
     chosen = best_of(sets, **budgets)
-    return next((each for each in sets if chosen and each.micro_batches == chosen.micro_batches), sets[0])
+    return next((each for each in sets if chosen and each.micro_batches == chosen.micro_batches), sets[-1])
 
 
 def choices_of(
@@ -174,7 +173,7 @@ def choices_of(
     costs: Mapping[Candidate, Cost],
     structure: Structure,
     time_model: TimeModel,
-    micro_batches: int = 1,
+    micro_batches: int,
 ) -> Choices:
     """Expected gains and costs of steps in so many micro-batches, as the integer program takes them."""
     costs = {each: cost.in_parts(micro_batches) for each, cost in costs.items()}
