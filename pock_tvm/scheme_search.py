@@ -116,8 +116,9 @@ def alternatives(
     structure, sets, time_model = prepared(found, target, profiles, progress)
     choices = suited(sets, budgets)
     schemes = [_hold(found.task, structure, choices, time_model, budgets, target, progress)]
+    most, seconds = schemes[0].choice, math.inf if seconds is None else schemes[0].choice.seconds
     for number in range(1, count):
-        choice = best(choices, memory=schemes[0].choice.memory / 2**number, seconds=schemes[0].choice.seconds)
+        choice = best(choices, memory=most.memory / 2**number, seconds=seconds)
         if choice is not None and choice != schemes[-1].choice:
             smaller = _plan(found.task, structure, choices, choice, time_model, target, budgets["memory"])
             schemes += [] if _over(smaller, budgets) else [smaller]

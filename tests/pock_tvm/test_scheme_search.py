@@ -163,7 +163,8 @@ def test_smaller_schemes_are_tried_too(monkeypatch, found) -> None:
     assert schemes[0].scheme.rules == pock.search(found, memory=budget, profiles=[RECORDS]).scheme.rules
     for larger, smaller in itertools.pairwise(schemes):
         assert smaller.choice.gain < larger.choice.gain
-        assert smaller.cost.memory < larger.cost.memory <= budget
+        assert smaller.choice.memory < larger.choice.memory
+        assert smaller.cost.memory <= budget
     for scores, taken in (([1, 0, 0], 0), ([0, 1, 0], 1), ([0, 0, 1], 2), ([1, 1, 0], 1)):
         known = {json.dumps(each.scheme.rules): score for each, score in zip(schemes, scores, strict=True)}
         monkeypatch.setattr(
