@@ -5,10 +5,10 @@
 For each task: contributions are measured on three quarters of the training data against the last quarter (or scores,
 for the transformers), a scheme is searched for a quarter of the memory that training everything takes, and then that
 scheme, everything, the last layers and the biases that fit into the same memory (all three may run in micro-batches)
-are trained on all training data and tested on data that nothing has seen. The learning rate, and whether a scheme or
-the last layers are all that fits, half or a quarter of it, is what is best on that last quarter. Evolution and random
-choice search the same objective with the same number of evaluations. Needs ../shared/data; work that is done is kept
-in ``--work``.
+are trained on all training data and tested on data that nothing has seen. The learning rate, and whether the last
+layers are all that fit, half or a quarter of them, is what is best on that last quarter. Evolution and random choice
+search the same objective with the same number of evaluations. Needs ../shared/data; work that is done is kept in
+``--work``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from pock_tvm.errors import MemoryBudgetError
 from pock_tvm.executors import Workers
 from pock_tvm.gains import rank_agreement
 from pock_tvm.integer_program import best
-from pock_tvm.scheme_search import alternatives
 from pock_tvm.scores import score
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -47,7 +46,7 @@ MIB = 2**20
 SHARE = 4
 """Of the memory of training everything a scheme may take one part in so many."""
 SIZES = (1, 2, 4)
-"""As much as fits is not always best, in micro-batches it may be all: so many times smaller schemes are tried."""
+"""All the last layers that fit are not always best, in micro-batches they may be all: so many times fewer are tried."""
 EVALUATIONS = 2000
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -216,7 +215,7 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     full, _ = planned(final, pock.Scheme.full(), None)
     budget = int(full / SHARE)
     start = time.perf_counter()
-    chosen, *smaller = alternatives(found, len(SIZES), memory=budget)
+    chosen = pock.search(found, memory=budget)
     searched = time.perf_counter() - start
     chosen.scheme.save(folder / "scheme.json")
     model, structure = open_model(final)
@@ -224,7 +223,7 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     biases = largest(lambda k: pock.Scheme.bias_only(model, last=k), len(structure.vectors("bias")), final, budget)
     sides = {
         "everything": [pock.Scheme.full()],
-        "found": [each.scheme for each in (chosen, *smaller)],
+        "found": [chosen.scheme],
         "last layers": [pock.Scheme.last_layers(model, k) for k in dict.fromkeys(layers // n for n in SIZES) if k],
         "biases": [pock.Scheme.bias_only(model, last=biases)] if biases else [],
     }

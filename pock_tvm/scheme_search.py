@@ -18,7 +18,6 @@ from .gains import expected_gains
 from .integer_program import Choice, Choices, Option, Weight, best, best_of, total
 from .profile import example, profile
 from .scheme import Scheme
-from .scheme_trials import trial_scores
 from .structure import Structure
 from .targets import resolve_target
 from .trainer import Trainer
@@ -44,8 +43,6 @@ class Found:
     time_model: TimeModel
     plans: int
     """How many schemes were planned."""
-    score: float | None = None
-    """What it came to on the validation data, if several schemes were tried."""
 
 
 def search(
@@ -53,14 +50,11 @@ def search(
     *,
     memory: float | None = None,
     seconds: float | None = None,
-    trials: int = 1,
     target: Any = None,
     profiles: Profiles = (),
     progress: Progress = lambda _what, _done, _all: None,
 ) -> Found:
     """The scheme of the largest expected gain whose planned program holds the budgets.
-
-    Gains of pieces are measured alone, and do not add up: with ``trials`` smaller schemes are looked at, too.
 
     Parameters
     ----------
@@ -72,10 +66,6 @@ def search(
         with this ``memory_budget``.
     seconds : float, optional
         Longest step, by the time model.
-    trials : int, optional
-        With more than one so many schemes at most are fine-tuned as the contributions' task says, that of the largest
-        expected gain and those for half of its memory, a quarter, and so on (:func:`alternatives`). Of those the one
-        with the best mean score on the validation data is taken, and of several such the smallest.
     target : optional
         As of :func:`pock_tvm.compile`. For another than this machine all candidates are planned anew.
     profiles : sequence of profiles, optional
@@ -89,40 +79,9 @@ def search(
     PockError
         A budget is smaller than the smallest that will do, which is named.
     """
-    schemes = alternatives(
-        found, trials, memory=memory, seconds=seconds, target=target, profiles=profiles, progress=progress
-    )
-    if len(schemes) == 1:
-        return schemes[0]
-    schemes.reverse()
-    scores = trial_scores(found.task, [each.scheme for each in schemes], progress)
-    score, chosen = max(zip(scores, schemes, strict=True), key=lambda pair: pair[0])
-    return replace(chosen, score=score)
-
-
-def alternatives(
-    found: Contributions,
-    count: int,
-    *,
-    memory: float | None = None,
-    seconds: float | None = None,
-    target: Any = None,
-    profiles: Profiles = (),
-    progress: Progress = lambda _what, _done, _all: None,
-) -> list[Found]:
-    """The scheme of the largest expected gain within budgets, and the best ones for half of what it takes, a quarter
-    and so on, as far as there are other ones; arguments and errors are those of :func:`search`."""
     budgets = budgets_of(memory, seconds)
     structure, sets, time_model = prepared(found, target, profiles, progress)
-    choices = suited(sets, budgets)
-    schemes = [_hold(found.task, structure, choices, time_model, budgets, target, progress)]
-    most, seconds = schemes[0].choice, math.inf if seconds is None else schemes[0].choice.seconds
-    for number in range(1, count):
-        choice = best(choices, memory=most.memory / 2**number, seconds=seconds)
-        if choice is not None and choice != schemes[-1].choice:
-            smaller = _plan(found.task, structure, choices, choice, time_model, target, budgets["memory"])
-            schemes += [] if _over(smaller, budgets) else [smaller]
-    return schemes
+    return _hold(found.task, structure, suited(sets, budgets), time_model, budgets, target, progress)
 
 
 def budgets_of(memory: float | None, seconds: float | None) -> dict[str, float]:

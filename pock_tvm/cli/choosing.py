@@ -134,7 +134,6 @@ def search(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the scheme")],
     memory: MEMORY = None,
     latency: LATENCY = None,
-    trials: Annotated[int, typer.Option(min=1, help="Schemes that are fine-tuned, of which the best is taken")] = 1,
     target: TARGET = None,
     profile: PROFILES = None,
 ) -> None:
@@ -151,7 +150,7 @@ def search(
     check_folder(output)
     with progress_bar(console) as progress:
         known = len(measured.costs)
-        found = find(measured, **budgets, trials=trials, target=target, profiles=profiles, progress=progress)
+        found = find(measured, **budgets, target=target, profiles=profiles, progress=progress)
     if len(measured.costs) > known:
         measured.save(contributions)  # what was planned once is not planned again
     found.scheme.save(output)
@@ -161,10 +160,6 @@ def search(
     console.print(
         f"{takes}, about {1e3 * found.seconds:.2f} ms a step (the {found.time_model})", highlight=False, soft_wrap=True
     )
-    if found.score is not None:
-        console.print(
-            f"of the schemes that were tried it was the best: {found.score:.2f} in validation", highlight=False
-        )
     if memory is not None:
         console.print(f"compile it with --memory-budget {memory}", highlight=False)
 

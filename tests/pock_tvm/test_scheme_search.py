@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from dataclasses import replace
@@ -19,7 +18,7 @@ from pock_tvm.frontend import load_model
 from pock_tvm.integer_program import Choices, Option, Weight, best
 from pock_tvm.profile import example, profile
 from pock_tvm.report_page import choice_of, write_report
-from pock_tvm.scheme_search import Found, alternatives, budgets_of, prepared, suited
+from pock_tvm.scheme_search import Found, budgets_of, prepared, suited
 from pock_tvm.structure import structure_of
 from tests.pock_tvm.networks import small
 
@@ -154,25 +153,6 @@ def test_both_budgets_are_held(found) -> None:
     assert chosen.cost.memory <= budgets["memory"]
     assert chosen.seconds <= budgets["seconds"]
     assert chosen.choice.gain > 0
-
-
-def test_smaller_schemes_are_tried_too(monkeypatch, found) -> None:
-    budget = 0.5 * used(pock.Scheme.full(), found.task)
-    schemes = alternatives(found, 3, memory=budget, profiles=[RECORDS])
-    assert len(schemes) == 3
-    for larger, smaller in itertools.pairwise(schemes):
-        assert smaller.choice.gain < larger.choice.gain
-        assert smaller.choice.memory < larger.choice.memory
-        assert smaller.cost.memory <= budget
-    monkeypatch.setattr("pock_tvm.scheme_search.alternatives", lambda *_, **__: list(schemes))
-    for scores, taken in (([1, 0, 0], 0), ([0, 1, 0], 1), ([0, 0, 1], 2), ([1, 1, 0], 1)):
-        known = {json.dumps(each.scheme.rules): score for each, score in zip(schemes, scores, strict=True)}
-        monkeypatch.setattr(
-            "pock_tvm.scheme_search.trial_scores",
-            lambda _task, tried, _progress, known=known: [known[json.dumps(each.rules)] for each in tried],
-        )
-        chosen = pock.search(found, memory=budget, trials=3)
-        assert (chosen.scheme.rules, chosen.score) == (schemes[taken].scheme.rules, 1)
 
 
 def plans(monkeypatch, found, sizes: dict[float, float], budget: float) -> Found:

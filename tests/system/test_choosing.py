@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import pock_tvm as pock
-from pock_tvm.analysis import measure
 from pock_tvm.report_page import write_report
 
 
@@ -98,9 +97,6 @@ def test_a_scheme_is_found(kind: str, network: type[nn.Module], loss: str, tmp_p
     chosen = pock.search(found, memory=budget)
     assert chosen.cost.memory <= budget
     assert chosen.choice.gain <= pock.search(found).choice.gain
-    tried = pock.search(found, trials=2)
-    runs = [measure(task, tried.scheme.rules, 4, seed, tmp_path) for seed in range(task.seeds)]
-    assert tried.score == pytest.approx(runs[0].score)
     program = pock.compile(exported, scheme=chosen.scheme, memory_budget=budget, **options)
     with np.load(task.data) as data:
         x = {name: data[name][:8] for name in example}
