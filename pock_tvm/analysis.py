@@ -141,7 +141,8 @@ def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contri
 def open_model(task: Task) -> tuple[Model, Structure]:
     """The model of a task, and what it is made of."""
     shapes = tuple((name, tuple(shape)) for name, shape in task.shapes.items())
-    return _loaded(task.model, _stamp(task.model), task.batch, shapes)
+    model = _loaded(task.model, _stamp(task.model), task.batch, shapes)
+    return model, structure_of(model)
 
 
 def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
@@ -278,11 +279,8 @@ def _model(task: Task) -> Model:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(
-    model: str, _stamp: Stamp, batch: int | None, shapes: tuple[tuple[str, tuple[int, ...]], ...]
-) -> tuple[Model, Structure]:
-    loaded = load_model(model, batch=batch, shapes=dict(shapes))
-    return loaded, structure_of(loaded)
+def _loaded(model: str, _stamp: Stamp, batch: int | None, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Model:
+    return load_model(model, batch=batch, shapes=dict(shapes))
 
 
 def _data(task: Task) -> tuple[ImageFolder | ArrayFile, ImageFolder | ArrayFile]:

@@ -108,15 +108,16 @@ def prepared(
         time_model = TimeModel.fit(profiles, profiles, "profiles that were given, and fits their steps")
     else:
         time_model = scaled(calibrate(found.task, structure, gains), target)
-    parts = batch_parts(model) if _can_be_cut(found.task, structure) else [1]
+    parts = batch_parts(model)
+    if len(parts) > 1 and not _can_be_cut(found.task, structure, parts[-1]):
+        parts = parts[:1]
     return structure, [choices_of(gains, costs, structure, time_model, count) for count in parts], time_model
 
 
-def _can_be_cut(task: Task, structure: Structure) -> bool:
-    """Whether a step can run in micro-batches."""
-    model, _ = open_model(task)
+def _can_be_cut(task: Task, structure: Structure, parts: int) -> bool:
+    """Whether a step can run in so many micro-batches."""
     try:
-        compile_task(task, scheme_of(structure, 0, {}), micro_batches=batch_parts(model)[-1], build=False)
+        compile_task(task, scheme_of(structure, 0, {}), micro_batches=parts, build=False)
     except BatchError:
         return False
     return True
