@@ -45,9 +45,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a worker sends back: the score of a run, and the cost of the program that it ran."""
+    """What a worker sends back: the score and the loss of a run, and the cost of the program that it ran."""
 
     score: float | None
+    loss: float | None
     cost: Cost | None
     """None of what cannot be trained at all: an operator on the gradient's way has no gradient."""
 
@@ -183,7 +184,7 @@ def _measure(
     progress(label, len(runs) - len(missing), len(runs))
     for count, (number, measured) in enumerate(pool.run(measure, jobs), 1):
         candidate, epochs, seed = missing[number]
-        found.runs.append(Run(candidate, epochs, seed, measured.score))
+        found.runs.append(Run(candidate, epochs, seed, measured.score, measured.loss))
         if measured.cost is not None:
             found.costs[candidate] = measured.cost
         found.save(output)
@@ -194,11 +195,8 @@ def _best(
     found: Contributions, group: Sequence[Candidate], base: Candidate, epochs: float, always: Sequence[Candidate]
 ) -> list[Candidate]:
     """The best third of a group after so many epochs, in the group's order, and what stays in any case."""
-    gains = {candidate: found.gain(candidate, base, epochs) for candidate in group}
-    ranked = sorted(
-        (candidate for candidate in group if gains[candidate] is not None),
-        key=lambda candidate: -gains[candidate].mean,  # type: ignore[union-attr]
-    )
+    gains = found.gains(group, base, epochs)
+    ranked = sorted(gains, key=lambda candidate: -gains[candidate].mean)
     kept = {*ranked[: -(-len(ranked) // KEEP)], *always}
     return [candidate for candidate in group if candidate in kept]
 
@@ -228,21 +226,19 @@ def measure(
     try:
         program = _program(task, rules, folder, memory_budget)
     except MissingGradient:
-        return Measured(None, None)
+        return Measured(None, None, None)
     training, validation = _data(task)
     trainer = Trainer(program, threads=1)
     recipe = replace(task.recipe, epochs=epochs)
-    score = score_of(trainer, validation) if fine_tune(trainer, recipe, training, seed) else None
-    return Measured(score, cost_of(program))
-
-
-def score_of(trainer: Trainer, validation: DataSet) -> float | None:
-    """Accuracy in percent, or minus the loss where there are no classes; None where either is no number."""
-    batch = trainer.program.manifest["inputs"][0]["shape"][0]
+    cost = cost_of(program)
+    if not fine_tune(trainer, recipe, training, seed):
+        return Measured(None, None, cost)
+    batch = program.manifest["inputs"][0]["shape"][0]
     result = trainer.evaluate(evaluation_batches(validation, batch))
-    if not math.isfinite(result["loss"]):
-        return None
-    return 100 * result["accuracy"] if "accuracy" in result else -result["loss"]
+    loss = result["loss"]
+    if not math.isfinite(loss):
+        return Measured(None, None, cost)
+    return Measured(100 * result["accuracy"] if "accuracy" in result else -loss, loss, cost)
 
 
 def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int | None) -> Program:

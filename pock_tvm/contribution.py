@@ -11,8 +11,8 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,8 @@ class Run:
     seed: int
     score: float | None
     """Accuracy in percent, or minus the loss where there are no classes; None where the loss ceased to be a number."""
+    loss: float | None = None
+    """The mean loss of the same samples, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,11 @@ class Gain:
     """The standard deviation over seeds; None of a single one."""
     seeds: int
     epochs: float
+
+    def times(self, factor: float) -> Gain:
+        """The same in another unit."""
+        spread = None if self.spread is None else abs(factor) * self.spread
+        return replace(self, mean=factor * self.mean, spread=spread)
 
 
 @dataclass
@@ -171,16 +178,36 @@ class Contributions:
 
         ``within``: leave out runs of more epochs.
         """
+        return self._compared(candidate, base, within, "score")
+
+    def gains(self, group: Iterable[Candidate], base: Candidate, within: float = math.inf) -> dict[Candidate, Gain]:
+        """What each of a group that never failed brings over ``base``, as the loss of held-out samples tells it.
+
+        The loss hardly knows the chance that flips a few of some hundred answers. What it falls by is turned into
+        points as accuracy goes with it over the group, by least squares; where losses are not known, or tell nothing,
+        accuracy speaks for itself.
+        """
+        found = {each: gain for each in group if (gain := self.gain(each, base, within)) is not None}
+        falls = {each: rise.times(-1) for each in found if (rise := self._compared(each, base, within, "loss"))}
+        square = sum(fall.mean**2 for fall in falls.values())
+        slope = sum(found[each].mean * fall.mean for each, fall in falls.items()) / square if square else 0.0
+        if len(falls) < len(found) or slope <= 0:
+            return found
+        return {each: fall.times(slope) for each, fall in falls.items()}
+
+    def _compared(self, candidate: Candidate, base: Candidate, within: float, what: str) -> Gain | None:
+        """By how much the ``score`` or ``loss`` of a candidate's longest runs is above that of the same runs of
+        ``base``."""
         own = [run for run in self.runs if run.candidate == candidate and run.epochs <= within]
         if not own or any(run.score is None for run in own):
             return None
         epochs = max(run.epochs for run in own)
         pairs = [
-            (run.score, other.score)
+            (getattr(run, what), getattr(other, what))
             for run in own
             if run.epochs == epochs and (other := self.run_of(base, epochs, run.seed)) is not None
         ]
-        gains = [score - reference for score, reference in pairs if score is not None and reference is not None]
+        gains = [own - reference for own, reference in pairs if own is not None and reference is not None]
         if not gains:
             return None
         spread = statistics.stdev(gains) if len(gains) > 1 else None
@@ -193,8 +220,8 @@ class Contributions:
         if weights:
             return Candidate(weights[0].biases)
         longest = max((run.epochs for run in self.runs), default=0.0)
-        gains = {each: self.gain(each, Candidate(0)) for each in sorted(measured)}
-        known = {each: gain.mean for each, gain in gains.items() if gain is not None and gain.epochs == longest}
+        gains = self.gains(sorted(measured), Candidate(0))
+        known = {each: gain.mean for each, gain in gains.items() if gain.epochs == longest}
         return max(known, key=known.__getitem__, default=Candidate(0))
 
     # ---- the file ----------------------------------------------------------------------------------------------------

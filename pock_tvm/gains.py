@@ -27,7 +27,7 @@ def expected_gains(found: Contributions) -> dict[Candidate, float]:
 
 def _of_biases(found: Contributions) -> dict[Candidate, float]:
     head = Candidate(0)
-    gains = _gains(found, [each for each in found.measured() if not each.weight], head)
+    gains = found.gains([each for each in found.measured() if not each.weight], head)
     known = {head: 0.0} | _of_longest({each: gain for each, gain in gains.items() if each != head})
     steps = sorted(known)
     numbers, values = [each.biases for each in steps], [known[each] for each in steps]
@@ -37,16 +37,12 @@ def _of_biases(found: Contributions) -> dict[Candidate, float]:
 def _of_weights(found: Contributions) -> dict[Candidate, float]:
     base = found.base()
     weights = [each for each in found.measured() if each.weight]
-    gains, predictions = _gains(found, weights, base), _predictions(found, weights, base)
+    gains, predictions = found.gains(weights, base), _predictions(found, weights, base)
     expected = _of_longest(gains)
     for each, gain in gains.items():
         if each not in expected:
             expected[each] = predictions[gain.epochs] * gain.mean
     return expected
-
-
-def _gains(found: Contributions, group: list[Candidate], base: Candidate) -> dict[Candidate, Gain]:
-    return {each: gain for each in group if (gain := found.gain(each, base)) is not None}
 
 
 def _of_longest(gains: Mapping[Candidate, Gain]) -> dict[Candidate, float]:
@@ -90,8 +86,8 @@ def _predictions(found: Contributions, group: list[Candidate], base: Candidate) 
 
 def _gains_at(found: Contributions, group: list[Candidate], base: Candidate, epochs: float) -> dict[Candidate, float]:
     """The gains of runs of just this length."""
-    gains = {each: found.gain(each, base, epochs) for each in group if each != base}
-    return {each: gain.mean for each, gain in gains.items() if gain is not None and gain.epochs == epochs}
+    gains = found.gains([each for each in group if each != base], base, epochs)
+    return {each: gain.mean for each, gain in gains.items() if gain.epochs == epochs}
 
 
 def rank_agreement(found: Contributions) -> dict[str, float]:
@@ -102,8 +98,7 @@ def rank_agreement(found: Contributions) -> dict[str, float]:
     numbers = {each: score for each, score in found.scores.items() if not each.weight and each.biases}
     weights = {replace(each, biases=found.base().biases): s for each, s in found.scores.items() if each.weight}
     for what, scores, base in (("biases", numbers, Candidate(0)), ("weights", weights, found.base())):
-        gains = {each: found.gain(each, base, first) for each in scores}
-        pairs = [(scores[each], gain.mean) for each, gain in gains.items() if gain is not None]
+        pairs = [(scores[each], gain.mean) for each, gain in found.gains(scores, base, first).items()]
         if pairs and all(len(set(column)) > 1 for column in zip(*pairs, strict=True)):
             agreement[what] = float(spearmanr(*zip(*pairs, strict=True)).statistic)
     return agreement

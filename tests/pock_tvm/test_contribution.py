@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,8 +107,11 @@ def test_a_run_is_the_fine_tuning_that_a_user_would_do(task, analysed, tmp_path)
             rate = 0.05 * (1 + np.cos(np.pi * (8 * epoch + step) / 16)) / 2
             trainer.step(x[order[8 * step : 8 * step + 8]], y[order[8 * step : 8 * step + 8]], lr=rate)
     with np.load(task.validation) as data:
-        right = (trainer.predict(data["x"]).argmax(1) == data["y"]).mean()
-    assert analysed.run_of(candidate, 2, 1).score == pytest.approx(100 * right)
+        logits, labels = trainer.predict(data["x"]), data["y"]
+    run = analysed.run_of(candidate, 2, 1)
+    assert run.score == pytest.approx(100 * (logits.argmax(1) == labels).mean())
+    loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert run.loss == pytest.approx(float(loss), rel=1e-5)
     memory = program.memory()
     assert analysed.costs[candidate].memory == memory["arena"] + memory["optimizer_state"]
 
@@ -190,7 +194,8 @@ def test_a_fault_of_the_user_is_passed_on() -> None:
 # ---- gains -----------------------------------------------------------------------------------------------------------
 
 
-def contributions(task: pock.Task, runs: list[tuple[Candidate, float, int, float | None]]) -> Contributions:
+def contributions(task: pock.Task, runs: list[tuple[Any, ...]]) -> Contributions:
+    """Of runs, each a candidate, epochs, a seed, a score, and perhaps a loss."""
     made = [Run(*run) for run in runs]
     return Contributions(task, {}, "", made, {run.candidate: Cost(1.0) for run in made})
 
@@ -246,6 +251,27 @@ def test_noise_is_drawn_towards_the_mean_of_its_like(task) -> None:
     assert drawn.std() < 0.5 * raw.std()
     assert drawn.mean() == pytest.approx(raw.mean(), abs=0.01)
     assert (drawn > 0.5).sum() == 0 < (raw > 0.5).sum()
+
+
+def test_losses_tell_gains_where_accuracy_is_noisy(task) -> None:
+    rng = np.random.default_rng(0)
+    weights = [Candidate(1, f"w{index}") for index in range(30)]
+    real = rng.normal(size=30)
+    runs: list[tuple[Any, ...]] = [(HEAD, 1, 0, 50.0, 1.0), (Candidate(1), 1, 0, 50.0, 1.0)]
+    runs += [
+        (weight, 1, 0, 50 + gain + float(rng.normal()), 1 - 0.02 * gain + 0.004 * float(rng.normal()))
+        for weight, gain in zip(weights, real, strict=True)
+    ]
+    gains = expected_gains(contributions(task, runs))
+    assert np.abs([gains[weight] for weight in weights] - real).mean() < 0.4  # points; of accuracy it is 0.8
+    of_accuracy = expected_gains(contributions(task, [run[:4] for run in runs]))
+    assert np.abs([of_accuracy[weight] for weight in weights] - real).mean() > 0.6
+
+
+def test_losses_that_tell_nothing_are_left_out(task) -> None:
+    one, other = Candidate(1), Candidate(2)
+    runs = [(HEAD, 1, 0, 50.0, 1.0), (one, 1, 0, 60.0, 1.1), (other, 1, 0, 55.0, 1.0)]
+    assert expected_gains(contributions(task, runs)) == {HEAD: 0.0, one: 10.0, other: 5.0}
 
 
 # ---- the quick mode --------------------------------------------------------------------------------------------------
