@@ -17,7 +17,7 @@ import numpy as np
 
 from . import __version__, optimizers
 from .compiler import compile as compile_program
-from .contribution import Candidate, Contributions, Run, Task, candidates, fingerprint, scheme_of
+from .contribution import Candidate, Contributions, Run, Task, Together, candidates, fingerprint, scheme_of
 from .costs import Cost, cost_of
 from .data import ArrayFile, Augmentation, DataSet, ImageFolder, Preprocessing, digests, evaluation_batches, open_data
 from .errors import ContributionError, DataError, MissingGradient
@@ -25,6 +25,7 @@ from .executors import Workers
 from .files import check_folder
 from .fine_tuning import fine_tune, steps_of
 from .frontend import Model, load_model
+from .gains import sets_together
 from .losses import Loss
 from .optimizers import Optimizer
 from .program import Program
@@ -65,7 +66,8 @@ def analyze(
     """Measure the contributions of every piece of a network, by successive halving.
 
     All candidates are trained for a quarter of the epochs on one seed, the best third of them for half of the epochs on
-    two, the best third of those in full on all; so are some numbers of biases, spread evenly, in any case. ``output``
+    two, the best third of those in full on all; so are some numbers of biases, spread evenly, in any case. Then larger
+    and larger sets of the weights that brought most are trained together, in full on all seeds. ``output``
     is written after each run; an analysis that was interrupted goes on where it was. ``scheduler`` is the address of a
     Dask scheduler, whose workers see the same files; without one ``workers`` processes of this machine work, one a core
     by default. Results do not depend on who works.
@@ -86,7 +88,7 @@ def analyze(
         for rung, (epochs, seeds) in enumerate(rungs(task)):
             runs = dict.fromkeys((candidate, epochs, seed) for candidate in [base, *group] for seed in range(seeds))
             label = f"{what}, rung {rung + 1} of {len(SHARES)}"
-            _measure(found, structure, list(runs), folder, output, pool, label, progress)
+            _measure(found, structure, list(runs), found.runs, folder, output, pool, label, progress)
             group = _best(found, group, base, epochs, always)
 
     with Workers(scheduler, workers) as pool:
@@ -95,6 +97,8 @@ def analyze(
         halve("biases", ladder, ladder[0], (*ladder[:: max(1, len(ladder) // NUMBERS)], ladder[-1]))
         base = found.base()
         halve("weights", [replace(each, biases=base.biases) for each in everything if each.weight], base)
+        sets = [(each, task.recipe.epochs, seed) for each in sets_together(found) for seed in range(task.seeds)]
+        _measure(found, structure, sets, found.trials, folder, output, pool, "weights together", progress)
     found.finished = True
     found.save(output)
     shutil.rmtree(folder, ignore_errors=True)
@@ -167,15 +171,16 @@ def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
 def _measure(
     found: Contributions,
     structure: Structure,
-    runs: Sequence[tuple[Candidate, float, int]],
+    runs: Sequence[tuple[Candidate | Together, float, int]],
+    kept: list[Run],
     folder: Path,
     output: Path,
     pool: Workers,
     label: str,
     progress: Progress,
 ) -> None:
-    """Do the runs that are not done yet, and write each down."""
-    done = {(run.candidate, run.epochs, run.seed) for run in found.runs}
+    """Do the runs that are not ``kept`` yet, and write each down."""
+    done = {(run.candidate, run.epochs, run.seed) for run in kept}
     missing = [run for run in runs if run not in done]
     jobs = [
         (found.task, scheme_of(structure, candidate.biases, candidate.shares).rules, epochs, seed, folder)
@@ -184,8 +189,8 @@ def _measure(
     progress(label, len(runs) - len(missing), len(runs))
     for count, (number, measured) in enumerate(pool.run(measure, jobs), 1):
         candidate, epochs, seed = missing[number]
-        found.runs.append(Run(candidate, epochs, seed, measured.score, measured.loss))
-        if measured.cost is not None:
+        kept.append(Run(candidate, epochs, seed, measured.score, measured.loss))
+        if isinstance(candidate, Candidate) and measured.cost is not None:
             found.costs[candidate] = measured.cost
         found.save(output)
         progress(label, len(runs) - len(missing) + count, len(runs))

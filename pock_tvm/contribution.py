@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .costs import Cost
 from .errors import ContributionError
@@ -25,6 +25,7 @@ from .scheme import Scheme
 from .structure import Structure
 
 FORMAT = "pock-contributions/2"
+Piece = TypeVar("Piece", "Candidate", "Together")
 
 
 @dataclass(frozen=True, order=True)
@@ -43,6 +44,22 @@ class Candidate:
     def __str__(self) -> str:
         base = f"head + last {self.biases} biases" if self.biases else "head"
         return f"{base} + {self.weight} at {self.ratio:g}" if self.weight else base
+
+
+@dataclass(frozen=True)
+class Together:
+    """Shares of several weights, with the head and the last ``biases`` biases."""
+
+    biases: int
+    weights: tuple[tuple[str, float], ...]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What is trained of which weight."""
+        return dict(self.weights)
+
+    def __str__(self) -> str:
+        return f"{Candidate(self.biases)} + {len(self.weights)} weights"
 
 
 def ladder(structure: Structure) -> list[str]:
@@ -122,7 +139,7 @@ class Task:
 class Run:
     """One fine-tuning: what was trained, how long, and what came of it."""
 
-    candidate: Candidate
+    candidate: Candidate | Together
     epochs: float
     seed: int
     score: float | None
@@ -157,6 +174,9 @@ class Contributions:
     data: str
     """A digest of the samples and their labels, to train and to validate on."""
     runs: list[Run] = field(default_factory=list)
+    """Of pieces, each alone."""
+    trials: list[Run] = field(default_factory=list)
+    """Of several weights together."""
     costs: dict[Candidate, Cost] = field(default_factory=dict)
     """What the program of each candidate takes, at the task's batch and optimizer, on the machine that ran it."""
     scores: dict[Candidate, float] = field(default_factory=dict)
@@ -171,16 +191,16 @@ class Contributions:
 
     def measured(self) -> list[Candidate]:
         """Everything that was trained alone, in the order of its first run."""
-        return list(dict.fromkeys(run.candidate for run in self.runs))
+        return list(dict.fromkeys(run.candidate for run in self.runs if isinstance(run.candidate, Candidate)))
 
-    def gain(self, candidate: Candidate, base: Candidate, within: float = math.inf) -> Gain | None:
+    def gain(self, candidate: Candidate | Together, base: Candidate, within: float = math.inf) -> Gain | None:
         """What a candidate brings over ``base``, seed by seed, in its longest runs; None if any of its runs failed.
 
         ``within``: leave out runs of more epochs.
         """
         return self._compared(candidate, base, within, "score")
 
-    def gains(self, group: Iterable[Candidate], base: Candidate, within: float = math.inf) -> dict[Candidate, Gain]:
+    def gains(self, group: Iterable[Piece], base: Candidate, within: float = math.inf) -> dict[Piece, Gain]:
         """What each of a group that never failed brings over ``base``, as the loss of held-out samples tells it.
 
         The loss hardly knows the chance that flips a few of some hundred answers. What it falls by is turned into
@@ -195,10 +215,11 @@ class Contributions:
             return found
         return {each: fall.times(slope) for each, fall in falls.items()}
 
-    def _compared(self, candidate: Candidate, base: Candidate, within: float, what: str) -> Gain | None:
+    def _compared(self, candidate: Candidate | Together, base: Candidate, within: float, what: str) -> Gain | None:
         """By how much the ``score`` or ``loss`` of a candidate's longest runs is above that of the same runs of
         ``base``."""
-        own = [run for run in self.runs if run.candidate == candidate and run.epochs <= within]
+        done = self.trials if isinstance(candidate, Together) else self.runs
+        own = [run for run in done if run.candidate == candidate and run.epochs <= within]
         if not own or any(run.score is None for run in own):
             return None
         epochs = max(run.epochs for run in own)
@@ -234,6 +255,7 @@ class Contributions:
             "fingerprint": self.fingerprint,
             "data": self.data,
             "runs": [asdict(run) for run in self.runs],
+            "trials": [asdict(run) for run in self.trials],
             "costs": [asdict(candidate) | {"cost": asdict(cost)} for candidate, cost in self.costs.items()],
             "scores": [asdict(candidate) | {"score": score} for candidate, score in self.scores.items()],
             "finished": self.finished,
@@ -262,6 +284,7 @@ class Contributions:
                 content["fingerprint"],
                 content["data"],
                 [Run(**run | {"candidate": Candidate(**run["candidate"])}) for run in content["runs"]],
+                [Run(**run | {"candidate": _together(run["candidate"])}) for run in content.get("trials", [])],
                 {_candidate(entry): Cost(**entry["cost"]) for entry in content["costs"]},
                 {_candidate(entry): entry["score"] for entry in content["scores"]},
                 bool(content["finished"]),
@@ -288,6 +311,10 @@ class Contributions:
 
 def _candidate(entry: Mapping[str, Any]) -> Candidate:
     return Candidate(entry["biases"], entry["weight"], entry["ratio"])
+
+
+def _together(entry: Mapping[str, Any]) -> Together:
+    return Together(entry["biases"], tuple((weight, share) for weight, share in entry["weights"]))
 
 
 GRAPH = "(graph)"

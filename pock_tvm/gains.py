@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import spearmanr
 
-from .contribution import Candidate, Contributions, Gain
+from .contribution import Candidate, Contributions, Gain, Together
 
 
 def expected_gains(found: Contributions) -> dict[Candidate, float]:
@@ -88,6 +89,45 @@ def _gains_at(found: Contributions, group: list[Candidate], base: Candidate, epo
     """The gains of runs of just this length."""
     gains = found.gains([each for each in group if each != base], base, epochs)
     return {each: gain.mean for each, gain in gains.items() if gain.epochs == epochs}
+
+
+PARTS = 6
+"""Into how many parts the sum of all expected gains is cut, to measure what comes of so much together."""
+
+
+def sets_together(found: Contributions) -> list[Together]:
+    """Larger and larger sets of weights: those that are expected to bring most, each at the ratio at which it does,
+    until their gains sum to each part of what all together are expected to bring."""
+    base, expected = found.base(), expected_gains(found)
+    best: dict[str, Candidate] = {}
+    for each in sorted(expected, key=expected.__getitem__, reverse=True):
+        if each.weight and expected[each] > 0:
+            best.setdefault(each.weight, each)
+    sums = list(itertools.accumulate(expected[each] for each in best.values()))
+    counts = {
+        next(at for at, sum_ in enumerate(sums, 1) if sum_ >= sums[-1] * part / PARTS - 1e-9)
+        for part in range(1, PARTS + 1)
+        if sums
+    }
+    pairs = [(each.weight, each.ratio) for each in best.values()]
+    return [Together(base.biases, tuple(pairs[:count])) for count in sorted(counts)]
+
+
+def enough(found: Contributions) -> float:
+    """The sum of expected gains beyond which more was worse when it was trained together; infinite where all that
+    helps alone helps, or nothing was tried.
+
+    Gains do not add up: what one piece learns another need not, and the more is trained, the sooner the samples are
+    learned by heart. Sums that are as large stand for about as much, whatever they are made of.
+    """
+    expected, base = expected_gains(found), found.base()
+    sets = list(dict.fromkeys(run.candidate for run in found.trials if isinstance(run.candidate, Together)))
+    sums = {each: sum(expected[Candidate(base.biases, *pair)] for pair in each.weights) for each in sets}
+    gains = found.gains(sets, base)
+    best = max(gains, key=lambda each: gains[each].mean, default=None)
+    if best is None or best == max(sets, key=sums.__getitem__):
+        return math.inf
+    return expected[base] + (sums[best] if gains[best].mean > 0 else 0.0)
 
 
 def rank_agreement(found: Contributions) -> dict[str, float]:

@@ -53,6 +53,12 @@ class Choices:
     weights: Mapping[str, Weight]
     micro_batches: int = 1
     """In how many parts of its batch a step runs that takes so much."""
+    enough: float = np.inf
+    """The sum of gains beyond which more brings no more."""
+
+    def worth(self, gain: float) -> float:
+        """What a sum of gains counts."""
+        return min(gain, self.enough)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class Choice:
 
 
 def best(choices: Choices, *, memory: float = np.inf, seconds: float = np.inf) -> Choice | None:
-    """The choice of largest gain within the budgets, the smallest such; None where even the cheapest takes more.
+    """The choice of largest gain within the budgets, the smallest such, or the smallest whose gain is enough; None
+    where even the cheapest takes more.
 
     Binary variables: for each number of biases whether so many are trained, and whether the gradient comes so far (as
     far as the biases and weights that are trained); for each ratio of each weight whether so much is trained.
@@ -94,14 +101,15 @@ def best(choices: Choices, *, memory: float = np.inf, seconds: float = np.inf) -
     times = np.array([0.0] * len(counts) + [option.seconds for option in [*steps, *shares]])
     for budget, amounts in ((memory, memories), (seconds, times)):
         if np.isfinite(budget):
-            scale = max(1e-30, np.abs(amounts).max(), budget)
-            rows.append((dict(enumerate(amounts / scale)), -np.inf, budget / scale))
-    gains = gains / (np.abs(gains).max() or 1.0)  # the solver's tolerances are absolute
+            unit = max(1e-30, np.abs(amounts).max(), budget)
+            rows.append((dict(enumerate(amounts / unit)), -np.inf, budget / unit))
+    scale = np.abs(gains).max() or 1.0  # the solver's tolerances are absolute
+    gains = gains / scale
     found = _solved(-gains, rows)
     if found is None:
         return None
-    # Of equal gains the smallest memory.
-    rows.append((dict(enumerate(gains)), float(gains @ found) - 1e-7, np.inf))
+    # Of what counts as much the smallest memory.
+    rows.append((dict(enumerate(gains)), choices.worth(scale * float(gains @ found)) / scale - 1e-7, np.inf))
     smallest = _solved(memories / max(1.0, np.abs(memories).max()), rows)
     taken = found if smallest is None else smallest
     count = next(count for count, is_taken in zip(counts, taken, strict=False) if is_taken)
@@ -136,8 +144,8 @@ def total(choices: Choices, biases: int, weights: Mapping[str, float]) -> Choice
 
 def best_of(sets: Sequence[Choices], **budgets: float) -> Choice | None:
     """The best choice within budgets from any of several sets; of those that bring as much that from the first set."""
-    found = [choice for choices in sets if (choice := best(choices, **budgets)) is not None]
-    return max(found, key=lambda choice: choice.gain, default=None)
+    found = [(choices, choice) for choices in sets if (choice := best(choices, **budgets)) is not None]
+    return max(found, key=lambda pair: pair[0].worth(pair[1].gain), default=(None, None))[1]
 
 
 def front(sets: Sequence[Choices], resource: str, **budgets: float) -> list[Choice]:
@@ -156,7 +164,7 @@ def front(sets: Sequence[Choices], resource: str, **budgets: float) -> list[Choi
         choice = best_of(sets, **(budgets | {resource: budget * (1 + 1e-9)}))
         if choice is None:
             break
-        if found and choice.gain >= found[-1].gain:  # as much for less
+        if found and sets[0].worth(choice.gain) >= sets[0].worth(found[-1].gain):  # as much for less
             found.pop()
         found.append(choice)
     return found[::-1]

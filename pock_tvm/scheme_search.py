@@ -14,7 +14,7 @@ from .compiler import batch_parts
 from .contribution import Candidate, Contributions, Task, depth_of, scheme_of
 from .costs import Cost, Profiles, TimeModel, cost_of
 from .errors import BatchError, ContributionError, MemoryBudgetError, PockError
-from .gains import expected_gains
+from .gains import enough, expected_gains
 from .integer_program import Choice, Choices, Option, Weight, best, best_of, total
 from .profile import example, profile
 from .scheme import Scheme
@@ -111,7 +111,8 @@ def prepared(
     parts = batch_parts(model)
     if len(parts) > 1 and not _can_be_cut(found.task, structure, parts[-1]):
         parts = parts[:1]
-    return structure, [choices_of(gains, costs, structure, time_model, count) for count in parts], time_model
+    sets = [choices_of(gains, costs, structure, time_model, count) for count in parts]
+    return structure, [replace(each, enough=enough(found)) for each in sets], time_model
 
 
 def _can_be_cut(task: Task, structure: Structure, parts: int) -> bool:
