@@ -51,6 +51,8 @@ def choice_table(choices: Choices, chosen: Choice) -> Table:
         table.add_column(name, justify="right")
     for row in reasons(choices, chosen):
         table.add_row(*row)
+    if chosen.gain >= choices.enough:
+        table.caption = "more did not help when it was trained together"
     return table
 
 

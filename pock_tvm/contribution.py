@@ -175,14 +175,14 @@ class Contributions:
     """A digest of the samples and their labels, to train and to validate on."""
     runs: list[Run] = field(default_factory=list)
     """Of pieces, each alone."""
-    trials: list[Run] = field(default_factory=list)
-    """Of several weights together."""
     costs: dict[Candidate, Cost] = field(default_factory=dict)
     """What the program of each candidate takes, at the task's batch and optimizer, on the machine that ran it."""
     scores: dict[Candidate, float] = field(default_factory=dict)
     """First-order scores of the quick mode, where it ran (:mod:`pock_tvm.scores`)."""
     finished: bool = False
     """Whether all runs are done, and not the first of an analysis that was interrupted."""
+    trials: list[Run] = field(default_factory=list)
+    """Runs of several weights together."""
 
     def run_of(self, candidate: Candidate, epochs: float, seed: int) -> Run | None:
         """A run, if it is done."""
@@ -255,10 +255,10 @@ class Contributions:
             "fingerprint": self.fingerprint,
             "data": self.data,
             "runs": [asdict(run) for run in self.runs],
-            "trials": [asdict(run) for run in self.trials],
             "costs": [asdict(candidate) | {"cost": asdict(cost)} for candidate, cost in self.costs.items()],
             "scores": [asdict(candidate) | {"score": score} for candidate, score in self.scores.items()],
             "finished": self.finished,
+            "trials": [asdict(run) for run in self.trials],
         }
         with replacing(path) as file:
             file.write(json.dumps(content, indent=1).encode())
@@ -284,10 +284,10 @@ class Contributions:
                 content["fingerprint"],
                 content["data"],
                 [Run(**run | {"candidate": Candidate(**run["candidate"])}) for run in content["runs"]],
-                [Run(**run | {"candidate": _together(run["candidate"])}) for run in content.get("trials", [])],
                 {_candidate(entry): Cost(**entry["cost"]) for entry in content["costs"]},
                 {_candidate(entry): entry["score"] for entry in content["scores"]},
                 bool(content["finished"]),
+                [Run(**run | {"candidate": _together(run["candidate"])}) for run in content.get("trials", [])],
             )
         except FileNotFoundError as error:
             raise ContributionError(f"there is no file '{path}': 'pock analyze' makes one") from error

@@ -113,21 +113,32 @@ def sets_together(found: Contributions) -> list[Together]:
     return [Together(base.biases, tuple(pairs[:count])) for count in sorted(counts)]
 
 
+def tried_together(found: Contributions) -> list[tuple[Together, float, Gain]]:
+    """Of each set of weights that was trained together, and never failed, the sum of what its parts are expected to
+    bring over the base, and what it brought; the smallest first."""
+    expected, base = expected_gains(found), found.base()
+    sets = dict.fromkeys(run.candidate for run in found.trials if isinstance(run.candidate, Together))
+    sums = {each: sum(expected[Candidate(base.biases, *pair)] for pair in each.weights) for each in sets}
+    gains = found.gains(sets, base)
+    return [(each, sums[each], gains[each]) for each in sorted(gains, key=sums.__getitem__)]
+
+
 def enough(found: Contributions) -> float:
-    """The sum of expected gains beyond which more was worse when it was trained together; infinite where all that
-    helps alone helps, or nothing was tried.
+    """The sum of expected gains over the head beyond which more was worse when it was trained together; infinite where
+    all that helps alone helps, or nothing was tried.
 
     Gains do not add up: what one piece learns another need not, and the more is trained, the sooner the samples are
     learned by heart. Sums that are as large stand for about as much, whatever they are made of.
     """
-    expected, base = expected_gains(found), found.base()
-    sets = list(dict.fromkeys(run.candidate for run in found.trials if isinstance(run.candidate, Together)))
-    sums = {each: sum(expected[Candidate(base.biases, *pair)] for pair in each.weights) for each in sets}
-    gains = found.gains(sets, base)
-    best = max(gains, key=lambda each: gains[each].mean, default=None)
-    if best is None or best == max(sets, key=sums.__getitem__):
+    if not found.trials:
         return math.inf
-    return expected[base] + (sums[best] if gains[best].mean > 0 else 0.0)
+    biases = expected_gains(found)[found.base()]
+    helped = [each for each in tried_together(found) if each[2].mean > 0]
+    if not helped:
+        return biases
+    best, weights, _ = max(helped, key=lambda each: each[2].mean)
+    everything = max(len(run.candidate.shares) for run in found.trials)
+    return math.inf if len(best.weights) == everything else biases + weights
 
 
 def rank_agreement(found: Contributions) -> dict[str, float]:

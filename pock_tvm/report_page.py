@@ -14,7 +14,7 @@ from .contribution import Candidate, Contributions, ladder, scheme_of
 from .costs import Profiles
 from .errors import PockError
 from .files import replacing
-from .gains import rank_agreement
+from .gains import rank_agreement, tried_together
 from .integer_program import Choice, Choices, front, total
 from .plots import MIB
 from .scheme import Scheme
@@ -82,8 +82,8 @@ def write_report(
     figures: dict[str, tuple[str, str, Figure]] = {
         "contributions": (
             "What each piece brings",
-            "Above: the last biases, over the head alone. Below: a share of each weight, over biases alone. Bars of "
-            "spread are standard deviations over seeds.",
+            "Above: the last biases, over the head alone. Below: a share of each weight, over biases alone. Points of "
+            "accuracy as the loss of held-out samples tells them; bars of spread are standard deviations over seeds.",
             draw_contributions(found),
         ),
         "fronts": (
@@ -170,6 +170,13 @@ def _tables(found: Contributions, choices: Choices, chosen: Choice | None, point
         for p in points
     ]
     tables.append(("The front of gain against memory", header, rows))
+    rows = [
+        [str(each), f"{summed:+.2f}", f"{gain.mean:+.2f}", "" if gain.spread is None else f"± {gain.spread:.2f}"]
+        for each, summed, gain in tried_together(found)
+    ]
+    if rows:
+        header = ["trained", "gain of each alone, summed", "gain over biases alone", "spread"]
+        tables.append(("Weights together", header, rows))
     rows = []
     for candidate in found.measured():
         gain = found.gain(candidate, found.base() if candidate.weight else Candidate(0))

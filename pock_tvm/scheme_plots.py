@@ -33,13 +33,14 @@ def draw_contributions(found: Contributions) -> Figure:
     width, tops = 0.8 / max(1, len(ratios)), [0.0]
     for length, alpha in zip(lengths, np.linspace(0.25, 1, len(lengths) + 1)[1:], strict=True):
         label = f"runs of {length:g} epochs" if found.runs else None
-        bars: dict[float, Bar] = {c.biases: bar for c, bar in _of(found, numbers, Candidate(0), length)}
+        bars: dict[float, Bar] = {c.biases: bar for c, bar in _of(found, numbers, Candidate(0), length).items()}
         upper.errorbar(
             list(bars), *_columns(bars), fmt="o", markersize=4, capsize=2, color="C0", alpha=alpha, label=label
         )
+        shares = _of(found, [each for each in candidates if each.weight], found.base(), length)
         for at, ratio in enumerate(ratios):
-            own = [candidate for candidate in candidates if candidate.weight and candidate.ratio == ratio]
-            bars = {weights.index(c.weight) + at * width: bar for c, bar in _of(found, own, found.base(), length)}
+            own = {each: bar for each, bar in shares.items() if each.ratio == ratio}
+            bars = {weights.index(each.weight) + at * width: bar for each, bar in own.items()}
             means, spreads = _columns(bars)
             named = {"label": f"{ratio:g} of its channels"} if length == lengths[-1] else {}
             lower.bar(list(bars), means, width, yerr=spreads, color=f"C{at}", alpha=alpha, **named)
@@ -60,14 +61,12 @@ Bar = tuple[float, float]
 """Mean and spread."""
 
 
-def _of(
-    found: Contributions, candidates: Sequence[Candidate], base: Candidate, length: float
-) -> list[tuple[Candidate, Bar]]:
+def _of(found: Contributions, candidates: list[Candidate], base: Candidate, length: float) -> dict[Candidate, Bar]:
     """The candidates whose longest runs were this long, with what they brought; what failed is in no picture."""
     if not found.runs:
-        return [(candidate, (found.scores[candidate], 0.0)) for candidate in candidates]
-    gains = [(candidate, found.gain(candidate, base)) for candidate in candidates]
-    return [(each, (gain.mean, gain.spread or 0.0)) for each, gain in gains if gain and gain.epochs == length]
+        return {candidate: (found.scores[candidate], 0.0) for candidate in candidates}
+    gains = found.gains(candidates, base)
+    return {each: (gain.mean, gain.spread or 0.0) for each, gain in gains.items() if gain.epochs == length}
 
 
 def _columns(bars: Mapping[float, Bar]) -> tuple[list[float], list[float]]:

@@ -26,13 +26,15 @@ def score(
     progress: Progress = lambda _what, _done, _all: None,
     warn: Callable[[str], None] = lambda _text: None,
 ) -> Contributions:
-    """Write first-order scores to ``output``, beside the contributions that are measured there already, and the costs
-    that are not known yet."""
+    """Write first-order scores to ``output``, beside contributions that are measured there already; where there are
+    none, costs too. What is there is not worked out again."""
     found, _ = begin(task, Path(output), warn)
-    found.scores = first_order_scores(task, progress)
-    found.save(output)
-    found.costs |= planned_costs(task, [each for each in found.scores if each not in found.costs], None, progress)
-    found.save(output)
+    if not found.scores:
+        found.scores = first_order_scores(task, progress)
+        found.save(output)
+    if not found.runs:
+        found.costs |= planned_costs(task, [each for each in found.scores if each not in found.costs], None, progress)
+        found.save(output)
     return found
 
 

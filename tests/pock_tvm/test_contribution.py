@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from dataclasses import replace
@@ -14,11 +15,11 @@ import torch
 
 import pock_tvm as pock
 from pock_tvm.analysis import measure, rungs
-from pock_tvm.contribution import Candidate, Contributions, Run, candidates, depth_of, ladder, scheme_of
+from pock_tvm.contribution import Candidate, Contributions, Run, Together, candidates, depth_of, ladder, scheme_of
 from pock_tvm.costs import Cost
 from pock_tvm.executors import Workers
 from pock_tvm.frontend import load_model
-from pock_tvm.gains import expected_gains, rank_agreement
+from pock_tvm.gains import enough, expected_gains, rank_agreement, sets_together
 from pock_tvm.scores import first_order_scores, score
 from pock_tvm.structure import structure_of
 from tests.pock_tvm.networks import Small, small
@@ -48,7 +49,7 @@ def analysed(task, tmp_path_factory) -> Contributions:
 
 
 def by_run(found: Contributions) -> dict:
-    return {(run.candidate, run.epochs, run.seed): run.score for run in found.runs}
+    return {(run.candidate, run.epochs, run.seed): run.score for run in (*found.runs, *found.trials)}
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------
@@ -91,6 +92,11 @@ def test_rungs_train_fewer_for_longer(task, analysed) -> None:
     assert set(analysed.costs) >= {run.candidate for run in analysed.runs}
     base = analysed.base()
     assert all(analysed.run_of(base, run.epochs, run.seed) for run in weights)
+    sets = sets_together(analysed)
+    assert sets
+    assert {(run.candidate, run.epochs, run.seed) for run in analysed.trials} == set(
+        itertools.product(sets, [2], [0, 1])
+    )
 
 
 def test_a_run_is_the_fine_tuning_that_a_user_would_do(task, analysed, tmp_path) -> None:
@@ -272,6 +278,36 @@ def test_losses_that_tell_nothing_are_left_out(task) -> None:
     one, other = Candidate(1), Candidate(2)
     runs = [(HEAD, 1, 0, 50.0, 1.0), (one, 1, 0, 60.0, 1.1), (other, 1, 0, 55.0, 1.0)]
     assert expected_gains(contributions(task, runs)) == {HEAD: 0.0, one: 10.0, other: 5.0}
+
+
+def tried(task: pock.Task, came_to: list[float | None]) -> Contributions:
+    """Six weights of 10 points each over the one bias, which brings 5, and the scores of ever more of them together."""
+    weights = [Candidate(1, name) for name in "abcdef"]
+    runs = [(HEAD, 2, 0, 45.0), (Candidate(1), 2, 0, 50.0), *((weight, 2, 0, 60.0) for weight in weights)]
+    found = contributions(task, runs)
+    found.trials += [Run(each, 2, 0, score) for each, score in zip(sets_together(found), came_to, strict=True)]
+    return found
+
+
+def test_larger_and_larger_sets_of_the_best_weights_are_tried(task) -> None:
+    runs = [(HEAD, 2, 0, 50.0), (Candidate(1, "a", 0.5), 2, 0, 58.0), (Candidate(1, "a"), 2, 0, 56.0)]
+    runs += [(Candidate(1), 2, 0, 50.0), (Candidate(1, "b"), 2, 0, 52.0), (Candidate(1, "c"), 2, 0, 49.0)]
+    sets = sets_together(contributions(task, runs))
+    assert sets == [Together(1, (("a", 0.5),)), Together(1, (("a", 0.5), ("b", 1.0)))]
+    assert sets_together(contributions(task, runs[:1])) == []
+
+
+@pytest.mark.parametrize(
+    ("came_to", "is_enough"),
+    [
+        ((60.0, 65.0, 70.0, 69.0, 68.0, 60.0), 35.0),
+        ((60.0, 65.0, 70.0, 71.0, 72.0, 73.0), np.inf),
+        ((49.0, 48.0, 47.0, 46.0, 45.0, 44.0), 5.0),
+        ((60.0, 65.0, 70.0, None, None, None), 35.0),
+    ],
+)
+def test_a_search_needs_no_more_than_what_helped_together(task, came_to, is_enough) -> None:
+    assert enough(tried(task, list(came_to))) == pytest.approx(is_enough)
 
 
 # ---- the quick mode --------------------------------------------------------------------------------------------------

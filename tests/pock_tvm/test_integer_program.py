@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pock_tvm.integer_program import Choice, Choices, Option, Weight, best, front, total
+from pock_tvm.integer_program import Choice, Choices, Option, Weight, best, best_of, front, total
 
 numbers = st.floats(-2, 5, allow_nan=False).map(lambda value: round(value, 3))
 amounts = st.integers(1, 50)
@@ -61,6 +62,17 @@ def test_no_choice_within_the_budgets_is_better(choices, memory, milliseconds) -
         assert any(found == each for each in held)
 
 
+@settings(max_examples=100, deadline=None)
+@given(choices(), st.integers(1, 120), st.integers(-5, 20))
+def test_no_more_is_taken_than_is_enough(choices, memory, enough) -> None:
+    held = [each for each in everything(choices) if each.memory <= memory]
+    found = best(replace(choices, enough=enough), memory=memory)
+    if held:
+        worth = min(max(each.gain for each in held), enough)
+        assert found.gain >= worth - 1e-5
+        assert found.memory == pytest.approx(min(each.memory for each in held if each.gain >= worth - 1e-9))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(choices(), min_size=1, max_size=2), st.sampled_from(["memory", "seconds"]))
 def test_no_point_of_a_front_is_beaten(sets, resource) -> None:
@@ -77,6 +89,14 @@ def test_no_point_of_a_front_is_beaten(sets, resource) -> None:
 def test_a_front_has_the_least_that_brings_as_much() -> None:
     large, small = (Choices({0: Option(0, size, 1)}, {"w": Weight(0, {1.0: Option(1, size, 1)})}) for size in (100, 10))
     assert [(each.gain, each.memory) for each in front([large, small], "memory")] == [(0, 10), (1, 20)]
+
+
+def test_of_sets_that_hold_enough_the_one_in_fewest_parts_is_taken() -> None:
+    sets = [
+        Choices({0: Option(0, 10, 1)}, {"w": Weight(0, {1.0: Option(gain, 5, 1)})}, parts, enough=1.0)
+        for gain, parts in ((2, 1), (3, 2))
+    ]
+    assert best_of(sets).micro_batches == 1
 
 
 def test_of_equal_gains_the_smaller_memory_is_taken() -> None:
