@@ -4,8 +4,9 @@
 
 For each task: contributions are measured on three quarters of the training data against the last quarter (or scores,
 for the transformers), a scheme is searched for a quarter of the memory that training everything takes, and then that
-scheme, everything, the last layers and the biases that fit into the same memory (all three may run in micro-batches)
-are trained on all training data and tested on data that nothing has seen. The learning rate, and whether the last
+scheme, everything, the last layers and the biases that fit into that quarter, and those that fit into what the scheme
+takes (all but everything may run in micro-batches), are trained on all training data and tested on data that nothing
+has seen. The learning rate, and whether the last
 layers are all that fit, half or a quarter of them, is what is best on that last quarter. Evolution and random choice
 search the same objective with the same number of evaluations. Needs ../shared/data; work that is done is kept in
 ``--work``.
@@ -219,22 +220,27 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     searched = time.perf_counter() - start
     chosen.scheme.save(folder / "scheme.json")
     model, structure = open_model(final)
-    layers = largest(lambda k: pock.Scheme.last_layers(model, k), len(structure.layers), final, budget)
-    biases = largest(lambda k: pock.Scheme.bias_only(model, last=k), len(structure.vectors("bias")), final, budget)
-    sides = {
-        "everything": [pock.Scheme.full()],
-        "found": [chosen.scheme],
-        "last layers": [pock.Scheme.last_layers(model, k) for k in dict.fromkeys(layers // n for n in SIZES) if k],
-        "biases": [pock.Scheme.bias_only(model, last=biases)] if biases else [],
-    }
+    sides = {"everything": [pock.Scheme.full()], "found": [chosen.scheme]}
+    budgets: dict[str, int | None] = {"everything": None, "found": budget}
+    limits = {budget: ""}
+    held = int(planned(final, chosen.scheme, budget)[0])
+    if held < budget / 2:  # the scheme leaves much of it: what can others do with as much as it takes?
+        limits[held] = ", in as much"
+    for most, words in limits.items():
+        layers = largest(lambda k: pock.Scheme.last_layers(model, k), len(structure.layers), final, most)
+        biases = largest(lambda k: pock.Scheme.bias_only(model, last=k), len(structure.vectors("bias")), final, most)
+        sizes = [size for size in dict.fromkeys(layers // n for n in SIZES) if size]
+        sides[f"last layers{words}"] = [pock.Scheme.last_layers(model, size) for size in sizes]
+        sides[f"biases{words}"] = [pock.Scheme.bias_only(model, last=biases)] if biases else []
+        budgets |= {f"last layers{words}": most, f"biases{words}": most}
     sides = {name: schemes for name, schemes in sides.items() if schemes}
-    budgets = {name: None if name == "everything" else budget for name in sides}
     fit = replace(task, recipe=final.recipe)
     results = trained(fit, final, sides, budgets, bench.rates, seeds, folder / "runs.json")
     summed = chosen.choice.memory  # what the scheme takes by the sum of its parts, which is what all three go by
-    objective = {"exact": best(chosen.choices, memory=summed).gain}
+    anything = replace(chosen.choices, enough=math.inf)  # what others search
+    objective = {"exact": best(anything, memory=summed).gain}
     for name, searcher in (("evolution", evolution), ("random", random_search)):
-        tries = [searcher(chosen.choices, EVALUATIONS, seed, memory=summed) for seed in range(3)]
+        tries = [searcher(anything, EVALUATIONS, seed, memory=summed) for seed in range(3)]
         objective[name] = statistics.mean(-np.inf if each is None else each.gain for each in tries)
     for name, result in results.items():
         scheme = pock.Scheme(result["rules"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from .contribution import Candidate, Contributions
+from .contribution import Candidate, Contributions, Together
 from .integer_program import Choice, Choices
 from .tables import MIB
 
@@ -29,11 +29,14 @@ def contribution_table(found: Contributions) -> Table:
             by_weight.setdefault(candidate.weight, {})[candidate.ratio] = candidate
     for weight, own in by_weight.items():
         table.add_row(weight, *(_gain(found, own[r], found.base()) if r in own else "" for r in ratios))
+    table.add_section()
+    for tried in dict.fromkeys(run.candidate for run in found.trials):
+        table.add_row(str(tried), *[""] * (len(ratios) - 1), _gain(found, tried, found.base()))
     return table
 
 
-def _gain(found: Contributions, candidate: Candidate, base: Candidate) -> str:
-    if not found.runs:
+def _gain(found: Contributions, candidate: Candidate | Together, base: Candidate) -> str:
+    if not found.runs and isinstance(candidate, Candidate):
         return f"{found.scores[candidate]:.3g}"
     gain = found.gain(candidate, base)
     if gain is None:
