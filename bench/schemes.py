@@ -247,8 +247,8 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
         result["memory"], result["micro_batches"] = planned(final, scheme, budgets[name])
         result["weights"] = sum(layer.weight in scheme.resolve(model) for layer in structure.layers)
     return {
-        "task": bench.name, "settings": asdict(bench), "analysed_s": analysed, "runs": len(found.runs),
-        "searched_s": searched,
+        "task": bench.name, "settings": asdict(bench), "analysed_s": analysed,
+        "runs": len(found.runs) + len(found.trials), "searched_s": searched,
         "rank_agreement": rank_agreement(found), "full_memory": full,
         "full_within_budget": planned(final, pock.Scheme.full(), budget), "plans": chosen.plans, "results": results,
         "objective": objective, "time_error": chosen.time_model.error,

@@ -204,16 +204,18 @@ class Contributions:
         """What each of a group that never failed brings over ``base``, as the loss of held-out samples tells it.
 
         The loss hardly knows the chance that flips a few of some hundred answers. What it falls by is turned into
-        points as accuracy goes with it over the group, by least squares; where losses are not known, or tell nothing,
-        accuracy speaks for itself.
+        points as accuracy goes with it, by least squares over those of the group that were trained as long; where
+        losses are not known, or tell nothing, accuracy speaks for itself.
         """
         found = {each: gain for each in group if (gain := self.gain(each, base, within)) is not None}
-        falls = {each: rise.times(-1) for each in found if (rise := self._compared(each, base, within, "loss"))}
-        square = sum(fall.mean**2 for fall in falls.values())
-        slope = sum(found[each].mean * fall.mean for each, fall in falls.items()) / square if square else 0.0
-        if len(falls) < len(found) or slope <= 0:
-            return found
-        return {each: fall.times(slope) for each, fall in falls.items()}
+        for epochs in {gain.epochs for gain in found.values()}:
+            gains = {each: gain for each, gain in found.items() if gain.epochs == epochs}
+            falls = {each: rise.times(-1) for each in gains if (rise := self._compared(each, base, within, "loss"))}
+            square = sum(fall.mean**2 for fall in falls.values())
+            slope = sum(gains[each].mean * fall.mean for each, fall in falls.items()) / square if square else 0.0
+            if len(falls) == len(gains) and slope > 0:
+                found |= {each: fall.times(slope) for each, fall in falls.items()}
+        return found
 
     def _compared(self, candidate: Candidate | Together, base: Candidate, within: float, what: str) -> Gain | None:
         """By how much the ``score`` or ``loss`` of a candidate's longest runs is above that of the same runs of

@@ -139,10 +139,11 @@ def _png(figure: Figure) -> bytes:
 
 def _task_lines(found: Contributions) -> list[str]:
     task = found.task
-    failed = sum(run.score is None for run in found.runs)
+    runs = [*found.runs, *found.trials]
+    failed = sum(run.score is None for run in runs)
     lines = [
         f"Data: {task.data}, validated on {task.validation}.",
-        f"Runs: {len(found.runs)} of up to {task.recipe.epochs:g} epochs at a learning rate of {task.recipe.lr:g} "
+        f"Runs: {len(runs)} of up to {task.recipe.epochs:g} epochs at a learning rate of {task.recipe.lr:g} "
         f"({task.recipe.lr_schedule}), {task.optimizer['kind']}, up to {task.seeds} seeds.",
     ]
     return (
