@@ -28,7 +28,7 @@ def expected_gains(found: Contributions) -> dict[Candidate, float]:
 
 def _of_biases(found: Contributions) -> dict[Candidate, float]:
     head = Candidate(0)
-    gains = found.gains([each for each in found.measured() if not each.weight], head)
+    gains = found.gains(sorted(each for each in found.measured() if not each.weight), head)
     known = {head: 0.0} | _of_longest({each: gain for each, gain in gains.items() if each != head})
     steps = sorted(known)
     numbers, values = [each.biases for each in steps], [known[each] for each in steps]
@@ -37,7 +37,7 @@ def _of_biases(found: Contributions) -> dict[Candidate, float]:
 
 def _of_weights(found: Contributions) -> dict[Candidate, float]:
     base = found.base()
-    weights = [each for each in found.measured() if each.weight]
+    weights = sorted(each for each in found.measured() if each.weight)  # whoever was done first
     gains, predictions = found.gains(weights, base), _predictions(found, weights, base)
     expected = _of_longest(gains)
     for each, gain in gains.items():
