@@ -79,15 +79,16 @@ SLOW, FAST = (1e-4, 3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2)
 SLOWER = (1e-5, 3e-5, *SLOW)
 WIDE = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FEW = (0.25, 1.0)
+SCORED = (0.25, 0.5, 1.0)
 TASKS = [
     Bench("mcunet-flowers12", "mcunet-5fps-flowers12", "flowers12", 8, 10, 4, SLOW, HALF, SGD),
     Bench("resnet20-cifar10", "resnet20-cifar10", "cifar10", 16, 6, 4, FAST, IMAGENET, SGD),
-    Bench("minilm-trec", "minilm", "trec", 16, 1, 0, WIDE, {}, ADAMW, FEW, 8, "linear"),
+    Bench("minilm-trec", "minilm", "trec", 16, 1, 0, WIDE, {}, ADAMW, SCORED, 8, "linear"),
     Bench("mbv2-flowers12", "mbv2-w0.35-flowers12", "flowers12", 8, 10, 4, SLOW, HALF, SGD, FEW, 16),
     Bench("mcunet-cifar10", "mcunet-5fps-flowers12", "cifar10", 8, 3, 1, SLOWER, HALF, SGD, FEW, 16),
     Bench("resnet56-cifar10", "resnet56-cifar10", "cifar10", 16, 6, 2, FAST, IMAGENET, SGD, FEW, 16),
     Bench("mbv2-cifar10", "mbv2-w0.35-flowers12", "cifar10", 8, 3, 1, SLOWER, HALF, SGD, FEW, 16),
-    Bench("minilm-sst2", "minilm", "sst2", 16, 1, 0, WIDE, {}, ADAMW, FEW, 8, "linear"),
+    Bench("minilm-sst2", "minilm", "sst2", 16, 1, 0, WIDE, {}, ADAMW, SCORED, 8, "linear"),
 ]
 
 
