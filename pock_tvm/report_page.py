@@ -89,8 +89,8 @@ def write_report(
         "fronts": (
             "What it takes",
             "Each point is the best choice for its memory or its time, solved exactly, in as many micro-batches as are "
-            "best for it. Gains and costs are sums over pieces; what a scheme takes as a whole is planned, and may lie "
-            "a little beside its sum.",
+            "best for it; what was chosen for a budget runs in no more of them than that asks for. Gains and costs are "
+            "sums over pieces; what a scheme takes as a whole is planned, and may lie a little beside its sum.",
             draw_fronts(fronts, chosen, {"memory": memory, "seconds": seconds}),
         ),
     }
