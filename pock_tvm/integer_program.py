@@ -144,8 +144,18 @@ def total(choices: Choices, biases: int, weights: Mapping[str, float]) -> Choice
 
 def best_of(sets: Sequence[Choices], **budgets: float) -> Choice | None:
     """The best choice within budgets from any of several sets; of those that bring as much that from the first set."""
-    found = [(choices, choice) for choices in sets if (choice := best(choices, **budgets)) is not None]
-    return max(found, key=lambda pair: pair[0].worth(pair[1].gain), default=(None, None))[1]
+    found: Choice | None = None
+    for choices in sets:
+        choice = best(choices, **budgets)
+        if choice is not None and (found is None or _brings_more(choice, found, choices)):
+            found = choice
+    return found
+
+
+def _brings_more(one: Choice, other: Choice, choices: Choices) -> bool:
+    """Whether a choice counts more than another, beyond what sums are rounded by."""
+    before = choices.worth(other.gain)
+    return choices.worth(one.gain) > before + 1e-6 * abs(before)
 
 
 def front(sets: Sequence[Choices], resource: str, **budgets: float) -> list[Choice]:
@@ -164,7 +174,7 @@ def front(sets: Sequence[Choices], resource: str, **budgets: float) -> list[Choi
         choice = best_of(sets, **(budgets | {resource: budget * (1 + 1e-9)}))
         if choice is None:
             break
-        if found and sets[0].worth(choice.gain) >= sets[0].worth(found[-1].gain):  # as much for less
+        if found and not _brings_more(found[-1], choice, sets[0]):  # as much for less
             found.pop()
         found.append(choice)
     return found[::-1]
