@@ -152,7 +152,9 @@ def choices_of(
             more = costs[each].minus(costs[passed[0]])
             # A weight that fits beside another peak may be the peak of a smaller scheme: what it keeps counts.
             size = max(more.memory, more.kept)
-            options.setdefault(each.weight, {})[each.ratio] = Option(gains[each], size, time_model.seconds(more))
+            # Other kernels may be chosen beside it, and the model be off: nothing is faster for being trained.
+            seconds = max(0.0, time_model.seconds(more))
+            options.setdefault(each.weight, {})[each.ratio] = Option(gains[each], size, seconds)
     return Choices(biases, {name: Weight(depths[name], given) for name, given in options.items()}, micro_batches)
 
 
