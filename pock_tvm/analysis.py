@@ -67,10 +67,10 @@ def analyze(
 
     All candidates are trained for a quarter of the epochs on one seed, the best third of them for half of the epochs on
     two, the best third of those in full on all; so are some numbers of biases, spread evenly, in any case. Then larger
-    and larger sets of the weights that brought most are trained together, in full on all seeds. ``output``
-    is written after each run; an analysis that was interrupted goes on where it was. ``scheduler`` is the address of a
-    Dask scheduler, whose workers see the same files; without one ``workers`` processes of this machine work, one a core
-    by default. Results do not depend on who works.
+    and larger sets of the weights that brought most are trained together, in full on all seeds. ``output`` is written
+    after each run; an analysis that was interrupted goes on where it was. ``scheduler`` is the address of a Dask
+    scheduler, whose workers see the same files; without one ``workers`` processes of this machine work, one a core by
+    default. Results do not depend on who works.
 
     Raises
     ------

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .analysis import open_model
 from .choice_tables import amounts, reasons
-from .contribution import Candidate, Contributions, ladder, scheme_of
+from .contribution import Candidate, Contributions, Gain, ladder, scheme_of
 from .costs import Profiles
 from .errors import PockError
 from .files import replacing
@@ -172,7 +172,7 @@ def _tables(found: Contributions, choices: Choices, chosen: Choice | None, point
     ]
     tables.append(("The front of gain against memory", header, rows))
     rows = [
-        [str(each), f"{summed:+.2f}", f"{gain.mean:+.2f}", "" if gain.spread is None else f"± {gain.spread:.2f}"]
+        [str(each), f"{summed:+.2f}", f"{gain.mean:+.2f}", _spread(gain)]
         for each, summed, gain in tried_together(found)
     ]
     if rows:
@@ -181,11 +181,10 @@ def _tables(found: Contributions, choices: Choices, chosen: Choice | None, point
     rows = []
     for candidate in found.measured():
         gain = found.gain(candidate, found.base() if candidate.weight else Candidate(0))
-        spread = "" if gain is None or gain.spread is None else f"± {gain.spread:.2f}"
         words = (
             ["failed", "", "", ""]
             if gain is None
-            else [f"{gain.mean:+.2f}", spread, str(gain.seeds), f"{gain.epochs:g}"]
+            else [f"{gain.mean:+.2f}", _spread(gain), str(gain.seeds), f"{gain.epochs:g}"]
         )
         rows.append(
             [str(candidate), *words, f"{found.costs[candidate].memory / MIB:.2f}" if candidate in found.costs else ""]
@@ -193,3 +192,7 @@ def _tables(found: Contributions, choices: Choices, chosen: Choice | None, point
     if rows:
         tables.append(("Everything that was measured", ["trained", "gain", "spread", "seeds", "epochs", "MiB"], rows))
     return tables
+
+
+def _spread(gain: Gain) -> str:
+    return "" if gain.spread is None else f"± {gain.spread:.2f}"

@@ -111,8 +111,9 @@ def prepared(
     parts = batch_parts(model)
     if len(parts) > 1 and not _can_be_cut(found.task, structure, parts[-1]):
         parts = parts[:1]
-    sets = [choices_of(gains, costs, structure, time_model, count) for count in parts]
-    return structure, [replace(each, enough=enough(found)) for each in sets], time_model
+    most = enough(found)
+    sets = [replace(choices_of(gains, costs, structure, time_model, count), enough=most) for count in parts]
+    return structure, sets, time_model
 
 
 def _can_be_cut(task: Task, structure: Structure, parts: int) -> bool:
