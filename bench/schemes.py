@@ -228,7 +228,7 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
         limits[held] = ", in as much"
     for most, words in limits.items():
         layers = largest(lambda k: pock.Scheme.last_layers(model, k), len(structure.layers), final, most)
-        biases = largest(lambda k: pock.Scheme.bias_only(model, last=k), len(structure.vectors("bias")), final, most)
+        biases = largest(lambda k: pock.Scheme.bias_only(model, last=k), len(structure.of_role("bias")), final, most)
         sizes = [size for size in dict.fromkeys(layers // n for n in SIZES) if size]
         sides[f"last layers{words}"] = [pock.Scheme.last_layers(model, size) for size in sizes]
         sides[f"biases{words}"] = [pock.Scheme.bias_only(model, last=biases)] if biases else []

@@ -8,9 +8,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,17 @@ from . import __version__, optimizers
 from .compiler import compile as compile_program
 from .contribution import Candidate, Contributions, Run, Task, Together, candidates, fingerprint, scheme_of
 from .costs import Cost, cost_of
-from .data import ArrayFile, Augmentation, DataSet, ImageFolder, Preprocessing, digests, evaluation_batches, open_data
+from .data import (
+    ArrayFile,
+    Augmentation,
+    DataSet,
+    ImageFolder,
+    Preprocessing,
+    digests,
+    evaluation_batches,
+    open_data,
+    rows_read,
+)
 from .errors import ContributionError, DataError, MissingGradient
 from .executors import Workers
 from .files import check_folder
@@ -126,7 +137,8 @@ def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contri
         )
     targets = [np.asarray(samples.targets).tobytes() for samples in (training, validation)]
     data = hashlib.sha256(b"".join([*seen, *held, *targets])).hexdigest()
-    found = Contributions(task, fingerprint(model), data)
+    rows = {name: list(channels.read) for name, channels in structure.channels.items() if channels.read}
+    found = Contributions(task, fingerprint(model), data, rows=rows)
     if output.exists():
         before = Contributions.load(output)
         before.check_model(model)
@@ -139,7 +151,7 @@ def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contri
             )
         if before.data != data:
             raise ContributionError(f"'{output}' was measured on other data: name another output, or remove that file")
-        found = replace(before, task=task)
+        found = replace(before, task=task, rows=rows)
     return found, structure
 
 
@@ -151,7 +163,7 @@ def open_model(task: Task) -> tuple[Model, Structure]:
 
 
 def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
-    """The model of a task, its structure, and data to train and to validate on.
+    """The model of a task, its structure, which knows what the data reads, and data to train and to validate on.
 
     Raises
     ------
@@ -165,7 +177,7 @@ def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
         raise DataError(
             f"'{task.data}' and '{task.validation}' have different classes: {training.classes} and {validation.classes}"
         )
-    return model, structure, training, validation
+    return model, structure.reading(rows_read(structure.look_ups, training)), training, validation
 
 
 def _measure(
@@ -207,15 +219,22 @@ def _best(
 
 
 def planned_costs(
-    task: Task, wanted: Iterable[Candidate], target: Any = None, progress: Progress = lambda _what, _done, _all: None
+    task: Task,
+    wanted: Iterable[Candidate],
+    target: Any = None,
+    progress: Progress = lambda _what, _done, _all: None,
+    rows: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[Candidate, Cost]:
-    """The cost of each candidate, and of the biases that it is compared to, planned and not built."""
+    """The cost of each candidate, and of the biases that it is compared to, planned and not built; ``rows`` are those
+    of :class:`Contributions`."""
     asked = list(dict.fromkeys(candidate for each in wanted for candidate in (each, Candidate(each.biases))))
     costs: dict[Candidate, Cost] = {}
     if not asked:
         return costs
     with Workers() as pool:
-        for number, cost in pool.run(_planned_cost, [(task, each, target) for each in asked]):
+        structure = open_model(task)[1].reading(rows)
+        jobs = [(task, scheme_of(structure, each.biases, each.shares).rules, target) for each in asked]
+        for number, cost in pool.run(_planned_cost, jobs):
             costs[asked[number]] = cost
             progress("planning candidates", len(costs), len(asked))
     return costs
@@ -263,10 +282,8 @@ def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int
     return program
 
 
-def _planned_cost(task: Task, candidate: Candidate, target: Any) -> Cost:
-    _, structure = open_model(task)
-    scheme = scheme_of(structure, candidate.biases, candidate.shares)
-    return cost_of(compile_task(task, scheme, target=target, build=False))
+def _planned_cost(task: Task, rules: dict[str, Any], target: Any) -> Cost:
+    return cost_of(compile_task(task, Scheme(rules), target=target, build=False))
 
 
 def compile_task(task: Task, scheme: Scheme, optimizer: Optimizer | None = None, **options: Any) -> Program:

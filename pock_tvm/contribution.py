@@ -21,7 +21,7 @@ from .errors import ContributionError
 from .files import replacing
 from .fine_tuning import Recipe
 from .frontend import Model
-from .scheme import Scheme
+from .scheme import Scheme, What
 from .structure import Structure
 
 FORMAT = "pock-contributions/2"
@@ -65,14 +65,22 @@ class Together:
 def ladder(structure: Structure) -> list[str]:
     """The small parameters that are trained from the last on: biases (also those of normalisation), or the scales of a
     network that has none."""
-    return structure.vectors("bias") or structure.vectors("scale")
+    return structure.of_role("bias") or structure.of_role("scale")
 
 
 def scheme_of(structure: Structure, biases: int, weights: Mapping[str, float]) -> Scheme:
     """The scheme that trains the head, the last ``biases`` biases, and these shares of weights."""
     steps = ladder(structure)
     full = dict.fromkeys([*steps[len(steps) - biases :], *structure.head_parameters()], "full")
-    return Scheme({"*": "frozen"} | full | {name: "full" if share == 1 else share for name, share in weights.items()})
+    return Scheme({"*": "frozen"} | full | {name: trained_at(structure, name, weights[name]) for name in weights})
+
+
+def trained_at(structure: Structure, weight: str, share: float) -> What:
+    """What a share of a weight is, as a scheme says it: of an embedding those rows that the data reads most often."""
+    channels = structure.channels.get(weight)
+    if channels is not None and channels.read:
+        return sorted(channels.read[: channels.share(share)])
+    return "full" if share == 1 else share
 
 
 def candidates(structure: Structure, ratios: Sequence[float], depths: int | None = None) -> list[Candidate]:
@@ -86,7 +94,7 @@ def candidates(structure: Structure, ratios: Sequence[float], depths: int | None
         channels = structure.channels.get(weight)
         seen = set()
         for ratio in sorted(ratios) if channels else [1.0]:
-            trained = math.ceil(ratio * channels.count - 1e-9) if channels else 1
+            trained = channels.share(ratio) if channels else 1
             if trained not in seen:
                 found.append(Candidate(whole, weight, ratio))
             seen.add(trained)
@@ -94,9 +102,10 @@ def candidates(structure: Structure, ratios: Sequence[float], depths: int | None
 
 
 def weights_of(structure: Structure) -> list[str]:
-    """The weights in front of the head, each once, in the order in which they run: of layers, and of normalisation (its
-    scales) where those are no steps of the ladder."""
-    found = {layer.weight for layer in structure.layers} | {*structure.vectors("scale")}
+    """The weights in front of the head, each once, in the order in which they run: of layers, embeddings, and of
+    normalisation (its scales) where those are no steps of the ladder."""
+    found = {layer.weight for layer in structure.layers}
+    found |= {*structure.of_role("embedding"), *structure.of_role("scale")}
     found -= {*ladder(structure), *structure.head_parameters()}
     return sorted(found, key=structure.first_use.__getitem__)
 
@@ -183,6 +192,8 @@ class Contributions:
     """Whether all runs are done, and not the first of an analysis that was interrupted."""
     trials: list[Run] = field(default_factory=list)
     """Runs of several weights together."""
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    """Of each embedding whose rows are known by the data, those that the training data reads, most often read first."""
 
     def run_of(self, candidate: Candidate, epochs: float, seed: int) -> Run | None:
         """A run, if it is done."""
@@ -261,6 +272,7 @@ class Contributions:
             "scores": [asdict(candidate) | {"score": score} for candidate, score in self.scores.items()],
             "finished": self.finished,
             "trials": [asdict(run) for run in self.trials],
+            "rows": self.rows,
         }
         with replacing(path) as file:
             file.write(json.dumps(content, indent=1).encode())
@@ -290,6 +302,7 @@ class Contributions:
                 {_candidate(entry): entry["score"] for entry in content["scores"]},
                 bool(content["finished"]),
                 [Run(**run | {"candidate": _together(run["candidate"])}) for run in content.get("trials", [])],
+                content.get("rows", {}),
             )
         except FileNotFoundError as error:
             raise ContributionError(f"there is no file '{path}': 'pock analyze' makes one") from error

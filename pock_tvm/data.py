@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from .errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
 MARGIN = 1.15  # an image is resized to this many times the size before it is cropped
+SOME = 1024  # samples that are looked at together
 CACHE = 256 * 2**20  # bytes of decoded images that a folder keeps: every epoch reads them again
 
 Batch = tuple[dict[str, np.ndarray], "np.ndarray | None"]
@@ -221,6 +223,17 @@ def open_data(
 def digests(data: DataSet) -> list[bytes]:
     """What tells each sample from others, in few bytes; labels do not count."""
     return [hashlib.sha256(data.content(index)).digest() for index in range(len(data))]
+
+
+def rows_read(look_ups: Mapping[str, str], data: DataSet) -> dict[str, list[int]]:
+    """For each embedding the rows that samples read, most often read first. ``look_ups``: the input that is looked up
+    in it."""
+    counts: dict[str, Counter[int]] = {by: Counter() for by in look_ups.values()}
+    for inputs, _ in evaluation_batches(data, SOME) if counts else ():
+        for name, count in counts.items():
+            rows, times = np.unique(inputs[name], return_counts=True)
+            count.update(dict(zip(rows.tolist(), times.tolist(), strict=True)))
+    return {name: [row for row, _ in counts[by].most_common()] for name, by in look_ups.items()}
 
 
 def training_batches(data: DataSet, batch: int, rng: np.random.Generator) -> Iterator[Batch]:

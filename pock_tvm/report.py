@@ -15,7 +15,7 @@ from .structure import PRODUCTS, Layer, Structure, macs_of
 
 
 def layer_report(structure: Structure, trained: Mapping[str, Piece], step: relax.Function) -> list[dict[str, Any]]:
-    """One entry a layer, in the order in which they run.
+    """One entry for each embedding, and then one a layer, in the order in which they run.
 
     ``step`` is the training function with its backward graph. An entry has ``name`` (of the weight, without its last
     part), ``kind``, ``weight`` and ``bias``: what of them is trained (``frozen``, ``full`` or ``k/n``),
@@ -27,14 +27,18 @@ def layer_report(structure: Structure, trained: Mapping[str, Piece], step: relax
     starts = [uses[layer.weight].forward for layer in layers if layer.weight in uses]
     saved = _saved_by(step, starts, of_parameters)
     names = [layer.weight for layer in layers if layer.weight in uses]
-    rows = []
+    nothing = {"bias": "-", "forward_flops": 0, "backward_flops": 0, "saved_bytes": 0}
+    rows = [
+        {"name": _owner(name), "kind": "embedding", "weight": _trained(name, structure, trained)} | nothing
+        for name in structure.of_role("embedding")
+    ]
     for layer in layers:
         share = layer_share(layer.weight, structure, trained)
         gradients = share + (layer.weight in uses and uses[layer.weight].has_data_gradient)
         macs = uses[layer.weight].macs if layer.weight in uses else layer.macs
         rows.append(
             {
-                "name": layer.weight.rpartition(".")[0] or layer.weight,
+                "name": _owner(layer.weight),
                 "kind": layer.kind,
                 "weight": _trained(layer.weight, structure, trained),
                 "bias": _bias(layer, layers, structure, trained),
@@ -44,6 +48,11 @@ def layer_report(structure: Structure, trained: Mapping[str, Piece], step: relax
             }
         )
     return rows
+
+
+def _owner(name: str) -> str:
+    """The module that a parameter belongs to."""
+    return name.rpartition(".")[0] or name
 
 
 class _Product:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .analysis import open_model
 from .choice_tables import amounts, reasons
-from .contribution import Candidate, Contributions, Gain, ladder, scheme_of
+from .contribution import Candidate, Contributions, Gain, ladder, scheme_of, trained_at
 from .costs import Profiles
 from .errors import PockError
 from .files import replacing
@@ -121,12 +121,12 @@ def choice_of(scheme: Scheme, choices: Choices, structure: Structure) -> Choice 
     steps = ladder(structure)
     biases = sum(scheme.rules.get(name) == "full" for name in steps)
     weights = {
-        name: 1.0 if what == "full" else float(what)
-        for name, what in scheme.rules.items()
-        if name in choices.weights and (what == "full" or isinstance(what, float))
+        name: share
+        for name, weight in choices.weights.items()
+        for share in weight.options
+        if scheme.rules.get(name) == trained_at(structure, name, share)
     }
-    known = biases in choices.biases and all(share in choices.weights[name].options for name, share in weights.items())
-    if not known or scheme_of(structure, biases, weights).rules != scheme.rules:
+    if biases not in choices.biases or scheme_of(structure, biases, weights).rules != scheme.rules:
         return None
     return total(choices, biases, weights)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,8 @@ class Scheme:
     frozen.
 
     A ratio r trains ``ceil(r * channels)`` input channels of a convolution or linear weight (groups of a depthwise
-    one): those with the largest L1 norm. A list of integers trains just those channels.
+    one): those with the largest L1 norm. Of an embedding it trains the first rows: tokenizers number first what is
+    frequent. A list of integers trains just those channels or rows.
     """
 
     rules: dict[str, What]
@@ -60,7 +60,7 @@ class Scheme:
         """The biases (also those of normalisation) of the last so many layers that have one, all by default, and the
         head."""
         structure, _ = _read(model)
-        biases = structure.vectors("bias")
+        biases = structure.of_role("bias")
         chosen = biases if last is None else biases[max(0, len(biases) - _count("last", last)) :]
         return cls({"*": "frozen"} | dict.fromkeys([*chosen, *structure.head_parameters()], "full"))
 
@@ -115,7 +115,8 @@ class Scheme:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scheme as a JSON file."""
         with replacing(path) as file:
-            file.write((json.dumps(self.rules, indent=2) + "\n").encode())
+            rules = ",\n".join(f"  {json.dumps(pattern)}: {json.dumps(what)}" for pattern, what in self.rules.items())
+            file.write(f"{{\n{rules}\n}}\n".encode())
 
     # ---- resolution --------------------------------------------------------------------------------------------------
 
@@ -183,19 +184,22 @@ def _piece(name: str, what: What, model: Model, structure: Structure) -> tuple[i
         kind = structure.roles.get(name, "parameter")
         raise SchemeError(
             f"'{name}' cannot be trained in part: it is a {kind}, and only the weight of a convolution or linear "
-            f"layer has input "
-            'channels. Give it "full" or "frozen"'
+            "layer has input channels, and only an embedding that is read nowhere else has rows that are. Give it "
+            '"full" or "frozen"'
         )
     if isinstance(what, float):
-        count = math.ceil(what * channels.count - 1e-9)
+        count = channels.share(what)
         if count == channels.count:
             return None
+        if structure.roles[name] == "embedding":
+            return channels.axis, tuple(range(count))
         norms = channels.norms(model.weights[name])
         chosen = sorted(np.argsort(-norms, kind="stable")[:count].tolist())
     else:
         chosen = list(what)
         if chosen[-1] >= channels.count:
-            raise SchemeError(f"'{name}' has {channels.count} input channels; there is no channel {chosen[-1]}")
+            what = "row" if structure.roles[name] == "embedding" else "input channel"
+            raise SchemeError(f"'{name}' has {channels.count} {what}s; there is no {what} {chosen[-1]}")
         if len(chosen) == channels.count:
             return None
     return channels.axis, channels.indices(chosen)

@@ -97,17 +97,20 @@ def draw_fronts(
 
 
 def draw_scheme(scheme: Scheme, structure: Structure, model: Model) -> Figure:
-    """The network from input to head: of each layer what share of its weight is trained, and whether its biases are."""
+    """The network from input to head: of each layer and embedding what share of its weight is trained, and whether its
+    biases are."""
     trained = scheme.resolve(model)
-    layers = sorted(structure.layers, key=lambda layer: layer.position)
-    kinds = sorted({layer.kind for layer in layers})
+    layers = [(layer.position, layer.weight, layer.kind) for layer in structure.layers]
+    layers += [(structure.first_use[name], name, "embedding") for name in structure.of_role("embedding")]
+    layers.sort()
+    kinds = sorted({kind for _, _, kind in layers})
     figure = new_figure(11, 3.6)
     axes = figure.subplots()
-    for at, layer in enumerate(layers):
-        color = f"C{kinds.index(layer.kind)}"
+    for at, (_, weight, kind) in enumerate(layers):
+        color = f"C{kinds.index(kind)}"
         axes.bar(at, 1, 0.8, fill=False, edgecolor="lightgray", linewidth=0.8)
-        axes.bar(at, layer_share(layer.weight, structure, trained), 0.8, color=color)
-    starts = [layer.position for layer in layers]
+        axes.bar(at, layer_share(weight, structure, trained), 0.8, color=color)
+    starts = [position for position, _, _ in layers]
     for name, role in structure.roles.items():
         if name in trained and role in ("bias", "scale"):
             at = max(0, int(np.searchsorted(starts, structure.first_use[name], side="right")) - 1)
@@ -115,7 +118,7 @@ def draw_scheme(scheme: Scheme, structure: Structure, model: Model) -> Figure:
     for kind in kinds:
         axes.bar(0, 0, color=f"C{kinds.index(kind)}", label=kind)
     axes.plot([], [], "k^", markersize=4, label="bias or scale trained")
-    axes.set_xticks(range(len(layers)), [layer.weight for layer in layers], rotation=90, fontsize=6)
+    axes.set_xticks(range(len(layers)), [weight for _, weight, _ in layers], rotation=90, fontsize=6)
     axes.set(ylim=(-0.12, 1.05), xlim=(-1, len(layers)), ylabel="share of the weight trained")
     axes.legend(fontsize=7, ncols=len(kinds) + 1, loc="upper left", bbox_to_anchor=(0, 1.15))
     return figure

@@ -99,11 +99,13 @@ def prepared(
     that a step can run in, fewest first. Arguments and errors are those of :func:`search`."""
     model, structure = open_model(found.task)
     found.check_model(model)
+    structure = structure.reading(found.rows)
     gains = expected_gains(found)
     if all(each.weight for each in gains):
         raise ContributionError("there is nothing to choose from: no run of the analysis succeeded")
     costs = found.costs if target is None else {}
-    costs |= planned_costs(found.task, [each for each in gains if each not in costs], target, progress)
+    missing = [each for each in gains if each not in costs]
+    costs |= planned_costs(found.task, missing, target, progress, found.rows)
     if profiles:
         time_model = TimeModel.fit(profiles, profiles, "profiles that were given, and fits their steps")
     else:

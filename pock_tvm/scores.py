@@ -29,12 +29,13 @@ def score(
 ) -> Contributions:
     """Write first-order scores to ``output``, beside contributions that are measured there already; where there are
     none, costs too. What is there is not worked out again."""
-    found, _ = begin(task, Path(output), warn)
-    if not found.scores:
+    found, structure = begin(task, Path(output), warn)
+    if any(each not in found.scores for each in candidates(structure, task.ratios, task.depths)):
         found.scores = first_order_scores(task, progress)
         found.save(output)
     if not found.runs:
-        found.costs |= planned_costs(task, [each for each in found.scores if each not in found.costs], None, progress)
+        missing = [each for each in found.scores if each not in found.costs]
+        found.costs |= planned_costs(task, missing, None, progress, found.rows)
         found.save(output)
     return found
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tvm
@@ -24,12 +24,19 @@ class Channels:
     """The input channels of a weight, as PyTorch lays the weight out.
 
     A ratio trains some of ``count`` channels along ``axis``. In a depthwise weight a channel is a group:
-    ``per_channel`` output channels next to each other along axis 0.
+    ``per_channel`` output channels next to each other along axis 0. Those of an embedding are its rows: it is a linear
+    layer that reads one of so many inputs.
     """
 
     axis: int
     count: int
     per_channel: int = 1
+    read: tuple[int, ...] = ()
+    """Of an embedding, where the data is known, the rows that it reads, most often read first: no other is trained."""
+
+    def share(self, ratio: float) -> int:
+        """How many channels a ratio trains."""
+        return math.ceil(ratio * (len(self.read) or self.count) - 1e-9)
 
     def indices(self, channels: Sequence[int]) -> tuple[int, ...]:
         """The positions along ``axis`` that belong to the given channels."""
@@ -70,6 +77,13 @@ class Structure:
     """Where in the graph the first linear layer of each attention runs."""
     joins: tuple[int, ...] = ()
     """Where in the graph two branches of activations are added: the ends of residual blocks."""
+    look_ups: dict[str, str] = field(default_factory=dict)
+    """For each embedding in which an input of the network is looked up the name of that input."""
+
+    def reading(self, rows: Mapping[str, Sequence[int]]) -> Structure:
+        """The same, for data that reads these rows of embeddings, most often read first."""
+        known = {name: replace(self.channels[name], read=tuple(rows[name])) for name in rows if name in self.channels}
+        return replace(self, channels=self.channels | known)
 
     def head(self) -> Layer:
         """The last layer of the network."""
@@ -84,8 +98,9 @@ class Structure:
         head = self.head()
         return [head.weight, *(name for name in self.parameters_from(head.position) if name != head.weight)]
 
-    def vectors(self, role: str) -> list[str]:
-        """The parameters of a role (``bias``, ``scale``) in front of the head, in the order of their first use."""
+    def of_role(self, role: str) -> list[str]:
+        """The parameters of a role (``bias``, ``scale``, ``embedding``) in front of the head, in the order of their
+        first use."""
         head = self.head_parameters()
         found = [name for name in self.first_use if self.roles.get(name) == role and name not in head]
         return sorted(found, key=self.first_use.__getitem__)
@@ -123,6 +138,8 @@ class _Reader:
     sources: dict[relax.Var, tuple[frozenset[int], bool]] = field(default_factory=dict)
     """For each activation the positions of the nearest layers before it, and whether activations were multiplied
     since."""
+    inputs: dict[relax.Var, str] = field(default_factory=dict)
+    """The network's inputs, in whatever shape or type, by name."""
 
     def read(self) -> Structure:
         parameters = set(self.model.parameters)
@@ -131,8 +148,10 @@ class _Reader:
             for param in self.func.params
             if param.name in parameters
         }
+        self.inputs = {param: param.name for param in self.func.params[: len(self.model.inputs)]}
         layers: list[Layer] = []
         channels: dict[str, Channels | None] = {}
+        look_ups: dict[str, str | None] = {}
         roles: dict[str, str] = {}
         first_use: dict[str, int] = {}
         attentions, joins = [], []
@@ -143,6 +162,8 @@ class _Reader:
                     first_use.setdefault(self.behind[var][0], position)
             if self._is_view(binding):
                 continue
+            if (op_name(value) in RESHAPES or op_name(value) == "relax.astype") and value.args[0] in self.inputs:
+                self.inputs[binding.var] = self.inputs[value.args[0]]
             for operand, _, arg in operands(value):
                 if not isinstance(arg, relax.Var) or arg not in self.behind:
                     continue
@@ -153,6 +174,8 @@ class _Reader:
                     layers.append(layer)
                 found = _channels(value, operand, shape_of(arg), axes, layer)
                 channels[name] = found if channels.get(name, found) == found else None
+                by = self.inputs.get(value.args[1]) if op_name(value) == "relax.take" else None
+                look_ups[name] = by if look_ups.get(name, by) == by else None
             self.sources[binding.var] = self._source(value, [layer.position for layer in layers[-1:]], position)
             if op_name(value) == "relax.nn.softmax":
                 nearest, is_attention = self.sources[binding.var]
@@ -160,7 +183,8 @@ class _Reader:
             if op_name(value) == "relax.add" and all(_is_activation(arg, self.behind) for arg in value.args):
                 joins.append(position)
         usable = {name: found for name, found in channels.items() if found is not None}
-        return Structure(tuple(layers), roles, usable, first_use, tuple(attentions), tuple(joins))
+        known = {name: by for name, by in look_ups.items() if by is not None and name in usable}
+        return Structure(tuple(layers), roles, usable, first_use, tuple(attentions), tuple(joins), known)
 
     def _source(self, value: Expr, last_layer: list[int], position: int) -> tuple[frozenset[int], bool]:
         if last_layer == [position]:
@@ -210,6 +234,9 @@ def _channels(
     value: relax.Call, operand: int, shape: tuple[int, ...], axes: tuple[int | None, ...], layer: Layer | None
 ) -> Channels | None:
     """The input channels of a weight where it is read, along its own axis; None where there are none."""
+    if op_name(value) == "relax.take" and operand == 0 and len(shape) == 2 and value.attrs.axis is not None:
+        own = axes[int(value.attrs.axis) % 2]
+        return None if own is None else Channels(own, shape[int(value.attrs.axis) % 2])
     if layer is None or op_name(value) == "pock.conv2d_data_gradient":
         return None
     if layer.kind == "depthwise":

@@ -4,38 +4,52 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
+from ..errors import PassError
 from ..ir import Expr, dtype_of, shape_of
 from ..operators.registry import plain
 from ..operators.training import embedding_gradient
 from .registry import Use, gradient
 
 
-@gradient("relax.take")
+@gradient("relax.take", pieces=True)
 def take(use: Use) -> Expr:
-    """y = x[…, indices, …] along an axis: dx[…, i, …] = the sum of dy wherever i was read. The lookup of an
-    embedding."""
+    """y = x[…, indices, …] along an axis: dx[…, i, …] = the sum of dy wherever i was read. The lookup of an embedding.
+
+    A piece of x along that axis is some rows of an embedding: each index is looked up as its place in the piece, and
+    what was read of other rows has none.
+    """
     x, indices = use.args[:2]
-    shape, axis = shape_of(x), plain(use.call.attrs.axis)
+    shape, axis, result = shape_of(x), plain(use.call.attrs.axis), shape_of(use.result)
+    places = R.reshape(indices, (math.prod(shape_of(indices)),))
+    if use.piece is not None:
+        if axis is None or use.piece.axis != axis % len(shape):
+            raise PassError(
+                f"what 'relax.take' reads along axis {axis} is trained in part along that axis, not {use.piece.axis}"
+            )
+        count = len(use.piece.indices)
+        place = np.full(shape[use.piece.axis], count, "int32")
+        place[list(use.piece.indices)] = np.arange(count)
+        places = R.take(relax.const(place), places, axis=0)
+        shape = (*shape[: use.piece.axis], count, *shape[use.piece.axis + 1 :])
     if axis is None:
-        return R.reshape(_along_first_axis(indices, use.grad, shape_of(use.result), 0, (math.prod(shape),)), shape)
-    return _along_first_axis(indices, use.grad, shape_of(use.result), axis % len(shape), shape)
+        return R.reshape(_along_axis(places, use.grad, result, 0, (math.prod(shape),)), shape)
+    return _along_axis(places, use.grad, result, axis % len(shape), shape)
 
 
-def _along_first_axis(indices: Expr, grad: Expr, result: tuple[int, ...], axis: int, shape: tuple[int, ...]) -> Expr:
-    """Bring the indexed axis to the front, add up there, and bring it back."""
-    positions = math.prod(shape_of(indices))
-    indexed = list(range(axis, axis + len(shape_of(indices))))
-    others = [a for a in range(len(result)) if a not in indexed]
-    front = R.permute_dims(grad, indexed + others) if axis else grad
+def _along_axis(places: Expr, grad: Expr, result: tuple[int, ...], axis: int, shape: tuple[int, ...]) -> Expr:
+    """Bring the indexed axes of ``grad``, of shape ``result``, to the front, add up there, and bring one back that is
+    as long as in ``shape``."""
+    before, behind = range(axis), range(len(result) - len(shape) + axis + 1, len(result))
+    others = [*before, *behind]
+    front = R.permute_dims(grad, [*range(axis, behind.start), *others]) if axis else grad
     columns = math.prod(result[a] for a in others)
-    table = embedding_gradient(
-        R.reshape(indices, (positions,)), R.reshape(front, (positions, columns)), rows=shape[axis]
-    )
-    outer = [shape[axis], *(result[a] for a in others)]
-    table = R.reshape(table, outer)
+    positions = math.prod(result[axis : behind.start])
+    table = embedding_gradient(places, R.reshape(front, (positions, columns)), rows=shape[axis])
+    table = R.reshape(table, [shape[axis], *(result[a] for a in others)])
     return R.permute_dims(table, [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]) if axis else table
 
 

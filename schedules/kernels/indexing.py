@@ -49,7 +49,8 @@ def _from_front(index: tirx.Expr, extent: tirx.Expr, dtype: str) -> tirx.Expr:
 def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.Tensor:
     """``dTable[r, c] = sum over the positions p with indices[p] == r of grad[p, c]``.
 
-    ``indices``: integers [positions], negative ones counted from the end; ``grad``: float [positions, columns].
+    ``indices``: integers [positions], negative ones counted from the end, those beyond ``rows`` without a row to add
+    to; ``grad``: float [positions, columns].
     """
     positions, columns = (int(extent) for extent in grad.shape)
     stripe = min(STRIPE, columns)
@@ -65,7 +66,7 @@ def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.
                                 T.buffer_store(table, tirx.const(0, grad.dtype), [row, outer * stripe + inner])
                 with T.serial(positions) as p:
                     with T.serial(stripe) as inner:
-                        with T.If(outer * stripe + inner < columns):
+                        with T.If(tirx.all(index[p] < rows, outer * stripe + inner < columns)):
                             with T.Then():
                                 at = tirx.Select(index[p] < 0, index[p] + rows, index[p])
                                 c = outer * stripe + inner

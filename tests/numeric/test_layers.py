@@ -39,6 +39,19 @@ class TokenTable(nn.Module):
         return self.head(self.norm(self.embed((x.abs() * 5).long().clamp(max=10))))
 
 
+class Tokens(nn.Module):
+    """Looks up two tables, one of them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.places, self.head = nn.Embedding(11, 7), nn.Embedding(9, 7), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = (x.abs() * 5).long().clamp(max=10)
+        places = self.places(torch.arange(x.shape[1]))
+        return self.head(torch.tanh(self.embed(tokens) * places) + self.embed(10 - tokens))
+
+
 class Attention(nn.Module):
     """Scaled dot-product attention in one of its forms."""
 
@@ -203,6 +216,10 @@ ROWS = [
     Row("last token, half", lambda: FirstToken(-1), (2, 5, 12), {"*.bias": "full", "up.weight": 0.5, "attention.*.weight": 0.5}),
     Row("last token of one", lambda: FirstToken(-1), (3, 1, 12)),
     Row("tied weights", TokenTable, (2, 5)),
+    Row("embeddings", Tokens, (3, 5)),
+    Row("embeddings, half of the rows", Tokens, (3, 5), {"embed.weight": 0.5, "places.weight": 0.5}),
+    Row("embeddings, one row", Tokens, (3, 5), {"embed.weight": [10]}),
+    Row("embeddings, chosen rows", Tokens, (3, 5), {"*": "full", "embed.weight": [0, 3, 4, 9], "places.weight": [1, 7]}),
     Row("attention", lambda: Attention(3, 3, None), (2, 5, 12)),
     Row("attention, causal", lambda: Attention(3, 3, "causal"), (2, 5, 12)),
     Row("attention, a row masked completely", lambda: Attention(3, 3, "bool"), (2, 5, 12)),
@@ -227,6 +244,39 @@ def test_updates_equal_pytorch(row: Row) -> None:
 
     scheme = pock.Scheme({"*": "frozen"} | row.scheme)
     assert_parity(exported, batches, scheme=scheme, loss="mse", lr=0.05)
+
+
+@pytest.mark.parametrize("options", [{"micro_batches": 3}, {"accumulate": 2}, {"clip_norm": 0.1}], ids=str)
+def test_rows_of_embeddings_equal_pytorch(options: dict[str, Any]) -> None:
+    """Of a table those rows are updated that are trained, in parts of a batch, over several, and clipped."""
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    exported = torch.export.export(model, (torch.randn(3, 5),))
+    scheme = pock.Scheme({"embed.weight": [0, 2, 3, 4, 5, 8], "places.weight": 0.3, "head.*": "full"})
+    frozen = {"embed.weight": [1, 6, 7, 9, 10], "places.weight": [3, 4, 5, 6, 7, 8]}
+    program = pock.compile(exported, scheme=scheme, loss="mse", optimizer=pock.AdamW(eps=1e-6), **options)
+    trainer, parameters = pock.Trainer(program), dict(model.named_parameters())
+    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.05, eps=1e-6)
+    rng, steps = np.random.default_rng(0), options.get("accumulate", 1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        for _ in range(steps):
+            x, y = (rng.standard_normal(shape).astype("float32") for shape in ((3, 5), (3, 5, 3)))
+            trainer.step(x, y, lr=0.05)
+            (torch.nn.functional.mse_loss(model(torch.from_numpy(x)), torch.from_numpy(y)) / steps).backward()
+        for name, rows in frozen.items():
+            parameters[name].grad[rows] = 0
+        if "clip_norm" in options:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), options["clip_norm"])
+        optimizer.step()
+        with torch.no_grad():
+            for name, rows in frozen.items():
+                parameters[name][rows] = start[name][rows]
+    ours = trainer.weights()
+    for name, parameter in parameters.items():
+        update, wanted = ours[name] - start[name].numpy(), (parameter.detach() - start[name]).numpy()
+        np.testing.assert_allclose(update, wanted, rtol=2e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,25 @@ class Small(nn.Module):
         return self.head(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
 
 
+class Tokens(nn.Module):
+    """Words, added up with their places, and a head."""
+
+    def __init__(self, words: int = 40, length: int = 6, classes: int = 3) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(words, 8), nn.Embedding(16, 8)
+        self.mix, self.head = nn.Linear(8, 8), nn.Linear(8, classes)
+        self.register_buffer("order", torch.arange(length))
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.mix(self.words(words) + self.places(self.order))).mean(1))
+
+
+def tokens(batch: int = 4) -> torch.export.ExportedProgram:
+    """``Tokens`` with random weights, for sentences of six words."""
+    torch.manual_seed(0)
+    return torch.export.export(Tokens().eval(), (torch.zeros(batch, 6, dtype=torch.long),))
+
+
 def small(batch: int | None = None) -> torch.export.ExportedProgram:
     """``Small`` with random weights; with a dynamic batch unless one is given."""
     torch.manual_seed(0)

@@ -20,9 +20,10 @@ from pock_tvm.costs import Cost
 from pock_tvm.executors import Workers
 from pock_tvm.frontend import load_model
 from pock_tvm.gains import enough, expected_gains, rank_agreement, sets_together
+from pock_tvm.report_page import write_report
 from pock_tvm.scores import first_order_scores, score
 from pock_tvm.structure import structure_of
-from tests.pock_tvm.networks import Small, small
+from tests.pock_tvm.networks import Small, small, tokens
 
 HEAD = Candidate(0)
 
@@ -97,6 +98,62 @@ def test_rungs_train_fewer_for_longer(task, analysed) -> None:
     assert {(run.candidate, run.epochs, run.seed) for run in analysed.trials} == set(
         itertools.product(sets, [2], [0, 1])
     )
+
+
+# ---- embeddings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory) -> pock.Task:
+    """``Tokens`` on sentences that use each word up to 12 twice as often as the one before; the number of odd ones
+    tells the class."""
+    root = tmp_path_factory.mktemp("sentences")
+    torch.export.save(tokens(), root / "net.pt2")
+    rng = np.random.default_rng(0)
+    chances = 2.0 ** np.arange(13)
+    for part, count in (("train", 64), ("val", 40)):
+        words = rng.choice(13, (count, 6), p=chances / chances.sum())
+        np.savez(root / f"{part}.npz", words=words, y=(words % 2).sum(1) // 3)
+    paths = (str(root / "net.pt2"), str(root / "train.npz"), str(root / "val.npz"))
+    return pock.Task(*paths, pock.Recipe(16, 0.1), ratios=(0.25, 1.0), seeds=1)
+
+
+def test_of_an_embedding_those_rows_are_candidates_that_the_data_reads_most(sentences, tmp_path) -> None:
+    with np.load(sentences.data) as data:
+        counts = np.bincount(data["words"].ravel(), minlength=40)
+    read = np.flatnonzero(counts)
+    assert len(read) < 14
+    found = pock.analyze(sentences, tmp_path / "c.json")
+    assert [counts[row] for row in found.rows["words.weight"]] == sorted(counts[read], reverse=True)
+    assert Contributions.load(tmp_path / "c.json").rows == found.rows
+    ratios = {each.weight: [] for each in found.measured() if each.weight}
+    for each in sorted(each for each in found.measured() if each.weight):
+        ratios[each.weight].append(each.ratio)
+    assert ratios == dict.fromkeys(("words.weight", "places.weight", "mix.weight"), [0.25, 1.0])
+    model = load_model(sentences.model)
+    structure = structure_of(model).reading(found.rows)
+    some, every = (scheme_of(structure, 1, {"words.weight": ratio}).resolve(model) for ratio in (0.25, 1.0))
+    most = found.rows["words.weight"][: -(-len(read) // 4)]
+    assert some["words.weight"] == (0, tuple(sorted(most)))
+    assert every["words.weight"] == (0, tuple(read))
+    # Places are not looked up by an input: of them the first rows are trained.
+    assert scheme_of(structure, 1, {"places.weight": 0.25}).resolve(model)["places.weight"] == (0, (0, 1, 2, 3))
+    words = replace(found.base(), weight="words.weight")
+    assert found.gains([words], found.base())[words].mean > 0
+    chosen = pock.search(found)
+    assert chosen.scheme.rules["words.weight"] in (sorted(most), read.tolist())
+    layers = pock.compile(torch.export.load(sentences.model), scheme=chosen.scheme, build=False).manifest["layers"]
+    shares = {layer["name"]: layer["weight"] for layer in layers if layer["kind"] == "embedding"}
+    assert shares["words"] == f"{len(chosen.scheme.rules['words.weight'])}/40"
+    write_report(found, tmp_path / "r.html", scheme=chosen.scheme)
+    assert "words.weight, " in (tmp_path / "r.html").read_text()
+
+
+def test_scores_know_the_rows_that_are_read(sentences, tmp_path) -> None:
+    found = score(sentences, tmp_path / "c.json")
+    some, every = (found.scores[Candidate(1, "words.weight", ratio)] for ratio in (0.25, 1.0))
+    assert 0 < some < every
+    assert score(sentences, tmp_path / "c.json").scores == found.scores
 
 
 def test_a_run_is_the_fine_tuning_that_a_user_would_do(task, analysed, tmp_path) -> None:

@@ -11,7 +11,7 @@ import torch
 import pock_tvm as pock
 from pock_tvm.errors import SchemeError
 from pock_tvm.frontend import load_model
-from tests.pock_tvm.networks import Small, small
+from tests.pock_tvm.networks import Small, small, tokens
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,15 @@ def test_a_ratio_of_a_depthwise_weight_trains_groups() -> None:
     exported = torch.export.export(torch.nn.Conv2d(4, 8, 3, groups=4), (torch.randn(1, 4, 5, 5),))
     axis, indices = pock.Scheme({"weight": [1, 3]}).resolve(exported)["weight"]
     assert (axis, indices) == (0, (2, 3, 6, 7))
+
+
+def test_a_ratio_of_an_embedding_trains_its_first_rows() -> None:
+    exported = tokens()
+    assert pock.Scheme({"words.weight": 0.26}).resolve(exported)["words.weight"] == (0, tuple(range(11)))
+    assert pock.Scheme({"words.weight": [7, 2]}).resolve(exported)["words.weight"] == (0, (2, 7))
+    assert pock.Scheme({"words.weight": 1.0}).resolve(exported)["words.weight"] is None
+    with pytest.raises(SchemeError, match="'words.weight' has 40 rows; there is no row 40"):
+        pock.Scheme({"words.weight": [40]}).resolve(exported)
 
 
 def test_named_schemes(model) -> None:
@@ -92,7 +101,7 @@ def test_a_scheme_is_a_file(model, tmp_path) -> None:
         ({"head.weight": True}, "is neither"),
         ({"head.weight": []}, "different indices"),
         ({"head.weight": [1, 1]}, "different indices"),
-        ({"head.weight": [8]}, "has 8 input channels; there is no channel 8"),
+        ({"head.weight": [8]}, "has 8 input channels; there is no input channel 8"),
         ({"head.bias": 0.5}, "'head.bias' cannot be trained in part: it is a bias"),
         ({"blocks.0.bn.weight": 0.5}, "it is a scale"),
     ],

@@ -119,6 +119,13 @@ def test_look_ups_and_their_gradient(columns: int, dtype: str) -> None:
     assert first.tobytes() == second.tobytes()
 
 
+def test_what_was_read_of_rows_that_are_not_trained_adds_to_none() -> None:
+    (grad,) = noise("gradient", (4, 5))
+    indices = np.array([3, 0, 2, 3], "int32")
+    func = scheduled(embedding_gradient, indices, grad, rows=3)
+    assert_close(call(func, indices, grad), np.stack([grad[1], np.zeros(5), grad[2]]))
+
+
 @pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])
 def test_gathered_channels(axis: int, traits: str) -> None:
