@@ -94,7 +94,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] 
 }
 SCHEMES: dict[str, dict[str, Any]] = {
     "full": {"*": "full"},
-    "sparse": {"*": "frozen", "*.bias": "full", "*.weight": 0.5, "table.*": "frozen", "*norm*": "full"},
+    "sparse": {"*": "frozen", "*.bias": "full", "*.weight": 0.5, "*norm*": "full"},
     "last": {"*": "frozen", "9.*": "full", "head.*": "full"},
 }
 
