@@ -2,13 +2,13 @@
 
     python bench/schemes.py [--only NAME] [--seeds 3] [--work DIR] [--json out.json]
 
-For each task: contributions are measured on three quarters of the training data against the last quarter (or scores,
-for the transformers), a scheme is searched for a quarter of the memory that training everything takes, and then that
-scheme, everything, the last layers and the biases that fit into that quarter, and those that fit into what the scheme
-takes (all but everything may run in micro-batches), are trained on all training data and tested on data that nothing
-has seen. The learning rate, and whether the last layers are all that fit, half or a quarter of them, is what is best on
-that last quarter. Evolution and random choice search the same objective with the same number of evaluations. Needs
-../shared/data; work that is done is kept in ``--work``.
+For each task: contributions are measured on three quarters of the training data against the last quarter (those of
+kinds of weights for the transformers, beside first-order scores), a scheme is searched for a quarter of the memory
+that training everything takes, and then that scheme, everything, the last layers and the biases that fit into that
+quarter, and those that fit into what the scheme takes (all but everything may run in micro-batches), are trained on
+all training data and tested on data that nothing has seen. The learning rate, and whether the last layers are all
+that fit, half or a quarter of them, is what is best on that last quarter. Evolution and random choice search the same
+objective with the same number of evaluations. Needs ../shared/data; work that is done is kept in ``--work``.
 """
 
 from __future__ import annotations
@@ -64,14 +64,18 @@ class Bench:
     batch: int
     epochs: float
     analysed: float
-    """Epochs of the longest runs of the analysis; 0 for first-order scores."""
+    """Epochs of the longest runs of the analysis."""
+    rate: float
+    """Learning rate of the analysis."""
     rates: Sequence[float]
-    """Learning rates that each side may choose from; the last but one analyses."""
+    """Learning rates that each side may choose from."""
     preprocessing: dict[str, Any]
     optimizer: dict[str, Any]
     ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)
     depths: int | None = None
     lr_schedule: str = "cosine"
+    kinds: bool = False
+    """Whether kinds of weights are analysed, on one seed, and not each alone."""
 
 
 SLOW, FAST = (1e-4, 3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2)
@@ -80,14 +84,14 @@ WIDE = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FEW = (0.25, 1.0)
 SCORED = (0.25, 0.5, 1.0)
 TASKS = [
-    Bench("mcunet-flowers12", "mcunet-5fps-flowers12", "flowers12", 8, 10, 4, SLOW, HALF, SGD),
-    Bench("resnet20-cifar10", "resnet20-cifar10", "cifar10", 16, 6, 4, FAST, IMAGENET, SGD),
-    Bench("minilm-trec", "minilm", "trec", 16, 1, 0, WIDE, {}, ADAMW, SCORED, 8, "linear"),
-    Bench("mbv2-flowers12", "mbv2-w0.35-flowers12", "flowers12", 8, 10, 4, SLOW, HALF, SGD, FEW, 16),
-    Bench("mcunet-cifar10", "mcunet-5fps-flowers12", "cifar10", 8, 3, 1, SLOWER, HALF, SGD, FEW, 16),
-    Bench("resnet56-cifar10", "resnet56-cifar10", "cifar10", 16, 6, 2, FAST, IMAGENET, SGD, FEW, 16),
-    Bench("mbv2-cifar10", "mbv2-w0.35-flowers12", "cifar10", 8, 3, 1, SLOWER, HALF, SGD, FEW, 16),
-    Bench("minilm-sst2", "minilm", "sst2", 16, 1, 0, WIDE, {}, ADAMW, SCORED, 8, "linear"),
+    Bench("mcunet-flowers12", "mcunet-5fps-flowers12", "flowers12", 8, 10, 4, 1e-3, SLOW, HALF, SGD),
+    Bench("resnet20-cifar10", "resnet20-cifar10", "cifar10", 16, 6, 4, 3e-3, FAST, IMAGENET, SGD),
+    Bench("minilm-trec", "minilm", "trec", 16, 1, 1, 3e-4, WIDE, {}, ADAMW, SCORED, 8, "linear", kinds=True),
+    Bench("mbv2-flowers12", "mbv2-w0.35-flowers12", "flowers12", 8, 10, 4, 1e-3, SLOW, HALF, SGD, FEW, 16),
+    Bench("mcunet-cifar10", "mcunet-5fps-flowers12", "cifar10", 8, 3, 1, 1e-3, SLOWER, HALF, SGD, FEW, 16),
+    Bench("resnet56-cifar10", "resnet56-cifar10", "cifar10", 16, 6, 2, 3e-3, FAST, IMAGENET, SGD, FEW, 16),
+    Bench("mbv2-cifar10", "mbv2-w0.35-flowers12", "cifar10", 8, 3, 1, 1e-3, SLOWER, HALF, SGD, FEW, 16),
+    Bench("minilm-sst2", "minilm", "sst2", 16, 1, 1, 3e-4, WIDE, {}, ADAMW, SCORED, 8, "linear", kinds=True),
 ]
 
 
@@ -109,9 +113,9 @@ def prepare(bench: Bench, work: Path) -> tuple[pock.Task, pock.Task]:
             _split(data["train"], data["fit"], data["held"])
     task = pock.Task(
         str(model), str(data["fit"]), str(data["held"]),
-        pock.Recipe(bench.analysed, bench.rates[-2], bench.lr_schedule),
+        pock.Recipe(bench.analysed, bench.rate, bench.lr_schedule),
         batch=None if bench.model == "minilm" else bench.batch, optimizer=bench.optimizer,
-        ratios=bench.ratios, depths=bench.depths,
+        ratios=bench.ratios, depths=bench.depths, seeds=1 if bench.kinds else 3,
         flip=bench.model != "minilm", preprocessing=bench.preprocessing,
     )  # fmt: skip
     recipe = replace(task.recipe, epochs=bench.epochs)
@@ -209,8 +213,8 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     task, final = prepare(bench, work)
     folder = work / bench.name
     start = time.perf_counter()
-    if bench.analysed:
-        pock.analyze(task, folder / "contributions.json", progress=_progress(console, bench.name))
+    analyze = pock.analyze_kinds if bench.kinds else pock.analyze
+    analyze(task, folder / "contributions.json", progress=_progress(console, bench.name))
     found = score(task, folder / "contributions.json")
     analysed = _spent(folder / "analysed.json", time.perf_counter() - start)
     full, _ = planned(final, pock.Scheme.full(), None)
@@ -248,7 +252,7 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
         result["weights"] = sum(layer.weight in scheme.resolve(model) for layer in structure.layers)
     return {
         "task": bench.name, "settings": asdict(bench), "analysed_s": analysed,
-        "runs": len(found.runs) + len(found.trials), "searched_s": searched,
+        "runs": len(found.runs) + len(found.trials) + len(found.kinds), "searched_s": searched,
         "rank_agreement": rank_agreement(found), "full_memory": full,
         "full_within_budget": planned(final, pock.Scheme.full(), budget), "plans": chosen.plans, "results": results,
         "objective": objective, "time_error": chosen.time_model.error,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .contribution import Contributions, Task
     from .errors import PockError
     from .fine_tuning import Recipe
+    from .kinds import analyze_kinds
     from .losses import Loss
     from .optimizers import SGD, Adam, AdamW
     from .program import Program
@@ -33,6 +34,7 @@ _HOME = {
     "Task": "contribution",
     "Trainer": "trainer",
     "analyze": "analysis",
+    "analyze_kinds": "kinds",
     "compile": "compiler",
     "search": "scheme_search",
 }

@@ -99,7 +99,7 @@ def analyze(
         for rung, (epochs, seeds) in enumerate(rungs(task)):
             runs = dict.fromkeys((candidate, epochs, seed) for candidate in [base, *group] for seed in range(seeds))
             label = f"{what}, rung {rung + 1} of {len(SHARES)}"
-            _measure(found, structure, list(runs), found.runs, folder, output, pool, label, progress)
+            do_runs(found, structure, list(runs), found.runs, folder, output, pool, label, progress)
             group = _best(found, group, base, epochs, always)
 
     with Workers(scheduler, workers) as pool:
@@ -109,7 +109,7 @@ def analyze(
         base = found.base()
         halve("weights", [replace(each, biases=base.biases) for each in everything if each.weight], base)
         sets = [(each, task.recipe.epochs, seed) for each in sets_together(found) for seed in range(task.seeds)]
-        _measure(found, structure, sets, found.trials, folder, output, pool, "weights together", progress)
+        do_runs(found, structure, sets, found.trials, folder, output, pool, "weights together", progress)
     found.finished = True
     found.save(output)
     shutil.rmtree(folder, ignore_errors=True)
@@ -180,7 +180,7 @@ def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
     return model, structure.reading(rows_read(structure.look_ups, training)), training, validation
 
 
-def _measure(
+def do_runs(
     found: Contributions,
     structure: Structure,
     runs: Sequence[tuple[Candidate | Together, float, int]],

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from .contribution import Candidate, Contributions, Together
+from .contribution import Candidate, Contributions, Gain, Together
+from .gains import gains_of_kinds
 from .integer_program import Choice, Choices
 from .tables import MIB
 
@@ -16,6 +17,7 @@ def contribution_table(found: Contributions) -> Table:
     candidates = found.measured() or list(found.scores)
     ratios = sorted({candidate.ratio for candidate in candidates if candidate.weight})
     title = "gains (in brackets: of runs that were stopped early)" if found.runs else "first-order scores"
+    title += ", and what kinds of weights bring over the head" if found.kinds else ""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("trained", no_wrap=True)
     for ratio in ratios or [1.0]:
@@ -32,6 +34,8 @@ def contribution_table(found: Contributions) -> Table:
     table.add_section()
     for tried in dict.fromkeys(run.candidate for run in found.trials):
         table.add_row(str(tried), *[""] * (len(ratios) - 1), _gain(found, tried, found.base()))
+    for kind, gain in gains_of_kinds(found).items():
+        table.add_row(str(kind), *[""] * (len(ratios) - 1), _words(gain))
     return table
 
 
@@ -41,8 +45,11 @@ def _gain(found: Contributions, candidate: Candidate | Together, base: Candidate
     gain = found.gain(candidate, base)
     if gain is None:
         return "failed"
-    text = f"{gain.mean:+.2f}" + ("" if gain.spread is None else f" ± {gain.spread:.2f}")
-    return text if gain.epochs == max(run.epochs for run in found.runs) else f"({text})"
+    return _words(gain) if gain.epochs == max(run.epochs for run in found.runs) else f"({_words(gain)})"
+
+
+def _words(gain: Gain) -> str:
+    return f"{gain.mean:+.2f}" + ("" if gain.spread is None else f" ± {gain.spread:.2f}")
 
 
 def choice_table(choices: Choices, chosen: Choice) -> Table:

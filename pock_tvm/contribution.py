@@ -59,7 +59,11 @@ class Together:
         return dict(self.weights)
 
     def __str__(self) -> str:
-        return f"{Candidate(self.biases)} + {len(self.weights)} weights"
+        base = str(Candidate(self.biases))
+        if not self.weights:
+            return base
+        first, *others = (weight for weight, _ in self.weights)
+        return f"{base} + {first}" + (f" and {len(others)} more" if others else "")
 
 
 def ladder(structure: Structure) -> list[str]:
@@ -99,6 +103,20 @@ def candidates(structure: Structure, ratios: Sequence[float], depths: int | None
                 found.append(Candidate(whole, weight, ratio))
             seen.add(trained)
     return found
+
+
+def kinds_of(structure: Structure, ratios: Sequence[float]) -> dict[str, Together]:
+    """The weights in front of the head by kind (of layer, scales, embeddings that an input is looked up in, others),
+    all of a kind together, each at its largest ratio, with all biases."""
+    kinds = {layer.weight: layer.kind for layer in structure.layers}
+    for name in structure.of_role("embedding"):
+        kinds[name] = "embedding" if name in structure.look_ups else "other embedding"
+    found: dict[str, dict[str, float]] = {}
+    for each in sorted(candidates(structure, ratios, 1)):  # the largest ratio last
+        if each.weight:
+            found.setdefault(kinds.get(each.weight, "scale"), {})[each.weight] = each.ratio
+    whole = len(ladder(structure))
+    return {kind: Together(whole, tuple(weights.items())) for kind, weights in found.items()}
 
 
 def weights_of(structure: Structure) -> list[str]:
@@ -192,26 +210,35 @@ class Contributions:
     """Whether all runs are done, and not the first of an analysis that was interrupted."""
     trials: list[Run] = field(default_factory=list)
     """Runs of several weights together."""
+    kinds: list[Run] = field(default_factory=list)
+    """Runs of the head, of all biases, and of all weights of a kind, where those were measured beside scores
+    (:mod:`pock_tvm.kinds`)."""
     rows: dict[str, list[int]] = field(default_factory=dict)
     """Of each embedding whose rows are known by the data, those that the training data reads, most often read first."""
 
-    def run_of(self, candidate: Candidate, epochs: float, seed: int) -> Run | None:
+    def run_of(self, candidate: Candidate | Together, epochs: float, seed: int) -> Run | None:
         """A run, if it is done."""
         key = (candidate, epochs, seed)
-        return next((run for run in self.runs if (run.candidate, run.epochs, run.seed) == key), None)
+        return next((run for run in self._runs(candidate) if (run.candidate, run.epochs, run.seed) == key), None)
+
+    def _runs(self, candidate: Candidate | Together) -> Sequence[Run]:
+        """All runs among which those of a candidate are."""
+        return self.runs if isinstance(candidate, Candidate) else [*self.trials, *self.kinds]
 
     def measured(self) -> list[Candidate]:
         """Everything that was trained alone, in the order of its first run."""
         return list(dict.fromkeys(run.candidate for run in self.runs if isinstance(run.candidate, Candidate)))
 
-    def gain(self, candidate: Candidate | Together, base: Candidate, within: float = math.inf) -> Gain | None:
+    def gain(
+        self, candidate: Candidate | Together, base: Candidate | Together, within: float = math.inf
+    ) -> Gain | None:
         """What a candidate brings over ``base``, seed by seed, in its longest runs; None if any of its runs failed.
 
         ``within``: leave out runs of more epochs.
         """
         return self._compared(candidate, base, within, "score")
 
-    def gains(self, group: Iterable[Piece], base: Candidate, within: float = math.inf) -> dict[Piece, Gain]:
+    def gains(self, group: Iterable[Piece], base: Candidate | Together, within: float = math.inf) -> dict[Piece, Gain]:
         """What each of a group that never failed brings over ``base``, as the loss of held-out samples tells it.
 
         The loss hardly knows the chance that flips a few of some hundred answers. What it falls by is turned into
@@ -228,11 +255,12 @@ class Contributions:
                 found |= {each: fall.times(slope) for each, fall in falls.items()}
         return found
 
-    def _compared(self, candidate: Candidate | Together, base: Candidate, within: float, what: str) -> Gain | None:
+    def _compared(
+        self, candidate: Candidate | Together, base: Candidate | Together, within: float, what: str
+    ) -> Gain | None:
         """By how much the ``score`` or ``loss`` of a candidate's longest runs is above that of the same runs of
         ``base``."""
-        done = self.trials if isinstance(candidate, Together) else self.runs
-        own = [run for run in done if run.candidate == candidate and run.epochs <= within]
+        own = [run for run in self._runs(candidate) if run.candidate == candidate and run.epochs <= within]
         if not own or any(run.score is None for run in own):
             return None
         epochs = max(run.epochs for run in own)
@@ -272,6 +300,7 @@ class Contributions:
             "scores": [asdict(candidate) | {"score": score} for candidate, score in self.scores.items()],
             "finished": self.finished,
             "trials": [asdict(run) for run in self.trials],
+            "kinds": [asdict(run) for run in self.kinds],
             "rows": self.rows,
         }
         with replacing(path) as file:
@@ -301,7 +330,8 @@ class Contributions:
                 {_candidate(entry): Cost(**entry["cost"]) for entry in content["costs"]},
                 {_candidate(entry): entry["score"] for entry in content["scores"]},
                 bool(content["finished"]),
-                [Run(**run | {"candidate": _together(run["candidate"])}) for run in content.get("trials", [])],
+                _runs_together(content.get("trials", [])),
+                _runs_together(content.get("kinds", [])),
                 content.get("rows", {}),
             )
         except FileNotFoundError as error:
@@ -328,8 +358,11 @@ def _candidate(entry: Mapping[str, Any]) -> Candidate:
     return Candidate(entry["biases"], entry["weight"], entry["ratio"])
 
 
-def _together(entry: Mapping[str, Any]) -> Together:
-    return Together(entry["biases"], tuple((weight, share) for weight, share in entry["weights"]))
+def _runs_together(entries: Sequence[dict[str, Any]]) -> list[Run]:
+    def together(entry: Mapping[str, Any]) -> Together:
+        return Together(entry["biases"], tuple((weight, share) for weight, share in entry["weights"]))
+
+    return [Run(**entry | {"candidate": together(entry["candidate"])}) for entry in entries]
 
 
 GRAPH = "(graph)"

@@ -17,13 +17,36 @@ from .contribution import Candidate, Contributions, Gain, Together
 def expected_gains(found: Contributions) -> dict[Candidate, float]:
     """What each candidate may be expected to bring, in points: numbers of biases over the head, weights over biases.
 
-    Measured gains where there are any, else first-order scores. A gain of the longest runs is drawn towards their mean
+    Measured gains where there are any, else first-order scores, in points where gains of kinds of weights say what they
+    come to. A gain of the longest runs is drawn towards their mean
     as far as seeds disagree. Of what was stopped early, a number of biases is judged by its neighbours, and a weight by
     what gains of such short runs came to in longer ones. What failed once is left out.
     """
     if not found.runs:
-        return dict(found.scores)
+        return _of_kinds(found) if found.kinds else dict(found.scores)
     return _of_biases(found) | _of_weights(found)
+
+
+def _of_kinds(found: Contributions) -> dict[Candidate, float]:
+    """First-order scores, so that those of all weights of a kind sum to what the kind brought over biases, and that of
+    all biases is what they brought over the head; nothing of a kind that failed."""
+    gains = gains_of_kinds(found)
+    whole = max((each for each in gains if not each.weights), key=lambda each: each.biases)
+    base = Candidate(whole.biases)
+    points = max(0.0, gains[whole].mean) / found.scores[base] if found.scores[base] else 0.0
+    expected = {each: points * score for each, score in found.scores.items() if not each.weight}
+    for kind, gain in gains.items():
+        summed = sum(found.scores[replace(base, weight=weight, ratio=ratio)] for weight, ratio in kind.weights)
+        points = max(0.0, gain.mean - gains[whole].mean) / summed if summed else 0.0
+        expected |= {each: points * score for each, score in found.scores.items() if each.weight in kind.shares}
+    return expected
+
+
+def gains_of_kinds(found: Contributions) -> dict[Together, Gain]:
+    """What the head, all biases, and all biases with all weights of each kind that never failed, bring over the
+    head."""
+    sets = dict.fromkeys(run.candidate for run in found.kinds if isinstance(run.candidate, Together))
+    return found.gains(sets, Together(0, ()))
 
 
 def _of_biases(found: Contributions) -> dict[Candidate, float]:

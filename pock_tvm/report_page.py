@@ -139,7 +139,7 @@ def _png(figure: Figure) -> bytes:
 
 def _task_lines(found: Contributions) -> list[str]:
     task = found.task
-    runs = [*found.runs, *found.trials]
+    runs = [*found.runs, *found.trials, *found.kinds]
     failed = sum(run.score is None for run in runs)
     lines = [
         f"Data: {task.data}, validated on {task.validation}.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .contribution import Candidate, Contributions
+from .gains import expected_gains
 from .integer_program import Choice
 from .plots import MIB, new_figure
 from .report import layer_share
@@ -47,7 +48,7 @@ def draw_contributions(found: Contributions) -> Figure:
             tops += means
     for axes, over in ((upper, "the head"), (lower, "biases")):
         axes.axhline(0, color="black", linewidth=0.5)
-        axes.set_ylabel(f"{'gain' if found.runs else 'first-order score'} over {over} alone")
+        axes.set_ylabel(f"{'gain' if found.runs or found.kinds else 'first-order score'} over {over} alone")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     upper.set_xlabel("last biases trained")
@@ -64,7 +65,8 @@ Bar = tuple[float, float]
 def _of(found: Contributions, candidates: list[Candidate], base: Candidate, length: float) -> dict[Candidate, Bar]:
     """The candidates whose longest runs were this long, with what they brought; what failed is in no picture."""
     if not found.runs:
-        return {candidate: (found.scores[candidate], 0.0) for candidate in candidates}
+        expected = expected_gains(found)
+        return {candidate: (expected[candidate], 0.0) for candidate in candidates}
     gains = found.gains(candidates, base)
     return {each: (gain.mean, gain.spread or 0.0) for each, gain in gains.items() if gain.epochs == length}
 

@@ -82,6 +82,7 @@ def analyze(
     flip: Annotated[bool, typer.Option(help="Flip training images at random")] = False,
     crop: Annotated[bool, typer.Option(help="Crop training images at random")] = False,
     quick: Annotated[bool, typer.Option(help="Train nothing: first-order scores from one pass over the data")] = False,
+    kinds: Annotated[bool, typer.Option(help="Scores, and a run for each kind of weights: for transformers")] = False,
     scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler to run on: tcp://host:8786")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine; one a core")] = None,
 ) -> None:
@@ -94,6 +95,7 @@ def analyze(
     from ..contribution import Task
     from ..data import Preprocessing
     from ..fine_tuning import Recipe
+    from ..kinds import analyze_kinds
     from ..scores import score
 
     beside = Preprocessing.beside(model)
@@ -114,6 +116,8 @@ def analyze(
         crop=crop,
         preprocessing=preprocessing,
     )
+    if quick and kinds:
+        raise PockError("--quick trains nothing, and --kinds trains a little: give one of them")
     console = Console(stderr=True)
 
     def warn(text: str) -> None:
@@ -123,7 +127,8 @@ def analyze(
         if quick:
             found = score(task, output, progress=progress, warn=warn)
         else:
-            found = measure(task, output, scheduler=scheduler, workers=workers, progress=progress, warn=warn)
+            run = analyze_kinds if kinds else measure
+            found = run(task, output, scheduler=scheduler, workers=workers, progress=progress, warn=warn)
     Console().print(contribution_table(found))
 
 
