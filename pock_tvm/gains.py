@@ -31,13 +31,15 @@ def _of_kinds(found: Contributions) -> dict[Candidate, float]:
     """First-order scores, so that those of all weights of a kind sum to what the kind brought over biases, and that of
     all biases is what they brought over the head; nothing of a kind that failed."""
     gains = gains_of_kinds(found)
-    whole = max((each for each in gains if not each.weights), key=lambda each: each.biases)
-    base = Candidate(whole.biases)
-    points = max(0.0, gains[whole].mean) / found.scores[base] if found.scores[base] else 0.0
+    base = Candidate(max(each.biases for each in found.scores))
+    biases = gains.get(Together(base.biases, ()))
+    if biases is None:
+        return {Candidate(0): 0.0}
+    points = max(0.0, biases.mean) / found.scores[base] if found.scores[base] else 0.0
     expected = {each: points * score for each, score in found.scores.items() if not each.weight}
     for kind, gain in gains.items():
         summed = sum(found.scores[replace(base, weight=weight, ratio=ratio)] for weight, ratio in kind.weights)
-        points = max(0.0, gain.mean - gains[whole].mean) / summed if summed else 0.0
+        points = max(0.0, gain.mean - biases.mean) / summed if summed else 0.0
         expected |= {each: points * score for each, score in found.scores.items() if each.weight in kind.shares}
     return expected
 

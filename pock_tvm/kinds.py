@@ -39,5 +39,7 @@ def analyze_kinds(
     runs = [(each, task.recipe.epochs, seed) for each in (Together(0, ()), most, *sets) for seed in range(task.seeds)]
     with Workers(scheduler, workers) as pool:
         do_runs(found, structure, runs, found.kinds, folder, output, pool, "kinds of weights", progress)
+    found.finished = True
+    found.save(output)
     shutil.rmtree(folder, ignore_errors=True)
     return found

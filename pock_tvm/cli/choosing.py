@@ -219,7 +219,7 @@ def _measured(path: Path, model: Path | None) -> Any:
     from ..contribution import Contributions
 
     found = Contributions.load(path)
-    if found.runs and not found.finished:
+    if (found.runs or found.kinds) and not found.finished:
         typer.echo(
             f"pock: warning: the analysis of '{path}' is not finished: 'pock analyze' goes on where it was interrupted",
             err=True,

@@ -15,11 +15,21 @@ import torch
 
 import pock_tvm as pock
 from pock_tvm.analysis import measure, rungs
-from pock_tvm.contribution import Candidate, Contributions, Run, Together, candidates, depth_of, ladder, scheme_of
+from pock_tvm.contribution import (
+    Candidate,
+    Contributions,
+    Run,
+    Together,
+    candidates,
+    depth_of,
+    kinds_of,
+    ladder,
+    scheme_of,
+)
 from pock_tvm.costs import Cost
 from pock_tvm.executors import Workers
 from pock_tvm.frontend import load_model
-from pock_tvm.gains import enough, expected_gains, rank_agreement, sets_together
+from pock_tvm.gains import enough, expected_gains, gains_of_kinds, rank_agreement, sets_together
 from pock_tvm.report_page import write_report
 from pock_tvm.scores import first_order_scores, score
 from pock_tvm.structure import structure_of
@@ -154,6 +164,58 @@ def test_scores_know_the_rows_that_are_read(sentences, tmp_path) -> None:
     some, every = (found.scores[Candidate(1, "words.weight", ratio)] for ratio in (0.25, 1.0))
     assert 0 < some < every
     assert score(sentences, tmp_path / "c.json").scores == found.scores
+
+
+# ---- kinds of weights ------------------------------------------------------------------------------------------------
+
+
+def test_kinds_of_weights() -> None:
+    kinds = kinds_of(structure_of(load_model(small(4))), (0.125, 0.5))
+    assert {kind: len(weights.weights) for kind, weights in kinds.items()} == {"conv": 3, "1x1": 2, "scale": 2}
+    assert kinds["conv"].shares == {"stem.weight": 0.5, "blocks.0.conv2.weight": 0.5, "blocks.1.conv2.weight": 0.5}
+    kinds = kinds_of(structure_of(load_model(tokens())), (1.0,))
+    assert {kind: list(weights.shares) for kind, weights in kinds.items()} == {
+        "embedding": ["words.weight"],
+        "other embedding": ["places.weight"],
+        "linear": ["mix.weight"],
+    }
+
+
+def test_scores_share_out_what_a_kind_brought(task, tmp_path) -> None:
+    found = pock.analyze_kinds(task, tmp_path / "c.json")
+    assert Contributions.load(tmp_path / "c.json") == found
+    assert found.finished
+    assert not found.runs
+    kinds = list(kinds_of(structure_of(load_model(task.model, batch=8)), task.ratios).values())
+    assert {(run.candidate, run.epochs, run.seed) for run in found.kinds} == set(
+        itertools.product([Together(0, ()), Together(7, ()), *kinds], [2], [0, 1])
+    )
+    gains, expected = gains_of_kinds(found), expected_gains(found)
+    assert set(expected) == set(found.scores)
+    assert expected[HEAD] == 0
+    biases = gains[Together(7, ())].mean
+    assert expected[Candidate(7)] == pytest.approx(max(0.0, biases))
+    for kind in kinds:
+        own = {each: gain for each, gain in expected.items() if each.weight in kind.shares}
+        brought = sum(own[Candidate(7, weight, ratio)] for weight, ratio in kind.weights)
+        assert brought == pytest.approx(max(0.0, gains[kind].mean - biases))
+        shares = [gain / found.scores[each] for each, gain in own.items()]
+        assert shares == pytest.approx([shares[0]] * len(shares))
+    assert pock.search(found).choice.gain > 0
+    write_report(found, tmp_path / "r.html")
+    # What was interrupted goes on, and comes to the same.
+    replace(found, kinds=found.kinds[:5], finished=False).save(tmp_path / "d.json")
+    assert pock.analyze_kinds(task, tmp_path / "d.json") == found
+
+
+def test_a_kind_that_failed_is_never_chosen(task) -> None:
+    head, biases, good, bad = Together(0, ()), Together(7, ()), Together(7, (("a", 1.0),)), Together(7, (("b", 1.0),))
+    runs = [Run(each, 1, 0, score) for each, score in ((head, 50.0), (biases, 60.0), (good, 64.0), (bad, None))]
+    scores = {HEAD: 0.0, Candidate(7): 2.0, Candidate(7, "a", 0.5): 3.0, Candidate(7, "a"): 4.0, Candidate(7, "b"): 9.0}
+    found = Contributions(task, {}, "", scores=scores, kinds=runs)
+    assert expected_gains(found) == {HEAD: 0, Candidate(7): 10, Candidate(7, "a", 0.5): 3, Candidate(7, "a"): 4}
+    found.kinds = [replace(run, score=None) if run.candidate == biases else run for run in runs]
+    assert expected_gains(found) == {HEAD: 0}
 
 
 def test_a_run_is_the_fine_tuning_that_a_user_would_do(task, analysed, tmp_path) -> None:
