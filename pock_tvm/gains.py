@@ -47,8 +47,9 @@ def _of_kinds(found: Contributions) -> dict[Candidate, float]:
 def gains_of_kinds(found: Contributions) -> dict[Together, Gain]:
     """What the head, all biases, and all biases with all weights of each kind that never failed, bring over the
     head."""
-    sets = dict.fromkeys(run.candidate for run in found.kinds if isinstance(run.candidate, Together))
-    return found.gains(sets, Together(0, ()))
+    sets = {run.candidate for run in found.kinds if isinstance(run.candidate, Together)}
+    ordered = sorted(sets, key=lambda each: (each.biases, each.weights))  # whichever was done first
+    return found.gains(ordered, Together(0, ()))
 
 
 def _of_biases(found: Contributions) -> dict[Candidate, float]:

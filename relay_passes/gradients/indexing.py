@@ -43,11 +43,10 @@ def take(use: Use) -> Expr:
 def _along_axis(places: Expr, grad: Expr, result: tuple[int, ...], axis: int, shape: tuple[int, ...]) -> Expr:
     """Bring the indexed axes of ``grad``, of shape ``result``, to the front, add up there, and bring one back that is
     as long as in ``shape``."""
-    before, behind = range(axis), range(len(result) - len(shape) + axis + 1, len(result))
-    others = [*before, *behind]
-    front = R.permute_dims(grad, [*range(axis, behind.start), *others]) if axis else grad
-    columns = math.prod(result[a] for a in others)
-    positions = math.prod(result[axis : behind.start])
+    end = len(result) - len(shape) + axis + 1
+    others = [*range(axis), *range(end, len(result))]
+    front = R.permute_dims(grad, [*range(axis, end), *others]) if axis else grad
+    positions, columns = math.prod(result[axis:end]), math.prod(result[a] for a in others)
     table = embedding_gradient(places, R.reshape(front, (positions, columns)), rows=shape[axis])
     table = R.reshape(table, [shape[axis], *(result[a] for a in others)])
     return R.permute_dims(table, [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]) if axis else table
