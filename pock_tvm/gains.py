@@ -17,10 +17,10 @@ from .contribution import Candidate, Contributions, Gain, Together
 def expected_gains(found: Contributions) -> dict[Candidate, float]:
     """What each candidate may be expected to bring, in points: numbers of biases over the head, weights over biases.
 
-    Measured gains where there are any, else first-order scores, in points where gains of kinds of weights say what they
-    come to. A gain of the longest runs is drawn towards their mean
-    as far as seeds disagree. Of what was stopped early, a number of biases is judged by its neighbours, and a weight by
-    what gains of such short runs came to in longer ones. What failed once is left out.
+    Measured gains where there are any, else first-order scores, in points where gains of kinds of weights say what
+    they come to. A gain of the longest runs is drawn towards their mean as far as seeds disagree. Of what was
+    stopped early, a number of biases is judged by its neighbours, and a weight by what gains of such short runs
+    came to in longer ones. What failed once is left out.
     """
     if not found.runs:
         return _of_kinds(found) if found.kinds else dict(found.scores)

@@ -24,11 +24,11 @@ def analyze_kinds(
 ) -> Contributions:
     """Take first-order scores, and measure what all weights of a kind bring together.
 
-    Scores compare weights of one kind well enough, but know nothing of what generalises: of a transformer a short run
-    of a single weight is noise, while its embedding in full and its linear layers in full are told apart by one run
-    each. Trained, in full on all seeds, are the head, all biases, and with all biases each kind of weight.
-    :func:`pock_tvm.gains.expected_gains` gives each weight its share, by its score, of what its kind brought. Arguments
-    and errors are those of :func:`pock_tvm.analyze`.
+    Scores know nothing of what generalises: they put an embedding far below linear layers that bring no more for
+    their size. Of a transformer a short run of a single weight is noise, but its embedding and its linear layers,
+    each as a whole, are told apart by one run each. Trained, in full on all seeds, are the head, all biases, and
+    with all biases each kind of weight. :func:`pock_tvm.gains.expected_gains` gives each weight its share, by its
+    score, of what its kind brought. Arguments and errors are those of :func:`pock_tvm.analyze`.
     """
     output = Path(output).resolve()
     score(task, output, progress=progress, warn=warn)

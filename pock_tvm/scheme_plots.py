@@ -66,7 +66,7 @@ def _of(found: Contributions, candidates: list[Candidate], base: Candidate, leng
     """The candidates whose longest runs were this long, with what they brought; what failed is in no picture."""
     if not found.runs:
         expected = expected_gains(found)
-        return {candidate: (expected[candidate], 0.0) for candidate in candidates}
+        return {candidate: (expected[candidate], 0.0) for candidate in candidates if candidate in expected}
     gains = found.gains(candidates, base)
     return {each: (gain.mean, gain.spread or 0.0) for each, gain in gains.items() if gain.epochs == length}
 
