@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from .contribution import Candidate, Contributions, Gain, Together
-from .gains import gains_of_kinds
+from .gains import HEAD, gains_of_kinds
 from .integer_program import Choice, Choices
 from .tables import MIB
 
@@ -35,7 +35,8 @@ def contribution_table(found: Contributions) -> Table:
     for tried in dict.fromkeys(run.candidate for run in found.trials):
         table.add_row(str(tried), *[""] * (len(ratios) - 1), _gain(found, tried, found.base()))
     for kind, gain in gains_of_kinds(found).items():
-        table.add_row(str(kind), *[""] * (len(ratios) - 1), _words(gain))
+        if kind != HEAD:
+            table.add_row(str(kind), *[""] * (len(ratios) - 1), _words(gain))
     return table
 
 

@@ -44,12 +44,16 @@ def _of_kinds(found: Contributions) -> dict[Candidate, float]:
     return expected
 
 
+HEAD = Together(0, ())
+"""What gains of kinds are over."""
+
+
 def gains_of_kinds(found: Contributions) -> dict[Together, Gain]:
     """What the head, all biases, and all biases with all weights of each kind that never failed, bring over the
     head."""
     sets = {run.candidate for run in found.kinds if isinstance(run.candidate, Together)}
     ordered = sorted(sets, key=lambda each: (each.biases, each.weights))  # whichever was done first
-    return found.gains(ordered, Together(0, ()))
+    return found.gains(ordered, HEAD)
 
 
 def _of_biases(found: Contributions) -> dict[Candidate, float]:

@@ -14,7 +14,7 @@ from .contribution import Candidate, Contributions, Gain, ladder, scheme_of, tra
 from .costs import Profiles
 from .errors import PockError
 from .files import replacing
-from .gains import gains_of_kinds, rank_agreement, tried_together
+from .gains import HEAD, gains_of_kinds, rank_agreement, tried_together
 from .integer_program import Choice, Choices, front, total
 from .plots import MIB
 from .scheme import Scheme
@@ -178,7 +178,9 @@ def _tables(found: Contributions, choices: Choices, chosen: Choice | None, point
     if rows:
         header = ["trained", "gain of each alone, summed", "gain over biases alone", "spread"]
         tables.append(("Weights together", header, rows))
-    rows = [[str(kind), f"{gain.mean:+.2f}", _spread(gain)] for kind, gain in gains_of_kinds(found).items()]
+    rows = [
+        [str(kind), f"{gain.mean:+.2f}", _spread(gain)] for kind, gain in gains_of_kinds(found).items() if kind != HEAD
+    ]
     if rows:
         tables.append(("Kinds of weights", ["trained", "gain over the head", "spread"], rows))
     rows = []

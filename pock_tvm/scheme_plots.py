@@ -106,7 +106,7 @@ def draw_scheme(scheme: Scheme, structure: Structure, model: Model) -> Figure:
     layers += [(structure.first_use[name], name, "embedding") for name in structure.of_role("embedding")]
     layers.sort()
     kinds = sorted({kind for _, _, kind in layers})
-    figure = new_figure(11, 3.6)
+    figure = new_figure(11, 2.6 + 0.05 * max(len(weight) for _, weight, _ in layers))  # names stand below
     axes = figure.subplots()
     for at, (_, weight, kind) in enumerate(layers):
         color = f"C{kinds.index(kind)}"
