@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -90,30 +90,78 @@ def analyze(
     DataError
         The data cannot be used.
     """
-    output = Path(output).resolve()
-    found, structure = begin(task, output, warn)
-    folder = output.with_suffix(".programs")
-    everything = candidates(structure, task.ratios, task.depths)
+    with analysis(task, output, scheduler, workers, progress, warn) as under_way:
+        found, everything = under_way.found, candidates(under_way.structure, task.ratios, task.depths)
 
-    def halve(what: str, group: Sequence[Candidate], base: Candidate, always: Sequence[Candidate] = ()) -> None:
-        for rung, (epochs, seeds) in enumerate(rungs(task)):
-            runs = dict.fromkeys((candidate, epochs, seed) for candidate in [base, *group] for seed in range(seeds))
-            label = f"{what}, rung {rung + 1} of {len(SHARES)}"
-            do_runs(found, structure, list(runs), found.runs, folder, output, pool, label, progress)
-            group = _best(found, group, base, epochs, always)
+        def halve(what: str, group: Sequence[Candidate], base: Candidate, always: Sequence[Candidate] = ()) -> None:
+            for rung, (epochs, seeds) in enumerate(rungs(task)):
+                label = f"{what}, rung {rung + 1} of {len(SHARES)}"
+                under_way.run(label, [base, *group], epochs, seeds, found.runs)
+                group = _best(found, group, base, epochs, always)
 
-    with Workers(scheduler, workers) as pool:
         ladder = [candidate for candidate in everything if not candidate.weight]
         # Gains change slowly with the number: of the others, neighbours tell (:mod:`pock_tvm.gains`).
         halve("biases", ladder, ladder[0], (*ladder[:: max(1, len(ladder) // NUMBERS)], ladder[-1]))
         base = found.base()
         halve("weights", [replace(each, biases=base.biases) for each in everything if each.weight], base)
-        sets = [(each, task.recipe.epochs, seed) for each in sets_together(found) for seed in range(task.seeds)]
-        do_runs(found, structure, sets, found.trials, folder, output, pool, "weights together", progress)
-    found.finished = True
-    found.save(output)
-    shutil.rmtree(folder, ignore_errors=True)
+        under_way.run("weights together", sets_together(found), task.recipe.epochs, task.seeds, found.trials)
     return found
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An analysis under way: what was measured before and is now, and who measures."""
+
+    found: Contributions
+    structure: Structure
+    output: Path
+    pool: Workers
+    progress: Progress
+
+    @property
+    def folder(self) -> Path:
+        """Where programs are kept until all runs are done."""
+        return self.output.with_suffix(".programs")
+
+    def run(
+        self, label: str, group: Iterable[Candidate | Together], epochs: float, seeds: int, kept: list[Run]
+    ) -> None:
+        """Do the runs of a group that are not ``kept`` yet, each candidate once a seed, and write each down."""
+        runs = list(dict.fromkeys((candidate, epochs, seed) for candidate in group for seed in range(seeds)))
+        done = {(run.candidate, run.epochs, run.seed) for run in kept}
+        missing = [run for run in runs if run not in done]
+        jobs = [
+            (self.found.task, scheme_of(self.structure, each.biases, each.shares).rules, epochs, seed, self.folder)
+            for each, epochs, seed in missing
+        ]
+        self.progress(label, len(runs) - len(missing), len(runs))
+        for count, (number, measured) in enumerate(self.pool.run(measure, jobs), 1):
+            candidate, epochs, seed = missing[number]
+            kept.append(Run(candidate, epochs, seed, measured.score, measured.loss))
+            if isinstance(candidate, Candidate) and measured.cost is not None:
+                self.found.costs[candidate] = measured.cost
+            self.found.save(self.output)
+            self.progress(label, len(runs) - len(missing) + count, len(runs))
+
+
+@contextlib.contextmanager
+def analysis(
+    task: Task,
+    output: str | os.PathLike[str],
+    scheduler: str | None,
+    workers: int | None,
+    progress: Progress,
+    warn: Callable[[str], None],
+) -> Iterator[Analysis]:
+    """What every analysis begins and ends with: when all runs are done, it is finished, and programs are removed."""
+    path = Path(output).resolve()
+    found, structure = begin(task, path, warn)
+    with Workers(scheduler, workers) as pool:
+        under_way = Analysis(found, structure, path, pool, progress)
+        yield under_way
+    found.finished = True
+    found.save(path)
+    shutil.rmtree(under_way.folder, ignore_errors=True)
 
 
 def rungs(task: Task) -> list[tuple[float, int]]:
@@ -180,34 +228,6 @@ def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
     return model, structure.reading(rows_read(structure.look_ups, training)), training, validation
 
 
-def do_runs(
-    found: Contributions,
-    structure: Structure,
-    runs: Sequence[tuple[Candidate | Together, float, int]],
-    kept: list[Run],
-    folder: Path,
-    output: Path,
-    pool: Workers,
-    label: str,
-    progress: Progress,
-) -> None:
-    """Do the runs that are not ``kept`` yet, and write each down."""
-    done = {(run.candidate, run.epochs, run.seed) for run in kept}
-    missing = [run for run in runs if run not in done]
-    jobs = [
-        (found.task, scheme_of(structure, candidate.biases, candidate.shares).rules, epochs, seed, folder)
-        for candidate, epochs, seed in missing
-    ]
-    progress(label, len(runs) - len(missing), len(runs))
-    for count, (number, measured) in enumerate(pool.run(measure, jobs), 1):
-        candidate, epochs, seed = missing[number]
-        kept.append(Run(candidate, epochs, seed, measured.score, measured.loss))
-        if isinstance(candidate, Candidate) and measured.cost is not None:
-            found.costs[candidate] = measured.cost
-        found.save(output)
-        progress(label, len(runs) - len(missing) + count, len(runs))
-
-
 def _best(
     found: Contributions, group: Sequence[Candidate], base: Candidate, epochs: float, always: Sequence[Candidate]
 ) -> list[Candidate]:
@@ -223,7 +243,7 @@ def planned_costs(
     wanted: Iterable[Candidate],
     target: Any = None,
     progress: Progress = lambda _what, _done, _all: None,
-    rows: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    rows: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[Candidate, Cost]:
     """The cost of each candidate, and of the biases that it is compared to, planned and not built; ``rows`` are those
     of :class:`Contributions`."""
@@ -232,7 +252,7 @@ def planned_costs(
     if not asked:
         return costs
     with Workers() as pool:
-        structure = open_model(task)[1].reading(rows)
+        structure = open_model(task)[1].reading(rows or {})
         jobs = [(task, scheme_of(structure, each.biases, each.shares).rules, target) for each in asked]
         for number, cost in pool.run(_planned_cost, jobs):
             costs[asked[number]] = cost

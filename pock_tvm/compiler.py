@@ -16,7 +16,6 @@ import tvm
 from tvm import IRModule, relax
 
 from relay_passes.ir import Constant, bindings_of, op_name, shape_of, type_bytes
-from relay_passes.operators.families import RESHAPES
 from relay_passes.operators.registry import plain
 from relay_passes.samples import batch_of
 from relay_passes.store_permuted import Stored, stored_of
@@ -35,7 +34,7 @@ from .profile import kernel_costs
 from .program import FORMAT, Program
 from .report import layer_report
 from .scheme import Scheme
-from .structure import structure_of
+from .structure import inputs_of, structure_of
 from .targets import resolve_target, triple_of
 from .units import parse_bytes
 
@@ -268,15 +267,11 @@ def _constants(mod: IRModule, entries: Sequence[str]) -> dict[str, np.ndarray]:
 def _index_limits(model: Model) -> dict[str, int]:
     """For each integer input that is looked up in a table how many rows the table has."""
     func = model.module["main"]
-    origin = {param: param.name for param in func.params[: len(model.inputs)]}
+    origin = inputs_of(func, len(model.inputs))
     limits: dict[str, int] = {}
     for binding in bindings_of(func):
         value = binding.value
-        name = op_name(value)
-        if name in RESHAPES or name == "relax.astype":
-            if value.args[0] in origin:
-                origin[binding.var] = origin[value.args[0]]
-        elif name == "relax.take" and value.args[1] in origin and not isinstance(value.args[0], Constant):
+        if op_name(value) == "relax.take" and value.args[1] in origin and not isinstance(value.args[0], Constant):
             axis = plain(value.attrs.axis)
             rows = shape_of(value.args[0])[axis or 0]
             limits[origin[value.args[1]]] = min(rows, limits.get(origin[value.args[1]], rows))

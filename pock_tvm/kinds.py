@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
-from .analysis import Progress, begin, do_runs
-from .contribution import Contributions, Task, Together, kinds_of
-from .executors import Workers
-from .scores import score
+from .analysis import Progress, analysis
+from .contribution import Contributions, Task, Together, kinds_of, ladder
+from .gains import HEAD
+from .scores import add_scores
 
 
 def analyze_kinds(
@@ -30,16 +28,10 @@ def analyze_kinds(
     with all biases each kind of weight. :func:`pock_tvm.gains.expected_gains` gives each weight its share, by its
     score, of what its kind brought. Arguments and errors are those of :func:`pock_tvm.analyze`.
     """
-    output = Path(output).resolve()
-    score(task, output, progress=progress, warn=warn)
-    found, structure = begin(task, output, lambda _text: None)
-    folder = output.with_suffix(".programs")
-    sets = list(kinds_of(structure, task.ratios).values())
-    most = Together(max(each.biases for each in found.scores), ())
-    runs = [(each, task.recipe.epochs, seed) for each in (Together(0, ()), most, *sets) for seed in range(task.seeds)]
-    with Workers(scheduler, workers) as pool:
-        do_runs(found, structure, runs, found.kinds, folder, output, pool, "kinds of weights", progress)
-    found.finished = True
-    found.save(output)
-    shutil.rmtree(folder, ignore_errors=True)
+    with analysis(task, output, scheduler, workers, progress, warn) as under_way:
+        found, structure = under_way.found, under_way.structure
+        add_scores(found, structure, under_way.output, progress)
+        biases = Together(len(ladder(structure)), ())
+        sets = [HEAD, biases, *kinds_of(structure, task.ratios).values()]
+        under_way.run("kinds of weights", sets, task.recipe.epochs, task.seeds, found.kinds)
     return found

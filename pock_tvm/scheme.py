@@ -198,8 +198,8 @@ def _piece(name: str, what: What, model: Model, structure: Structure) -> tuple[i
     else:
         chosen = list(what)
         if chosen[-1] >= channels.count:
-            unit = "row" if structure.roles[name] == "embedding" else "input channel"
-            raise SchemeError(f"'{name}' has {channels.count} {unit}s; there is no {unit} {chosen[-1]}")
+            many, one = ("rows", "row") if structure.roles[name] == "embedding" else ("input channels", "channel")
+            raise SchemeError(f"'{name}' has {channels.count} {many}; there is no {one} {chosen[-1]}")
         if len(chosen) == channels.count:
             return None
     return channels.axis, channels.indices(chosen)

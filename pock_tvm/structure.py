@@ -119,6 +119,16 @@ def macs_of(product: relax.Call) -> int:
     return math.prod(pixels) * math.prod(shape_of(weight)[:3])
 
 
+def inputs_of(func: relax.Function, count: int) -> dict[relax.Var, str]:
+    """The names of a network's inputs, its first ``count`` parameters, for each of them in whatever shape or type."""
+    found = {param: param.name for param in func.params[:count]}
+    for binding in bindings_of(func):
+        value = binding.value
+        if (op_name(value) in RESHAPES or op_name(value) == "relax.astype") and value.args[0] in found:
+            found[binding.var] = found[value.args[0]]
+    return found
+
+
 _KNOWN: weakref.WeakKeyDictionary[Model, Structure] = weakref.WeakKeyDictionary()
 
 
@@ -138,8 +148,6 @@ class _Reader:
     sources: dict[relax.Var, tuple[frozenset[int], bool]] = field(default_factory=dict)
     """For each activation the positions of the nearest layers before it, and whether activations were multiplied
     since."""
-    inputs: dict[relax.Var, str] = field(default_factory=dict)
-    """The network's inputs, in whatever shape or type, by name."""
 
     def read(self) -> Structure:
         parameters = set(self.model.parameters)
@@ -148,7 +156,7 @@ class _Reader:
             for param in self.func.params
             if param.name in parameters
         }
-        self.inputs = {param: param.name for param in self.func.params[: len(self.model.inputs)]}
+        inputs = inputs_of(self.func, len(self.model.inputs))
         layers: list[Layer] = []
         channels: dict[str, Channels | None] = {}
         look_ups: dict[str, str | None] = {}
@@ -162,8 +170,6 @@ class _Reader:
                     first_use.setdefault(self.behind[var][0], position)
             if self._is_view(binding):
                 continue
-            if (op_name(value) in RESHAPES or op_name(value) == "relax.astype") and value.args[0] in self.inputs:
-                self.inputs[binding.var] = self.inputs[value.args[0]]
             for operand, _, arg in operands(value):
                 if not isinstance(arg, relax.Var) or arg not in self.behind:
                     continue
@@ -174,7 +180,7 @@ class _Reader:
                     layers.append(layer)
                 found = _channels(value, operand, shape_of(arg), axes, layer)
                 channels[name] = found if channels.get(name, found) == found else None
-                by = self.inputs.get(value.args[1]) if op_name(value) == "relax.take" else None
+                by = inputs.get(value.args[1]) if op_name(value) == "relax.take" else None
                 look_ups[name] = by if look_ups.get(name, by) == by else None
             self.sources[binding.var] = self._source(value, [layer.position for layer in layers[-1:]], position)
             if op_name(value) == "relax.nn.softmax":
@@ -235,8 +241,9 @@ def _channels(
 ) -> Channels | None:
     """The input channels of a weight where it is read, along its own axis; None where there are none."""
     if op_name(value) == "relax.take" and operand == 0 and len(shape) == 2 and value.attrs.axis is not None:
-        own = axes[int(value.attrs.axis) % 2]
-        return None if own is None else Channels(own, shape[int(value.attrs.axis) % 2])
+        axis = int(value.attrs.axis) % 2
+        own = axes[axis]
+        return None if own is None else Channels(own, shape[axis])
     if layer is None or op_name(value) == "pock.conv2d_data_gradient":
         return None
     if layer.kind == "depthwise":

@@ -211,6 +211,21 @@ def test_scores_share_out_what_a_kind_brought(task, tmp_path) -> None:
     assert expected_gains(again) == expected
 
 
+def test_of_a_network_without_biases_the_head_is_trained_once(tmp_path) -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(6, 8, bias=False), torch.nn.ReLU(), torch.nn.Linear(8, 3, bias=False)
+    torch.export.save(
+        torch.export.export(torch.nn.Sequential(*layers).eval(), (torch.randn(4, 6),)), tmp_path / "n.pt2"
+    )
+    x = np.random.default_rng(0).standard_normal((24, 6)).astype("float32")
+    for part, some in (("train", x[:16]), ("val", x[16:])):
+        np.savez(tmp_path / f"{part}.npz", input=some, y=some[:, :3].argmax(1))
+    paths = (str(tmp_path / "n.pt2"), str(tmp_path / "train.npz"), str(tmp_path / "val.npz"))
+    found = pock.analyze_kinds(pock.Task(*paths, pock.Recipe(4, 0.1), ratios=(1.0,), seeds=1), tmp_path / "c.json")
+    assert [run.candidate for run in found.kinds] == [Together(0, ()), Together(0, (("0.weight", 1.0),))]
+    assert set(expected_gains(found)) == {HEAD, Candidate(0, "0.weight")}
+
+
 def test_a_kind_that_failed_is_never_chosen(task) -> None:
     head, biases, good, bad = Together(0, ()), Together(7, ()), Together(7, (("a", 1.0),)), Together(7, (("b", 1.0),))
     runs = [Run(each, 1, 0, score) for each, score in ((head, 50.0), (biases, 60.0), (good, 64.0), (bad, None))]

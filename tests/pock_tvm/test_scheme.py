@@ -101,7 +101,7 @@ def test_a_scheme_is_a_file(model, tmp_path) -> None:
         ({"head.weight": True}, "is neither"),
         ({"head.weight": []}, "different indices"),
         ({"head.weight": [1, 1]}, "different indices"),
-        ({"head.weight": [8]}, "has 8 input channels; there is no input channel 8"),
+        ({"head.weight": [8]}, "has 8 input channels; there is no channel 8"),
         ({"head.bias": 0.5}, "'head.bias' cannot be trained in part: it is a bias"),
         ({"blocks.0.bn.weight": 0.5}, "it is a scale"),
     ],
