@@ -3,7 +3,7 @@
     python bench/schemes.py [--only NAME] [--seeds 3] [--work DIR] [--json out.json]
 
 For each task: contributions are measured on three quarters of the training data against the last quarter (those of
-kinds of weights for the transformers, beside first-order scores), a scheme is searched for a quarter of the memory
+kinds of weights for the transformers), a scheme is searched for a quarter of the memory
 that training everything takes, and then that scheme, everything, the last layers and the biases that fit into that
 quarter, and those that fit into what the scheme takes (all but everything may run in micro-batches), are trained on
 all training data and tested on data that nothing has seen. The learning rate, and whether the last layers are all
@@ -214,8 +214,9 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     folder = work / bench.name
     start = time.perf_counter()
     analyze = pock.analyze_kinds if bench.kinds else pock.analyze
-    analyze(task, folder / "contributions.json", progress=_progress(console, bench.name))
-    found = score(task, folder / "contributions.json")
+    found = analyze(task, folder / "contributions.json", progress=_progress(console, bench.name))
+    if not bench.kinds:  # how well do first-order scores rank what was measured?
+        found = score(task, folder / "contributions.json")
     analysed = _spent(folder / "analysed.json", time.perf_counter() - start)
     full, _ = planned(final, pock.Scheme.full(), None)
     budget = int(full / SHARE)

@@ -238,6 +238,14 @@ def _best(
     return [candidate for candidate in group if candidate in kept]
 
 
+def add_costs(found: Contributions, structure: Structure, output: Path, progress: Progress) -> None:
+    """Plan every candidate whose cost is not known, and write it down."""
+    task = found.task
+    missing = [each for each in candidates(structure, task.ratios, task.depths) if each not in found.costs]
+    found.costs |= planned_costs(task, missing, None, progress, found.rows)
+    found.save(output)
+
+
 def planned_costs(
     task: Task,
     wanted: Iterable[Candidate],

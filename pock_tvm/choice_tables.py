@@ -6,43 +6,49 @@ from rich import box
 from rich.table import Table
 
 from .contribution import Candidate, Contributions, Gain, Together
-from .gains import HEAD, gains_of_kinds
+from .gains import HEAD, expected_gains, gains_of_kinds
 from .integer_program import Choice, Choices
 from .tables import MIB
 
 
 def contribution_table(found: Contributions) -> Table:
     """One row for each number of last biases and for each weight, with gains in points (in brackets those of runs that
-    were stopped early) or first-order scores."""
-    candidates = found.measured() or list(found.scores)
+    were stopped early), shares of what kinds of weights brought, or first-order scores."""
+    expected = expected_gains(found)
+    candidates = found.measured() or list(expected)
     ratios = sorted({candidate.ratio for candidate in candidates if candidate.weight})
-    title = "gains (in brackets: of runs that were stopped early)" if found.runs else "first-order scores"
+    if found.runs:
+        title = "gains (in brackets: of runs that were stopped early)"
+    else:
+        title = "shares, by size, of what their kinds brought" if found.kinds else "first-order scores"
     title += ", and what kinds of weights bring over the head" if found.kinds else ""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("trained", no_wrap=True)
     for ratio in ratios or [1.0]:
         table.add_column("" if ratio == 1 else f"{ratio:g}", justify="right", no_wrap=True)
+
+    def gain(candidate: Candidate, base: Candidate) -> str:
+        return _gain(found, candidate, base) if found.runs else f"{expected[candidate]:.3g}"
+
     for candidate in sorted(each for each in candidates if not each.weight):
-        table.add_row(str(candidate), *[""] * (len(ratios) - 1), _gain(found, candidate, Candidate(0)))
+        table.add_row(str(candidate), *[""] * (len(ratios) - 1), gain(candidate, Candidate(0)))
     table.add_section()
     by_weight: dict[str, dict[float, Candidate]] = {}
     for candidate in candidates:
         if candidate.weight:
             by_weight.setdefault(candidate.weight, {})[candidate.ratio] = candidate
     for weight, own in by_weight.items():
-        table.add_row(weight, *(_gain(found, own[r], found.base()) if r in own else "" for r in ratios))
+        table.add_row(weight, *(gain(own[r], found.base()) if r in own else "" for r in ratios))
     table.add_section()
     for tried in dict.fromkeys(run.candidate for run in found.trials):
         table.add_row(str(tried), *[""] * (len(ratios) - 1), _gain(found, tried, found.base()))
-    for kind, gain in gains_of_kinds(found).items():
+    for kind, brought in gains_of_kinds(found).items():
         if kind != HEAD:
-            table.add_row(str(kind), *[""] * (len(ratios) - 1), _words(gain))
+            table.add_row(str(kind), *[""] * (len(ratios) - 1), _words(brought))
     return table
 
 
 def _gain(found: Contributions, candidate: Candidate | Together, base: Candidate) -> str:
-    if not found.runs and isinstance(candidate, Candidate):
-        return f"{found.scores[candidate]:.3g}"
     gain = found.gain(candidate, base)
     if gain is None:
         return "failed"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from .analysis import Progress, analysis
+from .analysis import Progress, add_costs, analysis
 from .contribution import Contributions, Task, Together, kinds_of, ladder
 from .gains import HEAD
-from .scores import add_scores
 
 
 def analyze_kinds(
@@ -20,17 +19,16 @@ def analyze_kinds(
     progress: Progress = lambda _what, _done, _all: None,
     warn: Callable[[str], None] = lambda _text: None,
 ) -> Contributions:
-    """Take first-order scores, and measure what all weights of a kind bring together.
+    """Measure what all weights of a kind bring together, and plan what each of them costs.
 
-    Scores know nothing of what generalises: they put an embedding far below linear layers that bring no more for
-    their size. Of a transformer a short run of a single weight is noise, but its embedding and its linear layers,
-    each as a whole, are told apart by one run each. Trained, in full on all seeds, are the head, all biases, and
-    with all biases each kind of weight. :func:`pock_tvm.gains.expected_gains` gives each weight its share, by its
-    score, of what its kind brought. Arguments and errors are those of :func:`pock_tvm.analyze`.
+    Of a transformer a short run of a single weight is noise, but its embedding and its linear layers, each as a whole,
+    are told apart by one run each. Trained, in full on all seeds, are the head, all biases, and with all biases each
+    kind of weight. :func:`pock_tvm.gains.expected_gains` gives each weight its share, by its size, of what its kind
+    brought. Arguments and errors are those of :func:`pock_tvm.analyze`.
     """
     with analysis(task, output, scheduler, workers, progress, warn) as under_way:
         found, structure = under_way.found, under_way.structure
-        add_scores(found, structure, under_way.output, progress)
+        add_costs(found, structure, under_way.output, progress)
         biases = Together(len(ladder(structure)), ())
         sets = [HEAD, biases, *kinds_of(structure, task.ratios).values()]
         under_way.run("kinds of weights", sets, task.recipe.epochs, task.seeds, found.kinds)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 def draw_contributions(found: Contributions) -> Figure:
     """Gains of numbers of last biases, and of shares of weights as bars, each with its spread over seeds; what was
-    stopped early is paler. First-order scores where nothing else was measured."""
-    candidates = found.measured() or list(found.scores)
+    stopped early is paler. Shares of what kinds of weights brought, or first-order scores, where no piece was measured
+    alone."""
+    candidates = found.measured() or list(expected_gains(found))
     numbers = sorted(candidate for candidate in candidates if not candidate.weight)
     weights = list(dict.fromkeys(candidate.weight for candidate in candidates if candidate.weight))
     ratios = sorted({candidate.ratio for candidate in candidates if candidate.weight})

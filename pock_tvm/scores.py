@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .analysis import Progress, begin, compile_task, open_task, planned_costs
+from .analysis import Progress, add_costs, begin, compile_task, open_task
 from .contribution import Candidate, Contributions, Task, candidates, scheme_of
 from .data import training_batches
 from .optimizers import Adam
 from .scheme import Scheme
-from .structure import Structure
 from .trainer import Trainer
 
 MEMORY = 0.9999
@@ -32,20 +31,12 @@ def score(
     none, costs too. What is there is not worked out again."""
     path = Path(output)
     found, structure = begin(task, path, warn)
-    add_scores(found, structure, path, progress)
-    return found
-
-
-def add_scores(found: Contributions, structure: Structure, output: Path, progress: Progress) -> None:
-    """Add scores, and costs where nothing was measured, to what is there already, and write them down."""
-    task = found.task
     if any(each not in found.scores for each in candidates(structure, task.ratios, task.depths)):
         found.scores = first_order_scores(task, progress)
-        found.save(output)
+        found.save(path)
     if not found.runs:
-        missing = [each for each in found.scores if each not in found.costs]
-        found.costs |= planned_costs(task, missing, None, progress, found.rows)
-        found.save(output)
+        add_costs(found, structure, path, progress)
+    return found
 
 
 def first_order_scores(task: Task, progress: Progress = lambda _what, _done, _all: None) -> dict[Candidate, float]:

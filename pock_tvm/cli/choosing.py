@@ -82,7 +82,9 @@ def analyze(
     flip: Annotated[bool, typer.Option(help="Flip training images at random")] = False,
     crop: Annotated[bool, typer.Option(help="Crop training images at random")] = False,
     quick: Annotated[bool, typer.Option(help="Train nothing: first-order scores from one pass over the data")] = False,
-    kinds: Annotated[bool, typer.Option(help="Scores, and a run for each kind of weights: for transformers")] = False,
+    kinds: Annotated[
+        bool, typer.Option(help="A run for each kind of weights, not each weight: for transformers")
+    ] = False,
     scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler to run on: tcp://host:8786")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine; one a core")] = None,
 ) -> None:

@@ -181,7 +181,7 @@ def test_kinds_of_weights() -> None:
     }
 
 
-def test_scores_share_out_what_a_kind_brought(task, tmp_path) -> None:
+def test_weights_share_by_size_what_their_kind_brought(task, tmp_path) -> None:
     task = replace(task, recipe=replace(task.recipe, epochs=10))
     found = pock.analyze_kinds(task, tmp_path / "c.json")
     assert Contributions.load(tmp_path / "c.json").kinds == found.kinds
@@ -192,15 +192,20 @@ def test_scores_share_out_what_a_kind_brought(task, tmp_path) -> None:
         itertools.product([Together(0, ()), Together(7, ()), *kinds], [10], [0, 1])
     )
     gains, expected = gains_of_kinds(found), expected_gains(found)
-    assert set(expected) == set(found.scores)
+    structure = structure_of(load_model(task.model, batch=8))
+    assert set(expected) == set(candidates(structure, task.ratios))
+    assert not found.scores
     assert expected[HEAD] == 0
     biases = gains[Together(7, ())].mean
     assert expected[Candidate(7)] == pytest.approx(max(0.0, biases))
+    assert expected[Candidate(3)] == pytest.approx(max(0.0, biases) * (3 / 7) ** 0.5)
     for kind in kinds:
         own = {each: gain for each, gain in expected.items() if each.weight in kind.shares}
         brought = sum(own[Candidate(7, weight, ratio)] for weight, ratio in kind.weights)
         assert brought == pytest.approx(max(0.0, gains[kind].mean - biases))
-        shares = [gain / found.scores[each] for each, gain in own.items()]
+        shares = [
+            gain / (np.prod(found.fingerprint[each.weight]["shape"]) * each.ratio**0.5) for each, gain in own.items()
+        ]
         assert shares == pytest.approx([shares[0]] * len(shares))
     assert pock.search(found).choice.gain > 0
     write_report(found, tmp_path / "r.html")
@@ -229,9 +234,10 @@ def test_of_a_network_without_biases_the_head_is_trained_once(tmp_path) -> None:
 def test_a_kind_that_failed_is_never_chosen(task) -> None:
     head, biases, good, bad = Together(0, ()), Together(7, ()), Together(7, (("a", 1.0),)), Together(7, (("b", 1.0),))
     runs = [Run(each, 1, 0, score) for each, score in ((head, 50.0), (biases, 60.0), (good, 64.0), (bad, None))]
-    scores = {HEAD: 0.0, Candidate(7): 2.0, Candidate(7, "a", 0.5): 3.0, Candidate(7, "a"): 4.0, Candidate(7, "b"): 9.0}
-    found = Contributions(task, {}, "", scores=scores, kinds=runs)
-    assert expected_gains(found) == {HEAD: 0, Candidate(7): 10, Candidate(7, "a", 0.5): 3, Candidate(7, "a"): 4}
+    pieces = [HEAD, Candidate(7), Candidate(7, "a", 0.25), Candidate(7, "a"), Candidate(7, "b")]
+    weights = {"a": {"shape": [6, 4]}, "b": {"shape": [2]}}
+    found = Contributions(task, weights, "", costs=dict.fromkeys(pieces, Cost(1)), kinds=runs)
+    assert expected_gains(found) == {HEAD: 0, Candidate(7): 10, Candidate(7, "a", 0.25): 2, Candidate(7, "a"): 4}
     found.kinds = [replace(run, score=None) if run.candidate == biases else run for run in runs]
     assert expected_gains(found) == {HEAD: 0}
 
