@@ -82,7 +82,7 @@ def reasons(choices: Choices, chosen: Choice) -> list[list[str]]:
     name = f"head and last {chosen.biases} biases" if chosen.biases else "head"
     rows = [[name, *amounts(choices.biases[chosen.biases].gain, memory, seconds)]]
     for weight, share in shares.items():
-        what = f"{weight}, {chosen.weights[weight]:g} of its channels"
+        what = f"{weight} at {chosen.weights[weight]:g}"
         rows.append([what, *amounts(share.gain, share.memory, share.seconds)])
     return [*rows, ["together", *amounts(chosen.gain, chosen.memory, chosen.seconds)]]
 

@@ -44,7 +44,7 @@ def draw_contributions(found: Contributions) -> Figure:
             own = {each: bar for each, bar in shares.items() if each.ratio == ratio}
             bars = {weights.index(each.weight) + at * width: bar for each, bar in own.items()}
             means, spreads = _columns(bars)
-            named = {"label": f"{ratio:g} of its channels"} if length == lengths[-1] else {}
+            named = {"label": f"at {ratio:g}"} if length == lengths[-1] else {}
             lower.bar(list(bars), means, width, yerr=spreads, color=f"C{at}", alpha=alpha, **named)
             tops += means
     for axes, over in ((upper, "the head"), (lower, "biases")):
