@@ -238,12 +238,21 @@ def _best(
     return [candidate for candidate in group if candidate in kept]
 
 
-def add_costs(found: Contributions, structure: Structure, output: Path, progress: Progress) -> None:
-    """Plan every candidate whose cost is not known, and write it down."""
-    task = found.task
-    missing = [each for each in candidates(structure, task.ratios, task.depths) if each not in found.costs]
-    found.costs |= planned_costs(task, missing, None, progress, found.rows)
+def add_costs(found: Contributions, structure: Structure, output: Path, progress: Progress) -> list[Candidate]:
+    """Plan what costs are not known of, and write them down; the candidates that can be trained.
+
+    Behind an operator without gradient nothing can: weights come with as many of the last biases as can be trained.
+    """
+    task, most, known = found.task, 0, []
+    for weights in (False, True):
+        group = [each for each in candidates(structure, task.ratios, task.depths) if bool(each.weight) == weights]
+        group = [replace(each, biases=most) for each in group] if weights else group
+        missing = [each for each in group if each not in found.costs]
+        found.costs |= planned_costs(task, missing, None, progress, found.rows)
+        known += [each for each in group if each in found.costs]
+        most = max((each.biases for each in known), default=0)
     found.save(output)
+    return known
 
 
 def planned_costs(
@@ -253,8 +262,8 @@ def planned_costs(
     progress: Progress = lambda _what, _done, _all: None,
     rows: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[Candidate, Cost]:
-    """The cost of each candidate, and of the biases that it is compared to, planned and not built; ``rows`` are those
-    of :class:`Contributions`."""
+    """The cost of each candidate that can be trained, and of the biases that it is compared to, planned and not built;
+    ``rows`` are those of :class:`Contributions`."""
     asked = list(dict.fromkeys(candidate for each in wanted for candidate in (each, Candidate(each.biases))))
     costs: dict[Candidate, Cost] = {}
     if not asked:
@@ -262,9 +271,10 @@ def planned_costs(
     with Workers() as pool:
         structure = open_model(task)[1].reading(rows or {})
         jobs = [(task, scheme_of(structure, each.biases, each.shares).rules, target) for each in asked]
-        for number, cost in pool.run(_planned_cost, jobs):
-            costs[asked[number]] = cost
-            progress("planning candidates", len(costs), len(asked))
+        for done, (number, cost) in enumerate(pool.run(_planned_cost, jobs), 1):
+            if cost is not None:
+                costs[asked[number]] = cost
+            progress("planning candidates", done, len(asked))
     return costs
 
 
@@ -310,8 +320,11 @@ def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int
     return program
 
 
-def _planned_cost(task: Task, rules: dict[str, Any], target: Any) -> Cost:
-    return cost_of(compile_task(task, Scheme(rules), target=target, build=False))
+def _planned_cost(task: Task, rules: dict[str, Any], target: Any) -> Cost | None:
+    try:
+        return cost_of(compile_task(task, Scheme(rules), target=target, build=False))
+    except MissingGradient:
+        return None
 
 
 def compile_task(task: Task, scheme: Scheme, optimizer: Optimizer | None = None, **options: Any) -> Program:

@@ -105,18 +105,18 @@ def candidates(structure: Structure, ratios: Sequence[float], depths: int | None
     return found
 
 
-def kinds_of(structure: Structure, ratios: Sequence[float]) -> dict[str, Together]:
-    """The weights in front of the head by kind (of layer, scales, embeddings that an input is looked up in, others),
-    all of a kind together, each at its largest ratio, with all biases."""
+def kinds_of(structure: Structure, group: Iterable[Candidate]) -> dict[str, Together]:
+    """The weights of a group of candidates by kind (of layer, scales, embeddings that an input is looked up in,
+    others), all of a kind together, each at its largest ratio."""
     kinds = {layer.weight: layer.kind for layer in structure.layers}
     for name in structure.of_role("embedding"):
         kinds[name] = "embedding" if name in structure.look_ups else "other embedding"
     found: dict[str, dict[str, float]] = {}
-    for each in sorted(candidates(structure, ratios, 1)):  # the largest ratio last
+    ordered = sorted(group)  # the largest ratio last
+    for each in ordered:
         if each.weight:
             found.setdefault(kinds.get(each.weight, "scale"), {})[each.weight] = each.ratio
-    whole = len(ladder(structure))
-    return {kind: Together(whole, tuple(weights.items())) for kind, weights in found.items()}
+    return {kind: Together(ordered[-1].biases, tuple(weights.items())) for kind, weights in found.items()}
 
 
 def weights_of(structure: Structure) -> list[str]:

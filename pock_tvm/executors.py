@@ -83,8 +83,9 @@ class Workers:
                 deaths += 1
                 self._close()
             finally:
-                for future in futures:
-                    future.cancel()
+                if self._client is not None:  # processes of this machine are ended, and of themselves end what waits
+                    for future in futures:
+                        future.cancel()
             if deaths == PATIENCE:
                 raise PockError(
                     f"{PATIENCE} times all workers died before a run was done: they may be short of memory (take "
@@ -98,7 +99,7 @@ class Workers:
             else:
                 context = multiprocessing.get_context("spawn")  # TVM's threads do not outlive a fork
                 self._executor = ProcessPoolExecutor(
-                    self._count, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+                    self._count, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
                 )
         return self._executor
 
@@ -108,8 +109,12 @@ class Workers:
             self._executor = None
 
 
-def _end_with(parent: int) -> None:
-    """Let this worker end when its parent is gone, however that died."""
+def _begin(parent: int) -> None:
+    """Let this worker end when its parent is gone, however that died, and without leaving anything."""
+    with contextlib.suppress(ImportError):  # PyTorch makes one; its lock between processes outlives one that is killed
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from .analysis import Progress, add_costs, analysis
-from .contribution import Contributions, Task, Together, kinds_of, ladder
+from .contribution import Contributions, Task, Together, kinds_of
 from .gains import HEAD
 
 
@@ -23,13 +23,13 @@ def analyze_kinds(
 
     Of a transformer a short run of a single weight is noise, but its embedding and its linear layers, each as a whole,
     are told apart by one run each. Trained, in full on all seeds, are the head, all biases, and with all biases each
-    kind of weight. :func:`pock_tvm.gains.expected_gains` gives each weight its share, by its size, of what its kind
-    brought. Arguments and errors are those of :func:`pock_tvm.analyze`.
+    kind of weight, as far as gradients reach. :func:`pock_tvm.gains.expected_gains` gives each weight its share, by its
+    size, of what its kind brought. Arguments and errors are those of :func:`pock_tvm.analyze`.
     """
     with analysis(task, output, scheduler, workers, progress, warn) as under_way:
         found, structure = under_way.found, under_way.structure
-        add_costs(found, structure, under_way.output, progress)
-        biases = Together(len(ladder(structure)), ())
-        sets = [HEAD, biases, *kinds_of(structure, task.ratios).values()]
+        known = add_costs(found, structure, under_way.output, progress)
+        biases = Together(max(each.biases for each in known), ())
+        sets = [HEAD, biases, *kinds_of(structure, known).values()]
         under_way.run("kinds of weights", sets, task.recipe.epochs, task.seeds, found.kinds)
     return found

@@ -121,14 +121,16 @@ class _Walk:
         builder = relax.BlockBuilder()
         builder.begin_scope(self.func.params)
         builder._begin_dataflow_block()
-        self._add(loss, None, scalar(scale, loss))
-        for binding in reversed(self.bindings):
-            if binding.var in self.contributions:
-                self._step_back(builder, binding)
-        grads = {param.name: self._total(builder, param) for param in self.wanted if param in self.contributions}
-        body = builder.normalize(relax.Tuple([loss, *grads.values(), *further]))
-        backward = list(builder._end_block().bindings)
-        builder.end_scope()
+        try:
+            self._add(loss, None, scalar(scale, loss))
+            for binding in reversed(self.bindings):
+                if binding.var in self.contributions:
+                    self._step_back(builder, binding)
+            grads = {param.name: self._total(builder, param) for param in self.wanted if param in self.contributions}
+            body = builder.normalize(relax.Tuple([loss, *grads.values(), *further]))
+        finally:  # of a block that stays open TVM writes a warning beside our error
+            backward = list(builder._end_block().bindings)
+            builder.end_scope()
         made = {binding.var for binding in self.bindings}
         saved = {var for binding in backward for var in used_vars(binding.value) if var in made}
         func = assemble(self.func.params, [*self.bindings, *backward], body, self.func.attrs, saved)
@@ -157,9 +159,9 @@ class _Walk:
             piece = self.wanted.get(arg)
             if piece is not None and not gradients.takes_pieces(op_name(value), operand):
                 raise PassError(
-                    f"'{arg.name}' cannot be trained in part: '{op_name(value)}' reads it at '{result.name}', and "
-                    f"only the weight "
-                    "of a convolution or of a matrix product has input channels. Train all of it or none"
+                    f"'{arg.name}' cannot be trained in part: '{op_name(value)}' reads it at '{result.name}', and only "
+                    "weights of convolutions and matrix products have input channels, only embeddings rows. Train all "
+                    "of it or none"
                 )
             contribution = rule(Use(value, result, grad, position, piece))
             if not isinstance(contribution, relax.Var):

@@ -46,7 +46,9 @@ class ChooseKernels:
             for binding in bindings_of(mod[name]):
                 operator = op_name(binding.value)
                 if operator.startswith(("relax.", "pock.")) and operator not in CALLS | VIEWS:
-                    raise PassError(f"operator '{operator}' at '{binding.var.name}' has no kernel")
+                    raise PassError(
+                        f"operator '{operator}' at '{binding.var.name}' has no kernel in TVM: make the model without it"
+                    )
         return mod
 
 

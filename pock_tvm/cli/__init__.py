@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 
 import typer
 
@@ -16,7 +15,6 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command; a fault of the user's is one clear line and exit code 2."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # PyTorch, of its own exported programs
     try:
         app(standalone_mode=False)
     except PockError as error:

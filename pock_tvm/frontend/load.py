@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,23 @@ def load_model(model: Any, *, batch: int | None = None, shapes: Shapes | None = 
     """
     if isinstance(model, Model):
         return model
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # PyTorch, of its own programs
+        return _load(model, batch, shapes or {}, any_shape=any_shape)
+
+
+def _load(model: Any, batch: int | None, shapes: Shapes, *, any_shape: bool) -> Model:
     if isinstance(model, str | os.PathLike):
         model = _read(Path(model))
     kind = type(model).__module__.split(".")[0]
     if kind == "torch":
         from .torch_export import import_exported_program
 
-        return import_exported_program(model, batch=batch, shapes=shapes or {}, any_shape=any_shape)
+        return import_exported_program(model, batch=batch, shapes=shapes, any_shape=any_shape)
     if kind == "onnx":
         from .onnx_file import import_onnx
 
-        return import_onnx(model, batch=batch, shapes=shapes or {}, any_shape=any_shape)
+        return import_onnx(model, batch=batch, shapes=shapes, any_shape=any_shape)
     raise ModelError(
         f"a model is a torch.export.ExportedProgram, an ONNX model, or the path of a .pt2 or .onnx file, not "
         f"{type(model).__name__}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,10 +171,12 @@ def test_scores_know_the_rows_that_are_read(sentences, tmp_path) -> None:
 
 
 def test_kinds_of_weights() -> None:
-    kinds = kinds_of(structure_of(load_model(small(4))), (0.125, 0.5))
+    structure = structure_of(load_model(small(4)))
+    kinds = kinds_of(structure, candidates(structure, (0.125, 0.5)))
     assert {kind: len(weights.weights) for kind, weights in kinds.items()} == {"conv": 3, "1x1": 2, "scale": 2}
     assert kinds["conv"].shares == {"stem.weight": 0.5, "blocks.0.conv2.weight": 0.5, "blocks.1.conv2.weight": 0.5}
-    kinds = kinds_of(structure_of(load_model(tokens())), (1.0,))
+    structure = structure_of(load_model(tokens()))
+    kinds = kinds_of(structure, candidates(structure, (1.0,)))
     assert {kind: list(weights.shares) for kind, weights in kinds.items()} == {
         "embedding": ["words.weight"],
         "other embedding": ["places.weight"],
@@ -187,12 +190,12 @@ def test_weights_share_by_size_what_their_kind_brought(task, tmp_path) -> None:
     assert Contributions.load(tmp_path / "c.json").kinds == found.kinds
     assert found.finished
     assert not found.runs
-    kinds = list(kinds_of(structure_of(load_model(task.model, batch=8)), task.ratios).values())
+    structure = structure_of(load_model(task.model, batch=8))
+    kinds = list(kinds_of(structure, candidates(structure, task.ratios)).values())
     assert {(run.candidate, run.epochs, run.seed) for run in found.kinds} == set(
         itertools.product([Together(0, ()), Together(7, ()), *kinds], [10], [0, 1])
     )
     gains, expected = gains_of_kinds(found), expected_gains(found)
-    structure = structure_of(load_model(task.model, batch=8))
     assert set(expected) == set(candidates(structure, task.ratios))
     assert not found.scores
     assert expected[HEAD] == 0
@@ -216,19 +219,47 @@ def test_weights_share_by_size_what_their_kind_brought(task, tmp_path) -> None:
     assert expected_gains(again) == expected
 
 
-def test_of_a_network_without_biases_the_head_is_trained_once(tmp_path) -> None:
-    torch.manual_seed(0)
-    layers = torch.nn.Linear(6, 8, bias=False), torch.nn.ReLU(), torch.nn.Linear(8, 3, bias=False)
-    torch.export.save(
-        torch.export.export(torch.nn.Sequential(*layers).eval(), (torch.randn(4, 6),)), tmp_path / "n.pt2"
-    )
+def small_task(folder: Path, net: torch.nn.Module) -> pock.Task:
+    """Of which of the first three of six numbers is the largest."""
+    torch.export.save(torch.export.export(net.eval(), (torch.randn(4, 6),)), folder / "n.pt2")
     x = np.random.default_rng(0).standard_normal((24, 6)).astype("float32")
     for part, some in (("train", x[:16]), ("val", x[16:])):
-        np.savez(tmp_path / f"{part}.npz", input=some, y=some[:, :3].argmax(1))
-    paths = (str(tmp_path / "n.pt2"), str(tmp_path / "train.npz"), str(tmp_path / "val.npz"))
-    found = pock.analyze_kinds(pock.Task(*paths, pock.Recipe(4, 0.1), ratios=(1.0,), seeds=1), tmp_path / "c.json")
-    assert [run.candidate for run in found.kinds] == [Together(0, ()), Together(0, (("0.weight", 1.0),))]
-    assert set(expected_gains(found)) == {HEAD, Candidate(0, "0.weight")}
+        np.savez(folder / f"{part}.npz", x=some, y=some[:, :3].argmax(1))
+    paths = (str(folder / "n.pt2"), str(folder / "train.npz"), str(folder / "val.npz"))
+    return pock.Task(*paths, pock.Recipe(4, 0.1), ratios=(1.0,), seeds=1)
+
+
+class Wrapped(torch.nn.Module):
+    """Three layers; ``behind`` comes after the first."""
+
+    def __init__(self, behind: Callable[[torch.Tensor], torch.Tensor], *, bias: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Linear(6, 6, bias=bias)
+        self.second = torch.nn.Linear(6, 8, bias=bias)
+        self.head = torch.nn.Linear(8, 3, bias=bias)
+        self.behind = behind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.second(self.behind(self.first(x)))))
+
+
+def test_of_a_network_without_biases_the_head_is_trained_once(tmp_path) -> None:
+    found = pock.analyze_kinds(small_task(tmp_path, Wrapped(torch.relu, bias=False)), tmp_path / "c.json")
+    linear = Together(0, (("first.weight", 1.0), ("second.weight", 1.0)))
+    assert {run.candidate for run in found.kinds} == {Together(0, ()), linear}
+    assert len(found.kinds) == 2
+    assert set(expected_gains(found)) == {HEAD, Candidate(0, "first.weight"), Candidate(0, "second.weight")}
+
+
+def test_kinds_leave_out_what_no_gradient_reaches(tmp_path) -> None:
+    task = small_task(tmp_path, Wrapped(lambda x: torch.remainder(x, 1.0), bias=True))
+    found = pock.analyze_kinds(task, tmp_path / "c.json")
+    assert {run.candidate for run in found.kinds} == {
+        Together(0, ()), Together(1, ()), Together(1, (("second.weight", 1.0),))
+    }  # fmt: skip
+    assert set(expected_gains(found)) == {HEAD, Candidate(1), Candidate(1, "second.weight")}
+    assert "first.bias" not in pock.search(found, memory=1e6).scheme.rules
 
 
 def test_a_kind_that_failed_is_never_chosen(task) -> None:
