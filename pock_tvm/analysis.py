@@ -243,14 +243,18 @@ def add_costs(found: Contributions, structure: Structure, output: Path, progress
 
     Behind an operator without gradient nothing can: weights come with as many of the last biases as can be trained.
     """
-    task, most, known = found.task, 0, []
-    for weights in (False, True):
-        group = [each for each in candidates(structure, task.ratios, task.depths) if bool(each.weight) == weights]
-        group = [replace(each, biases=most) for each in group] if weights else group
+    task = found.task
+
+    def planned(group: Iterable[Candidate]) -> list[Candidate]:
         missing = [each for each in group if each not in found.costs]
         found.costs |= planned_costs(task, missing, None, progress, found.rows)
-        known += [each for each in group if each in found.costs]
-        most = max((each.biases for each in known), default=0)
+        return [each for each in group if each in found.costs]
+
+    group = candidates(structure, task.ratios, task.depths)
+    known = planned(group)
+    most = max((each.biases for each in known), default=0)
+    if any(each.biases > most for each in group):
+        known = planned(dict.fromkeys(replace(each, biases=min(each.biases, most)) for each in group))
     found.save(output)
     return known
 
