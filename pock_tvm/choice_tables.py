@@ -23,7 +23,7 @@ def contribution_table(found: Contributions) -> Table:
         title = "shares, by size, of what their kinds brought" if found.kinds else "first-order scores"
     title += ", and what kinds of weights bring over the head" if found.kinds else ""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("trained", no_wrap=True)
+    table.add_column("trained", overflow="fold")  # in a narrow window names are broken, and not numbers
     for ratio in ratios or [1.0]:
         table.add_column("" if ratio == 1 else f"{ratio:g}", justify="right", no_wrap=True)
 

@@ -40,8 +40,8 @@ def _of_kinds(found: Contributions) -> dict[Candidate, float]:
     biases = gains.get(Together(whole, ()))
     if biases is None:
         return {Candidate(0): 0.0}
-    brought = max(0.0, biases.mean)
-    expected = {each: brought * math.sqrt(each.biases / max(1, whole)) for each in found.costs if not each.weight}
+    numbers = [each for each in found.costs if each.biases and not each.weight]
+    expected = {Candidate(0): 0.0} | {each: biases.mean * math.sqrt(each.biases / whole) for each in numbers}
     for kind, gain in gains.items():
         sizes = {weight: _size(found, weight) for weight in kind.shares}
         points = max(0.0, gain.mean - biases.mean) / max(1, sum(sizes.values()))

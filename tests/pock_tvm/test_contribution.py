@@ -200,8 +200,8 @@ def test_weights_share_by_size_what_their_kind_brought(task, tmp_path) -> None:
     assert not found.scores
     assert expected[HEAD] == 0
     biases = gains[Together(7, ())].mean
-    assert expected[Candidate(7)] == pytest.approx(max(0.0, biases))
-    assert expected[Candidate(3)] == pytest.approx(max(0.0, biases) * (3 / 7) ** 0.5)
+    assert expected[Candidate(7)] == pytest.approx(biases)
+    assert expected[Candidate(3)] == pytest.approx(biases * (3 / 7) ** 0.5)
     for kind in kinds:
         own = {each: gain for each, gain in expected.items() if each.weight in kind.shares}
         brought = sum(own[Candidate(7, weight, ratio)] for weight, ratio in kind.weights)
@@ -271,6 +271,9 @@ def test_a_kind_that_failed_is_never_chosen(task) -> None:
     assert expected_gains(found) == {HEAD: 0, Candidate(7): 10, Candidate(7, "a", 0.25): 2, Candidate(7, "a"): 4}
     found.kinds = [replace(run, score=None) if run.candidate == biases else run for run in runs]
     assert expected_gains(found) == {HEAD: 0}
+    # What biases spoil is no gain of the weights that are trained with them.
+    found.kinds = [replace(run, score=10.0) if run.candidate == biases else run for run in runs]
+    assert expected_gains(found)[Candidate(7)] == -40
 
 
 def test_a_run_is_the_fine_tuning_that_a_user_would_do(task, analysed, tmp_path) -> None:
