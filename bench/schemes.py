@@ -3,12 +3,12 @@
     python bench/schemes.py [--only NAME] [--seeds 3] [--work DIR] [--json out.json]
 
 For each task: contributions are measured on three quarters of the training data against the last quarter (those of
-kinds of weights for the transformers), a scheme is searched for a quarter of the memory
-that training everything takes, and then that scheme, everything, the last layers and the biases that fit into that
-quarter, and those that fit into what the scheme takes (all but everything may run in micro-batches), are trained on
-all training data and tested on data that nothing has seen. The learning rate, and whether the last layers are all
-that fit, half or a quarter of them, is what is best on that last quarter. Evolution and random choice search the same
-objective with the same number of evaluations. Needs ../shared/data; work that is done is kept in ``--work``.
+kinds of weights for the transformers), a scheme is searched for a quarter of the memory that training everything takes,
+and then that scheme, everything, the last layers and the biases that fit into that quarter, and those that fit into
+what the scheme takes (all but everything may run in micro-batches), are trained on all training data and tested on data
+that nothing has seen. The learning rate, and whether the last layers are all that fit, half or a quarter of them, is
+what is best on that last quarter. Evolution and random choice search the same objective with the same number of
+evaluations. Needs ../shared/data; work that is done is kept in ``--work``.
 """
 
 from __future__ import annotations

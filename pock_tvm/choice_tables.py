@@ -14,7 +14,7 @@ from .tables import MIB
 def contribution_table(found: Contributions) -> Table:
     """One row for each number of last biases and for each weight, with gains in points (in brackets those of runs that
     were stopped early), shares of what kinds of weights brought, or first-order scores."""
-    expected = expected_gains(found)
+    expected = {} if found.runs else expected_gains(found)
     candidates = found.measured() or list(expected)
     ratios = sorted({candidate.ratio for candidate in candidates if candidate.weight})
     if found.runs:

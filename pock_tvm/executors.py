@@ -83,7 +83,7 @@ class Workers:
                 deaths += 1
                 self._close()
             finally:
-                if self._client is not None:  # processes of this machine are ended, and of themselves end what waits
+                if self._client is not None:  # what waits for processes of this machine ends with them
                     for future in futures:
                         future.cancel()
             if deaths == PATIENCE:

@@ -30,16 +30,16 @@ def expected_gains(found: Contributions) -> dict[Candidate, float]:
 def _of_kinds(found: Contributions) -> dict[Candidate, float]:
     """Of each weight its share, by size, of what its kind brought over all biases; nothing of a kind that failed.
 
-    A part of a weight, or of the biases, brings the root of what it is of the whole: half of one weight was measured to
-    bring six tenths of it in short runs, nearly all in long ones (MCUNet). With that root all weights of a kind are
-    best trained in equal parts, which brings more on held-out data than parts by first-order scores (MiniLM on SST-2
-    and TREC): within a kind those say more of how large a gradient is than of what is learned by it.
+    A part of a weight, or of the biases, brings the root of what it is of the whole, as in first-order scores
+    (:mod:`pock_tvm.scores`). With that root all weights of a kind are best trained in equal parts, which brings more on
+    held-out data than parts by those scores (MiniLM on SST-2 and TREC): within a kind they say more of how large a
+    gradient is than of what is learned by it.
     """
     gains = gains_of_kinds(found)
-    whole = max((each.biases for each in gains), default=0)
+    whole = max((each.biases for each in found.costs), default=0)
     biases = gains.get(Together(whole, ()))
     if biases is None:
-        return {Candidate(0): 0.0}
+        return {Candidate(0): 0.0} if HEAD in gains else {}
     numbers = [each for each in found.costs if each.biases and not each.weight]
     expected = {Candidate(0): 0.0} | {each: biases.mean * math.sqrt(each.biases / whole) for each in numbers}
     for kind, gain in gains.items():

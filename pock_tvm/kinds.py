@@ -29,7 +29,7 @@ def analyze_kinds(
     with analysis(task, output, scheduler, workers, progress, warn) as under_way:
         found, structure = under_way.found, under_way.structure
         known = add_costs(found, structure, under_way.output, progress)
-        biases = Together(max(each.biases for each in known), ())
-        sets = [HEAD, biases, *kinds_of(structure, known).values()]
+        most = max((each.biases for each in known), default=0)
+        sets = [HEAD, Together(most, ()), *kinds_of(structure, known).values()]
         under_way.run("kinds of weights", sets, task.recipe.epochs, task.seeds, found.kinds)
     return found

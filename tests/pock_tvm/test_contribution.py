@@ -271,6 +271,11 @@ def test_a_kind_that_failed_is_never_chosen(task) -> None:
     assert expected_gains(found) == {HEAD: 0, Candidate(7): 10, Candidate(7, "a", 0.25): 2, Candidate(7, "a"): 4}
     found.kinds = [replace(run, score=None) if run.candidate == biases else run for run in runs]
     assert expected_gains(found) == {HEAD: 0}
+    # Of an analysis that was interrupted, or of a head that failed, only what is known can be chosen.
+    found.kinds = runs[:1]
+    assert expected_gains(found) == {HEAD: 0}
+    found.kinds = [replace(run, score=None) if run.candidate == head else run for run in runs]
+    assert expected_gains(found) == {}
     # What biases spoil is no gain of the weights that are trained with them.
     found.kinds = [replace(run, score=10.0) if run.candidate == biases else run for run in runs]
     assert expected_gains(found)[Candidate(7)] == -40
