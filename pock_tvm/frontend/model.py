@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tvm import IRModule, relax
@@ -62,3 +63,7 @@ class Model:
     requires_grad: dict[str, bool] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     """Further names of shared parameters: tied weights."""
+    source: Any = None
+    """What the model was imported from, with every dimension bound."""
+    values: dict[str, str] = field(default_factory=dict)
+    """For each node of PyTorch's graph, taken apart, the variable of ``module`` that holds its value."""

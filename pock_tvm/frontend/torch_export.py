@@ -1,74 +1,69 @@
-"""The front end for ``torch.export``: TVM's importer, with what it needs done before and after."""
+"""The front end for ``torch.export``."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, ExportGraphSignature, InputKind, TensorArgument
+from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 from torch.utils import _pytree as pytree
-from tvm import IRModule, relax
-from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-from relay_passes.ir import bindings_of, dtype_of, rewrite, shape_of, update_function
+from relay_passes.ir import dtype_of, shape_of
 
 from ..errors import ModelError
-from .converters import CONVERTERS, KEPT_WHOLE
-from .fold import fold_constants
-from .model import Model, TensorSpec, importer_said, in_order_of_use, result_specs
+from .model import Model, TensorSpec, in_order_of_use, result_specs
+from .torch_graph import prepared
+from .torch_translate import Obstacle, Translation, translate
 
 Shapes = Mapping[str, Sequence[int]]
 
 
 def import_exported_program(exported: ExportedProgram, *, batch: int | None, shapes: Shapes, any_shape: bool) -> Model:
     """Import an ExportedProgram; see :func:`pock_tvm.frontend.load_model`."""
-    original = exported
-    _refuse_training_mode(exported)
-    exported = _bind_dimensions(exported, batch, shapes, any_shape)
-    exported = fold_constants(exported.run_decompositions(_decompositions()))
-    exported = _buffers_as_parameters(_without_constant_inputs(exported))
-    state = {name: tensor.detach().cpu() for name, tensor in original.state_dict.items()}
+    exported, translation = _translated(exported, batch, shapes, any_shape)
+    if translation.obstacles:
+        first, *more = translation.obstacles
+        others = f" ({len(more)} further obstacles: `pock check` lists all)" if more else ""
+        raise ModelError(first.reason + others)
+    state = {name: tensor.detach().cpu() for name, tensor in exported.state_dict.items()}
     aliases = _aliases(state)
-    module = _translate(exported, aliases)
-
-    main = module["main"]
-    count = len(exported.graph_signature.user_inputs)
+    main = translation.module["main"]
+    count = int(main.attrs["num_input"])
     inputs = tuple(TensorSpec(param.name, shape_of(param), dtype_of(param)) for param in main.params[:count])
-    parameters = dict.fromkeys(aliases.get(name, name) for name in original.graph_signature.parameters)
+    parameters = dict.fromkeys(aliases.get(name, name) for name in exported.graph_signature.parameters)
     trainable = [name for name in parameters if state[name].is_floating_point()]
     return Model(
-        module=module,
+        module=translation.module,
         inputs=inputs,
         outputs=result_specs(main, [str(name) for name in exported.graph_signature.user_outputs]),
         weights={name: tensor.numpy() for name, tensor in state.items() if name not in aliases},
         parameters=in_order_of_use(main, trainable),
-        requires_grad={name: original.state_dict[name].requires_grad for name in trainable},
+        requires_grad={name: exported.state_dict[name].requires_grad for name in trainable},
         aliases=aliases,
+        source=exported,
+        values=translation.values,
     )
 
 
-# ---- before TVM's importer -------------------------------------------------------------------------------------------
+def import_obstacles(
+    exported: ExportedProgram, *, batch: int | None = None, shapes: Shapes | None = None
+) -> list[Obstacle]:
+    """All operators of a program that cannot be imported, in the order of the graph."""
+    return _translated(exported, batch, shapes or {}, False)[1].obstacles
 
 
-def _refuse_training_mode(exported: ExportedProgram) -> None:
-    """A model exported in training mode has dropout and moving averages in its graph; neither belongs into a
-    program."""
-    for node in exported.graph.nodes:
-        name = getattr(node.target, "__name__", "")
-        if (name == "dropout.default" and node.args[2] and node.args[1] > 0) or (
-            name == "batch_norm.default" and node.args[5]
-        ):
-            raise ModelError(
-                f"the model was exported in training mode (node '{node.name}' is a {name.split('.')[0]} that is "
-                f"training): call model.eval() "
-                "before torch.export.export; for batch norm with the statistics of each batch, compile with "
-                "batch_norm='batch'"
-            )
+def _translated(
+    exported: ExportedProgram, batch: int | None, shapes: Shapes, any_shape: bool
+) -> tuple[ExportedProgram, Translation]:
+    """The program with every dimension bound, and what became of it."""
+    exported = _bind_dimensions(exported, batch, shapes, any_shape)
+    return exported, translate(prepared(exported), _aliases(exported.state_dict))
+
+
+# ---- dimensions ------------------------------------------------------------------------------------------------------
 
 
 def _bind_dimensions(exported: ExportedProgram, batch: int | None, shapes: Shapes, any_shape: bool) -> ExportedProgram:
@@ -147,115 +142,6 @@ def _check_static(name: str, shape: list[int], batch: int | None, shapes: Shapes
     given = shapes.get(name)
     if given is not None and list(given) != shape:
         raise ModelError(f"input '{name}' was exported with the fixed shape {tuple(shape)}, not {tuple(given)}")
-
-
-def _decompositions() -> dict[Any, Any]:
-    table = torch.export.default_decompositions()
-    for op in list(table):
-        name, _, overload = op.name().removeprefix("aten::").partition(".")
-        if name in KEPT_WHOLE and overload != "padding":  # padding by name, "same": becomes numbers
-            del table[op]
-    return table
-
-
-def _without_constant_inputs(exported: ExportedProgram) -> ExportedProgram:
-    """Drop inputs that are None or a number: the graph already has their values in it."""
-    signature = exported.graph_signature
-    constant = {spec.arg.name for spec in signature.input_specs if isinstance(spec.arg, ConstantArgument)}
-    if not constant:
-        return exported
-    graph_module = copy.deepcopy(exported.graph_module)
-    for node in list(graph_module.graph.nodes):
-        if node.op == "placeholder" and node.name in constant:
-            graph_module.graph.erase_node(node)
-    kept = [spec for spec in signature.input_specs if spec.arg.name not in constant]
-    return _with_signature(
-        exported, ExportGraphSignature(kept, signature.output_specs), graph_module, exported.state_dict
-    )
-
-
-def _buffers_as_parameters(exported: ExportedProgram) -> ExportedProgram:
-    """Make persistent floating-point buffers (running statistics) inputs of the function, as parameters are."""
-    specs = []
-    state = dict(exported.state_dict)
-    for spec in exported.graph_signature.input_specs:
-        if spec.kind is InputKind.BUFFER and spec.persistent and state[spec.target].is_floating_point():
-            spec = dataclasses.replace(spec, kind=InputKind.PARAMETER, persistent=None)
-            state[spec.target] = torch.nn.Parameter(state[spec.target], requires_grad=False)
-        specs.append(spec)
-    signature = ExportGraphSignature(specs, exported.graph_signature.output_specs)
-    return _with_signature(exported, signature, exported.graph_module, state)
-
-
-def _with_signature(
-    exported: ExportedProgram,
-    signature: ExportGraphSignature,
-    graph_module: torch.fx.GraphModule,
-    state: dict[str, Any],
-) -> ExportedProgram:
-    return ExportedProgram(
-        root=graph_module,
-        graph=graph_module.graph,
-        graph_signature=signature,
-        state_dict=state,
-        range_constraints=exported.range_constraints,
-        module_call_graph=exported.module_call_graph,
-        constants=exported.constants,
-    )
-
-
-# ---- TVM's importer, and after ---------------------------------------------------------------------------------------
-
-
-def _translate(exported: ExportedProgram, aliases: Mapping[str, str]) -> IRModule:
-    importer = ExportedProgramImporter()
-    try:
-        module = importer.from_exported_program(exported, True, True, False, CONVERTERS)
-    except Exception as error:
-        raise ModelError(f"TVM's importer cannot read this model: {importer_said(error)}") from error
-    main = module["main"].without_attr("params")
-    names = _node_names(exported, main, importer.env)
-    torch_names = {
-        spec.arg.name: aliases.get(spec.target, spec.target)
-        for spec in exported.graph_signature.input_specs
-        if spec.kind is InputKind.PARAMETER
-    }
-    return update_function(module, "main", _renamed(main, torch_names, names))
-
-
-def _node_names(exported: ExportedProgram, main: relax.Function, env: dict[Any, Any]) -> dict[relax.Var, str]:
-    """Call each value after the module and operator that made it, such as ``blocks.3.conv:conv2d``."""
-    made: dict[relax.Var, str] = {}
-    for node in exported.graph.nodes:
-        value = env.get(node)
-        if node.op == "call_function" and isinstance(value, relax.Var):
-            stack = node.meta.get("nn_module_stack") or {}
-            path = list(stack.values())[-1][0] if stack else ""
-            operator = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-            made.setdefault(value, f"{path}:{operator}" if path else node.name)
-    names: dict[relax.Var, str] = {}
-    pending: list[relax.Var] = []
-    for binding in bindings_of(main):
-        pending.append(binding.var)
-        if binding.var in made:  # what was emitted on the way belongs to the same node
-            names.update(dict.fromkeys(pending, made[binding.var]))
-            pending = []
-    return names
-
-
-def _renamed(func: relax.Function, params: dict[str, str], names: dict[relax.Var, str]) -> relax.Function:
-    new: dict[str, relax.Var] = {}
-    env = {}
-    for param in func.params:
-        name = params.get(param.name, param.name)
-        env[param] = new.setdefault(name, relax.Var(name, param.ty))
-
-    def rename(builder: relax.BlockBuilder, var: relax.Var, value: relax.Expr) -> relax.Expr:
-        return (
-            value if isinstance(value, relax.Var | relax.Tuple) or var not in names else builder.emit(value, names[var])
-        )
-
-    return rewrite(func, rename, params=list(new.values()), env=env)
 
 
 def _aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:

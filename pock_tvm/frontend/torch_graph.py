@@ -1,0 +1,174 @@
+"""What an exported graph goes through before it is translated: regions without gradients, decompositions."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from ..errors import ModelError
+from .torch_operators import has_converter
+
+NAMESPACE = "pock_tvm"
+if not hasattr(torch.ops.pock_tvm, "stop_gradient"):
+    _library = torch.library.Library(NAMESPACE, "DEF")
+    _library.define("stop_gradient(Tensor x) -> Tensor")
+    _library.impl("stop_gradient", lambda x: x.clone(), "CompositeExplicitAutograd")
+STOP_GRADIENT = torch.ops.pock_tvm.stop_gradient.default
+"""The same values, through which no gradient passes: PyTorch's decompositions would drop ``detach``."""
+
+DETACHING = ("detach.default", "detach_.default")
+
+
+def prepared(exported: ExportedProgram) -> ExportedProgram:
+    """The program in operators that have converters, as far as PyTorch knows how to take the others apart.
+
+    Regions under ``torch.no_grad`` become part of the graph; what leaves them has no gradient, as what was detached.
+
+    Raises
+    ------
+    ModelError
+        The graph has control flow, or regions of another precision.
+    """
+    exported = _with_graph(exported, _without_regions(exported.graph_module))
+    return exported.run_decompositions(_decompositions())
+
+
+def layer_of(node: Any) -> str:
+    """The qualified name of the module in whose code a node stands; empty for the outermost."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return list(stack.values())[-1][0] if stack else ""
+
+
+def where(node: Any) -> str:
+    """How a message names a node: its operator, and the layer that it stands in."""
+    name = node.target.name() if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
+    layer = layer_of(node)
+    return f"operator '{name.removesuffix('.default').replace('::', '.')}'" + (f" in layer '{layer}'" if layer else f" ('{node.name}')")
+
+
+# ---- regions ---------------------------------------------------------------------------------------------------------
+
+
+def _without_regions(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The graph with its regions of another gradient mode written out, and stops where a value leaves one without."""
+    module = copy.deepcopy(module) if _has_regions(module) else module
+    graph = module.graph
+    outside: set[Any] = set()  # nodes that record no gradient
+    while True:
+        region = next((node for node in graph.nodes if _is_region(node)), None)
+        if region is None:
+            break
+        _write_out(module, region, outside)
+    for node in list(graph.nodes):
+        if node.op == "call_function" and getattr(node.target, "__name__", "") in DETACHING:
+            node.target = STOP_GRADIENT
+        elif node in outside and isinstance(node.meta.get("val"), torch.Tensor):
+            users = [user for user in node.users if user not in outside]
+            if users:
+                with graph.inserting_after(node):
+                    stop = graph.call_function(STOP_GRADIENT, (node,))
+                stop.meta = dict(node.meta)
+                for user in users:
+                    user.replace_input_with(node, stop)
+    graph.lint()
+    module.recompile()
+    return module
+
+
+def _has_regions(module: torch.fx.GraphModule) -> bool:
+    return any(_is_region(node) or getattr(node.target, "__name__", "") in DETACHING for node in module.graph.nodes)
+
+
+def _is_region(node: Any) -> bool:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
+        return False
+    name = node.target.name()
+    if name == "wrap_with_set_grad_enabled":
+        return True
+    what = {"wrap_with_autocast": "torch.autocast"}.get(name, f"control flow ('{name}')")
+    raise ModelError(
+        f"{where(node)} is {what}, and a training program is a straight line of operators in float32. Write this part "
+        "of the model without it, or leave it out of the exported program"
+    )
+
+
+def _write_out(module: torch.fx.GraphModule, region: Any, outside: set[Any]) -> None:
+    """Put the graph of a region in its place."""
+    with_gradients, body, *inputs = region.args
+    inner = getattr(module, body.target)
+    values: dict[Any, Any] = {}
+    given = iter(inputs)
+    with module.graph.inserting_before(region):
+        for node in inner.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(given)
+            elif node.op == "get_attr":
+                name = f"{body.target}_{node.target}"
+                setattr(module, name, getattr(inner, node.target))
+                values[node] = module.graph.get_attr(name)
+            elif node.op == "output":
+                results = torch.fx.node.map_arg(node.args[0], values.__getitem__)
+            else:
+                values[node] = module.graph.node_copy(node, values.__getitem__)
+                if not with_gradients:
+                    outside.add(values[node])
+    for user in list(region.users):
+        if user.target is not operator.getitem:
+            raise ModelError(f"{where(region)} gives a value that cannot be followed: leave torch.no_grad() out")
+        user.replace_all_uses_with(results[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(region)
+    if not body.users:
+        module.graph.erase_node(body)
+
+
+# ---- operators -------------------------------------------------------------------------------------------------------
+
+
+def refuse_randomness(node: Any) -> None:
+    """Stop at an operator that draws random numbers: a program has none, and one sample is not what PyTorch does."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    if torch.Tag.nondeterministic_seeded not in node.target.tags or has_converter(node.target):
+        return
+    raise ModelError(
+        f"{where(node)} draws random numbers, which a training program cannot. If it is a dropout, call model.eval() "
+        "before torch.export.export; else draw them outside and make them an input of the model"
+    )
+
+
+def _decompositions() -> dict[Any, Any]:
+    """PyTorch's table, less the operators that have converters; more where those of the core set have none."""
+    from torch._decomp import decomposition_table
+
+    table: dict[Any, Any] = torch.export.default_decompositions()
+    for op in list(table):
+        if has_converter(op) and not _has_words(op):
+            del table[op]
+    for op, rule in decomposition_table.items():
+        if isinstance(op, torch._ops.OpOverload) and op not in table and not has_converter(op):
+            table[op] = rule
+    return table
+
+
+def _has_words(op: Any) -> bool:
+    """Whether an overload takes padding by name ("same"), which its decomposition turns into numbers."""
+    return op.name().endswith(".padding")
+
+
+def _with_graph(exported: ExportedProgram, module: torch.fx.GraphModule) -> ExportedProgram:
+    if module is exported.graph_module:
+        return exported
+    return ExportedProgram(
+        root=module,
+        graph=module.graph,
+        graph_signature=exported.graph_signature,
+        state_dict=exported.state_dict,
+        range_constraints=exported.range_constraints,
+        module_call_graph=exported.module_call_graph,
+        constants=exported.constants,
+    )

@@ -1,0 +1,441 @@
+"""Operators that work element by element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, is_float, shape_of
+from relay_passes.operators.training import hardtanh
+
+from .registry import Number, Result, Site, Unsupported, converter
+
+UNARY = {
+    "abs": R.abs,
+    "acos": R.acos,
+    "acosh": R.acosh,
+    "asin": R.asin,
+    "asinh": R.asinh,
+    "atan": R.atan,
+    "atanh": R.atanh,
+    "cos": R.cos,
+    "cosh": R.cosh,
+    "erf": R.erf,
+    "exp": R.exp,
+    "log": R.log,
+    "neg": R.negative,
+    "relu": R.nn.relu,
+    "rsqrt": R.rsqrt,
+    "sigmoid": R.sigmoid,
+    "sign": R.sign,
+    "silu": R.nn.silu,
+    "sin": R.sin,
+    "sinh": R.sinh,
+    "sqrt": R.sqrt,
+    "square": R.square,
+    "tan": R.tan,
+    "tanh": R.tanh,
+}
+ROUNDING = {"ceil": R.ceil, "floor": R.floor, "round": R.round, "trunc": R.trunc}
+
+
+def _unary(operator: Callable[[Expr], Expr]) -> Callable[..., Expr]:
+    def convert(at: Site, x: Expr) -> Expr:
+        return at.emit(operator(at.cast(x)))
+
+    return convert
+
+
+for _name, _operator in UNARY.items():
+    converter(f"{_name}.default")(_unary(_operator))
+
+
+def _rounding(operator: Callable[[Expr], Expr]) -> Callable[..., Expr]:
+    def convert(at: Site, x: Expr) -> Expr:
+        return at.emit(operator(x)) if is_float(x) else x
+
+    return convert
+
+
+for _name, _operator in ROUNDING.items():
+    converter(f"{_name}.default")(_rounding(_operator))
+
+
+@converter("alias.default", "clone.default", "lift_fresh_copy.default", "detach_copy.default", "contiguous.default")
+def same(at: Site, x: Expr) -> Expr:
+    """The values themselves."""
+    return x
+
+
+@converter("pock_tvm::stop_gradient.default")
+def stop_gradient(at: Site, x: Expr) -> Expr:
+    """The same values, but no gradient passes."""
+    return at.emit(R.grad.no_grad(x)) if is_float(x) else x
+
+
+@converter("_to_copy.default")
+def to_copy(at: Site, x: Expr, dtype: Any = None) -> Expr:
+    """The values in the element type of the result."""
+    return at.cast(x)
+
+
+@converter("copy.default")
+def copy(at: Site, x: Expr, src: Expr) -> Expr:
+    """``src`` in the place of x."""
+    return at.broadcast(at.cast(src))
+
+
+@converter("dropout.default", "feature_dropout.default", "alpha_dropout.default", "feature_alpha_dropout.default")
+def dropout(at: Site, input: Expr, p: float, train: bool) -> Expr:  # noqa: A002 - the name in PyTorch's schema
+    """Nothing in eval mode."""
+    if train and p > 0:
+        raise Unsupported("draws random numbers: the model was exported in training mode. Call model.eval() first")
+    return input
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def _scaled(at: Site, y: Expr | Number, alpha: Number) -> Expr | Number:
+    if alpha == 1:
+        return y
+    return at.emit(R.multiply(*at.promoted(y, alpha))) if isinstance(y, relax.Expr) else y * alpha
+
+
+@converter("add.Tensor", "add.Scalar")
+def add(at: Site, x: Expr, other: Expr | Number, alpha: Number = 1) -> Expr:
+    """``x + alpha * other``; or, of truth values."""
+    x, y = at.promoted(x, _scaled(at, other, alpha))
+    return at.emit(R.logical_or(x, y) if at.dtype == "bool" else R.add(x, y))
+
+
+@converter("sub.Tensor", "sub.Scalar")
+def sub(at: Site, x: Expr, other: Expr | Number, alpha: Number = 1) -> Expr:
+    """``x - alpha * other``."""
+    return at.emit(R.subtract(*at.promoted(x, _scaled(at, other, alpha))))
+
+
+@converter("rsub.Tensor", "rsub.Scalar")
+def rsub(at: Site, x: Expr, other: Expr | Number, alpha: Number = 1) -> Expr:
+    """``other - alpha * x``."""
+    return at.emit(R.subtract(*at.promoted(other, _scaled(at, x, alpha))))
+
+
+@converter("mul.Tensor", "mul.Scalar")
+def mul(at: Site, x: Expr, other: Expr | Number) -> Expr:
+    """``x * other``; and, of truth values."""
+    x, y = at.promoted(x, other)
+    return at.emit(R.logical_and(x, y) if at.dtype == "bool" else R.multiply(x, y))
+
+
+@converter("div.Tensor", "div.Scalar", "true_divide.Tensor")
+def div(at: Site, x: Expr, other: Expr | Number) -> Expr:
+    """``x / other``, of integers too."""
+    return at.emit(R.divide(*at.promoted(x, other)))
+
+
+@converter("div.Tensor_mode", "div.Scalar_mode")
+def div_mode(at: Site, x: Expr, other: Expr | Number, rounding_mode: str | None) -> Expr:
+    """``x / other``, rounded down or towards zero."""
+    x, y = at.promoted(x, other)
+    if rounding_mode is None:
+        return at.emit(R.divide(x, y))
+    return _quotient(at, x, y, down=rounding_mode == "floor")
+
+
+@converter("floor_divide.default", "floor_divide.Scalar")
+def floor_divide(at: Site, x: Expr, other: Expr | Number) -> Expr:
+    """``x / other``, rounded down."""
+    return _quotient(at, *at.promoted(x, other), down=True)
+
+
+def _quotient(at: Site, x: Expr, y: Expr, *, down: bool) -> Expr:
+    if is_float(x):
+        return at.emit((R.floor if down else R.trunc)(at.emit(R.divide(x, y))))
+    if down:
+        return at.emit(R.floor_divide(x, y))
+    size = at.emit(R.floor_divide(at.emit(R.abs(x)), at.emit(R.abs(y))))
+    return at.emit(R.multiply(size, at.emit(R.multiply(at.emit(R.sign(x)), at.emit(R.sign(y))))))
+
+
+@converter("remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor")
+def remainder(at: Site, x: Expr | Number, other: Expr | Number) -> Expr:
+    """``x - floor(x / other) * other``: it has the sign of ``other``."""
+    x, y = at.promoted(x, other)
+    return at.emit(R.subtract(x, at.emit(R.multiply(_quotient(at, x, y, down=True), y))))
+
+
+@converter("fmod.Tensor", "fmod.Scalar")
+def fmod(at: Site, x: Expr, other: Expr | Number) -> Expr:
+    """``x - trunc(x / other) * other``: it has the sign of x."""
+    x, y = at.promoted(x, other)
+    return at.emit(R.subtract(x, at.emit(R.multiply(_quotient(at, x, y, down=False), y))))
+
+
+@converter("pow.Tensor_Tensor", "pow.Tensor_Scalar", "pow.Scalar")
+def power(at: Site, x: Expr | Number, exponent: Expr | Number) -> Expr:
+    """``x ** exponent``."""
+    return at.emit(R.power(*at.promoted(x, exponent)))
+
+
+@converter("reciprocal.default")
+def reciprocal(at: Site, x: Expr) -> Expr:
+    """``1 / x``."""
+    return at.emit(R.divide(*at.promoted(1, x)))
+
+
+@converter("maximum.default", "max.other")
+def maximum(at: Site, x: Expr, other: Expr) -> Expr:
+    """The larger of two."""
+    return at.emit(R.maximum(*at.promoted(x, other)))
+
+
+@converter("minimum.default", "min.other")
+def minimum(at: Site, x: Expr, other: Expr) -> Expr:
+    """The smaller of two."""
+    return at.emit(R.minimum(*at.promoted(x, other)))
+
+
+@converter("clamp.default", "clamp_min.default", "clamp_max.default")
+def clamp(at: Site, x: Expr, min: Number | None = None, max: Number | None = None) -> Expr:  # noqa: A002 - schema
+    """``min(max(x, low), high)``; where x equals a bound its gradient passes."""
+    x = at.cast(x)
+    if min is not None and max is not None and is_float(x):
+        return at.emit(R.clip(x, float(min), float(max)))
+    for bound, beyond in ((min, R.less), (max, R.greater)):
+        if bound is not None:
+            limit = at.cast(bound)
+            x = at.emit(R.where(at.emit(beyond(x, limit)), limit, x))
+    return x
+
+
+@converter("clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
+def clamp_tensor(at: Site, x: Expr, min: Expr | None = None, max: Expr | None = None) -> Expr:  # noqa: A002 - schema
+    """``min(max(x, low), high)`` with tensors as bounds; the bounds get a gradient where they cut."""
+    x = at.broadcast(at.cast(x))
+    for bound, beyond in ((min, R.less), (max, R.greater)):
+        if bound is not None:
+            bound = at.cast(bound)
+            x = at.emit(R.where(at.emit(beyond(x, bound)), bound, x))
+    return x
+
+
+@converter("expm1.default")
+def expm1(at: Site, x: Expr) -> Expr:
+    """``e^x - 1``."""
+    x = at.cast(x)
+    return at.emit(R.subtract(at.emit(R.exp(x)), at.cast(1)))
+
+
+@converter("log1p.default")
+def log1p(at: Site, x: Expr) -> Expr:
+    """``log(1 + x)``."""
+    return at.emit(R.log(at.emit(R.add(at.cast(x), at.cast(1)))))
+
+
+def _logarithm(base: float) -> Callable[..., Expr]:
+    def convert(at: Site, x: Expr) -> Expr:
+        return at.emit(R.multiply(at.emit(R.log(at.cast(x))), at.cast(1 / math.log(base))))
+
+    return convert
+
+
+converter("log2.default")(_logarithm(2))
+converter("log10.default")(_logarithm(10))
+
+
+# ---- comparisons and truth values ------------------------------------------------------------------------------------
+
+COMPARISONS = {
+    "eq": R.equal,
+    "ne": R.not_equal,
+    "lt": R.less,
+    "le": R.less_equal,
+    "gt": R.greater,
+    "ge": R.greater_equal,
+}
+
+
+def _comparison(operator: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
+    def convert(at: Site, x: Expr, other: Expr | Number) -> Expr:
+        return at.emit(operator(*at.promoted(x, other)))
+
+    return convert
+
+
+for _name, _operator in COMPARISONS.items():
+    converter(f"{_name}.Tensor", f"{_name}.Scalar")(_comparison(_operator))
+
+
+def _logical(operator: Callable[..., Expr]) -> Callable[..., Expr]:
+    def convert(at: Site, x: Expr, other: Expr) -> Expr:
+        return at.emit(operator(at.cast(x, "bool"), at.cast(other, "bool")))
+
+    return convert
+
+
+for _name, _operator in {"and": R.logical_and, "or": R.logical_or, "xor": R.logical_xor}.items():
+    converter(f"logical_{_name}.default")(_logical(_operator))
+
+
+@converter("logical_not.default")
+def logical_not(at: Site, x: Expr) -> Expr:
+    """Whether x is zero."""
+    return at.emit(R.logical_not(at.cast(x, "bool")))
+
+
+BITS = {
+    "and": (R.bitwise_and, R.logical_and),
+    "or": (R.bitwise_or, R.logical_or),
+    "xor": (R.bitwise_xor, R.logical_xor),
+}
+
+
+def _bitwise(of_integers: Callable[..., Expr], of_truth: Callable[..., Expr]) -> Callable[..., Expr]:
+    def convert(at: Site, x: Expr, other: Expr | Number) -> Expr:
+        operator = of_truth if at.dtype == "bool" else of_integers
+        return at.emit(operator(at.cast(x), at.cast(other)))
+
+    return convert
+
+
+for _name, _pair in BITS.items():
+    converter(f"bitwise_{_name}.Tensor", f"bitwise_{_name}.Scalar")(_bitwise(*_pair))
+    converter(f"__{_name}__.Tensor", f"__{_name}__.Scalar")(_bitwise(*_pair))
+
+
+@converter("bitwise_not.default")
+def bitwise_not(at: Site, x: Expr) -> Expr:
+    """Each bit turned over; not, of truth values."""
+    return at.emit(R.logical_not(x) if at.dtype == "bool" else R.bitwise_not(x))
+
+
+def _classified(operator: Callable[[Expr], Expr], of_integers: bool) -> Callable[..., Expr]:
+    def convert(at: Site, x: Expr) -> Expr:
+        return at.emit(operator(x)) if is_float(x) else relax.const(np.full(at.shape, of_integers), "bool")
+
+    return convert
+
+
+for _name, (_operator, _integers) in {
+    "isnan": (R.isnan, False),
+    "isinf": (R.isinf, False),
+    "isfinite": (R.isfinite, True),
+}.items():
+    converter(f"{_name}.default")(_classified(_operator, _integers))
+
+
+@converter("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
+def where(at: Site, condition: Expr, x: Expr | Number, other: Expr | Number) -> Expr:
+    """x where the condition holds, ``other`` elsewhere."""
+    return at.emit(R.where(at.cast(condition, "bool"), at.cast(x), at.cast(other)))
+
+
+@converter("masked_fill.Scalar", "masked_fill.Tensor")
+def masked_fill(at: Site, x: Expr, mask: Expr, value: Expr | Number) -> Expr:
+    """``value`` where the mask holds, x elsewhere."""
+    return at.emit(R.where(at.cast(mask, "bool"), at.cast(value), x))
+
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+
+
+@converter("hardtanh.default")
+def hard_tanh(at: Site, x: Expr, min_val: Number = -1, max_val: Number = 1) -> Expr:
+    """Unlike clamp, it has no gradient at the two ends."""
+    return at.emit(hardtanh(x, low=float(min_val), high=float(max_val)))
+
+
+@converter("relu6.default")
+def relu6(at: Site, x: Expr) -> Expr:
+    """``min(max(x, 0), 6)``."""
+    return at.emit(hardtanh(x, low=0.0, high=6.0))
+
+
+@converter("hardsigmoid.default")
+def hard_sigmoid(at: Site, x: Expr) -> Expr:
+    """``relu6(x + 3) / 6``."""
+    bounded = at.emit(hardtanh(at.emit(R.add(x, at.cast(3))), low=0.0, high=6.0))
+    return at.emit(R.multiply(bounded, at.cast(1 / 6)))
+
+
+@converter("hardswish.default")
+def hard_swish(at: Site, x: Expr) -> Expr:
+    """``x * relu6(x + 3) / 6``."""
+    return at.emit(R.multiply(x, hard_sigmoid(at, x)))
+
+
+@converter("gelu.default")
+def gelu(at: Site, x: Expr, approximate: str = "none") -> Expr:
+    """GELU, exact or by a tanh."""
+    return at.emit((R.nn.gelu_tanh if approximate == "tanh" else R.nn.gelu)(x))
+
+
+@converter("leaky_relu.default")
+def leaky_relu(at: Site, x: Expr, negative_slope: Number = 0.01) -> Expr:
+    """x where it is positive, else ``negative_slope * x``."""
+    return at.emit(R.nn.leakyrelu(x, float(negative_slope)))
+
+
+@converter("prelu.default", "_prelu_kernel.default")
+def prelu(at: Site, x: Expr, weight: Expr) -> Expr:
+    """x where it is positive, else a slope of its channel times x."""
+    slopes = math.prod(shape_of(weight))
+    axis = 1 if len(shape_of(x)) > 1 else 0
+    return at.emit(R.nn.prelu(x, at.reshape(weight, (slopes,)), axis if slopes > 1 else len(shape_of(x)) - 1))
+
+
+@converter("softplus.default")
+def softplus(at: Site, x: Expr, beta: Number = 1, threshold: Number = 20) -> Expr:
+    """``log(1 + e^(beta x)) / beta``; x itself beyond the threshold."""
+    return at.emit(R.nn.softplus(x, float(beta), float(threshold)))
+
+
+@converter("elu.default")
+def elu(at: Site, x: Expr, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1) -> Expr:
+    """``scale * x`` where x is positive, else ``scale * alpha * (e^(input_scale x) - 1)``.
+
+    The exponential sees no positive x: it would overflow, and infinity times a gradient of zero is no number.
+    """
+    zero = at.cast(0)
+    positive = at.emit(R.greater(x, zero))
+    exponent = at.emit(R.where(positive, zero, x))
+    exponent = exponent if input_scale == 1 else at.emit(R.multiply(exponent, at.cast(input_scale)))
+    below = at.emit(R.multiply(at.emit(R.subtract(at.emit(R.exp(exponent)), at.cast(1))), at.cast(scale * alpha)))
+    above = x if scale == 1 else at.emit(R.multiply(x, at.cast(scale)))
+    return at.emit(R.where(positive, above, below))
+
+
+SELU_SCALE, SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
+
+@converter("selu.default")
+def selu(at: Site, x: Expr) -> Expr:
+    """ELU with the two numbers of Klambauer et al., Self-Normalizing Neural Networks, 2017."""
+    return elu(at, x, SELU_ALPHA, SELU_SCALE)
+
+
+@converter("celu.default")
+def celu(at: Site, x: Expr, alpha: Number = 1.0) -> Expr:
+    """ELU whose slope is 1 at zero."""
+    return elu(at, x, alpha, 1, 1 / alpha)
+
+
+@converter("log_sigmoid.default", "log_sigmoid_forward.default")
+def log_sigmoid(at: Site, x: Expr) -> Result:
+    """``-log(1 + e^-x)``, as ``min(x, 0) - log(1 + e^-|x|)``."""
+    smaller = at.emit(R.minimum(x, at.cast(0)))
+    tail = at.emit(R.exp(at.emit(R.negative(at.emit(R.abs(x))))))
+    y = at.emit(R.subtract(smaller, log1p(at, tail)))
+    return [y, None] if len(at.types) > 1 else y
+
+
+@converter("atan2.default")
+def atan2(at: Site, x: Expr, other: Expr) -> Expr:
+    """The angle of the point (other, x)."""
+    return at.emit(R.atan2(*at.promoted(x, other)))

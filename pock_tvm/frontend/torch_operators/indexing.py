@@ -1,0 +1,161 @@
+"""Operators that read and write by index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, constant_value, dtype_of, shape_of
+
+from .movement import permute
+from .registry import Number, Site, Unsupported, converter, normalized
+
+
+@converter("embedding.default")
+def embedding(at: Site, weight: Expr, indices: Expr, padding_idx: int = -1, scale_grad_by_freq: bool = False) -> Expr:
+    """Rows of a table; the row ``padding_idx`` gets no gradient."""
+    if scale_grad_by_freq:
+        raise Unsupported("with scale_grad_by_freq=True is not supported")
+    rows = at.emit(R.take(weight, indices, 0))
+    if padding_idx < 0:
+        return rows
+    padding = at.emit(R.equal(indices, relax.const(padding_idx, dtype_of(indices))))
+    padding = at.emit(R.expand_dims(padding, len(shape_of(indices))))
+    return at.emit(R.where(padding, at.emit(R.grad.no_grad(rows)), rows))
+
+
+@converter("index_select.default")
+def index_select(at: Site, x: Expr, dim: int, index: Expr) -> Expr:
+    """Positions of an axis."""
+    if not shape_of(x):
+        return x
+    return at.emit(R.take(x, at.reshape(index, (math.prod(shape_of(index)),)), normalized(dim, len(shape_of(x)))))
+
+
+@converter("take.default")
+def take(at: Site, x: Expr, index: Expr) -> Expr:
+    """Elements by their position in all of x."""
+    count = math.prod(shape_of(x))
+    return at.emit(R.take(at.reshape(x, (count,)), _from_front(at, index, count), 0))
+
+
+@converter("gather.default")
+def gather(at: Site, x: Expr, dim: int, index: Expr, sparse_grad: bool = False) -> Expr:
+    """``y[i][j] = x[index[i][j]][j]``; other axes may be shorter than those of x."""
+    if not shape_of(x) or not shape_of(index):
+        return at.reshape(x, at.shape) if math.prod(shape_of(x)) == 1 else index_select(at, x, dim, index)
+    axis = normalized(dim, len(shape_of(x)))
+    return at.emit(R.gather_elements(_cut(at, x, axis, shape_of(index)), index, axis))
+
+
+def _cut(at: Site, x: Expr, axis: int, shape: Sequence[int]) -> Expr:
+    """x no longer than ``shape`` along any axis but one."""
+    longer = [
+        other
+        for other, extent in enumerate(shape_of(x))
+        if other != axis and other < len(shape) and extent > shape[other]
+    ]
+    return at.emit(R.strided_slice(x, longer, [0] * len(longer), [shape[a] for a in longer])) if longer else x
+
+
+@converter("index.Tensor", "_unsafe_index.Tensor")
+def index_tensors(at: Site, x: Expr, indices: Sequence[Expr | None]) -> Expr:
+    """``x[:, i, j]``: tensors of indices are read together, as coordinates, and stand where the first of them stood;
+    in front where others lie between them."""
+    used = [axis for axis, index in enumerate(indices) if index is not None]
+    places, axes, x = _places(at, x, indices)
+    read = at.emit(R.take(x, places, axes))
+    apart = used != list(range(used[0], used[-1] + 1))
+    return read if not apart or axes == 0 else permute(at, read, _to_front(read, axes, len(shape_of(places))))
+
+
+def _to_front(x: Expr, first: int, count: int) -> list[int]:
+    moved = list(range(first, first + count))
+    return moved + [axis for axis in range(len(shape_of(x))) if axis not in moved]
+
+
+def _places(at: Site, x: Expr, indices: Sequence[Expr | None]) -> tuple[Expr, int, Expr]:
+    """The positions that tensors of indices name along one axis of x, into which the indexed axes are merged."""
+    rank = len(shape_of(x))
+    used = [axis for axis, index in enumerate(indices) if index is not None]
+    if any(dtype_of(indices[axis]) in ("bool", "uint8") for axis in used):
+        raise Unsupported(
+            "with a mask gives a shape that depends on the data. Use torch.where or a product with the mask"
+        )
+    if used != list(range(used[0], used[-1] + 1)):  # others lie between them: bring them to the front
+        order = used + [axis for axis in range(rank) if axis not in used]
+        x, indices = permute(at, x, order), [indices[axis] for axis in used]
+        used = list(range(len(used)))
+    shape, first = shape_of(x), used[0]
+    extents = [shape[axis] for axis in used]
+    places = [_from_front(at, indices[axis], extent) for axis, extent in zip(used, extents, strict=True)]
+    found = places[0]
+    for index, extent in zip(places[1:], extents[1:], strict=True):
+        found = _plus(at, _times(at, found, extent), index)
+    merged = at.reshape(x, (*shape[:first], math.prod(extents), *shape[first + len(used) :]))
+    return found, first, merged
+
+
+def _from_front(at: Site, index: Expr, extent: int) -> Expr:
+    """Indices that count from the end, counted from the front."""
+    known = constant_value(index)
+    if known is not None:
+        if known.size and not (-extent <= known.min() and known.max() < extent):
+            raise Unsupported(f"reads position {known.max()} of {extent}")
+        return relax.const(np.where(known < 0, known + extent, known), "int64")
+    index = at.cast(index, "int64")
+    if extent == 1:
+        return at.emit(R.multiply(index, relax.const(0, "int64")))
+    behind = at.emit(R.less(index, relax.const(0, "int64")))
+    return at.emit(R.where(behind, _plus(at, index, relax.const(extent, "int64")), index))
+
+
+def _plus(at: Site, x: Expr, y: Expr) -> Expr:
+    a, b = constant_value(x), constant_value(y)
+    return at.emit(R.add(x, y)) if a is None or b is None else relax.const(a + b, "int64")
+
+
+def _times(at: Site, x: Expr, factor: int) -> Expr:
+    known = constant_value(x)
+    return at.emit(x * relax.const(factor, "int64")) if known is None else relax.const(known * factor, "int64")
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+@converter(
+    "scatter.src",
+    "scatter.value",
+    "scatter_add.default",
+    "scatter_reduce.two",
+    "scatter.reduce",
+    "scatter.value_reduce",
+)
+def scatter(
+    at: Site,
+    x: Expr,
+    dim: int,
+    index: Expr,
+    src: Expr | None = None,
+    value: Number | None = None,
+    reduce: str | None = None,
+    include_self: bool = True,
+) -> Expr:
+    """x with ``src`` written to, or added at, the places of an axis that an index names."""
+    raise Unsupported("is not supported")
+
+
+@converter("index_put.default", "_unsafe_index_put.default")
+def index_put(at: Site, x: Expr, indices: Sequence[Expr | None], values: Expr, accumulate: bool = False) -> Expr:
+    """x with values written to the places that indices name; a mask keeps its shape."""
+    masks = [index for index in indices if index is not None]
+    if len(masks) == 1 and dtype_of(masks[0]) == "bool" and not accumulate and indices[0] is not None:
+        if math.prod(shape_of(values)) != 1:
+            raise Unsupported("with a mask and more than one value depends on the data. Use torch.where")
+        mask = at.reshape(masks[0], shape_of(masks[0]) + (1,) * (len(at.shape) - len(shape_of(masks[0]))))
+        return at.emit(R.where(mask, at.reshape(at.cast(values), ()), x))
+    raise Unsupported("is not supported")

@@ -1,0 +1,273 @@
+"""Operators that move, repeat or join elements, and that make tensors of a shape alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, shape_of
+
+from .registry import Number, Result, Site, Unsupported, converter, normalized
+
+
+@converter(
+    *("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int"),
+    *("squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default", "view_copy.default"),
+)
+def reshape(
+    at: Site,
+    x: Expr,
+    size: Any = None,
+    shape: Any = None,
+    dim: Any = None,
+    start_dim: Any = None,
+    end_dim: Any = None,
+    sizes: Any = None,
+) -> Expr:
+    """The same elements in the shape of the result, which PyTorch has worked out from the arguments."""
+    return at.reshape(x, at.shape)
+
+
+@converter("permute.default")
+def permute(at: Site, x: Expr, dims: Sequence[int]) -> Expr:
+    """The axes in another order."""
+    rank = len(shape_of(x))
+    order = [normalized(axis, rank) for axis in dims]
+    return x if order == list(range(rank)) else at.emit(R.permute_dims(x, order))
+
+
+@converter("transpose.int")
+def transpose(at: Site, x: Expr, dim0: int, dim1: int) -> Expr:
+    """Two axes swapped."""
+    order = list(range(len(shape_of(x))))
+    if order:
+        first, second = (normalized(axis, len(order)) for axis in (dim0, dim1))
+        order[first], order[second] = order[second], order[first]
+    return permute(at, x, order)
+
+
+@converter("t.default")
+def transposed(at: Site, x: Expr) -> Expr:
+    """A matrix transposed."""
+    return permute(at, x, list(range(len(shape_of(x))))[::-1])
+
+
+@converter("expand.default", "broadcast_to.default")
+def expand(at: Site, x: Expr, size: Sequence[int]) -> Expr:
+    """x repeated to the shape of the result."""
+    return at.broadcast(x)
+
+
+@converter("repeat.default")
+def repeat(at: Site, x: Expr, repeats: Sequence[int]) -> Expr:
+    """x repeated as a whole along each axis."""
+    x = at.reshape(x, (1,) * (len(repeats) - len(shape_of(x))) + shape_of(x))
+    return x if all(count == 1 for count in repeats) else at.emit(R.tile(x, list(repeats)))
+
+
+@converter("select.int")
+def select(at: Site, x: Expr, dim: int, index: int) -> Expr:
+    """One position of an axis."""
+    return at.emit(R.take(x, relax.const(index, "int64"), normalized(dim, len(shape_of(x)))))
+
+
+@converter("slice.Tensor")
+def slice_of(at: Site, x: Expr, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Expr:
+    """Every ``step``-th position of a part of an axis."""
+    axis = normalized(dim, len(shape_of(x)))
+    extent = shape_of(x)[axis]
+    first, last, _ = slice(start, end, step).indices(extent)
+    return _part(at, x, axis, first, max(first, last), step)
+
+
+def _part(at: Site, x: Expr, axis: int, first: int, last: int, step: int = 1) -> Expr:
+    if (first, last, step) == (0, shape_of(x)[axis], 1):
+        return x
+    return at.emit(R.strided_slice(x, [axis], [first], [last], [step]))
+
+
+@converter("split_with_sizes.default", "split_with_sizes_copy.default")
+def split_with_sizes(at: Site, x: Expr, split_sizes: Sequence[int], dim: int = 0) -> Result:
+    """Parts of an axis, one after the other."""
+    axis = normalized(dim, len(shape_of(x)))
+    ends = np.cumsum(split_sizes).tolist()
+    parts = at.emit(R.split(x, ends[:-1], axis)) if len(ends) > 1 else None
+    return [x] if parts is None else [at.emit(relax.TupleGetItem(parts, index)) for index in range(len(ends))]
+
+
+@converter("split.Tensor")
+def split(at: Site, x: Expr, split_size: int, dim: int = 0) -> Result:
+    """Parts of an axis of equal size, the last one perhaps smaller."""
+    sizes = [shape[normalized(dim, len(shape))] for shape, _ in at.types]
+    return split_with_sizes(at, x, sizes, dim)
+
+
+@converter("unbind.int")
+def unbind(at: Site, x: Expr, dim: int = 0) -> Result:
+    """Each position of an axis."""
+    return [select(at, x, dim, index) for index in range(len(at.types))]
+
+
+@converter("cat.default")
+def concatenate(at: Site, tensors: Sequence[Expr], dim: int = 0) -> Expr:
+    """Tensors one behind another along an axis; PyTorch leaves out empty vectors."""
+    parts = [at.cast(part) for part in tensors if shape_of(part) != (0,) or len(at.shape) == 1]
+    parts = [part for part in parts if 0 not in shape_of(part)] or parts[:1]
+    return parts[0] if len(parts) == 1 else at.emit(R.concat(parts, axis=normalized(dim, len(at.shape))))
+
+
+@converter("stack.default")
+def stack(at: Site, tensors: Sequence[Expr], dim: int = 0) -> Expr:
+    """Tensors one behind another along a new axis."""
+    axis = normalized(dim, len(at.shape))
+    parts = [at.emit(R.expand_dims(at.cast(part), axis)) for part in tensors]
+    return parts[0] if len(parts) == 1 else at.emit(R.concat(parts, axis=axis))
+
+
+@converter("flip.default")
+def flip(at: Site, x: Expr, dims: Sequence[int]) -> Expr:
+    """Axes reversed."""
+    for dim in dims:
+        x = at.emit(R.flip(x, normalized(dim, len(shape_of(x)))))
+    return x
+
+
+@converter("roll.default")
+def roll(at: Site, x: Expr, shifts: Sequence[int], dims: Sequence[int] = ()) -> Expr:
+    """Axes turned, what falls off one end coming in at the other; without axes all elements as one row."""
+    shape = shape_of(x)
+    if not dims:
+        row = roll(at, at.reshape(x, (math.prod(shape),)), shifts, [0])
+        return at.reshape(row, shape)
+    for shift, dim in zip(shifts, dims, strict=True):
+        axis = normalized(dim, len(shape))
+        at_front = shift % shape[axis] if shape and shape[axis] else 0
+        if at_front:
+            cut = shape[axis] - at_front
+            x = at.emit(R.concat([_part(at, x, axis, cut, shape[axis]), _part(at, x, axis, 0, cut)], axis=axis))
+    return x
+
+
+@converter("constant_pad_nd.default")
+def constant_pad(at: Site, x: Expr, pad: Sequence[int], value: Number = 0) -> Expr:
+    """A border of one number; a negative width is cut off."""
+    for axis, (before, after) in _borders(x, pad):
+        x = _part(at, x, axis, max(0, -before), shape_of(x)[axis] - max(0, -after))
+    widths = [0] * (2 * len(shape_of(x)))
+    for axis, (before, after) in _borders(x, pad):
+        widths[2 * axis : 2 * axis + 2] = [max(before, 0), max(after, 0)]
+    return at.emit(R.nn.pad(x, widths, "constant", float(value))) if any(widths) else x
+
+
+def _borders(x: Expr, pad: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
+    """The axes with the widths in front and behind, which PyTorch counts from the last axis on."""
+    rank = len(shape_of(x))
+    return [(rank - 1 - index, (pad[2 * index], pad[2 * index + 1])) for index in range(len(pad) // 2)]
+
+
+@converter("reflection_pad1d.default", "reflection_pad2d.default", "reflection_pad3d.default")
+def reflection_pad(at: Site, x: Expr, padding: Sequence[int]) -> Expr:
+    """A border that mirrors what lies inside, without the edge itself."""
+    return _padded_by(at, x, padding, "reflect")
+
+
+@converter("replication_pad1d.default", "replication_pad2d.default", "replication_pad3d.default")
+def replication_pad(at: Site, x: Expr, padding: Sequence[int]) -> Expr:
+    """A border that repeats the edge."""
+    return _padded_by(at, x, padding, "edge")
+
+
+def _padded_by(at: Site, x: Expr, padding: Sequence[int], mode: Any) -> Expr:
+    for axis, (before, after) in _borders(x, padding):
+        places = np.arange(shape_of(x)[axis])
+        places = places[max(0, -before) : len(places) - max(0, -after)]
+        places = np.pad(places, (max(before, 0), max(after, 0)), mode=mode)
+        x = at.emit(R.take(x, relax.const(places, "int64"), axis))
+    return x
+
+
+@converter("diagonal.default", "diagonal_copy.default")
+def diagonal(at: Site, x: Expr, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Expr:
+    """The diagonal of two axes, as the last axis."""
+    rank = len(shape_of(x))
+    first, second = normalized(dim1, rank), normalized(dim2, rank)
+    rest = [axis for axis in range(rank) if axis not in (first, second)]
+    height, width = shape_of(x)[first], shape_of(x)[second]
+    table = permute(at, x, [*rest, first, second])
+    row = at.reshape(table, (*(shape_of(x)[axis] for axis in rest), height * width))
+    places = np.arange(at.shape[-1]) * (width + 1) + (offset if offset > 0 else -offset * width)
+    return at.emit(R.take(row, relax.const(places, "int64"), len(rest)))
+
+
+@converter("tril.default")
+def lower_triangle(at: Site, x: Expr, diagonal: int = 0) -> Expr:
+    """The elements on and below a diagonal, zero above."""
+    return at.emit(R.tril(x, diagonal))
+
+
+@converter("triu.default")
+def upper_triangle(at: Site, x: Expr, diagonal: int = 0) -> Expr:
+    """The elements on and above a diagonal, zero below."""
+    return at.emit(R.triu(x, diagonal))
+
+
+@converter("slice_scatter.default")
+def slice_scatter(
+    at: Site, x: Expr, src: Expr, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Expr:
+    """x with a part of an axis replaced."""
+    if step != 1:
+        raise Unsupported(f"with step={step} is not supported")
+    axis = normalized(dim, len(shape_of(x)))
+    extent = shape_of(x)[axis]
+    first, last, _ = slice(start, end).indices(extent)
+    last = max(first, last)
+    if first == last:
+        return x
+    front = [_part(at, x, axis, 0, first)] if first else []
+    back = [_part(at, x, axis, last, extent)] if last < extent else []
+    parts = [*front, at.cast(src), *back]
+    return parts[0] if len(parts) == 1 else at.emit(R.concat(parts, axis=axis))
+
+
+@converter("select_scatter.default")
+def select_scatter(at: Site, x: Expr, src: Expr, dim: int, index: int) -> Expr:
+    """x with one position of an axis replaced."""
+    axis = normalized(dim, len(shape_of(x)))
+    first = normalized(index, shape_of(x)[axis])
+    return slice_scatter(at, x, at.emit(R.expand_dims(src, axis)), axis, first, first + 1)
+
+
+# ---- of a shape alone ------------------------------------------------------------------------------------------------
+
+
+@converter("full_like.default", "full.default", "new_full.default", "fill.Scalar")
+def full(at: Site, fill_value: Number = 0, value: Number | None = None, dtype: Any = None, **_: Any) -> Expr:
+    """One number everywhere."""
+    return at.full(fill_value if value is None else value)
+
+
+@converter("fill.Tensor")
+def fill_tensor(at: Site, value: Expr) -> Expr:
+    """One number everywhere, which a tensor holds."""
+    return at.broadcast(at.cast(value))
+
+
+@converter(
+    *("zeros_like.default", "new_zeros.default", "zeros.default", "empty_like.default", "new_empty.default"),
+    *("empty.memory_format", "empty_strided.default", "new_empty_strided.default", "empty_permuted.default"),
+)
+def zeros(at: Site, dtype: Any = None, **_: Any) -> Expr:
+    """Zeros; and what PyTorch leaves unwritten, until something writes it."""
+    return at.full(0)
+
+
+@converter("ones_like.default", "new_ones.default", "ones.default")
+def ones(at: Site, dtype: Any = None, **_: Any) -> Expr:
+    """Ones."""
+    return at.full(1)

@@ -1,0 +1,248 @@
+"""Operators that give one value for all positions along some axes, and those that run along an axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, shape_of
+
+from .registry import Number, Result, Site, Unsupported, axes_of, converter, normalized
+
+Axes = int | Sequence[int] | None
+
+
+def _reduced(operator: Callable[..., Expr], at: Site, x: Expr, dim: Axes, keepdim: bool) -> Expr:
+    """A reduction over the axes that ``dim`` names; a number is its own reduction."""
+    axes = axes_of(dim, len(shape_of(x)))
+    return at.emit(operator(x, axis=axes, keepdims=keepdim)) if axes else x
+
+
+@converter("sum.default", "sum.dim_IntList")
+def total(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False, dtype: Any = None) -> Expr:
+    """The sum, of integers as int64."""
+    return _reduced(R.sum, at, at.cast(x), dim, keepdim)
+
+
+@converter("mean.default", "mean.dim")
+def mean(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False, dtype: Any = None) -> Expr:
+    """The mean."""
+    return _reduced(R.mean, at, at.cast(x), dim, keepdim)
+
+
+@converter("amax.default", "max.default")
+def amax(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False) -> Expr:
+    """The largest value; equals share its gradient."""
+    return _reduced(R.max, at, x, dim, keepdim)
+
+
+@converter("amin.default", "min.default")
+def amin(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False) -> Expr:
+    """The smallest value; equals share its gradient."""
+    return _reduced(R.min, at, x, dim, keepdim)
+
+
+@converter("prod.default", "prod.dim_int")
+def product(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False, dtype: Any = None) -> Expr:
+    """The product, of integers as int64."""
+    return _reduced(R.prod, at, at.cast(x), dim, keepdim)
+
+
+@converter("any.default", "any.dim", "any.dims")
+def any_of(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False) -> Expr:
+    """Whether any value is not zero."""
+    return _any(at, at.cast(x, "bool"), dim, keepdim)
+
+
+@converter("all.default", "all.dim", "all.dims")
+def all_of(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False) -> Expr:
+    """Whether no value is zero."""
+    zero = at.emit(R.logical_not(at.cast(x, "bool")))
+    return at.emit(R.logical_not(_any(at, zero, dim, keepdim)))
+
+
+def _any(at: Site, truth: Expr, dim: Axes, keepdim: bool) -> Expr:
+    counts = _reduced(R.max, at, at.emit(R.astype(truth, "int8")), dim, keepdim)
+    return at.emit(R.not_equal(counts, relax.const(0, "int8")))
+
+
+@converter("var.correction")
+def variance(at: Site, x: Expr, dim: Axes = None, correction: Number | None = None, keepdim: bool = False) -> Expr:
+    """``sum((x - mean)^2) / (n - correction)``, the correction 1 where it is None."""
+    axes = axes_of(dim, len(shape_of(x)))
+    count = math.prod(shape_of(x)[axis] for axis in axes)
+    degrees = count - (1 if correction is None else correction)
+    centered = at.emit(R.subtract(x, at.emit(R.mean(x, axis=axes, keepdims=True)))) if axes else at.emit(x - x)
+    squares = at.emit(R.multiply(centered, centered))
+    summed = at.emit(R.sum(squares, axis=axes, keepdims=keepdim)) if axes else squares
+    factor = 1 / degrees if degrees > 0 else math.inf
+    return at.emit(R.multiply(summed, at.cast(factor)))
+
+
+@converter("std.correction")
+def deviation(at: Site, x: Expr, dim: Axes = None, correction: Number | None = None, keepdim: bool = False) -> Expr:
+    """The root of the variance, without a gradient where that is zero."""
+    return _root(at, variance(at, x, dim, correction, keepdim))
+
+
+@converter("linalg_vector_norm.default")
+def vector_norm(
+    at: Site,
+    x: Expr,
+    ord: Number = 2,
+    dim: Axes = None,
+    keepdim: bool = False,
+    dtype: Any = None,  # noqa: A002 - schema
+) -> Expr:
+    """``sum(|x|^p)^(1/p)``; the largest or smallest size for p = inf and -inf, how many are not zero for p = 0.
+
+    Of zeros the norm has no gradient (``torch/csrc/autograd/FunctionsManual.cpp``, norm_backward).
+    """
+    x = at.cast(x)
+    if ord == 2:
+        return _root(at, _reduced(R.sum, at, at.emit(R.multiply(x, x)), dim, keepdim))
+    if ord == 0:
+        counted = at.emit(R.astype(at.emit(R.not_equal(x, at.cast(0))), at.dtype))
+        return _reduced(R.sum, at, counted, dim, keepdim)
+    size = at.emit(R.abs(x))
+    if ord == 1:
+        return _reduced(R.sum, at, size, dim, keepdim)
+    if math.isinf(ord):
+        return _reduced(R.max if ord > 0 else R.min, at, size, dim, keepdim)
+    return _root(at, _reduced(R.sum, at, _power_or_zero(at, size, ord), dim, keepdim), ord)
+
+
+def _root(at: Site, x: Expr, degree: Number = 2) -> Expr:
+    """``x ** (1 / degree)``, without a gradient where x is zero: there PyTorch gives none, and the rule infinity."""
+    zero, one = at.cast(0), at.cast(1)
+    is_zero = at.emit(R.equal(x, zero))
+    apart = at.emit(R.where(is_zero, one, x))
+    root = at.emit(R.sqrt(apart) if degree == 2 else R.power(apart, at.cast(1 / degree)))
+    return at.emit(R.where(is_zero, zero, root))
+
+
+def _power_or_zero(at: Site, size: Expr, exponent: Number) -> Expr:
+    if exponent < 0:
+        return at.emit(R.power(size, at.cast(exponent)))
+    zero = at.cast(0)
+    is_zero = at.emit(R.equal(size, zero))
+    powers = at.emit(R.power(at.emit(R.where(is_zero, at.cast(1), size)), at.cast(exponent)))
+    return at.emit(R.where(is_zero, zero, powers))
+
+
+# ---- along an axis ---------------------------------------------------------------------------------------------------
+
+
+@converter("argmax.default")
+def argmax(at: Site, x: Expr, dim: int | None = None, keepdim: bool = False) -> Expr:
+    """Where the first of the largest values stands."""
+    return _position(R.argmax, at, x, dim, keepdim)
+
+
+@converter("argmin.default")
+def argmin(at: Site, x: Expr, dim: int | None = None, keepdim: bool = False) -> Expr:
+    """Where the first of the smallest values stands."""
+    return _position(R.argmin, at, x, dim, keepdim)
+
+
+def _position(operator: Callable[..., Expr], at: Site, x: Expr, dim: int | None, keepdim: bool) -> Expr:
+    shape = shape_of(x)
+    if not shape:
+        return at.cast(0, "int64")
+    if dim is None:
+        flat = at.emit(operator(at.reshape(x, (math.prod(shape),)), axis=0, keepdims=False))
+        return at.reshape(flat, at.shape)
+    return at.emit(operator(x, axis=normalized(dim, len(shape)), keepdims=keepdim))
+
+
+@converter("max.dim")
+def max_along(at: Site, x: Expr, dim: int, keepdim: bool = False) -> Result:
+    """The largest value along an axis, and where it stands: the first of equals has the whole gradient."""
+    return _value_and_position(R.argmax, at, x, dim, keepdim)
+
+
+@converter("min.dim")
+def min_along(at: Site, x: Expr, dim: int, keepdim: bool = False) -> Result:
+    """The smallest value along an axis, and where it stands: the first of equals has the whole gradient."""
+    return _value_and_position(R.argmin, at, x, dim, keepdim)
+
+
+def _value_and_position(operator: Callable[..., Expr], at: Site, x: Expr, dim: int, keepdim: bool) -> Result:
+    shape = shape_of(x)
+    if not shape:
+        return [x, at.cast(0, "int64")]
+    axis = normalized(dim, len(shape))
+    position = at.emit(operator(x, axis=axis, keepdims=True))
+    places = np.arange(shape[axis]).reshape([-1] + [1] * (len(shape) - 1 - axis))
+    chosen = at.emit(R.equal(relax.const(places, "int64"), position))
+    value = at.emit(R.sum(at.emit(R.where(chosen, x, at.cast(0))), axis=[axis], keepdims=keepdim))
+    return [value, position if keepdim else at.emit(R.squeeze(position, [axis]))]
+
+
+@converter("cumsum.default")
+def cumulative_sum(at: Site, x: Expr, dim: int, dtype: Any = None) -> Expr:
+    """The sum of everything up to each position."""
+    x = at.cast(x)
+    return at.emit(R.cumsum(x, normalized(dim, len(shape_of(x))))) if shape_of(x) else x
+
+
+@converter("cumprod.default")
+def cumulative_product(at: Site, x: Expr, dim: int, dtype: Any = None) -> Expr:
+    """The product of everything up to each position."""
+    x = at.cast(x)
+    return at.emit(R.cumprod(x, normalized(dim, len(shape_of(x))))) if shape_of(x) else x
+
+
+@converter("softmax.int", "_softmax.default")
+def softmax(at: Site, x: Expr, dim: int, dtype: Any = None, half_to_float: bool = False) -> Expr:
+    """``e^x / sum(e^x)`` along an axis."""
+    x = at.cast(x)
+    return at.emit(R.nn.softmax(x, normalized(dim, len(shape_of(x))))) if shape_of(x) else at.cast(1)
+
+
+@converter("log_softmax.int", "_log_softmax.default")
+def log_softmax(at: Site, x: Expr, dim: int, dtype: Any = None, half_to_float: bool = False) -> Expr:
+    """``x - log(sum(e^x))`` along an axis."""
+    x = at.cast(x)
+    return at.emit(R.nn.log_softmax(x, normalized(dim, len(shape_of(x))))) if shape_of(x) else at.cast(0)
+
+
+@converter("_safe_softmax.default")
+def safe_softmax(at: Site, x: Expr, dim: int, dtype: Any = None) -> Expr:
+    """A softmax that gives zeros for a row of nothing but minus infinity."""
+    x = at.cast(x)
+    return zeros_where_masked(at, x, x, normalized(dim, len(shape_of(x))))
+
+
+def zeros_where_masked(at: Site, scores: Expr, mask: Expr, axis: int) -> Expr:
+    """A softmax of scores that gives zeros, and no gradient, in rows where a mask is nothing but minus infinity."""
+    highest = at.emit(R.max(mask, axis=[axis - len(shape_of(scores))], keepdims=True))
+    zero = at.cast(0)
+    masked = at.emit(R.equal(highest, at.cast(-math.inf)))
+    probabilities = at.emit(R.nn.softmax(at.emit(R.where(masked, zero, scores)), axis))
+    return at.emit(R.where(masked, zero, probabilities))
+
+
+@converter("sort.default", "sort.stable")
+def sort(at: Site, x: Expr, dim: int = -1, descending: bool = False, stable: bool | None = None) -> Result:
+    """The values along an axis in order, and where they stood."""
+    axis = normalized(dim, len(shape_of(x)))
+    if not shape_of(x):
+        return [x, at.cast(0, "int64")]
+    positions = at.emit(R.argsort(x, axis, descending, "int64"))
+    return [at.emit(R.gather_elements(x, positions, axis)), positions]
+
+
+@converter("topk.default")
+def top(at: Site, x: Expr, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Result:  # noqa: A002
+    """The k largest or smallest values along an axis, and where they stood."""
+    if not shape_of(x):
+        raise Unsupported("of a single number is not supported")
+    axis = normalized(dim, len(shape_of(x)))
+    positions = at.emit(R.topk(x, k, axis, "indices", largest, "int64"))
+    return [at.emit(R.gather_elements(x, positions, axis)), positions]

@@ -1,0 +1,260 @@
+"""From an exported graph to a Relax function: node by node, each checked against what PyTorch says of it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
+from tvm import IRModule, relax
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, dtype_of, shape_of
+
+from ..errors import ModelError
+from .torch_graph import layer_of, refuse_randomness, where
+from .torch_operators import Site, Unsupported, convert, has_converter, name_of
+
+DTYPES = frozenset({"float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"})
+LARGEST = 1 << 24
+"""Elements of the largest table that is computed at import and stored."""
+CHECKS = frozenset({"_assert_tensor_metadata.default", "_assert_async.msg", "_assert_scalar.default"})
+"""What only checks, and holds for the shapes that were bound."""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What keeps a model from being imported: an operator, its layer by PyTorch's name, and why."""
+
+    operator: str
+    layer: str
+    reason: str
+
+
+@dataclass
+class Translation:
+    """A forward module, what its values are called, and what could not be translated."""
+
+    module: IRModule
+    values: dict[str, str]
+    """For each node of the graph by name the variable that holds its value."""
+    obstacles: list[Obstacle] = field(default_factory=list)
+
+
+def translate(exported: ExportedProgram, aliases: Mapping[str, str]) -> Translation:
+    """Translate a prepared program: its inputs, then parameters and floating-point buffers under PyTorch's names.
+
+    What depends on constants alone is computed here, by PyTorch itself.
+    """
+    return _Translator(exported, aliases).run()
+
+
+@dataclass
+class _Translator:
+    exported: ExportedProgram
+    aliases: Mapping[str, str]
+    env: dict[Any, Any] = field(default_factory=dict)
+    """What stands for each node: an expression, a list of them, or a number."""
+    known: dict[Any, Any] = field(default_factory=dict)
+    """The nodes that depend on constants alone, with PyTorch's values."""
+    names: dict[str, str] = field(default_factory=dict)
+    obstacles: list[Obstacle] = field(default_factory=list)
+
+    def run(self) -> Translation:
+        graph = self.exported.graph
+        inputs, parameters = self._placeholders()
+        self.builder = relax.BlockBuilder()
+        with self.builder.function("main", [*inputs, *parameters], attrs={"num_input": len(inputs)}):
+            with self.builder.dataflow():
+                for node in graph.nodes:
+                    if node.op == "call_function":
+                        self._translate(node)
+                outputs = [self._value(result) for result in self._user_outputs()]
+                result = self.builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
+            self.builder.emit_func_output(result)
+        return Translation(self.builder.get(), self.names, self.obstacles)
+
+    # ---- inputs and outputs ------------------------------------------------------------------------------------------
+
+    def _placeholders(self) -> tuple[list[relax.Var], list[relax.Var]]:
+        specs = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
+        inputs: list[relax.Var] = []
+        parameters: dict[str, relax.Var] = {}
+        for node in self.exported.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            spec, value = specs[node.name], node.meta.get("val")
+            if not isinstance(spec.arg, TensorArgument):
+                continue  # None or a number: the graph has its value in it
+            shape, dtype = _type_of(value, f"input '{node.name}'" if spec.target is None else f"'{spec.target}'")
+            if spec.kind is InputKind.USER_INPUT:
+                self.env[node] = relax.Var(node.name, relax.TensorType(shape, dtype))
+                inputs.append(self.env[node])
+            elif self._is_constant(spec):
+                self.known[node] = self._stored(spec)
+            else:
+                name = self.aliases.get(spec.target, spec.target)
+                var = parameters.setdefault(name, relax.Var(name, relax.TensorType(shape, dtype)))
+                self.env[node] = var
+        return inputs, list(parameters.values())
+
+    def _is_constant(self, spec: InputSpec) -> bool:
+        """Whether a value never changes: constants, buffers that no state holds, integers."""
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            is_kept = spec.kind is InputKind.PARAMETER or spec.persistent
+            return not is_kept or not self.exported.state_dict[spec.target].is_floating_point()
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            return True
+        raise ModelError(f"the model holds '{spec.target}', an object that is no tensor: leave it out of forward()")
+
+    def _stored(self, spec: InputSpec) -> torch.Tensor:
+        state, constants = self.exported.state_dict, self.exported.constants
+        return (state[spec.target] if spec.target in state else constants[spec.target]).detach().cpu()
+
+    def _user_outputs(self) -> list[Any]:
+        signature = self.exported.graph_signature
+        output = next(node for node in self.exported.graph.nodes if node.op == "output")
+        kinds = (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT)
+        results = [
+            result
+            for result, spec in zip(output.args[0], signature.output_specs, strict=True)
+            if spec.kind in kinds and isinstance(spec.arg, TensorArgument)
+        ]
+        if not results:
+            raise ModelError("the model returns no tensor: nothing could be learned from it")
+        return results
+
+    # ---- nodes -------------------------------------------------------------------------------------------------------
+
+    def _translate(self, node: Any) -> None:
+        if node.target is operator.getitem:
+            self._take_out(node)
+        elif name_of(node.target) in CHECKS or self._fold(node):
+            return
+        else:
+            try:
+                refuse_randomness(node)
+                self._convert(node)
+            except (Unsupported, ModelError) as error:
+                self._go_on_without(node, str(error))
+
+    def _take_out(self, node: Any) -> None:
+        source, index = node.args
+        if source in self.known:
+            self.known[node] = self.known[source][index]
+            return
+        self.env[node] = self.env[source][index]
+        if self.env[node] is None:
+            self._go_on_without(node, f"{where(source)}: its result {index} is not supported")
+        elif isinstance(self.env[node], relax.Var):
+            self.names[node.name] = self.env[node].name
+
+    def _fold(self, node: Any) -> bool:
+        """Compute what depends on constants alone."""
+        if any(source not in self.known for source in node.all_input_nodes):
+            return False
+        if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:
+            return False
+        args, kwargs = pytree.tree_map(
+            lambda arg: self.known[arg] if isinstance(arg, torch.fx.Node) else arg, (node.args, node.kwargs)
+        )
+        with torch.no_grad():
+            self.known[node] = node.target(*args, **kwargs)
+        return True
+
+    def _convert(self, node: Any) -> None:
+        values = _results(node.meta["val"])
+        types = [_type_of(value, where(node), may_be_empty=index > 0) for index, value in enumerate(values)]
+        site = Site(self.builder, tuple(types), f"{layer_of(node)}:{_short(node)}" if layer_of(node) else node.name)
+        args, kwargs = pytree.tree_map(
+            lambda arg: self._value(arg) if isinstance(arg, torch.fx.Node) else arg, (node.args, node.kwargs)
+        )
+        try:
+            found = convert(node.target, site, args, kwargs)
+        except Unsupported as reason:
+            raise Unsupported(f"{where(node)} {reason}{WAY_OUT if not has_converter(node.target) else ''}") from None
+        except Exception as error:  # of TVM, whose operators check their operands
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise Unsupported(f"{where(node)} cannot be translated: {lines[-1][:300]}") from error
+        results = list(found) if isinstance(found, list | tuple) else [found]
+        for result, (shape, dtype) in zip(results, types, strict=True):
+            if result is not None and (shape_of(result), dtype_of(result)) != (shape, dtype):
+                raise Unsupported(
+                    f"{where(node)} was translated to {dtype_of(result)} {shape_of(result)}, and PyTorch says {dtype} "
+                    f"{shape}: this is a fault of ours. Please report it with the model"
+                )
+        self.env[node] = results if isinstance(node.meta["val"], list | tuple) else results[0]
+        if isinstance(self.env[node], relax.Var):
+            self.names[node.name] = self.env[node].name
+
+    def _value(self, node: Any) -> Any:
+        """What stands for a node; a constant becomes one of Relax, once, without what was only repeated."""
+        if node not in self.env and node in self.known:
+            value = self.known[node]
+            if not isinstance(value, torch.Tensor):
+                self.env[node] = value
+            else:
+                what = where(node) if node.op == "call_function" else f"constant '{node.name}'"
+                _type_of(value, what, may_be_empty=True)  # a cache that is empty before the first token
+                stored = _without_repetition(value)
+                constant = relax.const(stored.numpy())
+                repeated = stored.shape != value.shape
+                self.env[node] = self.builder.emit(R.broadcast_to(constant, value.shape)) if repeated else constant
+        return self.env[node]
+
+    def _go_on_without(self, node: Any, reason: str) -> None:
+        """Note an obstacle, and let zeros stand for the value, so that all obstacles are found at once."""
+        self.obstacles.append(Obstacle(name_of(node.target), layer_of(node), reason))
+        zeros = [self._stand_in(value) for value in _results(node.meta.get("val"))]
+        self.env[node] = zeros if isinstance(node.meta.get("val"), list | tuple) else zeros[0]
+
+    def _stand_in(self, value: Any) -> Expr | None:
+        if not isinstance(value, torch.Tensor) or not all(isinstance(extent, int) for extent in value.shape):
+            return None
+        dtype = str(value.dtype).removeprefix("torch.")
+        dtype = dtype if dtype in DTYPES else "float32"
+        return self.builder.emit(R.zeros(tuple(value.shape), dtype)) if value.dim() else relax.const(0, dtype)
+
+
+WAY_OUT = (
+    ". Write this part of the model with other operators, or compute it outside and make its result an input of the "
+    "model"
+)
+
+
+def _results(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _type_of(value: Any, what: str, *, may_be_empty: bool = False) -> tuple[tuple[int, ...], str]:
+    """The shape and element type of one of PyTorch's values, refused where we have neither."""
+    if not isinstance(value, torch.Tensor):
+        raise Unsupported(f"{what} gives {type(value).__name__}, which is no tensor: a program has tensors alone")
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        way_out = "convert the model with model.float() first" if value.dtype.is_floating_point else "use real numbers"
+        raise ModelError(f"{what} holds {dtype} numbers, and programs compute in float32: {way_out}")
+    if value.layout is not torch.strided:
+        raise ModelError(f"{what} is sparse, and programs have dense tensors: use tensor.to_dense() first")
+    if not all(isinstance(extent, int) for extent in value.shape):
+        raise Unsupported(f"{what} has the shape {tuple(value.shape)}, which depends on the data")
+    if 0 in value.shape and not may_be_empty:
+        raise Unsupported(f"{what} has the empty shape {tuple(value.shape)}: there is nothing to compute")
+    return tuple(value.shape), dtype
+
+
+def _short(node: Any) -> str:
+    return getattr(node.target, "__name__", str(node.target)).split(".")[0]
+
+
+def _without_repetition(value: torch.Tensor) -> torch.Tensor:
+    """The part of an expanded tensor that it has in memory."""
+    for axis, (stride, extent) in enumerate(zip(value.stride(), value.shape, strict=True)):
+        if stride == 0 and extent > 1:
+            value = value.narrow(axis, 0, 1)
+    return value.detach().cpu().contiguous()

@@ -1,0 +1,186 @@
+"""What PyTorch's operators become: the same numbers, shapes and types as PyTorch gives, or a refusal by name.
+
+A row is an expression of some inputs. All rows of a table are one model, which is imported, run as it is, and compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import tvm
+from torch import nn
+from tvm import relax
+
+from pock_tvm.errors import ModelError
+from pock_tvm.frontend import load_model
+
+X = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+Y = torch.randn(3, 1, 5, generator=torch.Generator().manual_seed(1))
+INTS = torch.tensor([[3, -4, 0, 9, -7], [5, 2, -1, 1, 8]])
+SMALL = torch.tensor([[1, 2], [3, 5]], dtype=torch.int32)
+TRUTH = torch.tensor([[True, False, True, False, True], [False, False, True, True, True]])
+INPUTS = {"x": X, "y": Y, "n": INTS, "s": SMALL, "t": TRUTH}
+
+Row = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+
+ARITHMETIC: dict[str, Row] = {
+    "add with a factor": lambda x, y, n, s, t: torch.add(x, y, alpha=0.25),
+    "subtract with a factor": lambda x, y, n, s, t: torch.sub(x, y, alpha=5),
+    "add a number with a factor": lambda x, y, n, s, t: torch.add(n, 2, alpha=3),
+    "subtract from": lambda x, y, n, s, t: torch.rsub(x, y, alpha=2),
+    "integers and a fraction": lambda x, y, n, s, t: n * 0.3 + n / 3 - 1 / (n.abs() + 1),
+    "integers and an integer": lambda x, y, n, s, t: n * 3 - 7,
+    "truth values in sums": lambda x, y, n, s, t: (n > 2) * 1.5 + (n > 0),
+    "truth values added": lambda x, y, n, s, t: t + (n > 3),
+    "truth values multiplied": lambda x, y, n, s, t: t * (n > 3),
+    "two widths of integers": lambda x, y, n, s, t: s * n[:, :2],
+    "a number that is a tensor": lambda x, y, n, s, t: n * torch.tensor(2.5) + torch.tensor(2),
+    "floor division of integers": lambda x, y, n, s, t: torch.div(n, 3, rounding_mode="floor"),
+    "division towards zero of integers": lambda x, y, n, s, t: torch.div(n, -3, rounding_mode="trunc"),
+    "floor division": lambda x, y, n, s, t: x // 0.3,
+    "remainder of integers": lambda x, y, n, s, t: n % 4 + n % -3,
+    "remainder": lambda x, y, n, s, t: torch.remainder(x, 0.7) + torch.remainder(x, y),
+    "remainder with the sign of x": lambda x, y, n, s, t: torch.fmod(x, 0.7) + torch.fmod(n, 3),
+    "powers": lambda x, y, n, s, t: x**2 + x**3 + x.abs() ** 0.5 + 2**x + x.abs() ** y,
+    "powers of integers": lambda x, y, n, s, t: n**2 + 2 ** n.abs(),
+    "comparison of integers with a fraction": lambda x, y, n, s, t: (n < 2.5, n >= 1.5, t < 0.5),
+    "comparison": lambda x, y, n, s, t: (x == y, x != y, x < y, x <= 0, n > n.flip(1), n.ne(3)),
+    "logic of numbers": lambda x, y, n, s, t: (torch.logical_and(n, x[0, 0, :2]), torch.logical_not(x * 0.1)),
+    "logic": lambda x, y, n, s, t: (t & (n > 0), t | (n > 0), t ^ (n > 0), ~t, n & 3, n | 3, n ^ 3, ~n),
+    "bounds": lambda x, y, n, s, t: (x.clamp(-0.5, 0.5), x.clamp(min=0.1), x.clamp(max=0.1), n.clamp(-2, 3)),
+    "bounds that are tensors": lambda x, y, n, s, t: torch.clamp(x, y - 1, y + 1),
+    "the larger of two": lambda x, y, n, s, t: (torch.maximum(x, y), torch.minimum(n, n.flip(0)), torch.max(x, y)),
+    "chosen": lambda x, y, n, s, t: torch.where(t, n * 0.5, n) + torch.where(n > 0, 1.0, 2.0),
+    "filled": lambda x, y, n, s, t: x[0, 0, :2].masked_fill(t, -1.5),
+    "rounded": lambda x, y, n, s, t: (x * 4).round() + x.ceil() + x.floor() + x.trunc() + n.floor().sum(),
+    "halves rounded to even": lambda x, y, n, s, t: (n / 2).round(),
+    "blended": lambda x, y, n, s, t: torch.lerp(x, y, 0.3) + torch.addcmul(x, y, y, value=0.5),
+    "divided and added": lambda x, y, n, s, t: torch.addcdiv(x, y, x.abs() + 1, value=-2),
+}
+FUNCTIONS: dict[str, Row] = {
+    "functions": lambda x, y, n, s, t: x.exp() + x.sin() + x.cos() + x.tanh() + x.sigmoid() + x.erf() + x.abs().log(),
+    "inverse functions": lambda x, y, n, s, t: x.tanh().asin() + x.tanh().acos() + x.atan() + x.asinh() + x.tanh().atanh(),
+    "hyperbolic functions": lambda x, y, n, s, t: x.sinh() + x.cosh() + (x.abs() + 1).acosh() + x.tan(),
+    "roots": lambda x, y, n, s, t: x.abs().sqrt() + (x.abs() + 0.1).rsqrt() + (x + 9).reciprocal() + x.square(),
+    "functions of integers": lambda x, y, n, s, t: n.exp() + n.sin() + n.abs().sqrt() + t.exp() + n.sigmoid(),
+    "logarithms": lambda x, y, n, s, t: x.abs().log2() + x.abs().log10() + x.abs().log1p() + x.expm1(),
+    "signs": lambda x, y, n, s, t: x.sign() * n.sign().sum() - x.neg() + x.abs(),
+    "angles": lambda x, y, n, s, t: torch.atan2(x, y),
+    "relu and kin": lambda x, y, n, s, t: F.relu(x) + F.relu6(x * 5) + F.hardtanh(x, -0.5, 0.7) + F.leaky_relu(x, 0.2),
+    "hard functions": lambda x, y, n, s, t: F.hardsigmoid(x * 3) + F.hardswish(x * 3) + F.hardshrink(x) + F.softshrink(x),
+    "gelu": lambda x, y, n, s, t: F.gelu(x) + F.gelu(x, approximate="tanh") + F.silu(x) + F.mish(x),
+    "elu": lambda x, y, n, s, t: F.elu(x * 100, 0.7) + F.selu(x * 100) + F.celu(x * 100, 1.3),
+    "softplus": lambda x, y, n, s, t: F.softplus(x * 30) + F.softplus(x, 2.0, 3.0) + F.logsigmoid(x * 30) + F.softsign(x),
+    "threshold": lambda x, y, n, s, t: F.threshold(x, 0.1, -3.0) + F.tanhshrink(x),
+    "gated": lambda x, y, n, s, t: F.glu(x[:, :2], 1),
+    "slopes": lambda x, y, n, s, t: F.prelu(x, y[:, 0, 0]) + F.prelu(x, y[0, 0, :1]),
+    "what is finite": lambda x, y, n, s, t: ((x / 0).isinf(), (x * math.nan).isnan(), x.isfinite(), n.isnan()),
+    "softmax": lambda x, y, n, s, t: F.softmax(x, 1) + F.log_softmax(x, -1) + F.softmin(x, 2) + torch.logsumexp(x, 1, True),
+}
+REDUCTIONS: dict[str, Row] = {
+    "sums": lambda x, y, n, s, t: x.sum() + x.sum((1, 3), keepdim=True) + x.sum(-1, keepdim=True),
+    "sums of integers": lambda x, y, n, s, t: (s.sum(), t.sum(1), n.sum(0), t.sum(dtype=torch.float32)),
+    "means": lambda x, y, n, s, t: x.mean() + x.mean(1, keepdim=True) + n.mean(dtype=torch.float32),
+    "extremes": lambda x, y, n, s, t: (x.amax(), x.amin((0, 2)), x.max(), n.min(), n.amax(0)),
+    "extremes and where": lambda x, y, n, s, t: (*x.max(1), *x.min(-1, keepdim=True), *n.max(0)),
+    "where": lambda x, y, n, s, t: (x.argmax(), x.argmax(2), x.argmin(-1, keepdim=True), n.argmax(1)),
+    "products": lambda x, y, n, s, t: (x.prod(2), n.prod()),
+    "any and all": lambda x, y, n, s, t: (t.any(), t.all(1), (n > -9).all(), n.any(0), x.any(-1, keepdim=True)),
+    "variances": lambda x, y, n, s, t: x.var() + x.var(1, keepdim=True) + x.var((0, 2), correction=0, keepdim=True),
+    "deviations": lambda x, y, n, s, t: x.std() + x.std(-1, correction=2, keepdim=True) + torch.std_mean(x, 1, keepdim=True)[1],
+    "norms": lambda x, y, n, s, t: x.norm() + x.norm(p=1, dim=1, keepdim=True) + torch.linalg.vector_norm(x, 3, (2, 3), True),
+    "norms of sizes": lambda x, y, n, s, t: x.norm(p=math.inf, dim=-1) + torch.linalg.vector_norm(x, -math.inf, 3) + x.norm(p=0, dim=3),
+    "normalised": lambda x, y, n, s, t: F.normalize(x, dim=1) + F.normalize(x, p=1.0, dim=3),
+    "likeness": lambda x, y, n, s, t: F.cosine_similarity(x, y.expand_as(x), dim=1) + F.pairwise_distance(x, y).sum(1),
+}  # fmt: skip
+MOVEMENT: dict[str, Row] = {
+    "shapes": lambda x, y, n, s, t: x.view(6, -1).unsqueeze(1).squeeze(1).reshape(2, 3, 35) + y[:, 0, :1],
+    "flattened": lambda x, y, n, s, t: x.flatten(1).unflatten(1, (3, -1)).swapaxes(0, 2),
+    "turned": lambda x, y, n, s, t: x.permute(3, 0, 2, 1).transpose(-1, 1) + x.mT.movedim(2, 0)[:, :, :, :1].sum(),
+    "repeated": lambda x, y, n, s, t: (y.expand(2, 3, 7, 5), y.repeat(2, 1, 3), n.repeat_interleave(2, 1), y.tile(2)),
+    "parts": lambda x, y, n, s, t: (x[:, 1], x[..., 1:-1:2], x[-1, :, ::3], x.narrow(2, 1, 3), x.select(-1, -2)),
+    "taken apart": lambda x, y, n, s, t: (*x.split(3, 2), *x.chunk(2, 3), *x.split([1, 4], 3), *x.unbind(1)),
+    "joined": lambda x, y, n, s, t: (torch.cat([x, y.expand(1, 3, 7, 5)]), torch.stack([n, n + 1], -1), torch.hstack([n, n])),
+    "joined types": lambda x, y, n, s, t: torch.cat([n, n * 0.5, t], 1),
+    "reversed": lambda x, y, n, s, t: x.flip(1, -1) + x.roll(2, 2) + x.roll((1, -3), (1, 3)) + x.roll(4),
+    "padded": lambda x, y, n, s, t: (F.pad(x, (1, 2, -1, 3), value=0.5), F.pad(n, (2, 0))),
+    "mirrored": lambda x, y, n, s, t: F.pad(x, (2, 1, 3, 1), "reflect").sum(1) + F.pad(x, (2, 1, 3, 1), "replicate").sum(1),
+    "around": lambda x, y, n, s, t: F.pad(x, (2, 1, 0, 3), "circular"),
+    "diagonals": lambda x, y, n, s, t: (x.diagonal(0, 2, 3), x.diagonal(-2, 3, 1), torch.tril(x, -1), torch.triu(x, 1)),
+    "windows": lambda x, y, n, s, t: x.unfold(2, 3, 2),
+    "of a shape": lambda x, y, n, s, t: torch.zeros_like(x) + torch.ones_like(n).sum() + torch.full_like(x, 2) + x.new_ones(5),
+    "positions": lambda x, y, n, s, t: torch.arange(x.shape[-1]) * x + torch.linspace(0, 1, 7)[:, None] + torch.eye(7, 5),
+    "pixels": lambda x, y, n, s, t: F.pixel_shuffle(x[:, :1].expand(2, 4, 7, 5), 2) + F.pixel_unshuffle(x[:, :, :6, :4], 2).sum(),
+}  # fmt: skip
+INDEXING: dict[str, Row] = {
+    "one list": lambda x, y, n, s, t: (x[:, [2, 0, -1]], x[..., torch.tensor([[1, -2], [0, 3]])]),
+    "a pair": lambda x, y, n, s, t: x[:, :, [0, 2, -1], [1, 1, 4]] + x[:, [0, 1, 2], [1, 0, 3]][..., :3].sum(),
+    "a pair apart": lambda x, y, n, s, t: (x[:, [0, 1], :, [2, 4]], x[[0, 1], :, [3, 3]], x[0, :, [1, 2]]),
+    "pairs that broadcast": lambda x, y, n, s, t: x[:, :, torch.tensor([[1], [3]]), torch.tensor([0, 2, 4])],
+    "by input": lambda x, y, n, s, t: (x[:, :, s], x[..., n[0].abs() % 5], y[s % 3, 0]),
+    "selected": lambda x, y, n, s, t: (torch.index_select(x, 2, s[0]), torch.take(x, n + 7), n.take(s)),
+    "gathered": lambda x, y, n, s, t: (x.gather(1, (n.abs() % 3)[:, None, None].expand(2, 2, 7, 5)), n.gather(1, s % 5)),
+    "looked up": lambda x, y, n, s, t: F.embedding(n.abs(), x.reshape(-1, 21), padding_idx=3),
+    "written": lambda x, y, n, s, t: (torch.slice_scatter(x, y.expand(2, 3, 2, 5), 2, 1, 3), x.select_scatter(y[:, 0], 0, 1)
+                                      if False else torch.select_scatter(n, n[0], 0, 1)),
+    "one hot": lambda x, y, n, s, t: F.one_hot(s, 6) * 0.5,
+}  # fmt: skip
+LAYERS: dict[str, Row] = {
+    "products": lambda x, y, n, s, t: x @ x.mT + torch.einsum("nchw,cow->nch", x, y)[..., None],
+    "sums of products": lambda x, y, n, s, t: torch.addmm(y[:, 0, :1], x[0, :, 0], x[1, 0].T[:, :4], beta=0.5, alpha=2)
+    + torch.baddbmm(x[0, :, :4, :1], x[0, :, :4], y.mT, beta=0).sum(),
+    "vectors": lambda x, y, n, s, t: (x[0, 0] @ y[0, 0], y[0, 0] @ y[1, 0], torch.outer(y[0, 0], y[1, 0])),
+    "linear": lambda x, y, n, s, t: F.linear(x, y[:, 0]) + F.linear(x, y[:1, 0], y[1, 0, :1]),
+    "convolutions": lambda x, y, n, s, t: F.conv2d(x, x[:, :, :3, :3], y[:2, 0, 0], padding=1, stride=(2, 1))
+    + F.conv2d(x, x[:, :, :3, :3], padding="same", dilation=2)[:, :, ::2],
+    "of one image": lambda x, y, n, s, t: F.conv2d(x[0], x[:, :, :3, :3]) + F.max_pool2d(x[0], 3, 1)[:2] + F.avg_pool2d(x[0], 3, 1)[:2],
+    "of rows": lambda x, y, n, s, t: F.conv1d(x[0], x[0, :, :, :3].transpose(0, 1)[:3, :1].repeat(1, 7, 1), groups=1),
+    "transposed": lambda x, y, n, s, t: F.conv_transpose2d(x, x.transpose(0, 1)[..., :3], stride=2, padding=1, output_padding=1),
+    "transposed rows": lambda x, y, n, s, t: F.conv_transpose1d(x[0], x[0].transpose(0, 1)[:, :, :4].contiguous(), stride=3, output_padding=2),
+    "means of windows": lambda x, y, n, s, t: (F.avg_pool2d(x, 3, 2, 1), F.avg_pool2d(x, (3, 2), ceil_mode=True, count_include_pad=False, padding=1),
+                                              F.avg_pool2d(x, 2, 3, 1, ceil_mode=True), F.avg_pool2d(x, 3, 2, divisor_override=5)),
+    "largest of windows": lambda x, y, n, s, t: (F.max_pool2d(x, 3, 2, 1, 2), F.max_pool2d(x, 3, 4, ceil_mode=True), F.max_pool2d(x, 1, 2, ceil_mode=True)),
+    "of rows, windows": lambda x, y, n, s, t: (F.avg_pool1d(x[0], 3, 2, 1, True), F.max_pool1d(x[0], 3, 2, 1, ceil_mode=True)),
+    "adaptive": lambda x, y, n, s, t: (F.adaptive_avg_pool2d(x, 1), F.adaptive_avg_pool2d(x, (7, 1)), F.adaptive_avg_pool1d(x[0], 5), F.adaptive_avg_pool2d(x, (3, 2))),
+    "layer norm": lambda x, y, n, s, t: F.layer_norm(x, (5,), eps=1e-3) + F.layer_norm(x, (7, 5), x[0, 0]) + F.rms_norm(x, (5,), y[0, 0]),
+    "batch norm": lambda x, y, n, s, t: F.batch_norm(x, y[:, 0, 0], y[:, 0, 1].abs(), y[:, 0, 2], eps=1e-3) + F.batch_norm(x, None, None, training=True),
+    "group norm": lambda x, y, n, s, t: F.group_norm(x, 3, eps=1e-3) + F.group_norm(x[:, :, 0, 0], 1, y[:, 0, 0])[:, :, None, None] + F.instance_norm(x, eps=1e-2),
+    "attention": lambda x, y, n, s, t: F.scaled_dot_product_attention(x, x, x, is_causal=True) + F.scaled_dot_product_attention(x, x, x, scale=0.0),
+    "attention masked": lambda x, y, n, s, t: F.scaled_dot_product_attention(x[..., :2, :], x[..., :5, :], x[..., :5, :], t)
+    + F.scaled_dot_product_attention(x[..., :2, :], x[..., :5, :], x[..., :5, :], torch.where(t & (n < 0), 0.0, -math.inf)),
+    "resized": lambda x, y, n, s, t: F.interpolate(x, scale_factor=2.0) + F.interpolate(x, (14, 10), mode="bilinear", align_corners=True),
+    "resized by halves": lambda x, y, n, s, t: F.interpolate(x, (5, 9), mode="bilinear") + F.interpolate(x, (5, 9), mode="bicubic"),
+    "sampled": lambda x, y, n, s, t: F.grid_sample(x, F.affine_grid(x[:, :2, 0, :3], [2, 3, 4, 6], align_corners=False), align_corners=False),
+}  # fmt: skip
+
+
+class Rows(nn.Module):
+    def __init__(self, rows: dict[str, Row]) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, *inputs: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        results = [row(*inputs) for row in self.rows.values()]
+        return [result if isinstance(result, tuple) else (result,) for result in results]
+
+
+@pytest.mark.parametrize("rows", [ARITHMETIC, FUNCTIONS, REDUCTIONS, MOVEMENT, INDEXING, LAYERS])
+def test_operators_give_what_pytorch_gives(rows: dict[str, Row]) -> None:
+    model, inputs = Rows(rows).eval(), list(INPUTS.values())
+    wanted = model(*inputs)
+    imported = load_model(torch.export.export(model, tuple(inputs)))
+    machine = relax.VirtualMachine(tvm.compile(relax.transform.LegalizeOps()(imported.module), "llvm"), tvm.cpu())
+    results = iter(machine["main"](*[tvm.runtime.tensor(value.numpy()) for value in inputs]))
+    wrong = []
+    for name, row in zip(rows, wanted, strict=True):
+        for want in row:
+            got, want = next(results).numpy(), want.numpy()
+            same = got.shape == want.shape and got.dtype == want.dtype
+            if not same or not np.allclose(got, want, rtol=2e-4, atol=2e-5, equal_nan=True):
+                wrong.append((name, got.dtype, got.shape, want.dtype, want.shape))
+    assert not wrong
