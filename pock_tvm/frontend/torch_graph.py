@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from typing import Any
 
@@ -34,7 +35,11 @@ def prepared(exported: ExportedProgram) -> ExportedProgram:
         The graph has control flow, or regions of another precision.
     """
     exported = _with_graph(exported, _without_regions(exported.graph_module))
-    return exported.run_decompositions(_decompositions())
+    try:
+        return exported.run_decompositions(dict(_decompositions()))
+    except Exception as error:  # of PyTorch, which traces the graph again
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"PyTorch cannot take the exported program apart: {lines[-1][:300]}") from error
 
 
 def layer_of(node: Any) -> str:
@@ -47,7 +52,9 @@ def where(node: Any) -> str:
     """How a message names a node: its operator, and the layer that it stands in."""
     name = node.target.name() if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
     layer = layer_of(node)
-    return f"operator '{name.removesuffix('.default').replace('::', '.')}'" + (f" in layer '{layer}'" if layer else f" ('{node.name}')")
+    return f"operator '{name.removesuffix('.default').replace('::', '.')}'" + (
+        f" in layer '{layer}'" if layer else f" ('{node.name}')"
+    )
 
 
 # ---- regions ---------------------------------------------------------------------------------------------------------
@@ -141,6 +148,7 @@ def refuse_randomness(node: Any) -> None:
     )
 
 
+@functools.cache
 def _decompositions() -> dict[Any, Any]:
     """PyTorch's table, less the operators that have converters; more where those of the core set have none."""
     from torch._decomp import decomposition_table

@@ -110,6 +110,8 @@ class _Translator:
             return not is_kept or not self.exported.state_dict[spec.target].is_floating_point()
         if spec.kind is InputKind.CONSTANT_TENSOR:
             return True
+        if spec.kind is InputKind.TOKEN:
+            raise ModelError("the model checks values while it runs (torch._assert_async, linalg): leave the check out")
         raise ModelError(f"the model holds '{spec.target}', an object that is no tensor: leave it out of forward()")
 
     def _stored(self, spec: InputSpec) -> torch.Tensor:

@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from ..errors import PassError
-from ..ir import Expr, dtype_of, shape_of
+from ..ir import Expr, shape_of
 from ..operators.registry import plain
 from ..operators.training import embedding_gradient
 from .registry import Use, gradient
@@ -56,8 +56,17 @@ def _along_axis(places: Expr, grad: Expr, result: tuple[int, ...], axis: int, sh
 def gather_elements(use: Use) -> Expr:
     """y[i][j] = x[index[i][j]][j]: dx adds dy into the places that were read."""
     x, indices = use.args
-    zeros = R.zeros(relax.ShapeExpr(shape_of(x)), dtype_of(x))
-    return R.scatter_elements(zeros, indices, use.grad, axis=int(use.call.attrs.axis), reduction="add")
+    shape, axis = shape_of(x), int(use.call.attrs.axis) % len(shape_of(x))
+    strides = [math.prod(shape[other + 1 :]) for other in range(len(shape))]
+    others = [np.arange(extent) * strides[other] for other, extent in enumerate(shape_of(indices))]
+    others[axis] *= 0
+    place = sum(np.ix_(*others), np.zeros((), "int64"))
+    read = R.add(
+        R.multiply(R.astype(indices, "int64"), relax.const(strides[axis], "int64")), relax.const(place, "int64")
+    )
+    count = math.prod(shape_of(indices))
+    rows = embedding_gradient(R.reshape(read, (count,)), R.reshape(use.grad, (count, 1)), rows=math.prod(shape))
+    return R.reshape(rows, shape)
 
 
 @gradient("relax.index_tensor")

@@ -136,6 +136,8 @@ def mul(at: Site, x: Expr, other: Expr | Number) -> Expr:
 @converter("div.Tensor", "div.Scalar", "true_divide.Tensor")
 def div(at: Site, x: Expr, other: Expr | Number) -> Expr:
     """``x / other``, of integers too."""
+    if not isinstance(other, relax.Expr) and other == 0:  # TVM refuses to divide by a known zero
+        return at.emit(R.multiply(at.cast(x), at.cast(math.copysign(math.inf, other))))
     return at.emit(R.divide(*at.promoted(x, other)))
 
 
@@ -179,8 +181,11 @@ def fmod(at: Site, x: Expr, other: Expr | Number) -> Expr:
 
 @converter("pow.Tensor_Tensor", "pow.Tensor_Scalar", "pow.Scalar")
 def power(at: Site, x: Expr | Number, exponent: Expr | Number) -> Expr:
-    """``x ** exponent``."""
-    return at.emit(R.power(*at.promoted(x, exponent)))
+    """``x ** exponent``; of integers by way of float64, which is exact as far as its 53 bits go."""
+    if at.dtype.startswith("float"):
+        return at.emit(R.power(*at.promoted(x, exponent)))
+    powers = at.emit(R.power(at.cast(x, "float64"), at.cast(exponent, "float64")))
+    return at.cast(at.emit(R.round(powers)))
 
 
 @converter("reciprocal.default")

@@ -9,9 +9,10 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
-from relay_passes.ir import Expr, constant_value, dtype_of, shape_of
+from relay_passes.ir import Expr, constant_value, dtype_of, is_float, shape_of
 
 from .movement import permute
+from .reductions import chosen_along
 from .registry import Number, Site, Unsupported, converter, normalized
 
 
@@ -49,7 +50,10 @@ def gather(at: Site, x: Expr, dim: int, index: Expr, sparse_grad: bool = False) 
     if not shape_of(x) or not shape_of(index):
         return at.reshape(x, at.shape) if math.prod(shape_of(x)) == 1 else index_select(at, x, dim, index)
     axis = normalized(dim, len(shape_of(x)))
-    return at.emit(R.gather_elements(_cut(at, x, axis, shape_of(index)), index, axis))
+    x = _cut(at, x, axis, shape_of(index))
+    if shape_of(index)[axis] == 1 and is_float(x):  # the label of each sample
+        return chosen_along(at, x, index, axis)
+    return at.emit(R.gather_elements(x, index, axis))
 
 
 def _cut(at: Site, x: Expr, axis: int, shape: Sequence[int]) -> Expr:

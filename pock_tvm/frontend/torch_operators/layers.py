@@ -154,7 +154,7 @@ def _with_bias(at: Site, y: Expr, bias: Expr | None, rank: int) -> Expr:
 # ---- pooling ---------------------------------------------------------------------------------------------------------
 
 
-@converter("max_pool1d.default", "max_pool2d.default", "max_pool2d_with_indices.default")
+@converter("max_pool2d.default", "max_pool2d_with_indices.default")
 def max_pool(
     at: Site,
     x: Expr,
@@ -163,17 +163,30 @@ def max_pool(
     padding: Extents = 0,
     dilation: Extents = 1,
     ceil_mode: bool = False,
+    rank: int = 2,
 ) -> Result:
     """The largest of each window; padding never is."""
-    rank = 1 if len(at.types) == 1 and not isinstance(kernel_size, int) and len(kernel_size) == 1 else 2
-    rank = 1 if at.name.endswith(":max_pool1d") else rank
     window = _Window.of(at, x, rank, kernel_size, stride, padding, dilation)
     y = at.emit(R.nn.max_pool2d(window.image, window.size, window.strides, window.padding, window.dilation))
     y = at.reshape(y, at.shape)
     return [y, None] if len(at.types) > 1 else y
 
 
-@converter("avg_pool1d.default", "avg_pool2d.default")
+@converter("max_pool1d.default")
+def max_pool_of_rows(
+    at: Site,
+    x: Expr,
+    kernel_size: Extents,
+    stride: Extents = (),
+    padding: Extents = 0,
+    dilation: Extents = 1,
+    ceil_mode: bool = False,
+) -> Result:
+    """The largest of each window of a row."""
+    return max_pool(at, x, kernel_size, stride, padding, dilation, ceil_mode, rank=1)
+
+
+@converter("avg_pool2d.default")
 def avg_pool(
     at: Site,
     x: Expr,
@@ -183,9 +196,9 @@ def avg_pool(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    rank: int = 2,
 ) -> Expr:
     """The mean of each window. Padding counts on request; what ``ceil_mode`` adds beyond the padding never does."""
-    rank = 1 if at.name.endswith(":avg_pool1d") else 2
     window = _Window.of(at, x, rank, kernel_size, stride, padding, 1)
     y = at.emit(R.nn.avg_pool2d(window.image, window.size, window.strides, window.padding, count_include_pad=True))
     taps = window.size[0] * window.size[1]
@@ -197,6 +210,20 @@ def avg_pool(
     if (factors != 1).any():
         y = at.emit(R.multiply(y, relax.const(factors, at.dtype)))
     return at.reshape(y, at.shape)
+
+
+@converter("avg_pool1d.default")
+def avg_pool_of_rows(
+    at: Site,
+    x: Expr,
+    kernel_size: Extents,
+    stride: Extents = (),
+    padding: Extents = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Expr:
+    """The mean of each window of a row."""
+    return avg_pool(at, x, kernel_size, stride, padding, ceil_mode, count_include_pad, rank=1)
 
 
 class _Window:
@@ -238,19 +265,27 @@ class _Window:
         return np.minimum(starts + self.size[axis], last) - np.maximum(starts, first)
 
 
-@converter("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
+@converter("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default", "adaptive_avg_pool1d.default")
 def adaptive_avg_pool(at: Site, x: Expr, output_size: Sequence[int]) -> Expr:
-    """The means of as many windows as are wanted."""
-    image = at.reshape(x, (1,) * (4 - len(shape_of(x))) + shape_of(x))
-    return at.reshape(at.emit(R.nn.adaptive_avg_pool2d(image, list(at.shape[-2:]))), at.shape)
+    """The means of as many windows as are wanted; where they are not of one size, as products with their shares."""
+    rank = 2 if len(output_size) == 2 else 1
+    shape = shape_of(x) if rank == 2 else (*shape_of(x)[:-1], 1, shape_of(x)[-1])
+    out = at.shape[-2:] if rank == 2 else (1, at.shape[-1])
+    image = at.reshape(x, (1,) * (4 - len(shape)) + shape)
+    if all(extent % wanted == 0 for extent, wanted in zip(shape[-2:], out, strict=True)):
+        return at.reshape(at.emit(R.nn.adaptive_avg_pool2d(image, list(out))), at.shape)
+    down, across = (_shares(extent, wanted, at.dtype) for extent, wanted in zip(shape[-2:], out, strict=True))
+    rows = at.emit(R.matmul(relax.const(down), image))
+    return at.reshape(at.emit(R.matmul(rows, relax.const(np.ascontiguousarray(across.T)))), at.shape)
 
 
-@converter("adaptive_avg_pool1d.default")
-def adaptive_avg_pool_row(at: Site, x: Expr, output_size: Sequence[int]) -> Expr:
-    """The means of as many windows as are wanted, of a row."""
-    shape = shape_of(x)
-    image = at.reshape(x, (1,) * (3 - len(shape)) + (*shape[:-1], 1, shape[-1]))
-    return at.reshape(at.emit(R.nn.adaptive_avg_pool2d(image, [1, at.shape[-1]])), at.shape)
+def _shares(extent: int, count: int, dtype: str) -> np.ndarray:
+    """What each position adds to each of so many means, [count, extent]: PyTorch's windows overlap by one."""
+    shares = np.zeros((count, extent), dtype)
+    for index in range(count):
+        first, last = index * extent // count, -(-(index + 1) * extent // count)
+        shares[index, first:last] = 1 / (last - first)
+    return shares
 
 
 # ---- normalisation ---------------------------------------------------------------------------------------------------

@@ -73,7 +73,8 @@ def repeat(at: Site, x: Expr, repeats: Sequence[int]) -> Expr:
 @converter("select.int")
 def select(at: Site, x: Expr, dim: int, index: int) -> Expr:
     """One position of an axis."""
-    return at.emit(R.take(x, relax.const(index, "int64"), normalized(dim, len(shape_of(x)))))
+    axis = normalized(dim, len(shape_of(x)))
+    return at.emit(R.take(x, relax.const(normalized(index, shape_of(x)[axis]), "int64"), axis))
 
 
 @converter("slice.Tensor")
@@ -202,6 +203,18 @@ def diagonal(at: Site, x: Expr, offset: int = 0, dim1: int = 0, dim2: int = 1) -
     row = at.reshape(table, (*(shape_of(x)[axis] for axis in rest), height * width))
     places = np.arange(at.shape[-1]) * (width + 1) + (offset if offset > 0 else -offset * width)
     return at.emit(R.take(row, relax.const(places, "int64"), len(rest)))
+
+
+@converter("unfold.default", "unfold_copy.default")
+def windows(at: Site, x: Expr, dimension: int, size: int, step: int) -> Expr:
+    """Windows of an axis, each along a new last axis."""
+    rank = len(shape_of(x))
+    if not rank:
+        return at.reshape(x, at.shape)
+    axis = normalized(dimension, rank)
+    places = np.arange(at.shape[axis])[:, None] * step + np.arange(size)
+    read = at.emit(R.take(x, relax.const(places, "int64"), axis))
+    return permute(at, read, [*range(axis + 1), *range(axis + 2, rank + 1), axis + 1])
 
 
 @converter("tril.default")

@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
-from relay_passes.ir import Expr, shape_of
+from relay_passes.ir import Expr, dtype_of, shape_of
 
 from .registry import Number, Result, Site, Unsupported, axes_of, converter, normalized
 
@@ -88,6 +88,22 @@ def variance(at: Site, x: Expr, dim: Axes = None, correction: Number | None = No
 def deviation(at: Site, x: Expr, dim: Axes = None, correction: Number | None = None, keepdim: bool = False) -> Expr:
     """The root of the variance, without a gradient where that is zero."""
     return _root(at, variance(at, x, dim, correction, keepdim))
+
+
+@converter("var_mean.correction")
+def variance_and_mean(
+    at: Site, x: Expr, dim: Axes = None, correction: Number | None = None, keepdim: bool = False
+) -> Result:
+    """The variance, and the mean."""
+    return [variance(at, x, dim, correction, keepdim), _reduced(R.mean, at, x, dim, keepdim)]
+
+
+@converter("std_mean.correction")
+def deviation_and_mean(
+    at: Site, x: Expr, dim: Axes = None, correction: Number | None = None, keepdim: bool = False
+) -> Result:
+    """The root of the variance, and the mean."""
+    return [deviation(at, x, dim, correction, keepdim), _reduced(R.mean, at, x, dim, keepdim)]
 
 
 @converter("linalg_vector_norm.default")
@@ -178,10 +194,15 @@ def _value_and_position(operator: Callable[..., Expr], at: Site, x: Expr, dim: i
         return [x, at.cast(0, "int64")]
     axis = normalized(dim, len(shape))
     position = at.emit(operator(x, axis=axis, keepdims=True))
-    places = np.arange(shape[axis]).reshape([-1] + [1] * (len(shape) - 1 - axis))
-    chosen = at.emit(R.equal(relax.const(places, "int64"), position))
-    value = at.emit(R.sum(at.emit(R.where(chosen, x, at.cast(0))), axis=[axis], keepdims=keepdim))
-    return [value, position if keepdim else at.emit(R.squeeze(position, [axis]))]
+    value = chosen_along(at, x, position, axis)
+    return [value, position] if keepdim else [at.emit(R.squeeze(result, [axis])) for result in (value, position)]
+
+
+def chosen_along(at: Site, x: Expr, position: Expr, axis: int) -> Expr:
+    """The value at one position of an axis, as a sum of which all other terms are zero: its gradient is no scatter."""
+    places = np.arange(shape_of(x)[axis]).reshape([-1] + [1] * (len(shape_of(x)) - 1 - axis))
+    chosen = at.emit(R.equal(relax.const(places, dtype_of(position)), position))
+    return at.emit(R.sum(at.emit(R.where(chosen, x, relax.const(0, dtype_of(x)))), axis=[axis], keepdims=True))
 
 
 @converter("cumsum.default")

@@ -144,7 +144,17 @@ def convert(operator: torch._ops.OpOverload, site: Site, args: Sequence[Any], kw
 
 
 WITHOUT_EFFECT = frozenset(
-    {"layout", "device", "pin_memory", "non_blocking", "memory_format", "implicit", "cudnn_enable", "cudnn_enabled", "sparse"}
+    {
+        "layout",
+        "device",
+        "pin_memory",
+        "non_blocking",
+        "memory_format",
+        "implicit",
+        "cudnn_enable",
+        "cudnn_enabled",
+        "sparse",
+    }
 )
 """Arguments that say where or how PyTorch stores or computes something, never what."""
 
