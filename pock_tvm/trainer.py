@@ -72,6 +72,16 @@ class Trainer:
         self._set_weights(self.program.weights)
         self._bind()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
+        """A trainer of the same program that goes on by itself from the same state."""
+        twin = memo[id(self)] = Trainer(self.program, threads=self._threads)
+        twin._set_weights(self.program.weights | self._current())
+        twin._replaced = dict(self._replaced)
+        for name in self._states():
+            twin._fill(name, self._arrays[name])
+        twin.steps = self.steps
+        return twin
+
     # ---- training and prediction -------------------------------------------------------------------------------------
 
     def step(self, x: Data, y: Any = None, *, lr: float) -> float:
@@ -155,10 +165,13 @@ class Trainer:
 
     def weights(self) -> dict[str, np.ndarray]:
         """All weights as NumPy arrays of their own, under PyTorch's names and in its layouts."""
-        current = self.program.weights | self._replaced
-        current |= {name: self._from_stored(name, self._arrays[name]) for name in self._live()}
+        current = self.program.weights | self._current()
         current |= {alias: current[owner] for alias, owner in self.program.manifest["aliases"].items()}
         return {name: np.array(array) for name, array in current.items()}
+
+    def _current(self) -> dict[str, np.ndarray]:
+        """The weights that are not the program's any more."""
+        return self._replaced | {name: self._from_stored(name, self._arrays[name]) for name in self._live()}
 
     def optimizer_state(self, kind: str) -> dict[str, np.ndarray]:
         """One state of the optimizer (``momentum_buffer``, ``exp_avg``, ``exp_avg_sq``) of every weight that is trained

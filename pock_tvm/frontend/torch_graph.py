@@ -32,8 +32,10 @@ def prepared(exported: ExportedProgram) -> ExportedProgram:
     Raises
     ------
     ModelError
-        The graph has control flow, or regions of another precision.
+        The model was exported in training mode, or has control flow or regions of another precision.
     """
+    for node in exported.graph.nodes:
+        _refuse_training_mode(node)
     exported = _with_graph(exported, _without_regions(exported.graph_module))
     try:
         return exported.run_decompositions(dict(_decompositions()))
@@ -136,6 +138,23 @@ def _write_out(module: torch.fx.GraphModule, region: Any, outside: set[Any]) -> 
 # ---- operators -------------------------------------------------------------------------------------------------------
 
 
+DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
+
+
+def _refuse_training_mode(node: Any) -> None:
+    """A model exported in training mode has dropout and moving averages in its graph; neither belongs into a
+    program."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    name = node.target.name().removeprefix("aten::").rstrip("_")
+    drops = name in DROPOUTS and node.args[2] and node.args[1] > 0
+    if drops or (name == "batch_norm" and node.args[3] is not None and node.args[5]):
+        raise ModelError(
+            f"{where(node)} is training: the model was exported in training mode. Call model.eval() before "
+            "torch.export.export; for batch norm with the statistics of each batch, compile with batch_norm='batch'"
+        )
+
+
 def refuse_randomness(node: Any) -> None:
     """Stop at an operator that draws random numbers: a program has none, and one sample is not what PyTorch does."""
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -143,8 +162,8 @@ def refuse_randomness(node: Any) -> None:
     if torch.Tag.nondeterministic_seeded not in node.target.tags or has_converter(node.target):
         return
     raise ModelError(
-        f"{where(node)} draws random numbers, which a training program cannot. If it is a dropout, call model.eval() "
-        "before torch.export.export; else draw them outside and make them an input of the model"
+        f"{where(node)} draws random numbers, which a training program cannot: call model.eval() before "
+        "torch.export.export, or draw them outside and make them an input of the model"
     )
 
 

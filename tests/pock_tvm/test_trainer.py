@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -254,3 +256,13 @@ def test_a_program_for_another_machine_is_refused(program) -> None:
     manifest = program.manifest | {"target": {"triple": "riscv64-linux-gnu", "description": ""}}
     with pytest.raises(ProgramError, match="compiled for riscv64-linux-gnu"):
         pock.Trainer(pock.Program(manifest, program.library, program.weights, program.constants))
+
+
+def test_a_copy_of_a_trainer_goes_on_by_itself(program, data) -> None:
+    trainer = pock.Trainer(program)
+    trainer.step(*data, lr=0.05)
+    twin, before = copy.deepcopy(trainer), trainer.weights()
+    losses = [twin.step(*data, lr=0.05) for _ in range(2)]
+    for name, array in trainer.weights().items():
+        np.testing.assert_array_equal(array, before[name])
+    assert [trainer.step(*data, lr=0.05) for _ in range(2)] == losses

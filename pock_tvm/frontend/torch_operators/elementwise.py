@@ -13,7 +13,7 @@ from tvm.relax import op as R
 from relay_passes.ir import Expr, is_float, shape_of
 from relay_passes.operators.training import hardtanh
 
-from .registry import Number, Result, Site, Unsupported, converter
+from .registry import Number, Result, Site, converter
 
 UNARY = {
     "abs": R.abs,
@@ -88,14 +88,6 @@ def to_copy(at: Site, x: Expr, dtype: Any = None) -> Expr:
 def copy(at: Site, x: Expr, src: Expr) -> Expr:
     """``src`` in the place of x."""
     return at.broadcast(at.cast(src))
-
-
-@converter("dropout.default", "feature_dropout.default", "alpha_dropout.default", "feature_alpha_dropout.default")
-def dropout(at: Site, input: Expr, p: float, train: bool) -> Expr:  # noqa: A002 - the name in PyTorch's schema
-    """Nothing in eval mode."""
-    if train and p > 0:
-        raise Unsupported("draws random numbers: the model was exported in training mode. Call model.eval() first")
-    return input
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------

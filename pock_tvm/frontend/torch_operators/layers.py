@@ -342,15 +342,6 @@ def batch_norm_without_statistics(
     return [_with_affine(at, y, weight, bias), None, None]
 
 
-@converter("_native_batch_norm_legit_functional.default", "_native_batch_norm_legit.default")
-def batch_norm_in_training(at: Site, **_: Any) -> Result:
-    """Refused: its running statistics change while the graph runs."""
-    raise Unsupported(
-        "normalises with the statistics of each batch: the model was exported in training mode. Call model.eval() "
-        "first; to train with the statistics of each batch, compile with batch_norm='batch'"
-    )
-
-
 @converter("instance_norm.default")
 def instance_norm(
     at: Site,
