@@ -50,7 +50,12 @@ def demands(value: Expr, selection: Selection) -> Demands | None:
     if not isinstance(value.ty, relax.TensorType):
         return None
     shape = shape_of(value)
-    if name in ELEMENTWISE or name in ("pock.normalize", "relax.nn.softmax", "relax.nn.log_softmax"):
+    if name in ELEMENTWISE or name in (
+        "pock.normalize",
+        "pock.safe_softmax",
+        "relax.nn.softmax",
+        "relax.nn.log_softmax",
+    ):
         if name not in ELEMENTWISE and selection.axis in _shared_axes(value, len(shape)):
             return None
         return [_broadcast(arg, selection, len(shape)) for arg in value.args]
@@ -98,6 +103,8 @@ def _layout(call: relax.Call) -> str:
 
 def _shared_axes(call: relax.Call, rank: int) -> list[int]:
     """The axes along which positions of the result depend on each other."""
+    if op_name(call) == "pock.safe_softmax":
+        return [rank - 1]
     axes = plain(call.attrs["axes"]) if op_name(call) == "pock.normalize" else [int(call.attrs.axis)]
     return [axis % rank for axis in axes]
 

@@ -45,7 +45,7 @@ MADE = (
     BATCHED
     | REDUCTIONS
     | {"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.winograd_output"}
-    | {"relax.nn.softmax", "relax.nn.log_softmax"}
+    | {"pock.safe_softmax", "relax.nn.softmax", "relax.nn.log_softmax"}
 )
 """What is sure to become a kernel that writes its result, not a view of something else."""
 FUSED = ELEMENTWISE | RESHAPES

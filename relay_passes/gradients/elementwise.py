@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from tvm.relax import op as R
 
+from schedules.kernels.elementwise import SELU_ALPHA, SELU_SCALE
+
 from ..ir import Expr, constant_value, dtype_of, is_float, scalar, shape_of
 from .broadcasting import sum_to
 from .registry import Use, flat, gradient
@@ -69,33 +71,38 @@ def divide_left(use: Use) -> Expr:
 
 @gradient("relax.divide", 1)
 def divide_right(use: Use) -> Expr:
-    """z = x / y: dy = -dz * z / y."""
-    return R.negative(_to_operand(use, 1, use.grad * use.result / use.args[1]))
+    """z = x / y: dy = -dz * (z / y)."""
+    return R.negative(_to_operand(use, 1, use.grad * (use.result / use.args[1])))
 
 
 @gradient("relax.power", 0)
 def power_base(use: Use) -> Expr:
-    """z = x ** y: dx = dz * y * x ** (y - 1)."""
+    """z = x ** y: dx = dz * y * x ** (y - 1), and 0 where y = 0."""
     x, y = use.args
     exponent = constant_value(y)
     if exponent is not None and exponent.size == 1:
         value = float(exponent.reshape(()))
+        if value == 0:
+            return R.zeros(shape_of(x), dtype_of(x))
         slope = x if value == 2 else R.power(x, scalar(value - 1, x))
-        return _to_operand(use, 0, use.grad * slope * scalar(value, x))
-    return _to_operand(use, 0, use.grad * y * R.power(x, y - scalar(1, y)))
+        return _to_operand(use, 0, use.grad * (slope * scalar(value, x)))
+    slope = use.grad * (y * R.power(x, y - scalar(1, y)))
+    return _to_operand(use, 0, R.where(R.equal(y, scalar(0, y)), scalar(0, y), slope))
 
 
 @gradient("relax.power", 1)
 def power_exponent(use: Use) -> Expr:
-    """z = x ** y: dy = dz * z * log(x), for x > 0."""
-    return _to_operand(use, 1, use.grad * use.result * R.log(use.args[0]))
+    """z = x ** y: dy = dz * z * log(x), and 0 where x = 0 and y >= 0."""
+    x, y = use.args
+    is_flat = R.logical_and(R.equal(x, scalar(0, x)), R.greater_equal(y, scalar(0, y)))
+    return _to_operand(use, 1, R.where(is_flat, scalar(0, x), use.grad * (use.result * R.log(x))))
 
 
 def _extremum(use: Use, operand: int, wins: Callable[[Expr, Expr], Expr]) -> Expr:
-    """The winner gets the gradient; two equals share it, as in PyTorch."""
+    """The winner gets the gradient; two equals share it, and both get it where either is NaN, as in PyTorch."""
     mine, other = use.args[operand], use.args[1 - operand]
-    zero = scalar(0, use.result)
-    share = R.where(wins(mine, other), use.grad, R.where(wins(other, mine), zero, use.grad * scalar(0.5, use.result)))
+    zero, half = scalar(0, use.result), scalar(0.5, use.result)
+    share = R.where(wins(other, mine), zero, R.where(R.equal(mine, other), use.grad * half, use.grad))
     return _to_operand(use, operand, share)
 
 
@@ -141,9 +148,9 @@ def where_false(use: Use) -> Expr:
 
 @gradient("relax.nn.relu")
 def relu(use: Use) -> Expr:
-    """y = max(x, 0): dx = dy where y > 0."""
+    """y = max(x, 0): dx = dy where y > 0, or is NaN."""
     zero = scalar(0, use.result)
-    return R.where(use.result > zero, use.grad, zero)
+    return R.where(use.result <= zero, zero, use.grad)
 
 
 @gradient("pock.hardtanh")
@@ -200,9 +207,26 @@ def silu(use: Use) -> Expr:
 @gradient("relax.nn.selu")
 def selu(use: Use) -> Expr:
     """y = scale * (x where x > 0 else alpha * (e^x - 1)): dx = dy * scale or dy * (y + scale * alpha)."""
-    scale, alpha = 1.0507009873554805, 1.6732632423543772
     y = use.result
-    return use.grad * R.where(y > scalar(0, y), scalar(scale, y), y + scalar(scale * alpha, y))
+    return _elu(use, y, y + scalar(SELU_SCALE * SELU_ALPHA, y), SELU_SCALE)
+
+
+@gradient("pock.elu")
+def elu(use: Use) -> Expr:
+    """y = scale * (x where x > 0 else alpha * (e^(s x) - 1)): dx = dy * scale or dy * s * (y + scale * alpha).
+
+    With a negative alpha or scale the result does not tell the sign of x, which then is read itself.
+    """
+    alpha, scale, inside = (float(use.call.attrs[name]) for name in ("alpha", "scale", "input_scale"))
+    y = use.result
+    told_by = y if alpha >= 0 and scale > 0 else use.args[0]
+    slope = (y + scalar(scale * alpha, y)) * scalar(inside, y)
+    return _elu(use, told_by, slope, scale)
+
+
+def _elu(use: Use, told_by: Expr, slope: Expr, scale: float) -> Expr:
+    """``scale`` where a unit is straight, which the sign of a value tells, and the slope elsewhere."""
+    return use.grad * R.where(told_by > scalar(0, told_by), scalar(scale, told_by), slope)
 
 
 @gradient("relax.nn.softplus")
@@ -266,6 +290,26 @@ def log(use: Use) -> Expr:
     return use.grad / use.args[0]
 
 
+@gradient("pock.expm1")
+def expm1(use: Use) -> Expr:
+    """y = e^x - 1: dx = dy * (y + 1)."""
+    return use.grad * (use.result + scalar(1, use.result))
+
+
+@gradient("pock.log1p")
+def log1p(use: Use) -> Expr:
+    """y = log(1 + x): dx = dy / (1 + x)."""
+    return use.grad / (use.args[0] + scalar(1, use.result))
+
+
+@gradient("pock.root")
+def root(use: Use) -> Expr:
+    """y = x^(1 / n): dx = dy / (n y^(n - 1)), and 0 where y = 0: the subgradient that PyTorch takes for a norm."""
+    y, degree = use.result, float(use.call.attrs["degree"])
+    power = y if degree == 2 else R.power(y, scalar(degree - 1, y))
+    return R.where(R.equal(y, scalar(0, y)), scalar(0, y), use.grad / (power * scalar(degree, y)))
+
+
 @gradient("relax.sqrt")
 def sqrt(use: Use) -> Expr:
     """y = sqrt(x): dx = dy / (2 y)."""
@@ -282,7 +326,7 @@ def rsqrt(use: Use) -> Expr:
 @gradient("relax.square")
 def square(use: Use) -> Expr:
     """y = x^2: dx = 2 * dy * x."""
-    return use.grad * use.args[0] * scalar(2, use.result)
+    return use.grad * (use.args[0] * scalar(2, use.result))
 
 
 @gradient("relax.sin")

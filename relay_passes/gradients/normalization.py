@@ -19,8 +19,18 @@ def normalize(use: Use) -> Expr:
 @gradient("relax.nn.softmax")
 def softmax(use: Use) -> Expr:
     """y = softmax(x): dx = y * (dy - sum(dy * y))."""
-    y, axis = use.result, [int(use.call.attrs.axis)]
-    return y * (use.grad - R.sum(use.grad * y, axis=axis, keepdims=True))
+    return _softmax(use, int(use.call.attrs.axis))
+
+
+@gradient("pock.safe_softmax")
+def safe_softmax(use: Use) -> Expr:
+    """y = softmax(x), or 0 in a row of -inf: dx = y * (dy - sum(dy * y))."""
+    return _softmax(use, -1)
+
+
+def _softmax(use: Use, axis: int) -> Expr:
+    y = use.result
+    return y * (use.grad - R.sum(use.grad * y, axis=[axis], keepdims=True))
 
 
 @gradient("relax.nn.log_softmax")

@@ -69,10 +69,11 @@ def variance(use: Use) -> Expr:
 
 @gradient("relax.std")
 def deviation(use: Use) -> Expr:
-    """y = sqrt(sum((x - m)^2) / n): dx = dy * (x - m) / (n y)."""
-    x = use.args[0]
+    """y = sqrt(sum((x - m)^2) / n): dx = dy * (x - m) / (n y), and 0 where y = 0, as in PyTorch."""
+    x, y = use.args[0], use.result
     centered = x - R.mean(x, axis=list(_reduced_axes(use)), keepdims=True)
-    return centered * _kept(use, use.grad * scalar(1 / _count(use), x) / use.result)
+    share = R.where(R.equal(y, scalar(0, y)), scalar(0, y), use.grad * scalar(1 / _count(use), y) / y)
+    return centered * _kept(use, share)
 
 
 @gradient("relax.cumsum")

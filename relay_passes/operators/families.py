@@ -31,6 +31,7 @@ ELEMENTWISE = frozenset(
         "greater",
         "greater_equal",
         "isfinite",
+        "isinf",
         "isnan",
         "less",
         "less_equal",
@@ -70,7 +71,7 @@ ELEMENTWISE = frozenset(
         "zeros_like",
         "ones_like",
     ]
-) | {"pock.hardtanh"}
+) | {f"pock.{name}" for name in ("hardtanh", "elu", "expm1", "log1p", "root")}
 """What computes each element of its result from the same element of its operands; operands may broadcast."""
 
 BATCHED = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm import relax
 
-from schedules.kernels import bits, elementwise, indexing, loss, normalization, pooling
+from schedules.kernels import bits, elementwise, functions, indexing, loss, normalization, pooling
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels import winograd as winograd_kernels
@@ -135,6 +135,11 @@ cross_entropy_gradient = register_operator(
 pack_bits = register_operator("pock.pack_bits", ["x"], _packed_bits_type, bits.pack_bits)
 unpack_bits = register_operator("pock.unpack_bits", ["bits"], _unpacked_bits_type, bits.unpack_bits)
 hardtanh = register_operator("pock.hardtanh", ["x"], _like_first, elementwise.hardtanh)
+elu = register_operator("pock.elu", ["x"], _like_first, elementwise.elu)
+expm1 = register_operator("pock.expm1", ["x"], _like_first, elementwise.expm1)
+log1p = register_operator("pock.log1p", ["x"], _like_first, elementwise.log1p)
+root = register_operator("pock.root", ["x"], _like_first, elementwise.root)
+safe_softmax = register_operator("pock.safe_softmax", ["x"], _like_first, functions.safe_softmax)
 embedding_gradient = register_operator(
     "pock.embedding_gradient", ["indices", "grad"], _table_type, indexing.embedding_gradient
 )

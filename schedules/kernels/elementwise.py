@@ -1,11 +1,179 @@
-"""What element-wise operators that Relax lacks compute."""
+"""What element-wise operators compute where TVM's own kernels lose values that are not finite.
+
+NaN and infinities pass through as in PyTorch. TVM's simplifier treats floats as if they were ordered numbers: it folds
+``x == x``, ``x * 0``, ``x - x`` and turns ``not (x < y)`` into ``x >= y``; LLVM gets ``max(x, 0)`` as ``x > 0 ? x : 0``.
+So bounds are written here as ``x < low ? low : x``, which keeps NaN (and is one instruction on x86), and negations as
+selections.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from tvm import te, tirx
+
+from . import functions
+from .functions import dtype_of, elementwise, is_float, let
+from .matmul import broadcast_index, broadcast_shape
+
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
+Scalar = tirx.Expr
+Operand = te.Tensor | Scalar
+
+
+def pairs(a: Operand, b: Operand, function: Callable[[Scalar, Scalar], Scalar], name: str) -> te.Tensor:
+    """``function`` of the elements of two operands that are broadcast against each other; one may be a number."""
+    shapes = [list(x.shape) for x in (a, b) if isinstance(x, te.Tensor)]
+    shape = broadcast_shape(*shapes) if len(shapes) == 2 else shapes[0]
+
+    def at(x: Operand, index: tuple[tirx.Var, ...]) -> Scalar:
+        if not isinstance(x, te.Tensor):
+            return x
+        return x(*broadcast_index(list(index), list(x.shape)))
+
+    return te.compute(shape, lambda *index: function(at(a, index), at(b, index)), name=name)
+
+
+# ---- bounds ----------------------------------------------------------------------------------------------------------
+
+
+def relu(x: te.Tensor) -> te.Tensor:
+    """``max(x, 0)``."""
+    zero = tirx.const(0, x.dtype)
+    return elementwise(x, lambda value: tirx.Select(value < zero, zero, value), "relu")
 
 
 def hardtanh(x: te.Tensor, *, low: float, high: float) -> te.Tensor:
-    """``min(max(x, low), high)``."""
+    """``min(max(x, low), high)``, for ``low <= high``."""
     lower, upper = tirx.const(low, x.dtype), tirx.const(high, x.dtype)
-    return te.compute(x.shape, lambda *index: tirx.min(tirx.max(x(*index), lower), upper), name="hardtanh")
+
+    def bounded(value: Scalar) -> Scalar:
+        return let(tirx.Select(value < lower, lower, value), lambda above: tirx.Select(upper < above, upper, above))
+
+    return elementwise(x, bounded, "hardtanh")
+
+
+def maximum(a: Operand, b: Operand) -> te.Tensor:
+    """The larger of two; NaN where either is."""
+    return pairs(a, b, lambda x, y: _winner(x, y, lambda one, other: one < other), "maximum")
+
+
+def minimum(a: Operand, b: Operand) -> te.Tensor:
+    """The smaller of two; NaN where either is."""
+    return pairs(a, b, lambda x, y: _winner(x, y, lambda one, other: other < one), "minimum")
+
+
+def _winner(x: Scalar, y: Scalar, loses: Callable[[Scalar, Scalar], Scalar]) -> Scalar:
+    """What of two numbers does not lose. ``loses(y, x) ? x : y`` is y where either is NaN."""
+    if is_constant(y):
+        return tirx.Select(loses(x, y), y, x)
+    winner = tirx.Select(loses(y, x), x, y)
+    return winner if is_constant(x) or not is_float(x) else tirx.Select(tirx.isnan(x), x, winner)
+
+
+# ---- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def not_equal(a: Operand, b: Operand) -> te.Tensor:
+    """Whether two differ, as NaN does from everything."""
+    return pairs(a, b, lambda x, y: negated(x == y), "not_equal")
+
+
+def logical_not(x: te.Tensor) -> te.Tensor:
+    """The opposite of a boolean."""
+    return elementwise(x, negated, "logical_not")
+
+
+def negated(condition: Scalar) -> Scalar:
+    """The opposite of a condition, which may be a comparison with NaN."""
+    return tirx.Select(condition, tirx.const(False, "bool"), tirx.const(True, "bool"))
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def subtract(a: Operand, b: Operand) -> te.Tensor:
+    """``a - b``, also where both are the same infinity. (LLVM makes one subtraction of this.)"""
+    return pairs(a, b, lambda x, y: x + y * tirx.const(-1, dtype_of(y)), "subtract")
+
+
+def times_zero(x: te.Tensor) -> te.Tensor:
+    """``x * 0``."""
+    zero, nan = tirx.const(0, x.dtype), tirx.const(math.nan, x.dtype)
+    return elementwise(
+        x, lambda value: tirx.Select(tirx.abs(value) < tirx.const(math.inf, x.dtype), zero, nan), "times_zero"
+    )
+
+
+def power(a: Operand, b: Operand) -> te.Tensor:
+    """``a ** b``; of some constant exponents, as in PyTorch, by products and roots."""
+
+    def of(x: Scalar, y: Scalar) -> Scalar:
+        exponent = y.value if is_constant(y) else None
+        return POWERS[exponent](x) if exponent in POWERS and is_float(x) else _pow(x, y)
+
+    return pairs(a, b, of, "power")
+
+
+def _pow(x: Scalar, y: Scalar) -> Scalar:
+    """TVM's power without its warning of exponents from 3 on, which are right."""
+    return tirx.call_intrin(dtype_of(x), "tirx.pow", x, y) if is_float(x) else tirx.power(x, y)
+
+
+POWERS: dict[float, Callable[[Scalar], Scalar]] = {
+    0.5: tirx.sqrt,
+    -0.5: lambda x: tirx.const(1, dtype_of(x)) / tirx.sqrt(x),
+    2: lambda x: x * x,
+    3: lambda x: x * x * x,
+    -1: lambda x: tirx.const(1, dtype_of(x)) / x,
+    -2: lambda x: tirx.const(1, dtype_of(x)) / (x * x),
+}
+
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+
+
+def elu(x: te.Tensor, *, alpha: float, scale: float, input_scale: float) -> te.Tensor:
+    """``scale * (x where x > 0 else alpha * (e^(input_scale * x) - 1))``."""
+    zero, below, above, inside = (tirx.const(value, x.dtype) for value in (0, alpha * scale, scale, input_scale))
+    # The exponential of what is selected anyway: it never overflows beside a positive x.
+    return elementwise(
+        x,
+        lambda value: tirx.Select(
+            value <= zero, functions.expm1(tirx.Select(zero < value, zero, value * inside)) * below, value * above
+        ),
+        "elu",
+    )
+
+
+def selu(x: te.Tensor) -> te.Tensor:
+    """The ELU whose results keep mean 0 and variance 1."""
+    return elu(x, alpha=SELU_ALPHA, scale=SELU_SCALE, input_scale=1.0)
+
+
+def softplus(x: te.Tensor, *, beta: float, threshold: float) -> te.Tensor:
+    """``log(1 + e^(beta x)) / beta``; x where ``beta x`` is beyond the threshold."""
+    return elementwise(x, lambda value: functions.softplus(value, beta, threshold), "softplus")
+
+
+def expm1(x: te.Tensor) -> te.Tensor:
+    """``e^x - 1``."""
+    return elementwise(x, functions.expm1, "expm1")
+
+
+def log1p(x: te.Tensor) -> te.Tensor:
+    """``log(1 + x)``."""
+    return elementwise(x, functions.log1p, "log1p")
+
+
+def root(x: te.Tensor, *, degree: float) -> te.Tensor:
+    """``x ** (1 / degree)``."""
+    of = tirx.sqrt if degree == 2 else lambda value: _pow(value, tirx.const(1 / degree, x.dtype))
+    return elementwise(x, of, "nth_root")  # "root" is what TVM calls the block around all others
+
+
+def is_constant(x: Scalar) -> bool:
+    """Whether a number is known, and is not NaN."""
+    return isinstance(x, tirx.IntImm) or (isinstance(x, tirx.FloatImm) and not math.isnan(x.value))

@@ -15,6 +15,7 @@ from tvm import te, tirx
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 LOG2_HIGH, LOG2_LOW = 0.693359375, -2.12194440e-4
 EXP_LOWEST, EXP_HIGHEST = -87.336544, 88.722839  # of a normal float32; beyond: 0 and infinity
+EXPM1_LOWEST = -30.0  # below, e^x - 1 rounds to -1
 # Cephes, tanhf: (tanh(x) - x) / x^3 for |x| < 0.625.
 TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 # Eigen, erf of single precision: x P(x^2) / Q(x^2) for |x| < 4.
@@ -26,93 +27,151 @@ ERF_Q += (-1.42647390514189e-02,)
 
 def exp(x: tirx.Expr) -> tirx.Expr:
     """``e ** x``."""
-    if _dtype(x) != "float32":
+    if dtype_of(x) != "float32":
         return tirx.exp(x)
 
     def of(x: tirx.Expr) -> tirx.Expr:
         inside = tirx.max(tirx.min(x, _f(EXP_HIGHEST)), _f(EXP_LOWEST))
-        value = _let(inside, lambda y: _let(tirx.floor(y * _f(1 / math.log(2)) + _f(0.5)), lambda n: reduced(y, n)))
+        value = let(inside, lambda y: let(tirx.floor(y * _f(1 / math.log(2)) + _f(0.5)), lambda n: reduced(y, n)))
         value = tirx.Select(x < _f(EXP_LOWEST), _f(0), tirx.Select(x > _f(EXP_HIGHEST), _f(math.inf), value))
         return tirx.Select(tirx.isnan(x), x, value)
 
     def reduced(y: tirx.Expr, power: tirx.Expr) -> tirx.Expr:
         rest = y - power * _f(LOG2_HIGH) - power * _f(LOG2_LOW)
-        value = _let(rest, lambda r: _polynomial(EXP, r) * r * r + r + _f(1))
+        value = let(rest, lambda r: _polynomial(EXP, r) * r * r + r + _f(1))
         # 2^power in two factors: the largest power, 128, has no float32 of its own.
         half = tirx.Cast("int32", power) >> 1
         return value * _power_of_two(half) * _power_of_two(tirx.Cast("int32", power) - half)
 
-    return _let(x, of)
+    return let(x, of)
+
+
+def expm1(x: tirx.Expr) -> tirx.Expr:
+    """``e ** x - 1``, exact near 0."""
+    if dtype_of(x) != "float32":
+        return let(x, _expm1_by_log)
+
+    def of(x: tirx.Expr) -> tirx.Expr:
+        inside = tirx.max(tirx.min(x, _f(EXP_HIGHEST)), _f(EXPM1_LOWEST))
+        value = let(inside, lambda y: let(tirx.floor(y * _f(1 / math.log(2)) + _f(0.5)), lambda n: reduced(y, n)))
+        return tirx.Select(tirx.isnan(x), x, tirx.Select(x > _f(EXP_HIGHEST), _f(math.inf), value))
+
+    def reduced(y: tirx.Expr, power: tirx.Expr) -> tirx.Expr:
+        rest = y - power * _f(LOG2_HIGH) - power * _f(LOG2_LOW)
+        half = _power_of_two(tirx.Cast("int32", power) - 1)  # 2^power = 2 half: 2^128 has no float32 of its own
+        value = let(rest, lambda r: _polynomial(EXP, r) * r * r + r)
+        return let(half, lambda h: (h * value + (h - _f(0.5))) * _f(2))
+
+    return let(x, of)
+
+
+def _expm1_by_log(x: tirx.Expr) -> tirx.Expr:
+    """``(u - 1) x / log(u)`` with u = e^x, whose rounding errors cancel. (Kahan; Higham, Accuracy and Stability of
+    Numerical Algorithms, 1.14.1.)"""
+    one = tirx.const(1, dtype_of(x))
+
+    def of(u: tirx.Expr) -> tirx.Expr:
+        is_limit = tirx.any(u - one == tirx.const(-1, dtype_of(x)), u == tirx.const(math.inf, dtype_of(x)))
+        return tirx.Select(u == one, x, tirx.Select(is_limit, u - one, (u - one) * x / tirx.log(u)))
+
+    return let(tirx.exp(x), of)
+
+
+def log1p(x: tirx.Expr) -> tirx.Expr:
+    """``log(1 + x)``, exact near 0."""
+    return tirx.log1p(x)
+
+
+def softplus(x: tirx.Expr, beta: float, threshold: float) -> tirx.Expr:
+    """``log(1 + e ** (beta x)) / beta``; x where ``beta x`` is beyond the threshold."""
+    slope, most = tirx.const(beta, dtype_of(x)), tirx.const(threshold, dtype_of(x))
+
+    def of(x: tirx.Expr) -> tirx.Expr:
+        inside = tirx.Select(most < x * slope, most, x * slope)
+        return tirx.Select(most < x * slope, x, log1p(exp(inside)) / slope)
+
+    return let(x, of)
 
 
 def sigmoid(x: tirx.Expr) -> tirx.Expr:
     """``1 / (1 + e ** -x)``."""
-    one = tirx.const(1, _dtype(x))
-    return one / (one + exp(tirx.const(0, _dtype(x)) - x))
+    one = tirx.const(1, dtype_of(x))
+    return one / (one + exp(tirx.const(0, dtype_of(x)) - x))
 
 
 def tanh(x: tirx.Expr) -> tirx.Expr:
     """The hyperbolic tangent."""
-    if _dtype(x) != "float32":
+    if dtype_of(x) != "float32":
         return tirx.tanh(x)
 
     def of(x: tirx.Expr) -> tirx.Expr:
-        small = _let(x * x, lambda square: x + x * square * _polynomial(TANH, square))
+        small = let(x * x, lambda square: x + x * square * _polynomial(TANH, square))
         large = _f(1) - _f(2) / (exp(x + x) + _f(1))
         return tirx.Select(tirx.max(x, _f(0) - x) < _f(0.625), small, tirx.Select(tirx.isnan(x), x, large))
 
-    return _let(x, of)
+    return let(x, of)
 
 
 def erf(x: tirx.Expr) -> tirx.Expr:
     """The error function."""
-    if _dtype(x) != "float32":
+    if dtype_of(x) != "float32":
         return tirx.erf(x)
 
     def of(x: tirx.Expr) -> tirx.Expr:
         inside = tirx.max(tirx.min(x, _f(4)), _f(-4))
-        value = _let(inside, lambda y: _let(y * y, lambda z: y * _polynomial(ERF_P, z) / _polynomial(ERF_Q, z)))
+        value = let(inside, lambda y: let(y * y, lambda z: y * _polynomial(ERF_P, z) / _polynomial(ERF_Q, z)))
         return tirx.Select(tirx.isnan(x), x, value)
 
-    return _let(x, of)
+    return let(x, of)
 
 
 def gelu(x: tirx.Expr) -> tirx.Expr:
     """``x * Phi(x)``, by the error function."""
-    half, one, root = (tirx.const(value, _dtype(x)) for value in (0.5, 1, math.sqrt(0.5)))
-    return _let(x, lambda x: x * half * (one + erf(x * root)))
+    half, one, root = (tirx.const(value, dtype_of(x)) for value in (0.5, 1, math.sqrt(0.5)))
+    return let(x, lambda x: x * half * (one + erf(x * root)))
 
 
 def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
     """``x * Phi(x)``, by PyTorch's approximation with tanh."""
-    half, one, cubic, root = (tirx.const(value, _dtype(x)) for value in (0.5, 1, 0.044715, math.sqrt(2 / math.pi)))
-    return _let(x, lambda x: x * half * (one + tanh(root * (x + cubic * x * x * x))))
+    half, one, cubic, root = (tirx.const(value, dtype_of(x)) for value in (0.5, 1, 0.044715, math.sqrt(2 / math.pi)))
+    return let(x, lambda x: x * half * (one + tanh(root * (x + cubic * x * x * x))))
 
 
 def silu(x: tirx.Expr) -> tirx.Expr:
     """``x * sigmoid(x)``."""
-    return _let(x, lambda x: x * sigmoid(x))
+    return let(x, lambda x: x * sigmoid(x))
 
 
-def elementwise(x: te.Tensor, function: Callable[[tirx.Expr], tirx.Expr]) -> te.Tensor:
+def elementwise(x: te.Tensor, function: Callable[[tirx.Expr], tirx.Expr], name: str = "") -> te.Tensor:
     """``function`` of each element."""
-    return te.compute(x.shape, lambda *index: function(x(*index)), name=function.__name__)
+    return te.compute(x.shape, lambda *index: function(x(*index)), name=name or function.__name__)
 
 
 def softmax(x: te.Tensor) -> te.Tensor:
-    """``e ** x / sum e ** x`` along the last axis."""
+    """``e ** x / sum e ** x`` along the last axis; NaN in a row of -inf."""
+    return _softmax(x, lambda total: tirx.const(1, x.dtype) / total)
+
+
+def safe_softmax(x: te.Tensor) -> te.Tensor:
+    """``softmax(x)``, but 0 in a row of -inf: attention that is masked completely."""
+    zero, one = tirx.const(0, x.dtype), tirx.const(1, x.dtype)
+    return _softmax(x, lambda total: tirx.Select(total == zero, zero, one / total))
+
+
+def _softmax(x: te.Tensor, inverse: Callable[[tirx.Expr], tirx.Expr]) -> te.Tensor:
+    # The largest of a row of -inf is the smallest number, of one with NaN any: their sums are 0 and NaN all the same.
     *rows, length = x.shape
     a, b = te.reduce_axis((0, length), name="a"), te.reduce_axis((0, length), name="b")
     largest = te.compute(rows, lambda *row: te.max(x(*row, a), axis=a), name="largest")
     power = te.compute(x.shape, lambda *index: exp(x(*index) - largest(*index[:-1])), name="power")
     total = te.compute(rows, lambda *row: te.sum(power(*row, b), axis=b), name="total")
-    scale = te.compute(rows, lambda *row: tirx.const(1, x.dtype) / total(*row), name="scale")
+    scale = te.compute(rows, lambda *row: inverse(total(*row)), name="scale")
     return te.compute(x.shape, lambda *index: power(*index) * scale(*index[:-1]), name="softmax")
 
 
-def _let(value: tirx.Expr, body: Callable[[tirx.Expr], tirx.Expr]) -> tirx.Expr:
+def let(value: tirx.Expr, body: Callable[[tirx.Expr], tirx.Expr]) -> tirx.Expr:
     """``body`` of a name for ``value``: what is read often is computed, and written down, once."""
-    var = tirx.Var("t", _dtype(value))
+    var = tirx.Var("t", dtype_of(value))
     return tirx.Let(var, value, body(var))
 
 
@@ -127,8 +186,14 @@ def _power_of_two(power: tirx.Expr) -> tirx.Expr:
     return tirx.reinterpret("float32", (power + 127) << 23)
 
 
-def _dtype(x: tirx.Expr) -> str:
+def dtype_of(x: tirx.Expr) -> str:
+    """The type of a number."""
     return str(x.ty.dtype)
+
+
+def is_float(x: tirx.Expr) -> bool:
+    """Whether a number can be NaN."""
+    return dtype_of(x).startswith(("float", "bfloat"))
 
 
 def _f(value: float) -> tirx.Expr:

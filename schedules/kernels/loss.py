@@ -15,22 +15,27 @@ def cross_entropy(logits: te.Tensor, labels: te.Tensor, *, ignore_index: int, la
     the label and smoothing / classes elsewhere, as in ``torch.nn.CrossEntropyLoss``.
     """
     rows, classes = (int(extent) for extent in logits.shape)
-    log_sum = _log_sum_exp(logits)
+    largest, total = _exp_sum(logits)
+    log_total = te.compute((rows,), lambda row: tirx.log(total(row)), name="log_total")
     zero = tirx.const(0, logits.dtype)
 
+    def surprise(row: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
+        """``-log softmax``: the largest logit goes first, or it would round the rest away."""
+        return log_total(row) - (logits(row, c) - largest(row))
+
     def at_label(row: tirx.Expr) -> tirx.Expr:
-        return tirx.if_then_else(_counts(labels, row, ignore_index), log_sum(row) - logits(row, labels(row)), zero)
+        return tirx.if_then_else(_counts(labels, row, ignore_index), surprise(row, labels(row)), zero)
 
     if not label_smoothing:
         return te.compute((rows,), at_label, name="cross_entropy")
     c = te.reduce_axis((0, classes), name="c")
-    total = te.compute((rows,), lambda row: te.sum(log_sum(row) - logits(row, c), axis=c), name="uniform")
+    uniform = te.compute((rows,), lambda row: te.sum(surprise(row, c), axis=c), name="uniform")
     share = tirx.const(label_smoothing / classes, logits.dtype)
     rest = tirx.const(1 - label_smoothing, logits.dtype)
     return te.compute(
         (rows,),
         lambda row: tirx.if_then_else(
-            _counts(labels, row, ignore_index), rest * at_label(row) + share * total(row), zero
+            _counts(labels, row, ignore_index), rest * at_label(row) + share * uniform(row), zero
         ),
         name="cross_entropy",
     )
@@ -41,14 +46,17 @@ def cross_entropy_gradient(
 ) -> te.Tensor:
     """``d logits[row, c] = (softmax(logits)[row, c] - target[row, c]) * grad[row]``; ``grad``: float [rows]."""
     rows, classes = (int(extent) for extent in logits.shape)
-    log_sum = _log_sum_exp(logits)
+    largest, total = _exp_sum(logits)
+    zero, one = tirx.const(0, logits.dtype), tirx.const(1, logits.dtype)
+    scale = te.compute((rows,), lambda row: one / total(row), name="scale")
     share = tirx.const(label_smoothing / classes, logits.dtype)
     hit = tirx.const(1 - label_smoothing + label_smoothing / classes, logits.dtype)
 
     def d_logits(row: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
         target = tirx.Select(labels(row) == tirx.Cast(labels.dtype, c), hit, share)
-        difference = (exp(logits(row, c) - log_sum(row)) - target) * grad(row)
-        return tirx.Select(_counts(labels, row, ignore_index), difference, tirx.const(0, logits.dtype))
+        # A row that does not count has a gradient of 0, and of NaN where a probability is NaN.
+        weight = tirx.Select(_counts(labels, row, ignore_index), grad(row), zero)
+        return (exp(logits(row, c) - largest(row)) * scale(row) - target) * weight
 
     return te.compute((rows, classes), d_logits, name="cross_entropy_gradient")
 
@@ -57,9 +65,10 @@ def _counts(labels: te.Tensor, row: tirx.Expr, ignore_index: int) -> tirx.Expr:
     return labels(row) != tirx.const(ignore_index, labels.dtype)
 
 
-def _log_sum_exp(logits: te.Tensor) -> te.Tensor:
+def _exp_sum(logits: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
+    """The largest logit of each row, and the sum of ``e ** (logit - largest)``."""
     rows, classes = (int(extent) for extent in logits.shape)
     a, b = te.reduce_axis((0, classes), name="a"), te.reduce_axis((0, classes), name="b")
     largest = te.compute((rows,), lambda row: te.max(logits(row, a), axis=a), name="largest")
     total = te.compute((rows,), lambda row: te.sum(exp(logits(row, b) - largest(row)), axis=b), name="exp_sum")
-    return te.compute((rows,), lambda row: tirx.log(total(row)) + largest(row), name="log_sum")
+    return largest, total

@@ -1,11 +1,14 @@
-"""What the gradients of pooling compute, channels last: activations are [N, H, W, C], ``padding`` is (top, left,
+"""What max-pooling and the gradients of pooling compute, channels last: activations are [N, H, W, C], ``padding`` is (top, left,
 bottom, right)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tvm import te, tirx
+
+from .reduction import beats, extremum, worst
 
 
 def max_pool2d_argmax(
@@ -17,32 +20,72 @@ def max_pool2d_argmax(
     dilation: Sequence[int],
     out_size: Sequence[int],
 ) -> te.Tensor:
-    """Which tap (row * width + column) of each window holds its maximum, the first of equals, as [N, H', W', C].
+    """Which tap (row * width + column) of each window holds its maximum, as [N, H', W', C]: the first of equals, and
+    the last NaN where there is one, as in PyTorch.
 
     The result is what a training step keeps instead of X: one byte each for windows of up to 256 taps, else an int32.
     """
+    dtype, last = argmax_dtype(pool_size), pool_size[0] * pool_size[1] - 1
+    lowest = worst(x.dtype, least=False)
+
+    def place_of_maximum(left: tuple, right: tuple) -> tuple:
+        # Taps come in order, but what pads and the identity count as last ones: of equals the first is inside.
+        is_first = tirx.all(right[1] == left[1], right[0] < left[0])
+        is_better = tirx.any(beats(right[1], left[1], least=False), is_first)
+        return tuple(tirx.Select(is_better, new, old) for new, old in zip(right, left, strict=True))
+
+    def identity(index_dtype: str, _value_dtype: str) -> tuple:
+        return tirx.const(last, index_dtype), lowest
+
+    argmax = te.comm_reducer(place_of_maximum, identity, name="place_of_maximum")
+
+    def element(inside: tirx.Expr, value: tirx.Expr, tap: tirx.Expr) -> tuple:
+        place = tirx.if_then_else(inside, tirx.Cast(dtype, tap), tirx.const(last, dtype))
+        return place, tirx.if_then_else(inside, value, lowest)
+
+    return _over_windows(x, element, argmax, "max_pool2d_argmax", pool_size, strides, padding, dilation, out_size)[0]
+
+
+def max_pool2d(
+    x: te.Tensor,
+    *,
+    pool_size: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out_size: Sequence[int],
+) -> te.Tensor:
+    """The maximum of each window, as [N, H', W', C]; NaN where there is one."""
+    lowest = worst(x.dtype, least=False)
+
+    def element(inside: tirx.Expr, value: tirx.Expr, _tap: tirx.Expr) -> tirx.Expr:
+        return tirx.if_then_else(inside, value, lowest)
+
+    maximum = extremum(x.dtype, least=False)
+    return _over_windows(x, element, maximum, "max_pool2d", pool_size, strides, padding, dilation, out_size)
+
+
+def _over_windows(
+    x: te.Tensor,
+    element: Callable[[tirx.Expr, tirx.Expr, tirx.Expr], Any],
+    reducer: Callable[..., Any],
+    name: str,
+    pool_size: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out_size: Sequence[int],
+) -> Any:
+    """Reduce ``element(is inside, value, tap)`` over the taps of each window, row by row."""
     batch, height, width, channels = (int(extent) for extent in x.shape)
     r, s = te.reduce_axis((0, pool_size[0]), name="r"), te.reduce_axis((0, pool_size[1]), name="s")
-    dtype = argmax_dtype(pool_size)
-    lowest = tirx.min_value(x.dtype)
 
-    def first_maximum(left: tuple, right: tuple) -> tuple:
-        better = tirx.any(left[1] > right[1], tirx.all(left[1] == right[1], left[0] <= right[0]))
-        return tirx.Select(better, left[0], right[0]), tirx.Select(better, left[1], right[1])
-
-    def identity(index_dtype: str, value_dtype: str) -> tuple:
-        return tirx.const(pool_size[0] * pool_size[1] - 1, index_dtype), tirx.min_value(value_dtype)
-
-    argmax = te.comm_reducer(first_maximum, identity, name="first_maximum")
-
-    def window(n: tirx.Expr, h: tirx.Expr, w: tirx.Expr, c: tirx.Expr) -> tuple:
+    def window(n: tirx.Expr, h: tirx.Expr, w: tirx.Expr, c: tirx.Expr) -> Any:
         row, column = h * strides[0] + r * dilation[0] - padding[0], w * strides[1] + s * dilation[1] - padding[1]
         inside = tirx.all(row >= 0, row < height, column >= 0, column < width)
-        value = tirx.if_then_else(inside, x(n, row, column, c), lowest)
-        return argmax((tirx.Cast(dtype, r * pool_size[1] + s), value), axis=[r, s])
+        return reducer(element(inside, x(n, row, column, c), r * pool_size[1] + s), axis=[r, s])
 
-    index, _ = te.compute((batch, *out_size, channels), window, name="max_pool2d_argmax")
-    return index
+    return te.compute((batch, *out_size, channels), window, name=name)
 
 
 def argmax_dtype(pool_size: Sequence[int]) -> str:

@@ -1,10 +1,14 @@
-"""Sums over everything but the channels, as bias gradients are."""
+"""Sums over everything but the channels, as bias gradients are, and variances, and extrema that NaN wins."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tvm import te, tirx
+
+from .functions import is_float
 
 
 def channel_sum(x: te.Tensor, *, chunks: Sequence[int]) -> te.Tensor:
@@ -22,3 +26,108 @@ def channel_sum(x: te.Tensor, *, chunks: Sequence[int]) -> te.Tensor:
         return te.sum(x(*at, index[-1]), axis=reduced)
 
     return te.compute((*chunks, channels), total, name="channel_sum", attrs={"schedule_rule": "pock.channel_sum"})
+
+
+def largest(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
+    """The largest element along some axes; NaN where there is one."""
+    return _reduced(x, axes, keepdims, lambda at, _place: x(*at), extremum(x.dtype, least=False), "largest")
+
+
+def smallest(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
+    """The smallest element along some axes; NaN where there is one."""
+    return _reduced(x, axes, keepdims, lambda at, _place: x(*at), extremum(x.dtype, least=True), "smallest")
+
+
+def argmax(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
+    """Where along some axes the largest element is: the first of equals, and the first NaN where there is one."""
+    return _first_place(x, largest(x, axes=axes, keepdims=True), axes, keepdims)
+
+
+def argmin(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
+    """Where along some axes the smallest element is: the first of equals, and the first NaN where there is one."""
+    return _first_place(x, smallest(x, axes=axes, keepdims=True), axes, keepdims)
+
+
+def variance(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
+    """The mean square of the differences from the mean along some axes; 0 where all elements are the same.
+
+    Elements are taken from the first of them, whose mean would else be rounded, and differ from all.
+    """
+    scale = tirx.const(1 / math.prod(int(x.shape[axis]) for axis in axes), x.dtype)
+
+    def shifted(at: Sequence[tirx.Expr]) -> tirx.Expr:
+        return x(*at) - x(*(0 if axis in axes else index for axis, index in enumerate(at)))
+
+    total = _reduced(x, axes, True, lambda at, _place: shifted(at), te.sum, "shifted_sum")
+
+    def square(at: Sequence[tirx.Expr], _place: tirx.Expr) -> tirx.Expr:
+        difference = shifted(at) - total(*(0 if axis in axes else index for axis, index in enumerate(at))) * scale
+        return difference * difference
+
+    squares = _reduced(x, axes, keepdims, square, te.sum, "squares")
+    return te.compute(squares.shape, lambda *index: squares(*index) * scale, name="variance")
+
+
+def std(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
+    """The root of :func:`variance`."""
+    squares = variance(x, axes=axes, keepdims=keepdims)
+    return te.compute(squares.shape, lambda *index: tirx.sqrt(squares(*index)), name="std")
+
+
+def extremum(dtype: str, *, least: bool) -> Callable[..., Any]:
+    """The reducer of the largest or ``least`` element, which NaN is."""
+
+    def combine(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
+        return tirx.Select(beats(right, left, least), right, left)
+
+    return te.comm_reducer(combine, lambda of: worst(of, least), name="extremum")
+
+
+def beats(new: tirx.Expr, old: tirx.Expr, least: bool) -> tirx.Expr:
+    """Whether a later element takes the place of an earlier one, which no number takes from NaN."""
+    is_better = new < old if least else new > old
+    return tirx.any(is_better, tirx.isnan(new)) if is_float(new) else is_better
+
+
+def worst(dtype: str, least: bool) -> tirx.Expr:
+    """What every element is as good as."""
+    if dtype.startswith(("float", "bfloat")):
+        return tirx.const(math.inf if least else -math.inf, dtype)
+    return tirx.max_value(dtype) if least else tirx.min_value(dtype)
+
+
+def _first_place(x: te.Tensor, found: te.Tensor, axes: Sequence[int], keepdims: bool) -> te.Tensor:
+    """The first position along ``axes`` of what was found there. (TVM vectorises no reduction of pairs correctly.)"""
+    nowhere = tirx.max_value("int64")
+
+    def element(at: Sequence[tirx.Expr], place: tirx.Expr) -> tirx.Expr:
+        value = x(*at)
+        is_found = value == found(*(0 if axis in axes else index for axis, index in enumerate(at)))
+        if is_float(value):
+            is_found = tirx.any(is_found, tirx.isnan(value))
+        return tirx.Select(is_found, place, nowhere)
+
+    return _reduced(x, axes, keepdims, element, te.min, "place")
+
+
+def _reduced(
+    x: te.Tensor,
+    axes: Sequence[int],
+    keepdims: bool,
+    element: Callable[[Sequence[tirx.Expr], tirx.Expr], tirx.Expr],
+    reducer: Callable[..., Any],
+    name: str,
+) -> te.Tensor:
+    """Reduce ``element(index, place)`` along ``axes`` of X, the place being the position along them, row by row."""
+    extents = [int(extent) for extent in x.shape]
+    reduced = {axis: te.reduce_axis((0, extents[axis]), name=f"r{axis}") for axis in axes}
+    place: tirx.Expr = tirx.const(0, "int64")
+    for axis, variable in reduced.items():
+        place = place * extents[axis] + tirx.Cast("int64", variable)
+    kept = [axis for axis in range(len(extents)) if keepdims or axis not in reduced]
+
+    def result(*index: tirx.Var) -> Any:
+        at = dict(zip(kept, index, strict=True)) | reduced
+        return reducer(element([at[axis] for axis in range(len(extents))], place), axis=list(reduced.values()))
+
+    return te.compute([1 if axis in reduced else extents[axis] for axis in kept], result, name=name)
