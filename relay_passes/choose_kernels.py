@@ -12,18 +12,16 @@ import tvm
 from tvm import IRModule, relax, te, tirx, topi
 
 from schedules.cpu import Traits, parts, rounded_rows, vector_lanes
-from schedules.kernels import OPAQUE, SMALL, bits, elementwise, functions, indexing, pooling, reduction
+from schedules.kernels import OPAQUE, SMALL, bits, functions, indexing, reduction
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels.transpose import square_lanes, transpose
 
 from .errors import PassError
-from .ir import CALLS, Constant, Expr, bindings_of, constant_value, dtype_of, is_float, normalized_axes, op_name
-from .ir import shape_of, slice_bounds
+from .ir import CALLS, Expr, bindings_of, dtype_of, op_name, shape_of, slice_bounds
+from .kernels_for_not_finite import NOT_FINITE, Legalize, call_kernel
 from .operators.registry import attributes_of, plain
 from .operators.views import VIEWS
-
-Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
 
 @tvm.transform.module_pass(opt_level=0, name="ChooseKernels")
@@ -84,11 +82,7 @@ def _cropped_product(
     """The first elements, of the ``shape``, of a product that is larger than it has to be. What comes after is fused
     with the cropping: a tile ends where the product does."""
     product = _product(builder, kernel, *args, pattern=OPAQUE, **options)
-    return _call(builder, indexing.crop, builder.emit(product), shape=shape)
-
-
-def _call(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
-    return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, **options)
+    return call_kernel(builder, indexing.crop, builder.emit(product), shape=shape)
 
 
 def _moved(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
@@ -150,7 +144,7 @@ def _conv2d_weight_gradient(traits: Traits, builder: relax.BlockBuilder, call: r
     if chunks == (1, 1):
         return _product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes)
     sums = builder.emit(_product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes, chunks=chunks))
-    return _call(builder, topi.sum, sums, axis=[0, 1])
+    return call_kernel(builder, topi.sum, sums, axis=[0, 1])
 
 
 def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Expr:
@@ -193,10 +187,10 @@ def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax
     axes = plain(attrs.axis)
     over_rows = axes is not None and sorted(axis % len(shape) for axis in axes) == list(range(len(shape) - 1))
     if not over_rows or len(shape) < 2 or attrs.keepdims or math.prod(shape) < SMALL:
-        return _call(builder, topi.sum, x, axis=axes and list(axes), keepdims=bool(attrs.keepdims))
+        return call_kernel(builder, topi.sum, x, axis=axes and list(axes), keepdims=bool(attrs.keepdims))
     chunks = parts(shape[: min(2, len(shape) - 1)], 4 * traits.cores)
-    sums = builder.emit(_call(builder, reduction.channel_sum, x, chunks=chunks))
-    return _call(builder, topi.sum, sums, axis=list(range(len(chunks))))
+    sums = builder.emit(call_kernel(builder, reduction.channel_sum, x, chunks=chunks))
+    return call_kernel(builder, topi.sum, sums, axis=list(range(len(chunks))))
 
 
 # ---- others ----------------------------------------------------------------------------------------------------------
@@ -234,7 +228,7 @@ def _permute_dims(traits: Traits, builder: relax.BlockBuilder, call: relax.Call)
     axes = [int(axis) for axis in call.attrs.axes] if call.attrs.axes is not None else list(range(len(shape)))[::-1]
     lanes = square_lanes(shape, axes, traits.lanes) if math.prod(shape) > SMALL else None
     if lanes is None or dtype_of(x) != "float32":
-        return _call(builder, topi.transpose, x, axes=axes)
+        return call_kernel(builder, topi.transpose, x, axes=axes)
     kernel = builder.add_func(transpose(shape, axes, "float32", lanes), "transpose")
     return relax.op.call_tir(kernel, [x], out_ty=relax.TensorType([shape[axis] for axis in axes], "float32"))
 
@@ -243,7 +237,7 @@ def _softmax(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     (x,) = call.args
     if int(call.attrs.axis) not in (-1, len(shape_of(x)) - 1):
         return relax.transform.legalize_ops.nn._nn_softmax(builder, call)
-    return _call(builder, functions.softmax, x)
+    return call_kernel(builder, functions.softmax, x)
 
 
 def _function(function: Callable[[Any], Any]) -> Legalize:
@@ -256,93 +250,12 @@ def _function(function: Callable[[Any], Any]) -> Legalize:
     return legalize
 
 
-# ---- what has to pass on values that are not finite ------------------------------------------------------------------
-
-
-def _each(kernel: Callable[..., Any], *attributes: str) -> Legalize:
-    """A kernel of one operand, and these attributes of the call."""
-
-    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-        return _call(builder, kernel, call.args[0], **{name: plain(getattr(call.attrs, name)) for name in attributes})
-
-    return legalize
-
-
-def _pairs(kernel: Callable[..., Any]) -> Legalize:
-    """A kernel of two operands, one of which may be a number."""
-
-    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-        a, b = call.args
-        if isinstance(b, Constant) and not shape_of(b):
-            b = _number(b)
-        elif isinstance(a, Constant) and not shape_of(a):
-            a = _number(a)
-        return _call(builder, kernel, a, b)
-
-    return legalize
-
-
-def _number(constant: Expr) -> tirx.Expr:
-    return tirx.const(constant_value(constant).item(), dtype_of(constant))
-
-
-def _clip(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    x, low, high = call.args
-    return _call(builder, elementwise.hardtanh, x, low=plain(low.value), high=plain(high.value))
-
-
-def _equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """``x == x`` asks which elements are not NaN; TVM knows the answer too soon."""
-    a, b = call.args
-    if is_float(a) and a.same_as(b):
-        return relax.op.logical_not(builder.emit(_call(builder, topi.isnan, a)))
-    return relax.transform.legalize_ops.binary._binary(topi.equal)(builder, call)
-
-
-def _subtract(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    if is_float(call):
-        return _pairs(elementwise.subtract)(builder, call)
-    return relax.transform.legalize_ops.binary._binary(topi.subtract)(builder, call)
-
-
-def _multiply(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    a, b = call.args
-    for x, factor in ((a, b), (b, a)):
-        if (
-            is_float(call)
-            and isinstance(factor, Constant)
-            and not shape_of(factor)
-            and not constant_value(factor).any()
-        ):
-            return _call(builder, elementwise.times_zero, x)
-    return relax.transform.legalize_ops.binary._binary(topi.multiply)(builder, call)
-
-
-def _reduction(kernel: Callable[..., Any]) -> Legalize:
-    """A kernel that gives one number for all positions along some axes."""
-
-    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-        axes = plain(call.attrs.axis)
-        axes = normalized_axes([axes] if isinstance(axes, int) else axes, len(shape_of(call.args[0])))
-        return _call(builder, kernel, call.args[0], axes=axes, keepdims=bool(call.attrs.keepdims))
-
-    return legalize
-
-
-def _max_pool2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    attrs = call.attrs
-    if attrs.layout != "NHWC" or attrs.out_layout not in ("", "NHWC"):
-        return relax.transform.legalize_ops.nn._nn_max_pool2d(builder, call)
-    window = {name: plain(getattr(attrs, name)) for name in ("pool_size", "strides", "padding", "dilation")}
-    return _call(builder, pooling.max_pool2d, call.args[0], **window, out_size=shape_of(call)[1:3])
-
-
 def _as_it_is(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """A view: memory is planned so that it needs no kernel."""
     return call
 
 
-KERNELS: dict[str, Legalize] = {
+KERNELS: dict[str, Legalize] = NOT_FINITE | {
     "pock.part": _as_it_is,
     "pock.join": _as_it_is,
     "relax.nn.conv2d": _conv2d,
@@ -359,25 +272,6 @@ KERNELS: dict[str, Legalize] = {
     "relax.nn.silu": _function(functions.silu),
     "relax.nn.gelu": _function(functions.gelu),
     "relax.nn.gelu_tanh": _function(functions.gelu_tanh),
-    "relax.nn.selu": _each(elementwise.selu),
-    "relax.nn.softplus": _each(elementwise.softplus, "beta", "threshold"),
-    "relax.nn.relu": _each(elementwise.relu),
-    "relax.clip": _clip,
-    "relax.maximum": _pairs(elementwise.maximum),
-    "relax.minimum": _pairs(elementwise.minimum),
-    "relax.max": _reduction(reduction.largest),
-    "relax.min": _reduction(reduction.smallest),
-    "relax.variance": _reduction(reduction.variance),
-    "relax.std": _reduction(reduction.std),
-    "relax.argmax": _reduction(reduction.argmax),
-    "relax.argmin": _reduction(reduction.argmin),
-    "relax.nn.max_pool2d": _max_pool2d,
-    "relax.equal": _equal,
-    "relax.not_equal": _pairs(elementwise.not_equal),
-    "relax.logical_not": _each(elementwise.logical_not),
-    "relax.power": _pairs(elementwise.power),
-    "relax.subtract": _subtract,
-    "relax.multiply": _multiply,
 }
 WITH_TRAITS: dict[str, Callable[[Traits, relax.BlockBuilder, relax.Call], relax.Expr]] = {
     "pock.conv2d_data_gradient": _conv2d_data_gradient,

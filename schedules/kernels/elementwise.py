@@ -1,26 +1,26 @@
 """What element-wise operators compute where TVM's own kernels lose values that are not finite.
 
 NaN and infinities pass through as in PyTorch. TVM's simplifier treats floats as if they were ordered numbers: it folds
-``x == x``, ``x * 0``, ``x - x`` and turns ``not (x < y)`` into ``x >= y``; LLVM gets ``max(x, 0)`` as ``x > 0 ? x : 0``.
-So bounds are written here as ``x < low ? low : x``, which keeps NaN (and is one instruction on x86), and negations as
-selections.
+``x == x``, ``x * 0``, ``x - x`` and turns ``not (x < y)`` into ``x >= y``; its maximum is ``x > y ? x : y``. So bounds
+are written here as ``x < low ? low : x``, which keeps NaN (and is one instruction on x86), and negations as selections.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 from tvm import te, tirx
 
 from . import functions
-from .functions import dtype_of, elementwise, is_float, let
+from .functions import dtype_of, elementwise, is_float, let, negated, unless_nan
 from .matmul import broadcast_index, broadcast_shape
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
-Scalar = tirx.Expr
-Operand = te.Tensor | Scalar
+Scalar: TypeAlias = tirx.Expr
+Operand: TypeAlias = te.Tensor | tirx.Expr
 
 
 def pairs(a: Operand, b: Operand, function: Callable[[Scalar, Scalar], Scalar], name: str) -> te.Tensor:
@@ -70,7 +70,7 @@ def _winner(x: Scalar, y: Scalar, loses: Callable[[Scalar, Scalar], Scalar]) -> 
     if is_constant(y):
         return tirx.Select(loses(x, y), y, x)
     winner = tirx.Select(loses(y, x), x, y)
-    return winner if is_constant(x) or not is_float(x) else tirx.Select(tirx.isnan(x), x, winner)
+    return winner if is_constant(x) or not is_float(x) else unless_nan(x, winner)
 
 
 # ---- comparisons -----------------------------------------------------------------------------------------------------
@@ -81,14 +81,24 @@ def not_equal(a: Operand, b: Operand) -> te.Tensor:
     return pairs(a, b, lambda x, y: negated(x == y), "not_equal")
 
 
+def isnan(x: te.Tensor) -> te.Tensor:
+    """Whether an element is no number."""
+    return elementwise(x, functions.isnan, "isnan")
+
+
+def isinf(x: te.Tensor) -> te.Tensor:
+    """Whether an element is an infinity."""
+    return elementwise(x, lambda value: tirx.abs(value) == tirx.const(math.inf, x.dtype), "isinf")
+
+
+def isfinite(x: te.Tensor) -> te.Tensor:
+    """Whether an element is neither."""
+    return elementwise(x, lambda value: tirx.abs(value) < tirx.const(math.inf, x.dtype), "isfinite")
+
+
 def logical_not(x: te.Tensor) -> te.Tensor:
     """The opposite of a boolean."""
     return elementwise(x, negated, "logical_not")
-
-
-def negated(condition: Scalar) -> Scalar:
-    """The opposite of a condition, which may be a comparison with NaN."""
-    return tirx.Select(condition, tirx.const(False, "bool"), tirx.const(True, "bool"))
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------

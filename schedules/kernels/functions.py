@@ -34,7 +34,7 @@ def exp(x: tirx.Expr) -> tirx.Expr:
         inside = tirx.max(tirx.min(x, _f(EXP_HIGHEST)), _f(EXP_LOWEST))
         value = let(inside, lambda y: let(tirx.floor(y * _f(1 / math.log(2)) + _f(0.5)), lambda n: reduced(y, n)))
         value = tirx.Select(x < _f(EXP_LOWEST), _f(0), tirx.Select(x > _f(EXP_HIGHEST), _f(math.inf), value))
-        return tirx.Select(tirx.isnan(x), x, value)
+        return unless_nan(x, value)
 
     def reduced(y: tirx.Expr, power: tirx.Expr) -> tirx.Expr:
         rest = y - power * _f(LOG2_HIGH) - power * _f(LOG2_LOW)
@@ -54,7 +54,7 @@ def expm1(x: tirx.Expr) -> tirx.Expr:
     def of(x: tirx.Expr) -> tirx.Expr:
         inside = tirx.max(tirx.min(x, _f(EXP_HIGHEST)), _f(EXPM1_LOWEST))
         value = let(inside, lambda y: let(tirx.floor(y * _f(1 / math.log(2)) + _f(0.5)), lambda n: reduced(y, n)))
-        return tirx.Select(tirx.isnan(x), x, tirx.Select(x > _f(EXP_HIGHEST), _f(math.inf), value))
+        return unless_nan(x, tirx.Select(x > _f(EXP_HIGHEST), _f(math.inf), value))
 
     def reduced(y: tirx.Expr, power: tirx.Expr) -> tirx.Expr:
         rest = y - power * _f(LOG2_HIGH) - power * _f(LOG2_LOW)
@@ -107,7 +107,7 @@ def tanh(x: tirx.Expr) -> tirx.Expr:
     def of(x: tirx.Expr) -> tirx.Expr:
         small = let(x * x, lambda square: x + x * square * _polynomial(TANH, square))
         large = _f(1) - _f(2) / (exp(x + x) + _f(1))
-        return tirx.Select(tirx.max(x, _f(0) - x) < _f(0.625), small, tirx.Select(tirx.isnan(x), x, large))
+        return tirx.Select(tirx.max(x, _f(0) - x) < _f(0.625), small, unless_nan(x, large))
 
     return let(x, of)
 
@@ -120,7 +120,7 @@ def erf(x: tirx.Expr) -> tirx.Expr:
     def of(x: tirx.Expr) -> tirx.Expr:
         inside = tirx.max(tirx.min(x, _f(4)), _f(-4))
         value = let(inside, lambda y: let(y * y, lambda z: y * _polynomial(ERF_P, z) / _polynomial(ERF_Q, z)))
-        return tirx.Select(tirx.isnan(x), x, value)
+        return unless_nan(x, value)
 
     return let(x, of)
 
@@ -184,6 +184,21 @@ def _polynomial(coefficients: Sequence[float], x: tirx.Expr) -> tirx.Expr:
 
 def _power_of_two(power: tirx.Expr) -> tirx.Expr:
     return tirx.reinterpret("float32", (power + 127) << 23)
+
+
+def unless_nan(x: tirx.Expr, value: tirx.Expr) -> tirx.Expr:
+    """``value``, but NaN where x is. (TVM vectorises no ``isnan``.)"""
+    return tirx.Select(x <= tirx.const(math.inf, dtype_of(x)), value, x)
+
+
+def isnan(x: tirx.Expr) -> tirx.Expr:
+    """Whether a number is NaN."""
+    return negated(x <= tirx.const(math.inf, dtype_of(x)))
+
+
+def negated(condition: tirx.Expr) -> tirx.Expr:
+    """The opposite of a condition, which may be a comparison with NaN."""
+    return tirx.Select(condition, tirx.const(False, "bool"), tirx.const(True, "bool"))
 
 
 def dtype_of(x: tirx.Expr) -> str:

@@ -1,5 +1,5 @@
-"""What max-pooling and the gradients of pooling compute, channels last: activations are [N, H, W, C], ``padding`` is (top, left,
-bottom, right)."""
+"""What max-pooling and the gradients of pooling compute, channels last: activations are [N, H, W, C],
+``padding`` is (top, left, bottom, right)."""
 
 from __future__ import annotations
 

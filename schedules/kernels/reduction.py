@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from .functions import is_float
+from .functions import is_float, isnan
 
 
 def channel_sum(x: te.Tensor, *, chunks: Sequence[int]) -> te.Tensor:
@@ -86,12 +86,12 @@ def extremum(dtype: str, *, least: bool) -> Callable[..., Any]:
 def beats(new: tirx.Expr, old: tirx.Expr, least: bool) -> tirx.Expr:
     """Whether a later element takes the place of an earlier one, which no number takes from NaN."""
     is_better = new < old if least else new > old
-    return tirx.any(is_better, tirx.isnan(new)) if is_float(new) else is_better
+    return tirx.any(is_better, isnan(new)) if is_float(new) else is_better
 
 
 def worst(dtype: str, least: bool) -> tirx.Expr:
     """What every element is as good as."""
-    if dtype.startswith(("float", "bfloat")):
+    if str(dtype).startswith(("float", "bfloat")):
         return tirx.const(math.inf if least else -math.inf, dtype)
     return tirx.max_value(dtype) if least else tirx.min_value(dtype)
 
@@ -104,7 +104,7 @@ def _first_place(x: te.Tensor, found: te.Tensor, axes: Sequence[int], keepdims: 
         value = x(*at)
         is_found = value == found(*(0 if axis in axes else index for axis, index in enumerate(at)))
         if is_float(value):
-            is_found = tirx.any(is_found, tirx.isnan(value))
+            is_found = tirx.any(is_found, isnan(value))
         return tirx.Select(is_found, place, nowhere)
 
     return _reduced(x, axes, keepdims, element, te.min, "place")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,3 +249,49 @@ def test_functions_of_rows(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sums_of_rows(dtype: str) -> None:
     check(SUMS, [rows_of_three(1e12)], dtype)  # whose cubes are finite: PyTorch adds in another order
+
+
+POOLS = [
+    ("2 x 2", {"kernel_size": 2}),
+    ("overlapping, padded", {"kernel_size": 3, "stride": 2, "padding": 1}),
+    ("padded by half", {"kernel_size": (2, 4), "stride": 1, "padding": (1, 2)}),
+    ("dilated", {"kernel_size": 2, "stride": 1, "dilation": 2}),
+    ("larger than a byte counts", {"kernel_size": 17, "stride": 1, "padding": 8}),
+]
+
+
+@pytest.mark.parametrize("kind", POOLS, ids=lambda kind: kind[0])
+def test_max_pooling(kind: tuple[str, dict[str, Any]]) -> None:
+    """Images [N, H, W, C] of a few values, so that windows have ties, several NaN, or nothing but -inf."""
+    options = kind[1]
+    values = np.random.default_rng(0).choice(
+        [0.0, 1, 2, -np.inf, np.inf, np.nan], (3, 19, 18, 5), p=[0.1, 0.1, 0.1, 0.5, 0.1, 0.1]
+    )
+    attributes = {"pool_size": options["kernel_size"], "strides": options.get("stride", options["kernel_size"])}
+    attributes |= {name: options[name] for name in ("padding", "dilation") if name in options}
+    row = Row(
+        kind[0],
+        lambda x: R.nn.max_pool2d(x, **attributes, layout="NHWC", out_layout="NHWC"),
+        lambda x: F.max_pool2d(x.permute(0, 3, 1, 2), **options).permute(0, 2, 3, 1),
+    )
+    check([row], [values], "float32")
+
+
+LABELS = np.array([0, 2, -100, 1, 3, 0, -100] * 3)
+LOGITS = np.array([[0, 0, 0, 0], [1e4, 1e4, 1e4 - 1, 0], [np.nan, 1, 2, 3], [np.nan, 1, 2, 3], [1, 2, 3, np.inf]])
+LOGITS = np.concatenate([LOGITS, [[1e38, 1e38, -1e38, 0], [-np.inf, 0, 1, -np.inf]], np.roll(LOGITS, 1, 1)])
+LOGITS = np.concatenate([LOGITS, np.full((2, 4), -np.inf), np.full((2, 4), -1e4), np.eye(4)[[0, 1, 0, 1, 2]] * 88.8])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_cross_entropy(dtype: str, smoothing: float) -> None:
+    assert len(LOGITS) == len(LABELS)
+    options = {"ignore_index": -100, "label_smoothing": smoothing}
+    row = Row(
+        "cross_entropy",
+        lambda x: pock.cross_entropy(x, relax.const(LABELS, "int64"), **options),
+        lambda x: F.cross_entropy(x, torch.from_numpy(LABELS), reduction="none", **options),
+        absolute=1e-7,
+    )
+    check([row], [LOGITS], dtype)
