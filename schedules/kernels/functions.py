@@ -16,6 +16,10 @@ EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.666
 LOG2_HIGH, LOG2_LOW = 0.693359375, -2.12194440e-4
 EXP_LOWEST, EXP_HIGHEST = -87.336544, 88.722839  # of a normal float32; beyond: 0 and infinity
 EXPM1_LOWEST = -30.0  # below, e^x - 1 rounds to -1
+# Cephes, logf: (log(1 + r) - r + r^2 / 2) / r^3 on [sqrt(1 / 2) - 1, sqrt(2) - 1].
+LOG: tuple[float, ...] = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1)
+LOG += (-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
+BITS_OF_ONE, BITS_OF_ROOT = 0x3F800000, 0x3F3504F3  # of the float32 1 and sqrt(1 / 2)
 # Cephes, tanhf: (tanh(x) - x) / x^3 for |x| < 0.625.
 TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 # Eigen, erf of single precision: x P(x^2) / Q(x^2) for |x| < 4.
@@ -79,7 +83,30 @@ def _expm1_by_log(x: tirx.Expr) -> tirx.Expr:
 
 def log1p(x: tirx.Expr) -> tirx.Expr:
     """``log(1 + x)``, exact near 0."""
-    return tirx.log1p(x)
+    if dtype_of(x) != "float32":
+        return tirx.log1p(x)
+
+    def of(x: tirx.Expr) -> tirx.Expr:
+        shifted = tirx.reinterpret("int32", x + _f(1)) + (BITS_OF_ONE - BITS_OF_ROOT)
+        value = let(shifted, lambda bits: let((bits >> 23) - 127, lambda power: reduced(x, bits, power)))
+        limit = tirx.Select(x < _f(-1), _f(math.nan), _f(-math.inf))
+        return tirx.Select(x <= _f(-1), limit, tirx.Select(x < _f(math.inf), value, x))
+
+    def reduced(x: tirx.Expr, bits: tirx.Expr, power: tirx.Expr) -> tirx.Expr:
+        """1 + x = 2^power (1 + r). Near 0, where r is x itself, adding 1 has not rounded it."""
+        mantissa = tirx.reinterpret("float32", tirx.bitwise_and(bits, tirx.const(0x7FFFFF, "int32")) + BITS_OF_ROOT)
+        rest = tirx.Select(power == tirx.const(0, "int32"), x, mantissa - _f(1))
+        count = tirx.Cast("float32", power)
+        return let(
+            rest,
+            lambda r: (
+                r
+                + (let(r * r, lambda z: z * (r * _polynomial(LOG, r) - _f(0.5))) + count * _f(LOG2_LOW))
+                + count * _f(LOG2_HIGH)
+            ),
+        )
+
+    return let(x, of)
 
 
 def softplus(x: tirx.Expr, beta: float, threshold: float) -> tirx.Expr:

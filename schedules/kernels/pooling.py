@@ -8,7 +8,8 @@ from typing import Any
 
 from tvm import te, tirx
 
-from .reduction import beats, extremum, worst
+from .functions import isnan, negated
+from .reduction import extremum, worst
 
 
 def max_pool2d_argmax(
@@ -25,23 +26,20 @@ def max_pool2d_argmax(
 
     The result is what a training step keeps instead of X: one byte each for windows of up to 256 taps, else an int32.
     """
-    dtype, last = argmax_dtype(pool_size), pool_size[0] * pool_size[1] - 1
-    lowest = worst(x.dtype, least=False)
+    dtype = argmax_dtype(pool_size)
 
     def place_of_maximum(left: tuple, right: tuple) -> tuple:
-        # Taps come in order, but what pads and the identity count as last ones: of equals the first is inside.
-        is_first = tirx.all(right[1] == left[1], right[0] < left[0])
-        is_better = tirx.any(beats(right[1], left[1], least=False), is_first)
+        """Taps come in reverse order: of equals the later one wins, and the first NaN."""
+        is_better = tirx.all(negated(right[1] < left[1]), negated(isnan(left[1])))
         return tuple(tirx.Select(is_better, new, old) for new, old in zip(right, left, strict=True))
 
-    def identity(index_dtype: str, _value_dtype: str) -> tuple:
-        return tirx.const(last, index_dtype), lowest
+    def identity(index_dtype: str, value_dtype: str) -> tuple:
+        return tirx.const(0, index_dtype), worst(value_dtype, least=False)
 
     argmax = te.comm_reducer(place_of_maximum, identity, name="place_of_maximum")
 
-    def element(inside: tirx.Expr, value: tirx.Expr, tap: tirx.Expr) -> tuple:
-        place = tirx.if_then_else(inside, tirx.Cast(dtype, tap), tirx.const(last, dtype))
-        return place, tirx.if_then_else(inside, value, lowest)
+    def element(value: tirx.Expr, tap: tirx.Expr) -> tuple:
+        return tirx.Cast(dtype, tap), value
 
     return _over_windows(x, element, argmax, "max_pool2d_argmax", pool_size, strides, padding, dilation, out_size)[0]
 
@@ -56,18 +54,15 @@ def max_pool2d(
     out_size: Sequence[int],
 ) -> te.Tensor:
     """The maximum of each window, as [N, H', W', C]; NaN where there is one."""
-    lowest = worst(x.dtype, least=False)
-
-    def element(inside: tirx.Expr, value: tirx.Expr, _tap: tirx.Expr) -> tirx.Expr:
-        return tirx.if_then_else(inside, value, lowest)
-
     maximum = extremum(x.dtype, least=False)
-    return _over_windows(x, element, maximum, "max_pool2d", pool_size, strides, padding, dilation, out_size)
+    return _over_windows(
+        x, lambda value, _tap: value, maximum, "max_pool2d", pool_size, strides, padding, dilation, out_size
+    )
 
 
 def _over_windows(
     x: te.Tensor,
-    element: Callable[[tirx.Expr, tirx.Expr, tirx.Expr], Any],
+    element: Callable[[tirx.Expr, tirx.Expr], Any],
     reducer: Callable[..., Any],
     name: str,
     pool_size: Sequence[int],
@@ -76,14 +71,41 @@ def _over_windows(
     dilation: Sequence[int],
     out_size: Sequence[int],
 ) -> Any:
-    """Reduce ``element(is inside, value, tap)`` over the taps of each window, row by row."""
-    batch, height, width, channels = (int(extent) for extent in x.shape)
-    r, s = te.reduce_axis((0, pool_size[0]), name="r"), te.reduce_axis((0, pool_size[1]), name="s")
+    """Reduce ``element(value, tap)`` over the taps of each window, from the last to the first.
+
+    Instead of a tap in the padding the nearest one inside is taken again, which changes no maximum. Of a window that
+    lies in the padding alone all values are -inf.
+    """
+    batch, *image, channels = (int(extent) for extent in x.shape)
+    taps = te.reduce_axis((0, pool_size[0]), name="r"), te.reduce_axis((0, pool_size[1]), name="s")
+
+    def bounds(at: Any, axis: int) -> tuple[Any, Any]:
+        """The first and the last tap of a window inside the image."""
+        start = at * strides[axis] - padding[axis]
+        return (dilation[axis] - 1 - start) // dilation[axis], (image[axis] - 1 - start) // dilation[axis]
+
+    def inside(at: tirx.Expr, axis: int) -> tuple[tirx.Expr, tirx.Expr]:
+        """A tap, and the row or column that it reads."""
+        first, last = bounds(at, axis)
+        tap: tirx.Expr = pool_size[axis] - 1 - taps[axis]
+        starts, ends = (bounds(position, axis) for position in (0, out_size[axis] - 1))
+        tap = tirx.max(tap, first) if starts[0] > 0 else tap
+        tap = tirx.min(tap, last) if ends[1] < pool_size[axis] - 1 else tap
+        return tap, at * strides[axis] + tap * dilation[axis] - padding[axis]
+
+    def is_empty(at: int, axis: int) -> bool:
+        first, last = bounds(at, axis)
+        return max(first, 0) > min(last, pool_size[axis] - 1)
+
+    empty = [[at for at in range(out_size[axis]) if is_empty(at, axis)] for axis in (0, 1)]
 
     def window(n: tirx.Expr, h: tirx.Expr, w: tirx.Expr, c: tirx.Expr) -> Any:
-        row, column = h * strides[0] + r * dilation[0] - padding[0], w * strides[1] + s * dilation[1] - padding[1]
-        inside = tirx.all(row >= 0, row < height, column >= 0, column < width)
-        return reducer(element(inside, x(n, row, column, c), r * pool_size[1] + s), axis=[r, s])
+        (r, row), (s, column) = inside(h, 0), inside(w, 1)
+        value = x(n, row, column, c)
+        missing = [position == at for position, axis in ((h, 0), (w, 1)) for at in empty[axis]]
+        if missing:
+            value = tirx.if_then_else(tirx.any(*missing), worst(x.dtype, least=False), value)
+        return reducer(element(value, r * pool_size[1] + s), axis=list(taps))
 
     return te.compute((batch, *out_size, channels), window, name=name)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from .functions import is_float, isnan
+from .functions import is_float, isnan, unless_nan
 
 
 def channel_sum(x: te.Tensor, *, chunks: Sequence[int]) -> te.Tensor:
@@ -78,15 +78,10 @@ def extremum(dtype: str, *, least: bool) -> Callable[..., Any]:
     """The reducer of the largest or ``least`` element, which NaN is."""
 
     def combine(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-        return tirx.Select(beats(right, left, least), right, left)
+        better = tirx.Select(right < left if least else right > left, right, left)
+        return unless_nan(right, better) if is_float(right) else better
 
     return te.comm_reducer(combine, lambda of: worst(of, least), name="extremum")
-
-
-def beats(new: tirx.Expr, old: tirx.Expr, least: bool) -> tirx.Expr:
-    """Whether a later element takes the place of an earlier one, which no number takes from NaN."""
-    is_better = new < old if least else new > old
-    return tirx.any(is_better, isnan(new)) if is_float(new) else is_better
 
 
 def worst(dtype: str, least: bool) -> tirx.Expr:

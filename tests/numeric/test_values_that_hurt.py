@@ -273,6 +273,7 @@ def test_max_pooling(kind: tuple[str, dict[str, Any]]) -> None:
         kind[0],
         lambda x: R.nn.max_pool2d(x, **attributes, layout="NHWC", out_layout="NHWC"),
         lambda x: F.max_pool2d(x.permute(0, 3, 1, 2), **options).permute(0, 2, 3, 1),
+        absolute=1e-6,
     )
     check([row], [values], "float32")
 

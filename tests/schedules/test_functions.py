@@ -31,6 +31,8 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
 
 FUNCTIONS: dict[str, Function] = {
     "exp": np.exp,
+    "expm1": np.expm1,
+    "log1p": np.log1p,
     "tanh": np.tanh,
     "erf": special.erf,
     "sigmoid": special.expit,
@@ -90,6 +92,8 @@ def test_gelu_is_exact_above_zero() -> None:
 
 LIMITS = {
     "exp": (0, np.inf),
+    "expm1": (-1, np.inf),
+    "log1p": (np.nan, np.inf),
     "tanh": (-1, 1),
     "erf": (-1, 1),
     "sigmoid": (0, 1),
