@@ -14,9 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tvm
+from torch import nn
 from tvm import relax
 from tvm.relax import op as R
 
+import pock_tvm
 from relay_passes import Backward, ChooseKernels, PackMasks, SaveSmall
 from relay_passes.ir import scalar
 from relay_passes.operators import training as pock
@@ -296,3 +298,57 @@ def test_cross_entropy(dtype: str, smoothing: float) -> None:
         absolute=1e-7,
     )
     check([row], [LOGITS], dtype)
+
+
+class Picture(nn.Module):
+    """A small network whose loss leaves out what is NaN: gradients are not finite, and the loss is."""
+
+    def __init__(self, channels: int = 6) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 8, 3, padding=1)
+        self.third, self.head = nn.Conv2d(8, 8, 1, groups=2), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = F.max_pool2d(F.relu(self.first(x)), 3, 2, 1)
+        y = F.leaky_relu(self.third(F.relu6(self.second(y))), 0.1)
+        y = self.head(y.amax((2, 3)).clamp(-3, 3))
+        return y, y.masked_fill(y.isnan(), 0).square().sum()
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "all is trained": {},
+    "a frozen prefix": {"scheme": pock_tvm.Scheme({"*": "full", "first.*": "frozen"})},
+    "biases": {"scheme": pock_tvm.Scheme({"*": "frozen", "*.bias": "full"})},
+    "input channels": {"scheme": pock_tvm.Scheme({"*": "frozen", "*.weight": 0.5})},
+    "micro-batches": {"micro_batches": 2},
+    "clipped": {"clip_norm": 1.0},
+    "a budget": {"memory_budget": "50kB"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_value_in_an_image(form: str, value: float) -> None:
+    """What a program computes of it, and which updates it spoils."""
+    torch.manual_seed(0)
+    model, x = Picture().eval(), torch.randn(4, 3, 11, 11)
+    program = pock_tvm.compile(torch.export.export(model, (x,)), loss=pock_tvm.Loss("output", output=1), **FORMS[form])
+    trainer = pock_tvm.Trainer(program)
+    x[1, 2, 4, 9] = value
+    for parameter in model.parameters():
+        parameter.grad = None
+    y, loss = model(x)
+    loss.backward()
+    if form == "clipped":
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    np.testing.assert_allclose(trainer.predict(x.numpy())[0], y.detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(trainer.step(x.numpy(), lr=1.0), loss.item(), rtol=1e-4)
+    for name, weight in trainer.weights().items():
+        if name not in program.trained:
+            continue
+        before, grad = program.weights[name], model.get_parameter(name).grad.numpy()
+        what = program.trained[name]
+        part = slice(None) if not isinstance(what, dict) else np.array(what["indices"])
+        axis = 0 if not isinstance(what, dict) else what["axis"]
+        ours, theirs = (np.moveaxis(array, axis, 0)[part] for array in (before - weight, grad))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4, err_msg=name)
