@@ -58,7 +58,6 @@ class _Folding:
     def run(self) -> relax.Function:
         bindings = bindings_of(self.func)
         self.made: dict[relax.Var, Expr] = {}
-        self.roots = {param: frozenset({param.name}) for param in self.func.params}
         self.uses: dict[relax.Var, int] = {}
         for binding in bindings:
             for var in used_vars(binding.value):
@@ -154,13 +153,14 @@ class _Folding:
 
     def _names_behind(self, expr: Expr) -> frozenset[str]:
         """The names of the parameters that an expression depends on."""
-        if not isinstance(expr, relax.Var):
-            return frozenset()
-        if expr not in self.roots:
-            value = made_by(self.made, expr)
-            vars_read = used_vars(value) if value is not None else []
-            self.roots[expr] = frozenset().union(*(self._names_behind(var) for var in vars_read))
-        return self.roots[expr]
+        waiting = [expr] if isinstance(expr, relax.Var) else []
+        seen = set(waiting)
+        while waiting:
+            value = made_by(self.made, waiting.pop())
+            read = {var for var in used_vars(value) if var not in seen} if value is not None else set()
+            waiting += read
+            seen |= read
+        return frozenset(param.name for param in self.func.params if param in seen)
 
     # ---- batch statistics --------------------------------------------------------------------------------------------
 

@@ -108,40 +108,48 @@ class Memory:
 
     def named_by(self, expr: Expr) -> list[Output]:
         """The memory that an expression names; none for parameters, constants and what is written in place."""
-        if isinstance(expr, relax.Tuple):
-            return [output for field in expr.fields for output in self.named_by(field)]
-        value = self.values.get(expr) if isinstance(expr, relax.Var) else None
-        name = op_name(value)
-        if value is None or name == "relax.call_tir_inplace":
-            return []
-        if name == "relax.call_tir":
-            count = len(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else 1
-            return [self.home((expr, index))[0] for index in range(count)]
-        if name == "pock.join":
-            return [(expr, 0)]
-        if isinstance(value, relax.TupleGetItem):
-            outputs = self.named_by(value.tuple_value)
-            return outputs[value.index : value.index + 1]
-        if name in VIEWS:
-            return self.named_by(value.args[0])
-        if isinstance(value, relax.Var | relax.Tuple):
-            return self.named_by(value)
-        raise PassError(f"'{expr.name}' is a '{name}'; a plan takes calls of kernels, views and tuples")
+        named: list[Output] = []
+        waiting: list[tuple[Expr, int | None]] = [(expr, None)]  # expressions, and which field of them
+        while waiting:
+            expr, field = waiting.pop()
+            value = self.values.get(expr) if isinstance(expr, relax.Var) else expr
+            name = op_name(value)
+            if isinstance(value, relax.Tuple):
+                fields = list(value.fields) if field is None else [value.fields[field]]
+                waiting += [(part, None) for part in reversed(fields)]
+            elif isinstance(value, relax.TupleGetItem):
+                waiting.append((value.tuple_value, value.index))
+            elif isinstance(value, relax.Var):
+                waiting.append((value, field))
+            elif name == "relax.call_tir":
+                count = len(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else 1
+                named += [self.home((expr, index))[0] for index in (range(count) if field is None else [field])]
+            elif name == "pock.join":
+                named.append((expr, 0))
+            elif name in VIEWS:
+                waiting.append((value.args[0], None))
+            elif isinstance(value, relax.Call) and name != "relax.call_tir_inplace":
+                raise PassError(f"'{expr.name}' is a '{name}'; a plan takes calls of kernels, views and tuples")
+        return named
 
     def offset(self, expr: Expr) -> int:
         """Where in the memory that it names, or in its :meth:`origin`, a tensor lies, in bytes."""
-        value = self.values.get(expr) if isinstance(expr, relax.Var) else None
-        name = op_name(value)
-        if name == "relax.call_tir":
-            return self.home((expr, 0))[1]
-        if isinstance(value, relax.TupleGetItem) and op_name(self.values.get(value.tuple_value)) == "relax.call_tir":
-            return self.home((value.tuple_value, value.index))[1]
-        if isinstance(value, relax.Var):
-            return self.offset(value)
-        if value is None or name not in ("pock.part", "relax.reshape"):
-            return 0
-        inside = int(value.attrs["index"]) * bytes_of(expr) if name == "pock.part" else 0
-        return self.offset(value.args[0]) + inside
+        inside = 0
+        while True:
+            value = self.values.get(expr) if isinstance(expr, relax.Var) else None
+            name = op_name(value)
+            if name == "relax.call_tir":
+                return inside + self.home((expr, 0))[1]
+            if (
+                isinstance(value, relax.TupleGetItem)
+                and op_name(self.values.get(value.tuple_value)) == "relax.call_tir"
+            ):
+                return inside + self.home((value.tuple_value, value.index))[1]
+            if name == "pock.part":
+                inside += int(value.attrs["index"]) * bytes_of(expr)
+            elif name != "relax.reshape" and not isinstance(value, relax.Var):
+                return inside
+            expr = value if isinstance(value, relax.Var) else value.args[0]
 
     def origin(self, expr: Expr) -> Expr:
         """The parameter or constant of which an expression without memory of its own is a view."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -181,6 +181,9 @@ def _candidates(
     """What could be dropped during the step ``peak``: the steps that compute it again, and before which step; largest
     for its cost first."""
     found = []
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for value, first, last in intervals:
+        spans.setdefault(value, []).append((first, last))
     written = {param: position for position, step in enumerate(order) for param in step.changes}
     next_read: dict[int, int] = {}
     for position in range(len(order) - 1, peak - 1, -1):
@@ -189,32 +192,33 @@ def _candidates(
         use = next_read[value]
         if use == peak:
             continue
-        there = {other for other, first, last in intervals if first < use <= last and other != value}
-        again = _again(value, there, makers)
+        again = _again(value, lambda other: any(first < use <= last for first, last in spans[other]), makers)  # noqa: B023
         if again and all(written.get(param, len(order)) >= use for step in again for param in step.params):
             found.append((sizes[value] / (1e-6 + sum(step.cost for step in again)), again, use))
     found.sort(key=lambda candidate: -candidate[0])
     return [(again, use) for _, again, use in found]
 
 
-def _again(value: int, there: set[int], makers: Mapping[int, _Step]) -> list[_Step] | None:
-    """The steps that compute a value from what is there, in order; None where that takes too many."""
+def _again(value: int, is_there: Callable[[int], bool], makers: Mapping[int, _Step]) -> list[_Step] | None:
+    """The steps that compute a value from others that are there, in order; None where that takes too many."""
     steps: list[_Step] = []
-
-    def compute(value: int) -> bool:
-        if value in there or any(step.writes == value for step in steps):
-            return True
-        maker = makers.get(value)
+    waiting = [value]  # each computed for the one in front of it
+    while waiting:
+        maker = makers.get(waiting[-1])
         if maker is None or maker.changes or isinstance(maker.binding.var.ty, relax.TupleType):
-            return False  # written part by part, or with something else
-        if len(steps) >= LONGEST_CHAIN:
-            return False
-        if not all(compute(read) for read in maker.reads):
-            return False
-        steps.append(maker)
-        return len(steps) <= LONGEST_CHAIN
-
-    return steps if compute(value) else None
+            return None  # written part by part, or with something else
+        if len(steps) + len(waiting) > LONGEST_CHAIN:
+            return None
+        made = {step.writes for step in steps}
+        missing = next(
+            (read for read in maker.reads if read not in made and (read == value or not is_there(read))), None
+        )
+        if missing is None:
+            steps.append(maker)
+            waiting.pop()
+        else:
+            waiting.append(missing)
+    return steps
 
 
 def _rebuilt(func: relax.Function, order: Sequence[_Step]) -> relax.Function:
@@ -223,19 +227,33 @@ def _rebuilt(func: relax.Function, order: Sequence[_Step]) -> relax.Function:
     bindings: list[relax.VarBinding] = []
     newest: dict[relax.Var, relax.Var] = {}
     made: dict[tuple[relax.Var, relax.Var | None], relax.Var] = {}
+    viewed: set[relax.Var] = set()
 
     def current(var: relax.Var) -> relax.Var:
         """The latest value of a variable; views are made anew, of the latest value of what they view."""
-        if var not in views:
-            return newest.get(var, var)
-        value = views[var]
-        inner = {other: current(other) for other in used_vars(value)}
-        key = (var, next(iter(inner.values()), None))
-        if key not in made:
-            first = not any(view is var for view, _ in made)
-            made[key] = var if first else type(var)(var.name, var.ty)
-            bindings.append(relax.VarBinding(made[key], substitute(value, inner)))
-        return made[key]
+        latest: dict[relax.Var, relax.Var] = {}
+        waiting = [var]
+        while waiting:
+            at = waiting[-1]
+            value = views.get(at)
+            read = used_vars(value) if value is not None else []
+            missing = [other for other in read if other not in latest]
+            waiting += reversed(missing)
+            if missing:
+                continue
+            waiting.pop()
+            if value is None:
+                latest[at] = newest.get(at, at)
+                continue
+            key = (at, latest[read[0]] if read else None)
+            if key not in made:
+                made[key] = at if at not in viewed else type(at)(at.name, at.ty)
+                viewed.add(at)
+                bindings.append(
+                    relax.VarBinding(made[key], substitute(value, {other: latest[other] for other in read}))
+                )
+            latest[at] = made[key]
+        return latest[var]
 
     for step in order:
         value = step.binding.value

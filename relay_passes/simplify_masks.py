@@ -27,8 +27,9 @@ class SimplifyMasks:
 
         def mask_of(expr: Expr) -> np.ndarray | None:
             """The value of a constant, also where it was broadcast."""
-            value = made_by(made, expr)
-            return mask_of(value.args[0]) if op_name(value) == "relax.broadcast_to" else constant_value(expr)
+            while op_name(value := made_by(made, expr)) == "relax.broadcast_to":
+                expr = value.args[0]
+            return constant_value(expr)
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
             if op_name(value) == "relax.where":

@@ -1,0 +1,115 @@
+"""Networks of many layers: nothing calls itself once for each of them, and twice the layers take twice the work."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+from tvm.relax import op as R
+
+from pock_tvm import pipeline
+from pock_tvm.pipeline import Phases, Training
+from relay_passes.ir import bindings_of, bytes_of, op_name
+from relay_passes.plan_arena import Memory
+from relay_passes.recompute import recomputed
+from schedules.cpu import Traits
+from tests.relay_passes.modules import function
+
+FRAMES = 150
+"""Calls inside calls that a compiler may need whatever the network's depth is."""
+
+
+@pytest.fixture
+def few_frames() -> Iterator[None]:
+    """As few as do for a network of one layer."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + FRAMES)
+    yield
+    sys.setrecursionlimit(limit)
+
+
+def residual(layers: int, width: int = 16) -> tuple[tvm.IRModule, list[str]]:
+    """A network of residual blocks, each a matrix product with a norm in front of it."""
+    params = {"x": (8, width)} | {f"{index}.weight": (width, width) for index in range(layers)}
+    params |= {f"{index}.bias": (width,) for index in range(layers)}
+
+    def body(emit, x, *weights):
+        for weight, bias in zip(weights[:layers], weights[layers:], strict=True):
+            scale = emit(R.sqrt(emit(R.mean(emit(x * x), axis=[1], keepdims=True) + relax.const(1e-5))))
+            y = emit(emit(R.matmul(emit(x / scale), weight)) + bias)
+            x = emit(x + emit(R.nn.relu(y)))
+        return x
+
+    return function(params, body), list(params)[1:]
+
+
+def lowered(layers: int) -> tvm.IRModule:
+    """All phases but the building of kernels."""
+    mod, names = residual(layers)
+    phases = Phases(mod)
+    training = Training(dict.fromkeys(names), {"kind": "cross_entropy"})
+    pipeline.training_graph(phases, training)
+    return pipeline.executors(phases, [], training, Traits(lanes=16, registers=32, cores=2))
+
+
+def test_two_hundred_layers_need_no_deeper_calls(few_frames: None) -> None:
+    mod = lowered(200)
+    step = mod["train_step"].attrs
+    assert step["arena_bytes"] <= 1.01 * int(step["arena_lower_bound"])
+
+
+def test_a_long_chain_is_computed_again_or_not_at_all(few_frames: None) -> None:
+    """Of 600 kernels in a row whose first value is read again at the end."""
+
+    def body(emit, x):
+        first = value = emit(R.exp(x))
+        for _ in range(600):
+            value = emit(R.sin(value))
+        return emit(value + first)
+
+    mod = relax.transform.LegalizeOps()(function({"x": (4, 4)}, body))
+    func = mod["main"]
+    size = bytes_of(func.params[0])
+    found = recomputed(func, 2 * size, {})
+    assert found.peak == 2 * size
+    calls = [binding for binding in bindings_of(found.function) if op_name(binding.value) == "relax.call_tir"]
+    assert len(calls) == 603  # the first one twice
+
+
+def test_a_long_chain_of_views_names_one_memory(few_frames: None) -> None:
+    x = relax.Var("x", relax.TensorType((4, 4), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            value = first = builder.emit_te(lambda a: tvm.te.compute(a.shape, lambda *i: a(*i) + 1, "plus"), x)
+            for index in range(600):
+                value = builder.emit(R.reshape(value, (2, 8) if index % 2 else (8, 2)))
+            output = builder.emit_output(builder.emit_te(tvm.topi.exp, value))
+        builder.emit_func_output(output)
+    memory = Memory(builder.get()["main"])
+    assert memory.named_by(value) == [(first, 0)]
+    assert memory.offset(value) == 0
+
+
+def test_calls_grow_with_the_layers_and_not_with_their_square() -> None:
+    counts = []
+    for layers in (20, 40):
+        count = 0
+
+        def counted(_frame: object, event: str, _arg: object) -> None:
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(counted)
+        try:
+            lowered(layers)
+        finally:
+            sys.setprofile(None)
+        counts.append(count)
+    assert counts[1] < 2.2 * counts[0], counts
+    assert np.all(np.array(counts) > 0)
