@@ -183,7 +183,7 @@ class _Reader:
                 by = inputs.get(value.args[1]) if op_name(value) == "relax.take" else None
                 look_ups[name] = by if look_ups.get(name, by) == by else None
             self.sources[binding.var] = self._source(value, [layer.position for layer in layers[-1:]], position)
-            if op_name(value) == "relax.nn.softmax":
+            if op_name(value) in ("relax.nn.softmax", "pock.safe_softmax"):
                 nearest, is_attention = self.sources[binding.var]
                 attentions += [min(nearest)] if is_attention and nearest else []
             if op_name(value) == "relax.add" and all(_is_activation(arg, self.behind) for arg in value.args):

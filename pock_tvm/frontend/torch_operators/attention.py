@@ -10,9 +10,8 @@ from tvm import relax
 from tvm.relax import op as R
 
 from relay_passes.ir import Expr, constant_value, is_float, op_name, shape_of
-from relay_passes.operators.training import matmul
+from relay_passes.operators.training import matmul, safe_softmax
 
-from .reductions import zeros_where_masked
 from .registry import Site, Unsupported, converter
 
 
@@ -76,13 +75,10 @@ def _probabilities(at: Site, scores: relax.Var, mask: Expr | None) -> Expr:
     if mask is None:
         return at.emit(R.nn.softmax(scores))
     known = constant_value(mask)
-    if is_float(mask):
+    hides_rows = known is None or (np.isneginf(known) if is_float(mask) else ~known).all(axis=-1).any()
+    if not is_float(mask):
+        lowest = -math.inf if hides_rows else float(np.finfo(at.dtype).min)
+        scores = at.emit(R.where(mask, scores, at.cast(lowest)))
+    else:
         scores = at.emit(R.add(scores, mask))
-        if known is not None and not np.isneginf(known).all(axis=-1).any():
-            return at.emit(R.nn.softmax(scores))
-        return zeros_where_masked(at, scores, mask, len(shape_of(scores)) - 1)
-    lowest, zero = at.cast(float(np.finfo(at.dtype).min)), at.cast(0)
-    probabilities = at.emit(R.nn.softmax(at.emit(R.where(mask, scores, lowest))))
-    if known is not None and known.any(axis=-1).all():
-        return probabilities
-    return at.emit(R.where(mask, probabilities, zero))
+    return at.emit(safe_softmax(scores) if hides_rows else R.nn.softmax(scores))

@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from relay_passes.ir import Expr, is_float, shape_of
-from relay_passes.operators.training import hardtanh
+from relay_passes.operators.training import elu, expm1, hardtanh, log1p
 
 from .registry import Number, Result, Site, converter
 
@@ -27,10 +27,13 @@ UNARY = {
     "cosh": R.cosh,
     "erf": R.erf,
     "exp": R.exp,
+    "expm1": expm1,
     "log": R.log,
+    "log1p": log1p,
     "neg": R.negative,
     "relu": R.nn.relu,
     "rsqrt": R.rsqrt,
+    "selu": R.nn.selu,
     "sigmoid": R.sigmoid,
     "sign": R.sign,
     "silu": R.nn.silu,
@@ -222,19 +225,6 @@ def clamp_tensor(at: Site, x: Expr, min: Expr | None = None, max: Expr | None = 
     return x
 
 
-@converter("expm1.default")
-def expm1(at: Site, x: Expr) -> Expr:
-    """``e^x - 1``."""
-    x = at.cast(x)
-    return at.emit(R.subtract(at.emit(R.exp(x)), at.cast(1)))
-
-
-@converter("log1p.default")
-def log1p(at: Site, x: Expr) -> Expr:
-    """``log(1 + x)``."""
-    return at.emit(R.log(at.emit(R.add(at.cast(x), at.cast(1)))))
-
-
 def _logarithm(base: float) -> Callable[..., Expr]:
     def convert(at: Site, x: Expr) -> Expr:
         return at.emit(R.multiply(at.emit(R.log(at.cast(x))), at.cast(1 / math.log(base))))
@@ -394,33 +384,15 @@ def softplus(at: Site, x: Expr, beta: Number = 1, threshold: Number = 20) -> Exp
 
 
 @converter("elu.default")
-def elu(at: Site, x: Expr, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1) -> Expr:
-    """``scale * x`` where x is positive, else ``scale * alpha * (e^(input_scale x) - 1)``.
-
-    The exponential sees no positive x: it would overflow, and infinity times a gradient of zero is no number.
-    """
-    zero = at.cast(0)
-    positive = at.emit(R.greater(x, zero))
-    exponent = at.emit(R.where(positive, zero, x))
-    exponent = exponent if input_scale == 1 else at.emit(R.multiply(exponent, at.cast(input_scale)))
-    below = at.emit(R.multiply(at.emit(R.subtract(at.emit(R.exp(exponent)), at.cast(1))), at.cast(scale * alpha)))
-    above = x if scale == 1 else at.emit(R.multiply(x, at.cast(scale)))
-    return at.emit(R.where(positive, above, below))
-
-
-SELU_SCALE, SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
-
-
-@converter("selu.default")
-def selu(at: Site, x: Expr) -> Expr:
-    """ELU with the two numbers of Klambauer et al., Self-Normalizing Neural Networks, 2017."""
-    return elu(at, x, SELU_ALPHA, SELU_SCALE)
+def elu_of(at: Site, x: Expr, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1) -> Expr:
+    """``scale * x`` where x is positive, else ``scale * alpha * (e^(input_scale x) - 1)``."""
+    return at.emit(elu(x, alpha=float(alpha), scale=float(scale), input_scale=float(input_scale)))
 
 
 @converter("celu.default")
 def celu(at: Site, x: Expr, alpha: Number = 1.0) -> Expr:
     """ELU whose slope is 1 at zero."""
-    return elu(at, x, alpha, 1, 1 / alpha)
+    return elu_of(at, x, alpha, 1, 1 / alpha)
 
 
 @converter("log_sigmoid.default", "log_sigmoid_forward.default")
@@ -428,7 +400,7 @@ def log_sigmoid(at: Site, x: Expr) -> Result:
     """``-log(1 + e^-x)``, as ``min(x, 0) - log(1 + e^-|x|)``."""
     smaller = at.emit(R.minimum(x, at.cast(0)))
     tail = at.emit(R.exp(at.emit(R.negative(at.emit(R.abs(x))))))
-    y = at.emit(R.subtract(smaller, log1p(at, tail)))
+    y = at.emit(R.subtract(smaller, at.emit(log1p(tail))))
     return [y, None] if len(at.types) > 1 else y
 
 

@@ -11,6 +11,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from relay_passes.ir import Expr, dtype_of, shape_of
+from relay_passes.operators.training import root, safe_softmax
 
 from .registry import Number, Result, Site, Unsupported, axes_of, converter, normalized
 
@@ -87,7 +88,7 @@ def variance(at: Site, x: Expr, dim: Axes = None, correction: Number | None = No
 @converter("std.correction")
 def deviation(at: Site, x: Expr, dim: Axes = None, correction: Number | None = None, keepdim: bool = False) -> Expr:
     """The root of the variance, without a gradient where that is zero."""
-    return _root(at, variance(at, x, dim, correction, keepdim))
+    return at.emit(root(variance(at, x, dim, correction, keepdim), degree=2.0))
 
 
 @converter("var_mean.correction")
@@ -121,7 +122,7 @@ def vector_norm(
     """
     x = at.cast(x)
     if ord == 2:
-        return _root(at, _reduced(R.sum, at, at.emit(R.multiply(x, x)), dim, keepdim))
+        return at.emit(root(_reduced(R.sum, at, at.emit(R.multiply(x, x)), dim, keepdim), degree=2.0))
     if ord == 0:
         counted = at.emit(R.astype(at.emit(R.not_equal(x, at.cast(0))), at.dtype))
         return _reduced(R.sum, at, counted, dim, keepdim)
@@ -130,20 +131,12 @@ def vector_norm(
         return _reduced(R.sum, at, size, dim, keepdim)
     if math.isinf(ord):
         return _reduced(R.max if ord > 0 else R.min, at, size, dim, keepdim)
-    return _root(at, _reduced(R.sum, at, _power_or_zero(at, size, ord), dim, keepdim), ord)
-
-
-def _root(at: Site, x: Expr, degree: Number = 2) -> Expr:
-    """``x ** (1 / degree)``, without a gradient where x is zero: there PyTorch gives none, and the rule infinity."""
-    zero, one = at.cast(0), at.cast(1)
-    is_zero = at.emit(R.equal(x, zero))
-    apart = at.emit(R.where(is_zero, one, x))
-    root = at.emit(R.sqrt(apart) if degree == 2 else R.power(apart, at.cast(1 / degree)))
-    return at.emit(R.where(is_zero, zero, root))
+    return at.emit(root(_reduced(R.sum, at, _power_or_zero(at, size, ord), dim, keepdim), degree=float(ord)))
 
 
 def _power_or_zero(at: Site, size: Expr, exponent: Number) -> Expr:
-    if exponent < 0:
+    """``size ** exponent``, of zero without the infinite gradient that it has for exponents below 1."""
+    if not 0 < exponent < 1:
         return at.emit(R.power(size, at.cast(exponent)))
     zero = at.cast(0)
     is_zero = at.emit(R.equal(size, zero))
@@ -234,19 +227,12 @@ def log_softmax(at: Site, x: Expr, dim: int, dtype: Any = None, half_to_float: b
 
 
 @converter("_safe_softmax.default")
-def safe_softmax(at: Site, x: Expr, dim: int, dtype: Any = None) -> Expr:
+def softmax_of_masked(at: Site, x: Expr, dim: int, dtype: Any = None) -> Expr:
     """A softmax that gives zeros for a row of nothing but minus infinity."""
     x = at.cast(x)
-    return zeros_where_masked(at, x, x, normalized(dim, len(shape_of(x))))
-
-
-def zeros_where_masked(at: Site, scores: Expr, mask: Expr, axis: int) -> Expr:
-    """A softmax of scores that gives zeros, and no gradient, in rows where a mask is nothing but minus infinity."""
-    highest = at.emit(R.max(mask, axis=[axis - len(shape_of(scores))], keepdims=True))
-    zero = at.cast(0)
-    masked = at.emit(R.equal(highest, at.cast(-math.inf)))
-    probabilities = at.emit(R.nn.softmax(at.emit(R.where(masked, zero, scores)), axis))
-    return at.emit(R.where(masked, zero, probabilities))
+    if normalized(dim, len(shape_of(x))) != len(shape_of(x)) - 1:
+        raise Unsupported(f"with dim={dim} is not supported: move that axis to the end")
+    return at.emit(safe_softmax(x))
 
 
 @converter("sort.default", "sort.stable")
