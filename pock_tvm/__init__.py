@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .analysis import analyze
     from .compiler import compile
     from .contribution import Contributions, Task
-    from .errors import PockError
+    from .errors import CheckError, PockError
     from .fine_tuning import Recipe
     from .kinds import analyze_kinds
     from .losses import Loss
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Adam": "optimizers",
     "AdamW": "optimizers",
+    "CheckError": "errors",
     "Contributions": "contribution",
     "Loss": "losses",
     "PockError": "errors",

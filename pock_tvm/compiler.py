@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import platform
@@ -34,8 +35,9 @@ from .profile import kernel_costs
 from .program import FORMAT, Program
 from .report import layer_report
 from .scheme import Scheme
+from .self_check import SelfCheck, reference_of
 from .structure import inputs_of, structure_of
-from .targets import resolve_target, triple_of
+from .targets import HOST, resolve_target, triple_of
 from .units import parse_bytes
 
 
@@ -55,6 +57,8 @@ def compile(  # noqa: A001 - the name that users expect
     memory_budget: str | int | None = None,
     dump: str | os.PathLike[str] | None = None,
     build: bool = True,
+    check: bool | None = None,
+    check_with: tuple[Any, Any] | None = None,
 ) -> Program:
     """Compile a model into a training program.
 
@@ -91,13 +95,23 @@ def compile(  # noqa: A001 - the name that users expect
         A folder to which the module is written after each phase.
     build : bool
         False leaves the kernels unbuilt: a program that tells what it costs, and cannot run.
+    check : bool, optional
+        Whether the program takes a step beside the framework that the model comes from, and has to equal it: outputs,
+        loss, the update of every trained part and every statistic. By default where that framework is installed. Of a
+        program for another machine this machine's build is checked.
+    check_with : pair of x and y, optional
+        The batch to check with, as ``Trainer.step`` takes it; a synthetic one by default.
 
     Raises
     ------
+    CheckError
+        The program does not do what the model does: the message names the layer or the parameter.
     PockError
         The model, the scheme or an option is at fault; the message says which and what to do.
     """
     _check_options(batch_norm, accumulate, micro_batches, clip_norm)
+    if check is False and check_with is not None:
+        raise PockError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
     loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
     # 1. Import.
     imported = load_model(model, batch=batch, shapes=shapes)
@@ -151,8 +165,36 @@ def compile(  # noqa: A001 - the name that users expect
         "entries": {name: _entry(lowered, name) for name in entries},
         "layers": layer_report(structure_of(imported), selection, found.step),
         "kernels": kernel_costs(lowered, entries),
+        "check": None,
     }
-    return Program(manifest, library, dict(imported.weights), _constants(lowered, entries))
+    program = Program(manifest, library, dict(imported.weights), _constants(lowered, entries))
+    if not build or check is False:
+        return program
+    # Checked: the program takes a step beside PyTorch.
+    again = functools.partial(
+        compile,
+        scheme=scheme,
+        loss=loss,
+        optimizer=optimizer,
+        batch_norm=batch_norm,
+        accumulate=accumulate,
+        micro_batches=found.micro_batches,
+        clip_norm=clip_norm,
+    )
+    if str(target) != str(resolve_target(HOST)):
+        here = again(imported, memory_budget=memory_budget, check=check, check_with=check_with)
+        manifest["check"] = here.manifest["check"] and here.manifest["check"] | {"build": "of the host"}
+        return program
+    reference = reference_of(imported, list(selection), loss, batch_norm)
+    if reference is not None:
+        same = functools.partial(again, check=False)
+        manifest["check"] = SelfCheck(imported, program, reference, optimizer, same, check_with).run()
+    elif check or check_with is not None:
+        raise PockError(
+            "there is nothing to check this program against: its model was not imported from PyTorch here. Leave check "
+            "and check_with out"
+        )
+    return program
 
 
 @dataclass(frozen=True)

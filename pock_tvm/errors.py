@@ -6,6 +6,7 @@ from relay_passes.errors import BatchError, MissingGradient, PassError, PockErro
 
 __all__ = [
     "BatchError",
+    "CheckError",
     "CheckpointError",
     "ContributionError",
     "DataError",
@@ -22,6 +23,11 @@ __all__ = [
 
 class ModelError(PockError):
     """A model cannot be imported as it is."""
+
+
+class CheckError(PockError):
+    """A compiled program does not do what the framework does that its model comes from, or that cannot be found
+    out."""
 
 
 class SchemeError(PockError):

@@ -1,0 +1,50 @@
+"""What a training step computes, as the compiled program and its reference both report it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+Weights = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs by name, and the target of the loss (None where the network computes its own)."""
+
+    inputs: dict[str, np.ndarray]
+    target: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One update: the outputs for the first batch, and what the steps on all batches of the update give."""
+
+    outputs: tuple[np.ndarray, ...]
+    """Of inference: batch norms use their running statistics."""
+    losses: tuple[float, ...]
+    """Of each batch."""
+    gradients: dict[str, np.ndarray | None]
+    """Of each trained parameter, as a whole and in PyTorch's layout: the mean over the batches, zero where a weight is
+    not trained; None where no path leads from the parameter to the loss."""
+    statistics: dict[str, np.ndarray]
+    """The running statistics behind the steps."""
+
+
+class Reference(Protocol):
+    """How another framework computes a step of what a model was imported from."""
+
+    name: str
+    """The framework and its version."""
+
+    def measure(self, weights: Weights, batches: list[Batch], *, precise: bool = False) -> Measured:
+        """One update; in double precision if ``precise``."""
+
+    def random_layer(self, weights: Weights, batch: Batch) -> str | None:
+        """The first layer that gives something else for the same input again, if any does."""
+
+    def layers(self, weights: Weights, batch: Batch) -> dict[str, Any]:
+        """The last value of each layer, by the layer's name."""

@@ -1,0 +1,19 @@
+"""Finds what a model can be checked against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..frontend import Model
+from ..losses import Loss
+from .measured import Reference
+
+
+def reference_of(model: Model, trained: list[str], loss: Loss, batch_norm: str) -> Reference | None:
+    """The reference of a model; None where it was imported from nothing that runs here."""
+    source: Any = model.source
+    if type(source).__module__.split(".")[0] == "torch":
+        from .torch_reference import TorchReference
+
+        return TorchReference(source, model.aliases, trained, loss, batch_norm)
+    return None
