@@ -14,11 +14,6 @@ OWN_ERROR = 10.0
 order, and convolutions may be transformed (Winograd)."""
 LOOSE = 3e-5
 """Relative to the norm: what we may be off where the reference happens to be exact."""
-NOTHING = 1e-10
-"""Relative to the largest: a gradient that is smaller in double precision is zero in exact arithmetic, and rounding noise
-in single precision."""
-NOISE = 1e-5
-"""Relative to the largest gradient: how large the rounding noise of one that is zero may be."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Difference:
 def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     """The norm of the difference, relative to that of the reference; over what is finite."""
     finite = np.isfinite(theirs) & np.isfinite(ours)
-    return _norm(np.where(finite, ours - theirs, 0)) / max(_norm(np.where(finite, theirs, 0)), np.finfo("float64").tiny)
+    return norm(np.where(finite, ours - theirs, 0)) / max(norm(np.where(finite, theirs, 0)), np.finfo("float64").tiny)
 
 
 def difference(
@@ -76,15 +71,16 @@ def _same_places(ours: np.ndarray, theirs: np.ndarray) -> bool:
 
 def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     finite = np.isfinite(ours) & np.isfinite(theirs)
-    return _norm(ours[finite] - theirs[finite])
+    return norm(ours[finite] - theirs[finite])
 
 
 def _size(array: np.ndarray) -> float:
-    return _norm(array[np.isfinite(array)])
+    return norm(array[np.isfinite(array)])
 
 
-def _norm(array: np.ndarray) -> float:
-    return float(np.linalg.norm(array.reshape(-1)))
+def norm(array: np.ndarray) -> float:
+    """The Euclidean norm of all elements."""
+    return float(np.linalg.norm(np.asarray(array, "float64").reshape(-1)))
 
 
 def _where(ours: np.ndarray, theirs: np.ndarray) -> Difference:

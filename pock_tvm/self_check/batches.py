@@ -64,6 +64,7 @@ def _values(
     rng: np.random.Generator, shape: tuple[int, ...], dtype: str, limit: int | None, float_kind: str, integer_kind: str
 ) -> np.ndarray:
     kind = _kind(dtype)
+    values: np.ndarray
     if kind == "f":
         values = rng.standard_normal(shape) if float_kind == "normal" else rng.uniform(0.1, 1, shape)
     elif kind == "b":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,9 +30,9 @@ class Measured:
     """Of each batch."""
     gradients: dict[str, np.ndarray | None]
     """Of each trained parameter, as a whole and in PyTorch's layout: the mean over the batches, zero where a weight is
-    not trained; None where no path leads from the parameter to the loss."""
+    not trained; None where no path leads from the parameter to the loss. Empty where they are not known."""
     statistics: dict[str, np.ndarray]
-    """The running statistics behind the steps."""
+    """The running statistics that the steps changed, behind them."""
 
 
 class Reference(Protocol):
@@ -48,3 +49,8 @@ class Reference(Protocol):
 
     def layers(self, weights: Weights, batch: Batch) -> dict[str, Any]:
         """The last value of each layer, by the layer's name."""
+
+
+def is_finite(measured: Measured) -> bool:
+    """Whether loss and outputs are numbers."""
+    return all(map(math.isfinite, measured.losses)) and all(np.isfinite(out).all() for out in measured.outputs)

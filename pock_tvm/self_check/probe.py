@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,11 +56,10 @@ class Probe(Trainer):
         finally:
             self._optimizer = usual
         after, trained = self.live_weights(), self.program.trained
-        gradients: dict[str, np.ndarray | None] = {name: np.zeros_like(weights[name]) for name in trained}
-        for name in trained:
-            if name in after:
-                moved = (weights[name].astype("float64") - after[name]) / SCALE
-                gradients[name] = moved.astype("float32")
+        gradients: dict[str, np.ndarray | None] = {}
+        for name in trained if self.tells_gradients else []:
+            moved = (weights[name].astype("float64") - after.get(name, weights[name])) / SCALE
+            gradients[name] = moved.astype("float32")
         statistics = {name: after[name] for name in after if name not in trained}
         self.check_frozen(weights, after)
         return Measured(outputs if isinstance(outputs, tuple) else (outputs,), losses, gradients, statistics)
@@ -102,8 +100,3 @@ class Probe(Trainer):
             if not np.array_equal(now, start, equal_nan=True):
                 moved = float(np.nanmax(np.abs(now.astype("float64") - start), initial=0.0))
                 raise CheckError(f"a step changes '{name}', which is not trained there, by up to {moved:.3g}")
-
-
-def is_finite(measured: Measured) -> bool:
-    """Whether loss and outputs are numbers."""
-    return all(map(math.isfinite, measured.losses)) and all(np.isfinite(out).all() for out in measured.outputs)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind
-from torch.utils import _pytree as pytree
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from ..losses import Loss
 from .agreement import relative_difference
@@ -37,19 +38,18 @@ class TorchReference:
 
     def measure(self, weights: Weights, batches: list[Batch], *, precise: bool = False) -> Measured:
         """One update; see :class:`pock_tvm.self_check.measured.Reference`."""
-        module = self._module(weights, precise)
-        outputs = None
-        if self._batch_norm == "batch":  # inference has a graph of its own
+        tensors = self._tensors(weights, precise)
+        training = self._batch_norm == "batch"
+        outputs: list[torch.Tensor] = []
+        if training:  # inference has a graph of its own
             with torch.no_grad():
-                outputs = _tensors(self._run(module, batches[0], precise))
-            module = self._module(weights, precise)
-            _use_batch_statistics(module)
-        parameters = {name: module.get_parameter(name) for name in self._trained}
+                outputs = self._run(tensors, batches[0], precise)
+        parameters = {name: tensors[name].requires_grad_() for name in self._trained}
         sums: dict[str, torch.Tensor | None] = dict.fromkeys(parameters)
         losses = []
         with torch.enable_grad():
             for batch in batches:
-                results = _tensors(self._run(module, batch, precise))
+                results = self._run(tensors, batch, precise, training=training)
                 outputs = outputs or [result.detach() for result in results]
                 loss = self._loss_of(results, batch)
                 losses.append(float(loss.detach()))
@@ -61,22 +61,27 @@ class TorchReference:
                         before = sums[name]
                         part = gradient / len(batches) if len(batches) > 1 else gradient
                         sums[name] = part if before is None else before + part
-        buffers = dict(module.named_buffers(remove_duplicate=False))
         return Measured(
-            tuple(_array(output) for output in outputs or []),
+            tuple(map(_array, outputs)),
             tuple(losses),
             {name: None if total is None else _array(total) for name, total in sums.items()},
-            {name: _array(buffers[name]) for name in weights if name in buffers},
+            self._statistics(tensors, weights) if training else {},
         )
+
+    def _statistics(self, tensors: dict[str, torch.Tensor], weights: Weights) -> dict[str, np.ndarray]:
+        """The floating-point buffers that the steps changed."""
+        names = [name for name in self._exported.graph_signature.buffers if name in weights]
+        now = {name: _array(tensors[name]) for name in names if tensors[name].is_floating_point()}
+        return {name: array for name, array in now.items() if not np.array_equal(array, weights[name], equal_nan=True)}
 
     def random_layer(self, weights: Weights, batch: Batch) -> str | None:
         """The first layer whose value changes from run to run, if the outputs do."""
-        module = self._module(weights, precise=False)
         with torch.no_grad(), torch.random.fork_rng():
             runs = []
             for seed in (0, 1):
                 torch.manual_seed(seed)
-                runs.append([_array(output) for output in _tensors(self._run(module, batch, precise=False))])
+                tensors = self._tensors(weights, precise=False)
+                runs.append(list(map(_array, self._run(tensors, batch, precise=False))))
             if not any(_is_random(*pair) for pair in zip(*runs, strict=True)):
                 return None
         first, second = (self.layers(weights, batch, seed) for seed in (0, 1))
@@ -84,49 +89,59 @@ class TorchReference:
 
     def layers(self, weights: Weights, batch: Batch, seed: int = 0) -> dict[str, np.ndarray]:
         """The last value of each layer by the module's path; what stands in no module goes by the operator's name."""
-        module = self._module(weights, precise=False)
-        recorder = _Recorder(module)
+        recorder = _Recorder(self._exported.graph_module)
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            recorder.run(*self._leaves(batch, precise=False), enable_io_processing=False)
+            recorder.run(*self._arguments(self._tensors(weights, precise=False), batch, precise=False))
         return recorder.values
 
-    # ---- the module --------------------------------------------------------------------------------------------------
+    # ---- the exported graph --------------------------------------------------------------------------------------
 
-    def _module(self, weights: Weights, precise: bool) -> torch.fx.GraphModule:
-        """The exported module with weights of its own: in double precision if ``precise``, tied ones tied."""
-        module = self._exported.module(check_guards=False)
-        graphs = [part for part in module.modules() if isinstance(part, torch.fx.GraphModule)]
-        for part in graphs:
-            _prepare(part, precise)
-        for name, old in [*module.named_parameters(remove_duplicate=False), *_tensor_attributes(module)]:
-            owner = self._aliases.get(name, name)
-            tensor = torch.from_numpy(np.array(weights[owner])) if owner in weights else old.detach().clone()
-            if precise and tensor.is_floating_point():
-                tensor = tensor.double()
-            trained = owner in self._trained and isinstance(old, torch.nn.Parameter)
-            new = torch.nn.Parameter(tensor, requires_grad=trained) if isinstance(old, torch.nn.Parameter) else tensor
-            _set(module, name, new)
-        for alias, owner in self._aliases.items():
-            _set(module, alias, _get(module, owner))
-        return module
+    def _run(
+        self, tensors: dict[str, torch.Tensor], batch: Batch, precise: bool, *, training: bool = False
+    ) -> list[torch.Tensor]:
+        """The outputs that are tensors. ``tensors`` are the weights; running statistics among them are updated."""
+        results = self._graph(precise, training)(*self._arguments(tensors, batch, precise))
+        specs = self._exported.graph_signature.output_specs
+        outputs = [result for spec, result in zip(specs, results, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
+        return [output for output in outputs if isinstance(output, torch.Tensor)]
 
-    def _leaves(self, batch: Batch, precise: bool) -> list[Any]:
-        """The arguments of the module, flat: tensors, and what the export made constant."""
-        leaves: list[Any] = []
+    @functools.cache  # noqa: B019 - lives as long as one check
+    def _graph(self, precise: bool, training: bool) -> torch.fx.GraphModule:
+        if not (precise or training):
+            return self._exported.graph_module
+        graph = copy.deepcopy(self._exported.graph_module)
+        for part in [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]:
+            if precise:
+                _widen(part)
+            if training:
+                _use_batch_statistics(part)
+            part.recompile()
+        return graph
+
+    def _tensors(self, weights: Weights, precise: bool) -> dict[str, torch.Tensor]:
+        """The weights as tensors of their own, under their own names: of what is tied there is one."""
+        owned = (torch.from_numpy(np.array(array)) for array in weights.values())
+        return {name: _widened(tensor) if precise else tensor for name, tensor in zip(weights, owned, strict=True)}
+
+    def _arguments(self, tensors: dict[str, torch.Tensor], batch: Batch, precise: bool) -> list[Any]:
+        """What the graph takes: weights, constants, inputs, and the inputs that the export made constant."""
+        values: list[Any] = []
+        constants = self._exported.constants | self._exported.state_dict
         for spec in self._exported.graph_signature.input_specs:
-            if spec.kind is not InputKind.USER_INPUT:
-                continue
             if isinstance(spec.arg, ConstantArgument):
-                leaves.append(spec.arg.value)
-                continue
-            tensor = torch.from_numpy(np.array(batch.inputs[spec.arg.name]))
-            leaves.append(tensor.double() if precise and tensor.is_floating_point() else tensor)
-        return leaves
-
-    def _run(self, module: torch.fx.GraphModule, batch: Batch, precise: bool) -> Any:
-        args, kwargs = pytree.tree_unflatten(self._leaves(batch, precise), self._exported.call_spec.in_spec)
-        return module(*args, **kwargs)
+                values.append(spec.arg.value)
+            elif spec.kind is InputKind.USER_INPUT:
+                tensor = torch.from_numpy(np.array(batch.inputs[spec.arg.name]))
+                values.append(_widened(tensor) if precise else tensor)
+            else:
+                value = tensors.get(self._aliases.get(spec.target, spec.target))
+                if value is None:
+                    value = constants[spec.target]
+                    value = value.detach().clone() if isinstance(value, torch.Tensor) else value
+                    value = _widened(value) if precise else value
+                values.append(value)
+        return values
 
     def _loss_of(self, outputs: list[torch.Tensor], batch: Batch) -> torch.Tensor:
         output, loss, functional = outputs[self._loss.output], self._loss, torch.nn.functional
@@ -164,11 +179,11 @@ def layer_of(node: torch.fx.Node) -> str:
     return (list(stack.values())[-1][0] if stack else "") or node.name
 
 
-def _prepare(part: torch.fx.GraphModule, precise: bool) -> None:
-    """Drop what insists on the types of the export and, for double precision, what asks for less."""
+def _widen(part: torch.fx.GraphModule) -> None:
+    """Compute in double precision whatever asks for less, and drop what insists on the types of the export."""
 
     def widened(value: Any) -> Any:
-        return torch.float64 if precise and isinstance(value, torch.dtype) and value in FLOATS else value
+        return torch.float64 if isinstance(value, torch.dtype) and value in FLOATS else value
 
     for node in list(part.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
@@ -176,46 +191,21 @@ def _prepare(part: torch.fx.GraphModule, precise: bool) -> None:
         elif node.op == "call_function":
             node.args = torch.fx.node.map_aggregate(node.args, widened)
             node.kwargs = torch.fx.node.map_aggregate(node.kwargs, widened)
-    part.recompile()
 
 
-def _use_batch_statistics(module: torch.fx.GraphModule) -> None:
+def _widened(tensor: Any) -> Any:
+    return tensor.double() if isinstance(tensor, torch.Tensor) and tensor.dtype in FLOATS else tensor
+
+
+def _use_batch_statistics(part: torch.fx.GraphModule) -> None:
     """Turn the batch norms of a graph that was exported for inference to those of training."""
     ops = torch.ops.aten
-    for part in module.modules():
-        if not isinstance(part, torch.fx.GraphModule):
-            continue
-        for node in part.graph.nodes:
-            if node.target is ops.batch_norm.default:
-                node.update_arg(TRAINING_FLAG, True)
-            elif node.target is ops._native_batch_norm_legit_no_training.default:
-                node.target = ops._native_batch_norm_legit.default
-                node.args = (*node.args[:TRAINING_FLAG], True, *node.args[TRAINING_FLAG:])
-        part.recompile()
-
-
-def _tensor_attributes(module: torch.fx.GraphModule) -> list[tuple[str, torch.Tensor]]:
-    """Buffers, and tensors that are plain attributes."""
-    found = dict(module.named_buffers(remove_duplicate=False))
-    for node in module.graph.nodes:
-        value = _get(module, node.target) if node.op == "get_attr" else None
-        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
-            found[node.target] = value
-    return list(found.items())
-
-
-def _get(module: torch.nn.Module, name: str) -> Any:
-    path, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(path), leaf)
-
-
-def _set(module: torch.nn.Module, name: str, value: Any) -> None:
-    path, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(path), leaf, value)
-
-
-def _tensors(outputs: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    for node in part.graph.nodes:
+        if node.target is ops.batch_norm.default:
+            node.update_arg(TRAINING_FLAG, True)
+        elif node.target is ops._native_batch_norm_legit_no_training.default:
+            node.target = ops._native_batch_norm_legit.default
+            node.args = (*node.args[:TRAINING_FLAG], True, *node.args[TRAINING_FLAG:])
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,128 @@
+"""Compares one update of the program with the reference's, quantity by quantity."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckError
+from .agreement import Difference, difference, norm, relative_difference
+from .measured import Measured, Weights, is_finite
+
+SMALLEST = 1e-7
+"""A difference of single values that never counts."""
+NOUGHT = 1e-10
+"""Relative to the largest: a gradient that is smaller in double precision is zero in exact arithmetic."""
+NOISE = 1e-5
+"""Relative to the largest gradient: how large what single precision makes of such a gradient may be."""
+UNREACHED, ZERO = "no gradient reaches it", "its gradient is zero for a random batch"
+ROUNDING = "its gradient is zero but for rounding"
+
+
+@dataclass
+class Comparison:
+    """What differs, and what was found on the way."""
+
+    seen: Callable[[Weights, Measured], dict[str, np.ndarray]]
+    """The gradients as an optimizer sees them, of what is trained."""
+    worst: tuple[float, str] = (0.0, "")
+    """The largest relative difference that was accepted, and of what."""
+    unchecked: dict[str, str] = field(default_factory=dict)
+    """Parameters whose gradient proves nothing, and why."""
+
+    def faults(
+        self, weights: Weights, ours: Measured, theirs: Measured, precise: Callable[[], Measured | None]
+    ) -> dict[str, Difference]:
+        """The quantities that differ, by name; ``precise`` is the reference in double precision, asked when needed."""
+        _check_shapes(ours, theirs)
+
+        @functools.cache
+        def exact() -> dict[str, np.ndarray] | None:
+            measured = precise()
+            return None if measured is None else quantities(measured, self.seen(weights, measured))
+
+        statistics = [*ours.statistics, *theirs.statistics]
+
+        def quantities(measured: Measured, gradients: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            """All that is compared, by what a message calls it; the forward pass first."""
+            result = {f"output {index}": output for index, output in enumerate(measured.outputs)}
+            result["the loss"] = np.array(measured.losses)
+            result |= {statistic(name): measured.statistics.get(name, weights[name]) for name in statistics}
+            return result | {gradient_of(name): value for name, value in gradients.items()}
+
+        found = quantities(ours, {name: g for name, g in ours.gradients.items() if g is not None})
+        wanted = quantities(theirs, self.seen(weights, theirs))
+        if not (is_finite(theirs) and ours.gradients):  # of a step without a loss nothing is trained
+            wanted = {what: value for what, value in wanted.items() if not what.startswith(GRADIENT)}
+        floors = self._floors(weights, theirs, wanted, exact)
+        faults: dict[str, Difference] = {}
+        for what, value in wanted.items():
+            floor = floors.get(what, SMALLEST * float(np.sqrt(value.size)))
+            differs = difference(found[what], value, lambda what=what: (exact() or {}).get(what), floor)  # type: ignore[misc]
+            if differs is not None:
+                faults[what] = differs
+            elif norm(value) > floor:
+                self.worst = max(self.worst, (relative_difference(found[what], value), what))
+        return faults
+
+    def _floors(
+        self,
+        weights: Weights,
+        theirs: Measured,
+        wanted: Mapping[str, np.ndarray],
+        exact: Callable[[], dict[str, np.ndarray] | None],
+    ) -> dict[str, float]:
+        """The norms of differences that do not count: rounding of statistics, and of gradients that are zero."""
+        floors = {
+            statistic(name): 4 * float(np.finfo("float32").eps) * norm(weights[name]) for name in theirs.statistics
+        }
+        gradients = {name: gradient for name, gradient in theirs.gradients.items() if gradient_of(name) in wanted}
+        sizes = {name: norm(wanted[gradient_of(name)]) for name in gradients}
+        largest = max(sizes.values(), default=0.0)
+        for name, gradient in gradients.items():
+            what = gradient_of(name)
+            floors[what] = 0.0
+            if gradient is None:
+                self.unchecked.setdefault(name, UNREACHED)
+            elif not gradient.any():
+                self.unchecked.setdefault(name, ZERO)
+                floors[what] = NOISE * largest
+            elif sizes[name] < NOISE * largest:
+                precisely = exact()
+                if precisely is not None and norm(precisely[what]) < NOUGHT * largest:
+                    self.unchecked.setdefault(name, ROUNDING)
+                    floors[what] = NOISE * largest
+        return floors
+
+
+GRADIENT = "the gradient of "
+
+
+def gradient_of(name: str) -> str:
+    """What a message calls the gradient of a parameter."""
+    return f"{GRADIENT}'{name}'"
+
+
+def statistic(name: str) -> str:
+    """What a message calls a running statistic."""
+    return f"the running statistic '{name}'"
+
+
+def _check_shapes(ours: Measured, theirs: Measured) -> None:
+    found, wanted = ([output.shape for output in measured.outputs] for measured in (ours, theirs))
+    if found != wanted:
+        raise CheckError(f"the program's outputs have the shapes {found}, and those of the model {wanted}")
+
+
+def masked(array: np.ndarray, what: Any) -> np.ndarray:
+    """What is trained of an array, zero elsewhere; ``what`` as ``Program.trained`` has it."""
+    if not isinstance(what, dict):
+        return array
+    kept = np.zeros_like(array)
+    at: tuple[Any, ...] = (*[slice(None)] * what["axis"], what["indices"])
+    kept[at] = array[at]
+    return kept
