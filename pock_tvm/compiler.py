@@ -141,7 +141,7 @@ def compile(  # noqa: A001 - the name that users expect
     if build:
         with tempfile.TemporaryDirectory() as directory:
             library = build_library(lowered, entries, target, Path(directory)).read_bytes()
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},
         "target": {"triple": triple_of(target), "description": str(target)},
@@ -185,7 +185,8 @@ def compile(  # noqa: A001 - the name that users expect
         here = again(imported, memory_budget=memory_budget, check=check, check_with=check_with)
         manifest["check"] = here.manifest["check"] and here.manifest["check"] | {"build": "of the host"}
         return program
-    reference = reference_of(imported, list(selection), loss, batch_norm)
+    flops = sum(layer["forward_flops"] for layer in manifest["layers"])
+    reference = reference_of(imported, list(selection), loss, batch_norm, flops)
     if reference is not None:
         same = functools.partial(again, check=False)
         manifest["check"] = SelfCheck(imported, program, reference, optimizer, same, check_with).run()

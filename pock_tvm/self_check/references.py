@@ -9,11 +9,14 @@ from ..losses import Loss
 from .measured import Reference
 
 
-def reference_of(model: Model, trained: list[str], loss: Loss, batch_norm: str) -> Reference | None:
-    """The reference of a model; None where it was imported from nothing that runs here."""
+def reference_of(model: Model, trained: list[str], loss: Loss, batch_norm: str, flops: float) -> Reference | None:
+    """The reference of a model; None where it was imported from nothing that runs here.
+
+    ``flops`` are those of a forward pass.
+    """
     source: Any = model.source
     if type(source).__module__.split(".")[0] == "torch":
         from .torch_reference import TorchReference
 
-        return TorchReference(source, model.aliases, trained, loss, batch_norm)
+        return TorchReference(source, model.aliases, trained, loss, batch_norm, flops)
     return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ from .measured import Batch, Measured, Weights
 RANDOM = 1e-4
 """Relative difference of two runs from which on a value is random: no rounding does that."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+FEW_FLOPS = 1e9
+"""Of a forward pass: with fewer, threads that wait for each other, and for the cores that others use, cost more than
+they bring."""
 TRAINING_FLAG = 5
 """The position of ``training`` among the arguments of ``aten.batch_norm``."""
 
@@ -28,16 +33,27 @@ class TorchReference:
     name = f"pytorch {torch.__version__.split('+')[0]}"
 
     def __init__(
-        self, exported: ExportedProgram, aliases: dict[str, str], trained: list[str], loss: Loss, batch_norm: str
+        self,
+        exported: ExportedProgram,
+        aliases: dict[str, str],
+        trained: list[str],
+        loss: Loss,
+        batch_norm: str,
+        flops: float,
     ) -> None:
         self._exported = exported
         self._aliases = aliases
         self._trained = trained
         self._loss = loss
         self._batch_norm = batch_norm
+        self._threads = 1 if flops < FEW_FLOPS else torch.get_num_threads()
 
     def measure(self, weights: Weights, batches: list[Batch], *, precise: bool = False) -> Measured:
         """One update; see :class:`pock_tvm.self_check.measured.Reference`."""
+        with self._on_threads():
+            return self._measure(weights, batches, precise)
+
+    def _measure(self, weights: Weights, batches: list[Batch], precise: bool) -> Measured:
         tensors = self._tensors(weights, precise)
         training = self._batch_norm == "batch"
         outputs: list[torch.Tensor] = []
@@ -76,7 +92,7 @@ class TorchReference:
 
     def random_layer(self, weights: Weights, batch: Batch) -> str | None:
         """The first layer whose value changes from run to run, if the outputs do."""
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), torch.random.fork_rng(), self._on_threads():
             runs = []
             for seed in (0, 1):
                 torch.manual_seed(seed)
@@ -90,10 +106,19 @@ class TorchReference:
     def layers(self, weights: Weights, batch: Batch, seed: int = 0) -> dict[str, np.ndarray]:
         """The last value of each layer by the module's path; what stands in no module goes by the operator's name."""
         recorder = _Recorder(self._exported.graph_module)
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), torch.random.fork_rng(), self._on_threads():
             torch.manual_seed(seed)
             recorder.run(*self._arguments(self._tensors(weights, precise=False), batch, precise=False))
         return recorder.values
+
+    @contextlib.contextmanager
+    def _on_threads(self) -> Iterator[None]:
+        usual = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(usual)
 
     # ---- the exported graph --------------------------------------------------------------------------------------
 
