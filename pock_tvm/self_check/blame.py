@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -34,20 +35,19 @@ def first_wrong_layer(
     ends = {name: var for name, var in ends.items() if shape_of(var) == wanted[name].shape}
     if not ends:
         return None
-    program = compile_model(_returning(model, list(ends.values())))
-    trainer = Trainer(program)
+
+    @functools.cache
+    def exact() -> dict[str, np.ndarray]:
+        return reference.layers(weights, batch, precise=True)
+
+    trainer = Trainer(compile_model(_returning(model, list(ends.values()))))
     trainer.load_state_dict(weights)
     outputs = trainer.predict(batch.inputs)
-    found = (outputs if isinstance(outputs, tuple) else (outputs,))[len(model.outputs) :]
-    for name, ours in zip(ends, found, strict=True):
-        differs = difference(ours, wanted[name], lambda: None, floor=FAR * float(np.linalg.norm(wanted[name])))
+    for (name, var), ours in zip(ends.items(), outputs[len(model.outputs) :], strict=True):
+        differs = difference(ours, wanted[name], lambda name=name: exact().get(name))  # type: ignore[misc]
         if differs is not None:
-            return f"{name} ({ends[name].name.rpartition(':')[2]})", differs
+            return f"{name} ({var.name.rpartition(':')[2]})", differs
     return None
-
-
-FAR = 1e-3
-"""Relative: how far a layer's value has to be off to be named; nearer ones may be rounding."""
 
 
 def _layer_ends(model: Model) -> dict[str, relax.Var]:

@@ -15,10 +15,11 @@ from .measured import Measured, Weights, is_finite
 
 SMALLEST = 1e-7
 """A difference of single values that never counts."""
-NOUGHT = 1e-10
-"""Relative to the largest: a gradient that is smaller in double precision is zero in exact arithmetic."""
+KNOWN = 0.01
+"""Relative: a gradient that single precision knows less well is zero in exact arithmetic, and rounding noise here (the
+bias of attention's keys)."""
 NOISE = 1e-5
-"""Relative to the largest gradient: how large what single precision makes of such a gradient may be."""
+"""Relative to the largest gradient: how large such noise may be."""
 UNREACHED, ZERO = "no gradient reaches it", "its gradient is zero for a random batch"
 ROUNDING = "its gradient is zero but for rounding"
 
@@ -58,7 +59,7 @@ class Comparison:
         wanted = quantities(theirs, self.seen(weights, theirs))
         if not (is_finite(theirs) and ours.gradients):  # of a step without a loss nothing is trained
             wanted = {what: value for what, value in wanted.items() if not what.startswith(GRADIENT)}
-        floors = self._floors(weights, theirs, wanted, exact)
+        floors = self._floors(weights, theirs, found, wanted, exact)
         faults: dict[str, Difference] = {}
         for what, value in wanted.items():
             floor = floors.get(what, SMALLEST * float(np.sqrt(value.size)))
@@ -73,6 +74,7 @@ class Comparison:
         self,
         weights: Weights,
         theirs: Measured,
+        found: Mapping[str, np.ndarray],
         wanted: Mapping[str, np.ndarray],
         exact: Callable[[], dict[str, np.ndarray] | None],
     ) -> dict[str, float]:
@@ -91,9 +93,9 @@ class Comparison:
             elif not gradient.any():
                 self.unchecked.setdefault(name, ZERO)
                 floors[what] = NOISE * largest
-            elif sizes[name] < NOISE * largest:
+            elif sizes[name] < NOISE * largest and relative_difference(found[what], wanted[what]) > KNOWN:
                 precisely = exact()
-                if precisely is not None and norm(precisely[what]) < NOUGHT * largest:
+                if precisely is not None and norm(precisely[what] - wanted[what]) > KNOWN * sizes[name]:
                     self.unchecked.setdefault(name, ROUNDING)
                     floors[what] = NOISE * largest
         return floors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -47,8 +47,8 @@ class Reference(Protocol):
     def random_layer(self, weights: Weights, batch: Batch) -> str | None:
         """The first layer that gives something else for the same input again, if any does."""
 
-    def layers(self, weights: Weights, batch: Batch) -> dict[str, Any]:
-        """The last value of each layer, by the layer's name."""
+    def layers(self, weights: Weights, batch: Batch, *, precise: bool = False) -> dict[str, np.ndarray]:
+        """The last floating-point value of each layer, by the layer's name."""
 
 
 def is_finite(measured: Measured) -> bool:

@@ -100,15 +100,15 @@ class TorchReference:
                 runs.append(list(map(_array, self._run(tensors, batch, precise=False))))
             if not any(_is_random(*pair) for pair in zip(*runs, strict=True)):
                 return None
-        first, second = (self.layers(weights, batch, seed) for seed in (0, 1))
+        first, second = (self.layers(weights, batch, seed=seed) for seed in (0, 1))
         return next((name for name in first if _is_random(first[name], second[name])), "its outputs")
 
-    def layers(self, weights: Weights, batch: Batch, seed: int = 0) -> dict[str, np.ndarray]:
+    def layers(self, weights: Weights, batch: Batch, *, precise: bool = False, seed: int = 0) -> dict[str, np.ndarray]:
         """The last value of each layer by the module's path; what stands in no module goes by the operator's name."""
-        recorder = _Recorder(self._exported.graph_module)
+        recorder = _Recorder(self._graph(precise, training=False))
         with torch.no_grad(), torch.random.fork_rng(), self._on_threads():
             torch.manual_seed(seed)
-            recorder.run(*self._arguments(self._tensors(weights, precise=False), batch, precise=False))
+            recorder.run(*self._arguments(self._tensors(weights, precise), batch, precise))
         return recorder.values
 
     @contextlib.contextmanager

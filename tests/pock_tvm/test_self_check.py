@@ -1,0 +1,223 @@
+"""The self-check: a program that does not do what PyTorch does is refused, and one that does is not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from tvm import relax
+
+import pock_tvm as pock
+from pock_tvm.frontend import Model, load_model
+from pock_tvm.self_check.agreement import difference
+from relay_passes.gradients import registry
+from relay_passes.ir import op_name, rewrite, update_function
+from tests.pock_tvm.networks import small, tokens
+
+
+def altered(model: Model, name: str, change: Callable[[relax.Expr], relax.Expr]) -> Model:
+    """A model as an importer at fault would read it: the value of that name is another one."""
+
+    def visit(builder: relax.BlockBuilder, var: relax.Var, value: relax.Expr) -> relax.Expr:
+        return change(builder.emit(value, var.name)) if var.name == name else value
+
+    main = rewrite(model.module["main"], visit)
+    return replace(model, module=update_function(model.module, "main", main))
+
+
+def break_rule(monkeypatch, op: str, operand: int, factor: float) -> None:
+    """A gradient rule whose result is off by a factor."""
+    entry = registry._RULES[op, operand]
+    monkeypatch.setitem(
+        registry._RULES,
+        (op, operand),
+        replace(entry, rule=lambda use: entry.rule(use) * relax.const(factor, "float32")),
+    )
+
+
+def exported(model: nn.Module, *inputs: torch.Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(model.eval(), inputs)
+
+
+# ---- right programs --------------------------------------------------------------------------------------------------
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "clipped, with decay and momentum": {
+        "clip_norm": 0.1, "optimizer": pock.SGD(momentum=0.9, nesterov=True, weight_decay=0.1),
+    },
+    "three steps an update, Adam": {"accumulate": 3, "optimizer": pock.Adam(weight_decay=0.1)},
+    "two micro-batches, AdamW, in part": {
+        "micro_batches": 2, "optimizer": pock.AdamW(),
+        "scheme": pock.Scheme({"*": "full", "blocks.1.conv2.weight": 0.5, "stem.*": "frozen"}),
+    },
+    "batch statistics": {"batch_norm": "batch"},
+    "batch statistics, three steps an update": {"batch_norm": "batch", "accumulate": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_right_program_passes_and_says_so(name: str, caplog) -> None:
+    with caplog.at_level(logging.INFO, "pock_tvm"):
+        program = pock.compile(small(4), **OPTIONS[name])
+    found = program.manifest["check"]
+    assert found["against"] == f"pytorch {torch.__version__.split('+')[0]}"
+    assert found["batch"] == "synthetic"
+    assert 0 < found["worst"]["difference"] < 1e-5
+    assert set(found["unchecked"]) <= {"blocks.0.conv1.bias", "blocks.1.conv1.bias"}, "in front of a batch norm"
+    assert "checked against pytorch" in caplog.text
+
+
+def test_a_program_keeps_how_it_was_checked(tmp_path) -> None:
+    program = pock.compile(tokens(), accumulate=2)
+    program.save(tmp_path / "net.pock")
+    assert pock.Program.load(tmp_path / "net.pock").manifest["check"] == program.manifest["check"]
+    assert pock.compile(tokens(), check=False).manifest["check"] is None
+    assert pock.compile(tokens(), build=False).manifest["check"] is None
+
+
+def test_of_a_program_for_another_machine_the_hosts_build_is_checked() -> None:
+    program = pock.compile(tokens(), target={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"})
+    assert program.manifest["check"]["build"] == "of the host"
+    assert program.manifest["check"]["worst"]["difference"] > 0
+
+
+def test_a_users_batch_is_checked_as_a_step_would() -> None:
+    x, y = np.full((4, 6), 39), np.array([0, 1, 2, -100])
+    assert pock.compile(tokens(), check_with=(x, y)).manifest["check"]["batch"] == "given"
+    with pytest.raises(pock.PockError, match="40 rows"):
+        pock.compile(tokens(), check_with=(x + 1, y))
+    with pytest.raises(pock.PockError, match="leave one of them out"):
+        pock.compile(tokens(), check=False, check_with=(x, y))
+
+
+class Gate(nn.Module):
+    """Scaled by a parameter that is zero at first, as the last of a residual block often is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.gate, self.unused = nn.Parameter(torch.zeros(6)), nn.Parameter(torch.ones(3))
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x + self.gate * torch.tanh(self.inner(x)) + 0 * self.unused.sum())
+
+
+def test_gradients_that_are_zero_at_first_are_checked_elsewhere(monkeypatch) -> None:
+    network = exported(Gate(), torch.randn(4, 6))
+    assert pock.compile(network).manifest["check"]["unchecked"] == {"unused": "its gradient is zero for a random batch"}
+    break_rule(monkeypatch, "relax.tanh", 0, 1.01)
+    with pytest.raises(pock.CheckError, match=r"the gradient of 'inner.bias' is \S+ at \[\d\] instead of \S+"):
+        pock.compile(network)
+
+
+# ---- wrong programs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "value"), [("stem", "stem:conv2d"), ("blocks.0.conv2", "blocks.0.conv2:conv2d"), ("head", "head:linear")]
+)
+def test_the_first_layer_that_differs_is_named(layer: str, value: str) -> None:
+    model = altered(load_model(small(4)), value, lambda x: x * relax.const(1.001, "float32"))
+    pock.compile(model, check=False)
+    with pytest.raises(pock.CheckError, match=rf"first layer that differs is {layer} .*instead of"):
+        pock.compile(model)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"micro_batches": 2}, {"optimizer": pock.AdamW()}], ids=str)
+@pytest.mark.parametrize("factor", [1.001, 0.0])
+def test_the_gradient_that_differs_is_named(monkeypatch, factor: float, options: dict[str, Any]) -> None:
+    break_rule(monkeypatch, "relax.tanh", 0, factor)
+    with pytest.raises(pock.CheckError, match=r"the gradient of 'mix.bias' .* \(3 further gradients differ\)"):
+        pock.compile(tokens(), **options)
+
+
+class Detached(nn.Module):
+    def __init__(self, stop: bool) -> None:
+        super().__init__()
+        self.stop, self.first, self.second = stop, nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.second(y.detach() if self.stop else y)
+
+
+def test_a_gradient_that_pytorch_does_not_have_is_a_fault() -> None:
+    model = load_model(exported(Detached(stop=False), torch.randn(2, 4)))
+    model = replace(model, source=exported(Detached(stop=True), torch.randn(2, 4)))
+    model.source.state_dict.update({name: torch.from_numpy(array) for name, array in model.weights.items()})
+    with pytest.raises(pock.CheckError, match="the gradient of 'first.bias'"):
+        pock.compile(model)
+
+
+class Noisy(nn.Module):
+    def __init__(self, noise: bool) -> None:
+        super().__init__()
+        self.noise, self.first, self.second = noise, nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.second(y + 0.01 * torch.rand_like(y) if self.noise else y)
+
+
+def test_a_model_that_draws_random_numbers_is_refused_by_name() -> None:
+    model = load_model(exported(Noisy(noise=False), torch.randn(2, 4)))
+    with pytest.raises(pock.CheckError, match="draws random numbers in rand"):
+        pock.compile(replace(model, source=exported(Noisy(noise=True), torch.randn(2, 4))))
+
+
+def test_an_optimizer_that_is_not_pytorchs_is_refused(monkeypatch) -> None:
+    usual = pock.Adam.kernel.fget
+    monkeypatch.setattr(pock.Adam, "kernel", property(lambda self: usual(self) | {"beta2": 0.99}))
+    with pytest.raises(pock.CheckError, match="the update of '.*' is not that of PyTorch's Adam"):
+        pock.compile(tokens(), optimizer=pock.Adam())
+
+
+def test_statistics_that_differ_are_named() -> None:
+    network = small(4)
+    model = load_model(network)
+
+    def visit(builder: relax.BlockBuilder, _var: relax.Var, value: relax.Expr) -> relax.Expr:
+        if op_name(value) != "relax.nn.batch_norm":
+            return value
+        return relax.op.nn.batch_norm(*value.args, axis=1, epsilon=1e-5, momentum=0.11)
+
+    main = rewrite(model.module["main"], visit)
+    model = replace(model, module=update_function(model.module, "main", main))
+    with pytest.raises(pock.CheckError, match="the running statistic 'blocks.0.bn.running_mean' is"):
+        pock.compile(model, batch_norm="batch")
+
+
+# ---- the tolerance ---------------------------------------------------------------------------------------------------
+
+NORMAL = np.random.default_rng(0).standard_normal(1000)
+AGREEMENT: dict[str, tuple[np.ndarray, np.ndarray, bool]] = {
+    "equal": (NORMAL, NORMAL, True),
+    "rounding": (NORMAL.astype("float32"), NORMAL, True),
+    "a factor": (NORMAL * 1.0001, NORMAL, False),
+    "one element": (np.where(np.arange(1000) == 7, 0.01, NORMAL), NORMAL, False),
+    "a zero that is not": (np.full(3, 1e-9), np.zeros(3), False),
+    "NaN in both": (np.array([1, np.nan]), np.array([1, np.nan]), True),
+    "NaN in one": (np.array([1, 2.0]), np.array([1, np.nan]), False),
+    "infinities of other signs": (np.array([np.inf]), np.array([-np.inf]), False),
+}
+
+
+@pytest.mark.parametrize("name", AGREEMENT)
+def test_agreement(name: str) -> None:
+    ours, theirs, agree = AGREEMENT[name]
+    assert (difference(ours, theirs, lambda: theirs) is None) == agree
+
+
+def test_what_pytorch_itself_cannot_know_is_not_asked_of_us() -> None:
+    exact = NORMAL
+    theirs, ours = (exact + 1e-3 * np.random.default_rng(seed).standard_normal(1000) for seed in (1, 2))
+    assert difference(ours, theirs, lambda: exact) is None
+    assert difference(ours, exact, lambda: exact) is not None
