@@ -31,7 +31,8 @@ def first_wrong_layer(
     where all layers agree: what is compiled otherwise when nothing but the outputs is asked for, or is no layer.
     """
     wanted = reference.layers(weights, batch)
-    ends = {name: var for name, var in _layer_ends(model).items() if name in wanted}
+    names = {name.replace(".", "_"): name for name in wanted}  # as TVM spells the names of variables
+    ends = {names[spelt]: var for spelt, var in _layer_ends(model).items() if spelt in names}
     ends = {name: var for name, var in ends.items() if shape_of(var) == wanted[name].shape}
     if not ends:
         return None
@@ -43,19 +44,19 @@ def first_wrong_layer(
     trainer = Trainer(compile_model(_returning(model, list(ends.values()))))
     trainer.load_state_dict(weights)
     outputs = trainer.predict(batch.inputs)
-    for (name, var), ours in zip(ends.items(), outputs[len(model.outputs) :], strict=True):
+    for name, ours in zip(ends, outputs[len(model.outputs) :], strict=True):
         differs = difference(ours, wanted[name], lambda name=name: exact().get(name))  # type: ignore[misc]
         if differs is not None:
-            return f"{name} ({var.name.rpartition(':')[2]})", differs
+            return name, differs
     return None
 
 
 def _layer_ends(model: Model) -> dict[str, relax.Var]:
-    """The last floating-point value of each layer, by its module's path; in the order of these values."""
+    """The last floating-point value of each layer, by its module's path (dots spelt ``_``); in the order of these
+    values."""
     ends: dict[str, relax.Var] = {}
     for binding in bindings_of(model.module["main"]):
-        path, is_layer, _ = binding.var.name.partition(":")
-        name = path if is_layer else binding.var.name
+        name = binding.var.name.partition(":")[0]
         ends.pop(name, None)
         if isinstance(binding.var.ty, relax.TensorType) and is_float(binding.var):
             ends[name] = binding.var
