@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import time
 from collections.abc import Callable
@@ -18,10 +19,10 @@ from ..program import Program
 from .agreement import Difference
 from .batches import synthetic_batches, varied
 from .blame import first_wrong_layer
-from .compare import GRADIENT, ZERO, Comparison, gradient_of
+from .compare import GRADIENT, ZERO, Comparison, coupled_decay, gradient_of, masked
+from .finite_differences import Directions
 from .measured import Batch, Measured, Reference, Weights, is_finite
 from .probe import Probe
-from .update import RATE, check_updates, seen_gradients
 
 ATTEMPTS = 3
 """Batches that are tried before two results count as different: where rounding puts a value on the other side of a kink
@@ -102,16 +103,38 @@ class SelfCheck:
             faults = self.comparison.faults(weights, ours, theirs, precise)
             failing = faults if failing is None else {name: faults[name] for name in failing if name in faults}
             if not failing:
+                if not theirs.gradients and is_finite(ours):
+                    self._check_directions(weights, batches, ours)
                 return ours, batches
         raise CheckError(self._message(failing or {}, weights, batches[0]))
 
     def _check_update(self, weights: Weights, batches: list[Batch], ours: Measured) -> None:
         """The same step again, which has to give the same loss, and an update with the optimizer's state filled."""
-        losses, after = self.probe.update(weights, batches, RATE)
+        losses, after = self.probe.update(weights, batches)
         if not np.array_equal(losses, ours.losses, equal_nan=True):
             raise CheckError(f"the same step gives the loss {ours.losses[0]:.9g} and then {losses[0]:.9g}. {REPORT}")
-        if is_finite(ours) and ours.gradients:
+        if importlib.util.find_spec("torch") is None:
+            self.comparison.unchecked["the optimizer"] = "PyTorch is not installed"
+        elif is_finite(ours) and ours.gradients:
+            from .update import check_updates
+
             check_updates(self.optimizer, self.program.trained, ours.gradients, weights, after)
+
+    def _check_directions(self, weights: Weights, batches: list[Batch], ours: Measured) -> None:
+        """Finite differences where the reference knows no gradients."""
+        trained, options = self.program.trained, self.program.manifest["options"]
+        if options["clip_norm"] is not None or not ours.gradients:
+            why = "gradients that are clipped cannot be told from differences of the loss"
+            self.comparison.unchecked |= dict.fromkeys(trained, why)
+            return
+        decay = coupled_decay(self.optimizer)
+        plain = {name: g for name, g in ours.gradients.items() if g is not None}
+        if decay:
+            plain = {name: g - decay * masked(weights[name], trained[name]) for name, g in plain.items()}
+        self.comparison.unchecked |= {name: ZERO for name, gradient in plain.items() if not gradient.any()}
+        directions = Directions(lambda moved: self.probe.loss(moved, batches), trained)
+        moving = {name: gradient for name, gradient in plain.items() if gradient.any()}
+        self.comparison.unchecked |= directions.check(weights, moving, self.model.parameters)
 
     # ---- the batches -------------------------------------------------------------------------------------------------
 
@@ -158,6 +181,10 @@ class SelfCheck:
             )
 
     def _seen(self, weights: Weights, measured: Measured) -> dict[str, np.ndarray]:
+        if not measured.gradients:
+            return {}
+        from .update import seen_gradients
+
         clip_norm = self.program.manifest["options"]["clip_norm"]
         return seen_gradients(weights, measured.gradients, self.program.trained, self.optimizer, clip_norm)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckError
+from ..optimizers import AdamW, Optimizer
 from .agreement import Difference, difference, norm, relative_difference
 from .measured import Measured, Weights, is_finite
 
@@ -46,13 +47,15 @@ class Comparison:
             measured = precise()
             return None if measured is None else quantities(measured, self.seen(weights, measured))
 
-        statistics = [*ours.statistics, *theirs.statistics]
+        statistics = [] if theirs.statistics is None else [*(ours.statistics or {}), *theirs.statistics]
 
         def quantities(measured: Measured, gradients: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             """All that is compared, by what a message calls it; the forward pass first."""
             result = {f"output {index}": output for index, output in enumerate(measured.outputs)}
-            result["the loss"] = np.array(measured.losses)
-            result |= {statistic(name): measured.statistics.get(name, weights[name]) for name in statistics}
+            if theirs.losses:
+                result["the loss"] = np.array(measured.losses)
+            moved = measured.statistics or {}
+            result |= {statistic(name): moved.get(name, weights[name]) for name in statistics}
             return result | {gradient_of(name): value for name, value in gradients.items()}
 
         found = quantities(ours, {name: g for name, g in ours.gradients.items() if g is not None})
@@ -80,7 +83,8 @@ class Comparison:
     ) -> dict[str, float]:
         """The norms of differences that do not count: rounding of statistics, and of gradients that are zero."""
         floors = {
-            statistic(name): 4 * float(np.finfo("float32").eps) * norm(weights[name]) for name in theirs.statistics
+            statistic(name): 4 * float(np.finfo("float32").eps) * norm(weights[name])
+            for name in theirs.statistics or {}
         }
         gradients = {name: gradient for name, gradient in theirs.gradients.items() if gradient_of(name) in wanted}
         sizes = {name: norm(wanted[gradient_of(name)]) for name in gradients}
@@ -128,3 +132,8 @@ def masked(array: np.ndarray, what: Any) -> np.ndarray:
     at: tuple[Any, ...] = (*[slice(None)] * what["axis"], what["indices"])
     kept[at] = array[at]
     return kept
+
+
+def coupled_decay(optimizer: Optimizer) -> float:
+    """The weight decay that an optimizer adds to the gradient."""
+    return 0.0 if isinstance(optimizer, AdamW) else optimizer.weight_decay

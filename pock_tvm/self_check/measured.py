@@ -27,12 +27,12 @@ class Measured:
     outputs: tuple[np.ndarray, ...]
     """Of inference: batch norms use their running statistics."""
     losses: tuple[float, ...]
-    """Of each batch."""
+    """Of each batch; none where they are not known."""
     gradients: dict[str, np.ndarray | None]
     """Of each trained parameter, as a whole and in PyTorch's layout: the mean over the batches, zero where a weight is
     not trained; None where no path leads from the parameter to the loss. Empty where they are not known."""
-    statistics: dict[str, np.ndarray]
-    """The running statistics that the steps changed, behind them."""
+    statistics: dict[str, np.ndarray] | None
+    """The running statistics that the steps changed, behind them; None where they are not known."""
 
 
 class Reference(Protocol):

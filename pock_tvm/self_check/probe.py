@@ -15,6 +15,8 @@ from .measured import Batch, Measured, Weights
 SCALE = 2.0**40
 """How many times its gradient a weight moves in a measuring step: so far that the rounding of the weight is nothing to
 the gradient, and not so far that a large gradient overflows."""
+RATE = 0.125
+"""The learning rate of the update that is compared with PyTorch's optimizers."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Probe(Trainer):
         self.check_frozen(weights, after)
         return Measured(outputs if isinstance(outputs, tuple) else (outputs,), losses, gradients, statistics)
 
-    def update(self, weights: Weights, batches: list[Batch], lr: float) -> tuple[tuple[float, ...], Weights]:
+    def update(self, weights: Weights, batches: list[Batch]) -> tuple[tuple[float, ...], Weights]:
         """Two updates on the same batches, the first with a rate of 0: the losses of the first, and the weights.
 
         The first fills the optimizer's state and leaves the weights alone, so that the second has the same gradients.
@@ -72,7 +74,7 @@ class Probe(Trainer):
         self.start(weights)
         losses = tuple(self.step(batch.inputs, batch.target, lr=0.0) for batch in batches)
         for batch in batches:
-            self.step(batch.inputs, batch.target, lr=lr)
+            self.step(batch.inputs, batch.target, lr=RATE)
         after = self.live_weights()
         self.check_frozen(weights, after)
         return losses, after
@@ -80,6 +82,11 @@ class Probe(Trainer):
     def checked(self, x: Any, y: Any) -> Batch:
         """A user's batch, refused where a step would refuse it."""
         return Batch(self._checked_inputs(x), self._checked_target(y))
+
+    def loss(self, weights: Weights, batches: list[Batch]) -> float:
+        """The mean loss of batches, in training, without an update."""
+        self.start(weights)
+        return float(np.mean([self.step(batch.inputs, batch.target, lr=0.0) for batch in batches]))
 
     def live_weights(self) -> dict[str, np.ndarray]:
         """The weights that a step may change, in PyTorch's layout."""

@@ -15,7 +15,12 @@ def reference_of(model: Model, trained: list[str], loss: Loss, batch_norm: str, 
     ``flops`` are those of a forward pass.
     """
     source: Any = model.source
-    if type(source).__module__.split(".")[0] == "torch":
+    kind = type(source).__module__.split(".")[0]
+    if kind == "onnx":
+        from .onnx_reference import OnnxReference
+
+        return OnnxReference(source, loss, batch_norm)
+    if kind == "torch":
         from .torch_reference import TorchReference
 
         return TorchReference(source, model.aliases, trained, loss, batch_norm, flops)

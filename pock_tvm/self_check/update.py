@@ -10,12 +10,11 @@ import torch
 
 from ..errors import CheckError
 from ..optimizers import SGD, AdamW, Optimizer
-from .compare import masked
+from .compare import coupled_decay, masked
 from .measured import Weights
+from .probe import RATE
 
 DTYPES = (torch.float64, torch.float32)
-RATE = 0.125
-"""The learning rate of the update that is compared."""
 UPDATE = 1e-5
 """Relative, for each element: how far an update may be off, beside the rounding of its weight."""
 
@@ -30,7 +29,7 @@ def seen_gradients(
     """Gradients as an optimizer sees them: of what is trained, their norm clipped, a coupled decay added."""
     kept = {name: masked(g, trained[name]) for name, g in gradients.items() if g is not None}
     kept = kept if largest_norm is None else _clipped(kept, largest_norm)
-    decay = 0.0 if isinstance(optimizer, AdamW) else optimizer.weight_decay
+    decay = coupled_decay(optimizer)
     if decay:
         kept = {name: gradient + decay * masked(weights[name], trained[name]) for name, gradient in kept.items()}
     # PyTorch's optimizers pass over what no gradient reaches, its decay included.
