@@ -58,6 +58,14 @@ def named_scheme(text: str, model: Any) -> Any:
     return Scheme.load(text)
 
 
+def check_text(check: Mapping[str, Any] | None) -> str:
+    """Whether and how a program was checked, in a line."""
+    if check is None:
+        return "not checked"
+    rest = f"; not checked: {', '.join(check['unchecked'])}" if check["unchecked"] else ""
+    return f"checked against {check['against']} in {check['seconds']:.1f} s: equal{rest}"
+
+
 def optimizer_of(text: str) -> Any:
     """The optimizer that a text such as ``sgd:momentum=0.9`` stands for."""
     from ..optimizers import KINDS

@@ -23,6 +23,7 @@ from .common import (
     THREADS,
     LrSchedule,
     app,
+    check_text,
     mb_text,
     named_scheme,
     optimizer_of,
@@ -59,6 +60,9 @@ def compile_(
         ),
     ] = None,
     dump: Annotated[Path | None, typer.Option(help="A folder for the module after each phase")] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Take a step beside PyTorch, and refuse a program that differs")
+    ] = True,
 ) -> None:
     """Compile a network into a training program."""
     from rich.console import Console
@@ -84,6 +88,7 @@ def compile_(
             clip_norm=clip_norm,
             memory_budget=memory_budget,
             dump=dump,
+            check=None if check else False,
         )
     if preprocessing is not None:
         program.manifest["preprocessing"] = preprocessing.to_json()
@@ -91,6 +96,7 @@ def compile_(
     memory, parts = program.memory(), program.manifest["options"]["micro_batches"]
     text = f"{output}: {len(program.trained)} parameters trained, arena {mb_text(memory['arena'])}"
     console.print(text if parts == 1 else f"{text}, in {parts} micro-batches")
+    console.print(check_text(program.manifest["check"]))
 
 
 @app.command()

@@ -49,6 +49,7 @@ def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, an
         weights={param.name: arrays[param.name] for param in main.params if param.name in learned},
         parameters=in_order_of_use(main, trainable),
         requires_grad=dict.fromkeys(trainable, True),
+        source=model,
     )
 
 

@@ -133,8 +133,7 @@ class SelfCheck:
             plain = {name: g - decay * masked(weights[name], trained[name]) for name, g in plain.items()}
         self.comparison.unchecked |= {name: ZERO for name, gradient in plain.items() if not gradient.any()}
         directions = Directions(lambda moved: self.probe.loss(moved, batches), trained)
-        moving = {name: gradient for name, gradient in plain.items() if gradient.any()}
-        self.comparison.unchecked |= directions.check(weights, moving, self.model.parameters)
+        self.comparison.unchecked |= directions.check(weights, plain, self.model.parameters)
 
     # ---- the batches -------------------------------------------------------------------------------------------------
 

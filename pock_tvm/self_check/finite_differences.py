@@ -23,6 +23,8 @@ TOLERANCE = 0.02
 """Relative: what curvature and rounding leave between a difference and a derivative."""
 RESOLVED = 1e-5
 """The least movement of the loss, relative to it, that single precision tells to within the tolerance."""
+SILENCE = 1e-4
+"""Relative: what a loss may change when something moves whose gradient is zero."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,12 @@ class Directions:
             The loss moves otherwise than a gradient says.
         """
         start = abs(self.loss(weights))
+        for name in order:
+            if name in gradients and not gradients[name].any():
+                self._refuse_silence(weights, name, start)
         reach = {name: self._reach(weights[name], gradients[name], start) for name in order if name in gradients}
-        unchecked = {name: "its gradient is too small for finite differences" for name, far in reach.items() if not far}
+        why = "its gradient is too small for finite differences"
+        unchecked = {name: why for name, far in reach.items() if not far and gradients[name].any()}
         names = [name for name, far in reach.items() if far]
         rng = np.random.default_rng(0)
         for part in np.array_split(np.array(names), min(GROUPS, len(names)) or 1):
@@ -98,3 +104,11 @@ class Directions:
             f"the gradient of '{name}' is wrong: along one direction the loss changes by {found / length:.4g} for each "
             f"unit, by finite differences, and by {told / length:.4g} as the gradient says"
         )
+
+    def _refuse_silence(self, weights: Weights, name: str, loss: float) -> None:
+        """Refuse a gradient of zero where the loss changes."""
+        noise = masked(np.random.default_rng(0).standard_normal(weights[name].shape), self.trained[name])
+        move = FARTHEST * (norm(weights[name]) + CHANGE) * noise / norm(noise)
+        _, found = self._derivatives(weights, {name: np.zeros_like(move)}, {name: move})
+        if abs(found) > SILENCE * loss:
+            raise CheckError(f"the gradient of '{name}' is zero, and the loss changes by {found:.4g} when it moves")

@@ -18,7 +18,7 @@ from pock_tvm.frontend import Model, load_model
 from pock_tvm.self_check.agreement import difference
 from relay_passes.gradients import registry
 from relay_passes.ir import bindings_of, op_name, rewrite, update_function
-from tests.pock_tvm.networks import small, tokens
+from tests.pock_tvm.networks import Tokens, small, tokens
 
 
 def altered(model: Model, name: str, change: Callable[[relax.Expr], relax.Expr]) -> Model:
@@ -194,6 +194,43 @@ def test_statistics_that_differ_are_named() -> None:
     model = replace(model, module=update_function(model.module, "main", main))
     with pytest.raises(pock.CheckError, match="the running statistic 'blocks.0.bn.running_mean' is"):
         pock.compile(model, batch_norm="batch")
+
+
+# ---- ONNX ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    torch.onnx.export(Tokens().eval(), (torch.zeros(4, 6, dtype=torch.long),), path, dynamo=True, verbose=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"optimizer": pock.Adam(weight_decay=0.1)}, {"accumulate": 2, "micro_batches": 2}], ids=str
+)
+def test_an_onnx_model_is_checked_against_the_reference_evaluator(onnx_file, options: dict[str, Any]) -> None:
+    found = pock.compile(onnx_file, **options).manifest["check"]
+    assert found["against"].startswith("onnx ")
+    assert found["worst"]["difference"] < 1e-5
+    assert found["unchecked"] == {}
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.9])
+def test_a_wrong_gradient_of_an_onnx_model_is_named(onnx_file, monkeypatch, factor: float) -> None:
+    break_rule(monkeypatch, "relax.tanh", 0, factor)
+    with pytest.raises(pock.CheckError, match="the gradient of '(mix|words).*' is"):
+        pock.compile(onnx_file)
+
+
+def test_a_wrong_forward_pass_of_an_onnx_model_is_refused(onnx_file) -> None:
+    model = load_model(onnx_file)
+    name = next(
+        binding.var.name for binding in bindings_of(model.module["main"]) if op_name(binding.value) == "relax.tanh"
+    )
+    with pytest.raises(pock.CheckError, match=r"output 0 is \S+ at .* instead of"):
+        pock.compile(altered(model, name, lambda x: x * relax.const(1.001, "float32")))
 
 
 # ---- the tolerance ---------------------------------------------------------------------------------------------------
