@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from tvm import IRModule, relax
 
-from relay_passes.ir import bindings_of, used_vars
+from relay_passes.ir import bindings_of, dtype_of, shape_of, used_vars
+
+from ..errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,25 @@ class Model:
     """What the model was imported from, with every dimension bound."""
     values: dict[str, str] = field(default_factory=dict)
     """For each node of PyTorch's graph, taken apart, the variable of ``module`` that holds its value."""
+
+    def __post_init__(self) -> None:
+        """Refuse a parameter that has no value of its shape and type, and a weight that nothing takes.
+
+        Raises
+        ------
+        ModelError
+            Importing lost a weight or changed its name: no program may be made of what is left.
+        """
+        params = {param.name: param for param in self.module["main"].params[len(self.inputs) :]}
+        for name, param in params.items():
+            array = self.weights.get(name)
+            if array is None:
+                raise ModelError(f"parameter '{name}' of the imported model has no value; please report this model")
+            if (array.shape, array.dtype.name) != (shape_of(param), dtype_of(param)):
+                raise ModelError(
+                    f"the value of parameter '{name}' is {array.dtype.name}{list(array.shape)}, the imported model "
+                    f"takes {dtype_of(param)}{list(shape_of(param))}; please report this model"
+                )
+        for name in self.weights:
+            if name not in params and self.weights[name].dtype.kind == "f":
+                raise ModelError(f"the imported model has no place for the weight '{name}'; please report this model")

@@ -1,0 +1,51 @@
+"""Evaluates ONNX graphs and single nodes with the reference evaluator that the ``onnx`` package brings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from ...errors import ModelError
+
+RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+
+
+def reference_outputs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs of a model on ``feeds``: its inputs, and initializers that are to have other values, by name."""
+    with np.errstate(all="ignore"):
+        return [np.asarray(output) for output in ReferenceEvaluator(model).run(None, dict(feeds))]
+
+
+def evaluate_node(node: onnx.NodeProto, opsets: Mapping[str, int], inputs: Sequence[np.ndarray | None]) -> list[Any]:
+    """The results of one node on known inputs.
+
+    Raises
+    ------
+    ModelError
+        The evaluator does not know the operator, or the node is wrong.
+    """
+    values = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
+    graph = onnx.helper.make_graph(
+        [node],
+        "node",
+        [onnx.helper.make_value_info(name, type_of(array)) for name, array in values.items()],
+        [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name],
+    )
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    model = onnx.helper.make_model(graph, opset_imports=imports)
+    try:
+        with np.errstate(all="ignore"):
+            results = iter(ReferenceEvaluator(model).run(None, values))
+    except Exception as error:
+        raise ModelError(f"its constant inputs cannot be evaluated: {error}") from error
+    return [next(results) if name else None for name in node.output]
+
+
+def type_of(array: np.ndarray) -> onnx.TypeProto:
+    """The ONNX type of an array."""
+    element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnx.helper.make_tensor_type_proto(element, array.shape)

@@ -1,0 +1,175 @@
+"""Reading and writing by index, and what reads by computed position: resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from tvm import relax
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, constant_value, dtype_of, is_float, scalar, shape_of
+
+from .evaluation import evaluate_node
+from .registry import Known, Node, converter, refuse
+
+
+def _from_front(node: Node, indices: Expr, extent: int) -> Expr:
+    """Indices counted from the front: negative ones count from the end."""
+    known = constant_value(indices)
+    if known is not None:
+        refuse((known < -extent).any() or (known >= extent).any(), f"an index lies outside of {extent} positions")
+        return relax.const(np.where(known < 0, known + extent, known), dtype_of(indices))
+    wrapped = R.add(indices, scalar(extent, indices))
+    return node.emit(R.where(R.less(indices, scalar(0, indices)), wrapped, indices))
+
+
+@converter("Gather")
+def gather(node: Node, x: Expr, indices: Expr, *, axis: int) -> Expr:
+    """``x[…, indices, …]``: an embedding's look-up. Indices may count from the end, except where an input of the model
+    is looked up in a parameter: those are checked before each step."""
+    axis %= len(shape_of(x))
+    if not (node.is_input(indices) and isinstance(x, relax.Var) and not node.is_input(x)):
+        indices = _from_front(node, indices, shape_of(x)[axis])
+    known = constant_value(indices)
+    if known is not None and known.size == 1:
+        place = int(known.reshape(()))
+        part = node.emit(R.strided_slice(x, [axis], [place], [place + 1]))
+        shape = [*shape_of(x)[:axis], *known.shape, *shape_of(x)[axis + 1 :]]
+        return R.reshape(part, shape)
+    return R.take(x, indices, axis=axis)
+
+
+@converter("GatherElements")
+def gather_elements(node: Node, x: Expr, indices: Expr, *, axis: int) -> Expr:
+    """``x[i][indices[i][j]]`` for an axis, and so on."""
+    axis %= len(shape_of(x))
+    return R.gather_elements(x, _from_front(node, indices, shape_of(x)[axis]), axis)
+
+
+@converter("GatherND")
+def gather_nd(node: Node, x: Expr, indices: Expr, *, batch_dims: int = 0) -> Expr:
+    """``x[indices[0], indices[1], …]`` with the coordinates along the last axis of ``indices``."""
+    refuse(batch_dims, "its attribute 'batch_dims' is not 0")
+    shape, places = shape_of(x), shape_of(indices)
+    count = places[-1]
+    flat: Expr | None = None
+    for axis in range(count):
+        column = node.emit(R.squeeze(R.strided_slice(indices, [len(places) - 1], [axis], [axis + 1]), [-1]))
+        column = _from_front(node, column, shape[axis])
+        flat = column if flat is None else node.emit(R.add(R.multiply(flat, scalar(shape[axis], flat)), column))
+    refuse(flat is None, "it has no coordinates")
+    table = node.emit(R.reshape(x, (int(np.prod(shape[:count])), *shape[count:])))
+    return R.take(table, flat, axis=0)
+
+
+@converter("ScatterElements", "Scatter")
+def scatter_elements(
+    node: Node, x: Expr, indices: Expr, updates: Expr, *, axis: int, reduction: str = "none"
+) -> Expr:
+    """``x`` with updates written, or added, at indices along an axis."""
+    axis %= len(shape_of(x))
+    modes = {"none": "update", "add": "add", "mul": "mul", "max": "max", "min": "min"}
+    return R.scatter_elements(x, _from_front(node, indices, shape_of(x)[axis]), updates, axis, modes[reduction])
+
+
+@converter("OneHot")
+def one_hot(node: Node, indices: Expr, depth: Known, values: Expr, *, axis: int) -> Expr:
+    """The second of two values at each index, the first elsewhere; indices may count from the end."""
+    extent = int(depth.reshape(-1)[0])
+    rank = len(shape_of(indices)) + 1
+    at = axis % rank
+    along = [1] * rank
+    along[at] = extent
+    refuse(is_float(indices), "its indices are floating-point numbers")
+    places = node.emit(R.astype(indices, "int64"))
+    places = node.emit(R.where(R.less(places, scalar(0, places)), R.add(places, scalar(extent, places)), places))
+    places = node.emit(R.expand_dims(places, at))
+    hit = node.emit(R.equal(places, relax.const(np.arange(extent).reshape(along), "int64")))
+    off, on = (node.emit(R.strided_slice(values, [0], [place], [place + 1])) for place in (0, 1))
+    return R.where(hit, on, off)
+
+
+@converter("ReverseSequence")
+def reverse_sequence(node: Node, x: Expr, lengths: Known, *, batch_axis: int, time_axis: int) -> Expr:
+    """The first elements of each sequence in the opposite order."""
+    shape = shape_of(x)
+    places = np.zeros((shape[0], shape[1]), "int64")
+    for position in range(shape[batch_axis]):
+        count = int(lengths[position])
+        order = [*range(count)[::-1], *range(count, shape[time_axis])]
+        if time_axis == 0:
+            places[:, position] = order
+        else:
+            places[position] = order
+    spread = np.broadcast_to(places.reshape(*places.shape, *[1] * (len(shape) - 2)), shape)
+    return R.gather_elements(x, relax.const(np.ascontiguousarray(spread), "int64"), time_axis)
+
+
+@converter("Resize", "Upsample")
+def resize(
+    node: Node,
+    x: Expr,
+    roi: Known | None = None,
+    scales: Known | None = None,
+    sizes: Known | None = None,
+    *,
+    antialias: int = 0,
+    axes: Sequence[int] | None = None,
+    coordinate_transformation_mode: str = "asymmetric",
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    keep_aspect_ratio_policy: str = "stretch",
+    mode: str,
+    nearest_mode: str = "floor",
+) -> Expr:
+    """Each axis by itself, since ONNX interpolates one after the other: by the matrix that ONNX's own evaluator gives
+    for that axis. Where it only repeats or picks elements, no product is left."""
+    if node.version < 11:  # X, scales
+        refuse(node.schema.name == "Upsample" and node.version < 9, "it is older than operator set 9")
+        scales, roi = roi, None
+    refuse(coordinate_transformation_mode == "tf_crop_and_resize", "it crops (tf_crop_and_resize)")
+    refuse(keep_aspect_ratio_policy != "stretch", f"its attribute 'keep_aspect_ratio_policy' is '{keep_aspect_ratio_policy}'")
+    refuse(not is_float(x), f"it resizes {dtype_of(x)}")
+    rank = len(shape_of(x))
+    along = list(range(rank)) if axes is None else [axis % rank for axis in axes]
+    by_size = sizes is not None and sizes.size > 0
+    targets = sizes if by_size else scales
+    refuse(targets is None or len(targets) != len(along), "it has neither sizes nor scales for its axes")
+    assert targets is not None
+    for axis, target in zip(along, targets, strict=True):
+        matrix = _interpolation(node, shape_of(x)[axis], target, by_size=by_size)
+        x = _along(node, x, axis, matrix)
+    return x
+
+
+def _interpolation(node: Node, extent: int, target: float, *, by_size: bool) -> np.ndarray:
+    """[outputs, inputs]: how much of each element along an axis goes into each element of the result."""
+    kept = [a for a in node.proto.attribute if a.name not in ("axes",)]
+    legacy = node.version < 11
+    names = ["x", "scales"] if legacy else ["x", "", "", "sizes"] if by_size else ["x", "", "scales"]
+    proto = onnx.helper.make_node("Resize" if not legacy else node.schema.name, names, ["y"])
+    proto.attribute.extend(kept)
+    plan = np.array([extent, target], "int64") if by_size else np.array([1, target], "float32")
+    values = [np.eye(extent, dtype="float32"), *(None if not name else plan for name in names[1:])]
+    return np.asarray(evaluate_node(proto, {"": node.version}, values)[0]).T
+
+
+def _along(node: Node, x: Expr, axis: int, matrix: np.ndarray) -> Expr:
+    """``x`` with a matrix applied along an axis."""
+    outputs, extent = matrix.shape
+    picked = matrix.argmax(1)
+    if np.array_equal(matrix, np.eye(extent)[picked]):
+        if outputs == extent and (picked == np.arange(extent)).all():
+            return x
+        if outputs % extent == 0 and np.array_equal(picked, np.arange(extent).repeat(outputs // extent)):
+            return node.emit(R.repeat(x, outputs // extent, axis))
+        return node.emit(R.take(x, relax.const(picked.astype("int64"), "int64"), axis=axis))
+    weights = relax.const(np.ascontiguousarray(matrix.T).astype(dtype_of(x)), dtype_of(x))
+    rank = len(shape_of(x))
+    order = [*range(axis), *range(axis + 1, rank), axis]
+    moved = x if axis == rank - 1 else node.emit(R.permute_dims(x, order))
+    y = node.emit(R.matmul(moved, weights))
+    back = [*range(axis), rank - 1, *range(axis, rank - 1)]
+    return y if axis == rank - 1 else node.emit(R.permute_dims(y, back))

@@ -1,0 +1,99 @@
+"""Poolings; each window counted as ONNX counts it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, dtype_of, is_float, shape_of
+
+from .registry import Node, converter, refuse
+from .windows import Window, spatial, window_of
+
+
+@converter("GlobalAveragePool", "GlobalMaxPool")
+def global_pool(node: Node, x: Expr) -> Expr:
+    """One number a channel."""
+    axes = list(range(2, len(shape_of(x))))
+    return (R.mean if node.schema.name == "GlobalAveragePool" else R.max)(x, axes, keepdims=True)
+
+
+@converter("MaxPool")
+def max_pool(
+    node: Node,
+    x: Expr,
+    *,
+    auto_pad: str,
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Expr:
+    """The largest of each window; what is outside of the image is never the largest."""
+    refuse(not is_float(x), f"it pools {dtype_of(x)}")
+    window = window_of(spatial(x), kernel_shape, strides, dilations, pads, auto_pad, ceil=bool(ceil_mode))
+    operators = {2: R.nn.max_pool2d, 3: R.nn.max_pool3d}
+    return _pooled(node, x, window, operators)
+
+
+@converter("AveragePool")
+def average_pool(
+    node: Node,
+    x: Expr,
+    *,
+    auto_pad: str,
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Expr:
+    """The mean of each window: over the image alone, or with the padding that the node declares."""
+    refuse(dilations and any(step != 1 for step in dilations), "its attribute 'dilations' is not supported")
+    window = window_of(spatial(x), kernel_shape, strides, None, pads, auto_pad, ceil=bool(ceil_mode))
+    operators = {2: R.nn.avg_pool2d, 3: R.nn.avg_pool3d}
+    if not any(window.before) and not any(window.after):
+        return _pooled(node, x, window, operators)
+    # Of a padded image every window has the same count; what it ought to have is known, and corrects the mean.
+    widths = [0] * 4 + [width for pair in zip(window.before, window.after, strict=True) for width in pair]
+    padded = node.emit(R.nn.pad(x, widths))
+    inner = Window(
+        window.kernel, window.strides, window.dilations, *[(0,) * len(window.kernel)] * 3, outputs=window.outputs
+    )
+    y = node.emit(_pooled(node, padded, inner, operators))
+    correction = np.ones((), "float64")
+    for axis, extent in enumerate(spatial(x)):
+        inside = np.zeros(extent + window.before[axis] + window.after[axis])
+        if count_include_pad:
+            inside[: extent + window.before[axis] + window.declared[axis]] = 1
+        else:
+            inside[window.before[axis] : window.before[axis] + extent] = 1
+        starts = np.arange(window.outputs[axis]) * window.strides[axis]
+        counts = np.stack([inside[start : start + window.kernel[axis]].sum() for start in starts])
+        correction = correction[..., None] * (window.kernel[axis] / counts)
+    if (correction == 1).all():
+        return y
+    return R.multiply(y, relax.const(correction.astype(dtype_of(x)), dtype_of(x)))
+
+
+def _pooled(node: Node, x: Expr, window: Window, operators: dict[int, object]) -> Expr:
+    """One spatial axis is pooled as an image one pixel high."""
+    rank = len(window.kernel)
+    refuse(rank not in (1, *operators), f"it has {rank} spatial axes; one to three are supported")
+    options: dict[str, list[int]] = {
+        "pool_size": list(window.kernel),
+        "strides": list(window.strides),
+        "dilation": list(window.dilations),
+        "padding": window.padding,
+    }
+    if rank == 1:
+        begin, end = window.padding
+        options = {name: [1, *values] for name, values in options.items()} | {"padding": [0, begin, 0, end]}
+        y = node.emit(operators[2](node.emit(R.expand_dims(x, 2)), **options))  # type: ignore[operator]
+        return R.squeeze(y, [2])
+    return operators[rank](x, **options)  # type: ignore[operator]

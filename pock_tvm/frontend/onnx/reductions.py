@@ -1,0 +1,139 @@
+"""Reductions along axes, running sums, and what chooses by order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, constant_value, is_float, scalar, shape_of
+
+from .registry import Known, Node, converter, refuse
+
+
+@converter(
+    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"),
+    *("ReduceProd", "ReduceSum", "ReduceSumSquare"),
+)
+def reduction(
+    node: Node,
+    x: Expr,
+    reduced: Known | None = None,
+    *,
+    axes: Sequence[int] | None = None,
+    keepdims: int,
+    noop_with_empty_axes: int = 0,
+) -> Expr:
+    """One number for all positions along some axes: all of them where none are named."""
+    along = [int(axis) for axis in (reduced if reduced is not None else axes or [])]
+    kept = bool(keepdims)
+    if not along and noop_with_empty_axes:
+        return _of_each(node, x)
+    if not along:
+        along = list(range(len(shape_of(x))))
+    if not along:
+        return _of_each(node, x)
+    match node.schema.name.removeprefix("Reduce"):
+        case "Max":
+            return _extreme(node, x, along, kept, R.max, -np.inf)
+        case "Min":
+            return _extreme(node, x, along, kept, R.min, np.inf)
+        case "Mean":
+            refuse(not is_float(x), "it takes the mean of integers; cast them to floating-point numbers before")
+            return R.mean(x, along, kept)
+        case "Sum":
+            return R.sum(x, along, kept)
+        case "Prod":
+            return R.prod(x, along, kept)
+        case "L1":
+            return R.sum(R.abs(x), along, kept)
+        case "L2":
+            return _root(node, node.emit(R.sum(R.multiply(x, x), along, kept)))
+        case "SumSquare":
+            return R.sum(R.multiply(x, x), along, kept)
+        case "LogSum":
+            return R.log(R.sum(x, along, kept))
+        case _:  # the logarithm of a sum of exponentials, none of which overflows
+            largest = node.emit(R.max(x, along, keepdims=True))
+            shift = node.emit(R.where(R.equal(R.abs(largest), scalar(np.inf, x)), scalar(0, x), largest))
+            shift = node.emit(R.grad.no_grad(shift))
+            total = node.emit(R.log(R.sum(R.exp(R.subtract(x, shift)), along, keepdims=True)))
+            y = node.emit(R.add(total, shift))
+            return y if kept else R.squeeze(y, along)
+
+
+def _extreme(
+    node: Node, x: Expr, along: list[int], kept: bool, operator: Callable[..., Expr], bound: float
+) -> Expr:
+    """The largest or smallest. TVM's begins with the last finite number, so what a mask has filled with infinity alone
+    is told apart."""
+    y = operator(x, along, kept)
+    made = node.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+    constants = [constant_value(arg) for arg in made.args] if isinstance(made, relax.Call) else []
+    if not is_float(x) or not any(known is not None and (known == bound).any() for known in constants):
+        return y
+    inside = R.where(R.equal(x, scalar(bound, x)), scalar(0, x), scalar(1, x))
+    filled = R.equal(node.emit(R.max(inside, along, kept)), scalar(0, x))
+    return R.where(filled, scalar(bound, x), y)
+
+
+def _root(node: Node, square: Expr) -> Expr:
+    """The root of a sum of squares; with no gradient at zero, as PyTorch's norms."""
+    refuse(not is_float(square), "it takes the norm of integers; cast them to floating-point numbers before")
+    empty = node.emit(R.equal(square, scalar(0, square)))
+    return R.where(empty, scalar(0, square), R.sqrt(R.where(empty, scalar(1, square), square)))
+
+
+def _of_each(node: Node, x: Expr) -> Expr:
+    """The reduction of each element alone."""
+    match node.schema.name.removeprefix("Reduce"):
+        case "L1" | "L2":
+            return R.abs(x)
+        case "SumSquare":
+            return R.multiply(x, x)
+        case "LogSum":
+            return R.log(x)
+        case _:
+            return x
+
+
+@converter("ArgMax", "ArgMin")
+def extremum(node: Node, x: Expr, *, axis: int, keepdims: int, select_last_index: int = 0) -> Expr:
+    """The position of the first of the largest or smallest along an axis."""
+    refuse(select_last_index, "its attribute 'select_last_index' asks for the last of equals; only the first is supported")
+    operator = R.argmax if node.schema.name == "ArgMax" else R.argmin
+    return operator(x, axis, bool(keepdims))
+
+
+@converter("CumSum")
+def cumulative_sum(node: Node, x: Expr, axis: Known, *, exclusive: int, reverse: int) -> Expr:
+    """The sum up to each position, with it or without; from the end where ``reverse``."""
+    along = int(axis.reshape(-1)[0]) % len(shape_of(x))
+    y = node.emit(R.flip(x, along)) if reverse else x
+    total = node.emit(R.cumsum(y, along))
+    total = node.emit(R.subtract(total, y)) if exclusive and not is_float(x) else total
+    if exclusive and is_float(x):  # shifted by one, since what is infinite cannot be taken off again
+        extent, rank = shape_of(x)[along], len(shape_of(x))
+        widths = [0] * (2 * rank)
+        widths[2 * along] = 1
+        total = node.emit(R.strided_slice(R.nn.pad(total, widths), [along], [0], [extent]))
+    return R.flip(total, along) if reverse else total
+
+
+@converter("TopK")
+def top_k(node: Node, x: Expr, k: Known, *, axis: int, largest: int = 1, sorted: int = 1) -> list[Expr]:
+    """The ``k`` largest or smallest along an axis, in order, and where they stand."""
+    found = node.emit(R.topk(x, int(k.reshape(-1)[0]), axis % len(shape_of(x)), "both", bool(largest), "int64"))
+    return [relax.TupleGetItem(found, 0), relax.TupleGetItem(found, 1)]
+
+
+@converter("LpNormalization")
+def lp_normalization(node: Node, x: Expr, *, axis: int, p: int) -> Expr:
+    """``x`` over its norm along an axis; zero where the norm is zero."""
+    size = R.sum(R.abs(x), axis, keepdims=True) if p == 1 else R.sqrt(R.sum(R.multiply(x, x), axis, keepdims=True))
+    norm = node.emit(size)
+    empty = node.emit(R.equal(norm, scalar(0, x)))
+    quotient = R.divide(x, R.where(empty, scalar(1, x), norm))
+    return R.where(empty, scalar(0, x), quotient)

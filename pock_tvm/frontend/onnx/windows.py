@@ -1,0 +1,91 @@
+"""The geometry that convolutions and poolings share: ONNX's padding, as numbers before and after each axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, shape_of
+
+from .registry import Node, refuse
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window that moves over the spatial axes."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    """Padding at the end; where the last window reaches beyond it (``ceil_mode``), enough for that window."""
+    declared: tuple[int, ...]
+    """Padding at the end as the node says."""
+    outputs: tuple[int, ...]
+    """How many windows fit."""
+
+    @property
+    def padding(self) -> list[int]:
+        """As TVM takes it: all begins, then all ends."""
+        return [*self.before, *self.after]
+
+
+def window_of(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int] | None,
+    dilations: Sequence[int] | None,
+    pads: Sequence[int] | None,
+    auto_pad: str,
+    *,
+    ceil: bool = False,
+) -> Window:
+    """The window of a node over images of ``size``.
+
+    A last window that would begin in the padding at the end does not count, as in PyTorch.
+    """
+    rank = len(size)
+    strides, dilations = tuple(strides or [1] * rank), tuple(dilations or [1] * rank)
+    refuse(any(len(values) != rank for values in (kernel, strides, dilations)), f"its window does not have {rank} axes")
+    reach = [(extent - 1) * dilation + 1 for extent, dilation in zip(kernel, dilations, strict=True)]
+    refuse(auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"), f"its attribute 'auto_pad' is '{auto_pad}'")
+    if auto_pad.startswith("SAME"):
+        refuse(pads and any(pads), "it has both 'pads' and 'auto_pad'")
+        before, after = [], []
+        for extent, span, stride in zip(size, reach, strides, strict=True):
+            total = max((-(-extent // stride) - 1) * stride + span - extent, 0)
+            small, large = total // 2, total - total // 2
+            before.append(large if auto_pad == "SAME_LOWER" else small)
+            after.append(small if auto_pad == "SAME_LOWER" else large)
+    else:
+        pads = [0] * (2 * rank) if auto_pad == "VALID" or not pads else list(pads)
+        refuse(len(pads) != 2 * rank or min(pads) < 0, f"its attribute 'pads' is {pads}")
+        before, after = pads[:rank], pads[rank:]
+    declared, outputs, ends = list(after), [], []
+    for extent, span, stride, begin, end in zip(size, reach, strides, before, after, strict=True):
+        room = extent + begin + end - span
+        refuse(room < 0, f"its window of {span} does not fit into {extent + begin + end}")
+        count = (-(-room // stride) if ceil else room // stride) + 1
+        if ceil and (count - 1) * stride >= extent + begin:
+            count -= 1
+        outputs.append(count)
+        ends.append(max((count - 1) * stride + span - extent - begin, end))
+    return Window(tuple(kernel), strides, dilations, tuple(before), tuple(ends), tuple(declared), tuple(outputs))
+
+
+def spatial(x: Expr) -> tuple[int, ...]:
+    """The extents behind batch and channels."""
+    return shape_of(x)[2:]
+
+
+def as_images(node: Node, x: Expr) -> Expr:
+    """[N, C, W] as [N, C, 1, W]: two-dimensional operators have kernels and gradients."""
+    return node.emit(R.expand_dims(x, 2))
+
+
+def widened(values: Sequence[int], first: int) -> tuple[int, ...]:
+    """What a window has along one axis, with what it has along a further one of extent 1 before it."""
+    return (first, *values)
