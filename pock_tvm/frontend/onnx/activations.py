@@ -157,4 +157,3 @@ def _hardmax(x: Expr, axis: int) -> Expr:
     along[axis] = extent
     places = np.arange(extent, dtype="int64").reshape(along)
     return R.astype(R.equal(R.argmax(x, axis, keepdims=True), expression(places)), dtype_of(x))
-

@@ -123,7 +123,9 @@ def bit_shift(node: Node, x: Expr, y: Expr, *, direction: str) -> Expr:
     """``x`` shifted by a number of bits below its width, which has to be known: beyond it machines differ."""
     bits = constant_value(y)
     width = np.dtype(dtype_of(x)).itemsize * 8
-    refuse(bits is None or (bits < 0).any() or (bits >= width).any(), f"it shifts by what is not known to be 0 to {width}")
+    refuse(
+        bits is None or (bits < 0).any() or (bits >= width).any(), f"it shifts by what is not known to be 0 to {width}"
+    )
     return R.left_shift(x, y) if direction == "LEFT" else R.right_shift(x, y)
 
 
@@ -165,5 +167,11 @@ def cast_to(x: Expr, dtype: str) -> Expr:
 
 
 CASTS = frozenset(
-    ["bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"]
+    [
+        "bool",
+        *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+        "float16",
+        "float32",
+        "float64",
+    ]
 )

@@ -8,16 +8,28 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from ...errors import ModelError
 
-RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+
+
+class GatherElements(OpRun):  # type: ignore[misc]
+    """``x[i][indices[i][j]]``; the evaluator's own fails where there are fewer indices than elements."""
+
+    def _run(self, x: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
+        axis %= x.ndim
+        part = x[tuple(slice(None if at == axis else n) for at, n in enumerate(indices.shape))]
+        return (np.take_along_axis(part, np.where(indices < 0, indices + x.shape[axis], indices), axis),)
 
 
 def reference_outputs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs of a model on ``feeds``: its inputs, and initializers that are to have other values, by name."""
     with np.errstate(all="ignore"):
-        return [np.asarray(output) for output in ReferenceEvaluator(model).run(None, dict(feeds))]
+        return [np.asarray(output) for output in _evaluator(model).run(None, dict(feeds))]
 
 
 def evaluate_node(node: onnx.NodeProto, opsets: Mapping[str, int], inputs: Sequence[np.ndarray | None]) -> list[Any]:
@@ -39,7 +51,7 @@ def evaluate_node(node: onnx.NodeProto, opsets: Mapping[str, int], inputs: Seque
     model = onnx.helper.make_model(graph, opset_imports=imports)
     try:
         with np.errstate(all="ignore"):
-            results = iter(ReferenceEvaluator(model).run(None, values))
+            results = iter(_evaluator(model).run(None, values))
     except Exception as error:
         raise ModelError(f"its constant inputs cannot be evaluated: {error}") from error
     return [next(results) if name else None for name in node.output]
@@ -49,3 +61,7 @@ def type_of(array: np.ndarray) -> onnx.TypeProto:
     """The ONNX type of an array."""
     element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     return onnx.helper.make_tensor_type_proto(element, array.shape)
+
+
+def _evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
+    return ReferenceEvaluator(model, new_ops=[GatherElements])

@@ -65,9 +65,7 @@ def gather_nd(node: Node, x: Expr, indices: Expr, *, batch_dims: int = 0) -> Exp
 
 
 @converter("ScatterElements", "Scatter")
-def scatter_elements(
-    node: Node, x: Expr, indices: Expr, updates: Expr, *, axis: int, reduction: str = "none"
-) -> Expr:
+def scatter_elements(node: Node, x: Expr, indices: Expr, updates: Expr, *, axis: int, reduction: str = "none") -> Expr:
     """``x`` with updates written, or added, at indices along an axis."""
     axis %= len(shape_of(x))
     modes = {"none": "update", "add": "add", "mul": "mul", "max": "max", "min": "min"}
@@ -130,7 +128,10 @@ def resize(
         refuse(node.schema.name == "Upsample" and node.version < 9, "it is older than operator set 9")
         scales, roi = roi, None
     refuse(coordinate_transformation_mode == "tf_crop_and_resize", "it crops (tf_crop_and_resize)")
-    refuse(keep_aspect_ratio_policy != "stretch", f"its attribute 'keep_aspect_ratio_policy' is '{keep_aspect_ratio_policy}'")
+    refuse(
+        keep_aspect_ratio_policy != "stretch",
+        f"its attribute 'keep_aspect_ratio_policy' is '{keep_aspect_ratio_policy}'",
+    )
     refuse(not is_float(x), f"it resizes {dtype_of(x)}")
     rank = len(shape_of(x))
     along = list(range(rank)) if axes is None else [axis % rank for axis in axes]

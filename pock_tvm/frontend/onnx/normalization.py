@@ -93,7 +93,9 @@ def _affine(node: Node, y: Expr, scale: Expr, bias: Expr | None) -> Expr:
 
 
 def _check_stash(x: Expr, stash_type: int) -> None:
-    refuse(stash_type != 1 or dtype_of(x) != "float32", f"it normalises {dtype_of(x)} in type {stash_type}, not float32")
+    refuse(
+        stash_type != 1 or dtype_of(x) != "float32", f"it normalises {dtype_of(x)} in type {stash_type}, not float32"
+    )
 
 
 @converter("LRN")

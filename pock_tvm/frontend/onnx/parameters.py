@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -34,10 +35,20 @@ WEIGHTS = {
     "RNN": (1, 2, 3),
 }
 """The inputs where an operator reads a weight, whatever its name."""
+FOLDED = {
+    "Add": ((0, "bias"), (1, "bias")),
+    "MatMul": ((1, "weight"),),
+    "Mul": ((0, "weight"), (1, "weight")),
+    "PRelu": ((1, "weight"),),
+}
+"""The inputs where PyTorch's exporters leave a parameter in another shape, and its name in the module."""
 STATISTICS = {"BatchNormalization": (3, 4)}
 """The inputs where an operator reads what training keeps without a gradient."""
-MADE_UP = re.compile(r"onnx::\w+|val_\d+|\d+|.*_output_\d+|/.*")
+MADE_UP = re.compile(r"onnx::\w+|val_\d+(\..+)?|\d+|.*_output_\d+|/.*")
 """Names that PyTorch's exporters give to initializers that no module has as they are."""
+
+WRITTEN = re.compile(r".*_output_\d+|/.*")
+"""Names of what a network's own code made, an ``nn.Identity`` among them."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Parameters:
 def restore_parameters(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Parameters]:
     """A copy of the model in which every parameter is an initializer of its own, and which initializers those are.
 
-    - Linear layers get back their weight in PyTorch's layout, under PyTorch's name, with a Transpose behind it.
+    - Folded weights are again in PyTorch's layout, under PyTorch's name, with a Transpose or Reshape behind them.
     - What an exporter merged because it was equal (biases of zero, scales of one) is apart again.
     - Weights in Constant nodes become initializers, unless PyTorch wrote the file: there they are literals.
     """
@@ -66,7 +77,7 @@ def restore_parameters(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Paramet
         restoring.lift_constants()
     restoring.separate_identities()
     restoring.separate_merged()
-    restoring.restore_linear()
+    restoring.restore_folded()
     copy.graph.ClearField("initializer")
     copy.graph.initializer.extend(restoring.initializers.values())
     return copy, restoring.parameters()
@@ -99,55 +110,119 @@ class _Restoring:
         kept = []
         for node in self.graph.node:
             source = self.initializers.get(node.input[0]) if node.op_type == "Identity" else None
-            if source is None or not self._has_own_name(node.output[0]) or self._is_output(node.output[0]):
+            if source is None or WRITTEN.fullmatch(node.output[0]) or self._is_output(node.output[0]):
                 kept.append(node)
                 continue
             self._add(node.output[0], numpy_helper.to_array(source))
         self._keep(kept)
 
     def separate_merged(self) -> None:
-        """Give nodes that read a merged initializer the parameter that the exporter notes with the node."""
-        targets = {placeholder: target for placeholder, (target, _) in self.kinds.items()}
-        for node in self.graph.node:
-            read = [targets[name] for name in re.findall(r"%(\w+)", _metadata(node).get(_FX_NODE, "")) if name in targets]
-            found = [(at, name) for at, name in enumerate(node.input) if name in self.initializers]
-            foreign = [
-                (at, name) for at, name in found if name in set(targets.values()) and name not in read
-            ]
-            present = {self.origins.get(name, name) for _, name in found}
-            missing = [name for name in dict.fromkeys(read) if name not in present]
-            fitting = [name for name in missing if name not in self.initializers] if foreign else []
-            if len(foreign) < len(fitting):  # a node of several that a layer became: those after it read the rest
-                fitting = fitting[len(fitting) - len(foreign) :]
-            for (at, name), target in zip(foreign, fitting, strict=False):
-                self._add(target, numpy_helper.to_array(self.initializers[name]))
-                node.input[at] = target
+        """Give nodes that read a merged initializer the parameter that the exporter notes with the node.
 
-    def restore_linear(self) -> None:
-        """Undo the transposition of the weight of every linear layer."""
-        transposes = []
-        readers: dict[str, int] = {}
+        An initializer that no node is noted to read (a folded bias, say) is taken as merged where it is one number all
+        over, and several modules read it.
+        """
+        targets = {placeholder: target for placeholder, (target, _) in self.kinds.items()}
+        notes = [
+            [targets[name] for name in re.findall(r"%(\w+)", _metadata(node).get(_FX_NODE, "")) if name in targets]
+            for node in self.graph.node
+        ]
+        owners: dict[str, str] = {}
+        noted = {
+            name
+            for node, read in zip(self.graph.node, notes, strict=True)
+            for name in node.input
+            if self.origins.get(name, name) in read
+        }
+        for node, read in zip(self.graph.node, notes, strict=True):
+            for at, name in enumerate(node.input):
+                if name not in self.initializers or self.origins.get(name, name) in read:
+                    continue
+                place = at - 1 if node.op_type in WEIGHTS and at else -1  # a layer's weight comes before its bias
+                target = read[place] if read and place < len(read) else ""
+                if name not in noted:
+                    module = module_of(node)
+                    if at not in WEIGHTS.get(node.op_type, ()) or owners.setdefault(name, module) == module:
+                        continue
+                    array = numpy_helper.to_array(self.initializers[name])
+                    target = f"{module}.{'weight' if at == 1 else 'bias'}" if np.unique(array).size == 1 else ""
+                if target and target not in self.initializers:
+                    node.input[at] = self._separated(name, target)
+
+    def _separated(self, name: str, target: str) -> str:
+        """The name of a copy of an initializer that is the parameter ``target``, perhaps still folded."""
+        new = f"{name}.{target}" if name in self.origins else target
+        if new != target:
+            self.origins[new] = target
+        self._add(new, numpy_helper.to_array(self.initializers[name]))
+        return new
+
+    def restore_folded(self) -> None:
+        """Undo what exporters fold into weights: the transposition of a linear layer's, further axes of a vector's."""
+        restored: dict[str, onnx.NodeProto] = {}
+        readers = Counter(name for node in self.graph.node for name in node.input)
+        equal = {_content(tensor): name for name, tensor in self.initializers.items() if self._has_own_name(name)}
         for node in self.graph.node:
-            for name in node.input:
-                readers[name] = readers.get(name, 0) + 1
-        for node in self.graph.node:
-            weight = self.initializers.get(node.input[1]) if node.op_type == "MatMul" else None
-            if weight is None or len(weight.dims) != 2 or self._has_own_name(weight.name):
-                continue
-            module = module_of(node)
-            name = self.origins.get(weight.name) or (f"{module}.weight" if module else "")
-            if not name or name in self.initializers or readers[weight.name] > 1:
-                continue
-            self._add(name, np.ascontiguousarray(numpy_helper.to_array(weight).T))
-            del self.initializers[weight.name]
-            transposes.append(onnx.helper.make_node("Transpose", [name], [weight.name], perm=[1, 0]))
-        self._keep([*transposes, *self.graph.node])
+            for position, kind in FOLDED.get(node.op_type, ()):
+                name = node.input[position] if position < len(node.input) else ""
+                tensor = self.initializers.get(name)
+                if tensor is None or self._has_own_name(name) or tensor.data_type not in FLOATS or readers[name] > 1:
+                    continue
+                array = numpy_helper.to_array(tensor)
+                if node.op_type == "MatMul":
+                    plain = np.ascontiguousarray(array.T) if array.ndim == 2 else None
+                    undo = onnx.helper.make_node("Transpose", ["weight"], [name], perm=[1, 0])
+                else:
+                    plain = array.reshape(-1) if array.ndim > 1 and max(array.shape) == array.size > 1 else None
+                    undo = onnx.helper.make_node("Reshape", ["weight", f"{name}.shape"], [name])
+                if plain is None:
+                    continue
+                tied = equal.get(_content(numpy_helper.from_array(plain))) if np.unique(plain).size > 1 else None
+                own = tied or self.origins.get(name) or self._guessed_name(node, kind)
+                if not own or (own in self.initializers and own != tied):
+                    continue
+                if undo.op_type == "Reshape":
+                    self._add(f"{name}.shape", np.array(array.shape, "int64"))
+                if own != tied:
+                    self._add(own, plain)
+                del self.initializers[name]
+                undo.input[0] = own
+                restored[name] = undo
+        self._keep([*restored.values(), *self.graph.node])
+
+    def _guessed_name(self, node: onnx.NodeProto, kind: str) -> str:
+        """``weight`` or ``bias`` of the module that a node stands in: ``in_proj_weight`` beside an ``in_proj_bias``."""
+        module = self._module_of(node)
+        if not module:
+            return ""
+        beside = {
+            name.removeprefix(f"{module}.")
+            for other in self.graph.node
+            if node.output[0] in other.input
+            for name in other.input
+            if name in self.initializers and name.startswith(f"{module}.")
+        }
+        biases = [name for name in beside if name.endswith("bias")]
+        if kind == "weight" and len(biases) == 1:
+            return f"{module}.{biases[0].removesuffix('bias')}weight"
+        return f"{module}.{kind}"
+
+    def _module_of(self, node: onnx.NodeProto) -> str:
+        """The module of a node. TorchScript writes ``/m/m.0`` for a part of a Sequential ``m``, and for ``m.m.0``: the
+        one that has other parameters is meant."""
+        module = module_of(node)
+        parts = node.name.strip("/").split("/")[:-1] if node.name.startswith("/") else []
+        kept = [part for part, after in zip(parts, [*parts[1:], ""], strict=False) if not after.startswith(f"{part}.")]
+        short = ".".join(kept)
+        if short and short != module and not any(name.startswith(f"{module}.") for name in self.initializers):
+            return short
+        return module
 
     def parameters(self) -> Parameters:
         """What is a parameter, by signature, name and place."""
         at_weights = {name for _, name in self._reads(WEIGHTS)}
         statistics = {name for _, name in self._reads(STATISTICS)}
-        noted = {target: kind for target, kind in self.kinds.values()}
+        noted = dict(self.kinds.values())
         trainable, fixed = set(), set()
         for name, tensor in self.initializers.items():
             if tensor.data_type not in FLOATS or 0 in tensor.dims:
@@ -159,6 +234,8 @@ class _Restoring:
         return Parameters(frozenset(trainable), frozenset(fixed))
 
     def _is_parameter(self, tensor: onnx.TensorProto) -> bool:
+        if self.kinds:
+            return False  # the exporter has noted all of them
         if self.by_pytorch:
             return self._has_own_name(tensor.name)
         return "." in tensor.name or int(np.prod(tensor.dims)) > 1
@@ -184,6 +261,12 @@ class _Restoring:
 
 
 _FX_NODE = "pkg.torch.onnx.fx_node"
+
+
+def _content(tensor: onnx.TensorProto) -> tuple[object, ...]:
+    """What equal tensors share."""
+    array = numpy_helper.to_array(tensor)
+    return (tuple(tensor.dims), tensor.data_type, array.tobytes())
 
 
 def _copy_of(tensor: onnx.TensorProto) -> onnx.TensorProto:

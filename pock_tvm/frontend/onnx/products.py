@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tvm.relax import op as R
@@ -58,12 +59,17 @@ def conv(
     """A convolution over one to three spatial axes."""
     _check_type(x)
     kernel = spatial(w)
-    refuse(kernel_shape and tuple(kernel_shape) != kernel, f"its attribute 'kernel_shape' is {kernel_shape}, W's {kernel}")
+    refuse(kernel_shape and tuple(kernel_shape) != kernel, f"its attribute 'kernel_shape' is not W's, {kernel}")
     operators = {1: R.nn.conv1d, 2: R.nn.conv2d, 3: R.nn.conv3d}
     refuse(len(kernel) not in operators, f"it has {len(kernel)} spatial axes; one to three are supported")
     window = window_of(spatial(x), kernel, strides, dilations, pads, auto_pad)
     y = operators[len(kernel)](
-        x, w, strides=window.strides, padding=[*window.before, *window.declared], dilation=window.dilations, groups=group
+        x,
+        w,
+        strides=window.strides,
+        padding=[*window.before, *window.declared],
+        dilation=window.dilations,
+        groups=group,
     )
     return _with_bias(node, node.emit(y), b)
 
@@ -88,7 +94,7 @@ def conv_transpose(
     _check_type(x)
     kernel = spatial(w)
     rank = len(kernel)
-    refuse(kernel_shape and tuple(kernel_shape) != kernel, f"its attribute 'kernel_shape' is {kernel_shape}, W's {kernel}")
+    refuse(kernel_shape and tuple(kernel_shape) != kernel, f"its attribute 'kernel_shape' is not W's, {kernel}")
     refuse(rank not in (1, 2), f"it has {rank} spatial axes; one or two are supported")
     refuse(output_shape, "its attribute 'output_shape' is not supported; give 'pads' and 'output_padding' instead")
     refuse(auto_pad not in ("NOTSET", "VALID"), f"its attribute 'auto_pad' is '{auto_pad}'; give 'pads' instead")
@@ -101,8 +107,15 @@ def conv_transpose(
     operator = R.nn.conv2d_transpose
     y = node.emit(
         operator(
-            x, w, strides=strides, padding=pads, output_padding=extra, dilation=dilations, groups=group,
-            data_layout="NCHW", kernel_layout="IOHW",
+            x,
+            w,
+            strides=strides,
+            padding=pads,
+            output_padding=extra,
+            dilation=dilations,
+            groups=group,
+            data_layout="NCHW",
+            kernel_layout="IOHW",
         )  # fmt: skip
     )
     return _with_bias(node, node.emit(R.squeeze(y, [2])) if rank == 1 else y, b)
@@ -127,7 +140,9 @@ def einsum(node: Node, *operands: Expr, equation: str) -> Expr:
     refuse("->" not in equation or "." in equation or len(names) > 2, f"its equation '{equation}' is not supported")
     refuse(any(len(set(term)) < len(term) for term in names), f"its equation '{equation}' takes a diagonal")
     _check_type(operands[0])
-    extents = {axis: n for term, x in zip(names, operands, strict=True) for axis, n in zip(term, shape_of(x), strict=True)}
+    extents: dict[str, int] = {}
+    for term, x in zip(names, operands, strict=True):
+        extents.update(zip(term, shape_of(x), strict=True))
     summed = []
     for position, (term, x) in enumerate(zip(names, operands, strict=True)):
         elsewhere = set(result).union(*(other for index, other in enumerate(names) if index != position))
@@ -142,16 +157,13 @@ def einsum(node: Node, *operands: Expr, equation: str) -> Expr:
     rows, columns = ([axis for axis in term if axis not in other] for term, other in ((left, right), (right, left)))
 
     def product(axes: Sequence[str]) -> int:
-        count = 1
-        for axis in axes:
-            count *= extents[axis]
-        return count
+        return math.prod(extents[axis] for axis in axes)
 
     heads = [extents[axis] for axis in batch]
-    a = node.emit(R.reshape(_in_order(node, summed[0], left, [*batch, *rows, *common]), (*heads, product(rows), product(common))))
-    b = node.emit(
-        R.reshape(_in_order(node, summed[1], right, [*batch, *common, *columns]), (*heads, product(common), product(columns)))
-    )
+    a = _in_order(node, summed[0], left, [*batch, *rows, *common])
+    b = _in_order(node, summed[1], right, [*batch, *common, *columns])
+    a = node.emit(R.reshape(a, (*heads, product(rows), product(common))))
+    b = node.emit(R.reshape(b, (*heads, product(common), product(columns))))
     made = [*batch, *rows, *columns]
     y = node.emit(R.reshape(node.emit(R.matmul(a, b)), [extents[axis] for axis in made]))
     return _in_order(node, y, made, result)

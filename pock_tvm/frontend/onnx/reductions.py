@@ -64,9 +64,7 @@ def reduction(
             return y if kept else R.squeeze(y, along)
 
 
-def _extreme(
-    node: Node, x: Expr, along: list[int], kept: bool, operator: Callable[..., Expr], bound: float
-) -> Expr:
+def _extreme(node: Node, x: Expr, along: list[int], kept: bool, operator: Callable[..., Expr], bound: float) -> Expr:
     """The largest or smallest. TVM's begins with the last finite number, so what a mask has filled with infinity alone
     is told apart."""
     y = operator(x, along, kept)
@@ -102,7 +100,7 @@ def _of_each(node: Node, x: Expr) -> Expr:
 @converter("ArgMax", "ArgMin")
 def extremum(node: Node, x: Expr, *, axis: int, keepdims: int, select_last_index: int = 0) -> Expr:
     """The position of the first of the largest or smallest along an axis."""
-    refuse(select_last_index, "its attribute 'select_last_index' asks for the last of equals; only the first is supported")
+    refuse(select_last_index, "its attribute 'select_last_index' asks for the last of equals, not the first")
     operator = R.argmax if node.schema.name == "ArgMax" else R.argmin
     return operator(x, axis, bool(keepdims))
 
