@@ -220,7 +220,11 @@ class _Restoring:
 
     def parameters(self) -> Parameters:
         """What is a parameter, by signature, name and place."""
-        at_weights = {name for _, name in self._reads(WEIGHTS)}
+        at_weights = {
+            name
+            for node, name in self._reads(WEIGHTS)
+            if self._has_own_name(name) or "Normalization" not in node.op_type  # a literal scale of one
+        }
         statistics = {name for _, name in self._reads(STATISTICS)}
         noted = dict(self.kinds.values())
         trainable, fixed = set(), set()

@@ -8,7 +8,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
-from relay_passes.ir import Expr, constant_value, is_float, scalar, shape_of
+from relay_passes.ir import Expr, constant_value, is_float, op_name, scalar, shape_of
 
 from .registry import Known, Node, converter, refuse
 
@@ -68,13 +68,28 @@ def _extreme(node: Node, x: Expr, along: list[int], kept: bool, operator: Callab
     """The largest or smallest. TVM's begins with the last finite number, so what a mask has filled with infinity alone
     is told apart."""
     y = operator(x, along, kept)
-    made = node.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
-    constants = [constant_value(arg) for arg in made.args] if isinstance(made, relax.Call) else []
-    if not is_float(x) or not any(known is not None and (known == bound).any() for known in constants):
+    if not is_float(x) or not _is_filled(node, x, bound):
         return y
     inside = R.where(R.equal(x, scalar(bound, x)), scalar(0, x), scalar(1, x))
     filled = R.equal(node.emit(R.max(inside, along, kept)), scalar(0, x))
     return R.where(filled, scalar(bound, x), y)
+
+
+def _is_filled(node: Node, x: Expr, bound: float) -> bool:
+    """Whether a mask has put infinity into a value."""
+    pending = [x]
+    while pending:
+        value = pending.pop()
+        known = constant_value(value)
+        if known is not None and bool((known == bound).any()):
+            return True
+        made = node.builder.lookup_binding(value) if isinstance(value, relax.Var) else None
+        if op_name(made) in MASKING:
+            pending.extend(made.args)
+    return False
+
+
+MASKING = frozenset(f"relax.{name}" for name in ("add", "broadcast_to", "minimum", "reshape", "where"))
 
 
 def _root(node: Node, square: Expr) -> Expr:

@@ -68,11 +68,15 @@ class _Translation:
                 self.values[tensor.name] = numpy_helper.to_array(tensor)
         self.values.update({var.name: var for var in variables})
         self.declared = {value.name: value.type for value in [*graph.value_info, *graph.output]}
-        with self.builder.function("main", variables, {"num_input": len(graph.input)}):
-            with self.builder.dataflow():
-                self._walk()
-                results = [self.builder.emit_output(self._result(value.name)) for value in graph.output]
-            self.builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
+        try:
+            with self.builder.function("main", variables, {"num_input": len(graph.input)}):
+                with self.builder.dataflow():
+                    self._walk()
+                    results = [self.builder.emit_output(self._result(value.name)) for value in graph.output]
+                self.builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
+        except ModelError:
+            self.builder._end_block()  # which the builder would complain about on standard error otherwise
+            raise
         return self.builder.finalize()
 
     def _walk(self) -> None:

@@ -1,0 +1,282 @@
+"""The ONNX front end: numbers of single nodes, whole networks against PyTorch, names of parameters, refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+import tvm
+from torch import nn
+from tvm import IRModule, relax
+
+import pock_tvm as pock
+from pock_tvm.errors import ModelError
+from pock_tvm.frontend.model import Model, TensorSpec
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from pock_tvm.frontend.onnx_file import import_onnx, reference_outputs  # noqa: E402
+
+RNG = np.random.default_rng(0)
+
+
+def node_model(
+    operator: str,
+    shapes: Sequence[Sequence[int]],
+    constants: Sequence[np.ndarray | None] = (),
+    *,
+    opset: int = 18,
+    outputs: int = 1,
+    **attributes: Any,
+) -> Any:
+    """A model of one node: inputs of these shapes, then constants (None is left out)."""
+    inputs = [
+        helper.make_tensor_value_info(f"x{index}", TensorProto.FLOAT, shape) for index, shape in enumerate(shapes)
+    ]
+    held = {f"c{index}": array for index, array in enumerate(constants) if array is not None}
+    names = [value.name for value in inputs] + [
+        "" if array is None else f"c{index}" for index, array in enumerate(constants)
+    ]
+    node = helper.make_node(operator, names, [f"y{index}" for index in range(outputs)], name="the_node", **attributes)
+    graph = helper.make_graph(
+        [node],
+        "graph",
+        inputs,
+        [helper.make_empty_tensor_value_info(f"y{index}") for index in range(outputs)],
+        [numpy_helper.from_array(array, name) for name, array in held.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def imported(model: Any, batch: int | None = None) -> Model:
+    return import_onnx(model, batch=batch, shapes={}, any_shape=False)
+
+
+def outputs_of(model: Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    compiled = tvm.compile(relax.transform.LegalizeOps()(model.module), target="llvm")
+    values = [feeds.get(param.name, model.weights.get(param.name)) for param in model.module["main"].params]
+    results = relax.VirtualMachine(compiled, tvm.cpu())["main"](*[tvm.runtime.tensor(np.array(v)) for v in values])
+    results = [results] if isinstance(results, tvm.runtime.Tensor) else list(results)
+    return [result.numpy() for result in results]
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, "int64")
+
+
+IMAGE = [(2, 3, 7, 6)]
+NODES = {
+    "average of a ceiled window": node_model(
+        "AveragePool", IMAGE, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1
+    ),
+    "average with padding, uneven": node_model(
+        "AveragePool", IMAGE, kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 0, 1], count_include_pad=1
+    ),
+    "maximum of a ceiled window": node_model("MaxPool", IMAGE, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    "maximum along one axis": node_model("MaxPool", [(2, 3, 9)], kernel_shape=[3], strides=[2], pads=[1, 0]),
+    "padding as SAME_LOWER": node_model(
+        "Conv", IMAGE, [RNG.standard_normal((4, 3, 2, 2)).astype("float32")], auto_pad="SAME_LOWER", strides=[2, 1]
+    ),
+    "transposed convolution, uneven": node_model(
+        "ConvTranspose",
+        IMAGE,
+        [RNG.standard_normal((3, 4, 3, 3)).astype("float32")],
+        strides=[2, 2],
+        pads=[1, 0, 0, 1],
+        output_padding=[1, 0],
+    ),  # fmt: skip
+    "slice backwards": node_model("Slice", [(5, 6)], [ints(4, -1), ints(-6, -7), ints(0, 1), ints(-2, -1)]),
+    "layer norm's statistics": node_model(
+        "LayerNormalization", [(2, 3, 4)], [np.ones((3, 4), "float32")], outputs=3, axis=1
+    ),
+    "bilinear, corners aligned": node_model(
+        "Resize",
+        IMAGE,
+        [None, None, ints(2, 3, 10, 9)],
+        mode="linear",
+        coordinate_transformation_mode="align_corners",
+    ),  # fmt: skip
+    "mirrored border": node_model("Pad", [(3, 4)], [ints(1, 2, 0, 3)], mode="reflect"),
+    "exclusive sum from the end": node_model("CumSum", [(3, 4)], [np.array(1)], exclusive=1, reverse=1),
+    "sum of products": node_model("Einsum", [(2, 3, 4), (5, 4, 2)], equation="bij,kjb->bki"),
+    "an exponential that would overflow": node_model("Elu", [(3, 4)], alpha=2.0),
+    "a function of other operators": node_model("MeanVarianceNormalization", [(2, 3, 4, 4)]),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_node_computes_what_onnx_defines(name: str) -> None:
+    model = NODES[name]
+    feeds = {
+        value.name: RNG.standard_normal([dim.dim_value for dim in value.type.tensor_type.shape.dim]).astype("float32")
+        * (100 if "overflow" in name else 1)
+        for value in model.graph.input
+    }
+    ours, wanted = outputs_of(imported(model), feeds), reference_outputs(model, feeds)
+    assert len(ours) == len(wanted)
+    for a, b in zip(ours, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_before_operator_set_13_softmax_runs_over_all_that_follows() -> None:
+    x = RNG.standard_normal((2, 3, 4)).astype("float32")
+    ours = outputs_of(imported(node_model("Softmax", [x.shape], opset=11, axis=1)), {"x0": x})[0]
+    np.testing.assert_allclose(ours, np.exp(x) / np.exp(x).sum((1, 2), keepdims=True), rtol=1e-5)
+
+
+REFUSED = [
+    (node_model("ArgMax", [(2, 3)], select_last_index=1), r"ArgMax \(node 'the_node'.*'select_last_index'"),
+    (node_model("MaxPool", IMAGE, kernel_shape=[2, 2], storage_order=1), r"MaxPool .*attribute 'storage_order'"),
+    (node_model("MaxPool", IMAGE, kernel_shape=[2, 2], outputs=2), r"MaxPool .*output 1 \('y1'\)"),
+    (node_model("ConvTranspose", [*IMAGE, (3, 4, 3, 3)], output_shape=[9, 9]), "'output_shape'.*'output_padding'"),
+    (node_model("Reshape", [(2, 3), (2,)]), "Reshape"),
+    (node_model("ReduceSum", [(2, 3)], outputs=1, keepdims=1, noop_with_empty_axes=0, opset=11), "ReduceSum"),
+    (node_model("Dropout", [(2, 3)], [np.float32(0.5), np.bool_(True)]), r"Dropout .*model.eval\(\)"),
+    (node_model("RandomNormalLike", [(2, 3)]), "RandomNormalLike.*random"),
+    (node_model("NonZero", [(2, 3)]), "NonZero .*not supported"),
+    (node_model("Tanh", [(2, 3)], alpha=1.0), "Tanh"),
+]
+
+
+@pytest.mark.parametrize(("model", "complaint"), REFUSED, ids=[model.graph.node[0].op_type for model, _ in REFUSED])
+def test_what_a_converter_does_not_know_is_refused_by_name(model: Any, complaint: str) -> None:
+    with pytest.raises(ModelError, match=complaint):
+        imported(model)
+
+
+def exported(model: nn.Module, example: torch.Tensor, *, dynamo: bool, opset: int = 18) -> Any:
+    """The model by one of PyTorch's exporters, with a dynamic batch."""
+    dynamic: dict[str, Any] = {"dynamic_axes": {"x": {0: "batch"}}}
+    if dynamo:
+        dynamic = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    file = io.BytesIO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        torch.onnx.export(
+            model, (example,), file, input_names=["x"], opset_version=opset, dynamo=dynamo, verbose=False, **dynamic
+        )
+    return onnx.load_from_string(file.getvalue())
+
+
+class Tokens(nn.Module):
+    """A class token that is expanded to the batch, norms that begin equal, and a tied head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norms = nn.Embedding(12, 6), nn.ModuleList(nn.LayerNorm(6) for _ in range(2))
+        self.token, self.inner, self.head = nn.Parameter(torch.randn(1, 1, 6)), nn.Linear(6, 6), nn.Linear(6, 12, False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.cat([self.token.expand(x.shape[0], -1, -1), self.embed(x)], 1)
+        for norm in self.norms:
+            y = norm(self.inner(y))
+        return self.head(y.mean(1))
+
+
+class Shuffle(nn.Module):
+    """Sizes that are read from the input, groups, and activations of a mobile network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.f = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, groups=4), nn.Linear(8, 4)
+        self.norm, self.slopes = nn.GroupNorm(2, 8), nn.PReLU(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(F.hardswish(self.a(x)))
+        n, c, h, w = x.size()
+        x = self.slopes(self.b(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)))
+        return self.f(F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False).mean((2, 3)))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
+    "tokens": (Tokens, torch.arange(12).reshape(3, 4)),
+    "shuffle": (Shuffle, torch.from_numpy(RNG.standard_normal((3, 3, 6, 6)).astype("float32"))),
+}
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_trains_as_in_pytorch(name: str, dynamo: bool) -> None:
+    torch.manual_seed(0)
+    make, x = NETWORKS[name]
+    model, labels = make().eval(), torch.tensor([0, 1, 2])
+    trainer = pock.Trainer(pock.compile(exported(model, x, dynamo=dynamo), batch=3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        loss = F.cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert trainer.step(x.numpy(), labels.numpy(), lr=0.1) == pytest.approx(float(loss), rel=1e-4)
+    wanted, ours = model.state_dict(), trainer.weights()
+    absent = {name for name, _ in model.named_parameters()} - set(ours) - {"embed.weight"}
+    assert not absent, f"parameters that the file has lost: {absent}"
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, wanted[name].numpy(), atol=2e-5, err_msg=name)
+
+
+def test_folded_weights_keep_their_names_and_values() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    x = torch.randn(2, 3, 7, 7)
+    file = exported(model.eval(), x, dynamo=False)
+    ours = imported(file, batch=2)
+    assert len(ours.parameters) == 4
+    np.testing.assert_allclose(outputs_of(ours, {"x": x.numpy()})[0], model(x).detach().numpy(), atol=1e-5)
+
+
+def test_the_reference_takes_other_weights_by_name() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(5, 3)
+    ours = imported(exported(model, x, dynamo=True), batch=5)
+    weights = {name: 2 * array for name, array in ours.weights.items()}
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.mul_(2)
+    got = reference_outputs(ours.source, {"x": x.numpy(), **weights})
+    np.testing.assert_allclose(got[0], model(x).detach().numpy(), atol=1e-5)
+
+
+def test_buffers_and_constants_are_not_trained() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.scale = nn.Linear(3, 2), nn.Parameter(torch.tensor(2.0))
+            self.register_buffer("shift", torch.randn(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear((x + self.shift) * self.scale) * torch.tensor([0.5, 3.0])
+
+    model = imported(exported(Scaled().eval(), torch.randn(2, 3), dynamo=True), batch=2)
+    assert set(model.parameters) == {"linear.weight", "linear.bias", "scale"}
+    assert set(model.weights) == {"linear.weight", "linear.bias", "scale", "shift"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "complaint"),
+    [
+        ({}, "'w' of the imported model has no value"),
+        ({"w": np.zeros(2, "float32")}, r"'w' is float32\[2\], .* float32\[3\]"),
+        ({"w": np.zeros(3, "float64")}, "'w' is float64"),
+        ({"w": np.zeros(3, "float32"), "v": np.zeros(3, "float32")}, "no place for the weight 'v'"),
+    ],
+)
+def test_a_model_that_lost_a_weight_does_not_exist(weights: dict[str, np.ndarray], complaint: str) -> None:
+    x, w = (relax.Var(name, relax.TensorType([3], "float32")) for name in "xw")
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x, w]):
+        with builder.dataflow():
+            y = builder.emit_output(relax.op.add(x, w))
+        builder.emit_func_output(y)
+    spec = TensorSpec("x", (3,), "float32")
+    with pytest.raises(ModelError, match=complaint):
+        Model(IRModule({"main": builder.get()["main"]}), (spec,), (spec,), weights, ("w",))
