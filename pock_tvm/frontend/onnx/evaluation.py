@@ -17,7 +17,7 @@ RANDOM = frozenset(
 )
 
 
-class GatherElements(OpRun):  # type: ignore[misc]
+class GatherElements(OpRun):
     """``x[i][indices[i][j]]``; the evaluator's own fails where there are fewer indices than elements."""
 
     def _run(self, x: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:

@@ -255,4 +255,5 @@ def eye_like(node: Node, x: Expr, *, dtype: int | None = None, k: int) -> Expr:
     from onnx.helper import tensor_dtype_to_np_dtype
 
     element = dtype_of(x) if dtype is None else tensor_dtype_to_np_dtype(dtype).name
-    return relax.const(np.eye(*shape_of(x), k=k).astype(element), element)
+    rows, columns = shape_of(x)
+    return relax.const(np.eye(rows, columns, k).astype(element), element)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -160,13 +159,21 @@ class _Restoring:
     def restore_folded(self) -> None:
         """Undo what exporters fold into weights: the transposition of a linear layer's, further axes of a vector's."""
         restored: dict[str, onnx.NodeProto] = {}
-        readers = Counter(name for node in self.graph.node for name in node.input)
+        readers: dict[str, set[tuple[str, int]]] = {}
+        for node in self.graph.node:
+            for position, name in enumerate(node.input):
+                readers.setdefault(name, set()).add((node.op_type, position))
         equal = {_content(tensor): name for name, tensor in self.initializers.items() if self._has_own_name(name)}
         for node in self.graph.node:
             for position, kind in FOLDED.get(node.op_type, ()):
                 name = node.input[position] if position < len(node.input) else ""
                 tensor = self.initializers.get(name)
-                if tensor is None or self._has_own_name(name) or tensor.data_type not in FLOATS or readers[name] > 1:
+                if (
+                    tensor is None
+                    or self._has_own_name(name)
+                    or tensor.data_type not in FLOATS
+                    or len(readers[name]) > 1
+                ):
                     continue
                 array = numpy_helper.to_array(tensor)
                 if node.op_type == "MatMul":
@@ -177,7 +184,8 @@ class _Restoring:
                     undo = onnx.helper.make_node("Reshape", ["weight", f"{name}.shape"], [name])
                 if plain is None:
                     continue
-                tied = equal.get(_content(numpy_helper.from_array(plain))) if np.unique(plain).size > 1 else None
+                content = _content(numpy_helper.from_array(plain))
+                tied = equal.get(content) if np.unique(plain).size > 1 else None
                 own = tied or self.origins.get(name) or self._guessed_name(node, kind)
                 if not own or (own in self.initializers and own != tied):
                     continue
@@ -185,6 +193,7 @@ class _Restoring:
                     self._add(f"{name}.shape", np.array(array.shape, "int64"))
                 if own != tied:
                     self._add(own, plain)
+                    equal[content] = own
                 del self.initializers[name]
                 undo.input[0] = own
                 restored[name] = undo
@@ -250,7 +259,7 @@ class _Restoring:
     def _is_output(self, name: str) -> bool:
         return any(value.name == name for value in self.graph.output)
 
-    def _reads(self, *tables: dict[str, tuple[int, ...]]) -> Iterator[tuple[onnx.NodeProto, str]]:
+    def _reads(self, *tables: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[onnx.NodeProto, str]]:
         for node in self.graph.node:
             for position in (position for table in tables for position in table.get(node.op_type, ())):
                 if position < len(node.input) and node.input[position]:

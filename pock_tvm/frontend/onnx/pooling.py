@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from tvm import relax
@@ -62,9 +63,8 @@ def average_pool(
     # Of a padded image every window has the same count; what it ought to have is known, and corrects the mean.
     widths = [0] * 4 + [width for pair in zip(window.before, window.after, strict=True) for width in pair]
     padded = node.emit(R.nn.pad(x, widths))
-    inner = Window(
-        window.kernel, window.strides, window.dilations, *[(0,) * len(window.kernel)] * 3, outputs=window.outputs
-    )
+    none = (0,) * len(window.kernel)
+    inner = replace(window, before=none, after=none, declared=none)
     y = node.emit(_pooled(node, padded, inner, operators))
     correction = np.ones((), "float64")
     for axis, extent in enumerate(spatial(x)):

@@ -84,7 +84,7 @@ def _is_filled(node: Node, x: Expr, bound: float) -> bool:
         if known is not None and bool((known == bound).any()):
             return True
         made = node.builder.lookup_binding(value) if isinstance(value, relax.Var) else None
-        if op_name(made) in MASKING:
+        if made is not None and op_name(made) in MASKING:
             pending.extend(made.args)
     return False
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvm.relax import op as R
-
 from relay_passes.ir import Expr, shape_of
 
-from .registry import Node, refuse
+from .registry import refuse
 
 
 @dataclass(frozen=True)
@@ -79,13 +77,3 @@ def window_of(
 def spatial(x: Expr) -> tuple[int, ...]:
     """The extents behind batch and channels."""
     return shape_of(x)[2:]
-
-
-def as_images(node: Node, x: Expr) -> Expr:
-    """[N, C, W] as [N, C, 1, W]: two-dimensional operators have kernels and gradients."""
-    return node.emit(R.expand_dims(x, 2))
-
-
-def widened(values: Sequence[int], first: int) -> tuple[int, ...]:
-    """What a window has along one axis, with what it has along a further one of extent 1 before it."""
-    return (first, *values)
