@@ -127,6 +127,7 @@ class _Restoring:
             for node in self.graph.node
         ]
         owners: dict[str, str] = {}
+        copies: dict[tuple[str, str], str] = {}
         noted = {
             name
             for node, read in zip(self.graph.node, notes, strict=True)
@@ -145,8 +146,10 @@ class _Restoring:
                         continue
                     array = numpy_helper.to_array(self.initializers[name])
                     target = f"{module}.{'weight' if at == 1 else 'bias'}" if np.unique(array).size == 1 else ""
-                if target and target not in self.initializers:
-                    node.input[at] = self._separated(name, target)
+                if (name, target) in copies:  # another use of the same module
+                    node.input[at] = copies[name, target]
+                elif target and target not in self.initializers:
+                    node.input[at] = copies[name, target] = self._separated(name, target)
 
     def _separated(self, name: str, target: str) -> str:
         """The name of a copy of an initializer that is the parameter ``target``, perhaps still folded."""
