@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from tvm import IRModule, s_tir, tirx
 from tvm.support import cc
 from tvm.target import Target
 
+from relay_passes.ir import first_line
 from schedules.cpu import prefetch_results, schedule_cpu, traits_of
 
+from .errors import BuildError
 from .kernel_cache import KernelCache
 from .runtime import CORES
 from .targets import linker_for
@@ -19,17 +22,24 @@ from .targets import linker_for
 DEVICE_TYPE_CPU = 1
 
 
-def build_library(mod: IRModule, executors: list[str], target: Target, directory: Path) -> Path:
+def build_library(
+    mod: IRModule, executors: list[str], target: Target, directory: Path, places: Mapping[str, str]
+) -> Path:
     """Compile the PrimFuncs of a module into a shared library.
 
     ``executors`` are entry points of TVM's calling convention; everything else is a kernel: a C function of pointers
-    that returns 0. Kernels are built side by side, and only if they are not in the cache. Returns the path of the
-    library, in ``directory``.
+    that returns 0. Kernels are built side by side, and only if they are not in the cache. ``places`` says what of the
+    network each computes. Returns the path of the library, in ``directory``.
+
+    Raises
+    ------
+    BuildError
+        A kernel cannot be built.
     """
     kernels = {var.name_hint: func for var, func in mod.functions.items() if var.name_hint not in executors}
     cache = KernelCache(target)
     with ThreadPoolExecutor(CORES) as pool:
-        built = pool.map(lambda name: _kernel_object(name, kernels[name], target, cache, directory), kernels)
+        built = pool.map(lambda name: _kernel_object(name, kernels[name], target, cache, directory, places), kernels)
         objects = [*built, directory / "executors.o"]
     entries = {name: mod[name] for name in executors}
     tirx.build(IRModule(entries), target=target).write_to_file(str(objects[-1]), "o")
@@ -38,13 +48,21 @@ def build_library(mod: IRModule, executors: list[str], target: Target, directory
     return library
 
 
-def _kernel_object(name: str, func: tirx.PrimFunc, target: Target, cache: KernelCache, directory: Path) -> Path:
+def _kernel_object(
+    name: str, func: tirx.PrimFunc, target: Target, cache: KernelCache, directory: Path, places: Mapping[str, str]
+) -> Path:
     path = directory / f"{name}.o"
     data = cache.get(name)
     if data is not None:
         path.write_bytes(data)
         return path
-    module = tvm.get_global_func("target.build.llvm")(lower_kernel(name, func, target), target)
+    try:
+        module = tvm.get_global_func("target.build.llvm")(lower_kernel(name, func, target), target)
+    except Exception as error:  # whatever TVM or LLVM say, they do not say of which layer
+        raise BuildError(
+            f"the kernel for {places.get(name, name)} cannot be built: {first_line(error)}. Write the model without "
+            "this operator, and report the fault"
+        ) from error
     module.write_to_file(str(path), "o")
     cache.put(name, path.read_bytes())
     return path

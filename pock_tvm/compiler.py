@@ -140,7 +140,7 @@ def compile(  # noqa: A001 - the name that users expect
     library = b""
     if build:
         with tempfile.TemporaryDirectory() as directory:
-            library = build_library(lowered, entries, target, Path(directory)).read_bytes()
+            library = build_library(lowered, entries, target, Path(directory), found.places).read_bytes()
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},
@@ -210,6 +210,8 @@ class _Lowered:
     """Statistics that training updates."""
     step: relax.Function
     """The training step behind phase 4, of one micro-batch."""
+    places: dict[str, str]
+    """What of the network each kernel computes, for a message."""
 
 
 def _lowered(
@@ -226,7 +228,8 @@ def _lowered(
         module = pipeline.executors(phases, frozen, training, traits, None if budget is None else budget - state, most)
     except BudgetError as error:
         raise BudgetError(error.smallest + state, state) from None
-    return _Lowered(module, training.micro_batches, stored, written, phases.after["saved"][pipeline.TRAIN])
+    step = phases.after["saved"][pipeline.TRAIN]
+    return _Lowered(module, training.micro_batches, stored, written, step, phases.places)
 
 
 def _fitted(

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from relay_passes.errors import BatchError, MissingGradient, PassError, PockError
+from relay_passes.errors import BatchError, MissingGradient, Obstacle, PassError, PockError
 
 __all__ = [
     "BatchError",
+    "BuildError",
     "CheckError",
     "CheckpointError",
+    "CompilerError",
     "ContributionError",
     "DataError",
     "InputError",
     "MemoryBudgetError",
     "MissingGradient",
     "ModelError",
+    "Obstacle",
+    "OptionError",
     "PassError",
     "PockError",
+    "PockWarning",
     "ProgramError",
     "SchemeError",
 ]
+
+
+class PockWarning(UserWarning):
+    """Something that a user should know, and that stands in nobody's way."""
+
+
+class OptionError(PockError):
+    """An argument of a function, or an option of a class, is of the wrong kind."""
 
 
 class ModelError(PockError):
@@ -40,6 +53,14 @@ class MemoryBudgetError(PockError):
     def __init__(self, message: str, smallest: int) -> None:
         super().__init__(message)
         self.smallest = smallest
+
+
+class BuildError(PockError):
+    """A kernel cannot be built."""
+
+
+class CompilerError(PockError):
+    """The compiler itself is at fault."""
 
 
 class InputError(PockError):

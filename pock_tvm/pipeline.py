@@ -45,6 +45,7 @@ from relay_passes import (
     Winograd,
 )
 from relay_passes.ir import bindings_of, op_name, shape_of
+from relay_passes.places import grouped_names, kernel_places
 from relay_passes.store_permuted import stored_of
 from schedules.cpu import Traits
 
@@ -65,6 +66,8 @@ class Phases:
     dump: Path | None = None
     after: dict[str, IRModule] = field(default_factory=dict)
     """The module as each phase left it."""
+    places: dict[str, str] = field(default_factory=dict)
+    """What of the network each kernel computes, for a message."""
 
     def run(self, name: str, passes: Iterable[Pass]) -> IRModule:
         """Apply the passes of one phase."""
@@ -219,12 +222,13 @@ def _executors(
     phases.run("kernels", [ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
     everything = [*functions, PREPARE]
     # 7. Fuse epilogues and element-wise chains.
-    fuse = [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps(), relax.transform.FuseTIR()]
-    phases.run(
-        "fused", [*fuse, relax.transform.DeadCodeElimination(everything), relax.transform.RewriteDataflowReshape()]
-    )
+    phases.run("grouped", [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()])
+    names = grouped_names(phases.mod, everything)
+    clean = [relax.transform.DeadCodeElimination(everything), relax.transform.RewriteDataflowReshape()]
+    phases.run("fused", [relax.transform.FuseTIR(), *clean])
     # 8. Order, and compute again what is not worth keeping.
     phases.run("ordered", [NameKernels(everything), *(OrderUpdates(name) for name in everything)])
+    phases.places = kernel_places(phases.mod, names)
     costs = kernel_seconds(phases.mod, everything)
     phases.mod = worthwhile(phases.mod, steps, costs)
     if budget is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,14 +10,16 @@ import tvm
 from tvm import IRModule, relax
 
 from . import gradients
-from .errors import MissingGradient, PassError
+from .errors import MissingGradient, Obstacle, PassError, PockError
 from .gradients import Piece, Use
 from .ir import (
     Expr,
+    NamingBuilder,
     assemble,
     bindings_of,
     dtype_of,
     eliminate_dead,
+    first_line,
     is_float,
     name_of,
     op_name,
@@ -26,6 +29,7 @@ from .ir import (
     update_function,
     used_vars,
 )
+from .places import Place, places_of
 
 Selection = Mapping[str, tuple[int, Sequence[int]] | None]
 
@@ -57,6 +61,11 @@ class Backward:
     First every value is marked that lies on a path from a trained parameter to the loss; then the graph is walked from
     the loss backwards, calling the rules of marked operands alone. So a frozen prefix gets no backward node, needs no
     rule, and keeps nothing alive.
+
+    Raises
+    ------
+    MissingGradient
+        A marked operand has no rule, or its rule does not know this case; :func:`obstacles` lists all of them.
     """
 
     trained: Selection
@@ -67,24 +76,35 @@ class Backward:
     """The gradient of the loss itself: 1 / n where n steps are accumulated."""
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        func = mod[self.function]
-        walk = _Walk(
-            func,
-            {
-                name: Piece(piece[0], tuple(piece[1])) if piece is not None else None
-                for name, piece in self.trained.items()
-            },
-        )
-        return update_function(mod, self.function, walk.build(self.scale))
+        walk = _Walk(mod[self.function], self.trained)
+        func = walk.build(self.scale)
+        if walk.obstacles:
+            first, *others = walk.obstacles
+            more = f" (There are {len(others)} more like it: 'pock check' lists all.)" if others else ""
+            raise MissingGradient(f"{first}{more}")
+        return update_function(mod, self.function, func)
+
+
+def obstacles(func: relax.Function, trained: Selection) -> list[Obstacle]:
+    """List everything for which :class:`Backward` would refuse a function: each operator on a trained path that has no
+    gradient, and each parameter that cannot be trained in part."""
+    walk = _Walk(func, trained)
+    walk.build(1.0)
+    return walk.obstacles
 
 
 @dataclass
 class _Walk:
     func: relax.Function
-    trained: Mapping[str, Piece | None]
+    selection: Selection
     contributions: dict[relax.Var, dict[int | None, list[Expr]]] = field(default_factory=dict)
+    obstacles: list[Obstacle] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.trained = {
+            name: Piece(piece[0], tuple(piece[1])) if piece is not None else None
+            for name, piece in self.selection.items()
+        }
         self.bindings = bindings_of(self.func)
         by_name = {param.name: param for param in self.func.params}
         unknown = [name for name in self.trained if name not in by_name]
@@ -118,13 +138,14 @@ class _Walk:
                 f"the loss, '{name_of(loss)}', must be a single floating-point number; its type is {loss.ty}"
             )
 
-        builder = relax.BlockBuilder()
+        builder = NamingBuilder()
         builder.begin_scope(self.func.params)
         builder._begin_dataflow_block()
         try:
             self._add(loss, None, scalar(scale, loss))
             for binding in reversed(self.bindings):
                 if binding.var in self.contributions:
+                    builder.name = f"d_{binding.var.name}"
                     self._step_back(builder, binding)
             grads = {param.name: self._total(builder, param) for param in self.wanted if param in self.contributions}
             body = builder.normalize(relax.Tuple([loss, *grads.values(), *further]))
@@ -153,21 +174,45 @@ class _Walk:
         for operand, position, arg in operands(value):
             if not isinstance(arg, relax.Var) or arg not in self.sources:
                 continue
-            rule = gradients.rule_for(op_name(value), operand)
-            if rule is None:
-                raise MissingGradient(self._missing(value, result, operand))
-            piece = self.wanted.get(arg)
-            if piece is not None and not gradients.takes_pieces(op_name(value), operand):
-                raise PassError(
-                    f"'{arg.name}' cannot be trained in part: '{op_name(value)}' reads it at '{result.name}', and only "
-                    "weights of convolutions and matrix products have input channels, only embeddings rows. Train all "
-                    "of it or none"
-                )
-            contribution = rule(Use(value, result, grad, position, piece))
-            if not isinstance(contribution, relax.Var):
-                contribution = builder.emit(contribution, f"d_{arg.name}")
-            _check_shape(contribution, arg, piece, value)
+            try:
+                contribution = self._contribution(builder, binding, grad, operand, position, arg)
+            except PockError as error:
+                self._note(binding, operand, arg, str(error))
+                contribution = builder.emit(relax.op.zeros(_grad_shape(arg, self.wanted.get(arg)), dtype_of(arg)))
             self._add(arg, None, contribution)
+
+    def _contribution(
+        self,
+        builder: relax.BlockBuilder,
+        binding: relax.VarBinding,
+        grad: Expr | list[Expr | None],
+        operand: int,
+        position: int | None,
+        arg: relax.Var,
+    ) -> relax.Var:
+        """What one use of ``arg`` adds to its gradient."""
+        value, piece = binding.value, self.wanted.get(arg)
+        rule = gradients.rule_for(op_name(value), operand)
+        if rule is None:
+            raise PassError("it has no gradient rule" + (f" for operand {operand}" if operand else ""))
+        if piece is not None and not gradients.takes_pieces(op_name(value), operand):
+            raise PassError(
+                f"'{arg.name}' cannot be trained in part: only weights of convolutions and matrix products have input "
+                "channels, only embeddings rows"
+            )
+        try:
+            contribution = rule(Use(value, binding.var, grad, position, piece))
+        except PockError:
+            raise
+        except Exception as error:  # TVM's words say what a rule does not know, and nobody where
+            raise PassError(f"its gradient rule fails: {first_line(error)}") from error
+        if not isinstance(contribution, relax.Var):
+            contribution = builder.emit(contribution, f"d_{arg.name}" if arg in self.wanted else "")
+        if shape_of(contribution) != _grad_shape(arg, piece):
+            raise PassError(
+                f"its gradient rule gave {shape_of(contribution)} for '{arg.name}', not {_grad_shape(arg, piece)}"
+            )
+        return contribution
 
     def _pass_on(self, builder: relax.BlockBuilder, value: Expr, result: relax.Var) -> None:
         """Send a gradient through a binding that is no call: another name, a tuple or a field of one."""
@@ -199,18 +244,26 @@ class _Walk:
             _sum(builder, parts[index], value.name) if index in parts else None for index in range(len(value.ty.fields))
         ]
 
-    def _missing(self, value: relax.Call, result: relax.Var, operand: int) -> str:
-        behind = result
+    def _note(self, binding: relax.VarBinding, operand: int, arg: relax.Var, why: str) -> None:
+        """Write down why an operator passes no gradient on to ``arg``, with the trained parameter that waits for it."""
+        behind = arg
         while behind not in self.wanted:
             behind = self.sources[behind]
-        where = f"operator '{op_name(value)}' at '{result.name}'"
-        if op_name(value) in EXPANDED_BY:
-            return f"{where} is differentiated in parts: run relay_passes.{EXPANDED_BY[op_name(value)]} first"
-        return (
-            f"{where} has no gradient rule for operand {operand}, and the trained parameter '{behind.name}' lies "
-            f"behind it. Freeze '{behind.name}' and whatever else comes before this operator, or add a rule (README, "
-            "'How to add an operator')"
+        operator, place, name = op_name(binding.value), self._places[binding.var], behind.name
+        reason = f"{place.described} stands between the trained parameter '{name}' and the loss, and {why}"
+        way_out = (
+            f"Freeze '{name}' and whatever else comes before this operator, or write the model with operators that "
+            "have a gradient (README, 'What is supported' and 'How to add an operator')"
         )
+        if gradients.rule_for(operator, operand) is not None and self.wanted.get(arg) is not None:
+            way_out = f"Train all of '{name}', or none of it"
+        elif operator in EXPANDED_BY:
+            way_out += f". In a TVM pipeline of your own, run {EXPANDED_BY[operator]} first"
+        self.obstacles.append(Obstacle(place.layer, place.operator, name, reason, way_out))
+
+    @functools.cached_property
+    def _places(self) -> dict[relax.Var, Place]:
+        return places_of(self.func)
 
 
 def _has_gradient(var: relax.Var) -> bool:
@@ -229,12 +282,9 @@ def _sum(builder: relax.BlockBuilder, parts: list[Expr], name: str) -> Expr:
     return total
 
 
-def _check_shape(grad: relax.Var, operand: relax.Var, piece: Piece | None, value: relax.Call) -> None:
-    """A rule that returns the wrong shape is a fault of ours; say so where it happens, not three passes later."""
-    want = list(shape_of(operand))
+def _grad_shape(operand: relax.Var, piece: Piece | None) -> tuple[int, ...]:
+    """The shape of the gradient of an operand, or of the trained piece of it."""
+    shape = list(shape_of(operand))
     if piece is not None:
-        want[piece.axis] = len(piece.indices)
-    if shape_of(grad) != tuple(want):
-        raise PassError(
-            f"the gradient rule of '{op_name(value)}' gave {shape_of(grad)} for '{operand.name}' of shape {tuple(want)}"
-        )
+        shape[piece.axis] = len(piece.indices)
+    return tuple(shape)

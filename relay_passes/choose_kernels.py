@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,24 @@ from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels.transpose import square_lanes, transpose
 
-from .errors import PassError
-from .ir import CALLS, Expr, bindings_of, dtype_of, op_name, shape_of, slice_bounds
+from .errors import Obstacle, PassError
+from .ir import (
+    CALLS,
+    Expr,
+    bindings_of,
+    dtype_of,
+    first_line,
+    op_name,
+    rewrite,
+    shape_of,
+    slice_bounds,
+    substitute,
+    used_vars,
+)
 from .kernels_for_not_finite import NOT_FINITE, Legalize, call_kernel
 from .operators.registry import attributes_of, plain
 from .operators.views import VIEWS
+from .places import places_of
 
 
 @tvm.transform.module_pass(opt_level=0, name="ChooseKernels")
@@ -39,16 +52,73 @@ class ChooseKernels:
     traits: Traits = Traits(lanes=8, registers=16, cores=1)
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        chosen = {name: functools.partial(choose, self.traits) for name, choose in WITH_TRAITS.items()}
-        mod = relax.transform.LegalizeOps(KERNELS | chosen)(mod)
-        for name in self.functions:
-            for binding in bindings_of(mod[name]):
-                operator = op_name(binding.value)
-                if operator.startswith(("relax.", "pock.")) and operator not in CALLS | VIEWS:
-                    raise PassError(
-                        f"operator '{operator}' at '{binding.var.name}' has no kernel in TVM: make the model without it"
-                    )
-        return mod
+        try:
+            chosen = _legalized(mod, self.traits)
+        except Exception as error:  # TVM's words do not say where
+            self._refuse(mod)
+            raise PassError(f"kernels cannot be chosen: {first_line(error)}") from error
+        if any(_left_over(chosen, name) for name in self.functions):
+            self._refuse(mod)
+        return chosen
+
+    def _refuse(self, mod: IRModule) -> None:
+        for found in without_kernel([mod[name] for name in self.functions], self.traits):
+            raise PassError(str(found))
+
+
+def without_kernel(functions: Iterable[relax.Function], traits: Traits) -> list[Obstacle]:
+    """List the operators of some functions that no kernel computes, each kind of call once."""
+    known: set[tuple] = set()
+    found = []
+    for func in functions:
+        places = places_of(func)
+        for binding in bindings_of(func):
+            value = binding.value
+            if not op_name(value).startswith(("relax.", "pock.")) or op_name(value) in CALLS:
+                continue
+            key = (op_name(value), str(value.attrs), *(str(arg.ty) for arg in value.args))
+            if key in known:
+                continue
+            known.add(key)
+            why = _no_kernel(value, traits)
+            if why:
+                place = places[binding.var]
+                reason = f"{place.described} has no kernel: {why}"
+                freeze = "Freeze everything that comes before this operator, or write" if place.of_gradient else "Write"
+                found.append(Obstacle(place.layer, place.operator, "", reason, f"{freeze} the model without it"))
+    return found
+
+
+def _no_kernel(value: relax.Call, traits: Traits) -> str:
+    """Why no kernel computes a call; nothing where one does."""
+    env = {var: relax.Var(f"x{number}", var.ty) for number, var in enumerate(dict.fromkeys(used_vars(value)))}
+    alone = relax.DataflowVar("alone", value.ty)
+    block = relax.DataflowBlock([relax.VarBinding(alone, substitute(value, env))])
+    shell = relax.Function(list(env.values()), relax.SeqExpr([block], alone), value.ty)
+    try:
+        mod = _legalized(IRModule({"main": rewrite(shell).with_attr("global_symbol", "main")}), traits)
+    except Exception as error:
+        return first_line(error)
+    return _left_over(mod, "main")
+
+
+def _legalized(mod: IRModule, traits: Traits) -> IRModule:
+    chosen = {name: functools.partial(choose, traits) for name, choose in WITH_TRAITS.items()}
+    return relax.transform.LegalizeOps(KERNELS | chosen)(mod)
+
+
+def _left_over(mod: IRModule, name: str) -> str:
+    """What is wrong with the first call of a function that no kernel of ours can stand for; empty where all is well."""
+    for binding in bindings_of(mod[name]):
+        value = binding.value
+        operator = op_name(value)
+        if operator in CALLS:
+            kernel = mod[value.args[0].name_hint]
+            if not all(isinstance(buffer.elem_offset, tirx.IntImm) for buffer in kernel.params):  # hand-written loops
+                return "TVM's cannot run in the memory of a program"
+        elif operator.startswith(("relax.", "pock.")) and operator not in VIEWS:
+            return "TVM has none for this target"
+    return ""
 
 
 OUT_ELEMENTWISE_FUSABLE = 4

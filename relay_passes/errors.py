@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 
 class PockError(Exception):
     """Something a user can put right; the message says what and how."""
@@ -15,5 +17,26 @@ class BatchError(PassError):
     """A network cannot run on parts of its batch."""
 
 
-class MissingGradient(PockError):
-    """An operator on the path from a trained parameter to the loss has no gradient rule."""
+class MissingGradient(PassError):
+    """Something on the path from a trained parameter to the loss cannot be differentiated as the scheme wants it."""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """One thing that stands between a model and its program, or that a user should know of it."""
+
+    layer: str
+    """The path of the PyTorch module; empty for the outermost one, and where no layer is at fault."""
+    operator: str
+    """By PyTorch's name where it is known, else by Relax's; empty where no operator is at fault."""
+    parameter: str
+    """The parameter, input or pattern that it is about; empty where there is none."""
+    reason: str
+    """What is the matter, as a sentence that stands alone."""
+    way_out: str = ""
+    """What a user can do, as sentences."""
+    blocking: bool = True
+    """False for a warning: there is a program, but not quite what one may expect."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}. {self.way_out}" if self.way_out else self.reason

@@ -71,6 +71,11 @@ def name_of(expr: Expr) -> str:
     return type(expr).__name__.lower()
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the traces that TVM appends."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 CALLS = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
 """What calls a kernel."""
 
@@ -192,6 +197,17 @@ def _typed(expr: Expr) -> Expr:
     return relax.BlockBuilder().normalize(expr)
 
 
+class NamingBuilder(relax.BlockBuilder):
+    """A builder that calls what has no name of its own after the value that is being rewritten: an operator that has
+    no kernel or no gradient can then be named as in the model."""
+
+    name = ""
+
+    def emit(self, expr: Expr, name_hint: str = "") -> relax.Var:
+        """Bind an expression to a new variable."""
+        return super().emit(expr, name_hint or self.name)
+
+
 Visit = Callable[[relax.BlockBuilder, relax.Var, Expr], Expr]
 
 
@@ -217,16 +233,17 @@ def rewrite(
     env = dict(env or {})
     new_params = list(func.params if params is None else params)
     kept: list[relax.Var] = []
-    builder = relax.BlockBuilder()
+    builder = NamingBuilder()
     builder.begin_scope(new_params)
     builder._begin_dataflow_block()
     for binding in bindings_of(func):
+        builder.name = binding.var.name
         value = visit(builder, binding.var, substitute(binding.value, env))
         is_leaf = isinstance(value, relax.Var | Constant | relax.Tuple)
         env[binding.var] = new = value if is_leaf else builder.emit(value, binding.var.name)
         if is_kept(binding.var) and isinstance(new, relax.Var):
             kept.append(new)
-    body = substitute(func.body.body, env)
+    body, builder.name = substitute(func.body.body, env), ""
     body = builder.normalize(result(builder, body) if result else body)
     bindings = list(builder._end_block().bindings)
     builder.end_scope()

@@ -9,7 +9,9 @@ from tvm.relax import op as R
 
 from pock_tvm.errors import MissingGradient, PassError
 from relay_passes import Backward
+from relay_passes.backward import obstacles
 from relay_passes.ir import bindings_of, is_kept, op_name, shape_of, used_vars
+from relay_passes.places import value_name
 from tests.relay_passes.modules import function, operators, trained_phases
 
 CONV = {"padding": 1, "data_layout": "NHWC", "kernel_layout": "HWIO"}
@@ -70,7 +72,38 @@ def test_a_missing_rule_on_a_trained_path_is_named() -> None:
     with pytest.raises(MissingGradient) as error:
         Backward({"b0": None})(chain(unknown=True))
     assert "relax.tan" in str(error.value)
-    assert "'b0' lies behind it" in str(error.value)
+    assert "between the trained parameter 'b0' and the loss" in str(error.value)
+
+
+def test_all_obstacles_are_listed_at_once() -> None:
+    """Each operator without a rule on a trained path, and each parameter that cannot be trained in part; nothing
+    before the first trained parameter."""
+
+    def body(emit, x, w0, w1, w2, b):
+        for weight in (w0, w1, w2):
+            x = emit(R.tan(emit(x * weight)))
+        return emit(R.mean(emit(x + b)))
+
+    mod = function({"x": (2, 3), "w0": (3,), "w1": (3,), "w2": (3,), "b": (3,)}, body)
+    found = obstacles(mod["main"], {"w1": None, "b": (0, [1])})
+    assert [(each.operator, each.parameter) for each in found] == [("add", "b"), ("tan", "w1"), ("tan", "w1")]
+    assert "'b' cannot be trained in part" in found[0].reason
+    assert obstacles(mod["main"], {"b": None}) == []
+    with pytest.raises(MissingGradient, match="2 more like it: 'pock check' lists all"):
+        Backward({"w1": None, "b": (0, [1])})(mod)
+
+
+def test_an_operator_is_named_as_pytorch_names_it_and_its_module() -> None:
+    x, w = (relax.Var(name, relax.TensorType((3,), "float32")) for name in ("x", "w"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x, w]):
+        with builder.dataflow():
+            y = builder.emit(R.tan(builder.emit(x * w)), value_name("blocks.3.act", "snake"))
+            loss = builder.emit_output(builder.emit(R.mean(y)))
+        builder.emit_func_output(loss)
+    (found,) = obstacles(builder.get()["main"], {"w": None})
+    assert (found.layer, found.operator, found.parameter) == ("blocks.3.act", "snake", "w")
+    assert found.reason.startswith("operator 'snake' (relax.tan) in layer 'blocks.3.act' stands between")
 
 
 def test_a_sparse_scheme_keeps_just_its_channels() -> None:
