@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from .analysis import analyze
     from .compiler import compile
     from .contribution import Contributions, Task
-    from .errors import CheckError, PockError
+    from .errors import CheckError, Obstacle, PockError, PockWarning
     from .fine_tuning import Recipe
     from .kinds import analyze_kinds
     from .losses import Loss
+    from .obstacles import check
     from .optimizers import SGD, Adam, AdamW
     from .program import Program
     from .scheme import Scheme
@@ -27,7 +28,9 @@ _HOME = {
     "CheckError": "errors",
     "Contributions": "contribution",
     "Loss": "losses",
+    "Obstacle": "errors",
     "PockError": "errors",
+    "PockWarning": "errors",
     "Program": "program",
     "Recipe": "fine_tuning",
     "SGD": "optimizers",
@@ -36,6 +39,7 @@ _HOME = {
     "Trainer": "trainer",
     "analyze": "analysis",
     "analyze_kinds": "kinds",
+    "check": "obstacles",
     "compile": "compiler",
     "search": "scheme_search",
 }

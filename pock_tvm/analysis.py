@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from .data import (
     open_data,
     rows_read,
 )
-from .errors import ContributionError, DataError, MissingGradient
+from .errors import ContributionError, DataError, MissingGradient, PockWarning
 from .executors import Workers
 from .files import check_folder
 from .fine_tuning import fine_tune, steps_of
@@ -334,7 +335,10 @@ def _planned_cost(task: Task, rules: dict[str, Any], target: Any) -> Cost | None
 def compile_task(task: Task, scheme: Scheme, optimizer: Optimizer | None = None, **options: Any) -> Program:
     """The program that trains a scheme as a task wants it; ``options`` are further ones of :func:`pock_tvm.compile`."""
     optimizer = optimizer or optimizers.from_json(dict(task.optimizer))
-    return compile_program(_model(task), scheme=scheme, loss=task.loss, optimizer=optimizer, **options)
+    # Of hundreds of programs of one network each would warn of the same, and that in a worker.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PockWarning)
+        return compile_program(_model(task), scheme=scheme, loss=task.loss, optimizer=optimizer, **options)
 
 
 def _model(task: Task) -> Model:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 import tvm
 from tvm import IRModule, relax
 
-from relay_passes.ir import Constant, bindings_of, op_name, shape_of, type_bytes
+from relay_passes.ir import Constant, bindings_of, first_line, op_name, shape_of, type_bytes
 from relay_passes.operators.registry import plain
 from relay_passes.samples import batch_of
 from relay_passes.store_permuted import Stored, stored_of
@@ -24,12 +26,14 @@ from schedules.cpu import Traits, traits_of
 from schedules.cpu.tile import divisors
 
 from . import __version__, optimizers, pipeline
+from .arguments import FLAG, PATH, Kind, is_number, number, one_of, require, whole
 from .budget import BudgetError, fewest_parts
 from .build import build_library
-from .errors import MemoryBudgetError, PockError
+from .errors import CompilerError, MemoryBudgetError, OptionError, PockError, PockWarning
 from .frontend import Model, load_model
-from .losses import Loss, as_loss
-from .optimizers import SGD, Optimizer
+from .losses import KINDS, Loss, as_loss
+from .observations import observations
+from .optimizers import SGD, Adam, Optimizer
 from .pipeline import Phases, Piece, Training
 from .profile import kernel_costs
 from .program import FORMAT, Program
@@ -41,6 +45,24 @@ from .targets import HOST, resolve_target, triple_of
 from .units import parse_bytes
 
 
+@contextlib.contextmanager
+def own_faults() -> Iterator[None]:
+    """Turn what TVM or Python raise into one line: a user cannot act on a trace of the compiler."""
+    try:
+        yield
+    except (PockError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise CompilerError(
+            f"the compiler failed, which is its fault and not yours: {type(error).__name__}: {first_line(error)}. "
+            "Please report it, with the model"
+        ) from error
+
+
+TRAINS_NOTHING = "the scheme trains nothing: every parameter is frozen"
+
+
+@own_faults()
 def compile(  # noqa: A001 - the name that users expect
     model: Any,
     *,
@@ -50,7 +72,7 @@ def compile(  # noqa: A001 - the name that users expect
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     target: Any = None,
-    batch_norm: str = "frozen",
+    batch_norm: str | None = None,
     accumulate: int = 1,
     micro_batches: int | None = None,
     clip_norm: float | None = None,
@@ -77,9 +99,10 @@ def compile(  # noqa: A001 - the name that users expect
         Binds further dynamic dimensions.
     target : optional
         ``"host"`` (the default), one of TVM's tags such as ``raspberry-pi/4b-aarch64``, or a TVM target.
-    batch_norm : str
-        ``"frozen"``: normalise with the running statistics, which is what fine-tuning wants. ``"batch"``: with those of
-        each batch, and update the running ones, as PyTorch does in training mode.
+    batch_norm : str, optional
+        ``"frozen"``: normalise with the running statistics, which is what fine-tuning wants, and the default; a warning
+        says so unless it is asked for. ``"batch"``: with those of each batch, and update the running ones, as PyTorch
+        does in training mode.
     accumulate : int
         How many steps share one update; their mean gradient is used.
     micro_batches : int, optional
@@ -108,32 +131,44 @@ def compile(  # noqa: A001 - the name that users expect
         The program does not do what the model does: the message names the layer or the parameter.
     PockError
         The model, the scheme or an option is at fault; the message says which and what to do.
+
+    Warns
+    -----
+    PockWarning
+        An input that nothing reads, a parameter that no gradient reaches, statistics that stay as they are.
     """
-    _check_options(batch_norm, accumulate, micro_batches, clip_norm)
+    _check_options(
+        scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
+        micro_batches=micro_batches, clip_norm=clip_norm, memory_budget=memory_budget, dump=dump, build=build,
+    )  # fmt: skip
     if check is False and check_with is not None:
         raise PockError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
     loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
+    accumulate, micro_batches = int(accumulate), micro_batches and int(micro_batches)
     # 1. Import.
     imported = load_model(model, batch=batch, shapes=shapes)
     scheme = scheme or Scheme.full()
     selection = scheme.resolve(imported)
     if not selection:
-        raise PockError("the scheme trains nothing: every parameter is frozen")
+        raise OptionError(TRAINS_NOTHING)
     # 2 to 9. The training graph; kernels, order, plan.
     budget = None if memory_budget is None else parse_bytes(memory_budget)
+    statistics = batch_norm or "frozen"
 
     def attempt(parts: int, most: float) -> _Lowered:
-        training = Training(selection, vars(loss), optimizer.kernel, batch_norm, accumulate, parts, clip_norm)
+        training = Training(selection, vars(loss), optimizer.kernel, statistics, accumulate, parts, clip_norm)
         return _lowered(imported, training, traits_of(target), Path(dump) if dump else None, budget, most)
 
     try:
-        found = _fitted(attempt, imported, micro_batches, budget, batch_norm)
+        found = _fitted(attempt, imported, micro_batches, budget, statistics)
     except BudgetError as error:
         raise MemoryBudgetError(
             f"memory_budget={memory_budget!r} is too small: the smallest that would do is {error.smallest} bytes "
             f"({error.state} of them optimizer state and gradient sums). Train less, or a smaller batch",
             error.smallest,
         ) from None
+    for each in observations(imported, selection, found.step.attrs["gradients"], batch_norm):
+        warnings.warn(str(each), PockWarning, stacklevel=3)
     lowered = found.module
     # 10. Schedule and build.
     entries = [name for name in pipeline.ENTRIES if name in lowered]
@@ -149,10 +184,10 @@ def compile(  # noqa: A001 - the name that users expect
         "loss": vars(loss),
         "optimizer": optimizers.to_json(optimizer),
         "options": {
-            "batch_norm": batch_norm,
+            "batch_norm": statistics,
             "accumulate": accumulate,
             "micro_batches": found.micro_batches,
-            "clip_norm": clip_norm,
+            "clip_norm": clip_norm and float(clip_norm),
         },
         "inputs": [vars(spec) for spec in imported.inputs],
         "outputs": [vars(spec) for spec in imported.outputs],
@@ -196,6 +231,10 @@ def compile(  # noqa: A001 - the name that users expect
             "and check_with out"
         )
     return program
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, str) or is_number(value)
 
 
 @dataclass(frozen=True)
@@ -258,18 +297,28 @@ def _state_bytes(func: relax.Function, weights: Mapping[str, np.ndarray]) -> int
     return sum(type_bytes(param.ty) for param in states)
 
 
-def _check_options(batch_norm: str, accumulate: int, micro_batches: int | None, clip_norm: float | None) -> None:
-    if batch_norm not in ("frozen", "batch"):
-        raise PockError(f"batch_norm is 'frozen' or 'batch', not {batch_norm!r}")
-    for what, of, number in (("accumulate", "steps", accumulate), ("micro_batches", "parts of a batch", micro_batches)):
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-            raise PockError(f"{what} is a number of {of}, at least 1, not {number!r}")
-    if batch_norm == "batch" and micro_batches not in (None, 1):
-        raise PockError(
+OPTIONS = {
+    "scheme": one_of("""a pock.Scheme, such as Scheme.full() or Scheme({"*.bias": "full"})""", Scheme).or_none(),
+    "loss": one_of(f"a pock.Loss, or one of the names {', '.join(KINDS)}", str, Loss),
+    "optimizer": one_of("pock.SGD(…), pock.Adam(…) or pock.AdamW(…)", SGD, Adam).or_none(),
+    "batch_norm": Kind("'frozen' or 'batch'", lambda value: value in (None, "frozen", "batch")),
+    "accumulate": whole("a number of steps, at least 1", 1),
+    "micro_batches": whole("a number of parts of a batch, at least 1", 1).or_none(),
+    "clip_norm": number("a positive number", above=0).or_none(),
+    "memory_budget": Kind("an amount of memory: '64MB', or a number of bytes", _is_amount).or_none(),
+    "dump": PATH.or_none(),
+    "build": FLAG,
+}
+"""What the options of ``compile`` may be, except those that decide over inputs, which the front end checks."""
+
+
+def _check_options(**given: Any) -> None:
+    for name, value in given.items():
+        require(name, value, OPTIONS[name])
+    if given["batch_norm"] == "batch" and given["micro_batches"] not in (None, 1):
+        raise OptionError(
             "batch_norm='batch' needs the whole batch at once: leave micro_batches out, or freeze batch norms"
         )
-    if clip_norm is not None and not clip_norm > 0:
-        raise PockError(f"clip_norm is a positive number, not {clip_norm!r}")
 
 
 def _weight(

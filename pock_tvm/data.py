@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tokenize
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError
+from .program import UNREADABLE
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
 MARGIN = 1.15  # an image is resized to this many times the size before it is cropped
@@ -147,7 +149,7 @@ class ImageFolder:
         try:
             with Image.open(file) as opened:
                 image = opened.convert("RGB" if self.channels == 3 else "L")
-        except (OSError, UnidentifiedImageError, ValueError) as error:
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, MemoryError) as error:
             raise DataError(f"'{file}' cannot be read as an image: {error}") from error
         return np.asarray(self._sized(image, rng)).reshape(self.height, self.width, self.channels)
 
@@ -173,12 +175,15 @@ class ArrayFile:
         try:
             with np.load(path, allow_pickle=False) as file:
                 self.arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (*UNREADABLE, tokenize.TokenError, TypeError) as error:
             raise DataError(f"'{path}' cannot be read as an .npz file: {error}") from error
         needed = [*names, "y"] if has_target else list(names)
         missing = [name for name in needed if name not in self.arrays]
         if missing:
             raise DataError(f"'{path}' holds no array '{missing[0]}': it needs {', '.join(needed)}")
+        flat = [name for name in needed if not self.arrays[name].ndim]
+        if flat:
+            raise DataError(f"the array '{flat[0]}' of '{path}' is a single number: it has one row a sample")
         lengths = {name: len(self.arrays[name]) for name in needed}
         if len(set(lengths.values())) != 1:
             raise DataError(f"the arrays of '{path}' differ in length: {lengths}")

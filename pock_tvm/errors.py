@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from relay_passes.errors import BatchError, MissingGradient, Obstacle, PassError, PockError
 
 __all__ = [
@@ -35,7 +37,12 @@ class OptionError(PockError):
 
 
 class ModelError(PockError):
-    """A model cannot be imported as it is."""
+    """A model cannot be imported as it is; ``obstacles`` are all that stand in the way, where a front end lists
+    them."""
+
+    def __init__(self, message: str, obstacles: Sequence[Obstacle] = ()) -> None:
+        super().__init__(message)
+        self.obstacles = tuple(obstacles)
 
 
 class CheckError(PockError):

@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import number, one_of, options
 from .data import Batch, DataSet, training_batches
 from .errors import InputError
 from .lr_schedules import SCHEDULES
 
 
+@options(
+    epochs=number("a number from 0", 0),
+    lr=number("a learning rate: a finite number from 0", 0),
+    lr_schedule=one_of(f"one of the names {', '.join(SCHEDULES)}", str),
+)
 @dataclass(frozen=True)
 class Recipe:
     """How long and how fast to train."""
@@ -24,10 +30,6 @@ class Recipe:
     """A name of :mod:`pock_tvm.lr_schedules`."""
 
     def __post_init__(self) -> None:
-        if not self.epochs >= 0:
-            raise InputError(f"epochs is a number from 0, not {self.epochs!r}")
-        if not np.isfinite(self.lr):
-            raise InputError(f"lr is {self.lr}; a learning rate is a finite number")
         if self.lr_schedule not in SCHEDULES:
             raise InputError(
                 f"there is no learning-rate schedule '{self.lr_schedule}'; there are {', '.join(SCHEDULES)}"

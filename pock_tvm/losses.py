@@ -7,9 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from .errors import PockError
+from .arguments import Kind, is_whole, number, one_of, options, whole
+from .errors import OptionError
+
+KINDS = ("cross_entropy", "causal_lm", "mse", "bce_with_logits", "output")
 
 
+@options(
+    kind=one_of(f"a name: {', '.join(KINDS)}", str),
+    output=whole("the position of an output, from 0", 0),
+    ignore_index=Kind("a whole number", is_whole),
+    label_smoothing=number("a number between 0 and 1", 0, 1),
+)
 @dataclass(frozen=True)
 class Loss:
     """A loss over one output of the network; see :class:`relay_passes.AppendLoss` for shapes.
@@ -24,11 +33,8 @@ class Loss:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        kinds = ("cross_entropy", "causal_lm", "mse", "bce_with_logits", "output")
-        if self.kind not in kinds:
-            raise PockError(f"there is no loss '{self.kind}'; there are {', '.join(kinds)}")
-        if not 0 <= self.label_smoothing <= 1:
-            raise PockError(f"label_smoothing is between 0 and 1, not {self.label_smoothing}")
+        if self.kind not in KINDS:
+            raise OptionError(f"there is no loss '{self.kind}'; there are {', '.join(KINDS)}")
 
     @property
     def has_classes(self) -> bool:

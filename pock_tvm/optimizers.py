@@ -6,9 +6,22 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .errors import PockError
+from .arguments import FLAG, RATE, Kind, is_number, number, options
+from .errors import OptionError
+
+LR = {
+    "lr": "The learning rate is given to each step: trainer.step(x, y, lr=0.01)",
+    "params": "What is trained is the scheme's to say: pock.compile(model, scheme=…)",
+}
+BETAS = Kind(
+    "a pair of numbers in [0, 1)",
+    lambda betas: (
+        isinstance(betas, tuple | list) and len(betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in betas)
+    ),
+)
 
 
+@options(LR, momentum=RATE, dampening=number("a finite number"), weight_decay=RATE, nesterov=FLAG)
 @dataclass(frozen=True)
 class SGD:
     """Stochastic gradient descent, as ``torch.optim.SGD``."""
@@ -20,7 +33,7 @@ class SGD:
 
     def __post_init__(self) -> None:
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
-            raise PockError("SGD: nesterov needs a momentum and no dampening")
+            raise OptionError("SGD: nesterov needs a momentum and no dampening")
 
     @property
     def kernel(self) -> dict[str, Any]:
@@ -32,6 +45,7 @@ class SGD:
         return [lr]
 
 
+@options(LR, betas=BETAS, eps=RATE, weight_decay=RATE)
 @dataclass(frozen=True)
 class Adam:
     """Adam, as ``torch.optim.Adam``: the decay is added to the gradient."""
@@ -41,6 +55,9 @@ class Adam:
     weight_decay: float = 0.0
 
     decoupled = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
 
     @property
     def kernel(self) -> dict[str, Any]:
@@ -60,6 +77,7 @@ class Adam:
         return [lr, lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)]
 
 
+@options(LR, betas=BETAS, eps=RATE, weight_decay=RATE)
 @dataclass(frozen=True)
 class AdamW(Adam):
     """AdamW, as ``torch.optim.AdamW``: the decay shrinks the weight."""
@@ -81,8 +99,6 @@ def to_json(optimizer: Optimizer) -> dict[str, Any]:
 
 def from_json(description: dict[str, Any]) -> Optimizer:
     """The optimizer that a manifest holds."""
-    options = dict(description)
-    kind = KINDS[options.pop("kind")]
-    if "betas" in options:
-        options["betas"] = tuple(options["betas"])
-    return kind(**options)
+    settings = dict(description)
+    kind = KINDS[settings.pop("kind")]
+    return kind(**settings)

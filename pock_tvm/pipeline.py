@@ -119,7 +119,7 @@ def training_graph(phases: Phases, training: Training) -> IRModule:
     shapes = {param.name: shape_of(param) for param in phases.mod[FORWARD].params}
     phases.run("canonical", [*canonicalise(), SelectEarly(names)])
     phases.run("stored", [StorePermuted(names if training.store_permuted else []), UnifyProducts(live=names)])
-    trained = _stored_pieces(phases.mod[FORWARD], training.trained, shapes)
+    trained = stored_pieces(phases.mod[FORWARD], training.trained, shapes)
     phases.mod = _copies(phases.mod, [*steps, PREDICT])
     statistics = {PREDICT: "frozen"} | dict.fromkeys(steps, training.batch_norm)
     phases.run("folded", [FoldBatchNorm(trained, statistics[name], name) for name in statistics])
@@ -260,7 +260,7 @@ def _copies(mod: IRModule, names: Sequence[str]) -> IRModule:
     return IRModule(functions | copies, attrs=mod.attrs)
 
 
-def _stored_pieces(
+def stored_pieces(
     func: relax.Function, trained: Mapping[str, Piece], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, Piece]:
     """Pieces along the axes of the parameters as they are stored now."""

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
+from .arguments import PATH, require
 from .errors import ProgramError
 from .files import replacing
 
 FORMAT = "pock-program/1"
 MANIFEST, LIBRARY, WEIGHTS, CONSTANTS = "manifest.json", "program.so", "weights.safetensors", "constants.safetensors"
+
+UNREADABLE = (
+    OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, MemoryError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+"""What Python raises of a damaged zip file or of damaged JSON: unknown compression and encryption among it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Program:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the program to one file; a file that is there already is replaced only when the new one is complete."""
+        require("the path of a program", path, PATH, ProgramError)
         parts = {
             LIBRARY: self.library,
             WEIGHTS: safetensors.numpy.save(_contiguous(self.weights)),
@@ -58,13 +69,14 @@ class Program:
         ProgramError
             The file is missing, truncated, altered, or of another format.
         """
+        require("the path of a program", path, PATH, ProgramError)
         try:
             with zipfile.ZipFile(path) as archive:
                 manifest = json.loads(archive.read(MANIFEST))
                 parts = {name: archive.read(name) for name in (LIBRARY, WEIGHTS, CONSTANTS)}
         except FileNotFoundError as error:
             raise ProgramError(f"there is no program '{path}'") from error
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        except UNREADABLE as error:
             raise ProgramError(
                 f"'{path}' is no program, or is damaged ({error}): compile it again, or copy it again"
             ) from error
@@ -73,14 +85,18 @@ class Program:
             raise ProgramError(
                 f"'{path}' has the format {found!r}, and this version reads {FORMAT!r}: compile it again"
             )
+        checksums = manifest.get("checksums")
+        checksums = checksums if isinstance(checksums, dict) else {}
         for name, data in parts.items():
-            if hashlib.sha256(data).hexdigest() != manifest.get("checksums", {}).get(name):
+            if hashlib.sha256(data).hexdigest() != checksums.get(name):
                 raise ProgramError(
                     f"'{path}' is damaged: the checksum of {name} is wrong. Compile it again, or copy it again"
                 )
-        return cls(
-            manifest, parts[LIBRARY], safetensors.numpy.load(parts[WEIGHTS]), safetensors.numpy.load(parts[CONSTANTS])
-        )
+        try:
+            weights, constants = (safetensors.numpy.load(parts[name]) for name in (WEIGHTS, CONSTANTS))
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+            raise ProgramError(f"the weights of '{path}' cannot be read ({error}): compile it again") from error
+        return cls(manifest, parts[LIBRARY], weights, constants)
 
     @property
     def trained(self) -> dict[str, Any]:

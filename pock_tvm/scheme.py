@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arguments import PATH, Kind, is_whole, require, whole
 from .errors import SchemeError
 from .files import replacing
 
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 What = str | float | Sequence[int]
 """``"frozen"``, ``"full"``, a ratio in (0, 1] of the input channels, or the indices of the input channels."""
+
+
+RULES = Kind(
+    """a mapping of patterns over parameter names to what is trained, such as Scheme({"*.bias": "full"})""",
+    lambda rules: isinstance(rules, Mapping) and all(isinstance(pattern, str) for pattern in rules),
+)
 
 
 @dataclass(frozen=True, init=False)
@@ -40,6 +47,7 @@ class Scheme:
     rules: dict[str, What]
 
     def __init__(self, rules: Mapping[str, What]) -> None:
+        require("a scheme", rules, RULES, SchemeError)
         object.__setattr__(self, "rules", {pattern: _checked(pattern, what) for pattern, what in rules.items()})
 
     # ---- named schemes -----------------------------------------------------------------------------------------------
@@ -61,7 +69,7 @@ class Scheme:
         head."""
         structure, _ = _read(model)
         biases = structure.of_role("bias")
-        chosen = biases if last is None else biases[max(0, len(biases) - _count("last", last)) :]
+        chosen = biases if last is None else biases[len(biases) - _count("last", last, len(biases), "biases") :]
         return cls({"*": "frozen"} | dict.fromkeys([*chosen, *structure.head_parameters()], "full"))
 
     @classmethod
@@ -70,9 +78,9 @@ class Scheme:
         between."""
         structure, _ = _read(model)
         layers = sorted(structure.layers, key=lambda layer: layer.position)
-        if _count("count", count) == 0:
+        if _count("count", count, len(layers), "layers") == 0:
             return cls({"*": "frozen"})
-        chosen = layers[max(0, len(layers) - count) :]
+        chosen = layers[len(layers) - count :]
         names = [layer.weight for layer in chosen] + structure.parameters_from(chosen[0].position)
         return cls({"*": "frozen"} | dict.fromkeys(names, "full"))
 
@@ -101,9 +109,10 @@ class Scheme:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scheme:
         """Read a scheme from a JSON file: an object of patterns."""
+        require("the path of a scheme", path, PATH, SchemeError)
         try:
             rules = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SchemeError(f"'{path}' cannot be read as a scheme: {error}") from error
         if not isinstance(rules, dict):
             raise SchemeError(
@@ -129,8 +138,15 @@ class Scheme:
         SchemeError
             A pattern matches no parameter, or a ratio or channels are asked of something that has no input channels.
         """
+        selected, faults = self.resolved(model)
+        if faults:
+            raise faults[0]
+        return selected
+
+    def resolved(self, model: Any) -> tuple[dict[str, tuple[int, tuple[int, ...]] | None], list[SchemeError]]:
+        """What :meth:`resolve` gives, as far as the scheme fits the model, and everything about it that does not."""
         structure, model = _read(model)
-        self._check_patterns(model)
+        faults = self._unmatched(model)
         selected: dict[str, tuple[int, tuple[int, ...]] | None] = {}
         further = {owner: alias for alias, owner in model.aliases.items()}
         for name in model.parameters:
@@ -138,8 +154,11 @@ class Scheme:
             if what == "full":
                 selected[name] = None
             elif what != "frozen":
-                selected[name] = _piece(name, what, model, structure)
-        return selected
+                try:
+                    selected[name] = _piece(name, what, model, structure)
+                except SchemeError as error:
+                    faults.append(error)
+        return selected, faults
 
     def _what(self, name: str, alias: str | None) -> What:
         """The last rule that matches a parameter, by its name or by the name that it is tied to."""
@@ -147,13 +166,16 @@ class Scheme:
         matching = [what for pattern, what in self.rules.items() if any(_matches(name, pattern) for name in names)]
         return matching[-1] if matching else "frozen"
 
-    def _check_patterns(self, model: Model) -> None:
+    def _unmatched(self, model: Model) -> list[SchemeError]:
+        """An error for each pattern that names nothing."""
         names = [*model.parameters, *model.aliases]
+        faults = []
         for pattern in self.rules:
             if not any(_matches(name, pattern) for name in names):
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
                 hint = f"; the nearest are {', '.join(near)}" if near else ""
-                raise SchemeError(f"'{pattern}' names no parameter of the model{hint}")
+                faults.append(SchemeError(f"'{pattern}' names no parameter of the model{hint}"))
+        return faults
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -172,10 +194,9 @@ def _checked(pattern: str, what: Any) -> What:
         if not 0 < what <= 1:
             raise SchemeError(f"'{pattern}': the channel ratio {what} is outside (0, 1]")
         return float(what)
-    channels = [int(channel) for channel in what]
-    if not channels or len(set(channels)) != len(channels) or min(channels) < 0 or any(int(a) != a for a in what):
+    if not len(what) or not all(is_whole(channel) and channel >= 0 for channel in what) or len(set(what)) != len(what):
         raise SchemeError(f"'{pattern}': channels are given as a list of different indices from 0, not {list(what)}")
-    return sorted(channels)
+    return sorted(int(channel) for channel in what)
 
 
 def _piece(name: str, what: What, model: Model, structure: Structure) -> tuple[int, tuple[int, ...]] | None:
@@ -213,7 +234,8 @@ def _read(model: Any) -> tuple[Structure, Model]:
     return structure_of(loaded), loaded
 
 
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise SchemeError(f"{name} is a number of layers, not {value!r}")
-    return value
+def _count(name: str, value: int, most: int, what: str) -> int:
+    require(name, value, whole(f"a number of {what}", 0), SchemeError)
+    if value > most:
+        raise SchemeError(f"there are {most} {what} in this network (the head's apart), not {value}")
+    return int(value)

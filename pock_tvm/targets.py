@@ -9,6 +9,8 @@ import shutil
 from tvm.target import Target
 from tvm.target import codegen as llvm
 
+from relay_passes.ir import first_line
+
 from .errors import PockError
 from .runtime import machine_triple
 
@@ -40,7 +42,7 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
         except Exception as error:
             raise PockError(
                 f"'{target}' is no target: give 'host', a tag such as raspberry-pi/4b-aarch64, or a TVM target as "
-                f"JSON ({error})"
+                f"JSON ({first_line(error)})"
             ) from error
     if found.kind.name != "llvm":
         raise PockError(f"programs are built for CPUs (kind llvm) so far; '{target}' is of kind {found.kind.name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from . import optimizers
+from .arguments import PATH, described, number, one_of, require, whole
 from .errors import CheckpointError, InputError, ProgramError
 from .files import replacing
 from .losses import Loss
@@ -22,6 +23,12 @@ from .runtime import CORES, THREADS, aligned, load_library, machine_triple, use_
 CHECKPOINT = "pock-checkpoint/1"
 Data = Any
 """One array, a sequence of arrays in the order of the inputs, or a mapping from input names to arrays."""
+
+
+CORES_USED = whole("a number of cores, at least 1", 1)
+PROGRAM = one_of("what pock.compile returned, or the path of a program that was saved", Program, str, os.PathLike)
+LEARNING_RATE = number("a learning rate: a finite number from 0", 0)
+STATE = one_of("a mapping of names to arrays, such as model.state_dict()", Mapping)
 
 
 class Trainer:
@@ -42,8 +49,8 @@ class Trainer:
     """
 
     def __init__(self, program: Program | str | os.PathLike[str], *, threads: int | None = None) -> None:
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise InputError(f"threads is a number of cores, at least 1, not {threads!r}")
+        require("threads", threads, CORES_USED.or_none(), InputError)
+        require("a trainer's program", program, PROGRAM, ProgramError)
         self._threads = min(threads or THREADS, CORES)
         self.program = program if isinstance(program, Program) else Program.load(program)
         manifest = self.program.manifest
@@ -97,8 +104,7 @@ class Trainer:
         """
         arrays = self._checked_inputs(x)
         target = self._checked_target(y)
-        if not np.isfinite(lr):
-            raise InputError(f"lr is {lr}; a learning rate is a finite number")
+        require("lr", lr, LEARNING_RATE, InputError)
         last = (self.steps + 1) % self._accumulate == 0
         update = self.steps // self._accumulate + 1
         for name, array in arrays.items():
@@ -139,10 +145,10 @@ class Trainer:
     def evaluate(self, data: Iterable[tuple[Data, Any]]) -> dict[str, float]:
         """Mean loss and, where targets are classes, accuracy in [0, 1] over batches of ``(x, y)`` of any size."""
         loss = counted = right = 0.0
-        for x, y in data:
+        for x, y in _pairs(data):
             outputs = self.predict(x)
             output = outputs[self._loss.output] if isinstance(outputs, tuple) else outputs
-            batch_loss, batch_count, batch_right = self._loss.measure(output, np.asarray(y))
+            batch_loss, batch_count, batch_right = self._loss.measure(output, _array("target y", y))
             loss, counted, right = loss + batch_loss, counted + batch_count, right + batch_right
         if not counted:
             raise InputError("evaluate was given no data")
@@ -188,9 +194,10 @@ class Trainer:
         CheckpointError
             A name is missing or unknown, or a shape is wrong. The trainer is left as it was.
         """
+        require("the state", state, STATE, CheckpointError)
         aliases = self.program.manifest["aliases"]
         arrays = {
-            name: np.asarray(value)
+            name: _array(f"'{name}'", value)
             for name, value in state.items()
             if name not in aliases or aliases[name] not in state
         }
@@ -212,6 +219,7 @@ class Trainer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint: what training has changed, the optimizer's state, and the number of steps."""
+        require("the path of a checkpoint", path, PATH, CheckpointError)
         state = {f"weight.{name}": self._from_stored(name, self._arrays[name]) for name in self._live()}
         state |= {f"weight.{name}": array for name, array in self._replaced.items()}
         state |= {f"state.{name}": self._arrays[name] for name in self._states()}
@@ -233,6 +241,7 @@ class Trainer:
         CheckpointError
             The file is damaged, or belongs to another program. The trainer is left as it was.
         """
+        require("the path of a checkpoint", path, PATH, CheckpointError)
         state, metadata = _read_checkpoint(path)
         if metadata["program"] != self._fingerprint():
             raise CheckpointError(
@@ -358,11 +367,11 @@ class Trainer:
                     f"the network's inputs are {', '.join(names)}; '{wrong[0]}' is "
                     f"{'missing' if wrong[0] in names else 'not one'}"
                 )
-            return {name: np.asarray(x[name]) for name in names}
+            return {name: _array(f"input '{name}'", x[name]) for name in names}
         values = list(x) if isinstance(x, tuple | list) else [x]
         if len(values) != len(names):
             raise InputError(f"the network has {len(names)} inputs ({', '.join(names)}); {len(values)} were given")
-        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+        return {name: _array(f"input '{name}'", value) for name, value in zip(names, values, strict=True)}
 
     def _checked_inputs(self, x: Data) -> dict[str, np.ndarray]:
         arrays = self._named_inputs(x)
@@ -385,7 +394,7 @@ class Trainer:
             return None
         if y is None:
             raise InputError(f"loss '{self._loss.kind}' needs a target y of shape {tuple(spec['shape'])}")
-        target = np.asarray(y)
+        target = _array("target y", y)
         _check_array("target y", target, spec["shape"], spec["dtype"])
         if self._loss.has_classes:
             classes = self._classes()
@@ -405,6 +414,28 @@ class Trainer:
         """A last, smaller batch filled up with its first sample."""
         missing = batch - len(array)
         return array if missing <= 0 else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
+
+
+def _array(what: str, value: Any) -> np.ndarray:
+    """The numbers of an array, a sequence, or a torch tensor, whether it requires a gradient or not."""
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} cannot be read as an array: {str(error).splitlines()[0]}") from error
+    if array.dtype.kind not in "biufc":
+        raise InputError(f"{what} is an array of numbers, not {described(value)}")
+    return array
+
+
+def _pairs(data: Any) -> Iterator[tuple[Data, Any]]:
+    """The batches of a data set, each an ``(x, y)``."""
+    what = "data to evaluate is a sequence of batches (x, y)"
+    if not isinstance(data, Iterable) or isinstance(data, str | Mapping):
+        raise InputError(f"{what}, not {described(data)}")
+    for batch in data:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise InputError(f"{what}; one of them is {described(batch)}")
+        yield batch[0], batch[1]
 
 
 def _check_array(what: str, array: np.ndarray, shape: Sequence[int], dtype: str) -> None:

@@ -8,10 +8,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..arguments import Kind, described, is_whole, require, whole
 from ..errors import ModelError
 from .model import Model
 
 Shapes = Mapping[str, Sequence[int]]
+
+
+BATCH = whole("a number of samples, at least 1", 1)
+SHAPES = Kind("a mapping of input names to shapes, such as {'input_ids': (8, 128)}", lambda value: _are_shapes(value))
+
+
+def _are_shapes(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(shape, Sequence)
+        and all(is_whole(extent) and extent > 0 for extent in shape)
+        for name, shape in value.items()
+    )
 
 
 def load_model(model: Any, *, batch: int | None = None, shapes: Shapes | None = None, any_shape: bool = False) -> Model:
@@ -33,6 +47,8 @@ def load_model(model: Any, *, batch: int | None = None, shapes: Shapes | None = 
     ModelError
         The file cannot be read, a dynamic dimension stays unbound, or the model uses what no front end can read.
     """
+    require("batch", batch, BATCH.or_none())
+    require("shapes", shapes, SHAPES.or_none())
     if isinstance(model, Model):
         return model
     with warnings.catch_warnings():
@@ -44,18 +60,18 @@ def _load(model: Any, batch: int | None, shapes: Shapes, *, any_shape: bool) -> 
     if isinstance(model, str | os.PathLike):
         model = _read(Path(model))
     kind = type(model).__module__.split(".")[0]
-    if kind == "torch":
+    if kind == "torch" and type(model).__name__ == "ExportedProgram":
         from .torch_export import import_exported_program
 
         return import_exported_program(model, batch=batch, shapes=shapes, any_shape=any_shape)
-    if kind == "onnx":
+    if kind == "onnx" and type(model).__name__ == "ModelProto":
         from .onnx_file import import_onnx
 
         return import_onnx(model, batch=batch, shapes=shapes, any_shape=any_shape)
-    raise ModelError(
-        f"a model is a torch.export.ExportedProgram, an ONNX model, or the path of a .pt2 or .onnx file, not "
-        f"{type(model).__name__}"
-    )
+    what = "a model is a torch.export.ExportedProgram, an ONNX model, or the path of a .pt2 or .onnx file, not"
+    if hasattr(model, "named_parameters"):
+        raise ModelError(f"{what} an nn.Module: take torch.export.export(model.eval(), (example_input,))")
+    raise ModelError(f"{what} {described(model)}")
 
 
 def _read(path: Path) -> Any:
