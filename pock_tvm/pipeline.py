@@ -222,8 +222,9 @@ def _executors(
     phases.run("kernels", [ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
     everything = [*functions, PREPARE]
     # 7. Fuse epilogues and element-wise chains.
+    before = phases.mod
     phases.run("grouped", [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()])
-    names = grouped_names(phases.mod, everything)
+    names = grouped_names(before, phases.mod, everything)
     clean = [relax.transform.DeadCodeElimination(everything), relax.transform.RewriteDataflowReshape()]
     phases.run("fused", [relax.transform.FuseTIR(), *clean])
     # 8. Order, and compute again what is not worth keeping.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
+from .errors import Obstacle
 from .program import Program
 
 MIB = 2**20
@@ -62,6 +64,20 @@ def _amounts(layer: Mapping[str, Any]) -> tuple[str, str, str]:
         f"{layer['backward_flops'] / 1e6:.2f}" if layer["backward_flops"] else "-",
         f"{layer['saved_bytes'] / 1024:.1f}" if layer["saved_bytes"] else "-",
     )
+
+
+def obstacle_table(found: Sequence[Obstacle], worded: Callable[[str], str] = str) -> Table:
+    """One row an obstacle or a warning; ``worded`` says a message in other words."""
+    table = Table(title="obstacles", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    used = [name for name in ("layer", "operator", "parameter") if any(getattr(each, name) for each in found)]
+    for name in used:
+        table.add_column(name, overflow="fold")
+    table.add_column("what, and what to do", ratio=1)
+    for each in found:
+        names = [escape(getattr(each, name)) for name in used]
+        table.add_row("obstacle" if each.blocking else "warning", *names, escape(worded(str(each))))
+    return table
 
 
 def memory_table(program: Program) -> Table:

@@ -73,22 +73,37 @@ def _names(bindings: Sequence[relax.VarBinding]) -> dict[relax.Var, str]:
     return names
 
 
-def grouped_names(mod: IRModule, functions: Sequence[str]) -> dict[tuple[str, str], list[str]]:
+def grouped_names(before: IRModule, grouped: IRModule, functions: Sequence[str]) -> dict[tuple[str, str], list[str]]:
     """What is fused behind each variable of some functions: the names of the values that a group makes.
 
-    In: the module between ``FuseOps``, which gives groups new names, and ``FuseTIR``, which makes each one kernel.
+    ``before`` and ``grouped`` are the module before and after ``FuseOps``, which gives a group's result a new name: it
+    is known by its kernel and by what it reads.
     """
-    groups = {
-        var.name_hint: [binding.var.name for binding in bindings_of(func)]
-        for var, func in mod.functions.items()
-        if isinstance(func, relax.Function) and var.name_hint not in functions
+    results = {
+        (kernel, var.name): binding.var.name
+        for name in functions
+        for kernel, binding in _calls(before[name])
+        for var in used_vars(binding.value)
     }
+    groups: dict[str, list[str]] = {}
+    for group, func in grouped.functions.items():
+        if isinstance(func, relax.Function) and group.name_hint not in functions:
+            names = [binding.var.name for _, binding in _calls(func)]
+            kernel, last = _calls(func)[-1]
+            read = [(kernel, var.name) for var in used_vars(last.value) if (kernel, var.name) in results]
+            groups[group.name_hint] = names + [results[key] for key in read[:1]]
     return {
         (name, binding.var.name): groups[op_name(binding.value)]
         for name in functions
-        for binding in bindings_of(mod[name])
+        for binding in bindings_of(grouped[name])
         if op_name(binding.value) in groups
     }
+
+
+def _calls(func: relax.Function) -> list[tuple[str, relax.VarBinding]]:
+    """The calls of kernels of a function, each with the kernel's name."""
+    calls = [binding for binding in bindings_of(func) if op_name(binding.value) in CALLS]
+    return [(call.value.args[0].name_hint, call) for call in calls]
 
 
 def kernel_places(mod: IRModule, names: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, str]:
@@ -97,10 +112,8 @@ def kernel_places(mod: IRModule, names: Mapping[tuple[str, str], Sequence[str]])
     for var, func in mod.functions.items():
         if not isinstance(func, relax.Function):
             continue
-        for binding in bindings_of(func):
-            if op_name(binding.value) in CALLS:
-                own = names.get((var.name_hint, binding.var.name), [binding.var.name])
-                kernel = binding.value.args[0].name_hint
-                known = [place_of("", name).described for name in own if not NAMELESS.fullmatch(name)]
-                described.setdefault(kernel, ", ".join(dict.fromkeys(known)) or f"'{kernel}'")
+        for kernel, binding in _calls(func):
+            own = names.get((var.name_hint, binding.var.name), [binding.var.name])
+            known = [place_of("", name).described for name in own if not NAMELESS.fullmatch(name)]
+            described.setdefault(kernel, ", ".join(dict.fromkeys(known)) or f"'{kernel}'")
     return described

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import typer
 
-from ..errors import PockError
+from ..errors import PockError, PockWarning
 from . import choosing, programs
-from .common import app
+from .common import app, as_options
 
 __all__ = ["app", "main"]
 
@@ -16,16 +19,34 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Run the command; a fault of the user's is one clear line and exit code 2."""
     try:
-        app(standalone_mode=False)
-    except PockError as error:
-        print(f"pock: {error}", file=sys.stderr)
-        sys.exit(2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", PockWarning)
+            warnings.showwarning = _shown(warnings.showwarning)
+            code = app(standalone_mode=False)
+    except (PockError, OSError) as error:
+        _refuse(str(error))
     except typer.Abort:
         sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except Exception as error:
         if not hasattr(error, "format_message"):  # what Typer says of a wrong option or argument
             raise
-        print(f"pock: {error.format_message()}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error.format_message())
+    if isinstance(code, int):  # what Typer makes of an exit within a command
+        sys.exit(code)
+
+
+def _refuse(text: str) -> NoReturn:
+    print(f"pock: {as_options(text)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _shown(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Our own warnings as one line each; others as they are."""
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if issubclass(category, PockWarning):
+            print(f"pock: warning: {as_options(str(message))}", file=sys.stderr)
+        else:
+            otherwise(message, category, *rest, **named)
+
+    return show

@@ -25,6 +25,7 @@ from .common import (
     preprocessing_of,
     progress_bar,
     shapes_of,
+    warn_of_defaults,
 )
 
 CONTRIBUTIONS = Annotated[Path, typer.Argument(help="What 'pock analyze' wrote")]
@@ -101,7 +102,9 @@ def analyze(
     from ..scores import score
 
     beside = Preprocessing.beside(model)
-    preprocessing = preprocessing_of(beside.to_json() if beside else {}, mean, std).to_json()
+    stored = beside.to_json() if beside else {}
+    warn_of_defaults(data, stored, mean, std)
+    preprocessing = preprocessing_of(stored, mean, std).to_json()
     task = Task(
         str(model.resolve()),
         str(data.resolve()),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -13,14 +15,16 @@ import typer
 
 from ..errors import PockError
 
-app = typer.Typer(
-    help="Compiles a trained network into a training program for a small device, and trains it.", no_args_is_help=True
-)
+app = typer.Typer(help="Compiles a trained network into a training program for a small device, and trains it.")
 
 MODEL = Annotated[Path, typer.Argument(help="A network: .pt2 (torch.export.save) or .onnx")]
 PROGRAM = Annotated[Path, typer.Argument(help="A compiled program")]
 DATA = Annotated[Path, typer.Option(help="A folder per class of images, or an .npz file of the inputs and y")]
 LOSS = Annotated[str, typer.Option(help="cross_entropy, causal_lm, mse, bce_with_logits or output")]
+SCHEME = Annotated[str, typer.Option(help="full, head, bias, bias:7, last:3, pockengine, or a JSON file")]
+BATCH_NORM = Annotated[
+    str | None, typer.Option(help="Statistics in training: frozen, which is the default, or batch: those of each batch")
+]
 BATCH = Annotated[int | None, typer.Option(help="The batch, where the model leaves it open")]
 SHAPE = Annotated[list[str] | None, typer.Option(help="The shape of an input: input_ids=8,128")]
 THREADS = Annotated[int | None, typer.Option(help="Cores to run on; all by default")]
@@ -29,12 +33,51 @@ MEAN = Annotated[str | None, typer.Option(help="Mean of each channel in 0 … 1,
 STD = Annotated[str | None, typer.Option(help="Standard deviation of each channel in 0 … 1")]
 
 
+ARGUMENTS = (
+    "batch", "shapes", "scheme", "loss", "optimizer", "target", "batch_norm", "accumulate", "micro_batches",
+    "clip_norm", "memory_budget", "threads", "lr", "mean", "std",
+)  # fmt: skip
+"""Arguments of functions that are options of commands."""
+
+
 class LrSchedule(StrEnum):
     """The names of :mod:`pock_tvm.lr_schedules`."""
 
     CONSTANT = "constant"
     COSINE = "cosine"
     LINEAR = "linear"
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def as_options(text: str) -> str:
+    """A message about arguments of Python's functions in terms of the command line: ``--batch`` for ``batch=``."""
+    text = re.sub(r"shapes=\{'(\w+)': \(…\)\}", r"--shape \1=…", text)
+    return re.sub(
+        rf"\b({'|'.join(ARGUMENTS)})=('?)(\S?)",
+        lambda found: f"--{found[1].replace('_', '-')}{' ' if found[3] else ''}{found[2]}{found[3]}",
+        text,
+    )
+
+
+def warn_of_defaults(data: Path, stored: Mapping[str, Any], mean: str | None, std: str | None) -> None:
+    """Warn before pictures are read with a mean or a standard deviation that nobody gave."""
+    from ..errors import PockWarning
+
+    missing = [name for name, text in (("mean", mean), ("std", std)) if text is None and name not in stored]
+    if missing and data.suffix != ".npz":
+        taken = " and ".join({"mean": "a mean of 0", "std": "a standard deviation of 1"}[name] for name in missing)
+        warnings.warn(
+            f"nobody said how the network wants its pictures: {taken} is taken, that is pixels from 0 to 1. If it was "
+            f"trained otherwise, give --mean and --std, or write them into a JSON file beside the model before "
+            "compiling (net.json beside net.pt2)",
+            PockWarning,
+            stacklevel=2,
+        )
 
 
 def named_scheme(text: str, model: Any) -> Any:

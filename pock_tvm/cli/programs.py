@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,17 +13,20 @@ import typer
 
 from .common import (
     BATCH,
+    BATCH_NORM,
     CHECKPOINT,
     DATA,
     LOSS,
     MEAN,
     MODEL,
     PROGRAM,
+    SCHEME,
     SHAPE,
     STD,
     THREADS,
     LrSchedule,
     app,
+    as_options,
     check_text,
     mb_text,
     named_scheme,
@@ -30,6 +34,7 @@ from .common import (
     preprocessing_of,
     result_text,
     shapes_of,
+    warn_of_defaults,
 )
 
 
@@ -37,7 +42,7 @@ from .common import (
 def compile_(
     model: MODEL,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the program")],
-    scheme: Annotated[str, typer.Option(help="full, head, bias, bias:7, last:3, pockengine, or a JSON file")] = "full",
+    scheme: SCHEME = "full",
     loss: LOSS = "cross_entropy",
     optimizer: Annotated[
         str, typer.Option(help="sgd, adam or adamw, with options: sgd:momentum=0.9,weight_decay=1e-4")
@@ -47,7 +52,7 @@ def compile_(
     target: Annotated[
         str, typer.Option(help="host, a tag of TVM's such as raspberry-pi/4b-aarch64, or a target as JSON")
     ] = "host",
-    batch_norm: Annotated[str, typer.Option(help="Statistics in training: frozen, or those of each batch")] = "frozen",
+    batch_norm: BATCH_NORM = None,
     accumulate: Annotated[int, typer.Option(help="Steps that share one update")] = 1,
     micro_batches: Annotated[
         int | None, typer.Option(help="Parts of the batch that a step runs one after the other; as a budget needs")
@@ -69,8 +74,10 @@ def compile_(
 
     from ..compiler import compile as compile_program
     from ..data import Preprocessing
+    from ..files import check_folder
     from ..frontend import load_model
 
+    check_folder(output)
     console = Console(stderr=True)
     preprocessing = Preprocessing.beside(model)
     with console.status(f"reading {model.name}"):
@@ -97,6 +104,38 @@ def compile_(
     text = f"{output}: {len(program.trained)} parameters trained, arena {mb_text(memory['arena'])}"
     console.print(text if parts == 1 else f"{text}, in {parts} micro-batches")
     console.print(check_text(program.manifest["check"]))
+
+
+@app.command()
+def check(
+    model: MODEL,
+    scheme: SCHEME = "full",
+    loss: LOSS = "cross_entropy",
+    batch: BATCH = None,
+    shape: SHAPE = None,
+    batch_norm: BATCH_NORM = None,
+) -> None:
+    """List everything that stands between a network and its program; exit code 2 if anything does."""
+    from rich.console import Console
+
+    from ..obstacles import check as obstacles_of
+    from ..tables import obstacle_table
+
+    with Console(stderr=True).status(f"checking {model.name}"):
+        found = obstacles_of(
+            model,
+            scheme=partial(named_scheme, scheme),
+            loss=loss,
+            batch=batch,
+            shapes=shapes_of(shape or []),
+            batch_norm=batch_norm,
+        )
+    console = Console()
+    if found:
+        console.print(obstacle_table(found, as_options))
+    if any(each.blocking for each in found):
+        raise typer.Exit(2)
+    console.print(f"nothing stands in the way of compiling {model.name}", highlight=False)
 
 
 @app.command()
@@ -128,6 +167,7 @@ def train(
     console = Console()
     trainer = Trainer(program, threads=threads)
     manifest = trainer.program.manifest
+    warn_of_defaults(data, manifest.get("preprocessing", {}), mean, std)
     training = _samples(manifest, data, mean, std, Augmentation(flip, crop))
     validation = _samples(manifest, val, mean, std) if val is not None else None
     batch = manifest["inputs"][0]["shape"][0]
@@ -179,6 +219,7 @@ def evaluate(
     if checkpoint is not None:
         trainer.restore(checkpoint)
     manifest = trainer.program.manifest
+    warn_of_defaults(data, manifest.get("preprocessing", {}), mean, std)
     samples = _samples(manifest, data, mean, std)
     Console().print(result_text(trainer.evaluate(evaluation_batches(samples, manifest["inputs"][0]["shape"][0]))))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from relay_passes.ir import first_line
 
 from ..arguments import Kind, described, is_whole, require, whole
 from ..errors import ModelError
@@ -69,7 +72,7 @@ def _load(model: Any, batch: int | None, shapes: Shapes, *, any_shape: bool) -> 
 
         return import_onnx(model, batch=batch, shapes=shapes, any_shape=any_shape)
     what = "a model is a torch.export.ExportedProgram, an ONNX model, or the path of a .pt2 or .onnx file, not"
-    if hasattr(model, "named_parameters"):
+    if hasattr(model, "named_parameters") and not isinstance(model, type):
         raise ModelError(f"{what} an nn.Module: take torch.export.export(model.eval(), (example_input,))")
     raise ModelError(f"{what} {described(model)}")
 
@@ -83,14 +86,32 @@ def _read(path: Path) -> Any:
 
             return onnx.load(path)
         if path.suffix == ".pt2":
-            import torch
-
-            return torch.export.load(path)
+            return _read_exported(path)
     except ImportError as error:
         raise ModelError(
             f"reading '{path.name}' needs the package '{error.name}': pip install "
             f"'pock-tvm[{path.suffix[1:].replace('pt2', 'torch')}]'"
         ) from error
     except Exception as error:
-        raise ModelError(f"'{path}' cannot be read as a {path.suffix} model: {error}") from error
+        why = first_line(error).partition(". ")[0]
+        raise ModelError(
+            f"'{path}' cannot be read as a {path.suffix} model, or is damaged ({why}): export or copy it again"
+        ) from error
+    if path.suffix in (".pt", ".pth"):
+        raise ModelError(
+            f"'{path}' is neither a .pt2 nor a .onnx file; torch.save keeps weights, not the network: write "
+            "torch.export.save(torch.export.export(model.eval(), (example_input,)), 'net.pt2')"
+        )
     raise ModelError(f"'{path}' is neither a .pt2 file (torch.export.save) nor a .onnx file")
+
+
+def _read_exported(path: Path) -> Any:
+    """An ExportedProgram; of a damaged one PyTorch logs a whole trace before it raises what we report."""
+    import torch
+
+    logger = logging.getLogger("torch.export")
+    kept, logger.disabled = logger.disabled, True
+    try:
+        return torch.export.load(path)
+    finally:
+        logger.disabled = kept

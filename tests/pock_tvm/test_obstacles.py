@@ -1,0 +1,151 @@
+"""``pock.check``: all obstacles at once, and what deserves a warning; a clean model compiles silently."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import pock_tvm as pock
+from pock_tvm.errors import MissingGradient, Obstacle, PassError
+from pock_tvm.frontend import load_model
+from pock_tvm.observations import observations
+from pock_tvm.tables import obstacle_table
+from tests.pock_tvm.networks import small
+
+
+class Odd(nn.Module):
+    """Two layers with operators that have no gradient, and one that has no kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle = nn.Sequential(nn.Linear(8, 8), Curve(torch.tan)), nn.Linear(8, 8)
+        self.curve, self.sums, self.head = Curve(torch.asinh), Curve(lambda x: x.cumsum(1)), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.sums(self.curve(self.middle(self.first(x)))))
+
+
+class Curve(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def exported(model: nn.Module, *inputs: torch.Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(model.eval(), inputs)
+
+
+def odd() -> torch.export.ExportedProgram:
+    torch.manual_seed(0)
+    return exported(Odd(), torch.randn(4, 8))
+
+
+def test_all_obstacles_at_once() -> None:
+    found = [(each.layer, each.operator, each.parameter) for each in pock.check(odd()) if each.blocking]
+    assert ("first.1", "tan", "first.0.weight") in found
+    assert ("curve", "asinh", "middle.weight") in found or ("curve", "asinh", "first.0.weight") in found
+    assert ("sums", "cumsum", "") in found
+    behind = pock.check(odd(), scheme=pock.Scheme({"head.*": "full"}))
+    assert [(each.layer, each.operator) for each in behind] == [("sums", "cumsum")]
+
+
+def test_compile_names_the_first_and_counts_the_others() -> None:
+    with pytest.raises(MissingGradient, match=r"in layer '(curve|first.1)' stands between .* 1 more like it"):
+        pock.compile(odd())
+    with pytest.raises(PassError, match="operator 'cumsum' in layer 'sums' has no kernel"):
+        pock.compile(odd(), scheme=pock.Scheme({"head.*": "full"}))
+
+
+def test_a_kernel_that_cannot_be_built_is_named(monkeypatch) -> None:
+    def fails(name: str, *_args: object) -> None:
+        if "asinh" in name:
+            raise ValueError("Check failed: (it != end)\nStack trace")
+        return real(name, *_args)
+
+    from pock_tvm import build
+
+    real = build.lower_kernel
+    monkeypatch.setenv("POCK_CACHE", "off")
+    monkeypatch.setattr(build, "lower_kernel", fails)
+    model = nn.Sequential(nn.Linear(8, 8), Curve(torch.asinh), nn.Linear(8, 3))
+    with pytest.raises(
+        pock.PockError, match=r"operator 'asinh' in layer '1' cannot be built: Check failed: \(it"
+    ) as error:
+        pock.compile(exported(model, torch.randn(4, 8)), scheme=pock.Scheme({"2.*": "full"}))
+    assert "Stack trace" not in str(error.value)
+
+
+def test_mistakes_of_a_scheme_are_listed_too() -> None:
+    scheme = pock.Scheme({"head.*": "full", "nothing": "full", "hea": "full", "first.0.bias": 0.5})
+    reasons = [each.reason for each in pock.check(odd(), scheme=scheme)]
+    assert sum("names no parameter" in reason for reason in reasons) == 2
+    assert sum("'first.0.bias' cannot be trained in part" in reason for reason in reasons) == 1
+    assert any("cumsum" in reason for reason in reasons)
+
+
+def test_what_only_planning_shows_is_an_obstacle() -> None:
+    assert [each.reason for each in pock.check(exported(Curve(lambda x: x.sum()), torch.randn(4, 8)))]
+    (found,) = pock.check(small(4), loss="output", batch_norm="frozen")
+    assert found.blocking
+
+
+class Inputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.unused = nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.head(x * mask)
+
+
+class Blind(Inputs):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.head(x)
+
+
+SAME = torch.randn(4, 8)
+HEAD = pock.Scheme({"head.*": "full"})
+WARNINGS = [
+    (lambda: exported(Inputs(), SAME, torch.randn(4, 8)), HEAD, []),
+    (lambda: small(4), None, ["the running statistics of 'blocks.0.bn', 'blocks.1.bn' stay as they are"]),
+    (lambda: exported(Inputs(), SAME, SAME), HEAD, ["of one tensor given twice torch.export makes one input"]),
+    (lambda: exported(Blind(), SAME, torch.zeros(4, 1)), HEAD, ["nothing reads the input 'mask'"]),
+    (lambda: exported(Inputs(), SAME, torch.randn(4, 8)), None, ["no gradient reaches 'unused.weight', 'unused.bias'"]),
+]
+
+
+@pytest.mark.parametrize(("model", "scheme", "expected"), WARNINGS)
+def test_warnings_name_what_they_are_about(model, scheme, expected: list[str]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pock.compile(model(), scheme=scheme, build=False)
+    texts = [str(each.message) for each in caught if issubclass(each.category, pock.PockWarning)]
+    assert len(texts) == len(expected)
+    assert all(want in text for want, text in zip(expected, texts, strict=True))
+    assert all(each.filename == __file__ for each in caught), "a warning points at the caller"
+    assert texts == [str(each) for each in pock.check(model(), scheme=scheme)]
+
+
+def test_one_who_has_chosen_is_not_warned() -> None:
+    assert pock.check(small(4), batch_norm="frozen") == []
+    assert pock.check(small(4), batch_norm="batch") == []
+
+
+def test_buffers_that_a_forward_pass_writes_are_named() -> None:
+    model = dataclasses.replace(load_model(exported(Inputs(), SAME, torch.randn(4, 8))), mutated=("steps", "mean"))
+    (found,) = observations(model, ["head.weight"], ["head.weight"], None)
+    assert "the model writes 'steps', 'mean' in its forward pass" in str(found)
+
+
+def test_the_table_has_a_row_an_obstacle() -> None:
+    rows = [Obstacle("a.b", "tan", "w", "reason", "way [out]"), Obstacle("", "", "x", "a warning", blocking=False)]
+    table = obstacle_table(rows)
+    assert [column.header for column in table.columns] == ["", "layer", "operator", "parameter", "what, and what to do"]
+    assert table.row_count == 2
