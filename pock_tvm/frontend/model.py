@@ -65,6 +65,8 @@ class Model:
     requires_grad: dict[str, bool] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     """Further names of shared parameters: tied weights."""
+    mutated: tuple[str, ...] = ()
+    """The buffers that the model writes in its forward pass, in PyTorch."""
     source: Any = None
     """What the model was imported from, with every dimension bound."""
     values: dict[str, str] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from relay_passes.ir import dtype_of, shape_of
 from ..errors import ModelError
 from .model import Model, TensorSpec, in_order_of_use, result_specs
 from .torch_graph import prepared
-from .torch_translate import Obstacle, Translation, translate
+from .torch_translate import Translation, translate
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -27,7 +27,7 @@ def import_exported_program(exported: ExportedProgram, *, batch: int | None, sha
     if translation.obstacles:
         first, *more = translation.obstacles
         others = f" ({len(more)} further obstacles: `pock check` lists all)" if more else ""
-        raise ModelError(first.reason + others)
+        raise ModelError(first.reason + others, translation.obstacles)
     state = {name: tensor.detach().cpu() for name, tensor in exported.state_dict.items()}
     aliases = _aliases(state)
     main = translation.module["main"]
@@ -43,16 +43,10 @@ def import_exported_program(exported: ExportedProgram, *, batch: int | None, sha
         parameters=in_order_of_use(main, trainable),
         requires_grad={name: exported.state_dict[name].requires_grad for name in trainable},
         aliases=aliases,
+        mutated=tuple(exported.graph_signature.buffers_to_mutate.values()),
         source=exported,
         values=translation.values,
     )
-
-
-def import_obstacles(
-    exported: ExportedProgram, *, batch: int | None = None, shapes: Shapes | None = None
-) -> list[Obstacle]:
-    """All operators of a program that cannot be imported, in the order of the graph."""
-    return _translated(exported, batch, shapes or {}, False)[1].obstacles
 
 
 def _translated(

@@ -15,8 +15,9 @@ from tvm import IRModule, relax
 from tvm.relax import op as R
 
 from relay_passes.ir import Expr, dtype_of, shape_of
+from relay_passes.places import value_name
 
-from ..errors import ModelError
+from ..errors import ModelError, Obstacle
 from .torch_graph import layer_of, refuse_randomness, where
 from .torch_operators import Site, Unsupported, convert, has_converter, name_of
 
@@ -25,15 +26,6 @@ LARGEST = 1 << 24
 """Elements of the largest table that is computed at import and stored."""
 CHECKS = frozenset({"_assert_tensor_metadata.default", "_assert_async.msg", "_assert_scalar.default"})
 """What only checks, and holds for the shapes that were bound."""
-
-
-@dataclass(frozen=True)
-class Obstacle:
-    """What keeps a model from being imported: an operator, its layer by PyTorch's name, and why."""
-
-    operator: str
-    layer: str
-    reason: str
 
 
 @dataclass
@@ -172,7 +164,7 @@ class _Translator:
     def _convert(self, node: Any) -> None:
         values = _results(node.meta["val"])
         types = [_type_of(value, where(node), may_be_empty=index > 0) for index, value in enumerate(values)]
-        site = Site(self.builder, tuple(types), f"{layer_of(node)}:{_short(node)}" if layer_of(node) else node.name)
+        site = Site(self.builder, tuple(types), value_name(layer_of(node), _short(node)))
         args, kwargs = pytree.tree_map(
             lambda arg: self._value(arg) if isinstance(arg, torch.fx.Node) else arg, (node.args, node.kwargs)
         )
@@ -211,7 +203,7 @@ class _Translator:
 
     def _go_on_without(self, node: Any, reason: str) -> None:
         """Note an obstacle, and let zeros stand for the value, so that all obstacles are found at once."""
-        self.obstacles.append(Obstacle(name_of(node.target), layer_of(node), reason))
+        self.obstacles.append(Obstacle(layer_of(node), _short(node), "", reason))
         zeros = [self._stand_in(value) for value in _results(node.meta.get("val"))]
         self.env[node] = zeros if isinstance(node.meta.get("val"), list | tuple) else zeros[0]
 
