@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__, optimizers
+from .arguments import one_of, require
 from .compiler import compile as compile_program
 from .contribution import Candidate, Contributions, Run, Task, Together, candidates, fingerprint, scheme_of
 from .costs import Cost, cost_of
@@ -174,6 +175,7 @@ def rungs(task: Task) -> list[tuple[float, int]]:
 
 def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contributions, Structure]:
     """What was measured before, or nothing yet; data and model are looked at."""
+    require("what is analysed", task, one_of("a pock.Task", Task))
     model, structure, training, validation = open_task(task)
     check_folder(output)
     seen, held = digests(training), digests(validation)

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .arguments import FLAG, PATH, Kind, is_number, one_of, options, whole
 from .costs import Cost
-from .errors import ContributionError
+from .errors import ContributionError, OptionError
 from .files import replacing
 from .fine_tuning import Recipe
 from .frontend import Model
@@ -135,6 +136,23 @@ def depth_of(structure: Structure, weight: str) -> int:
     return sum(structure.first_use[name] >= position for name in ladder(structure))
 
 
+def _are_ratios(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(is_number(ratio) and 0 < ratio <= 1 for ratio in value)
+
+
+@options(
+    model=PATH, data=PATH, validation=PATH,
+    recipe=one_of("a pock.Recipe", Recipe),
+    batch=whole("a number of samples, at least 1", 1).or_none(),
+    shapes=one_of("a mapping of input names to shapes", Mapping),
+    loss=one_of("the name of a loss", str),
+    optimizer=one_of("a mapping such as {'kind': 'sgd', 'momentum': 0.9}", Mapping),
+    seeds=whole("a number of seeds, at least 1", 1),
+    ratios=Kind("a sequence of shares in (0, 1]", _are_ratios),
+    depths=whole("a number of depths, at least 1", 1).or_none(),
+    flip=FLAG, crop=FLAG,
+    preprocessing=one_of("a mapping: {'mean': […], 'std': […]}", Mapping),
+)  # fmt: skip
 @dataclass(frozen=True)
 class Task:
     """What is learned, and how it is measured."""
@@ -336,7 +354,7 @@ class Contributions:
             )
         except FileNotFoundError as error:
             raise ContributionError(f"there is no file '{path}': 'pock analyze' makes one") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OptionError) as error:
             raise ContributionError(f"'{path}' holds no contributions, or is damaged ({error!r})") from error
 
     def check_model(self, model: Model) -> None:

@@ -58,7 +58,8 @@ def _unreached(names: Sequence[str]) -> Iterator[Obstacle]:
 def _frozen_statistics(model: Model) -> Iterator[Obstacle]:
     main = model.module["main"]
     norms = [b.value for b in bindings_of(main) if op_name(b.value) == "relax.nn.batch_norm"]
-    statistics = [norm.args[3].name for norm in norms if norm.args[3] in list(main.params)]
+    params = set(main.params)
+    statistics = [norm.args[3].name for norm in norms if norm.args[3] in params]
     if statistics:
         layers = [name.rpartition(".")[0] for name in statistics]
         reason = f"the running statistics of {_some(layers)} stay as they are, which model.train() would change"

@@ -35,6 +35,7 @@ def place(tmp_path_factory):
     torch.export.save(small(), root / "net.pt2")
     (root / "net.json").write_text(json.dumps({"mean": [0.5] * 3, "std": [0.25] * 3}))
     rng = np.random.default_rng(0)
+    (root / "broken.pt2").write_bytes((root / "net.pt2").read_bytes()[:500])
     for split in ("train", "val"):
         for label, level in (("dark", 60), ("bright", 180)):
             (root / split / label).mkdir(parents=True)
@@ -84,7 +85,10 @@ def test_schemes_lists_and_writes(place) -> None:
     ("args", "complaint"),
     [
         (["compile", "missing.pt2", "-o", "x.pock"], "there is no model file 'missing.pt2'"),
-        (["compile", "{place}/net.pt2", "-o", "x.pock"], "dynamic"),
+        (["compile", "{place}/net.pt2", "-o", "x.pock"], "is dynamic (s77): bind it with --batch"),
+        (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--scheme", "bias:99"], "there are 7 biases"),
+        (["compile", "{place}/broken.pt2", "-o", "x.pock"], "or is damaged (File is not a zip file)"),
+        (["compile", "{place}/net.pt2", "-o", "{place}/no/x.pock", "--batch", "4"], "there is no folder"),
         (
             ["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--scheme", "everything"],
             "no scheme 'everything'",
@@ -114,6 +118,48 @@ def test_a_fault_is_one_line_and_exit_code_2(place, args: list[str], complaint: 
     assert complaint in done.stderr
     assert done.stderr.startswith("pock: ")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_pock_alone_helps() -> None:
+    done = pock()
+    assert done.returncode == 0
+    assert not done.stderr
+    assert all(command in done.stdout for command in ("Usage", "compile", "check", "train", "inspect"))
+
+
+def test_check_lists_obstacles_before_compiling(place) -> None:
+    done = pock("check", place / "net.pt2", "--batch", 4, "--scheme", "head")
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "warning",
+        "running statistics of 'blocks.0.bn', 'blocks.1.bn'",
+        "--batch-norm 'frozen'",
+        "nothing stands",
+    ):
+        assert text in " ".join(done.stdout.split()), text
+    (place / "odd.json").write_text(json.dumps({"head.*": "full", "tail.*": "full", "hat": 0.5}))
+    done = pock("check", place / "net.pt2", "--batch", 4, "--scheme", place / "odd.json", "--batch-norm", "frozen")
+    assert done.returncode == 2
+    assert done.stdout.count("obstacle ") == 2
+    assert all(text in done.stdout for text in ("'tail.*' names no parameter", "'hat' names no parameter"))
+    assert not done.stderr
+
+
+def test_pictures_whose_mean_nobody_gave(place) -> None:
+    (place / "plain.pt2").write_bytes((place / "net.pt2").read_bytes())
+    options = ["--batch", 4, "--scheme", "head", "--batch-norm", "frozen"]
+    done = pock("compile", place / "plain.pt2", "-o", place / "plain.pock", *options)
+    assert "warning" not in done.stderr
+    for command, data in (("eval", place / "val"), ("train", place / "train")):
+        done = pock(command, place / "plain.pock", "--data", data)
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("pock: warning: nobody said how the network wants its pictures: a mean of 0 and a")
+        assert "give --mean and --std" in line
+    done = pock("eval", place / "plain.pock", "--data", place / "val", "--mean", "0.5,0.5,0.5")
+    assert "a standard deviation of 1 is taken" in done.stderr
+    done = pock("eval", place / "net.pock", "--data", place / "val")
+    assert not done.stderr
 
 
 def test_from_contributions_to_a_scheme(place) -> None:
