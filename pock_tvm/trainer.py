@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import safetensors
 import safetensors.numpy
 
 from . import optimizers
-from .arguments import PATH, described, number, one_of, require, whole
+from .arguments import PATH, number, one_of, require, whole
+from .arrays import as_array, check_array, pairs_of
 from .errors import CheckpointError, InputError, ProgramError
 from .files import replacing
 from .losses import Loss
@@ -145,10 +146,11 @@ class Trainer:
     def evaluate(self, data: Iterable[tuple[Data, Any]]) -> dict[str, float]:
         """Mean loss and, where targets are classes, accuracy in [0, 1] over batches of ``(x, y)`` of any size."""
         loss = counted = right = 0.0
-        for x, y in _pairs(data):
+        for x, y in pairs_of(data):
             outputs = self.predict(x)
             output = outputs[self._loss.output] if isinstance(outputs, tuple) else outputs
-            batch_loss, batch_count, batch_right = self._loss.measure(output, _array("target y", y))
+            target = as_array("target y", y) if self._loss.has_target else np.zeros(0)
+            batch_loss, batch_count, batch_right = self._loss.measure(output, target)
             loss, counted, right = loss + batch_loss, counted + batch_count, right + batch_right
         if not counted:
             raise InputError("evaluate was given no data")
@@ -197,7 +199,7 @@ class Trainer:
         require("the state", state, STATE, CheckpointError)
         aliases = self.program.manifest["aliases"]
         arrays = {
-            name: _array(f"'{name}'", value)
+            name: as_array(f"'{name}'", value)
             for name, value in state.items()
             if name not in aliases or aliases[name] not in state
         }
@@ -367,17 +369,17 @@ class Trainer:
                     f"the network's inputs are {', '.join(names)}; '{wrong[0]}' is "
                     f"{'missing' if wrong[0] in names else 'not one'}"
                 )
-            return {name: _array(f"input '{name}'", x[name]) for name in names}
+            return {name: as_array(f"input '{name}'", x[name]) for name in names}
         values = list(x) if isinstance(x, tuple | list) else [x]
         if len(values) != len(names):
             raise InputError(f"the network has {len(names)} inputs ({', '.join(names)}); {len(values)} were given")
-        return {name: _array(f"input '{name}'", value) for name, value in zip(names, values, strict=True)}
+        return {name: as_array(f"input '{name}'", value) for name, value in zip(names, values, strict=True)}
 
     def _checked_inputs(self, x: Data) -> dict[str, np.ndarray]:
         arrays = self._named_inputs(x)
         for spec in self._inputs:
             name, array = spec["name"], arrays[spec["name"]]
-            _check_array(f"input '{name}'", array, spec["shape"], spec["dtype"])
+            check_array(f"input '{name}'", array, spec["shape"], spec["dtype"])
             limit = self.program.manifest["index_limits"].get(name)
             if limit is not None and array.size and not (-limit <= int(array.min()) and int(array.max()) < limit):
                 raise InputError(
@@ -394,8 +396,8 @@ class Trainer:
             return None
         if y is None:
             raise InputError(f"loss '{self._loss.kind}' needs a target y of shape {tuple(spec['shape'])}")
-        target = _array("target y", y)
-        _check_array("target y", target, spec["shape"], spec["dtype"])
+        target = as_array("target y", y)
+        check_array("target y", target, spec["shape"], spec["dtype"])
         if self._loss.has_classes:
             classes = self._classes()
             wrong = (target != self._loss.ignore_index) & ((target < 0) | (target >= classes))
@@ -414,36 +416,6 @@ class Trainer:
         """A last, smaller batch filled up with its first sample."""
         missing = batch - len(array)
         return array if missing <= 0 else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
-
-
-def _array(what: str, value: Any) -> np.ndarray:
-    """The numbers of an array, a sequence, or a torch tensor, whether it requires a gradient or not."""
-    try:
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} cannot be read as an array: {str(error).splitlines()[0]}") from error
-    if array.dtype.kind not in "biufc":
-        raise InputError(f"{what} is an array of numbers, not {described(value)}")
-    return array
-
-
-def _pairs(data: Any) -> Iterator[tuple[Data, Any]]:
-    """The batches of a data set, each an ``(x, y)``."""
-    what = "data to evaluate is a sequence of batches (x, y)"
-    if not isinstance(data, Iterable) or isinstance(data, str | Mapping):
-        raise InputError(f"{what}, not {described(data)}")
-    for batch in data:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise InputError(f"{what}; one of them is {described(batch)}")
-        yield batch[0], batch[1]
-
-
-def _check_array(what: str, array: np.ndarray, shape: Sequence[int], dtype: str) -> None:
-    if list(array.shape) != list(shape):
-        raise InputError(f"{what} has the shape {array.shape}; the program was compiled for {tuple(shape)}")
-    wanted = np.dtype(dtype)
-    if array.dtype != wanted and not (array.dtype.kind in "iu" and wanted.kind in "iu"):
-        raise InputError(f"{what} is of type {array.dtype}; the program takes {wanted} (x.astype('{wanted}'))")
 
 
 def _read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -54,16 +54,13 @@ class ChooseKernels:
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         try:
             chosen = _legalized(mod, self.traits)
+            why = next(filter(None, (_left_over(chosen, name) for name in self.functions)), "")
         except Exception as error:  # TVM's words do not say where
-            self._refuse(mod)
-            raise PassError(f"kernels cannot be chosen: {first_line(error)}") from error
-        if any(_left_over(chosen, name) for name in self.functions):
-            self._refuse(mod)
+            why = first_line(error)
+        if why:
+            found = without_kernel([mod[name] for name in self.functions], self.traits)
+            raise PassError(str(found[0]) if found else f"kernels cannot be chosen: {why}")
         return chosen
-
-    def _refuse(self, mod: IRModule) -> None:
-        for found in without_kernel([mod[name] for name in self.functions], self.traits):
-            raise PassError(str(found))
 
 
 def without_kernel(functions: Iterable[relax.Function], traits: Traits) -> list[Obstacle]:

@@ -187,7 +187,7 @@ def refusals() -> list[tuple[str, object, object, dict]]:
         ("needs a target", x, None, {}),
         ("2 were given", [x, x], y, {}),
         ("'z' is not one", {"z": x}, y, {}),
-        ("a learning rate is a finite number", x, y, {"lr": float("nan")}),
+        ("a learning rate: a finite number from 0, not nan", x, y, {"lr": float("nan")}),
     ]
 
 

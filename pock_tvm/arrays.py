@@ -1,0 +1,42 @@
+"""Reads and checks what a user hands to a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .arguments import described
+from .errors import InputError
+
+
+def as_array(what: str, value: Any) -> np.ndarray:
+    """The numbers of an array, a sequence, or a torch tensor, whether it requires a gradient or not."""
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} cannot be read as an array: {str(error).splitlines()[0]}") from error
+    if array.dtype.kind not in "biufc":
+        raise InputError(f"{what} is an array of numbers, not {described(value)}")
+    return array
+
+
+def pairs_of(data: Any) -> Iterator[tuple[Any, Any]]:
+    """The batches of a data set, each an ``(x, y)``."""
+    what = "data to evaluate is a sequence of batches (x, y)"
+    if not isinstance(data, Iterable) or isinstance(data, str | Mapping):
+        raise InputError(f"{what}, not {described(data)}")
+    for batch in data:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise InputError(f"{what}; one of them is {described(batch)}")
+        yield batch[0], batch[1]
+
+
+def check_array(what: str, array: np.ndarray, shape: Sequence[int], dtype: str) -> None:
+    """Refuse an array of another shape or type than a program was compiled for; integers of any width will do."""
+    if list(array.shape) != list(shape):
+        raise InputError(f"{what} has the shape {array.shape}; the program was compiled for {tuple(shape)}")
+    wanted = np.dtype(dtype)
+    if array.dtype != wanted and not (array.dtype.kind in "iu" and wanted.kind in "iu"):
+        raise InputError(f"{what} is of type {array.dtype}; the program takes {wanted} (x.astype('{wanted}'))")
