@@ -13,6 +13,7 @@ import safetensors.numpy
 import torch
 from PIL import Image
 
+from pock_tvm.cli.common import as_options
 from tests.pock_tvm.networks import Small, small
 
 
@@ -118,6 +119,20 @@ def test_a_fault_is_one_line_and_exit_code_2(place, args: list[str], complaint: 
     assert complaint in done.stderr
     assert done.stderr.startswith("pock: ")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "option"),
+    [
+        ("bind it with batch=", "bind it with --batch"),
+        ("bind it with shapes={'ids': (…)}", "bind it with --shape ids=…"),
+        ("compile with batch=4, or", "compile with --batch 4, or"),
+        ("memory_budget='10B' is too small", "--memory-budget '10B' is too small"),
+        ("dim=1 of subbatch=2 stays", "dim=1 of subbatch=2 stays"),
+    ],
+)
+def test_messages_speak_of_options(message: str, option: str) -> None:
+    assert as_options(message) == option
 
 
 def test_pock_alone_helps() -> None:
