@@ -85,9 +85,9 @@ class Structure:
         known = {name: replace(self.channels[name], read=tuple(rows[name])) for name in rows if name in self.channels}
         return replace(self, channels=self.channels | known)
 
-    def head(self) -> Layer:
-        """The last layer of the network."""
-        return max(self.layers, key=lambda layer: layer.position)
+    def head(self) -> Layer | None:
+        """The last layer of the network; None where nothing is multiplied by a weight."""
+        return max(self.layers, key=lambda layer: layer.position, default=None)
 
     def parameters_from(self, position: int) -> list[str]:
         """The parameters first read at ``position`` or later."""
@@ -96,6 +96,8 @@ class Structure:
     def head_parameters(self) -> list[str]:
         """The weight of the last layer, which may be tied to an embedding, and everything first read behind it."""
         head = self.head()
+        if head is None:
+            return []
         return [head.weight, *(name for name in self.parameters_from(head.position) if name != head.weight)]
 
     def of_role(self, role: str) -> list[str]:

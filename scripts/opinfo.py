@@ -1,0 +1,310 @@
+"""Compiles PyTorch's own operator samples (OpInfo) and compares one training step with eager PyTorch.
+
+    python scripts/opinfo.py [--part 1/4] [--only softmax] [--samples 1] [--json out.json]
+
+Every differentiable entry of ``op_db`` becomes a network around the operator: its first three samples that have a
+gradient, the operands in turn parameters themselves and inputs times a parameter. A verdict on each:
+
+right    loss and every update equal PyTorch's
+skipped  ``torch.export`` or eager PyTorch cannot
+refused  a ``PockError`` that names the operator
+mute     a ``PockError`` that does not
+WRONG    the loss ("forward") or an update only ("backward") differs
+CRASH    any other exception, the death of the process, or no answer in time
+
+Exits with 1 where anything is mute, wrong or crashes. Needs ``expecttest``, as PyTorch's samples do.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import multiprocessing
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch.export import decomp_utils, exported_program
+from torch.utils import _pytree as pytree
+
+SECONDS = 180.0
+"""What one operator may take."""
+TOLERANCE = 1e-3
+WEIGHT_ROUNDING = 5e-7
+"""Relative to a weight's size: what its own rounding may add to its update."""
+VERDICTS = ("right", "skipped", "refused", "mute", "WRONG", "CRASH")
+FAULTS = VERDICTS[3:]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one sample."""
+
+    operator: str
+    sample: int
+    verdict: str
+    reason: str = ""
+
+
+class Around(torch.nn.Module):
+    """The sum of what an operator gives, each element weighted on its own, so that one number shows any difference.
+
+    Operands with a gradient are parameters, or (``scaled``) inputs times a parameter of ones; other tensors are inputs.
+    The first input is a factor of 1: no program lacks inputs.
+    """
+
+    def __init__(self, operator: Any, sample: Any, scaled: bool) -> None:
+        super().__init__()
+        leaves, self.spec = pytree.tree_flatten((sample.input, sample.args, sample.kwargs))
+        self.operator, self.leaves = operator, list[Any](leaves)
+        self.inputs = [torch.ones(1)]
+        for position, leaf in enumerate(leaves):
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            parameter = None
+            if leaf.requires_grad:
+                value = leaf.detach().clone()
+                parameter = torch.nn.Parameter(torch.ones_like(value) if scaled else value)
+                self.register_parameter(f"operand{position}", parameter)
+            self.leaves[position] = (position, parameter is not None, scaled or parameter is None)
+            if scaled or parameter is None:
+                self.inputs.append(leaf.detach().clone())
+
+    def forward(self, factor: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        given = iter(inputs)
+        leaves = []
+        for leaf in self.leaves:
+            if isinstance(leaf, tuple):
+                position, trained, read = leaf
+                value = next(given) if read else None
+                if trained:
+                    parameter = getattr(self, f"operand{position}")
+                    value = parameter if value is None else value * parameter
+                leaf = value
+            leaves.append(leaf)
+        first, args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        results = [leaf for leaf in pytree.tree_leaves(self.operator(first, *args, **kwargs)) if _is_tensor(leaf)]
+        return (sum(_weighted(result, factor.dtype) for result in results) * factor).sum()
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor)
+
+
+def _weighted(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if result.is_complex():
+        result = torch.view_as_real(result)
+    places = torch.arange(result.numel(), dtype=dtype).reshape(result.shape)
+    return (result.to(dtype) * torch.cos(places)).sum()
+
+
+# ---- one sample ------------------------------------------------------------------------------------------------------
+
+
+def step_of_torch(network: Around, dtype: torch.dtype) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss and gradients of eager PyTorch."""
+    network = network.to(dtype)
+    inputs = [tensor.to(dtype) if tensor.dtype == torch.float32 else tensor for tensor in network.inputs]
+    network.zero_grad()
+    loss = network(*inputs)
+    loss.backward()
+    grads = {name: p.grad.double().numpy().copy() for name, p in network.named_parameters() if p.grad is not None}
+    network.to(torch.float32)
+    return float(loss), grads
+
+
+def judge(network: Around) -> tuple[str, str]:
+    """The verdict on one network, and why."""
+    import pock_tvm as pock
+
+    try:
+        loss, grads = step_of_torch(network, torch.float32)
+        if not any(np.any(grad) for grad in grads.values()):
+            return "skipped", "no gradient"
+    except Exception as error:
+        return "skipped", f"eager PyTorch: {_line(error)}"
+    try:
+        exported = torch.export.export(network, tuple(network.inputs))
+    except Exception as error:
+        return "skipped", f"torch.export: {_line(error)}"
+    try:
+        trainer = pock.Trainer(pock.compile(exported, loss="output"))
+        ours = trainer.step([tensor.numpy() for tensor in network.inputs], lr=1.0)
+        updates = {
+            name: parameter.detach().double().numpy() - trainer.weights()[name]
+            for name, parameter in network.named_parameters()
+        }
+    except pock.PockError as error:
+        return ("refused" if _names_operator(exported, str(error)) else "mute"), _line(error)
+    except Exception as error:
+        return "CRASH", f"{type(error).__name__} in {_place(error)}: {_line(error)}"
+    fault = difference(network, ours, updates, loss, grads)
+    if fault:  # where PyTorch's own single precision is as far from the double one, nothing is wrong
+        try:
+            loss, grads = step_of_torch(network, torch.float64)
+        except Exception as error:
+            return "WRONG", f"{fault} (no float64 reference: {_line(error)})"
+        fault = difference(network, ours, updates, loss, grads) and fault
+    return ("WRONG", fault) if fault else ("right", "")
+
+
+def difference(
+    network: Around, ours: float, updates: dict[str, np.ndarray], loss: float, grads: dict[str, np.ndarray]
+) -> str:
+    """What differs from PyTorch, empty where nothing does."""
+    if not np.isclose(ours, loss, rtol=TOLERANCE, atol=1e-5, equal_nan=True):
+        return f"forward: loss {ours:.6g}, not {loss:.6g}"
+    if not np.isfinite(loss):
+        return ""
+    for name, parameter in network.named_parameters():
+        update = updates[name]
+        wanted = grads.get(name, np.zeros_like(update))
+        if not np.array_equal(np.isfinite(update), np.isfinite(wanted)):
+            return f"backward: {name} is finite in other places than PyTorch's"
+        finite = np.isfinite(wanted)
+        rounding = WEIGHT_ROUNDING * np.linalg.norm(parameter.detach().numpy()) + 1e-6
+        distance = np.linalg.norm((update - wanted)[finite]) - rounding
+        size = np.linalg.norm(wanted[finite])
+        if distance > TOLERANCE * size:
+            return f"backward: the update of {name} differs by {distance:.2g}, of {size:.2g}"
+    return ""
+
+
+def _names_operator(exported: Any, message: str) -> bool:
+    """Whether a refusal names an operator of the graph, as exported or as taken apart, or a node of it."""
+    words = set(re.findall(r"\w+", message))
+    return bool(words & _operators(exported.graph)) or bool(words & _operators(exported.run_decompositions().graph))
+
+
+def _operators(graph: torch.fx.Graph) -> set[str]:
+    """The names of operators and nodes of a graph, but for those that the network adds around what it is made for."""
+    nodes = [node for node in graph.nodes if node.op == "call_function"]
+    names = {node.name for node in nodes} | {getattr(node.target, "__name__", "").split(".")[0] for node in nodes}
+    return names - {"add", "mul", "sum"}
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of this project that an exception went through."""
+    root = Path(__file__).resolve().parents[1]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(root)]
+    return f"{Path(frames[-1].filename).relative_to(root)}:{frames[-1].lineno}"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------
+
+
+def differentiable() -> dict[str, Any]:
+    """PyTorch's entries that have a gradient in float32, by name."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    entries = [entry for entry in op_db if entry.supports_autograd and torch.float32 in entry.dtypes]
+    return {".".join(filter(None, (entry.name, entry.variant_test_name))): entry for entry in entries}
+
+
+def networks(entry: Any, count: int) -> Iterator[Around]:
+    """The networks around the first samples of an entry: parameters and scaled inputs in turn."""
+    found = []
+    for sample in entry.sample_inputs("cpu", torch.float32, requires_grad=True):
+        leaves = pytree.tree_leaves((sample.input, sample.args, sample.kwargs))
+        if any(_is_tensor(leaf) and leaf.requires_grad for leaf in leaves):
+            found.append(sample)
+        if len(found) == count:
+            break
+    for turn in range(count if found else 0):
+        yield Around(entry.op, found[min(turn, len(found) - 1)], scaled=turn % 2 == 1)
+
+
+def work(names: list[str], count: int, results: Connection) -> None:
+    """Judge entries in a process of its own, sending the outcomes of each as they come."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+    # Each import asks PyTorch anew for all its operators, a second's work that never gives another answer here.
+    for module in (exported_program, decomp_utils):
+        module._collect_all_valid_cia_ops = functools.cache(module._collect_all_valid_cia_ops)
+    entries = differentiable()
+    for name in names:
+        torch.manual_seed(0)
+        try:
+            outcomes = [Outcome(name, turn, *judge(each)) for turn, each in enumerate(networks(entries[name], count))]
+        except Exception as error:
+            outcomes = [Outcome(name, 0, "skipped", f"its samples: {_line(error)}")]
+        results.send(outcomes)
+
+
+def judged(names: list[str], count: int) -> Iterator[list[Outcome]]:
+    """The outcomes of each entry; a process that dies or hangs costs the entry that it was at, no more."""
+    context = multiprocessing.get_context("spawn")
+    waiting = list(names)
+    while waiting:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=work, args=(waiting, count, sender))
+        process.start()
+        sender.close()
+        try:
+            while waiting:
+                if not receiver.poll(SECONDS):
+                    yield [Outcome(waiting.pop(0), 0, "CRASH", f"no answer in {SECONDS:.0f} s")]
+                    break
+                outcomes = receiver.recv()
+                del waiting[0]
+                yield outcomes
+        except EOFError:
+            process.join()
+            yield [Outcome(waiting.pop(0), 0, "CRASH", f"the process died with code {process.exitcode}")]
+        process.kill()
+        process.join()
+
+
+def main(
+    part: Annotated[str, typer.Option(help="Which part of the entries, such as 1/4.")] = "1/1",
+    only: Annotated[list[str] | None, typer.Option(help="Entries by name; all by default.")] = None,
+    samples: Annotated[int, typer.Option(help="How many samples of each.")] = 3,
+    to: Annotated[Path | None, typer.Option("--json", help="Where to write every outcome.")] = None,
+) -> None:
+    """Compile PyTorch's operator samples and compare a step with eager PyTorch."""
+    index, count = (int(number) for number in part.split("/"))
+    names = [name for name in differentiable() if not only or name in only][index - 1 :: count]
+    console = Console(width=160 if not sys.stdout.isatty() else None)
+    outcomes: list[Outcome] = []
+    started = time.perf_counter()
+    for of_one in judged(names, samples):
+        outcomes += of_one
+        for outcome in of_one:
+            if outcome.verdict != "right":
+                line = f"{outcome.operator} ({outcome.sample}): {outcome.verdict}: {outcome.reason}"
+                console.print(line, markup=False, soft_wrap=True)
+    table = Table("operator", *VERDICTS)
+    for name in names:
+        counts = Counter(outcome.verdict for outcome in outcomes if outcome.operator == name)
+        table.add_row(name, *(str(counts[verdict] or "") for verdict in VERDICTS))
+    total = Counter(outcome.verdict for outcome in outcomes)
+    table.add_section()
+    table.add_row("all", *(str(total[verdict]) for verdict in VERDICTS))
+    console.print(table)
+    console.print(f"{len(names)} entries, {len(outcomes)} samples, {time.perf_counter() - started:.0f} s")
+    if to is not None:
+        to.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+    if any(total[verdict] for verdict in FAULTS):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
