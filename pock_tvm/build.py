@@ -70,12 +70,26 @@ def _kernel_object(
 
 def lower_kernel(name: str, func: tirx.PrimFunc, target: Target) -> IRModule:
     """Schedule one kernel, and lower it to what LLVM takes."""
-    scheduled = schedule_cpu(func, traits_of(target)).with_attr("pock.symbol", name)
+    scheduled = schedule_cpu(_without_offsets(func), traits_of(target)).with_attr("pock.symbol", name)
     mod = tirx.transform.BindTarget(target.with_host(target))(IRModule({name: scheduled}))
     with tvm.transform.PassContext():
         mod = tvm.transform.Sequential(LOWERING)(mod)
         mod = IRModule({var.name_hint: as_c_function(func) for var, func in mod.functions.items()})
         return tvm.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(mod)
+
+
+def _without_offsets(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The kernel with every argument at its pointer.
+
+    What TVM writes as loops (sorting, scattering, scans) declares its buffers at unknown offsets, which only its own
+    calling convention would fill in.
+    """
+    known = {
+        param: tirx.decl_buffer(param.shape, str(param.ty.dtype), param.name, layout=None)
+        for param in func.params
+        if isinstance(param.elem_offset, tirx.Var)
+    }
+    return func.specialize(known) if known else func
 
 
 LOWERING = [

@@ -8,8 +8,8 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
-from ..errors import PassError
-from ..ir import Expr, shape_of
+from ..errors import MissingGradient, PassError
+from ..ir import Expr, dtype_of, shape_of
 from ..operators.registry import plain
 from ..operators.training import embedding_gradient
 from .registry import Use, gradient
@@ -67,6 +67,35 @@ def gather_elements(use: Use) -> Expr:
     count = math.prod(shape_of(indices))
     rows = embedding_gradient(R.reshape(read, (count,)), R.reshape(use.grad, (count, 1)), rows=math.prod(shape))
     return R.reshape(rows, shape)
+
+
+def _scatters_by(use: Use) -> str:
+    """How ``relax.scatter_elements`` writes: ``update`` or ``add``; nothing else has a gradient rule."""
+    reduction = str(use.call.attrs.reduction)
+    if reduction not in ("update", "add"):
+        raise MissingGradient(
+            f"operator 'relax.scatter_elements' at '{use.result.name}' with the reduction '{reduction}' has no gradient "
+            "rule, only 'update' and 'add'"
+        )
+    return reduction
+
+
+@gradient("relax.scatter_elements", 0)
+def scatter_elements_data(use: Use) -> Expr:
+    """y = x with u written or added at the indices: dx = dy, zero where u replaced what was there."""
+    _, indices, updates = use.args
+    if _scatters_by(use) == "add":
+        return use.grad
+    zeros = R.zeros(relax.ShapeExpr(shape_of(updates)), dtype_of(updates))
+    return R.scatter_elements(use.grad, indices, zeros, axis=int(use.call.attrs.axis))
+
+
+@gradient("relax.scatter_elements", 2)
+def scatter_elements_updates(use: Use) -> Expr:
+    """y = x with u written or added at the indices: du = dy at the indices. (As in PyTorch, an element of y that several
+    of u were written to counts for each of them.)"""
+    _scatters_by(use)
+    return R.gather_elements(use.grad, use.args[1], axis=int(use.call.attrs.axis))
 
 
 @gradient("relax.index_tensor")

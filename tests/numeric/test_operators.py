@@ -203,6 +203,8 @@ ROWS = [
     Row("take, a matrix of indices", ((5, 3),), lambda x: R.take(x, integers([[1, 0], [4, 1]]), axis=0)),
     Row("take, columns", ((2, 5, 3),), lambda x: R.take(x, integers([2, 2, 0]), axis=1)),
     Row("gather_elements", ((3, 4),), lambda x: R.gather_elements(x, integers([[0, 3], [1, 1], [2, 0]]), axis=1)),
+    Row("scatter_elements", ((3, 4), (3, 2)), lambda x, u: R.scatter_elements(x, integers([[0, 3], [1, 0], [2, 3]]), u, axis=1)),
+    Row("scatter_elements, adding", ((3, 4), (2, 4)), lambda x, u: R.scatter_elements(x, integers([[0, 2, 1, 1], [0, 2, 0, 1]]), u, axis=0, reduction="add")),
     Row("index_tensor, one index", ((5, 3),), lambda x: R.index_tensor(x, [integers([[1, 1], [4, 0]])])),
     Row("index_tensor, two indices", ((5, 3),), lambda x: R.index_tensor(x, [integers([1, 4, 1]), integers([2, 0, 2])])),
     Row(
