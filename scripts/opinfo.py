@@ -108,7 +108,7 @@ def _is_tensor(leaf: Any) -> bool:
 
 def _weighted(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if result.is_complex():
-        result = torch.view_as_real(result)
+        result = torch.view_as_real(result.resolve_conj())
     places = torch.arange(result.numel(), dtype=dtype).reshape(result.shape)
     return (result.to(dtype) * torch.cos(places)).sum()
 
