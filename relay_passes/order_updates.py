@@ -8,6 +8,7 @@ import tvm
 from tvm import IRModule, relax
 
 from .ir import bindings_of, op_name, rewrite, update_function, used_vars
+from .operators.views import VIEWS
 
 
 @tvm.transform.module_pass(opt_level=0, name="OrderUpdates")
@@ -15,8 +16,9 @@ from .ir import bindings_of, op_name, rewrite, update_function, used_vars
 class OrderUpdates:
     """Move every in-place call up to the first place where it may run.
 
-    In, out: a dataflow function of calls. An in-place call may run when its operands exist and everything else that
-    reads what it writes has run: the data gradient of a layer still reads the old weight.
+    In, out: a dataflow function of calls of kernels, views and tuples. An in-place call may run when its operands exist
+    and everything else that reads what it writes, or a view of it, has run: the data gradient of a layer still reads
+    the old weight.
     """
 
     function: str = "main"
@@ -27,16 +29,17 @@ class OrderUpdates:
         updates = [binding for binding in bindings if op_name(binding.value) == "relax.call_tir_inplace"]
         others = [binding for binding in bindings if op_name(binding.value) != "relax.call_tir_inplace"]
         position = {binding.var: index for index, binding in enumerate(others)}
+        behind = _behind_views(others)
         last_read: dict[relax.Var, int] = {}
         for index, binding in enumerate(others):
-            last_read.update(dict.fromkeys(used_vars(binding.value), index))
+            last_read.update(dict.fromkeys(_read(binding, behind), index))
 
         after: dict[int, list[relax.VarBinding]] = {}
         # Updates keep their order where one writes what another reads or writes: the last places of both, by variable.
         reads: dict[relax.Var, int] = {}
         writes: dict[relax.Var, int] = {}
         for binding in updates:
-            read = used_vars(binding.value)
+            read = _read(binding, behind)
             written = [binding.value.args[1].fields[int(index)] for index in binding.value.attrs.inplace_indices]
             ready = [position.get(var, -1) for var in read] + [writes.get(var, -1) for var in read]
             free = [last_read.get(var, -1) for var in written] + [reads.get(var, -1) for var in written]
@@ -56,3 +59,17 @@ class OrderUpdates:
             func.attrs,
         )
         return update_function(mod, self.function, rewrite(shell))
+
+
+def _behind_views(bindings: list[relax.VarBinding]) -> dict[relax.Var, list[relax.Var]]:
+    """For each view, tuple or field of one the variables whose memory it shows."""
+    behind: dict[relax.Var, list[relax.Var]] = {}
+    for binding in bindings:
+        if op_name(binding.value) in VIEWS or not isinstance(binding.value, relax.Call):
+            behind[binding.var] = _read(binding, behind)
+    return behind
+
+
+def _read(binding: relax.VarBinding, behind: dict[relax.Var, list[relax.Var]]) -> list[relax.Var]:
+    """What a bound value reads, and what lies behind that."""
+    return [each for var in used_vars(binding.value) for each in (var, *behind.get(var, ()))]

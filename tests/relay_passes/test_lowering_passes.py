@@ -110,6 +110,15 @@ def test_an_update_runs_as_soon_as_it_may() -> None:
         assert all(op_name(bindings[i].value) == "relax.call_tir_inplace" for i in range(ready + 1, index))
 
 
+def test_an_update_waits_for_what_reads_a_view() -> None:
+    def body(emit, x, w):
+        return emit(R.sum(emit(emit(R.reshape(w, (6,))) * x)))
+
+    backward = Backward({"w": None})(function({"x": (6,), "w": (2, 3)}, body))
+    ordered = operators(OrderUpdates()(AppendUpdate({"kind": "sgd"}, {"w": None})(backward)))
+    assert ordered.index("relax.multiply") < ordered.index("relax.call_tir_inplace")
+
+
 def test_ordering_keeps_the_order_of_writes() -> None:
     trained = {"w": None, "b": None}
     mod = OrderUpdates()(AppendUpdate({"kind": "sgd"}, trained, clip_norm=1.0)(Backward(trained)(regression())))
