@@ -85,6 +85,7 @@ class Around(torch.nn.Module):
                 self.inputs.append(leaf.detach().clone())
 
     def forward(self, factor: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """The weighted sum, times the factor."""
         given = iter(inputs)
         leaves = []
         for leaf in self.leaves:
@@ -186,7 +187,9 @@ def difference(
 
 
 def _names_operator(exported: Any, message: str) -> bool:
-    """Whether a refusal names an operator of the graph, as exported or as taken apart, or a node of it."""
+    """Whether a refusal names an operator, as one or by a name of the graph, as exported or as taken apart."""
+    if re.search(r"operator '[\w.:]+'", message):
+        return True
     words = set(re.findall(r"\w+", message))
     return bool(words & _operators(exported.graph)) or bool(words & _operators(exported.run_decompositions().graph))
 

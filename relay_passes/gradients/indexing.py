@@ -74,8 +74,8 @@ def _scatters_by(use: Use) -> str:
     reduction = str(use.call.attrs.reduction)
     if reduction not in ("update", "add"):
         raise MissingGradient(
-            f"operator 'relax.scatter_elements' at '{use.result.name}' with the reduction '{reduction}' has no gradient "
-            "rule, only 'update' and 'add'"
+            f"operator 'relax.scatter_elements' at '{use.result.name}' has no gradient rule with the reduction "
+            f"'{reduction}', only with 'update' and 'add'"
         )
     return reduction
 
@@ -92,8 +92,10 @@ def scatter_elements_data(use: Use) -> Expr:
 
 @gradient("relax.scatter_elements", 2)
 def scatter_elements_updates(use: Use) -> Expr:
-    """y = x with u written or added at the indices: du = dy at the indices. (As in PyTorch, an element of y that several
-    of u were written to counts for each of them.)"""
+    """y = x with u written or added at the indices: du = dy at the indices.
+
+    As in PyTorch, an element of y that several of u were written to counts for each of them.
+    """
     _scatters_by(use)
     return R.gather_elements(use.grad, use.args[1], axis=int(use.call.attrs.axis))
 

@@ -85,7 +85,13 @@ def promoted(m: Parts, x: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -
         torch.where(mask, ids, 0.5), torch.where(mask, 2, 0.5), 1 - mask.to(x.dtype), ids.to(x.dtype) * mask,
         torch.add(ids, ids, alpha=2), mask + mask, torch.true_divide(ids, 2), ids.pow(2) * 0.1, torch.minimum(ids, ids // 2),
     ]  # fmt: skip
-    rows = [1 / mask.sum(1), ids.to(x.dtype).mean(1), mask.sum(1) / mask.shape[1], (mask * 1.0).sum(1), ids.sum(1) * 0.1]
+    rows = [
+        1 / mask.sum(1),
+        ids.to(x.dtype).mean(1),
+        mask.sum(1) / mask.shape[1],
+        (mask * 1.0).sum(1),
+        ids.sum(1) * 0.1,
+    ]
     return [h * factor[..., None] for factor in factors] + [h * row[:, None, None] for row in rows]
 
 
@@ -135,7 +141,11 @@ def straight_through(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
     rounded = (h * 4).round() / 4
     hard = F.one_hot(h.argmax(-1), h.shape[-1]).to(h.dtype)
     soft = h.softmax(-1)
-    return [h + (rounded - h).detach(), (hard - soft).detach() + soft, h.sign().detach() - h.clamp(-1, 1).detach() + h.clamp(-1, 1)]
+    return [
+        h + (rounded - h).detach(),
+        (hard - soft).detach() + soft,
+        h.sign().detach() - h.clamp(-1, 1).detach() + h.clamp(-1, 1),
+    ]
 
 
 def changed_in_place(m: Parts, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
