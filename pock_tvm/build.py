@@ -1,51 +1,89 @@
-"""Phase 10: kernels and executors to one shared library."""
+"""Phase 10: kernels and executors to one shared library, or to its objects where nothing links."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tvm
 from tvm import IRModule, s_tir, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 from tvm.support import cc
 from tvm.target import Target
 
 from relay_passes.ir import first_line
 from schedules.cpu import prefetch_results, schedule_cpu, traits_of
 
-from .errors import BuildError
+from .errors import BuildError, PockError
 from .kernel_cache import KernelCache
-from .runtime import CORES
-from .targets import linker_for
+from .runtime import CALL_KERNEL, CORES, pack_objects
+from .targets import is_this_machine, linker_for
 
 DEVICE_TYPE_CPU = 1
 
 
 def build_library(
-    mod: IRModule, executors: list[str], target: Target, directory: Path, places: Mapping[str, str]
-) -> Path:
+    mod: IRModule, executors: Sequence[str], target: Target, places: Mapping[str, str]
+) -> bytes:
     """Compile the PrimFuncs of a module into a shared library.
 
     ``executors`` are entry points of TVM's calling convention; everything else is a kernel: a C function of pointers
     that returns 0. Kernels are built side by side, and only if they are not in the cache. ``places`` says what of the
-    network each computes. Returns the path of the library, in ``directory``.
+    network each computes. One more entry point, ``CALL_KERNEL``, calls a single kernel. Returns what
+    :func:`pock_tvm.runtime.load_library` takes: a shared library, or its objects where this machine has no linker.
 
     Raises
     ------
     BuildError
         A kernel cannot be built.
+    PockError
+        Another machine's linker is needed, and is not there or fails.
     """
+    linker = linker_for(target)  # before an hour of work, not after it
     kernels = {var.name_hint: func for var, func in mod.functions.items() if var.name_hint not in executors}
     cache = KernelCache(target)
-    with ThreadPoolExecutor(CORES) as pool:
-        built = pool.map(lambda name: _kernel_object(name, kernels[name], target, cache, directory, places), kernels)
-        objects = [*built, directory / "executors.o"]
-    entries = {name: mod[name] for name in executors}
-    tirx.build(IRModule(entries), target=target).write_to_file(str(objects[-1]), "o")
-    library = directory / "program.so"
-    cc.create_shared(str(library), [str(path) for path in objects], cc=linker_for(target))
-    return library
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        with ThreadPoolExecutor(CORES) as pool:
+            built = pool.map(lambda name: _kernel_object(name, kernels[name], target, cache, directory, places), kernels)
+            objects = [*built, directory / "executors.o"]
+        entries = {name: mod[name] for name in executors} | {CALL_KERNEL: _call_kernel(kernels)}
+        tirx.build(IRModule(entries), target=target).write_to_file(str(objects[-1]), "o")
+        library = directory / "program.so"
+        if linker is not None and _link(objects, library, linker, target):
+            return library.read_bytes()
+        return pack_objects({path.name: path.read_bytes() for path in objects})
+
+
+def _link(objects: Sequence[Path], library: Path, linker: str, target: Target) -> bool:
+    """Whether a shared library was made of objects.
+
+    A compiler of this machine that does not link is as good as none: macOS has a placeholder that only offers to
+    install one, and on Linux the C library's development files may be missing.
+    """
+    try:
+        cc.create_shared(str(library), [str(path) for path in objects], cc=linker)
+    except RuntimeError as error:
+        if is_this_machine(target):
+            return False
+        raise PockError(f"'{linker}' cannot link for {target.attrs['mtriple']}: {error}") from error
+    return True
+
+
+def _call_kernel(kernels: Mapping[str, tirx.PrimFunc]) -> tirx.PrimFunc:
+    """An entry point that calls one kernel: of its vector the first number is the kernel's, in alphabetical order, and
+    the others are the addresses of its operands."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(CALL_KERNEL)
+        vector = T.arg("vector", T.Buffer((T.int64(),), "int64"))
+        for number, name in enumerate(sorted(kernels)):
+            with T.If(vector[0] == number), T.Then():
+                operands = [T.reinterpret("handle", vector[1 + at]) for at in range(len(kernels[name].params))]
+                T.evaluate(T.call_extern("int32", name, *operands))
+    return builder.get().with_attr("global_symbol", CALL_KERNEL)
 
 
 def _kernel_object(

@@ -7,7 +7,6 @@ import functools
 import math
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,8 +173,7 @@ def compile(  # noqa: A001 - the name that users expect
     entries = [name for name in pipeline.ENTRIES if name in lowered]
     library = b""
     if build:
-        with tempfile.TemporaryDirectory() as directory:
-            library = build_library(lowered, entries, target, Path(directory), found.places).read_bytes()
+        library = build_library(lowered, entries, target, found.places)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},

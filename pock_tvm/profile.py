@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .runtime import CALL_KERNEL
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -71,29 +70,23 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
     Returns a record for each call: ``kernel``, ``ms`` (median of ``repeat`` steps), ``gflops`` and ``gbytes`` per
     second, ``share`` of the step, and what :func:`kernel_costs` says of the kernel.
     """
-    import tvm
-
     program, saved = trainer.program, {name: array.copy() for name, array in trainer._arrays.items()}
     steps = trainer.steps
     trainer.step(x, y, lr=0.0)
     entry = program.manifest["entries"]["train_step"]
     addresses = trainer._tables["train_step"].numpy().tolist()
     times: list[list[float]] = [[] for _ in entry["calls"]]
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "program.so"
-        path.write_bytes(program.library)
-        loaded = tvm.runtime.load_module(str(path))  # binds the runtime's functions
-        library = ctypes.CDLL(str(path))
-        calls = [
-            (getattr(library, kernel), [ctypes.c_void_p(addresses[at] + offset) for at, offset in places])
-            for kernel, places in entry["calls"]
-        ]
-        for _ in range(repeat):
-            for (kernel, args), record in zip(calls, times, strict=True):
-                start = time.perf_counter()
-                kernel(*args)
-                record.append(time.perf_counter() - start)
-        del loaded
+    number = {kernel: at for at, kernel in enumerate(sorted(program.manifest["kernels"]))}
+    library = trainer._library
+    calls = [
+        library.table([number[kernel], *(addresses[at] + offset for at, offset in places)])
+        for kernel, places in entry["calls"]
+    ]
+    for _ in range(repeat):
+        for call, record in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            library.run(CALL_KERNEL, call)
+            record.append(time.perf_counter() - start)
     for name, array in saved.items():
         trainer._arrays[name][...] = array
     trainer.steps = steps

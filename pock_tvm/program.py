@@ -20,8 +20,8 @@ from .arguments import PATH, require
 from .errors import ProgramError
 from .files import replacing
 
-FORMAT = "pock-program/1"
-MANIFEST, LIBRARY, WEIGHTS, CONSTANTS = "manifest.json", "program.so", "weights.safetensors", "constants.safetensors"
+FORMAT = "pock-program/2"
+MANIFEST, LIBRARY, WEIGHTS, CONSTANTS = "manifest.json", "library", "weights.safetensors", "constants.safetensors"
 
 UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, MemoryError,
@@ -35,8 +35,8 @@ class Program:
     """A compiled training program: immutable. A :class:`Trainer` runs it.
 
     Saved, it is one zip file: ``manifest.json`` (versions, target, scheme, inputs and outputs, tables of addresses,
-    checksums), ``program.so`` (kernels and entry points), ``weights.safetensors`` (the initial weights under PyTorch's
-    names and in its layouts) and ``constants.safetensors``.
+    checksums), ``library`` (kernels and entry points: a shared library, or its objects), ``weights.safetensors`` (the
+    initial weights under PyTorch's names and in its layouts) and ``constants.safetensors``.
     """
 
     manifest: dict[str, Any]

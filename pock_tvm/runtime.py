@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import tempfile
 import threading
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .errors import ProgramError
 
 ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
 
@@ -56,12 +60,47 @@ def use_threads(count: int) -> None:
 FASTEST_CORES = 1  # a mode of TVM's pool (src/runtime/threading_backend.cc)
 
 
+CALL_KERNEL = "call_kernel"
+"""The entry point that calls one kernel: for the profile, which times each by itself."""
+
+
+def pack_objects(objects: Mapping[str, bytes]) -> bytes:
+    """Object files as one value, in the place of the shared library that a linker would make of them: a zip file."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in objects.items():
+            archive.writestr(zipfile.ZipInfo(name), data)  # without a date: the same objects give the same bytes
+    return packed.getvalue()
+
+
 def load_library(data: bytes) -> Library:
-    """Load a shared library from memory."""
+    """Load a shared library, or objects that :func:`pack_objects` packed, from memory.
+
+    Raises
+    ------
+    ProgramError
+        Objects are loaded by ``apache-tvm-ffi-orcjit``, which is not installed.
+    """
+    if data.startswith(b"PK"):
+        return Library(_load_objects(data))
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "program.so"
         path.write_bytes(data)
         return Library(tvm.runtime.load_module(str(path)))
+
+
+def _load_objects(data: bytes) -> Any:
+    try:
+        import tvm_ffi_orcjit
+    except ImportError as error:
+        raise ProgramError(
+            "this program was compiled where no C compiler is, and needs apache-tvm-ffi-orcjit to be loaded: install "
+            "that, or compile it where a C compiler is (Debian: gcc)"
+        ) from error
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        objects = [archive.read(name) for name in archive.namelist()]
+    # It would ask a C++ compiler where the C++ library is, which kernels do not use: there is none to ask.
+    return tvm_ffi_orcjit.default_session().load_module(objects, cxx=os.devnull)
 
 
 def aligned(shape: Sequence[int], dtype: str) -> np.ndarray:

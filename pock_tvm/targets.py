@@ -54,17 +54,37 @@ def triple_of(target: Target) -> str:
     return str(target.attrs.get("mtriple") or llvm.llvm_get_system_triple())
 
 
-def linker_for(target: Target) -> str:
-    """The C compiler that links a shared library for the target."""
+def is_this_machine(target: Target) -> bool:
+    """Whether a target is of this machine's architecture and system."""
+    return machine_triple(triple_of(target)) == machine_triple()
+
+
+def linker_for(target: Target) -> str | None:
+    """The C compiler that links a shared library for the target; None for this machine where it has none, since it
+    loads objects as well.
+
+    Raises
+    ------
+    PockError
+        The target is another machine, and the compiler for it is not installed.
+    """
     triple = triple_of(target)
-    candidates = ["cc", "gcc", "clang"] if machine_triple(triple) == machine_triple() else _cross_linkers(triple)
-    for candidate in candidates:
-        if shutil.which(candidate):
-            return candidate
-    architecture = machine_triple(triple).split("-")[0]
-    package = f" (Debian: gcc-{architecture.replace('_', '-')}-linux-gnu)" if "linux" in triple else ""
-    raise PockError(f"linking for {triple} needs one of {', '.join(candidates)}{package}")
+    toolchain = _toolchain(triple)
+    candidates = ["cc", "gcc", "clang"] if is_this_machine(target) else [f"{triple}-gcc", f"{toolchain}-gcc"]
+    found = next(filter(shutil.which, candidates), None)
+    if found is None and not is_this_machine(target):
+        package = f" (Debian: gcc-{toolchain.replace('_', '-')})" if "linux-gnu" in toolchain else ""
+        raise PockError(
+            f"a program for {triple} is linked by that machine's C compiler, {' or '.join(dict.fromkeys(candidates))}, "
+            f"which is not on the PATH{package}"
+        )
+    return found
 
 
-def _cross_linkers(triple: str) -> list[str]:
-    return [f"{triple}-gcc", f"{machine_triple(triple).split('-')[0]}-linux-gnu-gcc"]
+def _toolchain(triple: str) -> str:
+    """The triple in Debian's spelling, which begins the names of its cross compilers: ``arm-linux-gnueabihf``."""
+    architecture, *_, system = triple.split("-")
+    if architecture.startswith("armv"):
+        architecture = "arm"
+    architecture = {"arm64": "aarch64", "amd64": "x86_64"}.get(architecture, architecture)
+    return f"{architecture}-linux-{system}" if "-linux-" in triple else triple
