@@ -50,7 +50,8 @@ def build_library(
         with ThreadPoolExecutor(CORES) as pool:
             built = pool.map(lambda name: _kernel_object(name, kernels[name], target, cache, directory, places), kernels)
             objects = [*built, directory / "executors.o"]
-        entries = {name: mod[name] for name in executors} | {CALL_KERNEL: _call_kernel(kernels)}
+        entries = {name: mod[name] for name in executors}
+        entries[CALL_KERNEL] = call_kernel({name: len(func.params) for name, func in kernels.items()})
         tirx.build(IRModule(entries), target=target).write_to_file(str(objects[-1]), "o")
         library = directory / "program.so"
         if linker is not None and _link(objects, library, linker, target):
@@ -73,15 +74,17 @@ def _link(objects: Sequence[Path], library: Path, linker: str, target: Target) -
     return True
 
 
-def _call_kernel(kernels: Mapping[str, tirx.PrimFunc]) -> tirx.PrimFunc:
-    """An entry point that calls one kernel: of its vector the first number is the kernel's, in alphabetical order, and
-    the others are the addresses of its operands."""
+def call_kernel(kernels: Mapping[str, int]) -> tirx.PrimFunc:
+    """An entry point that calls one of the kernels, which are given by name and number of operands.
+
+    Its vector holds the number of the kernel, in alphabetical order, and the addresses of the operands.
+    """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(CALL_KERNEL)
         vector = T.arg("vector", T.Buffer((T.int64(),), "int64"))
-        for number, name in enumerate(sorted(kernels)):
+        for number, (name, count) in enumerate(sorted(kernels.items())):
             with T.If(vector[0] == number), T.Then():
-                operands = [T.reinterpret("handle", vector[1 + at]) for at in range(len(kernels[name].params))]
+                operands = [T.reinterpret("handle", vector[1 + at]) for at in range(count)]
                 T.evaluate(T.call_extern("int32", name, *operands))
     return builder.get().with_attr("global_symbol", CALL_KERNEL)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import te, tirx
-from tvm.support import cc
 
-from pock_tvm.build import lower_kernel
-from pock_tvm.runtime import ALIGNMENT, aligned
-from pock_tvm.targets import linker_for, resolve_target
+from pock_tvm.build import call_kernel, lower_kernel
+from pock_tvm.runtime import ALIGNMENT, CALL_KERNEL, aligned, load_library, pack_objects
+from pock_tvm.targets import resolve_target
 from schedules.cpu import Traits, schedule_cpu, traits_of
 
 HOST = resolve_target("host")
@@ -62,20 +61,28 @@ def call(func: tirx.PrimFunc, *arrays: np.ndarray, times: int = 1) -> Any:
 def built(func: tirx.PrimFunc) -> Callable[..., None]:
     """A scheduled function, compiled for this machine. It works in place on aligned arrays, and on copies of others."""
     mod = lower_kernel("kernel", func.with_attr("tirx.is_scheduled", True), HOST)
-    with tempfile.TemporaryDirectory() as directory:
-        object_file, library = Path(directory) / "kernel.o", Path(directory) / "kernel.so"
-        tvm.get_global_func("target.build.llvm")(mod, HOST).write_to_file(str(object_file), "o")
-        cc.create_shared(str(library), [str(object_file)], cc=linker_for(HOST))
-        module = tvm.runtime.load_module(str(library))  # tells the library where the runtime is
-        function = ctypes.CDLL(str(library)).kernel
+    kernel = object_of(tvm.get_global_func("target.build.llvm")(mod, HOST))
+    library = load_library(pack_objects({"kernel.o": kernel, "entry.o": entry(len(func.params))}))
 
     def call(*arrays: np.ndarray) -> None:
         operands = [array if array.ctypes.data % ALIGNMENT == 0 else _aligned_copy(array) for array in arrays]
         assert all(operand.flags.c_contiguous for operand in operands)
-        assert function(*(ctypes.c_void_p(operand.ctypes.data) for operand in operands)) == 0
-        assert module is not None
+        library.run(CALL_KERNEL, library.table([0, *(operand.ctypes.data for operand in operands)]))
 
     return call
+
+
+@functools.cache
+def entry(operands: int) -> bytes:
+    """The object that calls a kernel of so many operands."""
+    return object_of(tirx.build(tvm.IRModule({CALL_KERNEL: call_kernel({"kernel": operands})}), target=HOST))
+
+
+def object_of(module: tvm.runtime.Module) -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "module.o"
+        module.write_to_file(str(path), "o")
+        return path.read_bytes()
 
 
 def traces(func: tirx.PrimFunc) -> set[str]:
