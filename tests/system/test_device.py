@@ -14,14 +14,22 @@ import pock_tvm as pock
 from tests.pock_tvm.networks import small
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    path = tmp_path_factory.mktemp("device") / "net.pock"
+def saved(path):
     pock.compile(small(), batch=4, scheme=pock.Scheme({"blocks.1.*": "full", "head.*": "full"})).save(path)
     return path
 
 
-def test_a_trainer_needs_neither_torch_nor_the_compiler(program) -> None:
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("device") / "net.pock")
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_trainer_needs_neither_torch_nor_the_compiler(linked, program, tmp_path, monkeypatch) -> None:
+    if not linked:
+        with monkeypatch.context() as context:
+            context.setenv("PATH", os.devnull)  # no C compiler: a program of objects
+            program = saved(tmp_path / "net.pock")
     code = f"""
 import sys
 for name in ("torch", "onnx", "transformers", "sklearn", "typer", "rich", "PIL"):

@@ -1,0 +1,105 @@
+"""Kernels and executors become a shared library, or objects where no C compiler links them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pock_tvm as pock
+from pock_tvm.profile import example, profile
+from pock_tvm.runtime import machine_triple
+from pock_tvm.targets import linker_for, resolve_target
+from tests.pock_tvm.networks import small
+
+LINKER = linker_for(resolve_target("host"))
+ELF = b"\x7fELF"
+
+
+def compiled(path: str) -> pock.Program:
+    """A program that is compiled with another PATH."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("PATH", path)
+        return pock.compile(small(4), optimizer=pock.Adam())
+
+
+@pytest.fixture(scope="module")
+def objects() -> pock.Program:
+    return compiled(os.devnull)
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A compiler that does nothing but fail."""
+    compiler = tmp_path / "bin" / "cc"
+    compiler.parent.mkdir()
+    compiler.write_text("#!/bin/sh\necho 'no developer tools were found' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    return compiler
+
+
+def test_a_program_needs_no_compiler(objects, tmp_path) -> None:
+    objects.save(tmp_path / "net.pock")
+    program = pock.Program.load(tmp_path / "net.pock")
+    assert program.library == objects.library and not program.library.startswith(ELF)
+    trainer = pock.Trainer(program)
+    x, y = example(program)
+    losses = [trainer.step(x, y, lr=0.01) for _ in range(5)]
+    assert losses == sorted(losses, reverse=True)
+    assert len(profile(trainer, x, y, repeat=1)) == len(program.manifest["entries"]["train_step"]["calls"])
+
+
+def test_a_compiler_that_does_not_link_is_as_good_as_none(objects, broken) -> None:
+    assert compiled(str(broken.parent)).library == objects.library
+
+
+@pytest.mark.skipif(LINKER is None, reason="needs a C compiler")
+def test_linked_or_not_a_program_is_the_same(objects, tmp_path) -> None:
+    linked = compiled(os.environ["PATH"])
+    assert linked.library.startswith(ELF)
+    here, there = pock.Trainer(linked), pock.Trainer(objects)
+    x, y = example(linked)
+    for trainer, other in ((here, there), (there, here)):
+        trainer.step(x, y, lr=0.01)
+        trainer.save(tmp_path / "net.ckpt")
+        other.restore(tmp_path / "net.ckpt")
+        assert other.step(x, y, lr=0.01) == trainer.step(x, y, lr=0.01)
+    for name, array in here.weights().items():
+        np.testing.assert_array_equal(array, there.weights()[name], name)
+
+
+def test_objects_that_nothing_loads_are_refused_with_what_to_install(objects, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tvm_ffi_orcjit", None)
+    with pytest.raises(pock.PockError, match="apache-tvm-ffi-orcjit.*install"):
+        pock.Trainer(objects)
+
+
+CROSS = {
+    "raspberry-pi/4b-aarch64": "aarch64-linux-gnu-gcc.*gcc-aarch64-linux-gnu",
+    "arm/rasp3b": "arm-linux-gnueabihf-gcc.*gcc-arm-linux-gnueabihf",
+    "riscv/sifive-u74": "riscv64-linux-gnu-gcc.*gcc-riscv64-linux-gnu",
+    '{"kind": "llvm", "mtriple": "x86_64-pc-linux-gnu"}': "x86_64-linux-gnu-gcc.*gcc-x86-64-linux-gnu",
+    '{"kind": "llvm", "mtriple": "x86_64-w64-windows-gnu"}': "x86_64-w64-windows-gnu-gcc",
+}
+
+
+@pytest.mark.parametrize("target", CROSS)
+def test_another_machine_needs_its_compiler_by_name(target, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", os.devnull)
+    machine = "aarch64-linux" if "x86_64" in target else "x86_64-linux"
+    monkeypatch.setattr(
+        "pock_tvm.targets.machine_triple", lambda triple=None: machine if triple is None else machine_triple(triple)
+    )
+    with pytest.raises(pock.PockError, match=CROSS[target]):
+        linker_for(resolve_target(target))
+
+
+def test_a_compiler_of_another_machine_that_fails_is_an_error(broken, monkeypatch) -> None:
+    name = "riscv64-linux-gnu-gcc"
+    broken.rename(broken.parent / name)
+    monkeypatch.setenv("PATH", str(broken.parent))
+    with pytest.raises(pock.PockError, match=f"{name}.*no developer tools were found$"):
+        pock.compile(small(4), target="riscv/sifive-u74", scheme=pock.Scheme({"head.*": "full"}))
