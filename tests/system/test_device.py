@@ -42,6 +42,7 @@ assert last < first
 assert isinstance(trainer.state_dict()["head.weight"], np.ndarray)
 import tvm
 assert tvm._RUNTIME_ONLY
+assert ("tvm_ffi_orcjit" in sys.modules) == trainer.program.library.startswith(b"PK")
 print(trainer.predict(x).shape)
 """
     env = os.environ | {"TVM_USE_RUNTIME_LIB": "1"}
