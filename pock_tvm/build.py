@@ -42,7 +42,7 @@ def build_library(
     PockError
         Another machine's linker is needed, and is not there or fails.
     """
-    linker = linker_for(target)  # before an hour of work, not after it
+    linker = linker_for(target)  # where it is missing, that is said before kernels are built
     kernels = {var.name_hint: func for var, func in mod.functions.items() if var.name_hint not in executors}
     cache = KernelCache(target)
     with tempfile.TemporaryDirectory() as name:
