@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import tvm
 from tvm import IRModule, relax
@@ -112,7 +113,7 @@ class Memory:
         waiting: list[tuple[Expr, int | None]] = [(expr, None)]  # expressions, and which field of them
         while waiting:
             expr, field = waiting.pop()
-            value = self.values.get(expr) if isinstance(expr, relax.Var) else expr
+            value: Any = self.values.get(expr) if isinstance(expr, relax.Var) else expr
             name = op_name(value)
             if isinstance(value, relax.Tuple):
                 fields = list(value.fields) if field is None else [value.fields[field]]
@@ -136,7 +137,7 @@ class Memory:
         """Where in the memory that it names, or in its :meth:`origin`, a tensor lies, in bytes."""
         inside = 0
         while True:
-            value = self.values.get(expr) if isinstance(expr, relax.Var) else None
+            value: Any = self.values.get(expr) if isinstance(expr, relax.Var) else None
             name = op_name(value)
             if name == "relax.call_tir":
                 return inside + self.home((expr, 0))[1]
