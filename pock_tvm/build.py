@@ -25,9 +25,7 @@ from .targets import is_this_machine, linker_for, triple_of
 DEVICE_TYPE_CPU = 1
 
 
-def build_library(
-    mod: IRModule, executors: Sequence[str], target: Target, places: Mapping[str, str]
-) -> bytes:
+def build_library(mod: IRModule, executors: Sequence[str], target: Target, places: Mapping[str, str]) -> bytes:
     """Compile the PrimFuncs of a module into a shared library.
 
     ``executors`` are entry points of TVM's calling convention; everything else is a kernel: a C function of pointers
@@ -48,7 +46,9 @@ def build_library(
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         with ThreadPoolExecutor(CORES) as pool:
-            built = pool.map(lambda name: _kernel_object(name, kernels[name], target, cache, directory, places), kernels)
+            built = pool.map(
+                lambda name: _kernel_object(name, kernels[name], target, cache, directory, places), kernels
+            )
             objects = [*built, directory / "executors.o"]
         entries = {name: mod[name] for name in executors}
         entries[CALL_KERNEL] = call_kernel({name: len(func.params) for name, func in kernels.items()})

@@ -141,7 +141,7 @@ def compile(  # noqa: A001 - the name that users expect
         micro_batches=micro_batches, clip_norm=clip_norm, memory_budget=memory_budget, dump=dump, build=build,
     )  # fmt: skip
     if check is False and check_with is not None:
-        raise PockError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
+        raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
     loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
     accumulate, micro_batches = int(accumulate), micro_batches and int(micro_batches)
     # 1. Import.
@@ -209,26 +209,42 @@ def compile(  # noqa: A001 - the name that users expect
         scheme=scheme,
         loss=loss,
         optimizer=optimizer,
-        batch_norm=batch_norm,
+        batch_norm=statistics,
         accumulate=accumulate,
         micro_batches=found.micro_batches,
         clip_norm=clip_norm,
     )
-    if str(target) != str(resolve_target(HOST)):
-        here = again(imported, memory_budget=memory_budget, check=check, check_with=check_with)
+    if str(target) == str(resolve_target(HOST)):
+        manifest["check"] = _checked(imported, program, list(selection), loss, optimizer, check, check_with, again)
+    else:
+        with warnings.catch_warnings(action="ignore", category=PockWarning):
+            here = again(imported, memory_budget=memory_budget, check=check, check_with=check_with)
         manifest["check"] = here.manifest["check"] and here.manifest["check"] | {"build": "of the host"}
-        return program
-    flops = sum(layer["forward_flops"] for layer in manifest["layers"])
-    reference = reference_of(imported, list(selection), loss, batch_norm, flops)
-    if reference is not None:
-        same = functools.partial(again, check=False)
-        manifest["check"] = SelfCheck(imported, program, reference, optimizer, same, check_with).run()
-    elif check or check_with is not None:
-        raise PockError(
-            "there is nothing to check this program against: its model was not imported from PyTorch here. Leave check "
-            "and check_with out"
-        )
     return program
+
+
+def _checked(
+    imported: Model,
+    program: Program,
+    trained: list[str],
+    loss: Loss,
+    optimizer: Optimizer,
+    wanted: bool | None,
+    given: tuple[Any, Any] | None,
+    again: Callable[..., Program],
+) -> dict[str, Any] | None:
+    """What a manifest says of the check of a program for this machine; None where nothing is there to check against."""
+    manifest = program.manifest
+    flops = sum(layer["forward_flops"] for layer in manifest["layers"])
+    reference = reference_of(imported, trained, loss, manifest["options"]["batch_norm"], flops)
+    if reference is not None:
+        return SelfCheck(imported, program, reference, optimizer, functools.partial(again, check=False), given).run()
+    if wanted or given is not None:
+        raise OptionError(
+            "there is nothing to check this program against: its model was not imported from PyTorch or ONNX here. "
+            "Leave check and check_with out"
+        )
+    return None
 
 
 def _is_amount(value: object) -> bool:
