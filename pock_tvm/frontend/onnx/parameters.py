@@ -57,6 +57,8 @@ class Parameters:
     trainable: frozenset[str]
     fixed: frozenset[str] = field(default_factory=frozenset)
     """Buffers, such as running statistics."""
+    lost: tuple[str, ...] = ()
+    """PyTorch's parameters that the exporter notes, and that have no initializer of their own."""
 
     def __contains__(self, name: object) -> bool:
         return name in self.trainable or name in self.fixed
@@ -247,7 +249,8 @@ class _Restoring:
                 fixed.add(name)
             elif name in at_weights or noted.get(name) == "PARAMETER" or self._is_parameter(tensor):
                 trainable.add(name)
-        return Parameters(frozenset(trainable), frozenset(fixed))
+        lost = [name for name, kind in noted.items() if kind == "PARAMETER" and name not in self.initializers]
+        return Parameters(frozenset(trainable), frozenset(fixed), tuple(lost))
 
     def _is_parameter(self, tensor: onnx.TensorProto) -> bool:
         if self.kinds:
