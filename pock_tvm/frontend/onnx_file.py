@@ -32,9 +32,9 @@ def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, an
     bound, parameters = restore_parameters(bound)
     if parameters.lost:
         warnings.warn(
-            f"the file has no values of their own for {', '.join(parameters.lost)}: the exporter left them out (a bias of "
-            "zero), folded them, or merged them with equal or tied ones; they do not train as in PyTorch unless they are "
-            "tied. torch.onnx.export(..., optimize=False) keeps them apart",
+            f"the file has no values of their own for {', '.join(parameters.lost)}: the exporter left them out (a bias "
+            "of zero), folded them, or merged them with equal or tied ones; they do not train as in PyTorch unless "
+            "they are tied. torch.onnx.export(..., optimize=False) keeps them apart",
             stacklevel=2,
         )
     module = translate(bound, parameters)
