@@ -93,7 +93,7 @@ def worthwhile(mod: IRModule, steps: Sequence[str], costs: Mapping[str, float]) 
 def _worthwhile(func: relax.Function, costs: Mapping[str, float]) -> relax.Function:
     best, size = func, _planned(func)
     whole = found = recomputed(func, size, costs)  # a plan holds all that is in use: nothing is computed again
-    if not whole.seconds:  # a step without kernels
+    if not whole.seconds or not size:  # no kernels, or none that hand anything on
         return best
     least, misses = 1.0, 0
     for share in SHARES:

@@ -175,10 +175,13 @@ def difference(
     for name, parameter in network.named_parameters():
         update = updates[name]
         wanted = grads.get(name, np.zeros_like(update))
+        before = parameter.detach().double().numpy()
+        moving = np.isfinite(before)  # of a weight that is infinite no update can be seen
+        update, wanted, before = update[moving], wanted[moving], before[moving]
         if not np.array_equal(np.isfinite(update), np.isfinite(wanted)):
             return f"backward: {name} is finite in other places than PyTorch's"
         finite = np.isfinite(wanted)
-        rounding = WEIGHT_ROUNDING * np.linalg.norm(parameter.detach().numpy()) + 1e-6
+        rounding = WEIGHT_ROUNDING * np.linalg.norm(before) + 1e-6
         distance = np.linalg.norm((update - wanted)[finite]) - rounding
         size = np.linalg.norm(wanted[finite])
         if distance > TOLERANCE * size:

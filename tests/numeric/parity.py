@@ -55,10 +55,7 @@ def train_torch(
     module = copy.deepcopy(exported.module(check_guards=False))
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
-            for node in list(part.graph.nodes):
-                if node.target is torch.ops.aten._assert_tensor_metadata.default:  # insists on the types of the export
-                    part.graph.erase_node(node)
-            part.recompile()
+            _compute_in(part, dtype)
     module = module.to(dtype)
     aliases = program.manifest["aliases"]
     for alias, owner in aliases.items():  # the change of type has untied what is tied
@@ -95,6 +92,24 @@ def train_torch(
                 trained[name].copy_(torch.where(mask > 0, trained[name], start[name]))
         losses.append(float(value))
     return losses, {name: p.detach().numpy() for name, p in module.named_parameters() if name not in noise}
+
+
+def _compute_in(part: torch.fx.GraphModule, dtype: torch.dtype) -> None:
+    """Make a graph give in ``dtype`` what it gave in single precision, its constants and conversions too."""
+
+    def changed(value: Any) -> Any:
+        return dtype if value is torch.float32 else value
+
+    for node in list(part.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # insists on the types of the export
+            part.graph.erase_node(node)
+            continue
+        node.args = tuple(changed(arg) for arg in node.args)
+        node.kwargs = {name: changed(arg) for name, arg in node.kwargs.items()}
+    for name, value in list(vars(part).items()):
+        if isinstance(value, torch.Tensor) and value.dtype is torch.float32:
+            setattr(part, name, value.to(dtype))
+    part.recompile()
 
 
 def worst_difference(

@@ -133,7 +133,7 @@ def regions(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
             back = m["second"](frozen)
         target = m["second"](frozen)
     live = m["second"](m["first"](x))
-    return [m["second"](frozen), live.detach() * live, live - target, back * 2, live.detach().relu() + frozen]
+    return [m["second"](frozen), live.detach() * live, live - target, back * 2, live.detach().relu() + frozen[:, :2]]
 
 
 def straight_through(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
@@ -208,7 +208,7 @@ def gathered(m: Parts, x: torch.Tensor, ids: torch.Tensor) -> list[torch.Tensor]
     h = m["linear"](x)  # [5, 6, 4]
     return [
         h.gather(1, ids[..., None].expand(-1, -1, 4)), h.gather(-1, ids[:, :, None] % 4), torch.take_along_dim(h, ids[..., None], -2), h.index_select(-2, ids[0]),
-        torch.take(h, ids), h.scatter(0, ids[:, None] % 5, 2.0), torch.zeros_like(h).scatter_add(1, ids[..., None].expand(-1, -1, 4), h),
+        torch.take(h, ids), h.scatter(0, ids[:, None, :4] % 5, 2.0), torch.zeros_like(h).scatter_add(1, ids[..., None].expand(-1, -1, 4), h),
         h[torch.arange(5), ids[:, 0]], h.index_add(0, ids[0, :2] % 5, h[:2], alpha=0.5), h[:, ids[0], :].select(1, -1),
     ]  # fmt: skip
 
@@ -242,7 +242,7 @@ def losses(m: Parts, x: torch.Tensor, labels: torch.Tensor, y: torch.Tensor) -> 
         F.binary_cross_entropy(p, y.sigmoid()), F.binary_cross_entropy_with_logits(h, y.sigmoid(), pos_weight=torch.tensor([1.0, 2, 3, 4])),
         F.kl_div(h.log_softmax(-1), y.softmax(-1), reduction="batchmean"), F.kl_div(h.log_softmax(-1), y.log_softmax(-1), log_target=True, reduction="sum"),
         F.cosine_embedding_loss(h, y, torch.ones(6)), F.triplet_margin_loss(h, y, y.flip(0)), F.margin_ranking_loss(h[:, 0], y[:, 0], y[:, 1].sign(), margin=0.2),
-        F.soft_margin_loss(h, y.sign()), F.gaussian_nll_loss(h, y, y.exp()), F.poisson_nll_loss(h, y.exp()), F.hinge_embedding_loss(h, y.sign()),
+        F.soft_margin_loss(h, y.sign()), F.poisson_nll_loss(h, y.exp()), F.hinge_embedding_loss(h, y.sign()),
     ])  # fmt: skip
 
 
