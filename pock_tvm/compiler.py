@@ -29,7 +29,7 @@ from .arguments import FLAG, PATH, Kind, is_number, number, one_of, require, who
 from .budget import BudgetError, fewest_parts
 from .build import build_library
 from .errors import CompilerError, MemoryBudgetError, OptionError, PockError, PockWarning
-from .frontend import Model, load_model
+from .frontend import LookUp, Model, load_model
 from .losses import KINDS, Loss, as_loss
 from .observations import observations
 from .optimizers import SGD, Adam, Optimizer
@@ -373,15 +373,25 @@ def _constants(mod: IRModule, entries: Sequence[str]) -> dict[str, np.ndarray]:
     }
 
 
-def _index_limits(model: Model) -> dict[str, int]:
-    """For each integer input that is looked up in a table how many rows the table has."""
+def _index_limits(model: Model) -> dict[str, tuple[int, int]]:
+    """For each integer input by which something is read the lowest index, and how many positions there are."""
     func = model.module["main"]
     origin = inputs_of(func, len(model.inputs))
-    limits: dict[str, int] = {}
+    limits: dict[str, tuple[int, int]] = {}
+    for index, extent, from_end in [*model.look_ups, *_takes(func)]:
+        if index in origin:
+            lowest, count = limits.get(origin[index], (-extent, extent))
+            limits[origin[index]] = (max(lowest, -extent if from_end else 0), min(count, extent))
+    return limits
+
+
+def _takes(func: relax.Function) -> list[LookUp]:
+    """The look-ups in tables that are not constant."""
+    found = []
     for binding in bindings_of(func):
         value = binding.value
-        if op_name(value) == "relax.take" and value.args[1] in origin and not isinstance(value.args[0], Constant):
+        if op_name(value) == "relax.take" and not isinstance(value.args[0], Constant):
             axis = plain(value.attrs.axis)
-            rows = shape_of(value.args[0])[axis or 0]
-            limits[origin[value.args[1]]] = min(rows, limits.get(origin[value.args[1]], rows))
-    return limits
+            if isinstance(value.args[1], relax.Var):
+                found.append(LookUp(value.args[1], shape_of(value.args[0])[axis or 0], False))
+    return found

@@ -380,12 +380,14 @@ class Trainer:
         for spec in self._inputs:
             name, array = spec["name"], arrays[spec["name"]]
             check_array(f"input '{name}'", array, spec["shape"], spec["dtype"])
-            limit = self.program.manifest["index_limits"].get(name)
-            if limit is not None and array.size and not (-limit <= int(array.min()) and int(array.max()) < limit):
-                raise InputError(
-                    f"input '{name}' holds {int(array.max())}, and its table has {limit} rows: indices go from 0 "
-                    f"to {limit - 1}"
-                )
+            if name in self.program.manifest["index_limits"] and array.size:
+                lowest, limit = self.program.manifest["index_limits"][name]
+                wrong = array[(array < lowest) | (array >= limit)]
+                if wrong.size:
+                    raise InputError(
+                        f"input '{name}' holds {int(wrong[0])}, and its table has {limit} rows: indices go from "
+                        f"{lowest} to {limit - 1}"
+                    )
         return arrays
 
     def _checked_target(self, y: Any) -> np.ndarray | None:

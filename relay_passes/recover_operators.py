@@ -1,4 +1,4 @@
-"""Puts back together what an exporter took apart: normalisation, GELU, SiLU, and activations written as bounds."""
+"""Puts back together what an exporter took apart: normalisation, GELU and SiLU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from .ir import (
     Expr,
     constant_value,
     eliminate_dead,
-    is_float,
     made_by,
     normalized_axes,
     op_name,
@@ -23,7 +22,7 @@ from .ir import (
     update_function,
 )
 from .operators.registry import plain
-from .operators.training import hardtanh, normalize
+from .operators.training import normalize
 
 
 @tvm.transform.module_pass(opt_level=0, name="RecoverOperators")
@@ -33,8 +32,8 @@ class RecoverOperators:
 
     In, out: a dataflow function. ``(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps)`` and the same without the mean
     become ``normalize``; ``x * (1 + erf(x / sqrt(2))) / 2`` becomes ``gelu`` and ``x * sigmoid(x)`` ``silu``, in
-    whatever order their factors stand; ``max(x, 0)`` becomes ``relu`` and ``min(max(x, low), high)`` ``hardtanh``. One
-    operator keeps one activation for its gradient, where its parts would keep up to five.
+    whatever order their factors stand. One operator keeps one activation for its gradient, where its parts would keep
+    up to five.
     """
 
     function: str = "main"
@@ -43,7 +42,7 @@ class RecoverOperators:
         made: dict[relax.Var, Expr] = {}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
-            for recover in (_normalization, _gelu, _silu, _bounds):
+            for recover in (_normalization, _gelu, _silu):
                 found = recover(value, made)
                 if found is not None:
                     value = found
@@ -184,17 +183,3 @@ def _silu(value: Expr, made: Made) -> Expr | None:
         if sigmoid is not None and sigmoid[0].same_as(x):
             return R.nn.silu(x)
     return None
-
-
-def _bounds(value: Expr, made: Made) -> Expr | None:
-    """ONNX writes ReLU6 and hardtanh as clip, and TVM's front end clip as two bounds."""
-    if op_name(value) == "relax.maximum" and _is_number(value.args[1], 0) and is_float(value.args[0]):
-        return R.nn.relu(value.args[0])
-    if op_name(value) != "relax.minimum" or _number(value.args[1]) is None:
-        return None
-    lower, relu = _operands_of(value.args[0], "relax.maximum", made), _operands_of(value.args[0], "relax.nn.relu", made)
-    low = 0.0 if relu is not None else _number(lower[1]) if lower is not None else None
-    source = relu or lower
-    if low is None or source is None or not is_float(source[0]):
-        return None
-    return hardtanh(source[0], low=low, high=_number(value.args[1]))

@@ -1,6 +1,6 @@
 """Brings a user's model in: ExportedProgram or ONNX to a forward module with PyTorch's parameter names."""
 
 from .load import load_model
-from .model import Model, TensorSpec
+from .model import LookUp, Model, TensorSpec
 
-__all__ = ["Model", "TensorSpec", "load_model"]
+__all__ = ["LookUp", "Model", "TensorSpec", "load_model"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tvm import IRModule, relax
@@ -21,6 +21,14 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+
+class LookUp(NamedTuple):
+    """A reading by index: of an axis of ``extent`` positions, where an index may count from the end or may not."""
+
+    index: relax.Var
+    extent: int
+    from_end: bool
 
 
 def in_order_of_use(main: relax.Function, names: Sequence[str]) -> tuple[str, ...]:
@@ -69,6 +77,8 @@ class Model:
     """The buffers that the model writes in its forward pass, in PyTorch."""
     source: Any = None
     """What the model was imported from, with every dimension bound."""
+    look_ups: tuple[LookUp, ...] = ()
+    """What is read by index, beside ``relax.take`` of what an input holds."""
     values: dict[str, str] = field(default_factory=dict)
     """For each node of PyTorch's graph, taken apart, the variable of ``module`` that holds its value."""
 

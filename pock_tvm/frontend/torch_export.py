@@ -45,6 +45,7 @@ def import_exported_program(exported: ExportedProgram, *, batch: int | None, sha
         aliases=aliases,
         mutated=tuple(exported.graph_signature.buffers_to_mutate.values()),
         source=exported,
+        look_ups=tuple(translation.look_ups),
         values=translation.values,
     )
 

@@ -18,6 +18,7 @@ from relay_passes.ir import Expr, dtype_of, shape_of
 from relay_passes.places import value_name
 
 from ..errors import ModelError, Obstacle
+from .model import LookUp
 from .torch_graph import layer_of, refuse_randomness, where
 from .torch_operators import Site, Unsupported, convert, has_converter, name_of
 
@@ -35,7 +36,8 @@ class Translation:
     module: IRModule
     values: dict[str, str]
     """For each node of the graph by name the variable that holds its value."""
-    obstacles: list[Obstacle] = field(default_factory=list)
+    obstacles: list[Obstacle]
+    look_ups: list[LookUp]
 
 
 def translate(exported: ExportedProgram, aliases: Mapping[str, str]) -> Translation:
@@ -56,6 +58,7 @@ class _Translator:
     """The nodes that depend on constants alone, with PyTorch's values."""
     names: dict[str, str] = field(default_factory=dict)
     obstacles: list[Obstacle] = field(default_factory=list)
+    look_ups: list[LookUp] = field(default_factory=list)
 
     def run(self) -> Translation:
         graph = self.exported.graph
@@ -69,7 +72,7 @@ class _Translator:
                 outputs = [self._value(result) for result in self._user_outputs()]
                 result = self.builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
             self.builder.emit_func_output(result)
-        return Translation(self.builder.get(), self.names, self.obstacles)
+        return Translation(self.builder.get(), self.names, self.obstacles, self.look_ups)
 
     # ---- inputs and outputs ------------------------------------------------------------------------------------------
 
@@ -164,7 +167,7 @@ class _Translator:
     def _convert(self, node: Any) -> None:
         values = _results(node.meta["val"])
         types = [_type_of(value, where(node), may_be_empty=index > 0) for index, value in enumerate(values)]
-        site = Site(self.builder, tuple(types), value_name(layer_of(node), _short(node)))
+        site = Site(self.builder, tuple(types), value_name(layer_of(node), _short(node)), self.look_ups)
         args, kwargs = pytree.tree_map(
             lambda arg: self._value(arg) if isinstance(arg, torch.fx.Node) else arg, (node.args, node.kwargs)
         )

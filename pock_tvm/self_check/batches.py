@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ NOISE = 1e-4
 
 
 def synthetic_batches(
-    model: Model, loss: Loss, limits: Mapping[str, int], seed: int
+    model: Model, loss: Loss, limits: Mapping[str, Sequence[int]], seed: int
 ) -> Iterator[Callable[[int], Batch]]:
     """Makers of batches, the best first: one that a network refuses, or that gives no finite loss, is passed over.
 
-    A maker takes the number of a batch. ``limits`` are the rows of the tables that integer inputs index.
+    A maker takes the number of a batch. ``limits`` are the lowest index and the rows of the tables that integer inputs
+    index.
     """
     floats = ("normal", "positive")
     integers = ("prefix", "ones", "zeros") if _has_plain_integers(model, limits) else ("prefix",)
@@ -31,8 +32,9 @@ def synthetic_batches(
 
             def make(number: int, float_kind: str = float_kind, integer_kind: str = integer_kind) -> Batch:
                 rng = np.random.default_rng([seed, number])
+                rows = {name: high for name, (_, high) in limits.items()}
                 inputs = {
-                    spec.name: _values(rng, spec.shape, spec.dtype, limits.get(spec.name), float_kind, integer_kind)
+                    spec.name: _values(rng, spec.shape, spec.dtype, rows.get(spec.name), float_kind, integer_kind)
                     for spec in model.inputs
                 }
                 return Batch(inputs, _target(rng, model, loss))
@@ -56,7 +58,7 @@ def _kind(dtype: str) -> str:
     return "f" if "float" in dtype else np.dtype(dtype).kind
 
 
-def _has_plain_integers(model: Model, limits: Mapping[str, int]) -> bool:
+def _has_plain_integers(model: Model, limits: Mapping[str, Sequence[int]]) -> bool:
     return any(_kind(spec.dtype) in "iu" and spec.name not in limits for spec in model.inputs)
 
 

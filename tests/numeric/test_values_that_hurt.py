@@ -320,7 +320,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "a frozen prefix": {"scheme": pock_tvm.Scheme({"*": "full", "first.*": "frozen"})},
     "biases": {"scheme": pock_tvm.Scheme({"*": "frozen", "*.bias": "full"})},
     "input channels": {"scheme": pock_tvm.Scheme({"*": "frozen", "*.weight": 0.5})},
-    "micro-batches": {"micro_batches": 2},
     "clipped": {"clip_norm": 1.0},
     "a budget": {"memory_budget": "50kB"},
 }
@@ -352,3 +351,18 @@ def test_one_value_in_an_image(form: str, value: float) -> None:
         axis = 0 if not isinstance(what, dict) else what["axis"]
         ours, theirs = (np.moveaxis(array, axis, 0)[part] for array in (before - weight, grad))
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_one_value_in_a_micro_batch() -> None:
+    class Answers(Picture):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)[0]
+
+    torch.manual_seed(0)
+    model, x = Answers().eval(), torch.randn(4, 3, 11, 11)
+    program = pock_tvm.compile(torch.export.export(model, (x,)), loss="mse", micro_batches=2)
+    trainer = pock_tvm.Trainer(program)
+    x[1, 2, 4, 9] = np.nan
+    y = model(x).detach().numpy()
+    np.testing.assert_allclose(trainer.predict(x.numpy()), y, rtol=1e-4, atol=1e-5)
+    assert np.isnan(trainer.step(x.numpy(), np.zeros_like(y), lr=0.0))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from tvm.relax import op as R
 
 from relay_passes.ir import Expr, constant_value, dtype_of, is_float, scalar, shape_of
+from relay_passes.operators.training import hardtanh
 
 from .registry import Node, converter, expression, refuse
+
+RELU6 = (0.0, 6.0)
+"""The bounds that PyTorch writes its ReLU6 with, which unlike clamp has no gradient at them."""
 
 
 @converter("Relu")
@@ -129,8 +135,12 @@ def clip(
     bounds = [constant_value(bound) if bound is not None else None for bound in (lower, upper)]
     low, high = (bound if known is None else known for bound, known in zip((min, max), bounds, strict=True))
     unknown = any(bound is not None and known is None for bound, known in zip((lower, upper), bounds, strict=True))
-    if is_float(x) and not unknown and low is not None and high is not None and float(low) <= float(high):
-        return R.clip(x, float(low), float(high))
+    if is_float(x) and not unknown:
+        low, high = (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
+        if (low, high) == RELU6:
+            return hardtanh(x, low=low, high=high)
+        if low <= high:
+            return R.clip(x, low, high)
     for bound, number, operator in ((lower, min, R.maximum), (upper, max, R.minimum)):
         if bound is None and number is not None and abs(number) < np.finfo("float32").max:
             bound = scalar(number, x)

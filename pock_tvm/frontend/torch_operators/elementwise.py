@@ -205,8 +205,9 @@ def minimum(at: Site, x: Expr, other: Expr) -> Expr:
 def clamp(at: Site, x: Expr, min: Number | None = None, max: Number | None = None) -> Expr:  # noqa: A002 - schema
     """``min(max(x, low), high)``; where x equals a bound its gradient passes."""
     x = at.cast(x)
-    if min is not None and max is not None and is_float(x):
-        return at.emit(R.clip(x, float(min), float(max)))
+    if is_float(x):
+        low, high = (-math.inf if min is None else min), (math.inf if max is None else max)
+        return at.emit(R.clip(x, float(low), float(high)))
     for bound, beyond in ((min, R.less), (max, R.greater)):
         if bound is not None:
             limit = at.cast(bound)

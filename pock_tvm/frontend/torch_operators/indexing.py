@@ -21,6 +21,7 @@ def embedding(at: Site, weight: Expr, indices: Expr, padding_idx: int = -1, scal
     """Rows of a table; the row ``padding_idx`` gets no gradient."""
     if scale_grad_by_freq:
         raise Unsupported("with scale_grad_by_freq=True is not supported")
+    at.looked_up(indices, shape_of(weight)[0])
     rows = at.emit(R.take(weight, indices, 0))
     if padding_idx < 0:
         return rows
@@ -34,7 +35,9 @@ def index_select(at: Site, x: Expr, dim: int, index: Expr) -> Expr:
     """Positions of an axis."""
     if not shape_of(x):
         return x
-    return at.emit(R.take(x, at.reshape(index, (math.prod(shape_of(index)),)), normalized(dim, len(shape_of(x)))))
+    axis = normalized(dim, len(shape_of(x)))
+    at.looked_up(index, shape_of(x)[axis])
+    return at.emit(R.take(x, at.reshape(index, (math.prod(shape_of(index)),)), axis))
 
 
 @converter("take.default")
@@ -50,6 +53,7 @@ def gather(at: Site, x: Expr, dim: int, index: Expr, sparse_grad: bool = False) 
     if not shape_of(x) or not shape_of(index):
         return at.reshape(x, at.shape) if math.prod(shape_of(x)) == 1 else index_select(at, x, dim, index)
     axis = normalized(dim, len(shape_of(x)))
+    at.looked_up(index, shape_of(x)[axis])
     x = _cut(at, x, axis, shape_of(index))
     if shape_of(index)[axis] == 1 and is_float(x):  # the label of each sample
         return chosen_along(at, x, index, axis)
@@ -111,6 +115,7 @@ def _from_front(at: Site, index: Expr, extent: int) -> Expr:
         if known.size and not (-extent <= known.min() and known.max() < extent):
             raise Unsupported(f"reads position {known.max()} of {extent}")
         return relax.const(np.where(known < 0, known + extent, known), "int64")
+    at.looked_up(index, extent, from_end=True)
     index = at.cast(index, "int64")
     if extent == 1:
         return at.emit(R.multiply(index, relax.const(0, "int64")))

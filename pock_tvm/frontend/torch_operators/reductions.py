@@ -78,11 +78,11 @@ def variance(at: Site, x: Expr, dim: Axes = None, correction: Number | None = No
     axes = axes_of(dim, len(shape_of(x)))
     count = math.prod(shape_of(x)[axis] for axis in axes)
     degrees = count - (1 if correction is None else correction)
-    centered = at.emit(R.subtract(x, at.emit(R.mean(x, axis=axes, keepdims=True)))) if axes else at.emit(x - x)
-    squares = at.emit(R.multiply(centered, centered))
-    summed = at.emit(R.sum(squares, axis=axes, keepdims=keepdim)) if axes else squares
-    factor = 1 / degrees if degrees > 0 else math.inf
-    return at.emit(R.multiply(summed, at.cast(factor)))
+    if not axes:  # of one number: nothing differs from the mean
+        return at.emit(R.multiply(at.emit(R.subtract(x, x)), at.cast(1 / degrees if degrees > 0 else math.inf)))
+    found = at.emit(R.variance(x, axis=axes, keepdims=keepdim))
+    factor = count / degrees if degrees > 0 else math.inf
+    return found if factor == 1 else at.emit(R.multiply(found, at.cast(factor)))
 
 
 @converter("std.correction")

@@ -19,6 +19,8 @@ from tvm.relax import op as R
 
 from relay_passes.ir import Expr, constant_value, dtype_of, shape_of
 
+from ..model import LookUp
+
 Number = bool | int | float
 Result = Expr | Sequence[Expr | None]
 """What a converter gives: a value, or one for each of the operator's results, None for one that cannot be had."""
@@ -40,6 +42,8 @@ class Site:
     """Shape and element type of each of the node's results, by PyTorch."""
     name: str
     """What the values made here are called: ``blocks.3.conv:conv2d``."""
+    look_ups: list[LookUp]
+    """What was read by index so far."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,6 +72,11 @@ class Site:
         if dtype == "bool":  # every number but zero is true; a conversion would cut 0.5 off first
             return self.emit(R.not_equal(x, relax.const(0, dtype_of(x))))
         return self.emit(R.astype(x, dtype))
+
+    def looked_up(self, index: Expr, extent: int, *, from_end: bool = False) -> None:
+        """Note that ``extent`` positions are read by an index, which may count from the end or may not."""
+        if isinstance(index, relax.Var):
+            self.look_ups.append(LookUp(index, extent, from_end))
 
     def promoted(self, *operands: Expr | Number) -> list[Expr]:
         """Operands in the type in which PyTorch computes an element-wise operator of them."""
