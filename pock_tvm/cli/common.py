@@ -125,11 +125,7 @@ def optimizer_of(text: str) -> Any:
             raise PockError(f"'{option}' is no option of an optimizer: write momentum=0.9") from error
     if {"beta1", "beta2"} & given.keys():
         given["betas"] = (given.pop("beta1", 0.9), given.pop("beta2", 0.999))
-    try:
-        return KINDS[name](**given)
-    except TypeError as error:
-        fields = ", ".join(KINDS[name].__dataclass_fields__)
-        raise PockError(f"'{text}': {name} has the options {fields}") from error
+    return KINDS[name](**given)
 
 
 def shapes_of(texts: list[str]) -> dict[str, tuple[int, ...]]:

@@ -98,7 +98,7 @@ def test_schemes_lists_and_writes(place) -> None:
         (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--optimizer", "lion"], "no optimizer 'lion'"),
         (
             ["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--optimizer", "sgd:beta=1"],
-            "has the options momentum",
+            "SGD has no option 'beta'; its options are momentum",
         ),
         (["compile", "{place}/net.pt2", "-o", "x.pock", "--batch", "4", "--target", "toaster"], "is no target"),
         (["compile", "{place}/net.pt2", "-o", "x.pock", "--shape", "x"], "is no shape"),
