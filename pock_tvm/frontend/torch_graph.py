@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from ..errors import ModelError
 from .torch_operators import has_converter
@@ -36,6 +37,7 @@ def prepared(exported: ExportedProgram) -> ExportedProgram:
     """
     for node in exported.graph.nodes:
         _refuse_training_mode(node)
+        _refuse_other_tensors(node)
     exported = _with_graph(exported, _without_regions(exported.graph_module))
     try:
         return exported.run_decompositions(dict(_decompositions()))
@@ -153,6 +155,17 @@ def _refuse_training_mode(node: Any) -> None:
             f"{where(node)} is training: the model was exported in training mode. Call model.eval() before "
             "torch.export.export; for batch norm with the statistics of each batch, compile with batch_norm='batch'"
         )
+
+
+def _refuse_other_tensors(node: Any) -> None:
+    """Complex and sparse tensors, of which PyTorch's decompositions make messages that name nothing."""
+    for value in pytree.tree_leaves(node.meta.get("val")):
+        if not isinstance(value, torch.Tensor):
+            continue
+        if value.is_complex():
+            raise ModelError(f"{where(node)} gives complex numbers, which programs do not have: compute with real ones")
+        if value.layout is not torch.strided:
+            raise ModelError(f"{where(node)} gives a sparse tensor, and programs have dense ones: use to_dense() first")
 
 
 def refuse_randomness(node: Any) -> None:
