@@ -126,7 +126,9 @@ def inputs_of(func: relax.Function, count: int) -> dict[relax.Var, str]:
     found = {param: param.name for param in func.params[:count]}
     for binding in bindings_of(func):
         value = binding.value
-        if (op_name(value) in RESHAPES or op_name(value) == "relax.astype") and value.args[0] in found:
+        if (op_name(value) in RESHAPES or op_name(value) in ("relax.astype", "relax.broadcast_to")) and value.args[
+            0
+        ] in found:
             found[binding.var] = found[value.args[0]]
     return found
 

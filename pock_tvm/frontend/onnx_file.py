@@ -9,7 +9,7 @@ from onnx import inliner, numpy_helper
 
 from relay_passes.ir import dtype_of, shape_of
 
-from ..errors import ModelError
+from ..errors import ModelError, PockWarning
 from .model import Model, TensorSpec, in_order_of_use, result_specs
 from .onnx.evaluation import reference_outputs
 from .onnx.inputs import Shapes, bind_inputs
@@ -35,6 +35,7 @@ def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, an
             f"the file has no values of their own for {', '.join(parameters.lost)}: the exporter left them out (a bias "
             "of zero), folded them, or merged them with equal or tied ones; they do not train as in PyTorch unless "
             "they are tied. torch.onnx.export(..., optimize=False) keeps them apart",
+            PockWarning,
             stacklevel=2,
         )
     module = translate(bound, parameters)

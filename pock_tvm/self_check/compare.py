@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ KNOWN = 0.01
 bias of attention's keys)."""
 NOISE = 1e-5
 """Relative to the largest gradient: how large such noise may be."""
+ROUNDED = 4 * float(np.finfo("float32").eps)
+"""Relative: what single precision leaves of a sum, beside the rounding of what was added."""
 UNREACHED, ZERO = "no gradient reaches it", "its gradient is zero for a random batch"
 ROUNDING = "its gradient is zero but for rounding"
 
@@ -29,23 +31,34 @@ ROUNDING = "its gradient is zero but for rounding"
 class Comparison:
     """What differs, and what was found on the way."""
 
-    seen: Callable[[Weights, Measured], dict[str, np.ndarray]]
-    """The gradients as an optimizer sees them, of what is trained."""
+    seen: Callable[[Measured], dict[str, np.ndarray]]
+    """The reference's gradients, of what is trained, and clipped; zeros where no gradient reaches."""
+    decay: float
+    """The weight decay that was taken off the program's gradients."""
     worst: tuple[float, str] = (0.0, "")
-    """The largest relative difference that was accepted, and of what."""
+    """The largest relative difference that was accepted, beside what never counts, and of what."""
     unchecked: dict[str, str] = field(default_factory=dict)
     """Parameters whose gradient proves nothing, and why."""
 
     def faults(
-        self, weights: Weights, ours: Measured, theirs: Measured, precise: Callable[[], Measured | None]
+        self, weights: Weights, ours: Measured, theirs: Measured, precise: Callable[[bool], Measured | None]
     ) -> dict[str, Difference]:
-        """The quantities that differ, by name; ``precise`` is the reference in double precision, asked when needed."""
+        """The quantities that differ, by name.
+
+        ``precise`` is the reference in double precision, asked when needed: with the weights, or with ones nearby.
+        """
         _check_shapes(ours, theirs)
 
         @functools.cache
-        def exact() -> dict[str, np.ndarray] | None:
-            measured = precise()
-            return None if measured is None else quantities(measured, self.seen(weights, measured))
+        def exact(nearby: bool) -> dict[str, np.ndarray] | None:
+            measured = precise(nearby)
+            return None if measured is None else quantities(measured, self.seen(measured))
+
+        def judged(what: str) -> Iterator[np.ndarray]:
+            for nearby in (False, True):
+                found = exact(nearby)
+                if found is not None:
+                    yield found[what]
 
         statistics = [] if theirs.statistics is None else [*(ours.statistics or {}), *theirs.statistics]
 
@@ -59,18 +72,19 @@ class Comparison:
             return result | {gradient_of(name): value for name, value in gradients.items()}
 
         found = quantities(ours, {name: g for name, g in ours.gradients.items() if g is not None})
-        wanted = quantities(theirs, self.seen(weights, theirs))
+        wanted = quantities(theirs, self.seen(theirs))
         if not (is_finite(theirs) and ours.gradients):  # of a step without a loss nothing is trained
             wanted = {what: value for what, value in wanted.items() if not what.startswith(GRADIENT)}
         floors = self._floors(weights, theirs, found, wanted, exact)
         faults: dict[str, Difference] = {}
         for what, value in wanted.items():
             floor = floors.get(what, SMALLEST * float(np.sqrt(value.size)))
-            differs = difference(found[what], value, lambda what=what: (exact() or {}).get(what), floor)  # type: ignore[misc]
+            differs = difference(found[what], value, functools.partial(judged, what), floor)
             if differs is not None:
                 faults[what] = differs
             elif norm(value) > floor:
-                self.worst = max(self.worst, (relative_difference(found[what], value), what))
+                beyond = max(0.0, relative_difference(found[what], value) - floor / norm(value))
+                self.worst = max(self.worst, (beyond, what))
         return faults
 
     def _floors(
@@ -79,7 +93,7 @@ class Comparison:
         theirs: Measured,
         found: Mapping[str, np.ndarray],
         wanted: Mapping[str, np.ndarray],
-        exact: Callable[[], dict[str, np.ndarray] | None],
+        exact: Callable[[bool], dict[str, np.ndarray] | None],
     ) -> dict[str, float]:
         """The norms of differences that do not count: rounding of statistics, and of gradients that are zero."""
         floors = {
@@ -91,17 +105,17 @@ class Comparison:
         largest = max(sizes.values(), default=0.0)
         for name, gradient in gradients.items():
             what = gradient_of(name)
-            floors[what] = 0.0
+            floors[what] = 0.0 if gradient is None else ROUNDED * self.decay * norm(weights[name])
             if gradient is None:
                 self.unchecked.setdefault(name, UNREACHED)
             elif not gradient.any():
                 self.unchecked.setdefault(name, ZERO)
-                floors[what] = NOISE * largest
+                floors[what] += NOISE * largest
             elif sizes[name] < NOISE * largest and relative_difference(found[what], wanted[what]) > KNOWN:
-                precisely = exact()
+                precisely = exact(False)
                 if precisely is not None and norm(precisely[what] - wanted[what]) > KNOWN * sizes[name]:
                     self.unchecked.setdefault(name, ROUNDING)
-                    floors[what] = NOISE * largest
+                    floors[what] += NOISE * largest
         return floors
 
 

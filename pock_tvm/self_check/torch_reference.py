@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +45,7 @@ class TorchReference:
         self._trained = trained
         self._loss = loss
         self._batch_norm = batch_norm
+        self._graphs: dict[tuple[bool, bool], torch.fx.GraphModule] = {}
         self._threads = 1 if flops < FEW_FLOPS else torch.get_num_threads()
 
     def measure(self, weights: Weights, batches: list[Batch], *, precise: bool = False) -> Measured:
@@ -131,10 +131,11 @@ class TorchReference:
         outputs = [result for spec, result in zip(specs, results, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
         return [output for output in outputs if isinstance(output, torch.Tensor)]
 
-    @functools.cache  # noqa: B019 - lives as long as one check
     def _graph(self, precise: bool, training: bool) -> torch.fx.GraphModule:
         if not (precise or training):
             return self._exported.graph_module
+        if (precise, training) in self._graphs:
+            return self._graphs[precise, training]
         graph = copy.deepcopy(self._exported.graph_module)
         for part in [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]:
             if precise:
@@ -142,6 +143,7 @@ class TorchReference:
             if training:
                 _use_batch_statistics(part)
             part.recompile()
+        self._graphs[precise, training] = graph
         return graph
 
     def _tensors(self, weights: Weights, precise: bool) -> dict[str, torch.Tensor]:
@@ -152,12 +154,13 @@ class TorchReference:
     def _arguments(self, tensors: dict[str, torch.Tensor], batch: Batch, precise: bool) -> list[Any]:
         """What the graph takes: weights, constants, inputs, and the inputs that the export made constant."""
         values: list[Any] = []
+        given = iter(batch.inputs.values())
         constants = self._exported.constants | self._exported.state_dict
         for spec in self._exported.graph_signature.input_specs:
             if isinstance(spec.arg, ConstantArgument):
                 values.append(spec.arg.value)
             elif spec.kind is InputKind.USER_INPUT:
-                tensor = torch.from_numpy(np.array(batch.inputs[spec.arg.name]))
+                tensor = torch.from_numpy(np.array(next(given)))
                 values.append(_widened(tensor) if precise else tensor)
             else:
                 value = tensors.get(self._aliases.get(spec.target, spec.target))

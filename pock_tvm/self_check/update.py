@@ -10,7 +10,7 @@ import torch
 
 from ..errors import CheckError
 from ..optimizers import SGD, AdamW, Optimizer
-from .compare import coupled_decay, masked
+from .compare import masked
 from .measured import Weights
 from .probe import RATE
 
@@ -19,24 +19,8 @@ UPDATE = 1e-5
 """Relative, for each element: how far an update may be off, beside the rounding of its weight."""
 
 
-def seen_gradients(
-    weights: Weights,
-    gradients: Mapping[str, np.ndarray | None],
-    trained: Mapping[str, Any],
-    optimizer: Optimizer,
-    largest_norm: float | None,
-) -> dict[str, np.ndarray]:
-    """Gradients as an optimizer sees them: of what is trained, their norm clipped, a coupled decay added."""
-    kept = {name: masked(g, trained[name]) for name, g in gradients.items() if g is not None}
-    kept = kept if largest_norm is None else _clipped(kept, largest_norm)
-    decay = coupled_decay(optimizer)
-    if decay:
-        kept = {name: gradient + decay * masked(weights[name], trained[name]) for name, gradient in kept.items()}
-    # PyTorch's optimizers pass over what no gradient reaches, its decay included.
-    return {name: kept[name] if name in kept else np.zeros_like(weights[name]) for name in gradients}
-
-
-def _clipped(gradients: Mapping[str, np.ndarray], largest_norm: float) -> dict[str, np.ndarray]:
+def clipped(gradients: Mapping[str, np.ndarray], largest_norm: float) -> dict[str, np.ndarray]:
+    """Gradients as ``torch.nn.utils.clip_grad_norm_`` leaves them."""
     holders = [torch.nn.Parameter(torch.from_numpy(gradient)) for gradient in gradients.values()]
     for holder in holders:
         holder.grad = holder.detach().clone()

@@ -206,6 +206,34 @@ def test_a_refused_step_changes_nothing(program, data, complaint: str, x, y, opt
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x, places: x[:, places],
+        lambda x, places: x.gather(1, places.expand(3, -1)),
+        lambda x, places: x.index_select(1, places),
+        lambda x, places: torch.take(x[0], places),
+    ],
+)
+def test_an_index_that_points_outside_is_refused(read) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 5)
+
+        def forward(self, x, places):
+            return read(self.linear(x), places)
+
+    exported = torch.export.export(Reader(), (torch.ones(3, 2), torch.tensor([0, 4])))
+    trainer = pock.Trainer(pock.compile(exported, loss="mse"))
+    x, target = np.ones((3, 2), "float32"), np.zeros(tuple(trainer.program.manifest["outputs"][0]["shape"]), "float32")
+    before = trainer.weights()["linear.weight"].copy()
+    for outside in (5, -6):
+        with pytest.raises(InputError, match="'places'"):
+            trainer.step([x, np.array([0, outside])], target, lr=0.1)
+    np.testing.assert_array_equal(trainer.weights()["linear.weight"], before)
+
+
 def test_ignored_labels_are_no_fault(program, data) -> None:
     labels = np.array([1, -100, 2, -100])
     loss = pock.Trainer(program).step(data[0], labels, lr=0.0)
