@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import CheckError
 from ..optimizers import AdamW, Optimizer
 from .agreement import Difference, difference, norm, relative_difference
-from .measured import Measured, Weights, is_finite
+from .measured import SCALE, Measured, Weights, is_finite
 
 SMALLEST = 1e-7
 """A difference of single values that never counts."""
@@ -105,7 +105,8 @@ class Comparison:
         largest = max(sizes.values(), default=0.0)
         for name, gradient in gradients.items():
             what = gradient_of(name)
-            floors[what] = 0.0 if gradient is None else ROUNDED * self.decay * norm(weights[name])
+            decay = 0.0 if gradient is None else self.decay
+            floors[what] = ROUNDED * (decay + 1 / SCALE) * norm(weights[name])
             if gradient is None:
                 self.unchecked.setdefault(name, UNREACHED)
             elif not gradient.any():

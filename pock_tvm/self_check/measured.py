@@ -9,6 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+SCALE = 2.0**64
+"""How many times its gradient a weight moves in a measuring step: so far that the rounding of the weight is nothing to
+the gradient, and not so far that a large gradient overflows."""
 Weights = Mapping[str, np.ndarray]
 
 

@@ -10,11 +10,8 @@ import numpy as np
 from ..errors import CheckError
 from ..optimizers import SGD, Optimizer
 from ..trainer import Trainer
-from .measured import Batch, Measured, Weights
+from .measured import SCALE, Batch, Measured, Weights
 
-SCALE = 2.0**40
-"""How many times its gradient a weight moves in a measuring step: so far that the rounding of the weight is nothing to
-the gradient, and not so far that a large gradient overflows."""
 RATE = 0.125
 """The learning rate of the update that is compared with PyTorch's optimizers."""
 

@@ -122,11 +122,10 @@ def test_gradients_that_are_zero_at_first_are_checked_elsewhere(monkeypatch) -> 
 # ---- wrong programs --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("layer", "value"), [("stem", "stem:conv2d"), ("blocks.0.conv2", "blocks_0_conv2:conv2d"), ("head", "head:linear")]
-)
+@pytest.mark.parametrize(("layer", "value"), [("stem", "conv2d"), ("blocks.0.conv2", "conv2d_2"), ("head", "linear")])
 def test_the_first_layer_that_differs_is_named(layer: str, value: str) -> None:
-    model = altered(load_model(small(4)), value, lambda x: x * relax.const(1.001, "float32"))
+    model = load_model(small(4))
+    model = altered(model, model.values[value], lambda x: x * relax.const(1.001, "float32"))
     pock.compile(model, check=False)
     with pytest.raises(pock.CheckError, match=rf"first layer that differs is {layer}: .* instead of"):
         pock.compile(model)
