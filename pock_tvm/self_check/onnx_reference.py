@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx.reference import ReferenceEvaluator
 
+from ..frontend.onnx_file import reference_outputs
 from ..losses import Loss
 from .measured import Batch, Measured, Weights
 
@@ -42,17 +42,12 @@ class OnnxReference:
     def _outputs(self, weights: Weights, batch: Batch, precise: bool) -> list[np.ndarray]:
         feeds = {**weights, **batch.inputs}
         if not precise:
-            return self._evaluated(feeds)
+            return reference_outputs(self._model, feeds)
         wide = {name: array.astype("float64") if array.dtype.kind == "f" else array for name, array in feeds.items()}
         try:
-            return self._evaluated(wide)
+            return reference_outputs(self._model, wide)
         except Exception as error:  # an evaluator of Python code, which meets types that it was not written for
             raise NotImplementedError(str(error)) from error
-
-    def _evaluated(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs; what is fed takes the place of inputs and initializers."""
-        with np.errstate(all="ignore"):
-            return [np.asarray(output) for output in ReferenceEvaluator(self._model).run(None, feeds)]
 
     def _loss_of(self, outputs: list[np.ndarray], batch: Batch) -> float:
         target = np.zeros(0) if batch.target is None else batch.target
