@@ -40,9 +40,10 @@ class SGD:
         """The update in the plain values that ``relay_passes.AppendUpdate`` takes."""
         return {"kind": "sgd", **asdict(self)}
 
-    def rates(self, lr: float, _step: int) -> list[float]:
-        """What the update reads at step ``_step`` (from 1)."""
-        return [lr]
+    def rates(self, lr: float, step: int) -> list[float]:
+        """What the update reads at step ``step`` (from 1): a first gradient is not dampened."""
+        dampened = self.momentum and self.dampening
+        return [lr, 1.0 if step == 1 else 1 - self.dampening] if dampened else [lr]
 
 
 @options(LR, betas=BETAS, eps=RATE, weight_decay=RATE)

@@ -56,7 +56,7 @@ def example(program: Program) -> tuple[dict[str, np.ndarray], np.ndarray | None]
     manifest, rng = program.manifest, np.random.default_rng(0)
     inputs = {}
     for spec in manifest["inputs"]:
-        _, limit = manifest["index_limits"].get(spec["name"], (0, 2))
+        _, limit = program.index_limits.get(spec["name"], (0, 2))
         whole = np.full(spec["shape"], min(1, limit - 1))
         inputs[spec["name"]] = rng.standard_normal(spec["shape"]) if "float" in spec["dtype"] else whole
         inputs[spec["name"]] = inputs[spec["name"]].astype(spec["dtype"])

@@ -20,8 +20,8 @@ from .arguments import PATH, require
 from .errors import ProgramError
 from .files import replacing
 
-FORMAT = "pock-program/2"
-MANIFEST, LIBRARY, WEIGHTS, CONSTANTS = "manifest.json", "library", "weights.safetensors", "constants.safetensors"
+FORMAT = "pock-program/1"
+MANIFEST, LIBRARY, WEIGHTS, CONSTANTS = "manifest.json", "program.so", "weights.safetensors", "constants.safetensors"
 
 UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, MemoryError,
@@ -35,7 +35,7 @@ class Program:
     """A compiled training program: immutable. A :class:`Trainer` runs it.
 
     Saved, it is one zip file: ``manifest.json`` (versions, target, scheme, inputs and outputs, tables of addresses,
-    checksums), ``library`` (kernels and entry points: a shared library, or its objects), ``weights.safetensors`` (the
+    checksums), ``program.so`` (kernels and entry points: a shared library, or its objects), ``weights.safetensors`` (the
     initial weights under PyTorch's names and in its layouts) and ``constants.safetensors``.
     """
 
@@ -106,6 +106,12 @@ class Program:
             for name, entry in self.manifest["weights"].items()
             if entry["trained"] not in ("frozen", "statistics")
         }
+
+    @property
+    def index_limits(self) -> dict[str, tuple[int, int]]:
+        """For each integer input by which something is read the lowest index, and how many positions there are."""
+        limits = self.manifest["index_limits"]  # in older programs the rows of a table alone
+        return {name: (0, found) if isinstance(found, int) else tuple(found) for name, found in limits.items()}
 
     def memory(self) -> dict[str, int]:
         """Bytes that a trainer holds.

@@ -43,7 +43,10 @@ class Library:
     def run(self, entry: str, table: Any) -> None:
         """Call an entry point."""
         if entry not in self._functions:
-            self._functions[entry] = self._module[entry]
+            try:
+                self._functions[entry] = self._module[entry]
+            except AttributeError as error:
+                raise ProgramError(f"this program has no '{entry}': compile it again with this version") from error
         self._functions[entry](table)
 
 

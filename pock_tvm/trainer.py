@@ -376,12 +376,12 @@ class Trainer:
         return {name: as_array(f"input '{name}'", value) for name, value in zip(names, values, strict=True)}
 
     def _checked_inputs(self, x: Data) -> dict[str, np.ndarray]:
-        arrays = self._named_inputs(x)
+        arrays, limits = self._named_inputs(x), self.program.index_limits
         for spec in self._inputs:
             name, array = spec["name"], arrays[spec["name"]]
             check_array(f"input '{name}'", array, spec["shape"], spec["dtype"])
-            if name in self.program.manifest["index_limits"] and array.size:
-                lowest, limit = self.program.manifest["index_limits"][name]
+            if name in limits and array.size:
+                lowest, limit = limits[name]
                 wrong = array[(array < lowest) | (array >= limit)]
                 if wrong.size:
                     raise InputError(

@@ -30,7 +30,10 @@ STATES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "sgd": lambda options: ["momentum_buffer"] if options["momentum"] else [],
     "adam": lambda _options: ["exp_avg", "exp_avg_sq"],
 }
-RATES = {"sgd": 1, "adam": 3}
+RATES: dict[str, Callable[[Mapping[str, Any]], int]] = {
+    "sgd": lambda options: 2 if options["momentum"] and options["dampening"] else 1,
+    "adam": lambda _options: 3,
+}
 KERNELS: dict[str, Callable[..., tirx.PrimFunc]] = {"sgd": update.sgd, "adam": update.adam}
 
 LARGE_GRADIENT = 32 * 2**20
@@ -79,7 +82,7 @@ class AppendUpdate:
             sums = {name: writer.parameter(f"gradient_sum.{name}", grad.ty) for name, grad in grads.items()}
             grads = {name: writer.emit(sums[name] + grad) for name, grad in grads.items()}
         dtypes = {dtype_of(grad) for grad in grads.values()} or {"float32"}
-        rates = writer.parameter("rates", relax.TensorType((RATES[kind],), dtypes.pop()))
+        rates = writer.parameter("rates", relax.TensorType((RATES[kind](options),), dtypes.pop()))
         vectors: dict[str, Expr] = {"rates": rates}
         if self.clip_norm is not None:
             vectors["clip"] = self._clip(writer, grads, self.clip_norm)

@@ -146,7 +146,7 @@ class SelfCheck:
             return batches, self.reference.measure(weights, batches)
         best: tuple[list[Batch], Measured] | None = None
         refusal: Exception | None = None
-        for make in synthetic_batches(self.model, self.loss, self.program.manifest["index_limits"], attempt):
+        for make in synthetic_batches(self.model, self.loss, self.program.index_limits, attempt):
             variety = [make(number) for number in range(min(steps, VARIETY))]
             batches = [variety[step % len(variety)] for step in range(steps)]
             try:

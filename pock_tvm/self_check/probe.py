@@ -22,9 +22,10 @@ class _Linear:
 
     optimizer: Optimizer
 
-    def rates(self, _lr: float, _step: int) -> list[float]:
+    def rates(self, lr: float, step: int) -> list[float]:
         if isinstance(self.optimizer, SGD):
-            return [SCALE / (1 + self.optimizer.momentum) if self.optimizer.nesterov else SCALE]
+            _, *others = self.optimizer.rates(lr, step)
+            return [SCALE / (1 + self.optimizer.momentum) if self.optimizer.nesterov else SCALE, *others]
         # step m / (sqrt(v) 0 + eps), where m is (1 - beta1) g
         return [0.0, SCALE * self.optimizer.eps / (1 - self.optimizer.betas[0]), 0.0]
 

@@ -61,10 +61,10 @@ def sgd(
     weight_decay: float,
     vectors: Mapping[str, int],
 ) -> tirx.PrimFunc:
-    """``g += decay w; m = momentum m + (1 - dampening) g; w -= lr (nesterov ? g + momentum m : m)``, as
-    ``torch.optim.SGD``.
+    """``g += decay w; m = momentum m + share g; w -= lr (nesterov ? g + momentum m : m)``, as ``torch.optim.SGD``.
 
-    Operands: gradient [, momentum_buffer]; ``rates`` is [lr]. For ``vectors`` see :func:`elementwise_update`.
+    Operands: gradient [, momentum_buffer]; ``rates`` is [lr], and with dampening [lr, share]: 1 in the first update and
+    ``1 - dampening`` in all others. For ``vectors`` see :func:`elementwise_update`.
     """
     const = _constants(layout)
 
@@ -72,7 +72,8 @@ def sgd(
         g = _decayed(v, const, weight_decay)
         step = {}
         if momentum:
-            step["momentum_buffer"] = v["momentum_buffer"] * const(momentum) + g * const(1 - dampening)
+            added = g * v["rates"][1] if dampening else g
+            step["momentum_buffer"] = v["momentum_buffer"] * const(momentum) + added
             g = g + v["momentum_buffer"] * const(momentum) if nesterov else v["momentum_buffer"]
         return step | {"weight": v["weight"] - v["rates"][0] * g}
 

@@ -19,6 +19,10 @@ OPTIMIZERS: dict[str, tuple[pock.SGD | pock.Adam, Callable[..., torch.optim.Opti
         pock.SGD(momentum=0.9, weight_decay=0.1),
         lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=0.1),
     ),
+    "dampened momentum": (
+        pock.SGD(momentum=0.9, dampening=0.3),
+        lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, dampening=0.3),
+    ),
     "Nesterov": (
         pock.SGD(momentum=0.8, nesterov=True, weight_decay=0.1),
         lambda p, lr: torch.optim.SGD(p, lr, momentum=0.8, nesterov=True, weight_decay=0.1),

@@ -53,7 +53,7 @@ CLIPPED = {"clip": [0.5]}
 UPDATES: dict[str, tuple[Callable[..., tirx.PrimFunc], dict[str, Any], Callable[..., list], int, dict[str, list]]] = {
     "sgd": (sgd, SGD, sgd_reference, 1, {"rates": [LR]}),
     "sgd, decay, clipped": (sgd, SGD | {"weight_decay": 0.1}, sgd_reference, 1, {"rates": [LR]} | CLIPPED),
-    "sgd, momentum": (sgd, SGD | {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1}, sgd_reference, 2, {"rates": [LR]}),
+    "sgd, momentum": (sgd, SGD | {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1}, sgd_reference, 2, {"rates": [LR, 0.8]}),
     "sgd, nesterov": (sgd, SGD | {"momentum": 0.9, "nesterov": True}, sgd_reference, 2, {"rates": [LR]} | CLIPPED),
     "adam": (adam, ADAM, adam_reference, 3, {"rates": [LR, STEP, SPREAD]}),
     "adam, decay": (adam, ADAM | {"weight_decay": 0.1}, adam_reference, 3, {"rates": [LR, STEP, SPREAD]}),
