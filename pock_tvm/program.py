@@ -35,8 +35,8 @@ class Program:
     """A compiled training program: immutable. A :class:`Trainer` runs it.
 
     Saved, it is one zip file: ``manifest.json`` (versions, target, scheme, inputs and outputs, tables of addresses,
-    checksums), ``program.so`` (kernels and entry points: a shared library, or its objects), ``weights.safetensors`` (the
-    initial weights under PyTorch's names and in its layouts) and ``constants.safetensors``.
+    checksums), ``program.so`` (kernels and entry points: a shared library, or its objects), ``weights.safetensors``
+    (the initial weights under PyTorch's names and in its layouts) and ``constants.safetensors``.
     """
 
     manifest: dict[str, Any]
