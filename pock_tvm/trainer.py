@@ -122,13 +122,27 @@ class Trainer:
         return float(self._results[entry][0].sum())  # of micro-batches each has its share
 
     def predict(self, x: Data) -> np.ndarray | tuple[np.ndarray, ...]:
-        """The network's outputs, for any number of samples: one array, or a tuple where the network has several
-        outputs."""
+        """The network's outputs: one array, or a tuple where the network has several.
+
+        Any number of samples will do where every output has them along its first axis; otherwise it takes as many as
+        the program was compiled for.
+
+        Raises
+        ------
+        InputError
+            A wrong shape, type or number of samples, or an index out of range.
+        """
         arrays = self._named_inputs(x)
         batch = self._inputs[0]["shape"][0] if self._inputs[0]["shape"] else 1
         count = len(next(iter(arrays.values()))) if self._inputs[0]["shape"] else 1
         # What has another length than the samples (a table of positions, say) belongs to all of them.
         samples = [name for name, array in arrays.items() if array.shape[:1] == (count,)]
+        mixed = [spec["name"] for spec in self.program.manifest["outputs"] if list(spec["shape"][:1]) != [batch]]
+        if count != batch and mixed:
+            raise InputError(
+                f"output '{mixed[0]}' does not have the samples along its first axis: predict takes {batch} samples, "
+                f"not {count}"
+            )
         parts: list[list[np.ndarray]] = []
         for start in range(0, count, batch):
             cut = {name: self._padded(arrays[name][start : start + batch], batch) for name in samples}
@@ -137,10 +151,9 @@ class Trainer:
                 self._fill(name, array)
             self._run("predict")
             kept = min(batch, count - start)
-            parts.append(
-                [result[:kept].copy() if result.ndim else result.copy() for result in self._results["predict"]]
-            )
-        outputs = tuple(np.concatenate(part) if part[0].ndim else part[0] for part in zip(*parts, strict=True))
+            results = self._results["predict"]
+            parts.append([result.copy() if kept == batch else result[:kept].copy() for result in results])
+        outputs = tuple(part[0] if len(part) == 1 else np.concatenate(part) for part in zip(*parts, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
 
     def evaluate(self, data: Iterable[tuple[Data, Any]]) -> dict[str, float]:

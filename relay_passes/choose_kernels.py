@@ -111,8 +111,9 @@ def _left_over(mod: IRModule, name: str) -> str:
         operator = op_name(value)
         if operator in CALLS:
             kernel = mod[value.args[0].name_hint]
-            if not all(isinstance(buffer.elem_offset, tirx.IntImm) for buffer in kernel.params):  # hand-written loops
-                return "TVM's cannot run in the memory of a program"
+            loops = not all(isinstance(buffer.elem_offset, tirx.IntImm) for buffer in kernel.params)  # written by hand
+            if loops and "call_packed" in kernel.script():
+                return "TVM's calls a library that no program brings along"
         elif operator.startswith(("relax.", "pock.")) and operator not in VIEWS:
             return "TVM has none for this target"
     return ""
@@ -276,6 +277,16 @@ def _index_tensor(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return builder.call_te(indexing.index_tensor, x, list(indices.fields), primfunc_name_hint="index_tensor")
 
 
+def _scan(kernel: Callable[..., Any]) -> Legalize:
+    """A running sum or product along an axis; without one, over all elements."""
+
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        axis, exclusive = plain(call.attrs.axis), bool(call.attrs.exclusive)
+        return call_kernel(builder, kernel, *call.args, axis=axis, dtype=dtype_of(call), exclusive=exclusive)
+
+    return legalize
+
+
 def _pad(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Constants around the elements; the other modes are TVM's."""
     if call.attrs.pad_mode != "constant":
@@ -329,6 +340,8 @@ KERNELS: dict[str, Legalize] = NOT_FINITE | {
     "relax.nn.pad": _pad,
     "relax.strided_slice": _strided_slice,
     "relax.take": _take,
+    "relax.cumsum": _scan(topi.cumsum),
+    "relax.cumprod": _scan(topi.cumprod),
     "relax.index_tensor": _index_tensor,
     "pock.unpack_bits": _unpack_bits,
     "relax.nn.softmax": _softmax,

@@ -1,6 +1,17 @@
 """Gradient rules, grouped by kind of operator. Importing the package fills the registry."""
 
-from . import convolution, elementwise, indexing, loss, matmul, movement, normalization, pooling, reduction
+from . import (
+    convolution,
+    elementwise,
+    indexing,
+    loss,
+    matmul,
+    movement,
+    normalization,
+    pooling,
+    reduction,
+    trigonometric,
+)
 from .registry import Piece, Rule, Use, flat, gradient, is_flat, rule_for, supported_operators, takes_pieces
 
 __all__ = [

@@ -79,7 +79,11 @@ def train_torch(
         tensors = [torch.from_numpy(array) for array in inputs]
         tensors = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
         args, kwargs = torch.utils._pytree.tree_unflatten(tensors, exported.call_spec.in_spec)
-        outputs = module(*args, **kwargs)
+        torch.set_default_dtype(dtype)  # of what the model itself makes
+        try:
+            outputs = module(*args, **kwargs)
+        finally:
+            torch.set_default_dtype(torch.float32)
         value = torch_loss(loss, outputs, None if target is None else torch.from_numpy(target))
         value.backward()
         norms = {
