@@ -144,7 +144,7 @@ def judge(network: Around) -> tuple[str, str]:
     except Exception as error:
         return "skipped", f"torch.export: {_line(error)}"
     try:
-        trainer = pock.Trainer(pock.compile(exported, loss="output"))
+        trainer = pock.Trainer(pock.compile(exported, loss="output", check=False))
         ours = trainer.step([tensor.numpy() for tensor in network.inputs], lr=1.0)
         updates = {
             name: parameter.detach().double().numpy() - trainer.weights()[name]
