@@ -211,4 +211,5 @@ def _with_graph(exported: ExportedProgram, module: torch.fx.GraphModule) -> Expo
         range_constraints=exported.range_constraints,
         module_call_graph=exported.module_call_graph,
         constants=exported.constants,
+        verifiers=[exported.verifier],  # as exported the graph may change tensors in place
     )
