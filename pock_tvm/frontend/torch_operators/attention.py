@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
-from relay_passes.ir import Expr, constant_value, is_float, op_name, shape_of
+from relay_passes.ir import Expr, constant_value, is_float, shape_of
 from relay_passes.operators.training import matmul, safe_softmax
 
 from .registry import Site, Unsupported, converter
@@ -38,7 +37,7 @@ def attention(
             "model.eval() first"
         )
     scale = 1 / math.sqrt(shape_of(query)[-1]) if scale is None else scale
-    mask = _unrepeated(at, attn_mask)
+    mask = None if attn_mask is None else at.unrepeated(attn_mask)  # the scores repeat it themselves
     if is_causal:
         tokens = (shape_of(query)[-2], shape_of(key)[-2])
         mask = relax.const(np.tril(np.ones(tokens, "bool")), "bool")
@@ -61,14 +60,6 @@ def attention(
     scores = at.emit(matmul(scaled, key, transpose_a=False, transpose_b=True))
     result = at.emit(matmul(_probabilities(at, scores, mask), value, transpose_a=False, transpose_b=False))
     return at.reshape(result, at.shape)
-
-
-def _unrepeated(at: Site, mask: Expr | None) -> Expr | None:
-    """The mask before it was broadcast, which the scores do themselves."""
-    made: Any = at.builder.lookup_binding(mask) if isinstance(mask, relax.Var) else None
-    if op_name(made) == "relax.broadcast_to" and len(shape_of(made.args[0])) == len(shape_of(mask)):
-        return made.args[0]
-    return mask
 
 
 def _probabilities(at: Site, scores: relax.Var, mask: Expr | None) -> Expr:

@@ -74,38 +74,50 @@ def _cut(at: Site, x: Expr, axis: int, shape: Sequence[int]) -> Expr:
 def index_tensors(at: Site, x: Expr, indices: Sequence[Expr | None]) -> Expr:
     """``x[:, i, j]``: tensors of indices are read together, as coordinates, and stand where the first of them stood;
     in front where others lie between them."""
-    used = [axis for axis, index in enumerate(indices) if index is not None]
-    places, axes, x = _places(at, x, indices)
-    read = at.emit(R.take(x, places, axes))
-    apart = used != list(range(used[0], used[-1] + 1))
-    return read if not apart or axes == 0 else permute(at, read, _to_front(read, axes, len(shape_of(places))))
-
-
-def _to_front(x: Expr, first: int, count: int) -> list[int]:
-    moved = list(range(first, first + count))
-    return moved + [axis for axis in range(len(shape_of(x))) if axis not in moved]
-
-
-def _places(at: Site, x: Expr, indices: Sequence[Expr | None]) -> tuple[Expr, int, Expr]:
-    """The positions that tensors of indices name along one axis of x, into which the indexed axes are merged."""
     rank = len(shape_of(x))
     used = [axis for axis, index in enumerate(indices) if index is not None]
-    if any(dtype_of(indices[axis]) in ("bool", "uint8") for axis in used):
+    given = [index for index in indices if index is not None]
+    shorter = [at.unrepeated(index) for index in given]
+    if np.broadcast_shapes(*map(shape_of, shorter)) == np.broadcast_shapes(*map(shape_of, given)):
+        given = shorter
+    if any(dtype_of(index) in ("bool", "uint8") for index in given):
         raise Unsupported(
             "with a mask gives a shape that depends on the data. Use torch.where or a product with the mask"
         )
-    if used != list(range(used[0], used[-1] + 1)):  # others lie between them: bring them to the front
-        order = used + [axis for axis in range(rank) if axis not in used]
-        x, indices = permute(at, x, order), [indices[axis] for axis in used]
-        used = list(range(len(used)))
-    shape, first = shape_of(x), used[0]
-    extents = [shape[axis] for axis in used]
-    places = [_from_front(at, indices[axis], extent) for axis, extent in zip(used, extents, strict=True)]
-    found = places[0]
+    first = used[0]
+    if used != list(range(first, used[-1] + 1)):
+        x, first = permute(at, x, used + [axis for axis in range(rank) if axis not in used]), 0
+    shape = shape_of(x)
+    extents = shape[first : first + len(used)]
+    places = [_from_front(at, index, extent) for index, extent in zip(given, extents, strict=True)]
+    if _is_grid(places):
+        for axis, place in enumerate(places, first):
+            x = _read(at, x, at.reshape(place, (math.prod(shape_of(place)),)), axis)
+        return at.reshape(x, at.shape)
+    place = places[0]
     for index, extent in zip(places[1:], extents[1:], strict=True):
-        found = _plus(at, _times(at, found, extent), index)
+        place = _plus(at, _times(at, place, extent), index)
     merged = at.reshape(x, (*shape[:first], math.prod(extents), *shape[first + len(used) :]))
-    return found, first, merged
+    return at.emit(R.take(merged, place, first))
+
+
+def _is_grid(places: Sequence[Expr]) -> bool:
+    """Whether indices run along axes of their own, one after the other: each axis can be read by itself."""
+    rank = max(len(shape_of(place)) for place in places)
+    along = [
+        [rank - len(shape_of(place)) + axis for axis, extent in enumerate(shape_of(place)) if extent > 1]
+        for place in places
+    ]
+    order = [axis for axes in along for axis in axes]
+    return all(len(axes) <= 1 for axes in along) and order == sorted(set(order))
+
+
+def _read(at: Site, x: Expr, places: Expr, axis: int) -> Expr:
+    """Positions of an axis; the axis itself where they are all of its positions."""
+    known = constant_value(places)
+    if known is not None and np.array_equal(known, np.arange(shape_of(x)[axis])):
+        return x
+    return at.emit(R.take(x, places, axis))
 
 
 def _from_front(at: Site, index: Expr, extent: int) -> Expr:

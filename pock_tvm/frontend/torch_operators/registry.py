@@ -17,7 +17,7 @@ import torch
 from tvm import relax
 from tvm.relax import op as R
 
-from relay_passes.ir import Expr, constant_value, dtype_of, shape_of
+from relay_passes.ir import Expr, constant_value, dtype_of, op_name, shape_of
 
 from ..model import LookUp
 
@@ -88,6 +88,12 @@ class Site:
         shape = tuple(self.shape if shape is None else shape)
         return x if shape_of(x) == shape else self.emit(R.broadcast_to(x, shape))
 
+    def unrepeated(self, x: Expr) -> Expr:
+        """A tensor before its axes of extent 1 were repeated."""
+        made: Any = self.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+        is_repeated = op_name(made) == "relax.broadcast_to" and len(shape_of(made.args[0])) == len(shape_of(x))
+        return made.args[0] if is_repeated else x
+
     def full(self, value: Number, shape: Sequence[int] | None = None, dtype: str | None = None) -> Expr:
         """A tensor of one number everywhere, by default in the shape and type of the result."""
         shape, number = tuple(self.shape if shape is None else shape), self.cast(value, dtype)
@@ -95,6 +101,9 @@ class Site:
 
     def reshape(self, x: Expr, shape: Sequence[int]) -> Expr:
         """The same elements in another shape."""
+        known = constant_value(x)
+        if known is not None:
+            return relax.const(known.reshape(shape), dtype_of(x))
         return x if shape_of(x) == tuple(shape) else self.emit(R.reshape(x, tuple(shape)))
 
 
