@@ -206,27 +206,23 @@ def silu(use: Use) -> Expr:
 
 @gradient("relax.nn.selu")
 def selu(use: Use) -> Expr:
-    """y = scale * (x where x > 0 else alpha * (e^x - 1)): dx = dy * scale or dy * (y + scale * alpha)."""
-    y = use.result
-    return _elu(use, y, y + scalar(SELU_SCALE * SELU_ALPHA, y), SELU_SCALE)
+    """y = scale * (x where x > 0 else alpha * (e^x - 1)): dx = dy * scale or dy * scale * alpha * e^x."""
+    return _elu(use, SELU_ALPHA, SELU_SCALE, 1.0)
 
 
 @gradient("pock.elu")
 def elu(use: Use) -> Expr:
-    """y = scale * (x where x > 0 else alpha * (e^(s x) - 1)): dx = dy * scale or dy * s * (y + scale * alpha).
-
-    With a negative alpha or scale the result does not tell the sign of x, which then is read itself.
-    """
-    alpha, scale, inside = (float(use.call.attrs[name]) for name in ("alpha", "scale", "input_scale"))
-    y = use.result
-    told_by = y if alpha >= 0 and scale > 0 else use.args[0]
-    slope = (y + scalar(scale * alpha, y)) * scalar(inside, y)
-    return _elu(use, told_by, slope, scale)
+    """y = scale * (x where x > 0 else alpha * (e^(s x) - 1)): dx = dy * scale or dy * scale * alpha * s * e^(s x)."""
+    return _elu(use, *(float(use.call.attrs[name]) for name in ("alpha", "scale", "input_scale")))
 
 
-def _elu(use: Use, told_by: Expr, slope: Expr, scale: float) -> Expr:
-    """``scale`` where a unit is straight, which the sign of a value tells, and the slope elsewhere."""
-    return use.grad * R.where(told_by > scalar(0, told_by), scalar(scale, told_by), slope)
+def _elu(use: Use, alpha: float, scale: float, inside: float) -> Expr:
+    """By x and not by y: far below zero y + scale * alpha has no digit left. No positive x reaches the exponential."""
+    x = use.args[0]
+    zero = scalar(0, x)
+    exponent = R.where(x > zero, zero, x if inside == 1 else x * scalar(inside, x))
+    slope = R.exp(exponent) * scalar(alpha * scale * inside, x)
+    return use.grad * R.where(x > zero, scalar(scale, x), slope)
 
 
 @gradient("relax.nn.softplus")

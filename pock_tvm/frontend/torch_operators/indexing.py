@@ -56,8 +56,17 @@ def gather(at: Site, x: Expr, dim: int, index: Expr, sparse_grad: bool = False) 
     at.looked_up(index, shape_of(x)[axis])
     x = _cut(at, x, axis, shape_of(index))
     if shape_of(index)[axis] == 1 and is_float(x):  # the label of each sample
-        return chosen_along(at, x, index, axis)
+        return _or_nan(at, chosen_along(at, x, index, axis), index, shape_of(x)[axis])
     return at.emit(R.gather_elements(x, index, axis))
+
+
+def _or_nan(at: Site, x: Expr, index: Expr, extent: int) -> Expr:
+    """The values where an index lies inside; where it does not, and PyTorch raises, they are no numbers."""
+    if constant_value(index) is not None:
+        return x
+    zero, end = (relax.const(bound, dtype_of(index)) for bound in (0, extent))
+    inside = at.emit(R.logical_and(at.emit(R.greater_equal(index, zero)), at.emit(R.less(index, end))))
+    return at.emit(R.where(inside, x, at.cast(math.nan)))
 
 
 def _cut(at: Site, x: Expr, axis: int, shape: Sequence[int]) -> Expr:

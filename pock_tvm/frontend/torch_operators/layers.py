@@ -342,6 +342,15 @@ def batch_norm_without_statistics(
     return [_with_affine(at, y, weight, bias), None, None]
 
 
+@converter(
+    *("native_batch_norm.default", "_batch_norm_with_update.default", "_batch_norm_with_update_functional.default"),
+    *("_native_batch_norm_legit.default", "_native_batch_norm_legit_functional.default"),
+)
+def batch_norm_of_pytorch(at: Site, **_: Any) -> Result:
+    """Refused: its running statistics change, and PyTorch gives no gradient through its further results."""
+    raise Unsupported("is PyTorch's own, which nn.BatchNorm calls: use that, or torch.nn.functional.batch_norm")
+
+
 @converter("instance_norm.default")
 def instance_norm(
     at: Site,
