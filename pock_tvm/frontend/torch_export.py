@@ -15,7 +15,7 @@ from relay_passes.ir import dtype_of, shape_of
 
 from ..errors import ModelError
 from .model import Model, TensorSpec, in_order_of_use, result_specs
-from .torch_graph import prepared
+from .torch_graph import prepared, summary
 from .torch_translate import Translation, translate
 
 Shapes = Mapping[str, Sequence[int]]
@@ -25,9 +25,7 @@ def import_exported_program(exported: ExportedProgram, *, batch: int | None, sha
     """Import an ExportedProgram; see :func:`pock_tvm.frontend.load_model`."""
     exported, translation = _translated(exported, batch, shapes, any_shape)
     if translation.obstacles:
-        first, *more = translation.obstacles
-        others = f" ({len(more)} further obstacles: `pock check` lists all)" if more else ""
-        raise ModelError(first.reason + others, translation.obstacles)
+        raise ModelError(summary(translation.obstacles), translation.obstacles)
     state = {name: tensor.detach().cpu() for name, tensor in exported.state_dict.items()}
     aliases = _aliases(state)
     main = translation.module["main"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import operator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from ..errors import ModelError
+from ..errors import ModelError, Obstacle
 from .torch_operators import has_converter
 
 NAMESPACE = "pock_tvm"
@@ -35,9 +36,9 @@ def prepared(exported: ExportedProgram) -> ExportedProgram:
     ModelError
         The model was exported in training mode, or has control flow or regions of another precision.
     """
-    for node in exported.graph.nodes:
-        _refuse_training_mode(node)
-        _refuse_other_tensors(node)
+    obstacles = list(_obstacles(exported))
+    if obstacles:
+        raise ModelError(summary(obstacles), obstacles)
     exported = _with_graph(exported, _without_regions(exported.graph_module))
     try:
         return exported.run_decompositions(dict(_decompositions()))
@@ -59,6 +60,31 @@ def where(node: Any) -> str:
     return f"operator '{name.removesuffix('.default').replace('::', '.')}'" + (
         f" in layer '{layer}'" if layer else f" ('{node.name}')"
     )
+
+
+def short_name(node: Any) -> str:
+    """The operator of a node, without library and overload."""
+    return getattr(node.target, "__name__", str(node.target)).split(".")[0]
+
+
+def parameter_behind(node: Any, parameters: Mapping[str, str]) -> str:
+    """The nearest parameter that a node depends on; ``parameters`` gives PyTorch's names of the graph's."""
+    seen, waiting = {node}, [node]
+    for each in waiting:
+        if each.name in parameters:
+            return parameters[each.name]
+        new = [source for source in each.all_input_nodes if source not in seen]
+        seen.update(new)
+        waiting += new
+    return ""
+
+
+def summary(obstacles: Sequence[Obstacle]) -> str:
+    """The first obstacle, the parameter behind it, and how many more there are."""
+    first, *more = obstacles
+    behind = f" (parameter '{first.parameter}' lies behind it)" if first.parameter else ""
+    others = f" ({len(more)} further obstacles: `pock check` lists all)" if more else ""
+    return f"{first.reason}{behind}{others}"
 
 
 # ---- regions ---------------------------------------------------------------------------------------------------------
@@ -143,29 +169,38 @@ def _write_out(module: torch.fx.GraphModule, region: Any, outside: set[Any]) -> 
 DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 
 
-def _refuse_training_mode(node: Any) -> None:
+def _obstacles(exported: ExportedProgram) -> Iterator[Obstacle]:
+    """What is told before PyTorch takes the program apart: afterwards it would bear names that nobody has written."""
+    for node in exported.graph.nodes:
+        reason = _training_mode(node) or _other_tensors(node)
+        if reason:
+            behind = parameter_behind(node, exported.graph_signature.inputs_to_parameters)
+            yield Obstacle(layer_of(node), short_name(node), behind, reason)
+
+
+def _training_mode(node: Any) -> str | None:
     """A model exported in training mode has dropout and moving averages in its graph; neither belongs into a
     program."""
     if not isinstance(node.target, torch._ops.OpOverload):
-        return
+        return None
     name = node.target.name().removeprefix("aten::").rstrip("_")
     drops = name in DROPOUTS and node.args[2] and node.args[1] > 0
-    if drops or (name == "batch_norm" and node.args[3] is not None and node.args[5]):
-        raise ModelError(
-            f"{where(node)} is training: the model was exported in training mode. Call model.eval() before "
-            "torch.export.export; for batch norm with the statistics of each batch, compile with batch_norm='batch'"
-        )
+    if not drops and not (name == "batch_norm" and node.args[3] is not None and node.args[5]):
+        return None
+    return (
+        f"{where(node)} is training: the model was exported in training mode. Call model.eval() before "
+        "torch.export.export; for batch norm with the statistics of each batch, compile with batch_norm='batch'"
+    )
 
 
-def _refuse_other_tensors(node: Any) -> None:
-    """Complex and sparse tensors, of which PyTorch's decompositions make messages that name nothing."""
+def _other_tensors(node: Any) -> str | None:
+    """Complex and sparse tensors."""
     for value in pytree.tree_leaves(node.meta.get("val")):
-        if not isinstance(value, torch.Tensor):
-            continue
-        if value.is_complex():
-            raise ModelError(f"{where(node)} gives complex numbers, which programs do not have: compute with real ones")
-        if value.layout is not torch.strided:
-            raise ModelError(f"{where(node)} gives a sparse tensor, and programs have dense ones: use to_dense() first")
+        if isinstance(value, torch.Tensor) and value.is_complex():
+            return f"{where(node)} gives complex numbers, which programs do not have: compute with real ones"
+        if isinstance(value, torch.Tensor) and value.layout is not torch.strided:
+            return f"{where(node)} gives a sparse tensor, and programs have dense ones: use to_dense() first"
+    return None
 
 
 def refuse_randomness(node: Any) -> None:

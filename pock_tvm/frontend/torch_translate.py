@@ -19,7 +19,7 @@ from relay_passes.places import value_name
 
 from ..errors import ModelError, Obstacle
 from .model import LookUp
-from .torch_graph import layer_of, refuse_randomness, where
+from .torch_graph import layer_of, parameter_behind, refuse_randomness, short_name, where
 from .torch_operators import Site, Unsupported, convert, has_converter, name_of
 
 DTYPES = frozenset({"float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"})
@@ -167,7 +167,7 @@ class _Translator:
     def _convert(self, node: Any) -> None:
         values = _results(node.meta["val"])
         types = [_type_of(value, where(node), may_be_empty=index > 0) for index, value in enumerate(values)]
-        site = Site(self.builder, tuple(types), value_name(layer_of(node), _short(node)), self.look_ups)
+        site = Site(self.builder, tuple(types), value_name(layer_of(node), short_name(node)), self.look_ups)
         args, kwargs = pytree.tree_map(
             lambda arg: self._value(arg) if isinstance(arg, torch.fx.Node) else arg, (node.args, node.kwargs)
         )
@@ -206,7 +206,8 @@ class _Translator:
 
     def _go_on_without(self, node: Any, reason: str) -> None:
         """Note an obstacle, and let zeros stand for the value, so that all obstacles are found at once."""
-        self.obstacles.append(Obstacle(layer_of(node), _short(node), "", reason))
+        behind = parameter_behind(node, self.exported.graph_signature.inputs_to_parameters)
+        self.obstacles.append(Obstacle(layer_of(node), short_name(node), behind, reason))
         zeros = [self._stand_in(value) for value in _results(node.meta.get("val"))]
         self.env[node] = zeros if isinstance(node.meta.get("val"), list | tuple) else zeros[0]
 
@@ -243,10 +244,6 @@ def _type_of(value: Any, what: str, *, may_be_empty: bool = False) -> tuple[tupl
     if 0 in value.shape and not may_be_empty:
         raise Unsupported(f"{what} has the empty shape {tuple(value.shape)}: there is nothing to compute")
     return tuple(value.shape), dtype
-
-
-def _short(node: Any) -> str:
-    return getattr(node.target, "__name__", str(node.target)).split(".")[0]
 
 
 def _without_repetition(value: torch.Tensor) -> torch.Tensor:

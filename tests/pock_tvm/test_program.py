@@ -32,13 +32,13 @@ def test_the_manifest_says_what_is_in_the_file(program, tmp_path) -> None:
     with zipfile.ZipFile(tmp_path / "p.pock") as archive:
         assert set(archive.namelist()) == {
             "manifest.json",
-            "library",
+            "program.so",
             "weights.safetensors",
             "constants.safetensors",
         }
         manifest = json.loads(archive.read("manifest.json"))
     assert manifest["versions"]["pock_tvm"] == pock.__version__
-    assert set(manifest["checksums"]) == {"library", "weights.safetensors", "constants.safetensors"}
+    assert set(manifest["checksums"]) == {"program.so", "weights.safetensors", "constants.safetensors"}
     assert manifest["scheme"] == {"*.bias": "full", "blocks.1.conv2.weight": 0.5}
     assert manifest["inputs"] == [{"name": "x", "shape": [4, 3, 8, 8], "dtype": "float32"}]
     assert manifest["weights"]["stem.weight"]["trained"] == "frozen"
