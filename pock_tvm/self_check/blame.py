@@ -10,6 +10,7 @@ import numpy as np
 from tvm import relax
 
 from relay_passes.ir import bindings_of, is_float, results_of, rewrite, shape_of, update_function
+from relay_passes.places import place_of
 
 from ..frontend import Model
 from ..program import Program
@@ -31,8 +32,7 @@ def first_wrong_layer(
     where all layers agree: what is compiled otherwise when nothing but the outputs is asked for, or is no layer.
     """
     wanted = reference.layers(weights, batch)
-    names = {name.replace(".", "_"): name for name in wanted}  # as TVM spells the names of variables
-    ends = {names[spelt]: var for spelt, var in _layer_ends(model).items() if spelt in names}
+    ends = {name: var for name, var in _layer_ends(model).items() if name in wanted}
     ends = {name: var for name, var in ends.items() if shape_of(var) == wanted[name].shape}
     if not ends:
         return None
@@ -52,11 +52,10 @@ def first_wrong_layer(
 
 
 def _layer_ends(model: Model) -> dict[str, relax.Var]:
-    """The last floating-point value of each layer, by its module's path (dots spelt ``_``); in the order of these
-    values."""
+    """The last floating-point value of each layer, by its module's path; in the order of these values."""
     ends: dict[str, relax.Var] = {}
     for binding in bindings_of(model.module["main"]):
-        name = binding.var.name.partition(":")[0]
+        name = place_of("", binding.var.name).layer
         ends.pop(name, None)
         if isinstance(binding.var.ty, relax.TensorType) and is_float(binding.var):
             ends[name] = binding.var
