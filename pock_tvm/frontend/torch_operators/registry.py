@@ -206,3 +206,12 @@ def axes_of(dim: int | Sequence[int] | None, rank: int) -> list[int]:
     if dim is None or (not isinstance(dim, int) and not dim):
         return list(range(rank))
     return sorted(normalized(axis, rank) for axis in ([dim] if isinstance(dim, int) else dim)) if rank else []
+
+
+Extents = int | Sequence[int]
+
+
+def extents(value: Extents, rank: int) -> list[int]:
+    """One number a dimension, where PyTorch takes one for all."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * rank if len(values) == 1 else values

@@ -1,0 +1,147 @@
+"""Pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, shape_of
+
+from .registry import Extents, Result, Site, converter, extents
+
+
+@converter("max_pool2d.default", "max_pool2d_with_indices.default")
+def max_pool(
+    at: Site,
+    x: Expr,
+    kernel_size: Extents,
+    stride: Extents = (),
+    padding: Extents = 0,
+    dilation: Extents = 1,
+    ceil_mode: bool = False,
+    rank: int = 2,
+) -> Result:
+    """The largest of each window; padding never is."""
+    window = _Window.of(at, x, rank, kernel_size, stride, padding, dilation)
+    y = at.emit(R.nn.max_pool2d(window.image, window.size, window.strides, window.padding, window.dilation))
+    y = at.reshape(y, at.shape)
+    return [y, None] if len(at.types) > 1 else y
+
+
+@converter("max_pool1d.default")
+def max_pool_of_rows(
+    at: Site,
+    x: Expr,
+    kernel_size: Extents,
+    stride: Extents = (),
+    padding: Extents = 0,
+    dilation: Extents = 1,
+    ceil_mode: bool = False,
+) -> Result:
+    """The largest of each window of a row."""
+    return max_pool(at, x, kernel_size, stride, padding, dilation, ceil_mode, rank=1)
+
+
+@converter("avg_pool2d.default")
+def avg_pool(
+    at: Site,
+    x: Expr,
+    kernel_size: Extents,
+    stride: Extents = (),
+    padding: Extents = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    rank: int = 2,
+) -> Expr:
+    """The mean of each window. Padding counts on request; what ``ceil_mode`` adds beyond the padding never does."""
+    window = _Window.of(at, x, rank, kernel_size, stride, padding, 1)
+    y = at.emit(R.nn.avg_pool2d(window.image, window.size, window.strides, window.padding, count_include_pad=True))
+    taps = window.size[0] * window.size[1]
+    if divisor_override is not None:
+        factors = np.full((1, 1), taps / divisor_override, at.dtype)
+    else:
+        rows, columns = (window.covered(axis, count_include_pad) for axis in (0, 1))
+        factors = (taps / (rows[:, None] * columns[None, :])).astype(at.dtype)
+    if (factors != 1).any():
+        y = at.emit(R.multiply(y, relax.const(factors, at.dtype)))
+    return at.reshape(y, at.shape)
+
+
+@converter("avg_pool1d.default")
+def avg_pool_of_rows(
+    at: Site,
+    x: Expr,
+    kernel_size: Extents,
+    stride: Extents = (),
+    padding: Extents = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Expr:
+    """The mean of each window of a row."""
+    return avg_pool(at, x, kernel_size, stride, padding, ceil_mode, count_include_pad, rank=1)
+
+
+class _Window:
+    """The window of a pooling, over images [N, C, H, W]."""
+
+    def __init__(self, image: Expr, out: Sequence[int], size: list[int], strides: list[int], **rest: list[int]) -> None:
+        self.image, self.out, self.size, self.strides = image, out, size, strides
+        self.own_padding, self.dilation = rest["padding"], rest["dilation"]
+        extents = shape_of(image)[2:]
+        spans = [(size[axis] - 1) * self.dilation[axis] + 1 for axis in (0, 1)]
+        # With as much behind as the last window needs: so PyTorch's ceil_mode needs no operator of its own.
+        behind = [
+            max(0, (out[axis] - 1) * strides[axis] + spans[axis] - extents[axis] - self.own_padding[axis])
+            for axis in (0, 1)
+        ]
+        self.padding = [*self.own_padding, *behind]
+
+    @classmethod
+    def of(
+        cls, at: Site, x: Expr, rank: int, size: Extents, stride: Extents, padding: Extents, dilation: Extents
+    ) -> _Window:
+        """The window of PyTorch's arguments; a row is an image of height 1, one image a batch of one."""
+        sizes = extents(size, rank)
+        values = [sizes, extents(stride, rank) if stride not in ((), []) else sizes]
+        values += [extents(padding, rank), extents(dilation, rank)]
+        shape = shape_of(x)
+        out = at.shape[-rank:]
+        if rank == 1:
+            values = [[neutral, *value] for neutral, value in zip((1, 1, 0, 1), values, strict=True)]
+            shape, out = (*shape[:-1], 1, shape[-1]), (1, *out)
+        image = at.reshape(x, shape if len(shape) == 4 else (1,) * (4 - len(shape)) + shape)
+        return cls(image, out, values[0], values[1], padding=values[2], dilation=values[3])
+
+    def covered(self, axis: int, with_padding: bool) -> np.ndarray:
+        """How many positions each window covers along an axis."""
+        extent, pad = shape_of(self.image)[2 + axis], self.own_padding[axis]
+        starts = np.arange(self.out[axis]) * self.strides[axis] - pad
+        first, last = (-pad, extent + pad) if with_padding else (0, extent)
+        return np.minimum(starts + self.size[axis], last) - np.maximum(starts, first)
+
+
+@converter("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default", "adaptive_avg_pool1d.default")
+def adaptive_avg_pool(at: Site, x: Expr, output_size: Sequence[int]) -> Expr:
+    """The means of as many windows as are wanted; where they are not of one size, as products with their shares."""
+    rank = 2 if len(output_size) == 2 else 1
+    shape = shape_of(x) if rank == 2 else (*shape_of(x)[:-1], 1, shape_of(x)[-1])
+    out = at.shape[-2:] if rank == 2 else (1, at.shape[-1])
+    image = at.reshape(x, (1,) * (4 - len(shape)) + shape)
+    if all(extent % wanted == 0 for extent, wanted in zip(shape[-2:], out, strict=True)):
+        return at.reshape(at.emit(R.nn.adaptive_avg_pool2d(image, list(out))), at.shape)
+    down, across = (_shares(extent, wanted, at.dtype) for extent, wanted in zip(shape[-2:], out, strict=True))
+    rows = at.emit(R.matmul(relax.const(down), image))
+    return at.reshape(at.emit(R.matmul(rows, relax.const(np.ascontiguousarray(across.T)))), at.shape)
+
+
+def _shares(extent: int, count: int, dtype: str) -> np.ndarray:
+    """What each position adds to each of so many means, [count, extent]: PyTorch's windows overlap by one."""
+    shares = np.zeros((count, extent), dtype)
+    for index in range(count):
+        first, last = index * extent // count, -(-(index + 1) * extent // count)
+        shares[index, first:last] = 1 / (last - first)
+    return shares

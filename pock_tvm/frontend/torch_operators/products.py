@@ -1,0 +1,138 @@
+"""Matrix products and convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, shape_of
+
+from .registry import Extents, Number, Site, Unsupported, converter, extents
+
+
+@converter("mm.default", "bmm.default", "matmul.default", "mv.default", "dot.default")
+def product(
+    at: Site, x: Expr, other: Expr | None = None, mat2: Expr | None = None, vec: Expr | None = None, tensor: Any = None
+) -> Expr:
+    """A matrix product."""
+    second = next(operand for operand in (other, mat2, vec, tensor) if operand is not None)
+    return _matmul(at, x, second)
+
+
+def _matmul(at: Site, x: Expr, y: Expr) -> Expr:
+    if not at.dtype.startswith("float"):
+        raise Unsupported(f"of {at.dtype} numbers is not supported. Convert them to float32")
+    return at.emit(R.matmul(at.cast(x), at.cast(y)))
+
+
+@converter("addmm.default", "addmv.default")
+def addmm(
+    at: Site,
+    x: Expr,
+    mat1: Expr | None = None,
+    mat2: Expr | None = None,
+    mat: Expr | None = None,
+    vec: Expr | None = None,
+    beta: Number = 1,
+    alpha: Number = 1,
+) -> Expr:
+    """``beta * x + alpha * (a @ b)``."""
+    return _with_sum(at, x, _matmul(at, mat1 if mat is None else mat, mat2 if vec is None else vec), beta, alpha)
+
+
+@converter("baddbmm.default")
+def baddbmm(at: Site, x: Expr, batch1: Expr, batch2: Expr, beta: Number = 1, alpha: Number = 1) -> Expr:
+    """``beta * x + alpha * (a @ b)`` for each of a batch."""
+    return _with_sum(at, x, _matmul(at, batch1, batch2), beta, alpha)
+
+
+def _with_sum(at: Site, x: Expr, product: Expr, beta: Number, alpha: Number) -> Expr:
+    if alpha != 1:
+        product = at.emit(R.multiply(product, at.cast(alpha)))
+    if beta == 0:  # whatever x holds, be it no numbers at all
+        return at.broadcast(product)
+    return at.emit(R.add(product, x if beta == 1 else at.emit(R.multiply(x, at.cast(beta)))))
+
+
+@converter("linear.default")
+def linear(at: Site, input: Expr, weight: Expr, bias: Expr | None = None) -> Expr:  # noqa: A002 - schema
+    """``x @ W^T + b``."""
+    if len(shape_of(weight)) == 1:
+        y = at.emit(R.matmul(input, weight))
+    else:
+        y = at.emit(R.matmul(input, at.emit(R.permute_dims(weight, [1, 0]))))
+    return y if bias is None else at.emit(R.add(y, bias))
+
+
+# ---- convolutions ----------------------------------------------------------------------------------------------------
+
+
+@converter("conv1d.default", "conv2d.default", "conv3d.default")
+def convolution_of(
+    at: Site,
+    input: Expr,  # noqa: A002 - schema
+    weight: Expr,
+    bias: Expr | None = None,
+    stride: Extents = 1,
+    padding: Extents = 0,
+    dilation: Extents = 1,
+    groups: int = 1,
+) -> Expr:
+    """A convolution in one, two or three dimensions, of a batch or of one image."""
+    rank = len(shape_of(weight)) - 2
+    operator = {1: R.nn.conv1d, 2: R.nn.conv2d, 3: R.nn.conv3d}[rank]
+    strides, pads, dilations = (extents(value, rank) for value in (stride, padding, dilation))
+    x = input if len(shape_of(input)) == rank + 2 else at.emit(R.expand_dims(input, 0))
+    y = at.emit(operator(x, weight, strides, pads, dilations, groups))
+    return at.reshape(_with_bias(at, y, bias, rank), at.shape)
+
+
+@converter("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
+def transposed_convolution(
+    at: Site,
+    input: Expr,  # noqa: A002 - schema
+    weight: Expr,
+    bias: Expr | None = None,
+    stride: Extents = 1,
+    padding: Extents = 0,
+    output_padding: Extents = 0,
+    groups: int = 1,
+    dilation: Extents = 1,
+) -> Expr:
+    """A transposed convolution; one of one dimension is one of two with height 1."""
+    rank = len(shape_of(weight)) - 2
+    strides, pads, extra, dilations = (extents(v, rank) for v in (stride, padding, output_padding, dilation))
+    x = input if len(shape_of(input)) == rank + 2 else at.emit(R.expand_dims(input, 0))
+    if rank == 1:
+        x, weight = (at.emit(R.expand_dims(operand, 2)) for operand in (x, weight))
+        strides, pads, extra, dilations = [1, *strides], [0, *pads], [0, *extra], [1, *dilations]
+    operator = R.nn.conv3d_transpose if rank == 3 else R.nn.conv2d_transpose
+    y = at.emit(
+        operator(x, weight, strides=strides, padding=pads, output_padding=extra, dilation=dilations, groups=groups)
+    )
+    return at.reshape(_with_bias(at, y, bias, max(rank, 2)), at.shape)
+
+
+@converter("convolution.default")
+def convolution(
+    at: Site,
+    input: Expr,  # noqa: A002 - schema
+    weight: Expr,
+    bias: Expr | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Expr:
+    """What all convolutions are in PyTorch's core set."""
+    if transposed:
+        return transposed_convolution(at, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return convolution_of(at, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _with_bias(at: Site, y: Expr, bias: Expr | None, rank: int) -> Expr:
+    return y if bias is None else at.emit(R.add(y, at.reshape(bias, (1, *shape_of(bias), *[1] * rank))))
