@@ -24,7 +24,6 @@ UNARY = {
     "atan": R.atan,
     "atanh": R.atanh,
     "cos": R.cos,
-    "cosh": R.cosh,
     "erf": R.erf,
     "exp": R.exp,
     "expm1": expm1,
@@ -38,7 +37,6 @@ UNARY = {
     "sign": R.sign,
     "silu": R.nn.silu,
     "sin": R.sin,
-    "sinh": R.sinh,
     "sqrt": R.sqrt,
     "square": R.square,
     "tan": R.tan,
@@ -224,6 +222,22 @@ def clamp_tensor(at: Site, x: Expr, min: Expr | None = None, max: Expr | None = 
             bound = at.cast(bound)
             x = at.emit(R.where(at.emit(beyond(x, bound)), bound, x))
     return x
+
+
+@converter("sinh.default")
+def hyperbolic_sine(at: Site, x: Expr) -> Expr:
+    """``(e^x - e^-x) / 2``, exact near 0; LLVM has none."""
+    x = at.cast(x)
+    difference = R.subtract(at.emit(expm1(x)), at.emit(expm1(at.emit(R.negative(x)))))
+    return at.emit(R.multiply(at.emit(difference), at.cast(0.5)))
+
+
+@converter("cosh.default")
+def hyperbolic_cosine(at: Site, x: Expr) -> Expr:
+    """``(e^x + e^-x) / 2``; LLVM has none."""
+    x = at.cast(x)
+    total = R.add(at.emit(R.exp(x)), at.emit(R.exp(at.emit(R.negative(x)))))
+    return at.emit(R.multiply(at.emit(total), at.cast(0.5)))
 
 
 def _logarithm(base: float) -> Callable[..., Expr]:
