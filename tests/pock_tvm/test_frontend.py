@@ -131,11 +131,11 @@ def test_an_operator_without_a_rule_is_named_with_the_parameter_behind_it() -> N
             self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.last(torch.tan(self.first(x)))
+            return self.last(torch.cumprod(self.first(x), 1))
 
     exported = torch.export.export(Odd().eval(), (torch.randn(2, 4),))
     pock.compile(exported, scheme=pock.Scheme({"last.*": "full"}))  # a frozen prefix needs no rule
     with pytest.raises(pock.PockError) as error:
         pock.compile(exported)
-    for part in ("operator 'tan' in the outermost module", "'first.", "Freeze"):
+    for part in ("operator 'cumprod' in the outermost module", "'first.", "Freeze"):
         assert part in str(error.value)
