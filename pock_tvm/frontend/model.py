@@ -49,12 +49,6 @@ def result_specs(main: relax.Function, names: Sequence[str]) -> tuple[TensorSpec
     )
 
 
-def importer_said(error: Exception) -> str:
-    """The last line of what an importer of TVM complains about, which is the one that says it."""
-    lines = str(error).strip().splitlines()
-    return lines[-1][:300] if lines else type(error).__name__
-
-
 @dataclass(frozen=True, eq=False)
 class Model:
     """A forward module with its weights under PyTorch's names. It equals itself only.

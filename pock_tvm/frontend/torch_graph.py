@@ -12,12 +12,13 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from relay_passes.ir import first_line
+
 from ..errors import ModelError, Obstacle
 from .torch_operators import has_converter
 
-NAMESPACE = "pock_tvm"
 if not hasattr(torch.ops.pock_tvm, "stop_gradient"):
-    _library = torch.library.Library(NAMESPACE, "DEF")
+    _library = torch.library.Library("pock_tvm", "DEF")
     _library.define("stop_gradient(Tensor x) -> Tensor")
     _library.impl("stop_gradient", lambda x: x.clone(), "CompositeExplicitAutograd")
 STOP_GRADIENT = torch.ops.pock_tvm.stop_gradient.default
@@ -43,8 +44,7 @@ def prepared(exported: ExportedProgram) -> ExportedProgram:
     try:
         return exported.run_decompositions(dict(_decompositions()))
     except Exception as error:  # of PyTorch, which traces the graph again
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"PyTorch cannot take the exported program apart: {lines[-1][:300]}") from error
+        raise ModelError(f"PyTorch cannot take the exported program apart: {first_line(error)}") from error
 
 
 def layer_of(node: Any) -> str:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
-from relay_passes.ir import Expr, dtype_of, shape_of
+from relay_passes.ir import Expr, dtype_of, first_line, shape_of
 from relay_passes.places import value_name
 
 from ..errors import ModelError, Obstacle
@@ -23,8 +23,6 @@ from .torch_graph import layer_of, parameter_behind, refuse_randomness, short_na
 from .torch_operators import Site, Unsupported, convert, has_converter, name_of
 
 DTYPES = frozenset({"float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"})
-LARGEST = 1 << 24
-"""Elements of the largest table that is computed at import and stored."""
 CHECKS = frozenset({"_assert_tensor_metadata.default", "_assert_async.msg", "_assert_scalar.default"})
 """What only checks, and holds for the shapes that were bound."""
 
@@ -176,8 +174,7 @@ class _Translator:
         except Unsupported as reason:
             raise Unsupported(f"{where(node)} {reason}{WAY_OUT if not has_converter(node.target) else ''}") from None
         except Exception as error:  # of TVM, whose operators check their operands
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise Unsupported(f"{where(node)} cannot be translated: {lines[-1][:300]}") from error
+            raise Unsupported(f"{where(node)} cannot be translated: {first_line(error)}") from error
         results = list(found) if isinstance(found, list | tuple) else [found]
         for result, (shape, dtype) in zip(results, types, strict=True):
             if result is not None and (shape_of(result), dtype_of(result)) != (shape, dtype):

@@ -133,8 +133,7 @@ INDEXING: dict[str, Row] = {
     "selected": lambda x, y, n, s, t: (torch.index_select(x, 2, s[0]), torch.take(x, n + 7), n.take(s.long())),
     "gathered": lambda x, y, n, s, t: (x.gather(1, (n.abs() % 3)[:, None, None].expand(2, 2, 7, 5)), n.gather(1, s % 5)),
     "looked up": lambda x, y, n, s, t: F.embedding(n.abs(), x.reshape(-1, 21), padding_idx=3),
-    "written": lambda x, y, n, s, t: (torch.slice_scatter(x, y.expand(2, 3, 2, 5), 2, 1, 3), x.select_scatter(y[:, 0], 0, 1)
-                                      if False else torch.select_scatter(n, n[0], 0, 1)),
+    "written": lambda x, y, n, s, t: (torch.slice_scatter(x, y.expand(2, 3, 2, 5), 2, 1, 3), torch.select_scatter(n, n[0], 0, 1)),
     "one hot": lambda x, y, n, s, t: F.one_hot(s.long(), 6) * 0.5,
 }  # fmt: skip
 LAYERS: dict[str, Row] = {

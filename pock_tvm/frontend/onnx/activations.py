@@ -8,7 +8,7 @@ import numpy as np
 from tvm.relax import op as R
 
 from relay_passes.ir import Expr, constant_value, dtype_of, is_float, scalar, shape_of
-from relay_passes.operators.training import hardtanh
+from relay_passes.operators.training import elu, hardtanh
 
 from .registry import Node, converter, expression, refuse
 
@@ -37,31 +37,22 @@ def prelu(node: Node, x: Expr, slope: Expr) -> Expr:
     return R.where(R.less(x, scalar(0, x)), R.multiply(x, slope), x)
 
 
-def _elu(node: Node, x: Expr, alpha: float, scale: float = 1.0) -> Expr:
-    """``alpha * (exp(x / scale) - 1)`` below zero; the exponential sees nothing that overflows."""
-    above = node.emit(R.greater(x, scalar(0, x)))
-    below = node.emit(R.where(above, scalar(0, x), x))
-    below = below if scale == 1 else node.emit(R.divide(below, scalar(scale, x)))
-    grown = R.multiply(scalar(alpha, x), R.subtract(R.exp(below), scalar(1, x)))
-    return node.emit(R.where(above, x, grown))
-
-
 @converter("Elu")
-def elu(node: Node, x: Expr, *, alpha: float) -> Expr:
+def elu_of(node: Node, x: Expr, *, alpha: float) -> Expr:
     """``x`` above zero, ``alpha * (exp(x) - 1)`` below."""
-    return _elu(node, x, alpha)
+    return elu(x, alpha=alpha, scale=1.0, input_scale=1.0)
 
 
 @converter("Celu")
 def celu(node: Node, x: Expr, *, alpha: float) -> Expr:
     """``x`` above zero, ``alpha * (exp(x / alpha) - 1)`` below."""
-    return _elu(node, x, alpha, alpha)
+    return elu(x, alpha=alpha, scale=1.0, input_scale=1 / alpha)
 
 
 @converter("Selu")
 def selu(node: Node, x: Expr, *, alpha: float, gamma: float) -> Expr:
     """``gamma * elu(x, alpha)``."""
-    return R.multiply(scalar(gamma, x), _elu(node, x, alpha))
+    return elu(x, alpha=alpha, scale=gamma, input_scale=1.0)
 
 
 @converter("Softplus")

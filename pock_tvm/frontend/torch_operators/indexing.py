@@ -13,7 +13,7 @@ from relay_passes.ir import Expr, constant_value, dtype_of, is_float, shape_of
 
 from .movement import permute
 from .reductions import chosen_along
-from .registry import Number, Site, Unsupported, converter, normalized
+from .registry import Site, Unsupported, converter, normalized
 
 
 @converter("embedding.default")
@@ -155,28 +155,6 @@ def _times(at: Site, x: Expr, factor: int) -> Expr:
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
-
-
-@converter(
-    "scatter.src",
-    "scatter.value",
-    "scatter_add.default",
-    "scatter_reduce.two",
-    "scatter.reduce",
-    "scatter.value_reduce",
-)
-def scatter(
-    at: Site,
-    x: Expr,
-    dim: int,
-    index: Expr,
-    src: Expr | None = None,
-    value: Number | None = None,
-    reduce: str | None = None,
-    include_self: bool = True,
-) -> Expr:
-    """x with ``src`` written to, or added at, the places of an axis that an index names."""
-    raise Unsupported("is not supported")
 
 
 @converter("index_put.default", "_unsafe_index_put.default")

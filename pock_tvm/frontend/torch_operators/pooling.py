@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from tvm import relax
@@ -31,20 +32,6 @@ def max_pool(
     return [y, None] if len(at.types) > 1 else y
 
 
-@converter("max_pool1d.default")
-def max_pool_of_rows(
-    at: Site,
-    x: Expr,
-    kernel_size: Extents,
-    stride: Extents = (),
-    padding: Extents = 0,
-    dilation: Extents = 1,
-    ceil_mode: bool = False,
-) -> Result:
-    """The largest of each window of a row."""
-    return max_pool(at, x, kernel_size, stride, padding, dilation, ceil_mode, rank=1)
-
-
 @converter("avg_pool2d.default")
 def avg_pool(
     at: Site,
@@ -71,26 +58,16 @@ def avg_pool(
     return at.reshape(y, at.shape)
 
 
-@converter("avg_pool1d.default")
-def avg_pool_of_rows(
-    at: Site,
-    x: Expr,
-    kernel_size: Extents,
-    stride: Extents = (),
-    padding: Extents = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Expr:
-    """The mean of each window of a row."""
-    return avg_pool(at, x, kernel_size, stride, padding, ceil_mode, count_include_pad, rank=1)
+converter("max_pool1d.default")(partial(max_pool, rank=1))
+converter("avg_pool1d.default")(partial(avg_pool, rank=1))
 
 
 class _Window:
     """The window of a pooling, over images [N, C, H, W]."""
 
-    def __init__(self, image: Expr, out: Sequence[int], size: list[int], strides: list[int], **rest: list[int]) -> None:
-        self.image, self.out, self.size, self.strides = image, out, size, strides
-        self.own_padding, self.dilation = rest["padding"], rest["dilation"]
+    def __init__(self, image: Expr, out: Sequence[int], *arguments: list[int]) -> None:
+        self.image, self.out = image, out
+        self.size, self.strides, self.own_padding, self.dilation = size, strides, _, _ = arguments
         extents = shape_of(image)[2:]
         spans = [(size[axis] - 1) * self.dilation[axis] + 1 for axis in (0, 1)]
         # With as much behind as the last window needs: so PyTorch's ceil_mode needs no operator of its own.
@@ -114,7 +91,7 @@ class _Window:
             values = [[neutral, *value] for neutral, value in zip((1, 1, 0, 1), values, strict=True)]
             shape, out = (*shape[:-1], 1, shape[-1]), (1, *out)
         image = at.reshape(x, shape if len(shape) == 4 else (1,) * (4 - len(shape)) + shape)
-        return cls(image, out, values[0], values[1], padding=values[2], dilation=values[3])
+        return cls(image, out, *values)
 
     def covered(self, axis: int, with_padding: bool) -> np.ndarray:
         """How many positions each window covers along an axis."""
