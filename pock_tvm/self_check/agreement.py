@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,13 +41,18 @@ def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def difference(
-    ours: np.ndarray, theirs: np.ndarray, judge: Callable[[], Iterable[np.ndarray]], floor: float = 0.0
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    *,
+    exact: Callable[[], np.ndarray | None],
+    nearby: Callable[[], np.ndarray | None] = lambda: None,
+    floor: float = 0.0,
 ) -> Difference | None:
-    """How two results differ, or None where they agree.
+    """How two results of single precision differ, or None where they agree.
 
-    Both are of single precision. ``judge`` is asked only where the two are not close: it gives the reference in double
-    precision and then, one by one, with weights that are a little off, which shows what kinks make of rounding; nothing
-    where there is none. Differences whose norm is below ``floor`` never count.
+    Two judges are asked only where the two are not close, and know nothing where they give None. ``nearby`` is the
+    reference with weights that are a little off, which shows what rounding can make of a result, across kinks, too;
+    ``exact`` the reference in double precision, which is slow. Differences whose norm is below ``floor`` never count.
     """
     ours, theirs = np.asarray(ours, "float64"), np.asarray(theirs, "float64")
     if not _same_places(ours, theirs):
@@ -56,13 +60,13 @@ def difference(
     distance = _distance(ours, theirs)
     if distance <= TIGHT * _size(theirs) + floor:
         return None
-    judges = iter(judge())
-    exact = next(judges, None)
-    if exact is None:
-        return _where(ours, theirs)
-    for other in itertools.chain([theirs], judges):
-        own = _distance(other, exact) if _same_places(other, exact) else np.inf
-        if _distance(ours, exact) <= OWN_ERROR * own + LOOSE * _size(exact) + floor:
+    shaken = nearby()
+    if shaken is not None and _same_places(shaken, theirs) and distance <= OWN_ERROR * _distance(shaken, theirs):
+        return None
+    precise = exact()
+    if precise is not None:
+        own = _distance(theirs, precise) if _same_places(theirs, precise) else np.inf
+        if _distance(ours, precise) <= OWN_ERROR * own + LOOSE * _size(precise) + floor:
             return None
     return _where(ours, theirs)
 

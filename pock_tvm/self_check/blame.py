@@ -45,7 +45,7 @@ def first_wrong_layer(
     trainer.load_state_dict(weights)
     outputs = trainer.predict(batch.inputs)
     for name, ours in zip(ends, outputs[len(model.outputs) :], strict=True):
-        differs = difference(ours, wanted[name], lambda name=name: [exact()[name]])  # type: ignore[misc]
+        differs = difference(ours, wanted[name], exact=lambda name=name: exact()[name])  # type: ignore[misc]
         if differs is not None:
             return name, differs
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,24 +41,15 @@ class Comparison:
     """Parameters whose gradient proves nothing, and why."""
 
     def faults(
-        self, weights: Weights, ours: Measured, theirs: Measured, precise: Callable[[bool], Measured | None]
+        self,
+        weights: Weights,
+        ours: Measured,
+        theirs: Measured,
+        nearby: Callable[[], Measured | None],
+        exact: Callable[[], Measured | None],
     ) -> dict[str, Difference]:
-        """The quantities that differ, by name.
-
-        ``precise`` is the reference in double precision, asked when needed: with the weights, or with ones nearby.
-        """
+        """The quantities that differ, by name; judged by :func:`difference`."""
         _check_shapes(ours, theirs)
-
-        @functools.cache
-        def exact(nearby: bool) -> dict[str, np.ndarray] | None:
-            measured = precise(nearby)
-            return None if measured is None else quantities(measured, self.seen(measured))
-
-        def judged(what: str) -> Iterator[np.ndarray]:
-            for nearby in (False, True):
-                found = exact(nearby)
-                if found is not None:
-                    yield found[what]
 
         statistics = [] if theirs.statistics is None else [*(ours.statistics or {}), *theirs.statistics]
 
@@ -71,15 +62,26 @@ class Comparison:
             result |= {statistic(name): moved.get(name, weights[name]) for name in statistics}
             return result | {gradient_of(name): value for name, value in gradients.items()}
 
+        @functools.cache
+        def judged(judge: Callable[[], Measured | None]) -> Mapping[str, np.ndarray | None]:
+            measured = judge()
+            return dict.fromkeys(wanted) if measured is None else quantities(measured, self.seen(measured))
+
         found = quantities(ours, {name: g for name, g in ours.gradients.items() if g is not None})
         wanted = quantities(theirs, self.seen(theirs))
         if not (is_finite(theirs) and ours.gradients):  # of a step without a loss nothing is trained
             wanted = {what: value for what, value in wanted.items() if not what.startswith(GRADIENT)}
-        floors = self._floors(weights, theirs, found, wanted, exact)
+        floors = self._floors(weights, theirs, found, wanted, functools.partial(judged, nearby))
         faults: dict[str, Difference] = {}
         for what, value in wanted.items():
             floor = floors.get(what, SMALLEST * float(np.sqrt(value.size)))
-            differs = difference(found[what], value, functools.partial(judged, what), floor)
+            differs = difference(
+                found[what],
+                value,
+                exact=lambda: judged(exact)[what],  # noqa: B023
+                nearby=lambda: judged(nearby)[what],  # noqa: B023
+                floor=floor,
+            )
             if differs is not None:
                 faults[what] = differs
             elif norm(value) > floor:
@@ -93,7 +95,7 @@ class Comparison:
         theirs: Measured,
         found: Mapping[str, np.ndarray],
         wanted: Mapping[str, np.ndarray],
-        exact: Callable[[bool], dict[str, np.ndarray] | None],
+        nearby: Callable[[], Mapping[str, np.ndarray | None]],
     ) -> dict[str, float]:
         """The norms of differences that do not count: rounding of statistics, and of gradients that are zero."""
         floors = {
@@ -113,8 +115,8 @@ class Comparison:
                 self.unchecked.setdefault(name, ZERO)
                 floors[what] += NOISE * largest
             elif sizes[name] < NOISE * largest and relative_difference(found[what], wanted[what]) > KNOWN:
-                precisely = exact(False)
-                if precisely is not None and norm(precisely[what] - wanted[what]) > KNOWN * sizes[name]:
+                shaken = nearby()[what]
+                if shaken is not None and norm(shaken - wanted[what]) > KNOWN * sizes[name]:
                     self.unchecked.setdefault(name, ROUNDING)
                     floors[what] += NOISE * largest
         return floors
