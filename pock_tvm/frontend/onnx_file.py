@@ -30,11 +30,18 @@ def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, an
     if bound.functions:
         bound = inliner.inline_local_functions(bound)
     bound, parameters = restore_parameters(bound)
-    if parameters.lost:
+    lost = ", ".join(parameters.lost)
+    if parameters.merged:
+        raise ModelError(
+            f"the file has no values of their own for {lost}: the exporter merged parameters that were equal when it "
+            "ran, and computes once what each of them computed. Export with torch.onnx.export(..., optimize=False), "
+            "which keeps them apart"
+        )
+    if lost:
         warnings.warn(
-            f"the file has no values of their own for {', '.join(parameters.lost)}: the exporter left them out (a bias "
-            "of zero), folded them, or merged them with equal or tied ones; they do not train as in PyTorch unless "
-            "they are tied. torch.onnx.export(..., optimize=False) keeps them apart",
+            f"the file has no values of their own for {lost}: the exporter left them out (a bias of zero) or folded "
+            "them, or they are tied to others; unless they are tied, they do not train as in PyTorch. "
+            "torch.onnx.export(..., optimize=False) keeps them apart",
             PockWarning,
             stacklevel=2,
         )

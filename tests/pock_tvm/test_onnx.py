@@ -197,7 +197,22 @@ class Shuffle(nn.Module):
         return self.f(F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False).mean((2, 3)))
 
 
+class Biases(nn.Module):
+    """Biases of zero, which the newer exporter drops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up = nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 6, 2)
+        self.hidden, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+        for layer in (self.conv, self.up, self.hidden, self.head):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.hidden(self.up(self.conv(x).relu()).relu().mean((2, 3))).tanh())
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
+    "biases": (Biases, torch.from_numpy(RNG.standard_normal((3, 3, 6, 6)).astype("float32"))),
     "tokens": (Tokens, torch.arange(12).reshape(3, 4)),
     "shuffle": (Shuffle, torch.from_numpy(RNG.standard_normal((3, 3, 6, 6)).astype("float32"))),
 }
@@ -222,6 +237,40 @@ def test_a_network_trains_as_in_pytorch(name: str, dynamo: bool) -> None:
     assert not absent, f"parameters that the file has lost: {absent}"
     for name, array in ours.items():
         np.testing.assert_allclose(array, wanted[name].numpy(), atol=2e-5, err_msg=name)
+
+
+class Distilled(nn.Module):
+    """Two parameters that are equal at first, and become one node of the newer exporter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls, self.distilled = (nn.Parameter(torch.zeros(1, 1, 4)) for _ in range(2))
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.cls.expand(len(x), -1, -1), self.distilled.expand(len(x), -1, -1), x], 1).mean(1)
+
+
+class Norms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(4), nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.first(x) * self.second(x).tanh()).mean(1)
+
+
+@pytest.mark.parametrize(("make", "lost"), [(Distilled, "cls, distilled"), (Norms, "second.weight, second.bias")])
+def test_parameters_that_the_exporter_merged_are_refused(make: Callable[[], nn.Module], lost: str) -> None:
+    with pytest.raises(ModelError, match=rf"of their own for {lost}.* merged .*optimize=False"):
+        imported(exported(make().eval(), torch.randn(2, 3, 4), dynamo=True), 2)
+
+
+def test_parameters_that_nothing_reads_are_not_merged() -> None:
+    model = Norms().eval()
+    model.forward = lambda x: model.first(x).mean(1)  # type: ignore[method-assign]
+    with pytest.warns(pock.PockWarning, match="second"):
+        imported(exported(model, torch.randn(2, 3, 4), dynamo=True), 2)
 
 
 def test_folded_weights_keep_their_names_and_values() -> None:

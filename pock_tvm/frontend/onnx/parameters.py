@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,6 +59,8 @@ class Parameters:
     """Buffers, such as running statistics."""
     lost: tuple[str, ...] = ()
     """PyTorch's parameters that the exporter notes, and that have no initializer of their own."""
+    merged: bool = False
+    """Whether the exporter computes once what several of these, equal when it ran, computed each."""
 
     def __contains__(self, name: object) -> bool:
         return name in self.trainable or name in self.fixed
@@ -68,7 +70,8 @@ def restore_parameters(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Paramet
     """A copy of the model in which every parameter is an initializer of its own, and which initializers those are.
 
     - Folded weights are again in PyTorch's layout, under PyTorch's name, with a Transpose or Reshape behind them.
-    - What an exporter merged because it was equal (biases of zero, scales of one) is apart again.
+    - What an exporter merged because it was equal (biases of zero, scales of one) is apart again, and biases that it
+      dropped because they were zero are there.
     - Weights in Constant nodes become initializers, unless PyTorch wrote the file: there they are literals.
     """
     copy = onnx.ModelProto()
@@ -77,6 +80,7 @@ def restore_parameters(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Paramet
     if not restoring.by_pytorch:
         restoring.lift_constants()
     restoring.separate_identities()
+    restoring.restore_zero_biases()
     restoring.separate_merged()
     restoring.restore_folded()
     copy.graph.ClearField("initializer")
@@ -123,11 +127,7 @@ class _Restoring:
         An initializer that no node is noted to read (a folded bias, say) is taken as merged where it is one number all
         over, and several modules read it.
         """
-        targets = {placeholder: target for placeholder, (target, _) in self.kinds.items()}
-        notes = [
-            [targets[name] for name in re.findall(r"%(\w+)", _metadata(node).get(_FX_NODE, "")) if name in targets]
-            for node in self.graph.node
-        ]
+        notes = [[self.kinds[name][0] for name in note if name in self.kinds] for note in self._notes()]
         owners: dict[str, str] = {}
         copies: dict[tuple[str, str], str] = {}
         noted = {
@@ -152,6 +152,19 @@ class _Restoring:
                     node.input[at] = copies[name, target]
                 elif target and target not in self.initializers:
                     node.input[at] = copies[name, target] = self._separated(name, target)
+
+    def restore_zero_biases(self) -> None:
+        """Give nodes back the bias that the exporter dropped because it was zero, where it is noted with the node."""
+        for node, note in zip(self.graph.node, self._notes(), strict=True):
+            weight = self.initializers.get(node.input[1]) if len(node.input) == 2 else None
+            read = [self.kinds[name][0] for name in note if name in self.kinds]
+            axis = _output_axis(node)
+            if axis is None or weight is None or len(read) != 2 or read[1] in self.initializers:
+                continue
+            groups = next((attr.i for attr in node.attribute if attr.name == "group"), 1)
+            extent = weight.dims[axis] * (groups if node.op_type == "ConvTranspose" else 1)
+            self._add(read[1], np.zeros(extent, onnx.helper.tensor_dtype_to_np_dtype(weight.data_type)))
+            node.input.append(read[1])
 
     def _separated(self, name: str, target: str) -> str:
         """The name of a copy of an initializer that is the parameter ``target``, perhaps still folded."""
@@ -250,7 +263,31 @@ class _Restoring:
             elif name in at_weights or noted.get(name) == "PARAMETER" or self._is_parameter(tensor):
                 trainable.add(name)
         lost = [name for name, kind in noted.items() if kind == "PARAMETER" and name not in self.initializers]
-        return Parameters(frozenset(trainable), frozenset(fixed), tuple(lost))
+        return Parameters(frozenset(trainable), frozenset(fixed), tuple(lost), self._is_merged(lost))
+
+    def _is_merged(self, lost: Sequence[str]) -> bool:
+        """Whether a node reads one value where it is noted to read another of the same operator, which is gone with a
+        lost parameter that is noted nowhere: ``Concat(expand, expand)`` for ``cat([expand, expand_1])``."""
+        notes = self._notes()
+        read = {self.kinds[name][0] for note in notes for name in note[1:] if name in self.kinds}
+        if read.issuperset(lost):
+            return False
+        made = {
+            output: note[0] for node, note in zip(self.graph.node, notes, strict=True) if note for output in node.output
+        }
+        there = {*made.values(), *self.initializers, *self.kinds, *(value.name for value in self.graph.input)}
+        for node, note in zip(self.graph.node, notes, strict=True):
+            if _has_folded_norm(node):
+                continue
+            gone = {_operator(name) for name in note[1:] if name not in there}
+            sources = {made.get(name, name) for name in node.input}
+            if gone & {_operator(name) for name in sources if name not in note[1:] or list(node.input).count(name) > 1}:
+                return True
+        return False
+
+    def _notes(self) -> list[list[str]]:
+        """The values of the FX graph that ``dynamo=True`` notes with each node: what it gives, then what it reads."""
+        return [re.findall(r"%(\w+)", _metadata(node).get(_FX_NODE, "")) for node in self.graph.node]
 
     def _is_parameter(self, tensor: onnx.TensorProto) -> bool:
         if self.kinds:
@@ -280,6 +317,25 @@ class _Restoring:
 
 
 _FX_NODE = "pkg.torch.onnx.fx_node"
+
+
+def _has_folded_norm(node: onnx.NodeProto) -> bool:
+    """Whether a node is a layer into which an exporter folded the batch norm behind it."""
+    return node.op_type in WEIGHTS and "batch_norm" in _metadata(node).get(_FX_NODE, "")
+
+
+def _output_axis(node: onnx.NodeProto) -> int | None:
+    """The axis of a weight that has an extent for each element of the bias; None where exporters drop no bias."""
+    if _has_folded_norm(node):
+        return None
+    if node.op_type == "Gemm":
+        return 0 if any(attr.name == "transB" and attr.i for attr in node.attribute) else 1
+    return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type)
+
+
+def _operator(name: str) -> str:
+    """The operator of a value of an FX graph: ``relu`` of ``relu_1``."""
+    return re.sub(r"_\d+$", "", name)
 
 
 def _content(tensor: onnx.TensorProto) -> tuple[object, ...]:
