@@ -265,11 +265,17 @@ def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax
 
 
 def _take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """The Trainer checks indices before a step, so that the kernel need not."""
+    x, indices = call.args
     axis = call.attrs.axis
     if axis is None:
-        return builder.call_te(topi.take, *call.args, mode="clip", primfunc_name_hint="take")
-    return builder.call_te(indexing.take, *call.args, axis=int(axis), primfunc_name_hint="take")
+        x, axis = builder.emit(relax.op.reshape(x, [math.prod(shape_of(x))])), 0
+    return builder.call_te(indexing.take, x, indices, axis=int(axis) % len(shape_of(x)), primfunc_name_hint="take")
+
+
+def _gather_elements(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    x, indices = call.args
+    axis = int(call.attrs.axis) % len(shape_of(x))
+    return builder.call_te(indexing.take_along, x, indices, axis=axis, primfunc_name_hint="take_along")
 
 
 def _index_tensor(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -340,6 +346,7 @@ KERNELS: dict[str, Legalize] = NOT_FINITE | {
     "relax.nn.pad": _pad,
     "relax.strided_slice": _strided_slice,
     "relax.take": _take,
+    "relax.gather_elements": _gather_elements,
     "relax.cumsum": _scan(topi.cumsum),
     "relax.cumprod": _scan(topi.cumprod),
     "relax.index_tensor": _index_tensor,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from tvm import te, tirx, topi
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
@@ -21,35 +23,61 @@ def gather_channels(x: te.Tensor, channels: te.Tensor, *, axis: int) -> te.Tenso
 
 
 def take(x: te.Tensor, indices: te.Tensor, *, axis: int) -> te.Tensor:
-    """``Y[…, i, …] = X[…, indices[i], …]``; negative indices count from the end."""
-    extent, rank = x.shape[axis], len(indices.shape)
+    """``Y[…, i, …] = X[…, indices[i], …]``.
+
+    Where an index lies outside, here and below, Y is NaN, or the smallest integer: PyTorch raises an IndexError.
+    """
+    rank = len(indices.shape)
     shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
 
     def read(*at: tirx.Expr) -> tirx.Expr:
-        index = _from_front(indices(*at[axis : axis + rank]), extent, indices.dtype)
-        return x(*at[:axis], index, *at[axis + rank :])
+        return _checked(x, {axis: indices(*at[axis : axis + rank])}, [*at[: axis + 1], *at[axis + rank :]])
 
     return te.compute(shape, read, name="take")
 
 
+def take_along(x: te.Tensor, indices: te.Tensor, *, axis: int) -> te.Tensor:
+    """``Y[i, j] = X[indices[i, j], j]`` for axis 0 of two, and so on; other axes of X may be longer."""
+    return te.compute(indices.shape, lambda *at: _checked(x, {axis: indices(*at)}, at), name="take_along")
+
+
 def index_tensor(x: te.Tensor, indices: Sequence[te.Tensor]) -> te.Tensor:
     """``Y[…, :] = X[i[…], j[…], …, :]`` along the first axes, indices broadcast; negative ones count from the end."""
-    wrapped = [_all_from_front(index, extent) for index, extent in zip(indices, x.shape, strict=False)]
-    return topi.index_tensor(x, wrapped)
+    shape = list(np.broadcast_shapes(*(tuple(map(int, index.shape)) for index in indices)))
+
+    def read(*at: tirx.Expr) -> tirx.Expr:
+        here = at[: len(shape)]
+        places = {a: _from_front(_broadcast(index, here), x.shape[a]) for a, index in enumerate(indices)}
+        return _checked(x, places, [*[tirx.const(0, "int64")] * len(indices), *at[len(shape) :]])
+
+    return te.compute([*shape, *x.shape[len(indices) :]], read, name="index_tensor")
 
 
-def _all_from_front(indices: te.Tensor, extent: tirx.Expr) -> te.Tensor:
-    return te.compute(indices.shape, lambda *at: _from_front(indices(*at), extent, indices.dtype), name="index")
+def _broadcast(x: te.Tensor, at: Sequence[tirx.Expr]) -> tirx.Expr:
+    last = at[len(at) - len(x.shape) :]
+    return x(*(tirx.const(0, "int64") if int(extent) == 1 else i for i, extent in zip(last, x.shape, strict=True)))
 
 
-def _from_front(index: tirx.Expr, extent: tirx.Expr, dtype: str) -> tirx.Expr:
-    return tirx.Select(index < 0, index + tirx.Cast(dtype, extent), index)
+def _from_front(index: tirx.Expr, extent: tirx.Expr) -> tirx.Expr:
+    return tirx.Select(index < 0, index + tirx.const(int(extent), str(index.ty.dtype)), index)
+
+
+def _checked(x: te.Tensor, indices: Mapping[int, tirx.Expr], at: Sequence[tirx.Expr]) -> tirx.Expr:
+    """X at a position whose places along the axes ``indices`` are read from tensors, and may lie outside."""
+    places = [indices.get(axis, place) for axis, place in enumerate(at)]
+    inside: list[tirx.Expr] = []
+    for axis, index in indices.items():
+        zero, end = (tirx.const(int(bound), str(index.ty.dtype)) for bound in (0, x.shape[axis]))
+        inside += [index >= zero, index < end]
+    dtype = str(x.dtype)
+    nothing = tirx.const(math.nan, dtype) if "float" in dtype else tirx.min_value(dtype)
+    return tirx.if_then_else(tirx.all(*inside), x(*places), nothing)
 
 
 def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.Tensor:
     """``dTable[r, c] = sum over the positions p with indices[p] == r of grad[p, c]``.
 
-    ``indices``: integers [positions], negative ones counted from the end, those beyond ``rows`` without a row to add
+    ``indices``: integers [positions], negative ones counted from the end, those that lie outside without a row to add
     to; ``grad``: float [positions, columns].
     """
     positions, columns = (int(extent) for extent in grad.shape)
@@ -66,7 +94,7 @@ def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.
                                 T.buffer_store(table, tirx.const(0, grad.dtype), [row, outer * stripe + inner])
                 with T.serial(positions) as p:
                     with T.serial(stripe) as inner:
-                        with T.If(tirx.all(index[p] < rows, outer * stripe + inner < columns)):
+                        with T.If(tirx.all(index[p] >= -rows, index[p] < rows, outer * stripe + inner < columns)):
                             with T.Then():
                                 at = tirx.Select(index[p] < 0, index[p] + rows, index[p])
                                 c = outer * stripe + inner

@@ -366,3 +366,38 @@ def test_one_value_in_a_micro_batch() -> None:
     y = model(x).detach().numpy()
     np.testing.assert_allclose(trainer.predict(x.numpy()), y, rtol=1e-4, atol=1e-5)
     assert np.isnan(trainer.step(x.numpy(), np.zeros_like(y), lr=0.0))
+
+
+class _Indexed(nn.Module):
+    """Reads its table by indices that it computes."""
+
+    def __init__(self, read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.table, self.read = nn.Parameter(torch.arange(18.0).reshape(6, 3)), read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.read(self.table, x.sum(1).long()).flatten(1)
+
+
+READS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "embedding": lambda table, index: F.embedding(index, table),
+    "index": lambda table, index: table[index],
+    "two indices": lambda table, index: table[index, index * 0 + 2][:, None],
+    "gather": lambda table, index: table.gather(0, index[:, None].expand(-1, 3)),
+    "one of each row": lambda table, index: table.t()[:, :3].gather(1, index[:3, None]),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_an_index_that_the_model_computes_reads_nothing_outside(read: str) -> None:
+    """PyTorch raises an IndexError; a kernel cannot."""
+    model = _Indexed(READS[read]).eval()
+    x = torch.tensor([[1.0, 1], [0, 0], [2, 0]])
+    program = pock_tvm.compile(torch.export.export(model, (x,)), loss="mse", check_with=(x, model(x).detach() + 1))
+    trainer = pock_tvm.Trainer(program)
+    np.testing.assert_array_equal(trainer.predict(x.numpy()), model(x).detach().numpy())
+    x[1] = 4e9
+    with pytest.raises((IndexError, RuntimeError)):
+        model(x)
+    outside = np.isnan(trainer.predict(x.numpy())).all(1)
+    np.testing.assert_array_equal(outside, [False, True, False])

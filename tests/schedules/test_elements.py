@@ -16,7 +16,7 @@ from tvm import te, tirx, topi
 from schedules.kernels.bits import pack_bits, packed_shape, unpack_bits
 from schedules.kernels.conv2d import pad_spatial
 from schedules.kernels.elementwise import hardtanh
-from schedules.kernels.indexing import embedding_gradient, gather_channels, take
+from schedules.kernels.indexing import embedding_gradient, gather_channels, index_tensor, take, take_along
 from schedules.kernels.pooling import avg_pool2d_gradient, max_pool2d_argmax, max_pool2d_gradient
 from tests.schedules.kernels import TRAITS, assert_close, call, doubles, noise, run, scheduled, traces
 
@@ -109,7 +109,7 @@ def test_average_pool_gradient(name: str, counts: bool, traits: str) -> None:
 def test_look_ups_and_their_gradient(columns: int, dtype: str) -> None:
     (table,) = noise("table", (11, columns))
     indices = np.array([[3, -1, 0], [3, 10, -11]], dtype)
-    np.testing.assert_array_equal(run(take, table, indices, axis=0), table[indices])
+    np.testing.assert_array_equal(run(take, table, indices % 11, axis=0), table[indices])
     (grad,) = noise("gradient", (6, columns))
     expected = np.zeros((11, columns))
     np.add.at(expected, indices.ravel(), grad)
@@ -117,6 +117,28 @@ def test_look_ups_and_their_gradient(columns: int, dtype: str) -> None:
     first, second = call(func, indices.ravel(), grad, times=2)
     assert_close(first, expected)
     assert first.tobytes() == second.tobytes()
+
+
+def test_reading_outside_gives_no_number() -> None:
+    (x,) = noise("table", (5, 3))
+    outside = np.array([[4, 5, 0], [-1, 1 << 33, -6]])
+    none = np.array([[False, True, False], [True, True, True]])
+    np.testing.assert_array_equal(np.isnan(run(take, x, outside, axis=0)), np.repeat(none[..., None], 3, 2))
+    expected = np.where(none, np.nan, np.take_along_axis(x, np.where(none, 0, outside), 0))
+    np.testing.assert_array_equal(run(take_along, x, outside, axis=0), expected)
+    np.testing.assert_array_equal(run(take, (x * 9).astype("int32"), np.array([7]), axis=1), np.full((5, 1), -(2**31)))
+    (grad,) = noise("gradient", (6, 2))
+    rows = call(scheduled(embedding_gradient, outside.ravel(), grad, rows=5), outside.ravel(), grad)
+    assert_close(rows, np.stack([grad[2], *np.zeros((3, 2)), grad[0] + grad[3]]))
+
+
+def test_coordinates_outside_give_no_number() -> None:
+    (x,) = noise("table", (4, 5, 3))
+    rows, columns = np.array([[0], [-1], [4]]), np.array([1, -5, 5])
+    result = run(lambda x, i, j: index_tensor(x, [i, j]), x, rows, columns)
+    np.testing.assert_array_equal(result[:2, :2], x[rows[:2], columns[:2]])
+    assert np.isnan(result[2]).all()
+    assert np.isnan(result[:, 2]).all()
 
 
 def test_what_was_read_of_rows_that_are_not_trained_adds_to_none() -> None:

@@ -58,6 +58,10 @@ def gather_nd(node: Node, x: Expr, indices: Expr, *, batch_dims: int = 0) -> Exp
     for axis in range(count):
         column = node.emit(R.squeeze(R.strided_slice(indices, [len(places) - 1], [axis], [axis + 1]), [-1]))
         column = _from_front(node, column, shape[axis])
+        if count > 1 and constant_value(column) is None:  # together, coordinates must not name an element by chance
+            front, end = scalar(0, column), scalar(shape[axis], column)
+            inside = R.logical_and(R.greater_equal(column, front), R.less(column, end))
+            column = node.emit(R.where(inside, column, scalar(-int(np.prod(shape)), column)))
         flat = column if flat is None else node.emit(R.add(R.multiply(flat, scalar(shape[axis], flat)), column))
     refuse(flat is None, "it has no coordinates")
     table = node.emit(R.reshape(x, (int(np.prod(shape[:count])), *shape[count:])))

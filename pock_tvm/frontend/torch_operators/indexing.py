@@ -15,6 +15,9 @@ from .movement import permute
 from .reductions import chosen_along
 from .registry import Site, Unsupported, converter, normalized
 
+FAR = relax.const(1 << 40, "int64")
+"""Beyond every axis, even multiplied with an extent."""
+
 
 @converter("embedding.default")
 def embedding(at: Site, weight: Expr, indices: Expr, padding_idx: int = -1, scale_grad_by_freq: bool = False) -> Expr:
@@ -64,9 +67,13 @@ def _or_nan(at: Site, x: Expr, index: Expr, extent: int) -> Expr:
     """The values where an index lies inside; where it does not, and PyTorch raises, they are no numbers."""
     if constant_value(index) is not None:
         return x
+    return _inside_or(at, index, extent, x, at.cast(math.nan))
+
+
+def _inside_or(at: Site, index: Expr, extent: int, x: Expr, other: Expr) -> Expr:
     zero, end = (relax.const(bound, dtype_of(index)) for bound in (0, extent))
     inside = at.emit(R.logical_and(at.emit(R.greater_equal(index, zero)), at.emit(R.less(index, end))))
-    return at.emit(R.where(inside, x, at.cast(math.nan)))
+    return at.emit(R.where(inside, x, other))
 
 
 def _cut(at: Site, x: Expr, axis: int, shape: Sequence[int]) -> Expr:
@@ -98,7 +105,10 @@ def index_tensors(at: Site, x: Expr, indices: Sequence[Expr | None]) -> Expr:
         x, first = permute(at, x, used + [axis for axis in range(rank) if axis not in used]), 0
     shape = shape_of(x)
     extents = shape[first : first + len(used)]
-    places = [_from_front(at, index, extent) for index, extent in zip(given, extents, strict=True)]
+    places = [
+        _from_front(at, index, extent, one_of_several=len(given) > 1)
+        for index, extent in zip(given, extents, strict=True)
+    ]
     if _is_grid(places):
         for axis, place in enumerate(places, first):
             x = _read(at, x, at.reshape(place, (math.prod(shape_of(place)),)), axis)
@@ -129,8 +139,11 @@ def _read(at: Site, x: Expr, places: Expr, axis: int) -> Expr:
     return at.emit(R.take(x, places, axis))
 
 
-def _from_front(at: Site, index: Expr, extent: int) -> Expr:
-    """Indices that count from the end, counted from the front."""
+def _from_front(at: Site, index: Expr, extent: int, *, one_of_several: bool = False) -> Expr:
+    """Indices that count from the end, counted from the front.
+
+    One of several coordinates lies far outside where it lies outside at all: together they must not name an element.
+    """
     known = constant_value(index)
     if known is not None:
         if known.size and not (-extent <= known.min() and known.max() < extent):
@@ -138,10 +151,9 @@ def _from_front(at: Site, index: Expr, extent: int) -> Expr:
         return relax.const(np.where(known < 0, known + extent, known), "int64")
     at.looked_up(index, extent, from_end=True)
     index = at.cast(index, "int64")
-    if extent == 1:
-        return at.emit(R.multiply(index, relax.const(0, "int64")))
     behind = at.emit(R.less(index, relax.const(0, "int64")))
-    return at.emit(R.where(behind, _plus(at, index, relax.const(extent, "int64")), index))
+    index = at.emit(R.where(behind, _plus(at, index, relax.const(extent, "int64")), index))
+    return _inside_or(at, index, extent, index, FAR) if one_of_several else index
 
 
 def _plus(at: Site, x: Expr, y: Expr) -> Expr:
