@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pock_tvm.integer_program import Choice, Choices, total
+from pock_tvm.choosing.integer_program import Choice, Choices, total
 
 POPULATION, KEPT, MUTATION = 64, 16, 0.1
 

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 import pock_tvm as pock
-from pock_tvm.data import Augmentation, ImageFolder, Preprocessing, evaluation_batches
-from pock_tvm.fine_tuning import Recipe, training_steps
+from pock_tvm.training.data import Augmentation, ImageFolder, Preprocessing, evaluation_batches
+from pock_tvm.training.fine_tuning import Recipe, training_steps
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 Batch = tuple[np.ndarray, np.ndarray]

@@ -33,13 +33,13 @@ from rich.table import Table
 from sentences import export_minilm, write_sentences
 
 import pock_tvm as pock
-from pock_tvm.analysis import compile_task, measure, open_model
-from pock_tvm.costs import cost_of
+from pock_tvm.choosing.analysis import compile_task, measure, open_model
+from pock_tvm.choosing.costs import cost_of
+from pock_tvm.choosing.expected_gains import rank_agreement
+from pock_tvm.choosing.first_order import score
+from pock_tvm.choosing.integer_program import best
+from pock_tvm.choosing.workers import Workers
 from pock_tvm.errors import MemoryBudgetError
-from pock_tvm.executors import Workers
-from pock_tvm.gains import rank_agreement
-from pock_tvm.integer_program import best
-from pock_tvm.scores import score
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 MIB = 2**20

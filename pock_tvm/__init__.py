@@ -8,40 +8,40 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .analysis import analyze
-    from .compiler import compile
-    from .contribution import Contributions, Task
+    from .choosing.analysis import analyze
+    from .choosing.contribution import Contributions, Task
+    from .choosing.scheme_search import search
+    from .choosing.weight_groups import analyze_kinds
+    from .compiler.driver import compile
+    from .compiler.obstacles import check
+    from .device.losses import Loss
+    from .device.optimizers import SGD, Adam, AdamW
+    from .device.program import Program
+    from .device.trainer import Trainer
     from .errors import CheckError, Obstacle, PockError, PockWarning
-    from .fine_tuning import Recipe
-    from .kinds import analyze_kinds
-    from .losses import Loss
-    from .obstacles import check
-    from .optimizers import SGD, Adam, AdamW
-    from .program import Program
-    from .scheme import Scheme
-    from .scheme_search import search
-    from .trainer import Trainer
+    from .schemes.scheme import Scheme
+    from .training.fine_tuning import Recipe
 
 _HOME = {
-    "Adam": "optimizers",
-    "AdamW": "optimizers",
+    "Adam": "device.optimizers",
+    "AdamW": "device.optimizers",
     "CheckError": "errors",
-    "Contributions": "contribution",
-    "Loss": "losses",
+    "Contributions": "choosing.contribution",
+    "Loss": "device.losses",
     "Obstacle": "errors",
     "PockError": "errors",
     "PockWarning": "errors",
-    "Program": "program",
-    "Recipe": "fine_tuning",
-    "SGD": "optimizers",
-    "Scheme": "scheme",
-    "Task": "contribution",
-    "Trainer": "trainer",
-    "analyze": "analysis",
-    "analyze_kinds": "kinds",
-    "check": "obstacles",
-    "compile": "compiler",
-    "search": "scheme_search",
+    "Program": "device.program",
+    "Recipe": "training.fine_tuning",
+    "SGD": "device.optimizers",
+    "Scheme": "schemes.scheme",
+    "Task": "choosing.contribution",
+    "Trainer": "device.trainer",
+    "analyze": "choosing.analysis",
+    "analyze_kinds": "choosing.weight_groups",
+    "check": "compiler.obstacles",
+    "compile": "compiler.driver",
+    "search": "choosing.scheme_search",
 }
 __all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
-from relay_passes.errors import BatchError, MissingGradient, Obstacle, PassError, PockError
+from relay_passes import errors as passes
+from relay_passes.errors import Obstacle
+
+from .device.errors import CheckpointError, InputError, OptionError, PockError, PockWarning, ProgramError
 
 __all__ = [
     "BatchError",
@@ -25,15 +29,8 @@ __all__ = [
     "PockWarning",
     "ProgramError",
     "SchemeError",
+    "of_passes",
 ]
-
-
-class PockWarning(UserWarning):
-    """Something that a user should know, and that stands in nobody's way."""
-
-
-class OptionError(PockError):
-    """An argument of a function, or an option of a class, is of the wrong kind."""
 
 
 class ModelError(PockError):
@@ -43,6 +40,31 @@ class ModelError(PockError):
     def __init__(self, message: str, obstacles: Sequence[Obstacle] = ()) -> None:
         super().__init__(message)
         self.obstacles = tuple(obstacles)
+
+
+class PassError(PockError, passes.PassError):
+    """A pass cannot work on a model or with an option."""
+
+
+class BatchError(PassError, passes.BatchError):
+    """A network cannot run on parts of its batch."""
+
+
+class MissingGradient(PassError, passes.MissingGradient):
+    """Something on the path from a trained parameter to the loss cannot be differentiated as the scheme wants it."""
+
+
+@contextlib.contextmanager
+def of_passes() -> Iterator[None]:
+    """Raise the errors of passes as this project's. Passes know nothing of it: they work in any TVM pipeline."""
+    try:
+        yield
+    except PockError:
+        raise
+    except passes.PassError as error:
+        kinds = (MissingGradient, BatchError, PassError)
+        kind = next(kind for kind in kinds if isinstance(error, kind.__bases__[1]))
+        raise kind(str(error)) from error
 
 
 class CheckError(PockError):
@@ -68,18 +90,6 @@ class BuildError(PockError):
 
 class CompilerError(PockError):
     """The compiler itself is at fault."""
-
-
-class InputError(PockError):
-    """A step or a prediction was given data of a wrong shape, type or range."""
-
-
-class ProgramError(PockError):
-    """A program file is damaged, incomplete or made for something else."""
-
-
-class CheckpointError(PockError):
-    """A checkpoint or a state does not fit the program, or is damaged."""
 
 
 class DataError(PockError):

@@ -23,7 +23,7 @@ def autoload() -> None:
 
 
 def _pipeline(*args: Any, **kwargs: Any) -> Any:
-    """See :func:`pock_tvm.pipeline.training_pipeline`."""
-    from .pipeline import training_pipeline
+    """See :func:`pock_tvm.compiler.pipeline.training_pipeline`."""
+    from .compiler.pipeline import training_pipeline
 
     return training_pipeline(*args, **kwargs)

@@ -10,68 +10,68 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .accumulate_gradients import AccumulateGradients
-    from .append_loss import AppendLoss
-    from .append_update import AppendUpdate
-    from .backward import Backward
-    from .channels_last import ChannelsLast
-    from .choose_kernels import ChooseKernels
-    from .expand_normalization import ExpandNormalization
-    from .fold_batch_norm import FoldBatchNorm
-    from .fold_padding import FoldPadding
-    from .lift_frozen import LiftFrozen
-    from .lower_to_executor import LowerToExecutor
-    from .name_kernels import NameKernels
-    from .order_updates import OrderUpdates
-    from .pack_masks import PackMasks
-    from .pack_weights import PackWeights
-    from .plan_arena import PlanArena
-    from .recompute import Recompute
-    from .recover_operators import RecoverOperators
-    from .save_small import SaveSmall
-    from .scale_results import ScaleResults
-    from .select_early import SelectEarly
-    from .simplify_masks import SimplifyMasks
-    from .simplify_movement import SimplifyMovement
-    from .slice_forward import SliceForward
-    from .split_batch import SplitBatch
-    from .split_gradients import SplitGradients
-    from .store_permuted import StorePermuted
-    from .straighten_products import StraightenProducts
-    from .unify_products import UnifyProducts
-    from .winograd import Winograd
+    from .canonical.channels_last import ChannelsLast
+    from .canonical.expand_normalization import ExpandNormalization
+    from .canonical.fold_batch_norm import FoldBatchNorm
+    from .canonical.fold_padding import FoldPadding
+    from .canonical.recover_operators import RecoverOperators
+    from .canonical.select_early import SelectEarly
+    from .canonical.simplify_masks import SimplifyMasks
+    from .canonical.simplify_movement import SimplifyMovement
+    from .canonical.split_batch import SplitBatch
+    from .canonical.store_permuted import StorePermuted
+    from .canonical.unify_products import UnifyProducts
+    from .kernels.choose_kernels import ChooseKernels
+    from .kernels.lift_frozen import LiftFrozen
+    from .kernels.name_kernels import NameKernels
+    from .kernels.pack_weights import PackWeights
+    from .kernels.scale_results import ScaleResults
+    from .kernels.slice_forward import SliceForward
+    from .kernels.straighten_products import StraightenProducts
+    from .kernels.winograd import Winograd
+    from .memory.lower_to_executor import LowerToExecutor
+    from .memory.order_updates import OrderUpdates
+    from .memory.plan_arena import PlanArena
+    from .memory.recompute import Recompute
+    from .training.accumulate_gradients import AccumulateGradients
+    from .training.append_loss import AppendLoss
+    from .training.append_update import AppendUpdate
+    from .training.backward import Backward
+    from .training.pack_masks import PackMasks
+    from .training.save_small import SaveSmall
+    from .training.split_gradients import SplitGradients
 
 _HOME = {
-    "AccumulateGradients": "accumulate_gradients",
-    "AppendLoss": "append_loss",
-    "AppendUpdate": "append_update",
-    "Backward": "backward",
-    "ChannelsLast": "channels_last",
-    "ChooseKernels": "choose_kernels",
-    "ExpandNormalization": "expand_normalization",
-    "FoldBatchNorm": "fold_batch_norm",
-    "FoldPadding": "fold_padding",
-    "LiftFrozen": "lift_frozen",
-    "LowerToExecutor": "lower_to_executor",
-    "NameKernels": "name_kernels",
-    "OrderUpdates": "order_updates",
-    "PackMasks": "pack_masks",
-    "PackWeights": "pack_weights",
-    "PlanArena": "plan_arena",
-    "Recompute": "recompute",
-    "RecoverOperators": "recover_operators",
-    "SaveSmall": "save_small",
-    "ScaleResults": "scale_results",
-    "SelectEarly": "select_early",
-    "SimplifyMasks": "simplify_masks",
-    "SimplifyMovement": "simplify_movement",
-    "SliceForward": "slice_forward",
-    "SplitBatch": "split_batch",
-    "SplitGradients": "split_gradients",
-    "StorePermuted": "store_permuted",
-    "StraightenProducts": "straighten_products",
-    "UnifyProducts": "unify_products",
-    "Winograd": "winograd",
+    "AccumulateGradients": "training.accumulate_gradients",
+    "AppendLoss": "training.append_loss",
+    "AppendUpdate": "training.append_update",
+    "Backward": "training.backward",
+    "ChannelsLast": "canonical.channels_last",
+    "ChooseKernels": "kernels.choose_kernels",
+    "ExpandNormalization": "canonical.expand_normalization",
+    "FoldBatchNorm": "canonical.fold_batch_norm",
+    "FoldPadding": "canonical.fold_padding",
+    "LiftFrozen": "kernels.lift_frozen",
+    "LowerToExecutor": "memory.lower_to_executor",
+    "NameKernels": "kernels.name_kernels",
+    "OrderUpdates": "memory.order_updates",
+    "PackMasks": "training.pack_masks",
+    "PackWeights": "kernels.pack_weights",
+    "PlanArena": "memory.plan_arena",
+    "Recompute": "memory.recompute",
+    "RecoverOperators": "canonical.recover_operators",
+    "SaveSmall": "training.save_small",
+    "ScaleResults": "kernels.scale_results",
+    "SelectEarly": "canonical.select_early",
+    "SimplifyMasks": "canonical.simplify_masks",
+    "SimplifyMovement": "canonical.simplify_movement",
+    "SliceForward": "kernels.slice_forward",
+    "SplitBatch": "canonical.split_batch",
+    "SplitGradients": "training.split_gradients",
+    "StorePermuted": "canonical.store_permuted",
+    "StraightenProducts": "kernels.straighten_products",
+    "UnifyProducts": "canonical.unify_products",
+    "Winograd": "kernels.winograd",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605
 

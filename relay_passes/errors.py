@@ -1,15 +1,11 @@
-"""The errors of the passes. ``PockError`` is the root of all errors of this project."""
+"""The errors of the passes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 
-class PockError(Exception):
-    """Something a user can put right; the message says what and how."""
-
-
-class PassError(PockError):
+class PassError(Exception):
     """A pass was given IR or options that it cannot work on."""
 
 

@@ -45,7 +45,7 @@ def schemes(
     from rich.console import Console
 
     from ..frontend import load_model
-    from ..tables import scheme_table
+    from ..reports.tables import scheme_table
 
     imported = load_model(model, any_shape=True)
     if save is not None:
@@ -92,14 +92,14 @@ def analyze(
     """Measure what training each piece of a network brings, and what it takes."""
     from rich.console import Console
 
-    from .. import optimizers
-    from ..analysis import analyze as measure
-    from ..choice_tables import contribution_table
-    from ..contribution import Task
-    from ..data import Preprocessing
-    from ..fine_tuning import Recipe
-    from ..kinds import analyze_kinds
-    from ..scores import score
+    from ..choosing.analysis import analyze as measure
+    from ..choosing.contribution import Task
+    from ..choosing.first_order import score
+    from ..choosing.weight_groups import analyze_kinds
+    from ..device import optimizers
+    from ..reports.choice_tables import contribution_table
+    from ..training.data import Preprocessing
+    from ..training.fine_tuning import Recipe
 
     beside = Preprocessing.beside(model)
     stored = beside.to_json() if beside else {}
@@ -150,9 +150,9 @@ def search(
     """Find the scheme that brings most within a budget of memory and time."""
     from rich.console import Console
 
-    from ..choice_tables import choice_table
-    from ..files import check_folder
-    from ..scheme_search import search as find
+    from ..choosing.scheme_search import search as find
+    from ..device.files import check_folder
+    from ..reports.choice_tables import choice_table
 
     console = Console(stderr=True)
     budgets = _budgets(memory, latency)
@@ -189,9 +189,9 @@ def report(
     """Draw contributions, costs and the chosen scheme into one HTML file."""
     from rich.console import Console
 
-    from ..files import check_folder
-    from ..report_page import write_report
-    from ..scheme import Scheme
+    from ..device.files import check_folder
+    from ..reports.page import write_report
+    from ..schemes.scheme import Scheme
 
     check_folder(output)
 
@@ -209,7 +209,7 @@ def report(
 
 def _budgets(memory: str | None, latency: str | None) -> dict[str, float | None]:
     """Budgets in bytes and seconds, as the functions take them."""
-    from ..units import parse_bytes, parse_seconds
+    from ..quantities import parse_bytes, parse_seconds
 
     return {
         "memory": None if memory is None else parse_bytes(memory),
@@ -221,7 +221,7 @@ def _measured(path: Path, model: Path | None) -> Any:
     """Contributions, of the network at ``model`` where it is given."""
     from dataclasses import replace
 
-    from ..contribution import Contributions
+    from ..choosing.contribution import Contributions
 
     found = Contributions.load(path)
     if (found.runs or found.kinds) and not found.finished:

@@ -41,7 +41,7 @@ ARGUMENTS = (
 
 
 class LrSchedule(StrEnum):
-    """The names of :mod:`pock_tvm.lr_schedules`."""
+    """The names of :mod:`pock_tvm.training.lr_schedules`."""
 
     CONSTANT = "constant"
     COSINE = "cosine"
@@ -82,7 +82,7 @@ def warn_of_defaults(data: Path, stored: Mapping[str, Any], mean: str | None, st
 
 def named_scheme(text: str, model: Any) -> Any:
     """The scheme that a name or a JSON file stands for."""
-    from ..scheme import Scheme
+    from ..schemes.scheme import Scheme
 
     name, _, count = text.partition(":")
     if count and not count.isdigit():
@@ -111,7 +111,7 @@ def check_text(check: Mapping[str, Any] | None) -> str:
 
 def optimizer_of(text: str) -> Any:
     """The optimizer that a text such as ``sgd:momentum=0.9`` stands for."""
-    from ..optimizers import KINDS
+    from ..device.optimizers import KINDS
 
     name, _, options = text.partition(":")
     if name not in KINDS:
@@ -141,7 +141,7 @@ def shapes_of(texts: list[str]) -> dict[str, tuple[int, ...]]:
 
 def preprocessing_of(stored: Mapping[str, Any], mean: str | None, std: str | None) -> Any:
     """The mean and standard deviation that options give, else those that are stored, else none."""
-    from ..data import Preprocessing
+    from ..training.data import Preprocessing
 
     default = Preprocessing()
     chosen = {}

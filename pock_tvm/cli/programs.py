@@ -72,10 +72,10 @@ def compile_(
     """Compile a network into a training program."""
     from rich.console import Console
 
-    from ..compiler import compile as compile_program
-    from ..data import Preprocessing
-    from ..files import check_folder
+    from ..compiler.driver import compile as compile_program
+    from ..device.files import check_folder
     from ..frontend import load_model
+    from ..training.data import Preprocessing
 
     check_folder(output)
     console = Console(stderr=True)
@@ -118,8 +118,8 @@ def check(
     """List everything that stands between a network and its program; exit code 2 if anything does."""
     from rich.console import Console
 
-    from ..obstacles import check as obstacles_of
-    from ..tables import obstacle_table
+    from ..compiler.obstacles import check as obstacles_of
+    from ..reports.tables import obstacle_table
 
     with Console(stderr=True).status(f"checking {model.name}"):
         found = obstacles_of(
@@ -160,9 +160,9 @@ def train(
     from rich.console import Console
     from rich.progress import track
 
-    from ..data import Augmentation, evaluation_batches
-    from ..fine_tuning import Recipe, steps_of, training_steps
-    from ..trainer import Trainer
+    from ..device.trainer import Trainer
+    from ..training.data import Augmentation, evaluation_batches
+    from ..training.fine_tuning import Recipe, steps_of, training_steps
 
     console = Console()
     trainer = Trainer(program, threads=threads)
@@ -192,8 +192,8 @@ def train(
 
 def _samples(manifest: Any, path: Path, mean: str | None, std: str | None, *augmentation: Any) -> Any:
     """Data for a program, preprocessed as it says or as the command line does."""
-    from ..data import open_data
-    from ..losses import Loss
+    from ..device.losses import Loss
+    from ..training.data import open_data
 
     preprocessing = preprocessing_of(manifest.get("preprocessing", {}), mean, std)
     has_target = Loss(**manifest["loss"]).has_target
@@ -212,8 +212,8 @@ def evaluate(
     """Measure loss and accuracy on data."""
     from rich.console import Console
 
-    from ..data import evaluation_batches
-    from ..trainer import Trainer
+    from ..device.trainer import Trainer
+    from ..training.data import evaluation_batches
 
     trainer = Trainer(program, threads=threads)
     if checkpoint is not None:
@@ -237,19 +237,19 @@ def inspect(
     """Show what a program trains, what it costs and what it holds in memory."""
     from rich.console import Console
 
-    from ..program import Program
-    from ..tables import kernel_table, layer_table, memory_table, summary
+    from ..device.program import Program
+    from ..reports.tables import kernel_table, layer_table, memory_table, summary
 
     loaded = Program.load(program)
     console = Console()
     if plot is not None:
-        from ..plots import draw_memory
+        from ..reports.program_plots import draw_memory
 
         draw_memory(loaded, plot)
     if profile or json_output is not None:
-        from ..profile import example
-        from ..profile import profile as profile_step
-        from ..trainer import Trainer
+        from ..device.profile import example
+        from ..device.profile import profile as profile_step
+        from ..device.trainer import Trainer
 
         records = profile_step(Trainer(loaded, threads=threads), *example(loaded))
         console.print(kernel_table(records))
@@ -271,7 +271,7 @@ def export(
     import numpy as np
     import safetensors.numpy
 
-    from ..trainer import Trainer
+    from ..device.trainer import Trainer
 
     trainer = Trainer(program)
     if checkpoint is not None:
@@ -284,6 +284,6 @@ def export(
 @app.command()
 def demo() -> None:
     """Pretrain a small network on digits, then personalise it to a user whose digits look different."""
-    from ..demo import run
+    from .demo import run
 
     run()

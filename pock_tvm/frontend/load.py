@@ -11,7 +11,7 @@ from typing import Any
 
 from relay_passes.ir import first_line
 
-from ..arguments import Kind, described, is_whole, require, whole
+from ..device.arguments import Kind, described, is_whole, require, whole
 from ..errors import ModelError
 from .model import Model
 

@@ -15,7 +15,7 @@ from tvm import IRModule, relax
 from tvm.relax import op as R
 
 from relay_passes.ir import Expr, dtype_of, first_line, shape_of
-from relay_passes.places import value_name
+from relay_passes.ir.places import value_name
 
 from ..errors import ModelError, Obstacle
 from .model import LookUp

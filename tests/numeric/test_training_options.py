@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pock_tvm as pock
-from relay_passes import append_update
+from relay_passes.training import append_update
 from tests.numeric.parity import TORCH_OPTIMIZERS, assert_parity
 from tests.pock_tvm.networks import small
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import pock_tvm as pock
-from pock_tvm import budget
-from pock_tvm.units import parse_bytes
+from pock_tvm.quantities import parse_bytes
+from relay_passes.memory import budget
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import pock_tvm as pock
-from pock_tvm.profile import example, profile
-from pock_tvm.runtime import machine_triple
-from pock_tvm.targets import linker_for, resolve_target
+from pock_tvm.compiler.targets import linker_for, resolve_target
+from pock_tvm.device.profile import example, profile
+from pock_tvm.device.runtime import machine_triple
 from tests.pock_tvm.networks import small
 
 LINKER = linker_for(resolve_target("host"))
@@ -91,7 +91,8 @@ def test_another_machine_needs_its_compiler_by_name(target, monkeypatch) -> None
     monkeypatch.setenv("PATH", os.devnull)
     machine = "aarch64-linux" if "x86_64" in target else "x86_64-linux"
     monkeypatch.setattr(
-        "pock_tvm.targets.machine_triple", lambda triple=None: machine if triple is None else machine_triple(triple)
+        "pock_tvm.compiler.targets.machine_triple",
+        lambda triple=None: machine if triple is None else machine_triple(triple),
     )
     with pytest.raises(pock.PockError, match=CROSS[target]):
         linker_for(resolve_target(target))

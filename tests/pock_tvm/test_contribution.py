@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import pock_tvm as pock
-from pock_tvm.analysis import measure, rungs
-from pock_tvm.contribution import (
+from pock_tvm.choosing.analysis import measure, rungs
+from pock_tvm.choosing.contribution import (
     Candidate,
     Contributions,
     Run,
@@ -27,13 +27,13 @@ from pock_tvm.contribution import (
     ladder,
     scheme_of,
 )
-from pock_tvm.costs import Cost
-from pock_tvm.executors import Workers
+from pock_tvm.choosing.costs import Cost
+from pock_tvm.choosing.expected_gains import enough, expected_gains, gains_of_kinds, rank_agreement, sets_together
+from pock_tvm.choosing.first_order import first_order_scores, score
+from pock_tvm.choosing.workers import Workers
 from pock_tvm.frontend import load_model
-from pock_tvm.gains import enough, expected_gains, gains_of_kinds, rank_agreement, sets_together
-from pock_tvm.report_page import write_report
-from pock_tvm.scores import first_order_scores, score
-from pock_tvm.structure import structure_of
+from pock_tvm.frontend.structure import structure_of
+from pock_tvm.reports.page import write_report
 from tests.pock_tvm.networks import Small, small, tokens
 
 HEAD = Candidate(0)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pock_tvm.data import (
+from pock_tvm.errors import DataError
+from pock_tvm.training.data import (
     ArrayFile,
     Augmentation,
     ImageFolder,
@@ -17,7 +18,6 @@ from pock_tvm.data import (
     open_data,
     training_batches,
 )
-from pock_tvm.errors import DataError
 
 SHAPE = (2, 3, 8, 8)
 
@@ -68,7 +68,7 @@ def test_what_is_kept_decoded_changes_nothing(folder, monkeypatch) -> None:
     kept, read = (ImageFolder(folder, "x", SHAPE, Preprocessing(), Augmentation(flip=True)) for _ in range(2))
     first = [images(kept, seed) for seed in range(3)]
     assert all(np.array_equal(images(kept, seed), first[seed]) for seed in range(3))
-    monkeypatch.setattr("pock_tvm.data.CACHE", 0)
+    monkeypatch.setattr("pock_tvm.training.data.CACHE", 0)
     assert all(np.array_equal(images(read, seed), first[seed]) for seed in range(3))
 
 

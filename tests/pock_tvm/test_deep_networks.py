@@ -12,11 +12,11 @@ import tvm
 from tvm import relax
 from tvm.relax import op as R
 
-from pock_tvm import pipeline
-from pock_tvm.pipeline import Phases, Training
+from pock_tvm.compiler import pipeline
+from pock_tvm.compiler.pipeline import Phases, Training
 from relay_passes.ir import bindings_of, bytes_of, op_name
-from relay_passes.plan_arena import Memory
-from relay_passes.recompute import recomputed
+from relay_passes.memory.plan_arena import Memory
+from relay_passes.memory.recompute import recomputed
 from schedules.cpu import Traits
 from tests.relay_passes.modules import function
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import pock_tvm as pock
-from pock_tvm.data import ArrayFile, digests
-from pock_tvm.fine_tuning import steps_of, training_steps
+from pock_tvm.training.data import ArrayFile, digests
+from pock_tvm.training.fine_tuning import steps_of, training_steps
 
 
 @pytest.fixture

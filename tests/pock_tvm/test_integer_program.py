@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pock_tvm.integer_program import Choice, Choices, Option, Weight, best, best_of, front, total
+from pock_tvm.choosing.integer_program import Choice, Choices, Option, Weight, best, best_of, front, total
 
 numbers = st.floats(-2, 5, allow_nan=False).map(lambda value: round(value, 3))
 amounts = st.integers(1, 50)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from pock_tvm.kernel_cache import UNUSED, KernelCache
-from pock_tvm.targets import resolve_target
+from pock_tvm.compiler.kernel_cache import UNUSED, KernelCache
+from pock_tvm.compiler.targets import resolve_target
 
 
 def test_kernels_are_kept(tmp_path, monkeypatch) -> None:

@@ -13,8 +13,8 @@ from torch import nn
 import pock_tvm as pock
 from pock_tvm.errors import MissingGradient, Obstacle, PassError
 from pock_tvm.frontend import load_model
-from pock_tvm.observations import observations
-from pock_tvm.tables import obstacle_table
+from pock_tvm.frontend.observations import observations
+from pock_tvm.reports.tables import obstacle_table
 from tests.pock_tvm.networks import small
 
 
@@ -74,7 +74,7 @@ def test_a_kernel_that_cannot_be_built_is_named(monkeypatch) -> None:
             raise ValueError("Check failed: (it != end)\nStack trace")
         return real(name, *_args)
 
-    from pock_tvm import build
+    from pock_tvm.compiler import build
 
     real = build.lower_kernel
     monkeypatch.setenv("POCK_CACHE", "off")

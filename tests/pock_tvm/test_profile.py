@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import pock_tvm as pock
-from pock_tvm.plots import draw_memory
-from pock_tvm.profile import example, profile
+from pock_tvm.device.profile import example, profile
+from pock_tvm.reports.program_plots import draw_memory
 from tests.pock_tvm.networks import small
 
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 import pock_tvm as pock
-from pock_tvm.analysis import compile_task, planned_costs
-from pock_tvm.contribution import Candidate, Contributions, Run, candidates, fingerprint, scheme_of
-from pock_tvm.costs import Cost, TimeModel, cost_of
+from pock_tvm.choosing.analysis import compile_task, planned_costs
+from pock_tvm.choosing.contribution import Candidate, Contributions, Run, candidates, fingerprint, scheme_of
+from pock_tvm.choosing.costs import Cost, TimeModel, cost_of
+from pock_tvm.choosing.integer_program import Choices, Option, Weight, best
+from pock_tvm.choosing.scheme_search import Found, budgets_of, prepared, suited
+from pock_tvm.device.profile import example, profile
 from pock_tvm.frontend import load_model
-from pock_tvm.integer_program import Choices, Option, Weight, best
-from pock_tvm.profile import example, profile
-from pock_tvm.report_page import choice_of, write_report
-from pock_tvm.scheme_search import Found, budgets_of, prepared, suited
-from pock_tvm.structure import structure_of
+from pock_tvm.frontend.structure import structure_of
+from pock_tvm.reports.page import choice_of, write_report
 from tests.pock_tvm.networks import small
 
 RECORDS = [
@@ -159,13 +159,13 @@ def plans(monkeypatch, found, sizes: dict[float, float], budget: float) -> Found
     """A search among pieces of which a scheme takes what its parts sum up to, or what ``sizes`` gives for that sum."""
     weights = {"a": Weight(0, {1.0: Option(1.0, 50, 0)}), "b": Weight(0, {1.0: Option(2.0, 83, 0)})}
     choices = Choices({0: Option(0.0, 10, 0)}, weights)
-    monkeypatch.setattr("pock_tvm.scheme_search.prepared", lambda *_: (None, [choices], None))
+    monkeypatch.setattr("pock_tvm.choosing.scheme_search.prepared", lambda *_: (None, [choices], None))
 
     def plan(_task, _structure, choices, choice, *_) -> Found:
         cost = Cost(sizes.get(choice.memory, choice.memory), 0, {"": (1, 0, 0)})
         return Found(pock.Scheme({"*": "frozen"}), choice, cost, 0.0, choices, None, 1)
 
-    monkeypatch.setattr("pock_tvm.scheme_search._plan", plan)
+    monkeypatch.setattr("pock_tvm.choosing.scheme_search._plan", plan)
     return pock.search(found, memory=budget)
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from tvm import relax
 
 import pock_tvm as pock
+from pock_tvm.compiler.self_check.agreement import difference
 from pock_tvm.frontend import Model, load_model
-from pock_tvm.self_check.agreement import difference
 from relay_passes.gradients import registry
 from relay_passes.ir import bindings_of, op_name, rewrite, update_function
 from tests.pock_tvm.networks import Tokens, small, tokens

@@ -9,9 +9,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from pock_tvm import pipeline
+from pock_tvm.compiler import pipeline
+from pock_tvm.compiler.pipeline import Phases, Training
 from pock_tvm.frontend import Model, load_model
-from pock_tvm.pipeline import Phases, Training
 from relay_passes.ir import bindings_of, op_name, shape_of
 from schedules.cpu import Traits
 from tests.pock_tvm.networks import small

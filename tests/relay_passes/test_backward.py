@@ -7,11 +7,11 @@ import pytest
 from tvm import relax
 from tvm.relax import op as R
 
-from pock_tvm.errors import MissingGradient, PassError
 from relay_passes import Backward
-from relay_passes.backward import obstacles
+from relay_passes.errors import MissingGradient, PassError
 from relay_passes.ir import bindings_of, is_kept, op_name, shape_of, used_vars
-from relay_passes.places import value_name
+from relay_passes.ir.places import value_name
+from relay_passes.training.backward import obstacles
 from tests.relay_passes.modules import function, operators, trained_phases
 
 CONV = {"padding": 1, "data_layout": "NHWC", "kernel_layout": "HWIO"}

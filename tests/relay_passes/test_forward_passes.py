@@ -28,10 +28,10 @@ from relay_passes import (
     StorePermuted,
     UnifyProducts,
 )
+from relay_passes.canonical.store_permuted import stored_of
 from relay_passes.errors import PassError
 from relay_passes.ir import bindings_of, op_name, shape_of
 from relay_passes.operators.training import matmul, normalize
-from relay_passes.store_permuted import stored_of
 from tests.relay_passes.modules import function, model, operators, run
 
 

@@ -21,10 +21,10 @@ from relay_passes import (
 )
 from relay_passes.errors import PassError
 from relay_passes.ir import bindings_of, op_name, shape_of, used_vars
+from relay_passes.memory.placement import lower_bound
+from relay_passes.memory.plan_arena import Memory
+from relay_passes.memory.recompute import recomputed
 from relay_passes.operators.training import conv2d_data_gradient, conv2d_weight_gradient, matmul
-from relay_passes.placement import lower_bound
-from relay_passes.plan_arena import Memory
-from relay_passes.recompute import recomputed
 from schedules.cpu import Traits
 from tests.relay_passes.modules import function, model, operators, run, trained_phases
 

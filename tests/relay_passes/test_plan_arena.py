@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from relay_passes import slice_forward
-from relay_passes.placement import Lifetime, lower_bound, place
+from relay_passes.kernels import slice_forward
+from relay_passes.memory.placement import Lifetime, lower_bound, place
 from tests.relay_passes.modules import model, operators, trained_phases
 
 

@@ -16,8 +16,8 @@ from tvm.relax import op as R
 
 import pock_tvm as pock
 import relay_passes
-from relay_passes import slice_forward
 from relay_passes.ir import bindings_of, op_name, shape_of, used_vars
+from relay_passes.kernels import slice_forward
 from relay_passes.operators import training
 from tests.relay_passes.modules import function, operators, run
 

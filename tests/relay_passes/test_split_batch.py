@@ -11,10 +11,10 @@ from tvm import relax
 from tvm.relax import op as R
 
 from relay_passes import AppendLoss, SplitBatch
+from relay_passes.canonical.split_batch import CUT
 from relay_passes.errors import BatchError
 from relay_passes.ir import shape_of
 from relay_passes.operators.training import matmul
-from relay_passes.split_batch import CUT
 from tests.relay_passes.modules import function, run
 
 BATCH = 6

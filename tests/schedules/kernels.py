@@ -12,9 +12,9 @@ import numpy as np
 import tvm
 from tvm import te, tirx
 
-from pock_tvm.build import call_kernel, lower_kernel
-from pock_tvm.runtime import ALIGNMENT, CALL_KERNEL, aligned, load_library, pack_objects
-from pock_tvm.targets import resolve_target
+from pock_tvm.compiler.build import call_kernel, lower_kernel
+from pock_tvm.compiler.targets import resolve_target
+from pock_tvm.device.runtime import ALIGNMENT, CALL_KERNEL, aligned, load_library, pack_objects
 from schedules.cpu import Traits, schedule_cpu, traits_of
 
 HOST = resolve_target("host")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import pock_tvm as pock
-from pock_tvm import trainer as trainers
+from pock_tvm.device import trainer as trainers
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 pytestmark = pytest.mark.skipif(
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Emulated:
-    """The entry points of a library for ARM. (Takes the place of :class:`pock_tvm.runtime.Library`.)"""
+    """The entry points of a library for ARM. (Takes the place of :class:`pock_tvm.device.runtime.Library`.)"""
 
     def __init__(self, folder: Path, program: pock.Program) -> None:
         self.folder, self.program = folder, program

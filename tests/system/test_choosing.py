@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pock_tvm as pock
-from pock_tvm.report_page import write_report
+from pock_tvm.reports.page import write_report
 
 
 class Regression(nn.Module):

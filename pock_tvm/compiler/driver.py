@@ -1,0 +1,401 @@
+"""``pock.compile``: a model and a scheme in, a program out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import platform
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import IRModule, relax
+
+from relay_passes.analysis.batch_axis import batch_of
+from relay_passes.analysis.kernel_costs import kernel_costs
+from relay_passes.canonical.store_permuted import Stored, stored_of
+from relay_passes.ir import Constant, bindings_of, first_line, op_name, shape_of, type_bytes
+from relay_passes.memory.budget import BudgetError
+from relay_passes.operators.registry import plain
+from schedules.cpu import Traits, traits_of
+from schedules.cpu.tile import divisors
+
+from .. import __version__
+from ..device import optimizers
+from ..device.arguments import FLAG, PATH, Kind, is_number, number, one_of, require, whole
+from ..device.losses import KINDS, Loss, as_loss
+from ..device.optimizers import SGD, Adam, Optimizer
+from ..device.program import FORMAT, Program
+from ..errors import CompilerError, MemoryBudgetError, OptionError, PockError, PockWarning, of_passes
+from ..frontend import LookUp, Model, load_model
+from ..frontend.observations import observations
+from ..frontend.structure import inputs_of, structure_of
+from ..quantities import parse_bytes
+from ..schemes.scheme import Scheme
+from . import pipeline
+from .build import build_library
+from .fitting import fewest_parts
+from .layers import layer_report
+from .pipeline import Phases, Piece, Training
+from .self_check import SelfCheck, reference_of
+from .targets import HOST, resolve_target, triple_of
+
+
+@contextlib.contextmanager
+def own_faults() -> Iterator[None]:
+    """Turn what TVM or Python raise into one line: a user cannot act on a trace of the compiler."""
+    try:
+        with of_passes():
+            yield
+    except (PockError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise CompilerError(
+            f"the compiler failed, which is its fault and not yours: {type(error).__name__}: {first_line(error)}. "
+            "Please report it, with the model"
+        ) from error
+
+
+TRAINS_NOTHING = "the scheme trains nothing: every parameter is frozen"
+
+
+@own_faults()
+def compile(  # noqa: A001 - the name that users expect
+    model: Any,
+    *,
+    scheme: Scheme | None = None,
+    loss: str | Loss = "cross_entropy",
+    optimizer: Optimizer | None = None,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    target: Any = None,
+    batch_norm: str | None = None,
+    accumulate: int = 1,
+    micro_batches: int | None = None,
+    clip_norm: float | None = None,
+    memory_budget: str | int | None = None,
+    dump: str | os.PathLike[str] | None = None,
+    build: bool = True,
+    check: bool | None = None,
+    check_with: tuple[Any, Any] | None = None,
+) -> Program:
+    """Compile a model into a training program.
+
+    Parameters
+    ----------
+    model : torch.export.ExportedProgram, ONNX model, or the path of a ``.pt2`` or ``.onnx`` file
+    scheme : Scheme, optional
+        What to train; everything by default.
+    loss : str or Loss
+        ``cross_entropy``, ``causal_lm``, ``mse``, ``bce_with_logits``, ``output``, or a Loss with its options.
+    optimizer : SGD, Adam or AdamW, optional
+        SGD without momentum by default. The learning rate is given to each step.
+    batch : int, optional
+        Binds a dynamic batch.
+    shapes : mapping of input name to shape, optional
+        Binds further dynamic dimensions.
+    target : optional
+        ``"host"`` (the default), one of TVM's tags such as ``raspberry-pi/4b-aarch64``, or a TVM target.
+    batch_norm : str, optional
+        ``"frozen"``: normalise with the running statistics, which is what fine-tuning wants, and the default; a warning
+        says so unless it is asked for. ``"batch"``: with those of each batch, and update the running ones, as PyTorch
+        does in training mode.
+    accumulate : int
+        How many steps share one update; their mean gradient is used.
+    micro_batches : int, optional
+        In how many equal parts of the batch a step runs, one after the other, with gradients summed: the same update in
+        less memory and a little more time. By default one, or as many as a ``memory_budget`` needs.
+    clip_norm : float, optional
+        Scale the gradients down where the norm of all of them together is larger.
+    memory_budget : str or int, optional
+        The most memory that training may take beside the weights (arena, optimizer state, gradient sums): ``"64MB"``,
+        or bytes. Where it would take more, values are computed again rather than kept, the batch runs in micro-batches,
+        and at last Winograd's transforms, which take memory for time, are left out.
+    dump : path, optional
+        A folder to which the module is written after each phase.
+    build : bool
+        False leaves the kernels unbuilt: a program that tells what it costs, and cannot run.
+    check : bool, optional
+        Whether the program takes a step beside the framework that the model comes from, and has to equal it: outputs,
+        loss, the update of every trained part and every statistic. By default where that framework is installed. Of a
+        program for another machine this machine's build is checked.
+    check_with : pair of x and y, optional
+        The batch to check with, as ``Trainer.step`` takes it; a synthetic one by default.
+
+    Raises
+    ------
+    CheckError
+        The program does not do what the model does: the message names the layer or the parameter.
+    PockError
+        The model, the scheme or an option is at fault; the message says which and what to do.
+
+    Warns
+    -----
+    PockWarning
+        An input that nothing reads, a parameter that no gradient reaches, statistics that stay as they are.
+    """
+    _check_options(
+        scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
+        micro_batches=micro_batches, clip_norm=clip_norm, memory_budget=memory_budget, dump=dump, build=build,
+    )  # fmt: skip
+    if check is False and check_with is not None:
+        raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
+    loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
+    accumulate, micro_batches = int(accumulate), micro_batches and int(micro_batches)
+    # 1. Import.
+    imported = load_model(model, batch=batch, shapes=shapes)
+    scheme = scheme or Scheme.full()
+    selection = scheme.resolve(imported)
+    if not selection:
+        raise OptionError(TRAINS_NOTHING)
+    # 2 to 9. The training graph; kernels, order, plan.
+    budget = None if memory_budget is None else parse_bytes(memory_budget)
+    statistics = batch_norm or "frozen"
+
+    def attempt(parts: int, most: float) -> _Lowered:
+        training = Training(selection, vars(loss), optimizer.kernel, statistics, accumulate, parts, clip_norm)
+        return _lowered(imported, training, traits_of(target), Path(dump) if dump else None, budget, most)
+
+    try:
+        found = _fitted(attempt, imported, micro_batches, budget, statistics)
+    except BudgetError as error:
+        raise MemoryBudgetError(
+            f"memory_budget={memory_budget!r} is too small: the smallest that would do is {error.smallest} bytes "
+            f"({error.state} of them optimizer state and gradient sums). Train less, or a smaller batch",
+            error.smallest,
+        ) from None
+    for each in observations(imported, selection, found.step.attrs["gradients"], batch_norm):
+        warnings.warn(str(each), PockWarning, stacklevel=3)
+    lowered = found.module
+    # 10. Schedule and build.
+    entries = [name for name in pipeline.ENTRIES if name in lowered]
+    library = b""
+    if build:
+        library = build_library(lowered, entries, target, found.places)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},
+        "target": {"triple": triple_of(target), "description": str(target)},
+        "scheme": scheme.rules,
+        "loss": vars(loss),
+        "optimizer": optimizers.to_json(optimizer),
+        "options": {
+            "batch_norm": statistics,
+            "accumulate": accumulate,
+            "micro_batches": found.micro_batches,
+            "clip_norm": clip_norm and float(clip_norm),
+        },
+        "inputs": [vars(spec) for spec in imported.inputs],
+        "outputs": [vars(spec) for spec in imported.outputs],
+        "index_limits": _index_limits(imported),
+        "weights": {
+            name: _weight(name, array, selection, found.stored, found.written)
+            for name, array in imported.weights.items()
+        },
+        "aliases": imported.aliases,
+        "entries": {name: _entry(lowered, name) for name in entries},
+        "layers": layer_report(structure_of(imported), selection, found.step),
+        "kernels": kernel_costs(lowered, entries),
+        "check": None,
+    }
+    program = Program(manifest, library, dict(imported.weights), _constants(lowered, entries))
+    if not build or check is False:
+        return program
+    # Checked: the program takes a step beside PyTorch.
+    again = functools.partial(
+        compile,
+        scheme=scheme,
+        loss=loss,
+        optimizer=optimizer,
+        batch_norm=statistics,
+        accumulate=accumulate,
+        micro_batches=found.micro_batches,
+        clip_norm=clip_norm,
+    )
+    if str(target) == str(resolve_target(HOST)):
+        manifest["check"] = _checked(imported, program, list(selection), loss, optimizer, check, check_with, again)
+    else:
+        with warnings.catch_warnings(action="ignore", category=PockWarning):
+            here = again(imported, memory_budget=memory_budget, check=check, check_with=check_with)
+        manifest["check"] = here.manifest["check"] and here.manifest["check"] | {"build": "of the host"}
+    return program
+
+
+def _checked(
+    imported: Model,
+    program: Program,
+    trained: list[str],
+    loss: Loss,
+    optimizer: Optimizer,
+    wanted: bool | None,
+    given: tuple[Any, Any] | None,
+    again: Callable[..., Program],
+) -> dict[str, Any] | None:
+    """What a manifest says of the check of a program for this machine; None where nothing is there to check against."""
+    manifest = program.manifest
+    flops = sum(layer["forward_flops"] for layer in manifest["layers"])
+    reference = reference_of(imported, trained, loss, manifest["options"]["batch_norm"], flops)
+    if reference is not None:
+        return SelfCheck(imported, program, reference, optimizer, functools.partial(again, check=False), given).run()
+    if wanted or given is not None:
+        raise OptionError(
+            "there is nothing to check this program against: its model was not imported from PyTorch or ONNX here. "
+            "Leave check and check_with out"
+        )
+    return None
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, str) or is_number(value)
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """What phases 2 to 9 make of a model."""
+
+    module: IRModule
+    micro_batches: int
+    stored: dict[str, Stored]
+    """How weights are stored that are not stored as PyTorch has them."""
+    written: set[str]
+    """Statistics that training updates."""
+    step: relax.Function
+    """The training step behind phase 4, of one micro-batch."""
+    places: dict[str, str]
+    """What of the network each kernel computes, for a message."""
+
+
+def _lowered(
+    imported: Model, training: Training, traits: Traits, dump: Path | None, budget: int | None, most: float
+) -> _Lowered:
+    """Phases 2 to 9, for a budget that holds optimizer state and gradient sums, too."""
+    phases = Phases(imported.module, dump)
+    graph = pipeline.training_graph(phases, training)
+    stored = stored_of(graph[pipeline.PREDICT])
+    written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
+    frozen = [name for name in imported.weights if name not in training.trained and name not in written]
+    state = _state_bytes(graph[pipeline.TRAIN], imported.weights)
+    try:
+        module = pipeline.executors(phases, frozen, training, traits, None if budget is None else budget - state, most)
+    except BudgetError as error:
+        raise BudgetError(error.smallest + state, state) from None
+    step = phases.after["saved"][pipeline.TRAIN]
+    return _Lowered(module, training.micro_batches, stored, written, step, phases.places)
+
+
+def _fitted(
+    attempt: Callable[[int, float], _Lowered],
+    imported: Model,
+    micro_batches: int | None,
+    budget: int | None,
+    batch_norm: str,
+) -> _Lowered:
+    """The attempt in as many micro-batches as are wanted, or as the budget needs."""
+    if micro_batches is not None or budget is None:
+        counts = [micro_batches or 1]
+    else:
+        counts = [1] if batch_norm == "batch" else batch_parts(imported)
+    return fewest_parts(attempt, counts, math.inf if budget is None else budget)
+
+
+def batch_parts(model: Model) -> list[int]:
+    """The numbers of micro-batches that a model's batch can be cut into, fewest first."""
+    return divisors(batch_of(model.module["main"]))
+
+
+def _state_bytes(func: relax.Function, weights: Mapping[str, np.ndarray]) -> int:
+    """The bytes of optimizer state and gradient sums: ``<state>.<parameter>`` among the parameters of a step."""
+    states = [p for p in func.params if p.name not in weights and p.name.partition(".")[2] in weights]
+    return sum(type_bytes(param.ty) for param in states)
+
+
+OPTIONS = {
+    "scheme": one_of("""a pock.Scheme, such as Scheme.full() or Scheme({"*.bias": "full"})""", Scheme).or_none(),
+    "loss": one_of(f"a pock.Loss, or one of the names {', '.join(KINDS)}", str, Loss),
+    "optimizer": one_of("pock.SGD(…), pock.Adam(…) or pock.AdamW(…)", SGD, Adam).or_none(),
+    "batch_norm": Kind("'frozen' or 'batch'", lambda value: value in (None, "frozen", "batch")),
+    "accumulate": whole("a number of steps, at least 1", 1),
+    "micro_batches": whole("a number of parts of a batch, at least 1", 1).or_none(),
+    "clip_norm": number("a positive number", above=0).or_none(),
+    "memory_budget": Kind("an amount of memory: '64MB', or a number of bytes", _is_amount).or_none(),
+    "dump": PATH.or_none(),
+    "build": FLAG,
+}
+"""What the options of ``compile`` may be, except those that decide over inputs, which the front end checks."""
+
+
+def _check_options(**given: Any) -> None:
+    for name, value in given.items():
+        require(name, value, OPTIONS[name])
+    if given["batch_norm"] == "batch" and given["micro_batches"] not in (None, 1):
+        raise OptionError(
+            "batch_norm='batch' needs the whole batch at once: leave micro_batches out, or freeze batch norms"
+        )
+
+
+def _weight(
+    name: str, array: np.ndarray, selection: Mapping[str, Piece], stored: Mapping[str, Stored], written: set[str]
+) -> dict[str, Any]:
+    """What a manifest says of a weight: shape, type, how it is stored, and what of it changes."""
+    entry: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype), "trained": "frozen"}
+    if name in stored:
+        entry["stored"] = {"shape": list(stored[name].shape), "axes": list(stored[name].axes)}
+    if name in written:
+        entry["trained"] = "statistics"
+    elif name in selection:
+        piece = selection[name]
+        entry["trained"] = "full" if piece is None else {"axis": piece[0], "indices": list(piece[1])}
+    return entry
+
+
+def _entry(mod: IRModule, name: str) -> dict[str, Any]:
+    """What a manifest says of an entry point: what lies behind each address, and how large the arena is."""
+    attrs = mod[name].attrs
+    table = [
+        {"name": str(name), "shape": list(plain(shape)), "dtype": str(dtype)} for name, shape, dtype in attrs["table"]
+    ]
+    return {
+        "table": table,
+        "arena_bytes": int(attrs["arena_bytes"]),
+        "arena_lower_bound": int(attrs["arena_lower_bound"]),
+        "calls": plain(attrs["calls"]),
+        "arena_map": plain(attrs["arena_map"]),
+    }
+
+
+def _constants(mod: IRModule, entries: Sequence[str]) -> dict[str, np.ndarray]:
+    return {
+        f"{name}/constant.{index}": np.ascontiguousarray(value.numpy())
+        for name in entries
+        for index, value in enumerate(mod[name].attrs["constants"])
+    }
+
+
+def _index_limits(model: Model) -> dict[str, tuple[int, int]]:
+    """For each integer input by which something is read the lowest index, and how many positions there are."""
+    func = model.module["main"]
+    origin = inputs_of(func, len(model.inputs))
+    limits: dict[str, tuple[int, int]] = {}
+    for index, extent, from_end in [*model.look_ups, *_takes(func)]:
+        if index in origin:
+            lowest, count = limits.get(origin[index], (-extent, extent))
+            limits[origin[index]] = (max(lowest, -extent if from_end else 0), min(count, extent))
+    return limits
+
+
+def _takes(func: relax.Function) -> list[LookUp]:
+    """The look-ups in tables that are not constant."""
+    found = []
+    for binding in bindings_of(func):
+        value = binding.value
+        if op_name(value) == "relax.take" and not isinstance(value.args[0], Constant):
+            axis = plain(value.attrs.axis)
+            if isinstance(value.args[1], relax.Var):
+                found.append(LookUp(value.args[1], shape_of(value.args[0])[axis or 0], False))
+    return found

@@ -1,0 +1,97 @@
+"""``pock.check``: everything that stands between a model and its program, and what a user should know of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from tvm import relax
+
+from relay_passes.kernels.choose_kernels import without_kernel
+from relay_passes.training import backward
+from schedules.cpu import traits_of
+
+from ..device.losses import Loss, as_loss
+from ..device.optimizers import SGD
+from ..errors import CompilerError, MissingGradient, ModelError, Obstacle, PockError, PockWarning
+from ..frontend import Model, load_model
+from ..frontend.observations import observations
+from ..schemes.scheme import Scheme
+from .driver import TRAINS_NOTHING, own_faults
+from .driver import compile as compile_program
+from .pipeline import TRAIN, Phases, Training, stored_pieces, training_graph
+from .targets import resolve_target
+
+
+def check(
+    model: Any,
+    *,
+    scheme: Scheme | Callable[[Model], Scheme] | None = None,
+    loss: str | Loss = "cross_entropy",
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_norm: str | None = None,
+) -> list[Obstacle]:
+    """List all obstacles of a model before it is compiled, and behind them what only deserves a warning.
+
+    The options are those of :func:`pock_tvm.compile`; ``scheme`` may also be a function that makes one for the imported
+    model. Where no obstacle is blocking, everything but the building of kernels was tried.
+    """
+    loss = as_loss(loss)
+    try:
+        with own_faults():
+            imported = load_model(model, batch=batch, shapes=shapes)
+    except ModelError as error:
+        return list(error.obstacles) or [_refusal(error)]
+    except CompilerError as error:
+        return [_refusal(error)]
+    try:
+        scheme = scheme or Scheme.full()
+        chosen = scheme if isinstance(scheme, Scheme) else scheme(imported)
+        selection, faults = chosen.resolved(imported)
+    except PockError as error:
+        return [_refusal(error)]
+    found = [_refusal(fault) for fault in faults]
+    if not selection:
+        return found or [Obstacle("", "", "", TRAINS_NOTHING)]
+    training = Training(selection, vars(loss), SGD().kernel, batch_norm or "frozen")
+    graph, gradients = _of_graph(imported, training)
+    found += graph
+    if not found:
+        found += _of_plan(imported, scheme=chosen, loss=loss, batch_norm=batch_norm)
+    return found + observations(imported, selection, gradients, batch_norm)
+
+
+def _refusal(error: PockError) -> Obstacle:
+    return Obstacle("", "", "", str(error))
+
+
+def _of_graph(model: Model, training: Training) -> tuple[list[Obstacle], Collection[str]]:
+    """The obstacles to the training graph and its kernels, and the parameters that a gradient reaches."""
+    found: list[Obstacle] = []
+    phases = Phases(model.module)
+    gradients: Collection[str] = training.trained
+    try:
+        with own_faults():
+            training_graph(phases, training)
+            gradients = [str(name) for name in phases.after["backward"][TRAIN].attrs["gradients"]]
+    except MissingGradient:
+        func = phases.after["loss"][TRAIN]
+        shapes = {name: array.shape for name, array in model.weights.items()}
+        found += backward.obstacles(func, stored_pieces(func, training.trained, shapes))
+    except PockError as error:
+        found.append(_refusal(error))
+    functions = [func for func in phases.mod.functions.values() if isinstance(func, relax.Function)]
+    return found + without_kernel(functions, traits_of(resolve_target(None))), gradients
+
+
+def _of_plan(model: Model, **options: Any) -> list[Obstacle]:
+    """What stands in the way of kernels and of a plan of their memory."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PockWarning)
+            compile_program(model, **options, build=False)
+    except PockError as error:
+        return [_refusal(error)]
+    return []

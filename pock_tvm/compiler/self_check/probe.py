@@ -1,0 +1,107 @@
+"""The compiled program, measured through a trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...device.optimizers import SGD, Optimizer
+from ...device.trainer import Trainer
+from ...errors import CheckError
+from .measured import SCALE, Batch, Measured, Weights
+
+RATE = 0.125
+"""The learning rate of the update that is compared with PyTorch's optimizers."""
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """Rates with which a first update is ``weight - SCALE * gradient`` for each optimizer."""
+
+    optimizer: Optimizer
+
+    def rates(self, lr: float, step: int) -> list[float]:
+        if isinstance(self.optimizer, SGD):
+            _, *others = self.optimizer.rates(lr, step)
+            return [SCALE / (1 + self.optimizer.momentum) if self.optimizer.nesterov else SCALE, *others]
+        # step m / (sqrt(v) 0 + eps), where m is (1 - beta1) g
+        return [0.0, SCALE * self.optimizer.eps / (1 - self.optimizer.betas[0]), 0.0]
+
+
+class Probe(Trainer):
+    """A trainer that starts over, and tells the gradients which its program computes."""
+
+    def start(self, weights: Weights) -> None:
+        """Begin again: with some weights, no optimizer state and no steps."""
+        self.load_state_dict(weights)
+        for name in self._states():
+            self._arrays[name][...] = 0
+        self.steps = 0
+
+    @property
+    def tells_gradients(self) -> bool:
+        """Whether an update can be made linear in the gradient: not where Adam has no epsilon."""
+        return isinstance(self._optimizer, SGD) or self._optimizer.eps > 0
+
+    def measure(self, weights: Weights, batches: list[Batch]) -> Measured:
+        """One update: outputs, losses, the gradients as the optimizer sees them (scaled down where their norm is
+        clipped, a coupled weight decay added), and the running statistics."""
+        self.start(weights)
+        outputs = self.predict(batches[0].inputs)
+        usual, self._optimizer = self._optimizer, _Linear(self._optimizer)  # type: ignore[assignment]
+        try:
+            losses = tuple(self.step(batch.inputs, batch.target, lr=1.0) for batch in batches)
+        finally:
+            self._optimizer = usual
+        after, trained = self.live_weights(), self.program.trained
+        gradients: dict[str, np.ndarray | None] = {}
+        for name in trained if self.tells_gradients else []:
+            moved = (weights[name].astype("float64") - after.get(name, weights[name])) / SCALE
+            gradients[name] = moved.astype("float32")
+        statistics = {name: after[name] for name in after if name not in trained}
+        self.check_frozen(weights, after)
+        return Measured(outputs if isinstance(outputs, tuple) else (outputs,), losses, gradients, statistics)
+
+    def update(self, weights: Weights, batches: list[Batch]) -> tuple[tuple[float, ...], Weights]:
+        """Two updates on the same batches, the first with a rate of 0: the losses of the first, and the weights.
+
+        The first fills the optimizer's state and leaves the weights alone, so that the second has the same gradients.
+        """
+        self.start(weights)
+        losses = tuple(self.step(batch.inputs, batch.target, lr=0.0) for batch in batches)
+        for batch in batches:
+            self.step(batch.inputs, batch.target, lr=RATE)
+        after = self.live_weights()
+        self.check_frozen(weights, after)
+        return losses, after
+
+    def checked(self, x: Any, y: Any) -> Batch:
+        """A user's batch, refused where a step would refuse it."""
+        return Batch(self._checked_inputs(x), self._checked_target(y))
+
+    def loss(self, weights: Weights, batches: list[Batch]) -> float:
+        """The mean loss of batches, in training, without an update."""
+        self.start(weights)
+        return float(np.mean([self.step(batch.inputs, batch.target, lr=0.0) for batch in batches]))
+
+    def live_weights(self) -> dict[str, np.ndarray]:
+        """The weights that a step may change, in PyTorch's layout."""
+        return {name: np.array(self._from_stored(name, self._arrays[name])) for name in self._live()}
+
+    def check_frozen(self, weights: Weights, after: Weights) -> None:
+        """Refuse a program that changes what is not trained."""
+        for name, entry in self._weights.items():
+            if name not in self._arrays or entry["trained"] == "statistics":
+                continue
+            now = after[name] if name in after else self._from_stored(name, self._arrays[name])
+            start, what = weights[name], entry["trained"]
+            if isinstance(what, dict):
+                others = [i for i in range(start.shape[what["axis"]]) if i not in set(what["indices"])]
+                now, start = (np.take(array, others, axis=what["axis"]) for array in (now, start))
+            elif what == "full":
+                continue
+            if not np.array_equal(now, start, equal_nan=True):
+                moved = float(np.nanmax(np.abs(now.astype("float64") - start), initial=0.0))
+                raise CheckError(f"a step changes '{name}', which is not trained there, by up to {moved:.3g}")

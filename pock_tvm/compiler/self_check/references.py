@@ -1,0 +1,27 @@
+"""Finds what a model can be checked against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...device.losses import Loss
+from ...frontend import Model
+from .measured import Reference
+
+
+def reference_of(model: Model, trained: list[str], loss: Loss, batch_norm: str, flops: float) -> Reference | None:
+    """The reference of a model; None where it was imported from nothing that runs here.
+
+    ``flops`` are those of a forward pass.
+    """
+    source: Any = model.source
+    kind = type(source).__module__.split(".")[0]
+    if kind == "onnx":
+        from .onnx_reference import OnnxReference
+
+        return OnnxReference(source, loss, batch_norm)
+    if kind == "torch":
+        from .torch_reference import TorchReference
+
+        return TorchReference(source, model.aliases, trained, loss, batch_norm, flops)
+    return None

@@ -1,0 +1,90 @@
+"""Targets: from what a user writes to what TVM builds for, and the linker that goes with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+from tvm.target import Target
+from tvm.target import codegen as llvm
+
+from relay_passes.ir import first_line
+
+from ..device.runtime import machine_triple
+from ..errors import PockError
+
+HOST = "host"
+
+
+def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
+    """The target of a program.
+
+    ``"host"`` (the default) is this machine with all its vector instructions; otherwise one of TVM's tags
+    (``raspberry-pi/4b-aarch64``), a TVM target as JSON or dict, or a Target.
+    """
+    if isinstance(target, Target):
+        found = target
+    elif target is None or target == HOST:
+        found = Target(
+            {
+                "kind": "llvm",
+                "mtriple": llvm.llvm_get_system_triple(),
+                "mcpu": llvm.llvm_get_system_cpu(),
+                "num-cores": os.cpu_count() or 1,
+            }
+        )
+    else:
+        try:
+            found = Target(
+                json.loads(target) if isinstance(target, str) and target.lstrip().startswith("{") else target
+            )
+        except Exception as error:
+            raise PockError(
+                f"'{target}' is no target: give 'host', a tag such as raspberry-pi/4b-aarch64, or a TVM target as "
+                f"JSON ({first_line(error)})"
+            ) from error
+    if found.kind.name != "llvm":
+        raise PockError(f"programs are built for CPUs (kind llvm) so far; '{target}' is of kind {found.kind.name}")
+    return found
+
+
+def triple_of(target: Target) -> str:
+    """The target's LLVM triple; this machine's where it names none."""
+    return str(target.attrs.get("mtriple") or llvm.llvm_get_system_triple())
+
+
+def is_this_machine(target: Target) -> bool:
+    """Whether a target is of this machine's architecture and system."""
+    return machine_triple(triple_of(target)) == machine_triple()
+
+
+def linker_for(target: Target) -> str | None:
+    """The C compiler that links a shared library for the target; None for this machine where it has none, since it
+    loads objects as well.
+
+    Raises
+    ------
+    PockError
+        The target is another machine, and the compiler for it is not installed.
+    """
+    triple = triple_of(target)
+    toolchain = _toolchain(triple)
+    candidates = ["cc", "gcc", "clang"] if is_this_machine(target) else [f"{triple}-gcc", f"{toolchain}-gcc"]
+    found = next(filter(shutil.which, candidates), None)
+    if found is None and not is_this_machine(target):
+        package = f" (Debian: gcc-{toolchain.replace('_', '-')})" if "linux-gnu" in toolchain else ""
+        raise PockError(
+            f"a program for {triple} is linked by that machine's C compiler, {' or '.join(dict.fromkeys(candidates))}, "
+            f"which is not on the PATH{package}"
+        )
+    return found
+
+
+def _toolchain(triple: str) -> str:
+    """The triple in Debian's spelling, which begins the names of its cross compilers: ``arm-linux-gnueabihf``."""
+    architecture, *_, system = triple.split("-")
+    if architecture.startswith("armv"):
+        architecture = "arm"
+    architecture = {"arm64": "aarch64", "amd64": "x86_64"}.get(architecture, architecture)
+    return f"{architecture}-linux-{system}" if "-linux-" in triple else triple

@@ -1,0 +1,71 @@
+"""Where the time of a step goes, kernel by kernel."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .runtime import CALL_KERNEL
+
+if TYPE_CHECKING:
+    from .program import Program
+    from .trainer import Data, Trainer
+
+
+def example(program: Program) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Inputs and a target of the right shapes and types: numbers from a normal distribution, ones for integers."""
+    manifest, rng = program.manifest, np.random.default_rng(0)
+    inputs = {}
+    for spec in manifest["inputs"]:
+        _, limit = program.index_limits.get(spec["name"], (0, 2))
+        whole = np.full(spec["shape"], min(1, limit - 1))
+        inputs[spec["name"]] = rng.standard_normal(spec["shape"]) if "float" in spec["dtype"] else whole
+        inputs[spec["name"]] = inputs[spec["name"]].astype(spec["dtype"])
+    targets = [tensor for tensor in manifest["entries"]["train_step"]["table"] if tensor["name"] == "target"]
+    return inputs, np.zeros(targets[0]["shape"], targets[0]["dtype"]) if targets else None
+
+
+def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict[str, Any]]:
+    """Time every kernel of a real training step, slowest first; the trainer's state stays as it was.
+
+    Returns a record for each call: ``kernel``, ``ms`` (median of ``repeat`` steps), ``gflops`` and ``gbytes`` per
+    second, ``share`` of the step, and what its manifest says of the kernel's cost.
+    """
+    program, saved = trainer.program, {name: array.copy() for name, array in trainer._arrays.items()}
+    steps = trainer.steps
+    trainer.step(x, y, lr=0.0)
+    entry = program.manifest["entries"]["train_step"]
+    addresses = trainer._tables["train_step"].numpy().tolist()
+    times: list[list[float]] = [[] for _ in entry["calls"]]
+    number = {kernel: at for at, kernel in enumerate(sorted(program.manifest["kernels"]))}
+    library = trainer._library
+    calls = [
+        library.table([number[kernel], *(addresses[at] + offset for at, offset in places)])
+        for kernel, places in entry["calls"]
+    ]
+    for _ in range(repeat):
+        for call, record in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            library.run(CALL_KERNEL, call)
+            record.append(time.perf_counter() - start)
+    for name, array in saved.items():
+        trainer._arrays[name][...] = array
+    trainer.steps = steps
+    medians = [statistics.median(record) for record in times]
+    rows = []
+    for (kernel, _), median in zip(entry["calls"], medians, strict=True):
+        cost = program.manifest["kernels"][kernel]
+        rows.append(
+            {
+                "kernel": kernel,
+                "ms": 1e3 * median,
+                "gflops": cost["flops"] / median / 1e9,
+                "gbytes": cost["bytes"] / median / 1e9,
+                "share": median / sum(medians),
+                **cost,
+            }
+        )
+    return sorted(rows, key=lambda row: -row["ms"])

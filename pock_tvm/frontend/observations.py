@@ -1,0 +1,80 @@
+"""What a program does not do that a user may expect: nothing to say of most models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from relay_passes.ir import bindings_of, op_name, used_vars
+
+from ..errors import Obstacle
+from . import Model
+
+NAMED = 3
+"""How many of many things a warning names."""
+
+
+def observations(
+    model: Model, selection: Collection[str], gradients: Collection[str], batch_norm: str | None
+) -> list[Obstacle]:
+    """Everything about a model and its scheme that deserves a warning.
+
+    ``selection`` and ``gradients``: the parameters that the scheme trains, and those that a gradient reaches.
+    ``batch_norm`` is None where nobody said what becomes of running statistics.
+    """
+    return [
+        *_unread_inputs(model),
+        *_unreached([name for name in selection if name not in gradients]),
+        *(_frozen_statistics(model) if batch_norm is None else ()),
+        *_mutated(model),
+    ]
+
+
+def _unread_inputs(model: Model) -> Iterator[Obstacle]:
+    main = model.module["main"]
+    read = {var.name for binding in bindings_of(main) for var in used_vars(binding.value)}
+    read |= {var.name for var in used_vars(main.body.body)}
+    for spec in model.inputs:
+        if spec.name in read:
+            continue
+        reason = f"nothing reads the input '{spec.name}': what it holds changes no result"
+        kind = (spec.shape, spec.dtype)
+        like = [other.name for other in model.inputs if other.name in read and (other.shape, other.dtype) == kind]
+        way_out = (
+            "If it should, export the model with an example tensor of its own for each input: of one tensor given "
+            f"twice torch.export makes one input, here '{like[0]}'"
+            if like
+            else ""
+        )
+        yield Obstacle("", "", spec.name, reason, way_out, blocking=False)
+
+
+def _unreached(names: Sequence[str]) -> Iterator[Obstacle]:
+    if names:
+        reason = f"no gradient reaches {_some(names)}, which the scheme trains: the loss does not depend on it"
+        way_out = "It stays as it is, as in PyTorch: freeze it in the scheme, or let the loss read another output"
+        yield Obstacle("", "", names[0], reason, way_out, blocking=False)
+
+
+def _frozen_statistics(model: Model) -> Iterator[Obstacle]:
+    main = model.module["main"]
+    norms = [b.value for b in bindings_of(main) if op_name(b.value) == "relax.nn.batch_norm"]
+    params = set(main.params)
+    statistics = [norm.args[3].name for norm in norms if norm.args[3] in params]
+    if statistics:
+        layers = [name.rpartition(".")[0] for name in statistics]
+        reason = f"the running statistics of {_some(layers)} stay as they are, which model.train() would change"
+        way_out = "Say batch_norm='frozen' if they shall, as fine-tuning wants it, and batch_norm='batch' if not"
+        yield Obstacle(layers[0], "batch_norm", statistics[0], reason, way_out, blocking=False)
+
+
+def _mutated(model: Model) -> Iterator[Obstacle]:
+    if model.mutated:
+        reason = f"the model writes {_some(model.mutated)} in its forward pass, and the program does not"
+        way_out = "Every step reads what was there when the model was exported"
+        yield Obstacle("", "", model.mutated[0], reason, way_out, blocking=False)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of many."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(f"'{name}'" for name in names[:NAMED]) + more

@@ -1,0 +1,203 @@
+"""``pock report``: contributions, costs and the chosen scheme as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..choosing.analysis import open_model
+from ..choosing.contribution import Candidate, Contributions, Gain, ladder, scheme_of, trained_at
+from ..choosing.costs import Profiles
+from ..choosing.expected_gains import HEAD, gains_of_kinds, rank_agreement, tried_together
+from ..choosing.integer_program import Choice, Choices, front, total
+from ..choosing.scheme_search import budgets_of, prepared, suited
+from ..device.files import replacing
+from ..errors import PockError
+from ..frontend.structure import Structure
+from ..schemes.scheme import Scheme
+from .choice_tables import amounts, reasons
+from .program_plots import MIB
+from .scheme_plots import draw_contributions, draw_fronts, draw_scheme
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>What to train of {{ network }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-size: 13px } td, th { padding: 2px 10px; text-align: right }
+td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f5f5f5 } img { max-width: 100% }
+</style></head><body>
+<h1>What to train of {{ network }}</h1>
+<p>{% for line in lines %}{{ line }}<br>{% endfor %}</p>
+{% for title, text, picture in figures %}
+<h2>{{ title }}</h2><p>{{ text }}</p><img alt="{{ title }}" src="data:image/png;base64,{{ picture }}">
+{% endfor %}
+{% for title, header, rows in tables %}
+<h2>{{ title }}</h2>
+<table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
+{% endfor %}
+</body></html>
+"""
+
+
+def write_report(
+    found: Contributions,
+    output: str | os.PathLike[str],
+    *,
+    scheme: Scheme | None = None,
+    memory: float | None = None,
+    seconds: float | None = None,
+    target: Any = None,
+    profiles: Profiles = (),
+    pictures: str | os.PathLike[str] | None = None,
+) -> None:
+    """Write a report: what each piece brings and takes, the fronts, and the scheme over the network.
+
+    ``memory`` in bytes and ``seconds`` are budgets, drawn and held by the fronts; they, ``target`` and ``profiles`` are
+    those of :func:`pock_tvm.search`. ``pictures`` is a folder for the PNG files.
+
+    Raises
+    ------
+    PockError
+        Matplotlib or Jinja is missing.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise PockError("reports are made by Jinja and Matplotlib: pip install 'pock-tvm[plot]'") from error
+    budgets = budgets_of(memory, seconds)
+    structure, sets, time_model = prepared(found, target, profiles)
+    choices = suited(sets, budgets)
+    chosen = choice_of(scheme, choices, structure) if scheme is not None else None
+    fronts = {
+        resource: front(sets, resource, **{other: budgets[other]})
+        for resource, other in (("memory", "seconds"), ("seconds", "memory"))
+    }
+    figures: dict[str, tuple[str, str, Figure]] = {
+        "contributions": (
+            "What each piece brings",
+            "Above: the last biases, over the head alone. Below: a share of each weight, over biases alone. Points of "
+            "accuracy as the loss of held-out samples tells them; bars of spread are standard deviations over seeds.",
+            draw_contributions(found),
+        ),
+        "fronts": (
+            "What it takes",
+            "Each point is the best choice for its memory or its time, solved exactly, in as many micro-batches as are "
+            "best for it; what was chosen for a budget runs in no more of them than that asks for. Gains and costs are "
+            "sums over pieces; what a scheme takes as a whole is planned, and may lie a little beside its sum.",
+            draw_fronts(fronts, chosen, {"memory": memory, "seconds": seconds}),
+        ),
+    }
+    if scheme is not None:
+        figures["scheme"] = (
+            "What is trained",
+            "From input to head.",
+            draw_scheme(scheme, structure, open_model(found.task)[0]),
+        )
+    drawn = {name: _png(figure) for name, (_, _, figure) in figures.items()}
+    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    text = page.render(
+        network=Path(found.task.model).stem,
+        lines=[*_task_lines(found), f"The {time_model}.", *_rank_lines(found)],
+        figures=[(title, text, base64.b64encode(drawn[n]).decode()) for n, (title, text, _) in figures.items()],
+        tables=_tables(found, choices, chosen, fronts["memory"]),
+    )
+    with replacing(output) as file:
+        file.write(text.encode())
+    if pictures is not None:
+        Path(pictures).mkdir(parents=True, exist_ok=True)
+        for name, data in drawn.items():
+            (Path(pictures) / f"{name}.png").write_bytes(data)
+
+
+def choice_of(scheme: Scheme, choices: Choices, structure: Structure) -> Choice | None:
+    """The choice that a scheme stands for; None of one that was not put together from these pieces."""
+    steps = ladder(structure)
+    biases = sum(scheme.rules.get(name) == "full" for name in steps)
+    weights = {
+        name: share
+        for name, weight in choices.weights.items()
+        for share in weight.options
+        if scheme.rules.get(name) == trained_at(structure, name, share)
+    }
+    if biases not in choices.biases or scheme_of(structure, biases, weights).rules != scheme.rules:
+        return None
+    return total(choices, biases, weights)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _task_lines(found: Contributions) -> list[str]:
+    task = found.task
+    runs = [*found.runs, *found.trials, *found.kinds]
+    failed = sum(run.score is None for run in runs)
+    lines = [
+        f"Data: {task.data}, validated on {task.validation}.",
+        f"Runs: {len(runs)} of up to {task.recipe.epochs:g} epochs at a learning rate of {task.recipe.lr:g} "
+        f"({task.recipe.lr_schedule}), {task.optimizer['kind']}, up to {task.seeds} seeds.",
+    ]
+    return (
+        [*lines, f"{failed} runs failed: their loss ceased to be a number. They are never chosen."] if failed else lines
+    )
+
+
+def _rank_lines(found: Contributions) -> list[str]:
+    return [
+        f"First-order scores rank {what} like the measured gains with a correlation of {value:.2f} (Spearman)."
+        for what, value in rank_agreement(found).items()
+    ]
+
+
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def _tables(found: Contributions, choices: Choices, chosen: Choice | None, points: list[Choice]) -> list[Table]:
+    tables: list[Table] = []
+    if chosen is not None:
+        tables.append(("The chosen pieces", ["piece", "expected gain", "MiB", "ms a step"], reasons(choices, chosen)))
+    header = ["last biases", "weights", "micro-batches", "expected gain", "MiB", "ms a step"]
+    rows = [
+        [str(p.biases), str(len(p.weights)), str(p.micro_batches), *amounts(p.gain, p.memory, p.seconds)]
+        for p in points
+    ]
+    tables.append(("The front of gain against memory", header, rows))
+    rows = [
+        [str(each), f"{summed:+.2f}", f"{gain.mean:+.2f}", _spread(gain)]
+        for each, summed, gain in tried_together(found)
+    ]
+    if rows:
+        header = ["trained", "gain of each alone, summed", "gain over biases alone", "spread"]
+        tables.append(("Weights together", header, rows))
+    rows = [
+        [str(kind), f"{gain.mean:+.2f}", _spread(gain)] for kind, gain in gains_of_kinds(found).items() if kind != HEAD
+    ]
+    if rows:
+        tables.append(("Kinds of weights", ["trained", "gain over the head", "spread"], rows))
+    rows = []
+    for candidate in found.measured():
+        gain = found.gain(candidate, found.base() if candidate.weight else Candidate(0))
+        words = (
+            ["failed", "", "", ""]
+            if gain is None
+            else [f"{gain.mean:+.2f}", _spread(gain), str(gain.seeds), f"{gain.epochs:g}"]
+        )
+        rows.append(
+            [str(candidate), *words, f"{found.costs[candidate].memory / MIB:.2f}" if candidate in found.costs else ""]
+        )
+    if rows:
+        tables.append(("Everything that was measured", ["trained", "gain", "spread", "seeds", "epochs", "MiB"], rows))
+    return tables
+
+
+def _spread(gain: Gain) -> str:
+    return "" if gain.spread is None else f"± {gain.spread:.2f}"

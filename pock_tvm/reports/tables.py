@@ -1,0 +1,129 @@
+"""The tables that the command line shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from ..device.program import Program
+from ..errors import Obstacle
+
+MIB = 2**20
+
+
+def summary(program: Program) -> str:
+    """What a program is, in a few lines."""
+    manifest = program.manifest
+    inputs = ", ".join(f"{spec['name']} {tuple(spec['shape'])} {spec['dtype']}" for spec in manifest["inputs"])
+    options = {name: value for name, value in manifest["options"].items() if value not in (None, 1, "frozen")}
+    optimizer = ", ".join(
+        f"{name} {value}" for name, value in manifest["optimizer"].items() if name != "kind" and value
+    )
+    lines = [
+        f"inputs     {inputs}",
+        f"loss       {manifest['loss']['kind']}",
+        f"optimizer  {manifest['optimizer']['kind']}{f' ({optimizer})' if optimizer else ''}",
+        f"target     {manifest['target']['triple']}",
+    ]
+    lines += [f"{name:<10} {value}" for name, value in options.items()]
+    return "\n".join(lines)
+
+
+def layer_table(program: Program) -> Table:
+    """One row a layer: what is trained, what it costs, what it keeps."""
+    table = Table(title="layers", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("layer", "kind", "weight", "bias"):
+        table.add_column(name, no_wrap=True)
+    for name in ("forward\nMFLOP", "backward\nMFLOP", "saved\nKiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    layers = program.manifest["layers"]
+    for layer in layers:
+        trained = layer["weight"] != "frozen" or layer["bias"] == "full"
+        table.add_row(
+            layer["name"],
+            layer["kind"],
+            layer["weight"],
+            layer["bias"],
+            *_amounts(layer),
+            style=None if trained else "dim",
+        )
+    table.add_section()
+    total = {key: sum(layer[key] for layer in layers) for key in ("forward_flops", "backward_flops", "saved_bytes")}
+    table.add_row("total", "", "", "", *_amounts(total))
+    return table
+
+
+def _amounts(layer: Mapping[str, Any]) -> tuple[str, str, str]:
+    return (
+        f"{layer['forward_flops'] / 1e6:.2f}",
+        f"{layer['backward_flops'] / 1e6:.2f}" if layer["backward_flops"] else "-",
+        f"{layer['saved_bytes'] / 1024:.1f}" if layer["saved_bytes"] else "-",
+    )
+
+
+def obstacle_table(found: Sequence[Obstacle], worded: Callable[[str], str] = str) -> Table:
+    """One row an obstacle or a warning; ``worded`` says a message in other words."""
+    table = Table(title="obstacles", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    used = [name for name in ("layer", "operator", "parameter") if any(getattr(each, name) for each in found)]
+    for name in used:
+        table.add_column(name, overflow="fold")
+    table.add_column("what, and what to do", ratio=1)
+    for each in found:
+        names = [escape(getattr(each, name)) for name in used]
+        table.add_row("obstacle" if each.blocking else "warning", *names, escape(worded(str(each))))
+    return table
+
+
+def memory_table(program: Program) -> Table:
+    """What a trainer holds in memory."""
+    table = Table(title="memory")
+    table.add_column("what")
+    table.add_column("MiB", justify="right")
+    for name, size in program.memory().items():
+        if size:
+            table.add_row(name.replace("_", " "), f"{size / MIB:.3f}")
+    return table
+
+
+def scheme_table(found: Mapping[str, Mapping[str, Any]], model: Any) -> Table:
+    """One row a scheme: how many parameters and how many numbers it trains."""
+    table = Table(title="schemes")
+    for name in ("scheme", "parameters", "numbers", "share"):
+        table.add_column(name, justify="left" if name == "scheme" else "right")
+    total = sum(model.weights[name].size for name in model.parameters)
+    for name, selection in found.items():
+        numbers = sum(_size(model.weights[parameter], piece) for parameter, piece in selection.items())
+        table.add_row(name, str(len(selection)), f"{numbers:,}", f"{100 * numbers / total:.1f} %")
+    return table
+
+
+def _size(weight: np.ndarray, piece: tuple[int, Any] | None) -> int:
+    return weight.size if piece is None else weight.size // weight.shape[piece[0]] * len(piece[1])
+
+
+def kernel_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a kernel of a step, with all its calls, slowest first."""
+    table = Table(title="kernels of a step", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("calls", "ms", "% of step", "GFLOP/s", "GB/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("kernel", overflow="fold")
+    calls: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        calls.setdefault(record["kernel"], []).append(record)
+
+    def add_row(own: Sequence[Mapping[str, Any]], name: str) -> None:
+        ms, share, flops, size = (sum(record[what] for record in own) for what in ("ms", "share", "flops", "bytes"))
+        rates = [f"{flops / ms / 1e6:.0f}" if flops else "", f"{size / ms / 1e6:.1f}"]
+        table.add_row(str(len(own)), f"{ms:.3f}", f"{100 * share:.1f}", *rates, name)
+
+    for kernel, own in sorted(calls.items(), key=lambda item: -sum(record["ms"] for record in item[1])):
+        add_row(own, kernel)
+    table.add_section()
+    add_row(records, f"{len(calls)} kernels")
+    return table

@@ -1,0 +1,1 @@
+"""What of a network is trained: schemes, named ones, and those that papers publish."""

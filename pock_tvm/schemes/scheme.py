@@ -1,0 +1,241 @@
+"""Schemes: what of each parameter is trained."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..device.arguments import PATH, Kind, is_whole, require, whole
+from ..device.files import replacing
+from ..errors import SchemeError
+
+if TYPE_CHECKING:
+    from ..frontend import Model
+    from ..frontend.structure import Structure
+
+What = str | float | Sequence[int]
+"""``"frozen"``, ``"full"``, a ratio in (0, 1] of the input channels, or the indices of the input channels."""
+
+
+RULES = Kind(
+    """a mapping of patterns over parameter names to what is trained, such as Scheme({"*.bias": "full"})""",
+    lambda rules: isinstance(rules, Mapping) and all(isinstance(pattern, str) for pattern in rules),
+)
+
+
+@dataclass(frozen=True, init=False)
+class Scheme:
+    """What of each parameter is trained: data, that a person can read, edit and compare.
+
+    ``Scheme({"*": "frozen", "*.bias": "full", "blocks.1[0-7].*.weight": 0.5})`` maps patterns over PyTorch's parameter
+    names (globs) to what is trained of every parameter that matches; the last match wins, and what nothing matches is
+    frozen.
+
+    A ratio r trains ``ceil(r * channels)`` input channels of a convolution or linear weight (groups of a depthwise
+    one): those with the largest L1 norm. Of an embedding it trains the first rows: tokenizers number first what is
+    frequent. A list of integers trains just those channels or rows.
+    """
+
+    rules: dict[str, What]
+
+    def __init__(self, rules: Mapping[str, What]) -> None:
+        require("a scheme", rules, RULES, SchemeError)
+        object.__setattr__(self, "rules", {pattern: _checked(pattern, what) for pattern, what in rules.items()})
+
+    # ---- named schemes -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def full(cls) -> Scheme:
+        """Everything."""
+        return cls({"*": "full"})
+
+    @classmethod
+    def head_only(cls, model: Any) -> Scheme:
+        """The last layer: its weight and its bias."""
+        structure, _ = _read(model)
+        return cls({"*": "frozen"} | dict.fromkeys(structure.head_parameters(), "full"))
+
+    @classmethod
+    def bias_only(cls, model: Any, *, last: int | None = None) -> Scheme:
+        """The biases (also those of normalisation) of the last so many layers that have one, all by default, and the
+        head."""
+        structure, _ = _read(model)
+        biases = structure.of_role("bias")
+        chosen = biases if last is None else biases[len(biases) - _count("last", last, len(biases), "biases") :]
+        return cls({"*": "frozen"} | dict.fromkeys([*chosen, *structure.head_parameters()], "full"))
+
+    @classmethod
+    def last_layers(cls, model: Any, count: int) -> Scheme:
+        """Everything from the weight of the last-but-``count`` layer on: weights, biases and the normalisation
+        between."""
+        structure, _ = _read(model)
+        layers = sorted(structure.layers, key=lambda layer: layer.position)
+        if _count("count", count, len(layers), "layers") == 0:
+            return cls({"*": "frozen"})
+        chosen = layers[len(layers) - count :]
+        names = [layer.weight for layer in chosen] + structure.parameters_from(chosen[0].position)
+        return cls({"*": "frozen"} | dict.fromkeys(names, "full"))
+
+    @classmethod
+    def from_requires_grad(cls, model: Any) -> Scheme:
+        """What ``requires_grad`` says, of a ``torch.nn.Module`` or of what an ExportedProgram was exported from."""
+        if hasattr(model, "named_parameters") and not hasattr(model, "graph_signature"):
+            wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        else:
+            wanted = _read(model)[1].requires_grad
+        return cls({"*": "frozen"} | {name: "full" for name, trained in wanted.items() if trained})
+
+    @classmethod
+    def pockengine(cls, model: Any) -> Scheme:
+        """The scheme published for PockEngine (MICRO 2023, section 4.1), matched by the structure of the network.
+
+        See :mod:`pock_tvm.schemes.published`.
+        """
+        from .published import published_rules
+
+        structure, _ = _read(model)
+        return cls({"*": "frozen"} | published_rules(structure) | dict.fromkeys(structure.head_parameters(), "full"))
+
+    # ---- files -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Scheme:
+        """Read a scheme from a JSON file: an object of patterns."""
+        require("the path of a scheme", path, PATH, SchemeError)
+        try:
+            rules = json.loads(Path(path).read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise SchemeError(f"'{path}' cannot be read as a scheme: {error}") from error
+        if not isinstance(rules, dict):
+            raise SchemeError(
+                f"'{path}' is not a scheme: a scheme file is one JSON object of patterns, such as "
+                f'{{"*.bias": "full"}}'
+            )
+        return cls(rules)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the scheme as a JSON file."""
+        with replacing(path) as file:
+            rules = ",\n".join(f"  {json.dumps(pattern)}: {json.dumps(what)}" for pattern, what in self.rules.items())
+            file.write(f"{{\n{rules}\n}}\n".encode())
+
+    # ---- resolution --------------------------------------------------------------------------------------------------
+
+    def resolve(self, model: Any) -> dict[str, tuple[int, tuple[int, ...]] | None]:
+        """What is trained of a model: for each trained parameter None (all of it) or ``(axis, indices)`` in PyTorch's
+        layout.
+
+        Raises
+        ------
+        SchemeError
+            A pattern matches no parameter, or a ratio or channels are asked of something that has no input channels.
+        """
+        selected, faults = self.resolved(model)
+        if faults:
+            raise faults[0]
+        return selected
+
+    def resolved(self, model: Any) -> tuple[dict[str, tuple[int, tuple[int, ...]] | None], list[SchemeError]]:
+        """What :meth:`resolve` gives, as far as the scheme fits the model, and everything about it that does not."""
+        structure, model = _read(model)
+        faults = self._unmatched(model)
+        selected: dict[str, tuple[int, tuple[int, ...]] | None] = {}
+        further = {owner: alias for alias, owner in model.aliases.items()}
+        for name in model.parameters:
+            what = self._what(name, further.get(name))
+            if what == "full":
+                selected[name] = None
+            elif what != "frozen":
+                try:
+                    selected[name] = _piece(name, what, model, structure)
+                except SchemeError as error:
+                    faults.append(error)
+        return selected, faults
+
+    def _what(self, name: str, alias: str | None) -> What:
+        """The last rule that matches a parameter, by its name or by the name that it is tied to."""
+        names = [name] if alias is None else [name, alias]
+        matching = [what for pattern, what in self.rules.items() if any(_matches(name, pattern) for name in names)]
+        return matching[-1] if matching else "frozen"
+
+    def _unmatched(self, model: Model) -> list[SchemeError]:
+        """An error for each pattern that names nothing."""
+        names = [*model.parameters, *model.aliases]
+        faults = []
+        for pattern in self.rules:
+            if not any(_matches(name, pattern) for name in names):
+                near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+                hint = f"; the nearest are {', '.join(near)}" if near else ""
+                faults.append(SchemeError(f"'{pattern}' names no parameter of the model{hint}"))
+        return faults
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
+def _checked(pattern: str, what: Any) -> What:
+    """One entry of a scheme, or an error that names it."""
+    if what in ("frozen", "full") and isinstance(what, str):
+        return what
+    if isinstance(what, bool) or not isinstance(what, int | float | list | tuple | np.ndarray):
+        raise SchemeError(
+            f'\'{pattern}\': {what!r} is neither "frozen", "full", a ratio in (0, 1] nor a list of channels'
+        )
+    if isinstance(what, int | float):
+        if not 0 < what <= 1:
+            raise SchemeError(f"'{pattern}': the channel ratio {what} is outside (0, 1]")
+        return float(what)
+    if not len(what) or not all(is_whole(channel) and channel >= 0 for channel in what) or len(set(what)) != len(what):
+        raise SchemeError(f"'{pattern}': channels are given as a list of different indices from 0, not {list(what)}")
+    return sorted(int(channel) for channel in what)
+
+
+def _piece(name: str, what: What, model: Model, structure: Structure) -> tuple[int, tuple[int, ...]] | None:
+    channels = structure.channels.get(name)
+    if channels is None:
+        kind = structure.roles.get(name, "parameter")
+        raise SchemeError(
+            f"'{name}' cannot be trained in part: it is a {kind}, and only the weight of a convolution or linear "
+            "layer has input channels, and only an embedding that is read nowhere else has rows that are. Give it "
+            '"full" or "frozen"'
+        )
+    if isinstance(what, float):
+        count = channels.share(what)
+        if count == channels.count:
+            return None
+        if structure.roles[name] == "embedding":
+            return channels.axis, tuple(range(count))
+        norms = channels.norms(model.weights[name])
+        chosen = sorted(np.argsort(-norms, kind="stable")[:count].tolist())
+    else:
+        chosen = list(what)
+        if chosen[-1] >= channels.count:
+            many, one = ("rows", "row") if structure.roles[name] == "embedding" else ("input channels", "channel")
+            raise SchemeError(f"'{name}' has {channels.count} {many}; there is no {one} {chosen[-1]}")
+        if len(chosen) == channels.count:
+            return None
+    return channels.axis, channels.indices(chosen)
+
+
+def _read(model: Any) -> tuple[Structure, Model]:
+    from ..frontend import load_model
+    from ..frontend.structure import structure_of
+
+    loaded = load_model(model, any_shape=True)
+    return structure_of(loaded), loaded
+
+
+def _count(name: str, value: int, most: int, what: str) -> int:
+    require(name, value, whole(f"a number of {what}", 0), SchemeError)
+    if value > most:
+        raise SchemeError(f"there are {most} {what} in this network (the head's apart), not {value}")
+    return int(value)

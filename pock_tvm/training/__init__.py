@@ -1,0 +1,1 @@
+"""Data, recipes and learning rates for fine-tuning."""

@@ -1,0 +1,254 @@
+"""Data on disk: a folder of images per class, or an ``.npz`` file of arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tokenize
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..device.program import UNREADABLE
+from ..errors import DataError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
+MARGIN = 1.15  # an image is resized to this many times the size before it is cropped
+SOME = 1024  # samples that are looked at together
+CACHE = 256 * 2**20  # bytes of decoded images that a folder keeps: every epoch reads them again
+
+Batch = tuple[dict[str, np.ndarray], "np.ndarray | None"]
+"""Inputs by name, and the target; None for a network that computes its own loss."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes an input: ``(pixel / 255 - mean) / std`` per channel, at the network's size."""
+
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    @classmethod
+    def beside(cls, path: str | os.PathLike[str]) -> Preprocessing | None:
+        """What the JSON file beside a model says (``net.json`` beside ``net.pt2``); None if there is none."""
+        file = Path(path).with_suffix(".json")
+        if not file.is_file():
+            return None
+        try:
+            content = json.loads(file.read_text())
+            return cls(*(tuple(float(value) for value in content[name]) for name in ("mean", "std")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"'{file}' should hold mean and std, as lists of one number a channel: {error}") from error
+
+    def to_json(self) -> dict[str, list[float]]:
+        """The preprocessing as a manifest holds it."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to training images on request."""
+
+    flip: bool = False
+    crop: bool = False
+
+
+class DataSet(Protocol):
+    """Samples that can be read in batches."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
+        """The samples at some positions; with ``rng`` they are augmented, as training wants them."""
+
+    def content(self, index: int) -> bytes:
+        """What tells a sample from others."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The labels or targets of all samples."""
+
+
+class ImageFolder:
+    """A folder with one folder of images per class; the classes are numbered in the order of their names.
+
+    Unless ``has_target``, they are not read: the network computes its own loss.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        name: str,
+        shape: Sequence[int],
+        preprocessing: Preprocessing,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 - immutable
+        *,
+        has_target: bool = True,
+    ) -> None:
+        root = Path(folder)
+        if not root.is_dir():
+            raise DataError(f"there is no folder '{folder}'")
+        if len(shape) != 4 or shape[1] not in (1, 3):
+            raise DataError(
+                f"input '{name}' of shape {tuple(shape)} takes no images: images are [batch, 1 or 3, height, width]"
+            )
+        self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        files = {
+            label: sorted(f for f in (root / label).iterdir() if f.suffix.lower() in SUFFIXES) for label in self.classes
+        }
+        empty = [label for label, found in files.items() if not found]
+        if not self.classes or empty:
+            what = f"the folder of class '{empty[0]}' holds no images" if empty else "it holds no folders"
+            raise DataError(f"'{folder}' is no data set of one folder per class: {what}")
+        self.files = [file for label in self.classes for file in files[label]]
+        self.labels = np.array([number for number, label in enumerate(self.classes) for _ in files[label]])
+        self.name, (_, self.channels, self.height, self.width) = name, shape
+        self.augmentation, self.has_target = augmentation, has_target
+        mean, std = (
+            np.array((list(v) * 3)[: self.channels], np.float32) for v in (preprocessing.mean, preprocessing.std)
+        )
+        self.mean, self.std = mean[:, None, None], std[:, None, None]
+        self._decoded: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
+        """Images as float32 [n, channels, height, width], labels as int64 [n]."""
+        images = np.stack([self._image(int(index), rng) for index in indices])
+        return {self.name: (images - self.mean) / self.std}, self.labels[indices] if self.has_target else None
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The classes of all images, as numbers."""
+        return self.labels
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image file."""
+        return self.files[index].read_bytes()
+
+    def _image(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
+        if rng is not None and self.augmentation.crop:
+            pixels = self._pixels(self.files[index], rng)
+        else:
+            pixels = self._decoded[index] if index in self._decoded else self._pixels(self.files[index], None)
+            if index not in self._decoded and (len(self._decoded) + 1) * pixels.nbytes <= CACHE:
+                self._decoded[index] = pixels
+        if rng is not None and self.augmentation.flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32) / 255
+
+    def _pixels(self, file: Path, rng: np.random.Generator | None) -> np.ndarray:
+        """An image at the network's size, as uint8 [height, width, channels]."""
+        try:
+            with Image.open(file) as opened:
+                image = opened.convert("RGB" if self.channels == 3 else "L")
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, MemoryError) as error:
+            raise DataError(f"'{file}' cannot be read as an image: {error}") from error
+        return np.asarray(self._sized(image, rng)).reshape(self.height, self.width, self.channels)
+
+    def _sized(self, image: Image.Image, rng: np.random.Generator | None) -> Image.Image:
+        """The image at the network's size: the middle of it, or with ``rng`` some part of it."""
+        if image.size == (self.width, self.height):
+            return image
+        scale = max(self.width / image.width, self.height / image.height) * (MARGIN if rng is not None else 1)
+        size = (max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        room = (size[0] - self.width, size[1] - self.height)
+        left, top = (int(rng.integers(0, r + 1)) if rng is not None else r // 2 for r in room)
+        return image.crop((left, top, left + self.width, top + self.height))
+
+
+class ArrayFile:
+    """An ``.npz`` file with one array for each of the network's inputs, by name, and, unless the network computes its
+    own loss (``has_target``), ``y``."""
+
+    classes: list[str] | None = None
+
+    def __init__(self, path: str | os.PathLike[str], names: Sequence[str], *, has_target: bool = True) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                self.arrays = {name: file[name] for name in file.files}
+        except (*UNREADABLE, tokenize.TokenError, TypeError) as error:
+            raise DataError(f"'{path}' cannot be read as an .npz file: {error}") from error
+        needed = [*names, "y"] if has_target else list(names)
+        missing = [name for name in needed if name not in self.arrays]
+        if missing:
+            raise DataError(f"'{path}' holds no array '{missing[0]}': it needs {', '.join(needed)}")
+        flat = [name for name in needed if not self.arrays[name].ndim]
+        if flat:
+            raise DataError(f"the array '{flat[0]}' of '{path}' is a single number: it has one row a sample")
+        lengths = {name: len(self.arrays[name]) for name in needed}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"the arrays of '{path}' differ in length: {lengths}")
+        self.names = list(names)
+        self.has_target = has_target
+
+    def __len__(self) -> int:
+        return len(self.arrays[self.names[0]])
+
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
+        """The rows at some positions."""
+        y = self.arrays["y"][indices] if self.has_target else None
+        return {name: self.arrays[name][indices] for name in self.names}, y
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The array ``y``; nothing where it is not read."""
+        return self.arrays["y"] if self.has_target else np.zeros(0)
+
+    def content(self, index: int) -> bytes:
+        """The bytes of a sample's inputs."""
+        return b"".join(self.arrays[name][index].tobytes() for name in self.names)
+
+
+def open_data(
+    path: str | os.PathLike[str],
+    inputs: Sequence[Mapping[str, Any]],
+    preprocessing: Preprocessing,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 - immutable
+    *,
+    has_target: bool = True,
+) -> ImageFolder | ArrayFile:
+    """The data set at a path, for the inputs of a program as its manifest gives them; ``has_target``: and its loss."""
+    if Path(path).suffix == ".npz":
+        return ArrayFile(path, [spec["name"] for spec in inputs], has_target=has_target)
+    if len(inputs) != 1:
+        names = ", ".join(spec["name"] for spec in inputs)
+        raise DataError(f"the network has the inputs {names}; give its data as an .npz file, not as a folder of images")
+    return ImageFolder(path, inputs[0]["name"], inputs[0]["shape"], preprocessing, augmentation, has_target=has_target)
+
+
+def digests(data: DataSet) -> list[bytes]:
+    """What tells each sample from others, in few bytes; labels do not count."""
+    return [hashlib.sha256(data.content(index)).digest() for index in range(len(data))]
+
+
+def rows_read(look_ups: Mapping[str, str], data: DataSet) -> dict[str, list[int]]:
+    """For each embedding the rows that samples read, most often read first. ``look_ups``: the input that is looked up
+    in it."""
+    counts: dict[str, Counter[int]] = {by: Counter() for by in look_ups.values()}
+    for inputs, _ in evaluation_batches(data, SOME) if counts else ():
+        for name, count in counts.items():
+            rows, times = np.unique(inputs[name], return_counts=True)
+            count.update(dict(zip(rows.tolist(), times.tolist(), strict=True)))
+    return {name: [row for row, _ in counts[by].most_common()] for name, by in look_ups.items()}
+
+
+def training_batches(data: DataSet, batch: int, rng: np.random.Generator) -> Iterator[Batch]:
+    """One epoch in random order, in batches of just this size; what is left over waits for another epoch."""
+    order = rng.permutation(len(data))
+    for start in range(0, len(order) - batch + 1, batch):
+        yield data.read(order[start : start + batch], rng)
+
+
+def evaluation_batches(data: DataSet, batch: int) -> Iterator[Batch]:
+    """Every sample once, in order; the last batch may be smaller."""
+    for start in range(0, len(data), batch):
+        yield data.read(np.arange(start, min(start + batch, len(data))), None)

@@ -1,0 +1,65 @@
+"""Fine-tuning as a sequence of steps: which samples, in which order, at which learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..device.arguments import number, one_of, options
+from ..errors import InputError
+from .data import Batch, DataSet, training_batches
+from .lr_schedules import SCHEDULES
+
+
+@options(
+    epochs=number("a number from 0", 0),
+    lr=number("a learning rate: a finite number from 0", 0),
+    lr_schedule=one_of(f"one of the names {', '.join(SCHEDULES)}", str),
+)
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train."""
+
+    epochs: float = 1
+    """A part of an epoch is one too: half of the batches."""
+    lr: float = 0.01
+    lr_schedule: str = "cosine"
+    """A name of :mod:`pock_tvm.training.lr_schedules`."""
+
+    def __post_init__(self) -> None:
+        if self.lr_schedule not in SCHEDULES:
+            raise InputError(
+                f"there is no learning-rate schedule '{self.lr_schedule}'; there are {', '.join(SCHEDULES)}"
+            )
+
+
+def steps_of(recipe: Recipe, data: DataSet, batch: int) -> int:
+    """How many steps a recipe takes on some data: at least one, unless it is of no epochs.
+
+    Raises
+    ------
+    InputError
+        There are fewer samples than one batch holds.
+    """
+    if len(data) < batch:
+        raise InputError(f"there are {len(data)} samples, fewer than one batch of {batch}")
+    return max(round(recipe.epochs * (len(data) // batch)), recipe.epochs > 0)
+
+
+def training_steps(recipe: Recipe, data: DataSet, batch: int, seed: int) -> Iterator[tuple[Batch, float]]:
+    """The batches of a training in order, each with its learning rate; ``seed`` decides order and augmentation."""
+    total, per_epoch = steps_of(recipe, data, batch), len(data) // batch
+    rng = np.random.default_rng(seed)
+    for start in range(0, total, per_epoch):
+        batches = training_batches(data, batch, rng)
+        for done in range(start, min(start + per_epoch, total)):
+            yield next(batches), recipe.lr * SCHEDULES[recipe.lr_schedule](done / total)
+
+
+def fine_tune(trainer: Any, recipe: Recipe, data: DataSet, seed: int) -> bool:
+    """Train a :class:`pock_tvm.Trainer` by a recipe; False if the loss ceased to be a number, where training ends."""
+    batch = trainer.program.manifest["inputs"][0]["shape"][0]
+    return all(np.isfinite(trainer.step(x, y, lr=lr)) for (x, y), lr in training_steps(recipe, data, batch, seed))

@@ -1,0 +1,1 @@
+"""Phase 2: one operator for each thing, channels last."""

@@ -1,0 +1,373 @@
+"""Moves a network to channels-last, once, before it is differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import tvm
+from tvm import IRModule, relax
+from tvm.relax import op as R
+
+from ..ir import Constant, Expr, bindings_of, constant_value, op_name, shape_of, substitute, update_function
+from ..operators.families import ELEMENTWISE
+from ..operators.registry import plain
+from ..operators.training import conv2d_data_gradient
+
+TO_NHWC = (0, 2, 3, 1)
+TO_NCHW = (0, 3, 1, 2)
+TO_HWIO = (2, 3, 1, 0)
+STORED_AXIS = {0: 0, 1: 3, 2: 1, 3: 2}  # where a logical axis of NCHW lies in NHWC
+
+
+@tvm.transform.module_pass(opt_level=0, name="ChannelsLast")
+@dataclass(frozen=True)
+class ChannelsLast:
+    """Store every image as [N, H, W, C] and every convolution weight as [R, S, I, O].
+
+    In: a dataflow function in PyTorch's layouts. Out: the same function with the same parameters and results;
+    convolutions and pooling work on NHWC, and operators between them follow, so that a transpose is left only where the
+    function itself enters or leaves images: at its inputs, its weights, and operators that know one layout (a
+    flattening, say).
+
+    Unlike ``relax.transform.ConvertLayout`` it passes through clip, reshaped biases, padding, slices and reductions,
+    where that leaves a pair of transposes around almost every convolution.
+    """
+
+    function: str = "main"
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        return update_function(mod, self.function, _Conversion(mod[self.function]).run())
+
+
+@dataclass
+class _Conversion:
+    func: relax.Function
+    env: dict[relax.Var, Expr] = field(default_factory=dict)
+    """The new value of each old variable: in the old layout unless it is in ``images``."""
+    images: set[relax.Var] = field(default_factory=set)
+    """The old variables whose new value is stored as NHWC."""
+    image_tuples: dict[relax.Var, set[int]] = field(default_factory=dict)
+    """The fields that are stored as NHWC of old variables that hold tuples."""
+    converted: dict[tuple[relax.Var, tuple[int, ...]], Expr] = field(default_factory=dict)
+
+    def run(self) -> relax.Function:
+        self.builder = relax.BlockBuilder()
+        with self.builder.function("main", list(self.func.params), private=True):
+            with self.builder.dataflow():
+                for binding in bindings_of(self.func):
+                    self._convert(binding.var, binding.value)
+                output = self.builder.emit_output(substitute(self._old_layout(self.func.body.body), self.env))
+            self.builder.emit_func_output(output)
+        return self.builder.get()["main"].with_attrs(self.func.attrs)
+
+    def _convert(self, var: relax.Var, value: Expr) -> None:
+        new: Expr | None = None
+        if self.is_image(value) or (isinstance(value, relax.TupleGetItem) and value.tuple_value in self.image_tuples):
+            new = self.stored(value)
+            if self.is_image(value) or value.index in self.image_tuples[value.tuple_value]:
+                self.images.add(var)
+        elif op_name(value) in GIVING_TUPLES:
+            new = GIVING_TUPLES[op_name(value)](self, value)
+            if new is not None:
+                self.image_tuples[var] = (
+                    {0} if op_name(value) == "relax.nn.batch_norm" else set(range(len(var.ty.fields)))
+                )
+        elif op_name(value) in GIVING_IMAGES or op_name(value) in ELEMENTWISE:
+            new = GIVING_IMAGES.get(op_name(value), _follow)(self, value)
+            if new is not None:
+                self.images.add(var)
+        if new is None and op_name(value) in READING_IMAGES:
+            new = READING_IMAGES[op_name(value)](self, value)
+        if new is None:
+            new = substitute(self._old_layout(value), self.env)
+        is_leaf = isinstance(new, relax.Var | Constant | relax.Tuple)
+        self.env[var] = new if is_leaf else self.builder.emit(new, var.name)
+
+    def is_image(self, expr: Expr) -> bool:
+        """Whether the operand is stored as NHWC."""
+        return isinstance(expr, relax.Var) and expr in self.images
+
+    def stored(self, expr: Expr) -> Expr:
+        """The operand as it is stored."""
+        return substitute(expr, self.env)
+
+    def nhwc(self, expr: Expr) -> Expr:
+        """The operand in NHWC: as it is stored, or transposed now. Smaller ranks get leading axes, as broadcasting
+        does."""
+        if self.is_image(expr):
+            return self.stored(expr)
+        shape = shape_of(expr)
+        if len(shape) == 0:
+            return self.stored(expr)
+        shape = (1,) * (4 - len(shape)) + shape
+        new_shape = tuple(shape[axis] for axis in TO_NHWC)
+        known = constant_value(expr)
+        if known is not None:
+            return relax.const(np.ascontiguousarray(known.reshape(shape).transpose(TO_NHWC)))
+        if sum(extent > 1 for extent in shape) <= 1:
+            return self.builder.emit(R.reshape(self.stored(expr), new_shape))
+        return self.permuted(
+            expr if len(shape_of(expr)) == 4 else self.builder.emit(R.reshape(self.stored(expr), shape)), TO_NHWC
+        )
+
+    def permuted(self, expr: Expr, axes: Sequence[int]) -> Expr:
+        """A stored operand with its axes permuted, made once."""
+        stored = self.stored(expr)
+        key = (stored, tuple(axes))
+        if key not in self.converted:
+            self.converted[key] = self.builder.emit(R.permute_dims(stored, list(axes)))
+        return self.converted[key]
+
+    def _old_layout(self, value: Expr) -> Expr:
+        """``value`` with every operand that is stored as NHWC transposed back."""
+        if self.is_image(value):
+            return self.permuted(value, TO_NCHW)
+        if isinstance(value, relax.Tuple):
+            return relax.Tuple([self._old_layout(part) for part in value.fields])
+        if isinstance(value, relax.Call):
+            return relax.Call(value.op, [self._old_layout(arg) for arg in value.args], value.attrs, value.ty_args)
+        return value
+
+
+Handler = Callable[[_Conversion, relax.Call], Expr | None]
+
+
+def _attributes(call: relax.Call, *names: str) -> dict[str, object]:
+    return {name: plain(getattr(call.attrs, name)) for name in names}
+
+
+# ---- operators that want images --------------------------------------------------------------------------------------
+
+
+def _conv2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    if (call.attrs.data_layout, call.attrs.kernel_layout) != ("NCHW", "OIHW"):
+        return None
+    x, weight = call.args
+    geometry = _attributes(call, "strides", "padding", "dilation", "groups")
+    kernel = conversion.permuted(weight, TO_HWIO)
+    return R.nn.conv2d(conversion.nhwc(x), kernel, **geometry, data_layout="NHWC", kernel_layout="HWIO")
+
+
+def _conv2d_transpose(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    """A transposed convolution is the data gradient of a convolution that maps its output to its input."""
+    if (call.attrs.data_layout, call.attrs.kernel_layout) != ("NCHW", "IOHW"):
+        return None
+    x, weight = call.args
+    geometry = _attributes(call, "strides", "padding", "dilation", "groups")
+    size = list(shape_of(call)[2:])
+    return conv2d_data_gradient(conversion.nhwc(x), conversion.permuted(weight, TO_HWIO), **geometry, size=size)
+
+
+def _pool2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    if call.attrs.layout != "NCHW":
+        return None
+    window = _attributes(call, "pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad")
+    operator = R.nn.max_pool2d if op_name(call) == "relax.nn.max_pool2d" else R.nn.avg_pool2d
+    return operator(conversion.nhwc(call.args[0]), **window, layout="NHWC", out_layout="NHWC")
+
+
+def _adaptive_pool2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    """Where the output divides the input this is an average over equal windows."""
+    height, width = shape_of(call.args[0])[2:]
+    out_h, out_w = shape_of(call)[2:]
+    if call.attrs.layout != "NCHW" or height % out_h or width % out_w:
+        return None
+    x = conversion.nhwc(call.args[0])
+    if (out_h, out_w) == (1, 1):
+        return R.mean(x, axis=[1, 2], keepdims=True)
+    window = [height // out_h, width // out_w]
+    return R.nn.avg_pool2d(x, pool_size=window, strides=window, layout="NHWC", out_layout="NHWC")
+
+
+def _resize2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    if call.attrs.layout != "NCHW" or not conversion.is_image(call.args[0]):
+        return None
+    names = (
+        "roi",
+        "method",
+        "coordinate_transformation_mode",
+        "rounding_method",
+        "cubic_alpha",
+        "cubic_exclude",
+        "extrapolation_value",
+    )
+    return R.image.resize2d(conversion.nhwc(call.args[0]), call.args[1], layout="NHWC", **_attributes(call, *names))
+
+
+# ---- operators that follow their operand -----------------------------------------------------------------------------
+
+
+def _follow(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    """Element by element: as soon as one operand is stored as an image, all are."""
+    tensors = [arg for arg in call.args if isinstance(arg.ty, relax.TensorType)]
+    if not any(conversion.is_image(arg) for arg in tensors) or any(len(shape_of(arg)) > 4 for arg in tensors):
+        return None
+    args = [conversion.nhwc(arg) if isinstance(arg.ty, relax.TensorType) else arg for arg in call.args]
+    return relax.Call(call.op, args, call.attrs, call.ty_args)
+
+
+def _with_axis(operator: Callable[..., Expr]) -> Handler:
+    """Operators with one operand and one axis."""
+
+    def convert(conversion: _Conversion, call: relax.Call) -> Expr | None:
+        if not conversion.is_image(call.args[0]):
+            return None
+        return operator(conversion.stored(call.args[0]), STORED_AXIS[int(call.attrs.axis) % 4])
+
+    return convert
+
+
+def _prelu(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    x, slopes = call.args
+    if not conversion.is_image(x):
+        return None
+    return R.nn.prelu(conversion.stored(x), conversion.stored(slopes), STORED_AXIS[int(call.attrs.axis) % 4])
+
+
+def _group_norm(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    x, gamma, beta = call.args
+    if not conversion.is_image(x):
+        return None
+    return R.nn.group_norm(
+        conversion.stored(x),
+        conversion.stored(gamma),
+        conversion.stored(beta),
+        num_groups=int(call.attrs.num_groups),
+        channel_axis=STORED_AXIS[int(call.attrs.channel_axis) % 4],
+        axes=[STORED_AXIS[axis % 4] for axis in plain(call.attrs.axes)],
+        epsilon=float(call.attrs.epsilon),
+        center=bool(call.attrs.center),
+        scale=bool(call.attrs.scale),
+    )
+
+
+def _concat(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    parts = call.args[0].fields if isinstance(call.args[0], relax.Tuple) else []
+    if not any(conversion.is_image(part) for part in parts):
+        return None
+    return R.concat([conversion.nhwc(part) for part in parts], axis=STORED_AXIS[int(call.attrs.axis) % 4])
+
+
+def _strided_slice(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    x, axes, *bounds = call.args
+    if not conversion.is_image(x):
+        return None
+    stored_axes = [STORED_AXIS[int(axis) % 4] for axis in axes.fields]
+    return R.strided_slice(conversion.stored(x), stored_axes, *bounds)
+
+
+def _pad(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    x, *value = call.args
+    if not conversion.is_image(x) and not (len(shape_of(x)) == 4 and _is_spatial_padding(plain(call.attrs.pad_width))):
+        return None
+    widths = plain(call.attrs.pad_width)
+    pairs = [widths[2 * axis : 2 * axis + 2] for axis in range(4)]
+    new = [width for axis in TO_NHWC for width in pairs[axis]]
+    constant = constant_value(value[0]) if value else getattr(call.attrs, "pad_value", 0.0)
+    if constant is None:
+        return None
+    fill = float(constant)
+    return R.nn.pad(conversion.nhwc(x), new, call.attrs.pad_mode, fill)
+
+
+def _is_spatial_padding(widths: Sequence[int]) -> bool:
+    """Padding of height and width alone comes before a convolution: it is worth being an image for."""
+    return not any(widths[:4]) and any(widths[4:])
+
+
+def _reduction_kept(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    """A reduction that keeps its axes gives an image again."""
+    if not conversion.is_image(call.args[0]) or not call.attrs.keepdims or call.attrs.axis is None:
+        return None
+    return _reduce(conversion, call, keepdims=True)
+
+
+def _reduce(conversion: _Conversion, call: relax.Call, *, keepdims: bool) -> Expr:
+    axes = None if call.attrs.axis is None else [STORED_AXIS[axis % 4] for axis in plain(call.attrs.axis)]
+    operator = getattr(R, op_name(call).removeprefix("relax."))
+    return operator(conversion.stored(call.args[0]), axis=axes, keepdims=keepdims)
+
+
+GIVING_IMAGES: dict[str, Handler] = {
+    "relax.nn.conv2d": _conv2d,
+    "relax.nn.conv2d_transpose": _conv2d_transpose,
+    "relax.nn.max_pool2d": _pool2d,
+    "relax.nn.avg_pool2d": _pool2d,
+    "relax.nn.adaptive_avg_pool2d": _adaptive_pool2d,
+    "relax.image.resize2d": _resize2d,
+    "relax.nn.softmax": _with_axis(R.nn.softmax),
+    "relax.nn.log_softmax": _with_axis(R.nn.log_softmax),
+    "relax.flip": _with_axis(R.flip),
+    "relax.nn.prelu": _prelu,
+    "relax.nn.group_norm": _group_norm,
+    "relax.concat": _concat,
+    "relax.strided_slice": _strided_slice,
+    "relax.nn.pad": _pad,
+    **dict.fromkeys([f"relax.{name}" for name in ("sum", "mean", "max", "min", "variance", "std")], _reduction_kept),
+}
+
+
+def _batch_norm(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    x, *rest = call.args
+    if not conversion.is_image(x) or int(call.attrs.axis) != 1:
+        return None
+    names = ("epsilon", "center", "scale", "momentum", "training")
+    return R.nn.batch_norm(
+        conversion.stored(x), *(conversion.stored(arg) for arg in rest), axis=3, **_attributes(call, *names)
+    )
+
+
+def _split(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    if not conversion.is_image(call.args[0]):
+        return None
+    return R.split(
+        conversion.stored(call.args[0]), plain(call.attrs.indices_or_sections), STORED_AXIS[int(call.attrs.axis) % 4]
+    )
+
+
+GIVING_TUPLES: dict[str, Handler] = {"relax.nn.batch_norm": _batch_norm, "relax.split": _split}
+
+
+# ---- operators that read an image and give something else ------------------------------------------------------------
+
+
+def _reduction(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    if not conversion.is_image(call.args[0]) or (call.attrs.keepdims and call.attrs.axis is not None):
+        return None
+    reduced = _reduce(conversion, call, keepdims=bool(call.attrs.keepdims))
+    axes = range(4) if call.attrs.axis is None else [axis % 4 for axis in plain(call.attrs.axis)]
+    left = [axis for axis in (0, 2, 3, 1) if axis not in axes]
+    order = [left.index(axis) for axis in sorted(left)]
+    return reduced if order == sorted(order) else R.permute_dims(reduced, order)
+
+
+def _reshape(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    """Moving the channels changes nothing where there is one channel or one pixel."""
+    x = call.args[0]
+    if not conversion.is_image(x):
+        return None
+    _, channels, height, width = shape_of(x)
+    if channels > 1 and height * width > 1:
+        return None
+    return R.reshape(conversion.stored(x), shape_of(call))
+
+
+def _permute_dims(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    if not conversion.is_image(call.args[0]):
+        return None
+    axes = plain(call.attrs.axes) or (3, 2, 1, 0)
+    order = [STORED_AXIS[axis % 4] for axis in axes]
+    stored = conversion.stored(call.args[0])
+    return stored if order == [0, 1, 2, 3] else R.permute_dims(stored, order)
+
+
+READING_IMAGES: dict[str, Handler] = {
+    "relax.reshape": _reshape,
+    "relax.flatten": _reshape,
+    "relax.squeeze": _reshape,
+    "relax.expand_dims": _reshape,
+    "relax.permute_dims": _permute_dims,
+    **dict.fromkeys([f"relax.{name}" for name in ("sum", "mean", "max", "min", "variance", "std")], _reduction),
+}

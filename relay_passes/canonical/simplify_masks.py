@@ -1,0 +1,74 @@
+"""Drops masks that mask nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import IRModule, relax
+
+from ..ir import Expr, constant_value, eliminate_dead, made_by, op_name, rewrite, shape_of, update_function
+
+
+@tvm.transform.module_pass(opt_level=0, name="SimplifyMasks")
+@dataclass(frozen=True)
+class SimplifyMasks:
+    """Remove selections and sums whose constant mask changes nothing.
+
+    In, out: a dataflow function. ``where(True, x, y)`` is x; ``x + 0`` is x; and zeroing what a softmax gave to masked
+    positions is needed only where a mask may hide a whole row: elsewhere the softmax gave zeros already.
+    """
+
+    function: str = "main"
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        made: dict[relax.Var, Expr] = {}
+
+        def mask_of(expr: Expr) -> np.ndarray | None:
+            """The value of a constant, also where it was broadcast."""
+            while op_name(value := made_by(made, expr)) == "relax.broadcast_to":
+                expr = value.args[0]
+            return constant_value(expr)
+
+        def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
+            if op_name(value) == "relax.where":
+                mask = mask_of(value.args[0])
+                kept = value.args[1] if mask is not None and mask.all() else None
+                if kept is None:
+                    kept = _unmasked_softmax(value, mask, made)
+                if kept is not None and shape_of(kept) == shape_of(var):
+                    return kept
+            if op_name(value) == "relax.add":
+                for x, zero in (value.args, reversed(list(value.args))):
+                    known = mask_of(zero)
+                    if (
+                        known is not None
+                        and not known.any()
+                        and isinstance(x, relax.Var)
+                        and shape_of(x) == shape_of(var)
+                    ):
+                        return x
+            if not isinstance(value, relax.Call):
+                return value
+            new = builder.emit(value, var.name)
+            made[new] = value
+            return new
+
+        return update_function(mod, self.function, eliminate_dead(rewrite(mod[self.function], visit)))
+
+
+def _unmasked_softmax(value: relax.Call, mask: np.ndarray | None, made: dict[relax.Var, Expr]) -> Expr | None:
+    """The softmax inside ``where(mask, softmax(where(mask, x, lowest)), 0)``, if the mask leaves something of each
+    row."""
+    softmax = made_by(made, value.args[1])
+    zero = constant_value(value.args[2])
+    if mask is None or op_name(softmax) != "relax.nn.softmax" or zero is None or zero.any():
+        return None
+    scores = made_by(made, softmax.args[0])
+    if op_name(scores) != "relax.where":
+        return None
+    inner = constant_value(scores.args[0])
+    same_mask = scores.args[0].same_as(value.args[0]) or (inner is not None and np.array_equal(inner, mask))
+    last = int(softmax.attrs.axis) in (-1, len(shape_of(softmax)) - 1)
+    return value.args[1] if same_mask and last and mask.any(axis=-1).all() else None

@@ -1,0 +1,87 @@
+"""Makes a network run on a part of its batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+
+from ..analysis.batch_axis import Samples, samples_of
+from ..errors import BatchError
+from ..ir import (
+    Expr,
+    dtype_of,
+    eliminate_dead,
+    made_by,
+    op_name,
+    returned,
+    rewrite,
+    shape_of,
+    substitute,
+    update_function,
+)
+
+CUT = "cut_inputs"
+"""The attribute that names the inputs of which a function takes a part at a time."""
+
+
+@tvm.transform.module_pass(opt_level=0, name="SplitBatch")
+@dataclass(frozen=True)
+class SplitBatch:
+    """Turn a network of a batch into the same network of one of ``count`` equal parts of it, a micro-batch.
+
+    In, out: a dataflow function with the attribute ``num_input``. The inputs with a row for each sample are declared
+    with that many fewer; the attribute ``cut_inputs`` names them, for :class:`AppendLoss` and :class:`LowerToExecutor`.
+
+    Raises
+    ------
+    BatchError
+        The batch cannot be cut into so many parts, or something needs several samples at once.
+    """
+
+    count: int
+    function: str = "main"
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        func = mod[self.function]
+        samples = samples_of(func)
+        if samples.batch % self.count:
+            raise BatchError(f"a batch of {samples.batch} cannot be cut into {self.count} equal micro-batches")
+        mixed = next((value for value in samples.late.values() if not isinstance(value, relax.Tuple)), None)
+        if mixed is not None:
+            raise BatchError(
+                f"the network cannot run in micro-batches: '{op_name(mixed)}' needs several samples at once"
+            )
+        if any(not _has_rows(result, samples) for result in returned(func)):
+            raise BatchError("the network cannot run in micro-batches: a result has no row for each sample")
+        env: dict[relax.Var, Expr] = {}
+        params = list(func.params)
+        for index, param in enumerate(params):
+            if param in samples.inputs:
+                rows, *rest = shape_of(param)
+                part = relax.TensorType((rows // self.count, *rest), dtype_of(param))
+                params[index] = env[param] = relax.Var(param.name, part)
+
+        wholes: dict[relax.Var, relax.Var] = {}  # what is alike, all of it and a part
+        parts: dict[relax.Var, relax.Var] = {}
+
+        def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
+            if var not in samples.needs:
+                return value
+            own = {wholes[each]: parts[each] for each in samples.needs[var] if each in wholes}
+            part = samples.on_part(var, substitute(value, own), self.count)
+            if var in samples.apart:
+                return part
+            wholes[var], parts[var] = builder.emit(value, var.name), builder.emit(part, var.name)
+            return wholes[var]
+
+        new = eliminate_dead(rewrite(func, visit, params=params, env=env))
+        cut = [param.name for param in func.params if param in samples.inputs]
+        return update_function(mod, self.function, new.with_attr(CUT, cut))
+
+
+def _has_rows(result: Expr, samples: Samples) -> bool:
+    """Whether a result holds what belongs to one sample after the other, along its first axis."""
+    share = made_by(samples.apart, result)
+    return share is not None and share.axis == 0

@@ -1,0 +1,86 @@
+"""How a pass appends in-place writes to the end of a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tvm import IRModule, relax, tirx
+from tvm.relax import op as R
+
+from schedules.kernels import update
+
+from ..errors import PassError
+from . import Expr, dtype_of, results_of, rewrite, shape_of, update_function
+
+
+@dataclass
+class InPlaceWriter:
+    """Adds in-place writes to the end of a function."""
+
+    mod: IRModule
+    function: str
+    new_params: list[relax.Var] = field(default_factory=list)
+    written: list[Expr] = field(default_factory=list)
+
+    def append(self, updates: Callable[[InPlaceWriter, dict[str, Expr]], None]) -> IRModule:
+        func = self.mod[self.function]
+        if "gradients" not in func.attrs:
+            raise PassError(f"function '{self.function}' returns no gradients: run relay_passes.Backward first")
+        self.params = {param.name: param for param in func.params}
+        self.kernels = relax.BlockBuilder(self.mod)
+
+        def with_updates(builder: relax.BlockBuilder, body: Expr) -> Expr:
+            self.emit, self.made = builder.emit, builder.lookup_binding
+            fields = results_of(builder, body)
+            names = list(func.attrs["gradients"])
+            updates(self, dict(zip(names, fields[1:], strict=False)))
+            for name, value in zip(func.attrs.get("state_updates", []), fields[1 + len(names) :], strict=True):
+                self.assign(self.params[name], value, accumulate=False)
+            return relax.Tuple([fields[0], *self.written])
+
+        body = rewrite(func, result=with_updates)
+        new = relax.Function(list(func.params) + self.new_params, body.body, body.ret_ty, True, func.attrs)
+        return update_function(self.kernels.get(), self.function, new.without_attr("gradients"))
+
+    def parameter(self, name: str, ty: relax.TensorType) -> relax.Var:
+        """A further parameter of the function."""
+        self.new_params.append(relax.Var(name, ty))
+        return self.new_params[-1]
+
+    def layout(self, name: str, piece: tuple[int, Sequence[int]] | None) -> update.Layout:
+        """How a parameter and its trained piece are laid out."""
+        param = self.params[name]
+        shape, dtype = shape_of(param), dtype_of(param)
+        return update.Layout(shape, dtype) if piece is None else update.Layout(shape, dtype, piece[0], len(piece[1]))
+
+    def assign(self, target: relax.Var, value: Expr, *, accumulate: bool) -> None:
+        """``target = value`` or ``target += value``."""
+        kernel = update.assign(update.Layout(shape_of(target), dtype_of(target)), accumulate=accumulate)
+        self._call("accumulate" if accumulate else "assign", kernel, [target, value], [0])
+
+    def clear(self, target: relax.Var) -> None:
+        """``target = 0``."""
+        self._call("clear", update.clear(update.Layout(shape_of(target), dtype_of(target))), [target], [0])
+
+    def write(
+        self,
+        kind: str,
+        kernel: tirx.PrimFunc,
+        name: str,
+        operands: list[Expr],
+        piece: tuple[int, Sequence[int]] | None,
+        also: Sequence[int],
+    ) -> None:
+        """Call ``kernel(parameter, *operands[, channels])``; it writes the parameter and the arguments at positions
+        ``also``."""
+        args = [self.params[name], *operands]
+        if piece is not None:
+            args.append(relax.const(list(piece[1]), "int32"))
+        self._call(kind, kernel, args, [0, *also])
+
+    def _call(self, name: str, kernel: tirx.PrimFunc, args: list[Expr], indices: list[int]) -> None:
+        gvar = self.kernels.add_func(kernel, name)
+        types = [args[index].ty for index in indices]
+        call = R.call_tir_inplace(gvar, relax.Tuple(args), indices, types if len(types) > 1 else types[0])
+        self.written.append(self.emit(call))

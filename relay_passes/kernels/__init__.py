@@ -1,0 +1,1 @@
+"""Phases 6 and 7: which kernel computes what, and in which form."""

@@ -1,0 +1,370 @@
+"""Replaces operators by calls of kernels."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import IRModule, relax, te, tirx, topi
+
+from schedules.cpu import Traits, parts, rounded_rows, vector_lanes
+from schedules.kernels import OPAQUE, SMALL, bits, functions, indexing, reduction
+from schedules.kernels import conv2d as conv2d_kernels
+from schedules.kernels import matmul as matmul_kernels
+from schedules.kernels.transpose import square_lanes, transpose
+
+from ..errors import Obstacle, PassError
+from ..ir import (
+    CALLS,
+    Expr,
+    bindings_of,
+    dtype_of,
+    first_line,
+    op_name,
+    rewrite,
+    shape_of,
+    slice_bounds,
+    substitute,
+    used_vars,
+)
+from ..ir.places import places_of
+from ..operators.registry import attributes_of, plain
+from ..operators.views import VIEWS
+from .not_finite import NOT_FINITE, Legalize, call_kernel
+
+
+@tvm.transform.module_pass(opt_level=0, name="ChooseKernels")
+@dataclass(frozen=True)
+class ChooseKernels:
+    """Turn every operator of a function into ``call_tir`` of the kernels that compute it.
+
+    In: functions of Relax and ``pock.*`` operators. Out: functions of ``call_tir``; equal kernels are one PrimFunc.
+    Products, sums, look-ups and exponentials get the kernels of ``schedules/kernels``, the rest TVM's own. What a
+    product wants of its operands (transposed, padded, cut into parts) is a kernel of its own here, so that what is made
+    of frozen weights can be made once, and memory for the rest is planned.
+    """
+
+    functions: Sequence[str]
+    traits: Traits = Traits(lanes=8, registers=16, cores=1)
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        try:
+            chosen = _legalized(mod, self.traits)
+            why = next(filter(None, (_left_over(chosen, name) for name in self.functions)), "")
+        except Exception as error:  # TVM's words do not say where
+            why = first_line(error)
+        if why:
+            found = without_kernel([mod[name] for name in self.functions], self.traits)
+            raise PassError(str(found[0]) if found else f"kernels cannot be chosen: {why}")
+        return chosen
+
+
+def without_kernel(functions: Iterable[relax.Function], traits: Traits) -> list[Obstacle]:
+    """List the operators of some functions that no kernel computes, each kind of call once."""
+    known: set[tuple] = set()
+    found = []
+    for func in functions:
+        places = places_of(func)
+        for binding in bindings_of(func):
+            value = binding.value
+            if not op_name(value).startswith(("relax.", "pock.")) or op_name(value) in CALLS:
+                continue
+            key = (op_name(value), str(value.attrs), *(str(arg.ty) for arg in value.args))
+            if key in known:
+                continue
+            known.add(key)
+            why = _no_kernel(value, traits)
+            if why:
+                place = places[binding.var]
+                reason = f"{place.described} has no kernel: {why}"
+                freeze = "Freeze everything that comes before this operator, or write" if place.of_gradient else "Write"
+                found.append(Obstacle(place.layer, place.operator, "", reason, f"{freeze} the model without it"))
+    return found
+
+
+def _no_kernel(value: relax.Call, traits: Traits) -> str:
+    """Why no kernel computes a call; nothing where one does."""
+    env = {var: relax.Var(f"x{number}", var.ty) for number, var in enumerate(dict.fromkeys(used_vars(value)))}
+    alone = relax.DataflowVar("alone", value.ty)
+    block = relax.DataflowBlock([relax.VarBinding(alone, substitute(value, env))])
+    shell = relax.Function(list(env.values()), relax.SeqExpr([block], alone), value.ty)
+    try:
+        mod = _legalized(IRModule({"main": rewrite(shell).with_attr("global_symbol", "main")}), traits)
+    except Exception as error:
+        return first_line(error)
+    return _left_over(mod, "main")
+
+
+def _legalized(mod: IRModule, traits: Traits) -> IRModule:
+    chosen = {name: functools.partial(choose, traits) for name, choose in WITH_TRAITS.items()}
+    return relax.transform.LegalizeOps(KERNELS | chosen)(mod)
+
+
+def _left_over(mod: IRModule, name: str) -> str:
+    """What is wrong with the first call of a function that no kernel of ours can stand for; empty where all is well."""
+    for binding in bindings_of(mod[name]):
+        value = binding.value
+        operator = op_name(value)
+        if operator in CALLS:
+            kernel = mod[value.args[0].name_hint]
+            loops = not all(isinstance(buffer.elem_offset, tirx.IntImm) for buffer in kernel.params)  # written by hand
+            if loops and "call_packed" in kernel.script():
+                return "TVM's calls a library that no program brings along"
+        elif operator.startswith(("relax.", "pock.")) and operator not in VIEWS:
+            return "TVM has none for this target"
+    return ""
+
+
+OUT_ELEMENTWISE_FUSABLE = 4
+"""TVM's pattern of an operator that fuses with what comes after it, not with what comes before: the operands of a
+product are read many times over (``tvm::relay::OpPatternKind``)."""
+
+
+ELEMENTWISE = 0
+"""That of an operator that may become a part of a product's epilogue."""
+
+
+INJECTIVE = 2
+"""That of an operator that moves elements. TVM takes padding at the end, or a slice from the start, for element-wise:
+every index is the same; fused with a product they would leave elements of the result unwritten."""
+
+
+def _product(
+    builder: relax.BlockBuilder,
+    kernel: Callable[..., Any],
+    *args: Expr,
+    pattern: int = OUT_ELEMENTWISE_FUSABLE,
+    **options: Any,
+) -> relax.Call:
+    attrs = {"op_pattern": pattern}
+    return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs=attrs, **options)
+
+
+def _cropped_product(
+    builder: relax.BlockBuilder, shape: Sequence[int], kernel: Callable[..., Any], *args: Expr, **options: Any
+) -> relax.Call:
+    """The first elements, of the ``shape``, of a product that is larger than it has to be. What comes after is fused
+    with the cropping: a tile ends where the product does."""
+    product = _product(builder, kernel, *args, pattern=OPAQUE, **options)
+    return call_kernel(builder, indexing.crop, builder.emit(product), shape=shape)
+
+
+def _moved(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
+    """A call of a kernel that gives other positions than it reads."""
+    return _product(builder, kernel, *args, pattern=INJECTIVE, **options)
+
+
+# ---- convolutions ----------------------------------------------------------------------------------------------------
+
+
+def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    attrs = call.attrs
+    if (attrs.data_layout, attrs.kernel_layout) != ("NHWC", "HWIO"):
+        return relax.transform.legalize_ops.nn._nn_conv2d(builder, call)
+    geometry: dict[str, Any] = {
+        name: plain(getattr(attrs, name)) for name in ("strides", "padding", "dilation", "groups")
+    }
+    x, weight = call.args
+    if geometry["groups"] not in (1, shape_of(x)[3]):  # neither dense nor depthwise: no schedule pads as it goes
+        x, geometry["padding"] = _padded(builder, x, geometry["padding"]), (0, 0, 0, 0)
+    return _product(builder, conv2d_kernels.conv2d, x, weight, **geometry)
+
+
+def _conv2d_data_gradient(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Of a dense convolution, the kernel reads the weight along its input channels. All phases of a stride get the same
+    number of rows and columns: an image that a stride does not divide is computed to the next multiple of it."""
+    grad, weight = call.args
+    attributes = attributes_of(call)
+    whole = [
+        math.ceil(extent / step) * step for extent, step in zip(attributes["size"], attributes["strides"], strict=True)
+    ]
+    attributes["size"] = whole
+    if attributes["groups"] == 1:
+        weight = builder.emit(_permute_dims(traits, builder, relax.op.permute_dims(weight, (0, 1, 3, 2))))
+        attributes["transposed"] = True
+    kernel, shape = conv2d_kernels.conv2d_data_gradient, shape_of(call)
+    if list(shape[1:3]) == whole:
+        return _product(builder, kernel, grad, weight, **attributes)
+    return _cropped_product(builder, shape, kernel, grad, weight, **attributes)
+
+
+def _conv2d_weight_gradient(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Few results and many pixels: parts of the pixels are summed in parallel, if their sums are small beside X, and it
+    takes that to have work for all cores, or to read X from memory only once."""
+    x, grad = call.args
+    attributes, result = attributes_of(call), shape_of(call)
+    batch, height, _, _ = shape_of(grad)
+    *taps, group_in, out_channels = result
+    padding, groups = attributes["padding"], attributes["groups"]
+    is_depthwise = groups > 1 and group_in == 1
+    tiles = math.ceil(out_channels / 32) if is_depthwise else math.prod(taps) * group_in * out_channels / 256
+    most = math.prod(shape_of(x)) // math.prod(result)
+    needs_parts = any(padding) and not is_depthwise
+    is_large = 4 * (math.prod(shape_of(x)) + math.prod(shape_of(grad))) > traits.cores * traits.l2_bytes
+    want = 4 * traits.cores if needs_parts or is_large else math.ceil(4 * traits.cores / tiles)
+    chunks = parts((batch, height), min(want, most)) if most > 1 else (1, 1)
+    if needs_parts and (chunks == (1, 1) or groups > 1):
+        x, attributes["padding"] = _padded(builder, x, padding), (0, 0, 0, 0)
+    if chunks == (1, 1):
+        return _product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes)
+    sums = builder.emit(_product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes, chunks=chunks))
+    return call_kernel(builder, topi.sum, sums, axis=[0, 1])
+
+
+def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Expr:
+    return builder.emit(_moved(builder, conv2d_kernels.pad_spatial, x, padding=padding)) if any(padding) else x
+
+
+# ---- matrix products and sums ----------------------------------------------------------------------------------------
+
+
+def _matmul(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Columns that fill no vector are padded, and rows that fill no tile computed to the end of the last one."""
+    a, b = call.args
+    transposes = {name: bool(call.attrs[name]) for name in ("transpose_a", "transpose_b")}
+    *_, rows, columns = shape_of(call)
+    whole = math.ceil(columns / traits.lanes) * traits.lanes
+    if transposes["transpose_b"] or columns < traits.lanes or 2 * vector_lanes(columns, traits.lanes) > traits.lanes:
+        computed = rounded_rows(rows, columns, traits)
+        return _product(builder, matmul_kernels.matmul, a, b, **transposes, computed_rows=computed)
+    options = transposes | {"computed_rows": rounded_rows(rows, whole, traits)}
+    padded = builder.emit(_moved(builder, indexing.pad_columns, b, columns=whole))
+    return _cropped_product(builder, shape_of(call), matmul_kernels.matmul, a, padded, **options)
+
+
+def _packed_matmul(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    *_, rows, columns = shape_of(call)
+    return _product(
+        builder, matmul_kernels.packed_matmul, *call.args, computed_rows=rounded_rows(rows, columns, traits)
+    )
+
+
+def _unpack_bits(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Fused as an element-wise operator is, with the product whose results it masks."""
+    return _product(builder, bits.unpack_bits, *call.args, pattern=ELEMENTWISE, **attributes_of(call))
+
+
+def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """A sum over everything but the channels is cut into parts that run in parallel."""
+    (x,), attrs = call.args, call.attrs
+    shape = shape_of(x)
+    axes = plain(attrs.axis)
+    over_rows = axes is not None and sorted(axis % len(shape) for axis in axes) == list(range(len(shape) - 1))
+    if not over_rows or len(shape) < 2 or attrs.keepdims or math.prod(shape) < SMALL:
+        return call_kernel(builder, topi.sum, x, axis=axes and list(axes), keepdims=bool(attrs.keepdims))
+    chunks = parts(shape[: min(2, len(shape) - 1)], 4 * traits.cores)
+    sums = builder.emit(call_kernel(builder, reduction.channel_sum, x, chunks=chunks))
+    return call_kernel(builder, topi.sum, sums, axis=list(range(len(chunks))))
+
+
+# ---- others ----------------------------------------------------------------------------------------------------------
+
+
+def _take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    x, indices = call.args
+    axis = call.attrs.axis
+    if axis is None:
+        x, axis = builder.emit(relax.op.reshape(x, [math.prod(shape_of(x))])), 0
+    return builder.call_te(indexing.take, x, indices, axis=int(axis) % len(shape_of(x)), primfunc_name_hint="take")
+
+
+def _gather_elements(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    x, indices = call.args
+    axis = int(call.attrs.axis) % len(shape_of(x))
+    return builder.call_te(indexing.take_along, x, indices, axis=axis, primfunc_name_hint="take_along")
+
+
+def _index_tensor(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    x, indices = call.args
+    return builder.call_te(indexing.index_tensor, x, list(indices.fields), primfunc_name_hint="index_tensor")
+
+
+def _scan(kernel: Callable[..., Any]) -> Legalize:
+    """A running sum or product along an axis; without one, over all elements."""
+
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        axis, exclusive = plain(call.attrs.axis), bool(call.attrs.exclusive)
+        return call_kernel(builder, kernel, *call.args, axis=axis, dtype=dtype_of(call), exclusive=exclusive)
+
+    return legalize
+
+
+def _pad(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Constants around the elements; the other modes are TVM's."""
+    if call.attrs.pad_mode != "constant":
+        return relax.transform.legalize_ops.nn._nn_pad(builder, call)
+    widths, value = plain(call.attrs.pad_width), tirx.const(call.attrs.pad_value, dtype_of(call))
+    return _moved(builder, topi.nn.pad, call.args[0], pad_before=widths[0::2], pad_after=widths[1::2], pad_value=value)
+
+
+def _strided_slice(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    axes, begin, end, strides = slice_bounds(call.args)
+    x = call.args[0]
+    return _moved(builder, topi.strided_slice, x, begin=begin, end=end, strides=strides, axes=axes)
+
+
+def _permute_dims(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    (x,), shape = call.args, shape_of(call.args[0])
+    axes = [int(axis) for axis in call.attrs.axes] if call.attrs.axes is not None else list(range(len(shape)))[::-1]
+    lanes = square_lanes(shape, axes, traits.lanes) if math.prod(shape) > SMALL else None
+    if lanes is None or dtype_of(x) != "float32":
+        return call_kernel(builder, topi.transpose, x, axes=axes)
+    kernel = builder.add_func(transpose(shape, axes, "float32", lanes), "transpose")
+    return relax.op.call_tir(kernel, [x], out_ty=relax.TensorType([shape[axis] for axis in axes], "float32"))
+
+
+def _softmax(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    (x,) = call.args
+    if int(call.attrs.axis) not in (-1, len(shape_of(x)) - 1):
+        return relax.transform.legalize_ops.nn._nn_softmax(builder, call)
+    return call_kernel(builder, functions.softmax, x)
+
+
+def _function(function: Callable[[Any], Any]) -> Legalize:
+    def kernel(x: te.Tensor) -> te.Tensor:
+        return functions.elementwise(x, function)
+
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        return builder.call_te(kernel, call.args[0], primfunc_name_hint=function.__name__)
+
+    return legalize
+
+
+def _as_it_is(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """A view: memory is planned so that it needs no kernel."""
+    return call
+
+
+KERNELS: dict[str, Legalize] = NOT_FINITE | {
+    "pock.part": _as_it_is,
+    "pock.join": _as_it_is,
+    "relax.nn.conv2d": _conv2d,
+    "relax.nn.pad": _pad,
+    "relax.strided_slice": _strided_slice,
+    "relax.take": _take,
+    "relax.gather_elements": _gather_elements,
+    "relax.cumsum": _scan(topi.cumsum),
+    "relax.cumprod": _scan(topi.cumprod),
+    "relax.index_tensor": _index_tensor,
+    "pock.unpack_bits": _unpack_bits,
+    "relax.nn.softmax": _softmax,
+    "relax.exp": _function(functions.exp),
+    "relax.erf": _function(functions.erf),
+    "relax.tanh": _function(functions.tanh),
+    "relax.sigmoid": _function(functions.sigmoid),
+    "relax.nn.silu": _function(functions.silu),
+    "relax.nn.gelu": _function(functions.gelu),
+    "relax.nn.gelu_tanh": _function(functions.gelu_tanh),
+}
+WITH_TRAITS: dict[str, Callable[[Traits, relax.BlockBuilder, relax.Call], relax.Expr]] = {
+    "pock.conv2d_data_gradient": _conv2d_data_gradient,
+    "pock.conv2d_weight_gradient": _conv2d_weight_gradient,
+    "pock.matmul": _matmul,
+    "pock.packed_matmul": _packed_matmul,
+    "relax.sum": _sum,
+    "relax.permute_dims": _permute_dims,
+}

@@ -1,0 +1,144 @@
+"""Moves what depends on frozen parameters alone into a function that runs once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import tvm
+from tvm import IRModule, relax
+
+from ..ir import (
+    Constant,
+    Expr,
+    bindings_of,
+    eliminate_dead,
+    op_name,
+    operands,
+    rewrite,
+    substitute,
+    update_function,
+    used_vars,
+)
+
+PREPARE = "prepare"
+
+
+@tvm.transform.module_pass(opt_level=0, name="LiftFrozen")
+@dataclass(frozen=True)
+class LiftFrozen:
+    """Split functions into ``prepare``, which runs when a program is loaded, and the rest, which runs every step.
+
+    In: dataflow functions over the same frozen parameters. Out: the function ``prepare`` takes ``frozen`` in that order
+    and returns a tuple; each of ``functions`` has, instead of the frozen parameters, those fields of the tuple that it
+    reads, as parameters named ``prepared.<field>``; a frozen parameter that it reads as it is, or reshaped, stays a
+    parameter. So weights are transposed, folded with batch norm, packed and transformed once, and tables that depend on
+    nothing are computed once. What two functions need is computed and stored once.
+    """
+
+    frozen: Sequence[str]
+    functions: Sequence[str]
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        lifted = _Lifted(self._frozen_params(mod))
+        for name in self.functions:
+            lifted.collect(mod[name])
+        rebuilt = {name: lifted.without_frozen(mod[name]) for name in self.functions}
+        for name, func in rebuilt.items():
+            mod = update_function(mod, name, func)
+        return update_function(mod, PREPARE, lifted.prepare())
+
+    def _frozen_params(self, mod: IRModule) -> dict[str, relax.Var]:
+        types = {param.name: param.ty for name in self.functions for param in mod[name].params}
+        return {name: relax.Var(name, types[name]) for name in self.frozen if name in types}
+
+
+@dataclass
+class _Lifted:
+    params: dict[str, relax.Var]
+    """The parameters of ``prepare``."""
+    bindings: list[tuple[relax.Var, Expr]] = field(default_factory=list)
+    """Its body so far."""
+    known: dict[tuple, relax.Var] = field(default_factory=dict)
+    """Its values by what they compute: two functions that compute the same share it."""
+    fields: dict[relax.Var, int] = field(default_factory=dict)
+    """The values that it returns, with their positions."""
+    moved: dict[relax.Var, relax.Var] = field(default_factory=dict)
+    """For each lifted variable of a function the value of ``prepare`` that holds it."""
+
+    def collect(self, func: relax.Function) -> None:
+        """Copy what ``func`` computes from frozen parameters and constants into the body of ``prepare``."""
+        self.moved |= {param: self.params[param.name] for param in func.params if param.name in self.params}
+        for binding in bindings_of(func):
+            value = binding.value
+            if isinstance(value, relax.Var) and value in self.moved:
+                self.moved[binding.var] = self.moved[value]
+            elif self._is_liftable(value):
+                self.moved[binding.var] = self._prepared(substitute(value, self.moved), binding.var)
+
+    def _is_liftable(self, value: Expr) -> bool:
+        """A call that reads something, all of which is known before the first step. (Zeros need no memory between
+        steps.)"""
+        if op_name(value) in ("", "relax.call_tir_inplace") or not isinstance(value.ty, relax.TensorType):
+            return False
+        read = [arg for _, _, arg in operands(value) if isinstance(arg, relax.Var | Constant)]
+        return bool(read) and all(var in self.moved for var in used_vars(value))
+
+    def _prepared(self, value: relax.Call, like: relax.Var) -> relax.Var:
+        key = (value.op, tuple(_identity(arg) for arg in value.args), str(value.attrs), str(value.ty_args))
+        if key not in self.known:
+            var = relax.DataflowVar(like.name, like.ty)
+            self.bindings.append((var, value))
+            self.known[key] = var
+        return self.known[key]
+
+    def without_frozen(self, func: relax.Function) -> relax.Function:
+        """``func`` with parameters in place of what it reads of ``prepare``."""
+        read: dict[relax.Var, relax.Var] = {}  # value of prepare -> parameter that holds it
+
+        def parameter_for(var: relax.Var) -> relax.Var:
+            held = self.moved[var]
+            if held not in read:
+                name = (
+                    held.name
+                    if held in self.params.values()
+                    else f"prepared.{self.fields.setdefault(held, len(self.fields))}"
+                )
+                read[held] = relax.Var(name, held.ty)
+            return read[held]
+
+        bindings, needed = [], set(used_vars(func.body.body))
+        for binding in reversed(bindings_of(func)):
+            is_view = op_name(binding.value) == "relax.reshape" and binding.var in needed
+            if binding.var not in self.moved or is_view:
+                bindings.append(binding)
+                needed.update(used_vars(binding.value))
+        views = {binding.var for binding in bindings}
+        order = [var for binding in reversed(bindings) for var in used_vars(binding.value)] + used_vars(func.body.body)
+        env = {var: parameter_for(var) for var in order if var in self.moved and var not in views}
+        live = [param for param in func.params if param.name not in self.params]
+        body = relax.SeqExpr([relax.DataflowBlock(bindings[::-1])], func.body.body)
+        shell = relax.Function(live + list(read.values()), body, func.ret_ty, func.is_pure, func.attrs)
+        return rewrite(shell, env=env)
+
+    def prepare(self) -> relax.Function:
+        """The function that computes every field."""
+        results = sorted(self.fields, key=self.fields.__getitem__)
+        block = relax.DataflowBlock([relax.VarBinding(var, value) for var, value in self.bindings])
+        body = relax.SeqExpr([block], relax.Tuple(results))
+        shell = relax.Function(
+            list(self.params.values()), body, is_pure=True, ret_ty=relax.TupleType([var.ty for var in results])
+        )
+        func = rewrite(shell)
+        return eliminate_dead(func).with_attr("global_symbol", PREPARE)
+
+
+def _identity(arg: Expr) -> object:
+    """What two equal arguments have in common: being the same variable, or looking the same."""
+    if isinstance(arg, relax.Var | relax.GlobalVar):
+        return arg
+    if isinstance(arg, Constant):
+        return (str(arg.ty), arg.value.numpy().tobytes())
+    if isinstance(arg, relax.Tuple):
+        return tuple(_identity(part) for part in arg.fields)
+    return str(arg)

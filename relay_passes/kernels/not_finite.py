@@ -1,0 +1,124 @@
+"""The kernels of operators whose kernels in TVM lose NaN and infinities, or round where PyTorch does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import relax, tirx, topi
+from tvm.relax.transform.legalize_ops import binary, nn
+
+from schedules.kernels import elementwise, pooling, reduction
+
+from ..ir import Expr, constant_value, dtype_of, is_float, normalized_axes, shape_of
+from ..operators.registry import plain
+
+Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
+"""Puts the call of a kernel in the place of an operator's."""
+
+
+def call_kernel(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
+    """A call of a kernel that is defined as a tensor expression."""
+    return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, **options)
+
+
+def _each(kernel: Callable[..., Any], *attributes: str) -> Legalize:
+    """A kernel of one operand, and these attributes of the call."""
+
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        return call_kernel(
+            builder, kernel, call.args[0], **{name: plain(getattr(call.attrs, name)) for name in attributes}
+        )
+
+    return legalize
+
+
+def _pairs(kernel: Callable[..., Any]) -> Legalize:
+    """A kernel of two operands, one of which may be a number."""
+
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        a, b = call.args
+        number = _number(b)
+        if number is not None:
+            return call_kernel(builder, kernel, a, number)
+        return call_kernel(builder, kernel, a if _number(a) is None else _number(a), b)
+
+    return legalize
+
+
+def _number(expr: Expr) -> tirx.Expr | None:
+    """A constant that is a single number."""
+    value = constant_value(expr)
+    return tirx.const(value.item(), dtype_of(expr)) if value is not None and value.shape == () else None
+
+
+def _clip(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    x, low, high = call.args
+    return call_kernel(builder, elementwise.hardtanh, x, low=plain(low.value), high=plain(high.value))
+
+
+def _equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """``x == x`` asks which elements are not NaN; TVM knows the answer too soon."""
+    a, b = call.args
+    if is_float(a) and a.same_as(b):
+        return call_kernel(builder, elementwise.logical_not, builder.emit(call_kernel(builder, elementwise.isnan, a)))
+    return binary._binary(topi.equal)(builder, call)
+
+
+def _subtract(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    if is_float(call):
+        return _pairs(elementwise.subtract)(builder, call)
+    return binary._binary(topi.subtract)(builder, call)
+
+
+def _multiply(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    for x, factor in (call.args, list(call.args)[::-1]):
+        number = _number(factor)
+        if is_float(call) and number is not None and number.value == 0:
+            return call_kernel(builder, elementwise.times_zero, x)
+    return binary._binary(topi.multiply)(builder, call)
+
+
+def _reduction(kernel: Callable[..., Any]) -> Legalize:
+    """A kernel that gives one number for all positions along some axes."""
+
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        axes = plain(call.attrs.axis)
+        axes = normalized_axes([axes] if isinstance(axes, int) else axes, len(shape_of(call.args[0])))
+        return call_kernel(builder, kernel, call.args[0], axes=axes, keepdims=bool(call.attrs.keepdims))
+
+    return legalize
+
+
+def _max_pool2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    attrs = call.attrs
+    if attrs.layout != "NHWC" or attrs.out_layout not in ("", "NHWC"):
+        return nn._nn_max_pool2d(builder, call)
+    window = {name: plain(getattr(attrs, name)) for name in ("pool_size", "strides", "padding", "dilation")}
+    return call_kernel(builder, pooling.max_pool2d, call.args[0], **window, out_size=shape_of(call)[1:3])
+
+
+NOT_FINITE: dict[str, Legalize] = {
+    "relax.nn.selu": _each(elementwise.selu),
+    "relax.nn.softplus": _each(elementwise.softplus, "beta", "threshold"),
+    "relax.nn.relu": _each(elementwise.relu),
+    "relax.clip": _clip,
+    "relax.maximum": _pairs(elementwise.maximum),
+    "relax.minimum": _pairs(elementwise.minimum),
+    "relax.max": _reduction(reduction.largest),
+    "relax.min": _reduction(reduction.smallest),
+    "relax.variance": _reduction(reduction.variance),
+    "relax.std": _reduction(reduction.std),
+    "relax.argmax": _reduction(reduction.argmax),
+    "relax.argmin": _reduction(reduction.argmin),
+    "relax.nn.max_pool2d": _max_pool2d,
+    "relax.isnan": _each(elementwise.isnan),
+    "relax.isinf": _each(elementwise.isinf),
+    "relax.isfinite": _each(elementwise.isfinite),
+    "relax.equal": _equal,
+    "relax.not_equal": _pairs(elementwise.not_equal),
+    "relax.logical_not": _each(elementwise.logical_not),
+    "relax.power": _pairs(elementwise.power),
+    "relax.subtract": _subtract,
+    "relax.multiply": _multiply,
+}

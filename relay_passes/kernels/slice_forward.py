@@ -1,0 +1,326 @@
+"""Runs the first part of a step on a few images after the other."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import tvm
+from tvm import IRModule, relax
+
+from ..analysis.batch_axis import Samples, samples_of
+from ..errors import PassError
+from ..ir import (
+    CALLS,
+    Constant,
+    Expr,
+    assemble,
+    bindings_of,
+    bytes_of,
+    constant_vars,
+    is_float,
+    is_kept,
+    op_name,
+    operands,
+    shape_of,
+    substitute,
+    update_function,
+    used_vars,
+)
+from ..operators.families import BATCHED, ELEMENTWISE, REDUCTIONS, RESHAPES
+from ..operators.views import join, part
+
+SAVED = 0.97
+"""Of the memory in use at the peak, as far as it can be told before kernels are chosen: more left is not worth it."""
+NEAR = 1.03
+"""Times the least memory that slices bring: fewer of them, and fewer operators, that come as near are as good."""
+START = 64 * 2**10
+"""Bytes that are moved in the time in which a kernel begins and ends."""
+DEARER = 1 / 16
+"""What slices may move again (weights, and the starts of kernels), as a share of what is moved anyway."""
+MADE = (
+    BATCHED
+    | REDUCTIONS
+    | {"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.winograd_output"}
+    | {"pock.safe_softmax", "relax.nn.softmax", "relax.nn.log_softmax"}
+)
+"""What is sure to become a kernel that writes its result, not a view of something else."""
+FUSED = ELEMENTWISE | RESHAPES
+"""What becomes a part of another kernel, or none."""
+
+
+@tvm.transform.module_pass(opt_level=0, name="SliceForward")
+@dataclass(frozen=True)
+class SliceForward:
+    """Run operators from the inputs to a cut once for each slice of the batch, where that makes the peak lower.
+
+    In, out: dataflow functions; the first parameters, so many as the attribute ``num_input`` says, are the inputs. The
+    peak of a sparse scheme is its forward pass: early activations are large, and nothing is kept of them. Slices use
+    the same memory one after the other; what the rest of the step reads of them is joined, each part being written in
+    its place (:mod:`~relay_passes.operators.views`). Cut and number of slices are chosen for the lowest peak that costs
+    little time: weights are read, and kernels begin, once for each slice.
+
+    ``steps`` are sliced first; the other ``functions``, which run in the same arena, as far as that still lowers it.
+    What is made of ``frozen`` parameters alone will be made before any step and takes no part in this.
+    """
+
+    steps: Sequence[str]
+    functions: Sequence[str]
+    frozen: Collection[str] = ()
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        enough = 0.0
+        for name in sorted(self.functions, key=lambda name: name not in self.steps):
+            usage = _Usage(mod[name], self.frozen)
+            cut = usage.best_cut(0.0 if name in self.steps else enough)
+            if cut is not None:
+                mod = update_function(mod, name, _sliced(mod[name], cut, usage.samples))
+            enough = max(enough, usage.peak if cut is None else cut.peak)
+        return mod
+
+
+class Cut(NamedTuple):
+    """What runs in slices."""
+
+    slices: int
+    last: int
+    """The number of the last binding that may run in slices."""
+    inside: Collection[relax.Var]
+    """What is computed in slices."""
+    joined: Sequence[relax.Var]
+    """What the rest reads of it: each written by a kernel."""
+    again: Collection[relax.Var]
+    """What is computed behind the slices, too, because the rest reads it and it is a view of what is joined."""
+    peak: float
+    """About how many bytes are in use at the peak then."""
+
+
+class _Tried(NamedTuple):
+    """A cut, and about how many bytes are in use at the peaks of the slices and of the rest."""
+
+    slices: int
+    last: int
+    own: float
+    rest: float
+
+    @property
+    def peak(self) -> float:
+        return max(self.own, self.rest)
+
+
+class _Usage:
+    """How much memory a function uses, as far as it can be told from its operators.
+
+    An element-wise operator takes the place of an operand that nothing else reads: they become one kernel.
+    """
+
+    def __init__(self, func: relax.Function, frozen: Collection[str]) -> None:
+        self.bindings = bindings_of(func)
+        self.constant = constant_vars(func, frozen)
+        self.samples = samples = samples_of(func)
+        self.batch, self.inputs, self.apart = samples.batch, samples.inputs, samples.apart
+        self.late = samples.late
+        """What needs several images of something that is apart: it comes after all slices."""
+        self._measure(set(used_vars(func.body.body)))
+
+    def _measure(self, returned: Collection[relax.Var]) -> None:
+        """The memory of each variable, the first and last binding that use it, and the bytes in use at each."""
+        self.readers: dict[relax.Var, list[int]] = {}
+        for at, binding in enumerate(self.bindings):
+            for var in used_vars(binding.value):
+                self.readers.setdefault(var, []).append(at)
+        for var in returned:
+            self.readers.setdefault(var, []).append(len(self.bindings))
+        self.memory: dict[relax.Var, int] = {}  # variable -> number of its memory
+        self.sizes: list[int] = []
+        self.spans: list[list[int]] = []
+        for at, binding in enumerate(self.bindings):
+            var, shared = binding.var, self._shared(at, binding)
+            if shared is None:
+                shared = len(self.sizes)
+                is_call = isinstance(binding.value, relax.Call) and op_name(binding.value) not in CALLS
+                is_new = is_call and var not in self.constant
+                self.sizes.append(bytes_of(var) if is_new else 0)
+                self.spans.append([at, at])
+            self.memory[var] = shared
+            self.spans[shared][1] = max([self.spans[shared][1], *self.readers.get(var, [])])
+        live = np.zeros(len(self.bindings) + 2)
+        for size, (first, last) in zip(self.sizes, self.spans, strict=True):
+            live[first] += size
+            live[last + 1] -= size
+        self.live = np.cumsum(live)[: len(self.bindings)]
+        self.peak = float(self.live.max(initial=0))
+
+    def _shared(self, at: int, binding: relax.VarBinding) -> int | None:
+        """The memory of an operand that a binding's result lies in; None where it needs its own."""
+        name, value = op_name(binding.value), binding.value
+        operands = [var for var in used_vars(value) if var in self.memory]
+        if name in RESHAPES or isinstance(value, relax.TupleGetItem | relax.Var):
+            return self.memory[operands[0]] if operands else None
+        if name not in ELEMENTWISE:
+            return None
+        for var in operands:
+            if self.spans[self.memory[var]][1] == at and bytes_of(var) == bytes_of(binding.var):
+                return self.memory[var]
+        return None
+
+    def best_cut(self, enough: float) -> Cut | None:
+        """The cut of the fewest slices that comes near the lowest peak, or below ``enough``; of such the earliest that
+        comes near the lowest peak of the slices themselves: what follows may take less than can be told here."""
+        target = max(enough, SAVED * self.peak)
+        found = [cut for cut in self._cuts() if cut.peak <= target]
+        if self.peak <= enough or not found:
+            return None
+        least = max(enough, NEAR * min(cut.peak for cut in found))
+        found = [cut for cut in found if cut.peak <= least]
+        slices = min(cut.slices for cut in found)
+        found = [cut for cut in found if cut.slices == slices]
+        lowest = max(enough, NEAR * min(cut.own for cut in found))
+        chosen = next(cut for cut in found if cut.own <= lowest)
+        return Cut(slices, chosen.last, *self._inside(chosen.last), chosen.peak)
+
+    def _cuts(self) -> list[_Tried]:
+        """Every cut that costs little."""
+        counts = [count for count in range(2, self.batch + 1) if self.batch % count == 0]
+        behind = np.append(np.maximum.accumulate(self.live[::-1])[::-1], 0.0)
+        ends: dict[int, list[int]] = {}
+        for number, (_, last) in enumerate(self.spans):
+            ends.setdefault(last, []).append(number)
+        inner = np.zeros(len(self.bindings))  # bytes in use of what dies before the cut
+        crossing = weights = moved = least = 0.0  # least: of what comes after the slices, and stands before the cut
+        calls, found, again = 0, [], self._made_again()
+        entered: set[int] = set()
+        read: set[relax.Var] = set()
+        for at, binding in enumerate(self.bindings):
+            if binding.var in self.late:
+                least = max(least, float(self.live[at]))
+            if binding.var not in self.apart:
+                continue
+            number = self.memory[binding.var]
+            if number not in entered:
+                entered.add(number)
+                crossing += self.sizes[number]
+            for var in used_vars(binding.value):
+                moved += bytes_of(var) if var in self.apart else 0
+                if var not in self.apart and var not in read:
+                    read.add(var)
+                    weights += bytes_of(var)
+            moved += bytes_of(binding.var)
+            calls += op_name(binding.value) not in FUSED
+            for number in ends.get(at, []):
+                if number in entered:
+                    crossing -= self.sizes[number]
+                    inner[self.spans[number][0] : at + 1] += self.sizes[number]
+            most, rest = float(inner.max()), max(least, float(behind[at + 1])) + float(again[at])
+            for count in counts:
+                if (count - 1) * (weights + calls * START) <= DEARER * moved:
+                    found.append(_Tried(count, at, crossing + most / count, rest))
+        return found
+
+    def _made_again(self) -> np.ndarray:
+        """For a cut behind each binding the bytes of what has to be joined only because something that the rest reads
+        is computed behind the slices, too."""
+        change = np.zeros(len(self.bindings) + 1)
+        needs: dict[relax.Var, int] = {}  # what is computed again -> the bytes that it is made of
+        for at, binding in enumerate(self.bindings):
+            if binding.var not in self.apart or _is_made(binding):
+                continue
+            read = [var for var in used_vars(binding.value) if var in self.apart and var not in self.inputs]
+            needs[binding.var] = sum(needs.get(var, bytes_of(var)) for var in read)
+            readers = self.readers.get(binding.var, [])
+            is_inside = all(
+                reader < len(self.bindings) and self.bindings[reader].var in self.apart for reader in readers
+            )
+            change[at] += needs[binding.var]
+            change[max(readers, default=at) if is_inside else -1] -= needs[binding.var]
+        return np.cumsum(change)
+
+    def _inside(self, last: int) -> tuple[set[relax.Var], list[relax.Var], set[relax.Var]]:
+        """The fields ``inside``, ``joined`` and ``again`` of a cut."""
+        before = [binding for binding in self.bindings[: last + 1] if binding.var in self.apart]
+        inside, joined, again = {binding.var for binding in before}, [], set()
+        for binding in reversed(before):
+            var = binding.var
+            readers = [self.bindings[at].var if at < len(self.bindings) else None for at in self.readers.get(var, [])]
+            if all(reader in inside and reader not in again for reader in readers):
+                continue
+            if _is_made(binding) and self.apart[var].axis == 0:
+                joined.append(var)
+                continue
+            again.add(var)
+            if not any(reader in inside for reader in readers):
+                inside.discard(var)
+        return inside, joined[::-1], again
+
+
+def _is_made(binding: relax.VarBinding) -> bool:
+    """Whether a kernel is sure to write a result: TVM makes views of what only moves or copies (``x * 1``)."""
+    name = op_name(binding.value)
+    if name in MADE:
+        return True
+    is_copy = name in ("relax.astype", "relax.grad.no_grad", "relax.nn.dropout")
+    has_constant = any(isinstance(arg, Constant) for _, _, arg in operands(binding.value))
+    return name in ELEMENTWISE and is_float(binding.var) and not (is_copy or has_constant)
+
+
+def _sliced(func: relax.Function, cut: Cut, samples: Samples) -> relax.Function:
+    """The function with what is inside a cut computed slice by slice."""
+    bindings = bindings_of(func)
+    before, behind = bindings[: cut.last + 1], bindings[cut.last + 1 :]
+    builder = relax.BlockBuilder()
+    builder.begin_scope(func.params)
+    builder._begin_dataflow_block()
+    env: dict[relax.Var, Expr] = {}
+
+    def emit(binding: relax.VarBinding) -> None:
+        value = substitute(binding.value, env)
+        env[binding.var] = value if isinstance(value, relax.Tuple) else builder.emit(value, binding.var.name)
+
+    sliced = [binding for binding in before if binding.var in cut.inside]
+    late: list[relax.VarBinding] = []  # what reads what is joined comes after it
+    needs = set(cut.inside)
+    for binding in before:
+        if binding.var in cut.inside and binding.var not in cut.again:
+            continue
+        if any(var in needs for var in used_vars(binding.value)):
+            late.append(binding)
+            needs.add(binding.var)
+        else:
+            emit(binding)
+            needs.discard(binding.var)
+
+    def emit_part(binding: relax.VarBinding, own: Mapping[relax.Var, Expr]) -> Expr:
+        here = ChainMap({each: own[each] for each in samples.needs[binding.var]}, env)
+        call = samples.on_part(binding.var, substitute(binding.value, here), cut.slices)
+        return builder.emit(call, binding.var.name)
+
+    needed = {each for binding in sliced for each in samples.needs[binding.var]}
+    for binding in reversed(before):
+        if binding.var in samples.alike and binding.var in needed:
+            needed.update(samples.needs[binding.var])
+    alike: dict[relax.Var, Expr] = {}  # the same in each slice
+    for binding in before:
+        if binding.var in samples.alike and binding.var in needed:
+            alike[binding.var] = emit_part(binding, alike)
+    parts: dict[relax.Var, list[Expr]] = {var: [] for var in cut.joined}
+    inputs = [x for x in func.params if x in samples.inputs]
+    for index in range(cut.slices):
+        own = alike | {x: builder.emit(part(x, index=index, count=cut.slices), x.name) for x in inputs}
+        for binding in sliced:
+            own[binding.var] = emit_part(binding, own)
+        for var, made in parts.items():
+            made.append(own[var])
+    for var, made in parts.items():
+        env[var] = builder.emit(join(relax.Tuple(made)), var.name)
+        if shape_of(env[var]) != shape_of(var):
+            raise PassError(f"parts of '{var.name}' came to the shape {shape_of(env[var])}, not {shape_of(var)}")
+    for binding in [*late, *behind]:
+        emit(binding)
+    body = builder.normalize(substitute(func.body.body, env))
+    emitted = list(builder._end_block().bindings)
+    builder.end_scope()
+    kept = [env[binding.var] for binding in bindings if is_kept(binding.var) and binding.var in env]
+    return assemble(func.params, emitted, body, func.attrs, [var for var in kept if isinstance(var, relax.Var)])

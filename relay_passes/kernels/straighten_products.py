@@ -1,0 +1,66 @@
+"""Transposes what a matrix product reads, so that its kernel reads everything along contiguous columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+from tvm.relax import op as R
+
+from ..ir import Expr, bindings_of, constant_vars, eliminate_dead, op_name, rewrite, shape_of, update_function
+from ..operators.training import matmul
+
+
+@tvm.transform.module_pass(opt_level=0, name="StraightenProducts")
+@dataclass(frozen=True)
+class StraightenProducts:
+    """Make the second operand of every ``pock.matmul`` an untransposed one.
+
+    In, out: a dataflow function. The data gradient of a linear layer, ``dX = dY W^T``, reads the weight across its
+    columns. A weight that is made of ``frozen`` parameters alone is transposed, which :class:`LiftFrozen` does once. Of
+    one that training changes either the weight is transposed in every step, or, where that is less to move and leaves
+    whole vectors, dY is, and the result: ``dX^T = W dY^T``.
+    """
+
+    frozen: Collection[str] = ()
+    function: str = "main"
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        func = mod[self.function]
+        constant = constant_vars(func, self.frozen)
+        fixed = {binding.var for binding in bindings_of(func) if _reads_frozen(binding.value, constant)}
+
+        def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
+            if op_name(value) != "pock.matmul" or not value.attrs["transpose_b"]:
+                return value
+            a, b = value.args
+            rows, columns, reduced = math.prod(shape_of(value)[:-1]), shape_of(value)[-1], shape_of(b)[-1]
+            is_linear = len(shape_of(b)) == 2 and not value.attrs["transpose_a"]
+            few = rows * (columns + reduced) < columns * reduced and (rows % VECTOR == 0 or rows < VECTOR)
+            if is_linear and var not in fixed and few:
+                flat = builder.emit(R.reshape(a, (rows, reduced)))
+                turned = builder.emit(matmul(b, _transposed(builder, flat), transpose_a=False, transpose_b=False))
+                return R.reshape(_transposed(builder, turned), shape_of(value))
+            straight = _transposed(builder, b)
+            return matmul(a, straight, transpose_a=bool(value.attrs["transpose_a"]), transpose_b=False)
+
+        return update_function(mod, self.function, eliminate_dead(rewrite(func, visit)))
+
+
+VECTOR = 16
+"""Rows of dY become columns when it is transposed, and should fill the vectors of every target, or be but one."""
+
+
+def _reads_frozen(value: Expr, constant: set[relax.Var]) -> bool:
+    """Whether ``value`` is a product whose second operand never changes."""
+    if op_name(value) != "pock.matmul":
+        return False
+    return not isinstance(value.args[1], relax.Var) or value.args[1] in constant
+
+
+def _transposed(builder: relax.BlockBuilder, x: Expr) -> Expr:
+    rank = len(shape_of(x))
+    return builder.emit(R.permute_dims(x, [*range(rank - 2), rank - 1, rank - 2]))

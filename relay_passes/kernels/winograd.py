@@ -1,0 +1,113 @@
+"""Convolves with 3x3 weights by Winograd's algorithm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+from tvm.relax import op as R
+
+from schedules.kernels.winograd import STEP, TAPS, TILE, tiles
+
+from ..ir import Expr, bindings_of, constant_vars, op_name, rewrite, shape_of, update_function
+from ..operators.registry import attributes_of, plain
+from ..operators.training import (
+    matmul,
+    winograd_gradient,
+    winograd_input,
+    winograd_output,
+    winograd_weight,
+    winograd_weight_gradient,
+)
+
+MOST_BYTES = 64 * 2**20
+"""Of the transformed input and output."""
+FEWEST_CHANNELS = 32
+FEWEST_PIXELS = 1024
+"""Of the results, for a weight that changes: with less, its transform costs what the products save."""
+CONVOLUTIONS = ("relax.nn.conv2d", "pock.conv2d_data_gradient", "pock.conv2d_weight_gradient")
+
+
+@tvm.transform.module_pass(opt_level=0, name="Winograd")
+@dataclass(frozen=True)
+class Winograd:
+    """Turn 3x3 convolutions of stride 1, and their gradients, into 16 matrix products.
+
+    In, out: a dataflow function, channels last. The transform of weights that are made of ``frozen`` parameters alone
+    is left to :class:`LiftFrozen`; other weights are transformed each step. The transformed images are four times as
+    large as the images: it pays where the channels are enough for products to cost more than transforms.
+    """
+
+    frozen: Collection[str] = ()
+    function: str = "main"
+    fewest_multiplications: int = 20_000_000
+    """Of the convolution: below, the time saved is not worth the memory."""
+    fewest_pixels: int = FEWEST_PIXELS
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        func = mod[self.function]
+        constant = constant_vars(func, self.frozen)
+        chosen = {binding.var for binding in bindings_of(func) if self._is_suited(binding.value, constant)}
+
+        def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
+            if var not in chosen:
+                return value
+            x, other = value.args
+            images = builder.emit(winograd_input(x, padding=_padding(value)))
+            if op_name(value) == "pock.conv2d_weight_gradient":
+                grads = builder.emit(winograd_gradient(other))
+                sums = builder.emit(matmul(images, grads, transpose_a=True, transpose_b=False))
+                return winograd_weight_gradient(sums)
+            if op_name(value) == "pock.conv2d_data_gradient":
+                turned = builder.emit(R.permute_dims(other, [0, 1, 3, 2]))
+                other = builder.emit(R.flip(builder.emit(R.flip(turned, 0)), 1))
+            products = matmul(images, builder.emit(winograd_weight(other)), transpose_a=False, transpose_b=False)
+            return winograd_output(builder.emit(products), shape=shape_of(value))
+
+        return update_function(mod, self.function, rewrite(func, visit))
+
+    def _is_suited(self, value: Expr, constant: Collection[relax.Var]) -> bool:
+        if op_name(value) not in CONVOLUTIONS or not _is_plain(value):
+            return False
+        x, other = value.args
+        is_weight_gradient = op_name(value) == "pock.conv2d_weight_gradient"
+        *taps, inputs, outputs = shape_of(value if is_weight_gradient else other)
+        batch, height, width, _ = shape_of(other if is_weight_gradient else value)
+        pixels, count = batch * height * width, batch * tiles(height) * tiles(width)
+        is_frozen = not isinstance(other, relax.Var) or other in constant
+        return (
+            taps == [TAPS, TAPS]
+            and all(0 <= pad <= TILE - STEP for pad in _padding(value))
+            and x not in constant
+            and (is_frozen or pixels >= self.fewest_pixels)
+            and math.prod(taps) * inputs * outputs * pixels >= self.fewest_multiplications
+            and min(inputs, outputs) >= FEWEST_CHANNELS
+            and 4 * TILE**2 * count * (inputs + outputs) <= MOST_BYTES
+        )
+
+
+def _is_plain(call: relax.Call) -> bool:
+    """Whether a convolution, or a gradient of one, is dense, of stride 1, and channels last."""
+    if op_name(call) == "relax.nn.conv2d":
+        attrs = call.attrs
+        if attrs.kernel_layout != "HWIO":
+            return False
+        steps, groups = [*attrs.strides, *attrs.dilation], int(attrs.groups)
+    else:
+        attributes = attributes_of(call)
+        steps, groups = [*attributes["strides"], *attributes["dilation"]], attributes["groups"]
+    return groups == 1 and all(int(step) == 1 for step in steps)
+
+
+def _padding(call: relax.Call) -> tuple[int, ...]:
+    """The padding with which 3x3 taps slide over the first operand: top, left, bottom, right."""
+    if op_name(call) == "relax.nn.conv2d":
+        return plain(call.attrs.padding)
+    if op_name(call) == "pock.conv2d_weight_gradient":
+        return attributes_of(call)["padding"]
+    before = [2 - pad for pad in attributes_of(call)["padding"][:2]]
+    sizes = zip(shape_of(call)[1:3], shape_of(call.args[0])[1:3], before, strict=True)
+    return (*before, *(size - rows + 2 - first for size, rows, first in sizes))

@@ -1,0 +1,1 @@
+"""Phases 8 and 9: the order of kernels, what is recomputed, and where everything lies."""

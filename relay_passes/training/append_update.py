@@ -1,0 +1,139 @@
+"""Appends the optimizer's step: each trained parameter is updated in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tvm
+from tvm import IRModule, relax, tirx
+from tvm.relax import op as R
+
+from schedules.cpu.tile import divisors
+from schedules.kernels import update
+
+from ..errors import PassError
+from ..ir import Expr, bytes_of, dtype_of, op_name, scalar, shape_of
+from ..ir.append import InPlaceWriter
+
+Selection = Mapping[str, tuple[int, Sequence[int]] | None]
+
+# For each kind of optimizer: its hyperparameters, the states that it keeps, the rates that it is given each step, and
+# its kernel.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
+    "adam": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0, "decoupled": False},
+}
+STATES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "sgd": lambda options: ["momentum_buffer"] if options["momentum"] else [],
+    "adam": lambda _options: ["exp_avg", "exp_avg_sq"],
+}
+RATES: dict[str, Callable[[Mapping[str, Any]], int]] = {
+    "sgd": lambda options: 2 if options["momentum"] and options["dampening"] else 1,
+    "adam": lambda _options: 3,
+}
+KERNELS: dict[str, Callable[..., tirx.PrimFunc]] = {"sgd": update.sgd, "adam": update.adam}
+
+LARGE_GRADIENT = 32 * 2**20
+"""Bytes of a gradient beyond which it is made and used part by part."""
+FEWEST_ROWS = 64
+"""Of a part: with less, the product's second operand would be read from memory too often."""
+
+
+@tvm.transform.module_pass(opt_level=0, name="AppendUpdate")
+@dataclass(frozen=True)
+class AppendUpdate:
+    """Turn a function that returns loss and gradients into one that updates its parameters and returns the loss.
+
+    In: what :class:`Backward` gives. Out: the function with further parameters, behind the others: ``rates``, a float
+    vector that holds the learning rate and whatever else changes from step to step, and for each trained parameter its
+    states, named ``<state>.<parameter>``. Parameters, states and the running statistics that ``state_updates`` names
+    are written in place by ``call_tir_inplace``; the function returns the loss first and then what was written.
+
+    With ``accumulated`` the gradients of earlier steps are added first: see :class:`AccumulateGradients`.
+    """
+
+    optimizer: Mapping[str, Any]
+    """``kind`` (sgd or adam) and those hyperparameters of ``DEFAULTS`` that differ from what stands there."""
+    trained: Selection
+    """What is trained, as in :class:`Backward`."""
+    clip_norm: float | None = None
+    """Scale the gradients down where the norm of all of them together is larger
+    (``torch.nn.utils.clip_grad_norm_``)."""
+    accumulated: bool = False
+    function: str = "main"
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        kind = self.optimizer.get("kind")
+        if kind not in KERNELS:
+            raise PassError(f"there is no optimizer '{kind}'; there are {', '.join(KERNELS)}")
+        unknown = [name for name in self.optimizer if name != "kind" and name not in DEFAULTS[kind]]
+        if unknown:
+            raise PassError(f"optimizer '{kind}' has no option '{unknown[0]}'; it has {', '.join(DEFAULTS[kind])}")
+        return InPlaceWriter(mod, self.function).append(self._updates)
+
+    def _updates(self, writer: InPlaceWriter, grads: dict[str, Expr]) -> None:
+        kind = self.optimizer["kind"]
+        options = DEFAULTS[kind] | {name: value for name, value in self.optimizer.items() if name != "kind"}
+        sums = {}
+        if self.accumulated:
+            sums = {name: writer.parameter(f"gradient_sum.{name}", grad.ty) for name, grad in grads.items()}
+            grads = {name: writer.emit(sums[name] + grad) for name, grad in grads.items()}
+        dtypes = {dtype_of(grad) for grad in grads.values()} or {"float32"}
+        rates = writer.parameter("rates", relax.TensorType((RATES[kind](options),), dtypes.pop()))
+        vectors: dict[str, Expr] = {"rates": rates}
+        if self.clip_norm is not None:
+            vectors["clip"] = self._clip(writer, grads, self.clip_norm)
+        for name, grad in grads.items():
+            states = [writer.parameter(f"{state}.{name}", grad.ty) for state in STATES[kind](options)]
+            grad, scale = self._unscaled(writer, grad, self.trained[name])
+            given = vectors | scale
+            lengths = {vector: shape_of(value)[0] for vector, value in given.items()}
+            layout = writer.layout(name, self.trained[name])
+            for part, rows in self._parts(writer, grad, self.trained[name]):
+                kernel = KERNELS[kind](replace(layout, part=part), **options, vectors=lengths)
+                operands = [rows, *states, *given.values()]
+                writer.write(kind, kernel, name, operands, self.trained[name], also=range(2, 2 + len(states)))
+        for total in sums.values():
+            writer.clear(total)
+
+    def _parts(
+        self, writer: InPlaceWriter, grad: Expr, piece: tuple[int, Sequence[int]] | None
+    ) -> list[tuple[tuple[int, int] | None, Expr]]:
+        """The parts of a parameter that are updated one by one: of a large product, as many rows at a time as fit
+        ``LARGE_GRADIENT``, so that no more of its gradient has to exist at once (:class:`SplitGradients`)."""
+        shape, size = shape_of(grad), bytes_of(grad)
+        is_product = op_name(writer.made(grad)) == "pock.matmul" and len(shape) == 2
+        if size <= LARGE_GRADIENT or not is_product or piece is not None or self.clip_norm is not None:
+            return [(None, grad)]
+        rows = max(n for n in divisors(shape[0]) if n == 1 or n * size <= LARGE_GRADIENT * shape[0])
+        if rows < FEWEST_ROWS:
+            return [(None, grad)]
+        bounds = [(first, first + rows) for first in range(0, shape[0], rows)]
+        return [(bound, writer.emit(R.strided_slice(grad, [0], [bound[0]], [bound[1]]))) for bound in bounds]
+
+    def _unscaled(
+        self, writer: InPlaceWriter, grad: Expr, piece: tuple[int, Sequence[int]] | None
+    ) -> tuple[Expr, dict[str, Expr]]:
+        """Of a gradient that folded batch norm scales by channel, what is scaled, and the scale: the update multiplies
+        them, so that the product is never written."""
+        product = writer.made(grad)
+        if piece is not None or self.accumulated or op_name(product) != "relax.multiply":
+            return grad, {}
+        factor, scale = product.args
+        is_scaled = shape_of(factor) == shape_of(grad) and len(shape_of(grad)) > 1
+        if not is_scaled or shape_of(scale) != shape_of(grad)[-1:] or math.prod(shape_of(grad)[:-1]) == 1:
+            return grad, {}
+        return factor, {"scale": scale}
+
+    def _clip(self, writer: InPlaceWriter, grads: dict[str, Expr], most: float) -> Expr:
+        """``min(1, most / (norm + 1e-6))`` over all gradients, float [1]."""
+        squares = [writer.emit(R.sum(writer.emit(R.square(grad)))) for grad in grads.values()]
+        total = squares[0]
+        for square in squares[1:]:
+            total = writer.emit(total + square)
+        norm = writer.emit(writer.emit(R.sqrt(total)) + scalar(1e-6, total))
+        coefficient = writer.emit(R.minimum(writer.emit(scalar(most, norm) / norm), scalar(1, norm)))
+        return writer.emit(R.reshape(coefficient, (1,)))
