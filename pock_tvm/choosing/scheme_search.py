@@ -7,10 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from schedules.cpu import traits_of
-
 from ..compiler.driver import batch_parts
-from ..compiler.targets import resolve_target
+from ..compiler.targets import kernel_target, resolve_target
 from ..device.profile import example, profile
 from ..device.trainer import Trainer
 from ..errors import BatchError, ContributionError, MemoryBudgetError, PockError
@@ -303,7 +301,7 @@ def calibrate(task: Task, structure: Structure, wanted: Iterable[Candidate]) -> 
 
 def scaled(model: TimeModel, target: Any) -> TimeModel:
     """The time model of another machine, as far as vector width and cores decide over it."""
-    own, other = (traits_of(resolve_target(each)) for each in (None, target))
+    own, other = (kernel_target(resolve_target(each)).traits for each in (None, target))
     if target is None or other == own:
         return model
     slower = own.lanes * own.cores / (other.lanes * other.cores)

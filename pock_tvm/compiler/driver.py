@@ -23,8 +23,8 @@ from relay_passes.canonical.store_permuted import Stored, stored_of
 from relay_passes.ir import Constant, bindings_of, first_line, op_name, shape_of, type_bytes
 from relay_passes.memory.budget import BudgetError
 from relay_passes.operators.registry import plain
-from schedules.cpu import Traits, traits_of
-from schedules.cpu.tile import divisors
+from schedules.extents import divisors
+from schedules.target import Target
 
 from .. import __version__
 from ..device import optimizers
@@ -44,7 +44,7 @@ from .fitting import fewest_parts
 from .layers import layer_report
 from .pipeline import Phases, Piece, Training
 from .self_check import SelfCheck, reference_of
-from .targets import HOST, resolve_target, triple_of
+from .targets import HOST, kernel_target, resolve_target, triple_of
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ def compile(  # noqa: A001 - the name that users expect
 
     def attempt(parts: int, most: float) -> _Lowered:
         training = Training(selection, vars(loss), optimizer.kernel, statistics, accumulate, parts, clip_norm)
-        return _lowered(imported, training, traits_of(target), Path(dump) if dump else None, budget, most)
+        return _lowered(imported, training, kernel_target(target), Path(dump) if dump else None, budget, most)
 
     try:
         found = _fitted(attempt, imported, micro_batches, budget, statistics)
@@ -272,7 +272,7 @@ class _Lowered:
 
 
 def _lowered(
-    imported: Model, training: Training, traits: Traits, dump: Path | None, budget: int | None, most: float
+    imported: Model, training: Training, target: Target, dump: Path | None, budget: int | None, most: float
 ) -> _Lowered:
     """Phases 2 to 9, for a budget that holds optimizer state and gradient sums, too."""
     phases = Phases(imported.module, dump)
@@ -282,7 +282,7 @@ def _lowered(
     frozen = [name for name in imported.weights if name not in training.trained and name not in written]
     state = _state_bytes(graph[pipeline.TRAIN], imported.weights)
     try:
-        module = pipeline.executors(phases, frozen, training, traits, None if budget is None else budget - state, most)
+        module = pipeline.executors(phases, frozen, training, target, None if budget is None else budget - state, most)
     except BudgetError as error:
         raise BudgetError(error.smallest + state, state) from None
     step = phases.after["saved"][pipeline.TRAIN]

@@ -13,6 +13,8 @@ from pathlib import Path
 import tvm
 from tvm.target import Target
 
+import schedules
+
 from ..device.files import replacing
 
 VARIABLE = "POCK_CACHE"
@@ -67,11 +69,7 @@ def _remove_unused(root: Path) -> None:
 @functools.cache
 def _sources() -> str:
     """A digest of everything that turns a definition into an object file."""
-    import schedules.cpu
-
-    from . import build
-
-    digest = hashlib.sha256(Path(build.__file__).read_bytes())
-    for path in sorted(Path(schedules.cpu.__file__).parent.glob("*.py")):
+    digest = hashlib.sha256()
+    for path in sorted(Path(schedules.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -10,7 +10,6 @@ from tvm import relax
 
 from relay_passes.kernels.choose_kernels import without_kernel
 from relay_passes.training import backward
-from schedules.cpu import traits_of
 
 from ..device.losses import Loss, as_loss
 from ..device.optimizers import SGD
@@ -21,7 +20,7 @@ from ..schemes.scheme import Scheme
 from .driver import TRAINS_NOTHING, own_faults
 from .driver import compile as compile_program
 from .pipeline import TRAIN, Phases, Training, stored_pieces, training_graph
-from .targets import resolve_target
+from .targets import kernel_target, resolve_target
 
 
 def check(
@@ -83,7 +82,7 @@ def _of_graph(model: Model, training: Training) -> tuple[list[Obstacle], Collect
     except PockError as error:
         found.append(_refusal(error))
     functions = [func for func in phases.mod.functions.values() if isinstance(func, relax.Function)]
-    return found + without_kernel(functions, traits_of(resolve_target(None))), gradients
+    return found + without_kernel(functions, kernel_target(resolve_target(None))), gradients
 
 
 def _of_plan(model: Model, **options: Any) -> list[Obstacle]:

@@ -44,7 +44,7 @@ from relay_passes.canonical.store_permuted import stored_of
 from relay_passes.ir import bindings_of, op_name, shape_of
 from relay_passes.ir.places import grouped_names, kernel_places
 from relay_passes.memory.budget import BudgetError, kernel_seconds, within_budget, worthwhile
-from schedules.cpu import Traits
+from schedules.target import Target
 
 from ..errors import of_passes
 
@@ -163,7 +163,7 @@ def executors(
     phases: Phases,
     frozen: Sequence[str],
     training: Training,
-    traits: Traits,
+    target: Target,
     budget: int | None = None,
     most: float = math.inf,
 ) -> IRModule:
@@ -180,13 +180,13 @@ def executors(
     """
     before = phases.mod
     try:
-        return _executors(phases, frozen, training, traits, budget, most, winograd=True)
+        return _executors(phases, frozen, training, target, budget, most, winograd=True)
     except BudgetError as error:
         if not math.isinf(most) or not _is_transformed(phases.after["products"]):
             raise
         phases.mod = before
         try:
-            return _executors(phases, frozen, training, traits, budget, most, winograd=False)
+            return _executors(phases, frozen, training, target, budget, most, winograd=False)
         except BudgetError as other:
             raise BudgetError(min(error.smallest, other.smallest)) from None
 
@@ -195,7 +195,7 @@ def _executors(
     phases: Phases,
     frozen: Sequence[str],
     training: Training,
-    traits: Traits,
+    target: Target,
     budget: int | None,
     most: float,
     *,
@@ -208,10 +208,10 @@ def _executors(
     straight = [StraightenProducts(frozen, name) for name in functions]
     scaled = [ScaleResults(list(training.trained), name) for name in functions]
     transformed = [Winograd(frozen, name) for name in functions] if winograd else []
-    packed = [PackWeights(frozen, traits, name) for name in functions]
+    packed = [PackWeights(frozen, target, name) for name in functions]
     sliced = SliceForward(steps, functions, frozen)
     phases.run("products", [*scaled, *straight, *transformed, sliced, *packed])
-    phases.run("kernels", [ChooseKernels(functions, traits), views, LiftFrozen(frozen, functions)])
+    phases.run("kernels", [ChooseKernels(functions, target), views, LiftFrozen(frozen, functions)])
     everything = [*functions, PREPARE]
     # 7. Fuse epilogues and element-wise chains.
     before = phases.mod

@@ -10,6 +10,8 @@ from tvm.target import Target
 from tvm.target import codegen as llvm
 
 from relay_passes.ir import first_line
+from schedules.cpu import cpu_target
+from schedules.target import Target as KernelTarget
 
 from ..device.runtime import machine_triple
 from ..errors import PockError
@@ -47,6 +49,11 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
     if found.kind.name != "llvm":
         raise PockError(f"programs are built for CPUs (kind llvm) so far; '{target}' is of kind {found.kind.name}")
     return found
+
+
+def kernel_target(target: Target) -> KernelTarget:
+    """What the passes and the schedules know of a TVM target."""
+    return cpu_target(target)
 
 
 def triple_of(target: Target) -> str:

@@ -10,7 +10,7 @@ import tvm
 from tvm import IRModule
 from tvm.tirx import PrimFunc
 
-from schedules.cpu import comes_scheduled
+from schedules.kernels import comes_scheduled
 
 
 def kernel_costs(mod: IRModule, entries: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -11,11 +11,12 @@ from typing import Any
 import tvm
 from tvm import IRModule, relax, te, tirx, topi
 
-from schedules.cpu import Traits, parts, rounded_rows, vector_lanes
+from schedules.extents import parts
 from schedules.kernels import OPAQUE, SMALL, bits, functions, indexing, reduction
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels.transpose import square_lanes, transpose
+from schedules.target import Target
 
 from ..errors import Obstacle, PassError
 from ..ir import (
@@ -49,21 +50,21 @@ class ChooseKernels:
     """
 
     functions: Sequence[str]
-    traits: Traits = Traits(lanes=8, registers=16, cores=1)
+    target: Target
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         try:
-            chosen = _legalized(mod, self.traits)
+            chosen = _legalized(mod, self.target)
             why = next(filter(None, (_left_over(chosen, name) for name in self.functions)), "")
         except Exception as error:  # TVM's words do not say where
             why = first_line(error)
         if why:
-            found = without_kernel([mod[name] for name in self.functions], self.traits)
+            found = without_kernel([mod[name] for name in self.functions], self.target)
             raise PassError(str(found[0]) if found else f"kernels cannot be chosen: {why}")
         return chosen
 
 
-def without_kernel(functions: Iterable[relax.Function], traits: Traits) -> list[Obstacle]:
+def without_kernel(functions: Iterable[relax.Function], target: Target) -> list[Obstacle]:
     """List the operators of some functions that no kernel computes, each kind of call once."""
     known: set[tuple] = set()
     found = []
@@ -77,7 +78,7 @@ def without_kernel(functions: Iterable[relax.Function], traits: Traits) -> list[
             if key in known:
                 continue
             known.add(key)
-            why = _no_kernel(value, traits)
+            why = _no_kernel(value, target)
             if why:
                 place = places[binding.var]
                 reason = f"{place.described} has no kernel: {why}"
@@ -86,21 +87,21 @@ def without_kernel(functions: Iterable[relax.Function], traits: Traits) -> list[
     return found
 
 
-def _no_kernel(value: relax.Call, traits: Traits) -> str:
+def _no_kernel(value: relax.Call, target: Target) -> str:
     """Why no kernel computes a call; nothing where one does."""
     env = {var: relax.Var(f"x{number}", var.ty) for number, var in enumerate(dict.fromkeys(used_vars(value)))}
     alone = relax.DataflowVar("alone", value.ty)
     block = relax.DataflowBlock([relax.VarBinding(alone, substitute(value, env))])
     shell = relax.Function(list(env.values()), relax.SeqExpr([block], alone), value.ty)
     try:
-        mod = _legalized(IRModule({"main": rewrite(shell).with_attr("global_symbol", "main")}), traits)
+        mod = _legalized(IRModule({"main": rewrite(shell).with_attr("global_symbol", "main")}), target)
     except Exception as error:
         return first_line(error)
     return _left_over(mod, "main")
 
 
-def _legalized(mod: IRModule, traits: Traits) -> IRModule:
-    chosen = {name: functools.partial(choose, traits) for name, choose in WITH_TRAITS.items()}
+def _legalized(mod: IRModule, target: Target) -> IRModule:
+    chosen = {name: functools.partial(choose, target) for name, choose in WITH_TARGET.items()}
     return relax.transform.LegalizeOps(KERNELS | chosen)(mod)
 
 
@@ -174,7 +175,7 @@ def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return _product(builder, conv2d_kernels.conv2d, x, weight, **geometry)
 
 
-def _conv2d_data_gradient(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Of a dense convolution, the kernel reads the weight along its input channels. All phases of a stride get the same
     number of rows and columns: an image that a stride does not divide is computed to the next multiple of it."""
     grad, weight = call.args
@@ -184,7 +185,7 @@ def _conv2d_data_gradient(traits: Traits, builder: relax.BlockBuilder, call: rel
     ]
     attributes["size"] = whole
     if attributes["groups"] == 1:
-        weight = builder.emit(_permute_dims(traits, builder, relax.op.permute_dims(weight, (0, 1, 3, 2))))
+        weight = builder.emit(_permute_dims(target, builder, relax.op.permute_dims(weight, (0, 1, 3, 2))))
         attributes["transposed"] = True
     kernel, shape = conv2d_kernels.conv2d_data_gradient, shape_of(call)
     if list(shape[1:3]) == whole:
@@ -192,7 +193,7 @@ def _conv2d_data_gradient(traits: Traits, builder: relax.BlockBuilder, call: rel
     return _cropped_product(builder, shape, kernel, grad, weight, **attributes)
 
 
-def _conv2d_weight_gradient(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Few results and many pixels: parts of the pixels are summed in parallel, if their sums are small beside X, and it
     takes that to have work for all cores, or to read X from memory only once."""
     x, grad = call.args
@@ -204,8 +205,8 @@ def _conv2d_weight_gradient(traits: Traits, builder: relax.BlockBuilder, call: r
     tiles = math.ceil(out_channels / 32) if is_depthwise else math.prod(taps) * group_in * out_channels / 256
     most = math.prod(shape_of(x)) // math.prod(result)
     needs_parts = any(padding) and not is_depthwise
-    is_large = 4 * (math.prod(shape_of(x)) + math.prod(shape_of(grad))) > traits.cores * traits.l2_bytes
-    want = 4 * traits.cores if needs_parts or is_large else math.ceil(4 * traits.cores / tiles)
+    is_large = 4 * (math.prod(shape_of(x)) + math.prod(shape_of(grad))) > target.traits.cores * target.traits.l2_bytes
+    want = 4 * target.traits.cores if needs_parts or is_large else math.ceil(4 * target.traits.cores / tiles)
     chunks = parts((batch, height), min(want, most)) if most > 1 else (1, 1)
     if needs_parts and (chunks == (1, 1) or groups > 1):
         x, attributes["padding"] = _padded(builder, x, padding), (0, 0, 0, 0)
@@ -222,24 +223,25 @@ def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Exp
 # ---- matrix products and sums ----------------------------------------------------------------------------------------
 
 
-def _matmul(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+def _matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Columns that fill no vector are padded, and rows that fill no tile computed to the end of the last one."""
     a, b = call.args
     transposes = {name: bool(call.attrs[name]) for name in ("transpose_a", "transpose_b")}
     *_, rows, columns = shape_of(call)
-    whole = math.ceil(columns / traits.lanes) * traits.lanes
-    if transposes["transpose_b"] or columns < traits.lanes or 2 * vector_lanes(columns, traits.lanes) > traits.lanes:
-        computed = rounded_rows(rows, columns, traits)
+    lanes = target.traits.lanes
+    whole = math.ceil(columns / lanes) * lanes
+    if transposes["transpose_b"] or columns < lanes or 2 * target.layouts.vector_lanes(columns) > lanes:
+        computed = target.layouts.rounded_rows(rows, columns)
         return _product(builder, matmul_kernels.matmul, a, b, **transposes, computed_rows=computed)
-    options = transposes | {"computed_rows": rounded_rows(rows, whole, traits)}
+    options = transposes | {"computed_rows": target.layouts.rounded_rows(rows, whole)}
     padded = builder.emit(_moved(builder, indexing.pad_columns, b, columns=whole))
     return _cropped_product(builder, shape_of(call), matmul_kernels.matmul, a, padded, **options)
 
 
-def _packed_matmul(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+def _packed_matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     *_, rows, columns = shape_of(call)
     return _product(
-        builder, matmul_kernels.packed_matmul, *call.args, computed_rows=rounded_rows(rows, columns, traits)
+        builder, matmul_kernels.packed_matmul, *call.args, computed_rows=target.layouts.rounded_rows(rows, columns)
     )
 
 
@@ -248,7 +250,7 @@ def _unpack_bits(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return _product(builder, bits.unpack_bits, *call.args, pattern=ELEMENTWISE, **attributes_of(call))
 
 
-def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+def _sum(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """A sum over everything but the channels is cut into parts that run in parallel."""
     (x,), attrs = call.args, call.attrs
     shape = shape_of(x)
@@ -256,7 +258,7 @@ def _sum(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax
     over_rows = axes is not None and sorted(axis % len(shape) for axis in axes) == list(range(len(shape) - 1))
     if not over_rows or len(shape) < 2 or attrs.keepdims or math.prod(shape) < SMALL:
         return call_kernel(builder, topi.sum, x, axis=axes and list(axes), keepdims=bool(attrs.keepdims))
-    chunks = parts(shape[: min(2, len(shape) - 1)], 4 * traits.cores)
+    chunks = parts(shape[: min(2, len(shape) - 1)], 4 * target.traits.cores)
     sums = builder.emit(call_kernel(builder, reduction.channel_sum, x, chunks=chunks))
     return call_kernel(builder, topi.sum, sums, axis=list(range(len(chunks))))
 
@@ -307,10 +309,10 @@ def _strided_slice(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return _moved(builder, topi.strided_slice, x, begin=begin, end=end, strides=strides, axes=axes)
 
 
-def _permute_dims(traits: Traits, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+def _permute_dims(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     (x,), shape = call.args, shape_of(call.args[0])
     axes = [int(axis) for axis in call.attrs.axes] if call.attrs.axes is not None else list(range(len(shape)))[::-1]
-    lanes = square_lanes(shape, axes, traits.lanes) if math.prod(shape) > SMALL else None
+    lanes = square_lanes(shape, axes, target.traits.lanes) if math.prod(shape) > SMALL else None
     if lanes is None or dtype_of(x) != "float32":
         return call_kernel(builder, topi.transpose, x, axes=axes)
     kernel = builder.add_func(transpose(shape, axes, "float32", lanes), "transpose")
@@ -360,7 +362,7 @@ KERNELS: dict[str, Legalize] = NOT_FINITE | {
     "relax.nn.gelu": _function(functions.gelu),
     "relax.nn.gelu_tanh": _function(functions.gelu_tanh),
 }
-WITH_TRAITS: dict[str, Callable[[Traits, relax.BlockBuilder, relax.Call], relax.Expr]] = {
+WITH_TARGET: dict[str, Callable[[Target, relax.BlockBuilder, relax.Call], relax.Expr]] = {
     "pock.conv2d_data_gradient": _conv2d_data_gradient,
     "pock.conv2d_weight_gradient": _conv2d_weight_gradient,
     "pock.matmul": _matmul,

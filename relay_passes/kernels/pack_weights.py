@@ -10,7 +10,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
-from schedules.cpu import Traits, rounded_rows, tiles
+from schedules.target import Target
 
 from ..ir import (
     Expr,
@@ -50,7 +50,7 @@ class PackWeights:
     """
 
     frozen: Collection[str]
-    traits: Traits
+    target: Target
     function: str = "main"
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
@@ -76,13 +76,13 @@ class PackWeights:
             return 0
         weight, (*outer, rows, columns) = value.args[1], shape_of(value)
         batch = 1 if len(shape_of(weight)) == 2 else math.prod(shape_of(weight)[:-2])
-        share = bytes_of(weight) // batch / self.traits.l2_bytes
+        share = bytes_of(weight) // batch / self.target.traits.l2_bytes
         if isinstance(weight, relax.Var) and weight not in constant:
             return 0
         has_few_rows = math.prod(outer) * rows // batch <= FEW_ROWS
-        if columns % self.traits.lanes or share <= (LITTLE if has_few_rows else LARGE):
+        if columns % self.target.traits.lanes or share <= (LITTLE if has_few_rows else LARGE):
             return 0
-        return tiles([rounded_rows(rows, columns, self.traits)], columns, self.traits)[0].width
+        return self.target.layouts.strip_width(rows, columns)
 
 
 def _is_matrix_product(value: Expr) -> bool:

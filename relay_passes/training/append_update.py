@@ -11,7 +11,7 @@ import tvm
 from tvm import IRModule, relax, tirx
 from tvm.relax import op as R
 
-from schedules.cpu.tile import divisors
+from schedules.extents import divisors
 from schedules.kernels import update
 
 from ..errors import PassError

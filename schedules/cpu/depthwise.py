@@ -8,12 +8,13 @@ import math
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from ..extents import divisors
+from ..target import Traits
 from .tile import (
     Tile,
     block_by_block,
     choose,
     choose_tile,
-    divisors,
     extent_of,
     extents_of,
     register_tile,
@@ -22,7 +23,6 @@ from .tile import (
     split_phases,
     vector_lanes,
 )
-from .traits import Traits
 
 
 def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:

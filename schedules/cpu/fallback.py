@@ -9,8 +9,8 @@ from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..kernels import SMALL
+from ..target import Traits
 from .tile import Unsuited, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes
-from .traits import Traits
 
 
 def fallback(sch: s_tir.Schedule, traits: Traits) -> None:

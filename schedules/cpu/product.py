@@ -9,6 +9,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx.analysis import undefined_vars
 
+from ..target import Traits
 from .tile import (
     Unsuited,
     block_by_block,
@@ -20,7 +21,6 @@ from .tile import (
     split_by_kind,
     split_phases,
 )
-from .traits import Traits
 
 PACKED_ROWS = 48
 """Rows of a result from which a copy of the strip that they all read pays."""

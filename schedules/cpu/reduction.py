@@ -8,8 +8,8 @@ from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..kernels import SMALL
+from ..target import Traits
 from .tile import Unsuited, choose, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes, vectorize_inner
-from .traits import Traits
 
 
 def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:

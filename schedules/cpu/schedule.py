@@ -10,10 +10,11 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
 
+from ..kernels import comes_scheduled
+from ..target import Traits
 from . import depthwise, product, reduction
 from .fallback import fallback
 from .tile import Unsuited
-from .traits import Traits
 
 Rule = Callable[[s_tir.Schedule, SBlockRV, Traits], None]
 RULES: dict[str, Rule] = {
@@ -29,7 +30,7 @@ RULES: dict[str, Rule] = {
 """Schedules by the ``schedule_rule`` that the definitions in ``schedules/kernels`` give their main block."""
 
 
-def schedule_cpu(func: tirx.PrimFunc, traits: Traits) -> tirx.PrimFunc:
+def schedule(func: tirx.PrimFunc, traits: Traits) -> tirx.PrimFunc:
     """Schedule one kernel; one that comes scheduled, or that nothing suits, stays as it is."""
     if comes_scheduled(func):
         return func
@@ -40,11 +41,6 @@ def schedule_cpu(func: tirx.PrimFunc, traits: Traits) -> tirx.PrimFunc:
             rule(sch)
             return sch.mod["main"].with_attrs(func.attrs)
     return func
-
-
-def comes_scheduled(func: tirx.PrimFunc) -> bool:
-    """Whether a kernel was written as loops: it is then one opaque block."""
-    return "tirx.is_scheduled" in func.attrs or func.body.block.name_hint != "root"
 
 
 def _rules(sch: s_tir.Schedule, traits: Traits) -> Iterator[Callable[[s_tir.Schedule], None]]:

@@ -11,7 +11,8 @@ from typing import TypeVar
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from .traits import Traits
+from ..extents import divisors
+from ..target import Traits
 
 Choice = TypeVar("Choice")
 
@@ -130,11 +131,6 @@ MOST_SPARE_ROWS = 7
 def choose_tile(sch: s_tir.Schedule, rows: Sequence[LoopRV], column: LoopRV, traits: Traits) -> Tile:
     """A register tile for loops over results."""
     return choose(sch, tiles(extents_of(sch, rows), extent_of(sch, column), traits))
-
-
-def divisors(extent: int) -> list[int]:
-    """What divides an extent, smallest first."""
-    return [n for n in range(1, extent + 1) if extent % n == 0]
 
 
 def split_phases(sch: s_tir.Schedule, block: SBlockRV, rows: list[LoopRV]) -> tuple[list[LoopRV], list[LoopRV]]:

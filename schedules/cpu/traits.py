@@ -1,24 +1,11 @@
-"""What a schedule wants to know of a CPU."""
+"""The traits of a CPU, from TVM's target."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
 
-
-@dataclass(frozen=True)
-class Traits:
-    """A CPU with vector registers."""
-
-    lanes: int
-    """Floats in a vector register."""
-    registers: int
-    """Vector registers."""
-    cores: int
-    l2_bytes: int = 512 * 1024
-    """Second cache, a core's share of it."""
+from ..target import Traits
 
 
 def traits_of(target: Target) -> Traits:

@@ -17,8 +17,7 @@ from pock_tvm.compiler.pipeline import Phases, Training
 from relay_passes.ir import bindings_of, bytes_of, op_name
 from relay_passes.memory.plan_arena import Memory
 from relay_passes.memory.recompute import recomputed
-from schedules.cpu import Traits
-from tests.relay_passes.modules import function
+from tests.relay_passes.modules import TARGET, function
 
 FRAMES = 150
 """Calls inside calls that a compiler may need whatever the network's depth is."""
@@ -54,7 +53,7 @@ def lowered(layers: int) -> tvm.IRModule:
     phases = Phases(mod)
     training = Training(dict.fromkeys(names), {"kind": "cross_entropy"})
     pipeline.training_graph(phases, training)
-    return pipeline.executors(phases, [], training, Traits(lanes=16, registers=32, cores=2))
+    return pipeline.executors(phases, [], training, TARGET)
 
 
 def test_two_hundred_layers_need_no_deeper_calls(few_frames: None) -> None:

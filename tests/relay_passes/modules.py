@@ -13,8 +13,11 @@ from pock_tvm.compiler import pipeline
 from pock_tvm.compiler.pipeline import Phases, Training
 from pock_tvm.frontend import Model, load_model
 from relay_passes.ir import bindings_of, op_name, shape_of
-from schedules.cpu import Traits
+from schedules.cpu import CpuTarget
+from schedules.target import Traits
 from tests.pock_tvm.networks import small
+
+TARGET = CpuTarget(Traits(lanes=16, registers=32, cores=2), tvm.target.Target("llvm"))
 
 
 def function(
@@ -57,5 +60,5 @@ def trained_phases(trained: dict[str, Any], **options: Any) -> Phases:
     training = Training(trained, **options)
     pipeline.training_graph(phases, training)
     frozen = [name for name in imported.weights if name not in trained]
-    pipeline.executors(phases, frozen, training, Traits(lanes=16, registers=32, cores=2))
+    pipeline.executors(phases, frozen, training, TARGET)
     return phases

@@ -25,12 +25,13 @@ from relay_passes.memory.placement import lower_bound
 from relay_passes.memory.plan_arena import Memory
 from relay_passes.memory.recompute import recomputed
 from relay_passes.operators.training import conv2d_data_gradient, conv2d_weight_gradient, matmul
-from schedules.cpu import Traits
-from tests.relay_passes.modules import function, model, operators, run, trained_phases
+from schedules.cpu import CpuTarget
+from schedules.target import Traits
+from tests.relay_passes.modules import TARGET, function, model, operators, run, trained_phases
 
 
 def kernels(mod: tvm.IRModule) -> tvm.IRModule:
-    return NameKernels(["main"])(ChooseKernels(["main"])(mod))
+    return NameKernels(["main"])(ChooseKernels(["main"], TARGET)(mod))
 
 
 def random(*shapes: tuple[int, ...]) -> list[np.ndarray]:
@@ -71,7 +72,7 @@ def test_rows_and_columns_that_fit_no_tile_are_rounded_up(shapes) -> None:
         return emit(emit(matmul(a, b, transpose_a=False, transpose_b=False)) + relax.const(1.0))
 
     mod = function(dict(zip("ab", shapes, strict=True)), multiply)
-    chosen = ChooseKernels(["main"], Traits(lanes=8, registers=16, cores=2))(mod)
+    chosen = ChooseKernels(["main"], TARGET)(mod)
     a, b = random(*shapes)
     np.testing.assert_allclose(run(chosen, a, b), a @ b + 1, rtol=1e-4, atol=1e-5)
     shapes_made = [[int(extent) for extent in binding.var.ty.shape] for binding in bindings_of(chosen["main"])]
@@ -208,7 +209,7 @@ PACKED = {
     "data gradient": (pointwise_gradient, (2, 7, 9, 33), (1, 1, 48, 33)),
     "Winograd's": (lambda *args: convolution(*args), (1, 7, 9, 33), (3, 3, 33, 48)),
 }
-CACHE = Traits(lanes=16, registers=32, cores=2, l2_bytes=2**14)
+CACHE = CpuTarget(Traits(lanes=16, registers=32, cores=2, l2_bytes=2**14), tvm.target.Target("llvm"))
 
 
 @pytest.mark.parametrize("name", PACKED)

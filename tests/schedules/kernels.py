@@ -12,14 +12,16 @@ import numpy as np
 import tvm
 from tvm import te, tirx
 
-from pock_tvm.compiler.build import call_kernel, lower_kernel
+from pock_tvm.compiler.build import call_kernel
 from pock_tvm.compiler.targets import resolve_target
 from pock_tvm.device.runtime import ALIGNMENT, CALL_KERNEL, aligned, load_library, pack_objects
-from schedules.cpu import Traits, schedule_cpu, traits_of
+from schedules.cpu import cpu_target
+from schedules.cpu.schedule import schedule
+from schedules.target import Traits
 
 HOST = resolve_target("host")
 TRAITS = {
-    "host": traits_of(HOST),
+    "host": cpu_target(HOST).traits,
     "avx2": Traits(lanes=8, registers=16, cores=2),
     "neon": Traits(lanes=4, registers=32, cores=4),
 }
@@ -40,7 +42,7 @@ def scheduled(kernel: Kernel, *arrays: np.ndarray, traits: Traits = TRAITS["host
         for index, array in enumerate(arrays)
     ]
     func = te.create_prim_func([*operands, kernel(*operands, **options)], index_dtype_override="int64")
-    return schedule_cpu(func, traits)
+    return schedule(func, traits)
 
 
 def call(func: tirx.PrimFunc, *arrays: np.ndarray, times: int = 1) -> Any:
@@ -60,7 +62,7 @@ def call(func: tirx.PrimFunc, *arrays: np.ndarray, times: int = 1) -> Any:
 
 def built(func: tirx.PrimFunc) -> Callable[..., None]:
     """A scheduled function, compiled for this machine. It works in place on aligned arrays, and on copies of others."""
-    mod = lower_kernel("kernel", func.with_attr("tirx.is_scheduled", True), HOST)
+    mod = cpu_target(HOST).lower(func.with_attr("global_symbol", "kernel"))
     kernel = object_of(tvm.get_global_func("target.build.llvm")(mod, HOST))
     library = load_library(pack_objects({"kernel.o": kernel, "entry.o": entry(len(func.params))}))
 

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tvm.target import Target
 
-from schedules.cpu import Traits, parts, traits_of
 from schedules.cpu.tile import tiles, vector_lanes
+from schedules.cpu.traits import traits_of
+from schedules.extents import parts
+from schedules.target import Traits
 from tests.schedules.kernels import TRAITS
 
 EXTENTS = st.integers(1, 300)

@@ -1,0 +1,82 @@
+"""Lowers scheduled kernels to C functions for LLVM."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import IRModule, s_tir, tirx
+from tvm.target import Target
+
+from .prefetch import prefetch_results
+
+DEVICE_TYPE_CPU = 1
+
+
+def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
+    """Lower a scheduled kernel to ``int <global_symbol>(pointer, …)``, a module that LLVM takes."""
+    symbol = func.attrs["global_symbol"]
+    mod = tirx.transform.BindTarget(target.with_host(target))(IRModule({symbol: _without_offsets(func)}))
+    with tvm.transform.PassContext():
+        mod = tvm.transform.Sequential(LOWERING)(mod)
+        mod = IRModule({symbol: as_c_function(mod[symbol])})
+        return tvm.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(mod)
+
+
+def _without_offsets(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The kernel with every argument at its pointer.
+
+    What TVM writes as loops (sorting, scattering, scans) declares its buffers at unknown offsets, which only its own
+    calling convention would fill in.
+    """
+    known = {
+        param: tirx.decl_buffer(param.shape, str(param.ty.dtype), param.name, layout=None)
+        for param in func.params
+        if isinstance(param.elem_offset, tirx.Var)
+    }
+    return func.specialize(known) if known else func
+
+
+LOWERING = [
+    s_tir.transform.CanonicalizeLoop(),
+    s_tir.transform.LowerInitBlock(),
+    s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+    s_tir.transform.ConvertBlocksToOpaque(),
+    s_tir.transform.CompactBufferAllocation(),
+    s_tir.transform.LowerMatchBuffer(),
+    s_tir.transform.StmtSimplify(),
+    s_tir.transform.LowerOpaqueBlock(),
+    tirx.transform.FlattenBuffer(),
+    tirx.transform.BF16ComputeLegalize(),
+    tirx.transform.NarrowDataType(32),
+    s_tir.transform.LoopPartition(),
+    tirx.transform.ConvertSSA(),  # an inlined block brings its names along
+    tirx.transform.VectorizeLoop(True),
+    tirx.transform.StorageRewrite(),
+    s_tir.transform.HoistIfThenElse(),
+    tirx.transform.UnrollLoop(),
+    s_tir.transform.RenormalizeSplitPattern(),
+    tirx.transform.StmtSimplify(),
+    tirx.transform.RemoveNoOp(),
+    prefetch_results,
+    s_tir.transform.RewriteUnsafeSelect(),
+    tirx.transform.CommonSubexprElim(),
+]
+"""From a schedule to loops over flat memory (as ``tvm.s_tir.pipeline.default_s_tir_pipeline``, for C functions)."""
+
+
+def as_c_function(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A kernel as ``int name(pointer, …)``, in the place of TVM's packed calling convention.
+
+    An executor calls a kernel thousands of times a second with tensors that are right by construction: there is nothing
+    to unpack and nothing to check. (Stands where ``tirx.transform.MakePackedAPI`` does.)
+    """
+    pointers = [
+        tirx.Var(f"{param.name}_ptr", tvm.ir.PointerType(tvm.ir.PrimType(str(param.ty.dtype)))) for param in func.params
+    ]
+    buffers = [tirx.DeclBuffer(param, data=pointer) for param, pointer in zip(func.params, pointers, strict=True)]
+    body: tirx.Stmt = tirx.SeqStmt([*buffers, func.body])
+    for key, value in (("device_type", DEVICE_TYPE_CPU), ("device_id", 0)):
+        body = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.const(value, "int32"), body)
+    # Behind the scope of the device: what the body allocates is freed at the end of that scope.
+    body = tirx.SeqStmt([body, tirx.Return(tirx.const(0, "int32"))])
+    raw = tirx.PrimFunc(pointers, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
+    return raw.with_attr("calling_conv", 1)
