@@ -7,6 +7,8 @@ from typing import Protocol
 
 from tvm import IRModule, tirx
 
+from .decisions import DEFAULTS, Choice, Decisions
+
 
 @dataclass(frozen=True)
 class Traits:
@@ -45,8 +47,17 @@ class Target(Protocol):
     def layouts(self) -> Layouts:
         """How operands are laid out for its schedules."""
 
-    def schedule(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
-        """Schedule one kernel; one that comes scheduled, or that nothing suits, stays as it is."""
+    def schedule(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
+        """Schedule one kernel; one that comes scheduled, or that nothing suits, stays as it is.
+
+        Raises
+        ------
+        DecisionError
+            The schedule does not offer what is decided.
+        """
+
+    def options(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
+        """The choices of a kernel's schedule by name, behind some decisions."""
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to what the target's code generator takes, under its ``global_symbol``."""

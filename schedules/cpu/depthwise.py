@@ -8,13 +8,14 @@ import math
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from ..decisions import Choices
 from ..extents import divisors
 from ..target import Traits
 from .tile import (
     Tile,
     block_by_block,
-    choose,
     choose_tile,
+    decided_tile,
     extent_of,
     extents_of,
     register_tile,
@@ -25,33 +26,33 @@ from .tile import (
 )
 
 
-def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
+def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
     """``Y[n, h, w, c] = sum_{r, s} X[n, .., c] * W[r, s, c]``, the taps unrolled.
 
     Pixels next to each other share inputs, which then are loaded once.
     """
     spatial, reduced = split_by_kind(sch, block)
     *rows, column = spatial
-    _tile(sch, block, traits, rows, column, reduced, [])
+    _tile(sch, block, traits, rows, column, reduced, [], choices)
 
 
-def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
+def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
     """``dX[n, h, w, c] = sum_{r, s} dY[n, .., c] * W[r, s, c]``, phase by phase of a stride."""
     spatial, reduced = split_by_kind(sch, block)
     rows, phases = split_phases(sch, block, spatial[:-1])
-    _tile(sch, block, traits, rows, spatial[-1], reduced, phases)
+    _tile(sch, block, traits, rows, spatial[-1], reduced, phases, choices)
 
 
-def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
+def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
     """``dW[.., r, s, 0, c] = sum X[n, .., c] * dY[n, h, w, c]``: all taps of a vector of channels at a time."""
     spatial, reduced = split_by_kind(sch, block)
     *parts, r, s, one, column = spatial
-    tile = choose_tile(sch, [r, s, one], column, traits)
+    tile = choose_tile(sch, [r, s, one], column, traits, choices)
     if parts:
         most = rows_in_cache(sch, block, traits)
-        block_by_block(sch, block, tile, [r, s, one], column, reduced, tasks=parts, most=most)
+        block_by_block(sch, block, tile, [r, s, one], column, reduced, choices, tasks=parts, most=most)
     else:
-        register_tile(sch, block, tile, [r, s, one], column, reduced, traits)
+        register_tile(sch, block, tile, [r, s, one], column, reduced, traits, choices)
 
 
 def _tile(
@@ -62,10 +63,13 @@ def _tile(
     column: LoopRV,
     reduced: list[LoopRV],
     phases: list[LoopRV],
+    choices: Choices,
 ) -> None:
-    tile = choose(sch, _tiles(extents_of(sch, rows), extent_of(sch, column), traits))
+    tile = decided_tile(choices, _tiles(extents_of(sch, rows), extent_of(sch, column), traits))
     parallel = 2 if phases or sch.get_producers(block) else None
-    register_tile(sch, block, tile, rows, column, reduced, traits, phases=phases, unroll_reduced=2, parallel=parallel)
+    register_tile(
+        sch, block, tile, rows, column, reduced, traits, choices, phases=phases, unroll_reduced=2, parallel=parallel
+    )
 
 
 def _tiles(rows: list[int], columns: int, traits: Traits) -> list[Tile]:

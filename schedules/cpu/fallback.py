@@ -8,14 +8,19 @@ import math
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from ..decisions import Choices
+from ..extents import divisors
 from ..kernels import SMALL
 from ..target import Traits
 from .tile import Unsuited, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes
 
 
-def fallback(sch: s_tir.Schedule, traits: Traits) -> None:
+def fallback(sch: s_tir.Schedule, choices: Choices, traits: Traits) -> None:
     """Inline element-wise producers, then run each remaining block parallel over its outer and vectorised over its
-    inner loop."""
+    inner loop.
+
+    Decisions, of each block: ``<block>.lanes`` and ``<block>.parallel`` (loops, from outside), or ``<block>.squares``.
+    """
     root = sch.get_sblock("root")
     for block in sch.get_child_blocks(root)[:-1]:
         if not is_reduction(sch, block):
@@ -23,24 +28,29 @@ def fallback(sch: s_tir.Schedule, traits: Traits) -> None:
                 sch.compute_inline(block)
     for block in sch.get_child_blocks(root):
         with contextlib.suppress(Unsuited):
-            _parallel_and_vector(sch, block, traits)
+            _parallel_and_vector(sch, block, traits, choices)
 
 
-def _parallel_and_vector(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
+def _parallel_and_vector(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
     spatial, reduced = split_by_kind(sch, block)
     if not spatial:
         return
     work = math.prod(extents_of(sch, sch.get_loops(block)))
+    name = sch.get(block).name_hint
     across = None if reduced else _read_across(sch, block, spatial)
-    if across is not None and work > SMALL:
+    if across is not None and choices.choose(f"{name}.squares", (False, True), work > SMALL):
         _square_tiles(sch, spatial, across, traits)
         return
-    lanes = vector_lanes(extent_of(sch, spatial[-1]), traits.lanes)
+    columns = extent_of(sch, spatial[-1])
+    offered = [n for n in divisors(columns) if n <= traits.lanes]
+    lanes = choices.choose(f"{name}.lanes", offered, vector_lanes(columns, traits.lanes))
     outer, inner = sch.split(spatial[-1], [None, lanes])
     sch.reorder(*spatial[:-1], outer, *reduced, inner)
-    rows = _parallel_loops(extents_of(sch, [*spatial[:-1], outer]), traits)
-    if work > SMALL:
-        sch.parallel(sch.fuse(*[*spatial[:-1], outer][:rows]))
+    loops = [*spatial[:-1], outer]
+    default = _parallel_loops(extents_of(sch, loops), traits) if work > SMALL else 0
+    rows = choices.choose(f"{name}.parallel", range(len(loops) + 1), default)
+    if rows:
+        sch.parallel(sch.fuse(*loops[:rows]))
     if lanes > 1:
         sch.vectorize(inner)
     if reduced:

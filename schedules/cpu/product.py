@@ -9,6 +9,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx.analysis import undefined_vars
 
+from ..decisions import Choices
 from ..target import Traits
 from .tile import (
     Unsuited,
@@ -26,25 +27,28 @@ PACKED_ROWS = 48
 """Rows of a result from which a copy of the strip that they all read pays."""
 
 
-def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
+def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
     """``Y[rows, columns] = sum A * B`` where B, and Y, are contiguous along the columns.
 
     A matrix product (batches of it too), a convolution (implicit GEMM: rows are pixels), or its data gradient: a
     convolution for each phase of a stride. Where B is larger than half of the second cache, strips of its columns are
     the outer loop, and are packed.
+
+    Decisions: ``tile``, ``columns_first``, ``pack`` and those of :func:`register_tile`.
     """
     spatial, reduced = split_by_kind(sch, block)
     column = spatial[-1]
     operands = _operands(sch, block, spatial)
     height = math.prod(extents_of(sch, operands.rows))
     rows, phases = split_phases(sch, block, operands.rows)
-    tile = choose_tile(sch, rows, column, traits)
+    tile = choose_tile(sch, rows, column, traits, choices)
     strips = math.prod(extents_of(sch, operands.outer)) * (extent_of(sch, column) // tile.width)
-    columns_first = operands.size > traits.l2_bytes // 2
+    columns_first = choices.choose("columns_first", (False, True), operands.size > traits.l2_bytes // 2)
     depth, parallel, pack = len(operands.outer), None, None
     if phases or sch.get_producers(block):
         parallel = depth + 2
-    if columns_first and height >= PACKED_ROWS and _is_balanced(strips, traits):
+    pays = columns_first and height >= PACKED_ROWS and _is_balanced(strips, traits)
+    if columns_first and choices.choose("pack", (False, True), pays):
         parallel, pack = depth + 1, operands.index
     register_tile(
         sch,
@@ -54,6 +58,7 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
         column,
         reduced,
         traits,
+        choices,
         outer=operands.outer,
         phases=phases,
         columns_first=columns_first,
@@ -67,18 +72,21 @@ def _is_balanced(tasks: int, traits: Traits) -> bool:
     return tasks % traits.cores == 0 or tasks >= 8 * traits.cores
 
 
-def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
-    """``dW[.., r, s, i, o] = sum X * dY`` over pixels: a tile is some channels i by some channels o."""
+def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
+    """``dW[.., r, s, i, o] = sum X * dY`` over pixels: a tile is some channels i by some channels o.
+
+    Decisions: ``tile`` and those of :func:`block_by_block`, or of :func:`register_tile`.
+    """
     spatial, reduced = split_by_kind(sch, block)
     *parts, r, s, rows, column = spatial
-    tile = choose_tile(sch, [rows], column, traits)
+    tile = choose_tile(sch, [rows], column, traits, choices)
     if parts:
         most = rows_in_cache(sch, block, traits)
-        block_by_block(sch, block, tile, [rows], column, reduced, tasks=parts, between=[r, s], most=most)
+        block_by_block(sch, block, tile, [rows], column, reduced, choices, tasks=parts, between=[r, s], most=most)
         return
     if sch.get_producers(block):
         raise Unsuited("each task would pad all of X")
-    register_tile(sch, block, tile, [rows], column, reduced, traits, outer=[r, s])
+    register_tile(sch, block, tile, [rows], column, reduced, traits, choices, outer=[r, s])
 
 
 @dataclass(frozen=True)

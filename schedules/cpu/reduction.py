@@ -7,19 +7,24 @@ import math
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from ..decisions import Choices
 from ..kernels import SMALL
 from ..target import Traits
-from .tile import Unsuited, choose, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes, vectorize_inner
+from .tile import Unsuited, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes, vectorize_inner
 
 
-def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
-    """``Y[.., k] = sum X[.., k]``: a few vectors of sums stay in registers."""
+def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
+    """``Y[.., k] = sum X[.., k]``: a few vectors of sums stay in registers.
+
+    Decisions: ``vectors``.
+    """
     for producer in sch.get_producers(block):
         sch.compute_inline(producer)
     (*outer, column), reduced = split_by_kind(sch, block)
     columns = extent_of(sch, column)
     lanes = vector_lanes(columns, traits.lanes)
-    vectors = choose(sch, [n for n in (4, 2, 8, 1, 3, 5, 6, 7) if columns // lanes % n == 0])
+    offered = [n for n in (4, 2, 8, 1, 3, 5, 6, 7) if columns // lanes % n == 0]
+    vectors = choices.choose("vectors", offered, offered[0])
     column_outer, column_inner = sch.split(column, [None, lanes * vectors])
     vector_outer, vector = sch.split(column_inner, [None, lanes])
     sch.reorder(*outer, column_outer, *reduced, vector_outer, vector)
@@ -32,11 +37,13 @@ def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> None:
     sch.decompose_reduction(block, reduced[0])
 
 
-def row_wise(sch: s_tir.Schedule, traits: Traits) -> None:
+def row_wise(sch: s_tir.Schedule, choices: Choices, traits: Traits) -> None:
     """Blocks that all work on the same rows, summing along the last axis: each row goes through all of them at once.
 
     Softmax, layer norm, RMS norm, their gradients: whatever has reductions over the last axes and then a result of full
     rank. A sum runs over vectors of neighbours first, and then over the lanes.
+
+    Decisions: ``parallel``, and ``<block>.vectors`` of each sum.
     """
     *inner, last = sch.get_child_blocks(sch.get_sblock("root"))
     loops = sch.get_loops(last)
@@ -52,7 +59,7 @@ def row_wise(sch: s_tir.Schedule, traits: Traits) -> None:
         if block not in reductions and len(sch.get_loops(block)) > depth and len(sch.get_consumers(block)) == 1:
             sch.compute_inline(block)
     work = math.prod(extents_of(sch, loops))
-    partial = [_sum_by_lane(sch, block, depth, traits) for block in reductions]
+    partial = [_sum_by_lane(sch, block, depth, traits, choices) for block in reductions]
     row = sch.fuse(*loops[:depth]) if depth > 1 else loops[0]
     remaining = sch.get_child_blocks(sch.get_sblock("root"))[:-1]
     for block in reversed(remaining):
@@ -60,7 +67,7 @@ def row_wise(sch: s_tir.Schedule, traits: Traits) -> None:
     for block in (*remaining, last):
         if not is_reduction(sch, block) and len(sch.get_loops(block)) > 1:
             vectorize_inner(sch, block, vector_lanes(extent_of(sch, sch.get_loops(block)[-1]), traits.lanes))
-    if work > SMALL:
+    if choices.choose("parallel", (False, True), work > SMALL):
         sch.parallel(row)
     for block in filter(None, partial):
         sch.set_scope(block, 0, "local")
@@ -72,12 +79,13 @@ def row_wise(sch: s_tir.Schedule, traits: Traits) -> None:
         sch.decompose_reduction(block, step)
 
 
-def _sum_by_lane(sch: s_tir.Schedule, block: SBlockRV, depth: int, traits: Traits) -> SBlockRV | None:
-    """A block that sums every so-manieth element of a row; ``block`` then sums what that leaves. None for odd rows."""
+def _sum_by_lane(sch: s_tir.Schedule, block: SBlockRV, depth: int, traits: Traits, choices: Choices) -> SBlockRV | None:
+    """A block that sums every n-th element of a row, n lanes; ``block`` then sums the lanes. None for odd rows."""
     reduced = sch.get_loops(block)[depth:]
     loop: LoopRV = sch.fuse(*reduced) if len(reduced) > 1 else reduced[0]
     extent = extent_of(sch, loop)
-    width = next((n * traits.lanes for n in (4, 2, 1) if extent % (n * traits.lanes) == 0), extent)
-    if width == extent:
+    offered = [n for n in (4, 2, 1) if extent % (n * traits.lanes) == 0]
+    if not offered or offered[0] * traits.lanes == extent:
         return None
-    return sch.rfactor(sch.split(loop, [None, width])[1], depth)
+    vectors = choices.choose(f"{sch.get(block).name_hint}.vectors", offered, offered[0])
+    return sch.rfactor(sch.split(loop, [None, vectors * traits.lanes])[1], depth)

@@ -10,13 +10,14 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
 
+from ..decisions import DEFAULTS, Choice, Choices, Decisions
 from ..kernels import comes_scheduled
 from ..target import Traits
 from . import depthwise, product, reduction
 from .fallback import fallback
 from .tile import Unsuited
 
-Rule = Callable[[s_tir.Schedule, SBlockRV, Traits], None]
+Rule = Callable[[s_tir.Schedule, SBlockRV, Traits, Choices], None]
 RULES: dict[str, Rule] = {
     "pock.matmul": product.product,
     "pock.conv2d": product.product,
@@ -30,20 +31,37 @@ RULES: dict[str, Rule] = {
 """Schedules by the ``schedule_rule`` that the definitions in ``schedules/kernels`` give their main block."""
 
 
-def schedule(func: tirx.PrimFunc, traits: Traits) -> tirx.PrimFunc:
-    """Schedule one kernel; one that comes scheduled, or that nothing suits, stays as it is."""
-    if comes_scheduled(func):
-        return func
-    mod = tvm.IRModule({"main": func})
-    for rule in _rules(s_tir.Schedule(mod), traits):
-        sch = s_tir.Schedule(mod)
-        with contextlib.suppress(Unsuited, s_tir.ScheduleError):
-            rule(sch)
-            return sch.mod["main"].with_attrs(func.attrs)
-    return func
+def schedule(func: tirx.PrimFunc, traits: Traits, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
+    """Schedule one kernel; one that comes scheduled, or that nothing suits, stays as it is.
+
+    Raises
+    ------
+    DecisionError
+        The schedule does not offer what is decided.
+    """
+    return _scheduled(func, traits, decisions)[0]
 
 
-def _rules(sch: s_tir.Schedule, traits: Traits) -> Iterator[Callable[[s_tir.Schedule], None]]:
+def options(func: tirx.PrimFunc, traits: Traits, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
+    """The choices of a kernel's schedule by name, in the order in which they are made, behind some decisions."""
+    return _scheduled(func, traits, decisions)[1]
+
+
+def _scheduled(func: tirx.PrimFunc, traits: Traits, decisions: Decisions) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
+    found, choices = func, Choices(decisions)
+    if not comes_scheduled(func):
+        mod = tvm.IRModule({"main": func})
+        for rule in _rules(s_tir.Schedule(mod), traits):
+            sch, tried = s_tir.Schedule(mod), Choices(decisions)
+            with contextlib.suppress(Unsuited, s_tir.ScheduleError):
+                rule(sch, tried)
+                found, choices = sch.mod["main"].with_attrs(func.attrs), tried
+                break
+    choices.close()
+    return found, choices.offered
+
+
+def _rules(sch: s_tir.Schedule, traits: Traits) -> Iterator[Callable[[s_tir.Schedule, Choices], None]]:
     """What to try, best first."""
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         stmt = sch.get(block)
@@ -54,5 +72,5 @@ def _rules(sch: s_tir.Schedule, traits: Traits) -> Iterator[Callable[[s_tir.Sche
     yield functools.partial(fallback, traits=traits)
 
 
-def _by_name(sch: s_tir.Schedule, rule: Rule, name: str, traits: Traits) -> None:
-    rule(sch, sch.get_sblock(name), traits)
+def _by_name(sch: s_tir.Schedule, choices: Choices, rule: Rule, name: str, traits: Traits) -> None:
+    rule(sch, sch.get_sblock(name), traits, choices)

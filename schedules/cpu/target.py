@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import tvm
 from tvm import IRModule, tirx
 
+from ..decisions import DEFAULTS, Choice, Decisions
 from ..target import Traits
 from .lower import lower
-from .schedule import schedule
+from .schedule import options, schedule
 from .tile import rounded_rows, tiles, vector_lanes
 from .traits import traits_of
 
@@ -45,9 +46,13 @@ class CpuTarget:
         """How operands are laid out for register tiles."""
         return CpuLayouts(self.traits)
 
-    def schedule(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
+    def schedule(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
         """Schedule one kernel; one that comes scheduled, or that nothing suits, stays as it is."""
-        return schedule(func, self.traits)
+        return schedule(func, self.traits, decisions)
+
+    def options(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
+        """The choices of a kernel's schedule by name, behind some decisions."""
+        return options(func, self.traits, decisions)
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to a C function of pointers, under its ``global_symbol``."""

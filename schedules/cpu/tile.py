@@ -6,15 +6,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from ..decisions import Choices
 from ..extents import divisors
 from ..target import Traits
-
-Choice = TypeVar("Choice")
 
 
 class Unsuited(Exception):
@@ -40,17 +38,11 @@ class Tile:
         return self.lanes * self.vectors
 
 
-def choose(sch: s_tir.Schedule, options: Sequence[Choice], default: int = 0) -> Choice:
-    """One of the options: ``default``, or, where a tuner replays the schedule, the one that it samples."""
-    index = sch.sample_categorical(list(range(len(options))), [1 / len(options)] * len(options), decision=default)
-    return options[int(sch.get(index))]
-
-
 def extent_of(sch: s_tir.Schedule, loop: LoopRV) -> int:
     """How often a loop runs."""
     extent = sch.get(loop).extent
     if not isinstance(extent, tirx.IntImm):
-        raise Unsuited("a loop that does not always run as often")
+        raise Unsuited("the extent of a loop is not constant")
     return int(extent)
 
 
@@ -128,9 +120,15 @@ def rounded_rows(rows: int, columns: int, traits: Traits) -> int:
 MOST_SPARE_ROWS = 7
 
 
-def choose_tile(sch: s_tir.Schedule, rows: Sequence[LoopRV], column: LoopRV, traits: Traits) -> Tile:
+def choose_tile(sch: s_tir.Schedule, rows: Sequence[LoopRV], column: LoopRV, traits: Traits, choices: Choices) -> Tile:
     """A register tile for loops over results."""
-    return choose(sch, tiles(extents_of(sch, rows), extent_of(sch, column), traits))
+    return decided_tile(choices, tiles(extents_of(sch, rows), extent_of(sch, column), traits))
+
+
+def decided_tile(choices: Choices, offered: Sequence[Tile]) -> Tile:
+    """The tile that ``tile`` decides on, as its extents along rows and columns; the first by default."""
+    by_extents = {(*tile.rows, tile.width): tile for tile in offered}
+    return by_extents[choices.choose("tile", list(by_extents), next(iter(by_extents)))]
 
 
 def split_phases(sch: s_tir.Schedule, block: SBlockRV, rows: list[LoopRV]) -> tuple[list[LoopRV], list[LoopRV]]:
@@ -219,6 +217,7 @@ def register_tile(
     column: LoopRV,
     reduced: Sequence[LoopRV],
     traits: Traits,
+    choices: Choices,
     *,
     outer: Sequence[LoopRV] = (),
     phases: Sequence[LoopRV] = (),
@@ -236,11 +235,16 @@ def register_tile(
     ``unroll_reduced`` loops of the reduction are unrolled, from the first. Where the first operand is padded, each task
     pads what it needs, an image at a time. ``pack``: each task starts with a copy of what it needs of this operand, by
     its position: a strip of a wide matrix lies in too few sets of a cache, and on too many pages.
+
+    Decisions: ``parallel``, ``unroll_reduced`` and, where tasks pad, ``tiles_of_task``.
     """
     padding = sch.get_producers(block)
     row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
     grid = [*row_outer[:-1], *phases[:1], row_outer[-1]]
     grid = [*outer, column_outer, *grid] if columns_first else [*outer, *grid, column_outer]
+    last_task = grid.index(phases[0]) if phases else len(grid)
+    parallel = choices.choose("parallel", range(1, last_task + 1), parallel or len(grid))
+    unroll_reduced = _unrolled(sch, reduced, choices, unroll_reduced)
     grid += phases[1:]
     sch.reorder(*grid, *reduced, *inside)
     epilogue = inline_elementwise(sch, block)
@@ -260,14 +264,14 @@ def register_tile(
     images = grid[: len(outer) + 1 + columns_first]
     tasks = grid[:parallel]
     if padding and parallel == len(images) + 1:
-        tasks[-1], _ = sch.split(tasks[-1], [None, _rows_of_task(sch, tasks, padding[0], traits)])
+        tasks[-1], _ = sch.split(tasks[-1], [None, _tiles_of_task(sch, tasks, padding[0], traits, choices)])
     task = sch.fuse(*tasks)
     sch.parallel(task)
     sch.vectorize(inside[-1])
     for loop in (*phases, *inside[:-1], *reduced[:unroll_reduced]):
         sch.unroll(loop)
     for padded in padding:
-        _copy_at(sch, padded, task if parallel is None or parallel >= len(images) else images[-1], tile.lanes)
+        _copy_at(sch, padded, task if parallel >= len(images) else images[-1], tile.lanes)
     if pack is not None:
         _copy_at(sch, sch.cache_read(block, pack, "global"), task, tile.lanes)
     sch.decompose_reduction(block, reduced[0])
@@ -282,17 +286,31 @@ def _in_strips(sch: s_tir.Schedule, block: SBlockRV, width: int) -> None:
     sch.transform_block_layout(block, tirx.IndexMap.from_func(strips, ndim=len(_shape(sch, block))))
 
 
-def _rows_of_task(sch: s_tir.Schedule, tasks: Sequence[LoopRV], padded: SBlockRV, traits: Traits) -> int:
-    """How many tiles, from top to bottom of an image, make one task: neighbours share what is padded. As many as leave
-    the same work to every core, and as the second cache has room for."""
+def _unrolled(sch: s_tir.Schedule, reduced: Sequence[LoopRV], choices: Choices, default: int) -> int:
+    """How many loops of a reduction are unrolled, from the first."""
+    rounds = [math.prod(extents_of(sch, reduced[:count])) for count in range(len(reduced) + 1)]
+    offered = [count for count, each in enumerate(rounds) if each <= MOST_UNROLLED or count == default]
+    return choices.choose("unroll_reduced", offered, default)
+
+
+MOST_UNROLLED = 64
+"""Rounds of a reduction that a decision may unroll: a tile's code then still fits the cache for instructions."""
+
+
+def _tiles_of_task(
+    sch: s_tir.Schedule, tasks: Sequence[LoopRV], padded: SBlockRV, traits: Traits, choices: Choices
+) -> int:
+    """How many tiles, from top to bottom of an image, make one task: neighbours share what is padded. By default as
+    many as leave the same work to every core, and as the second cache has room for."""
     *images, rows = extents_of(sch, tasks)
     _, *image = (int(extent) for extent in sch.get(padded).writes[0].source.ty.shape)
     row_bytes = 4 * math.prod(image) // rows
-    return max(
+    default = max(
         n
         for n in divisors(rows)
         if n == 1 or (math.prod(images) * rows // n % traits.cores == 0 and n * row_bytes <= traits.l2_bytes // 4)
     )
+    return choices.choose("tiles_of_task", divisors(rows), default)
 
 
 def block_by_block(
@@ -302,6 +320,7 @@ def block_by_block(
     rows: Sequence[LoopRV],
     column: LoopRV,
     reduced: Sequence[LoopRV],
+    choices: Choices,
     *,
     tasks: Sequence[LoopRV],
     between: Sequence[LoopRV] = (),
@@ -312,11 +331,14 @@ def block_by_block(
     Loops, from outside: ``tasks``, fused and run in parallel; the first of ``reduced``; blocks of at most ``most``
     rounds of the second; ``between`` and the loops over tiles; the rounds of a block, the other ``reduced`` and the
     tile. LLVM keeps a tile in registers within a block. Each task pads what it needs of the first operand.
+
+    Decisions: ``rounds_of_block``.
     """
     padding = sch.get_producers(block)
     row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
     first, second, *others = reduced
-    size = max(n for n in divisors(extent_of(sch, second)) if n <= max(1, most))
+    offered = divisors(extent_of(sch, second))
+    size = choices.choose("rounds_of_block", offered, max(n for n in offered if n <= max(1, most)))
     blocks, rounds = sch.split(second, [None, size])
     sch.reorder(*tasks, first, blocks, *between, *row_outer, column_outer, rounds, *others, *inside)
     task = sch.fuse(*tasks)

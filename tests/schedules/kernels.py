@@ -36,13 +36,17 @@ def run(kernel: Kernel, *arrays: np.ndarray, traits: Traits = TRAITS["host"], **
 
 
 def scheduled(kernel: Kernel, *arrays: np.ndarray, traits: Traits = TRAITS["host"], **options: Any) -> tirx.PrimFunc:
-    """The schedule of a kernel of operands like the arrays; the definition is as ``call_te`` makes it."""
+    """The schedule of a kernel of operands like the arrays."""
+    return schedule(defined(kernel, *arrays, **options), traits)
+
+
+def defined(kernel: Kernel, *arrays: np.ndarray, **options: Any) -> tirx.PrimFunc:
+    """A kernel of operands like the arrays, unscheduled, as ``call_te`` makes it."""
     operands = [
         te.placeholder([tirx.IntImm("int64", extent) for extent in array.shape], str(array.dtype), f"operand{index}")
         for index, array in enumerate(arrays)
     ]
-    func = te.create_prim_func([*operands, kernel(*operands, **options)], index_dtype_override="int64")
-    return schedule(func, traits)
+    return te.create_prim_func([*operands, kernel(*operands, **options)], index_dtype_override="int64")
 
 
 def call(func: tirx.PrimFunc, *arrays: np.ndarray, times: int = 1) -> Any:

@@ -1,0 +1,138 @@
+"""Decisions reach a schedule from outside: whatever is decided, a kernel computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+import tvm_ffi
+from tvm import te, tirx, topi
+
+from schedules.cpu.schedule import options, schedule
+from schedules.decisions import Choices, DecisionError
+from schedules.kernels.conv2d import conv2d, conv2d_data_gradient, conv2d_weight_gradient
+from schedules.kernels.functions import softmax
+from schedules.kernels.matmul import matmul
+from schedules.kernels.reduction import channel_sum
+from schedules.target import Traits
+from tests.schedules.kernels import Kernel, assert_close, call, defined, noise
+
+TRAITS = Traits(lanes=8, registers=16, cores=2, l2_bytes=4096)
+PLAIN = {"transpose_a": False, "transpose_b": False}
+ONCE = {"strides": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1)}
+TWICE = ONCE | {"strides": (2, 2)}
+
+
+def rectified(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
+    return topi.nn.relu(matmul(x, weight, **PLAIN))
+
+
+def across(x: te.Tensor, y: te.Tensor) -> te.Tensor:
+    return topi.add(topi.transpose(x, (0, 2, 1)), y)
+
+
+KERNELS: dict[str, tuple[Kernel, list[tuple[int, ...]], dict[str, Any]]] = {
+    "product": (matmul, [(12, 24), (24, 32)], PLAIN),
+    "product with an epilogue": (rectified, [(2, 6, 5), (5, 16)], {}),
+    "products": (matmul, [(3, 4, 8), (3, 8, 16)], PLAIN),
+    "wide product": (matmul, [(48, 20), (20, 64)], PLAIN),
+    "convolution": (conv2d, [(2, 4, 6, 3), (3, 3, 3, 16)], ONCE | {"groups": 1}),
+    "data gradient": (conv2d_data_gradient, [(1, 2, 3, 8), (3, 3, 8, 8)], TWICE | {"groups": 1, "size": (4, 6)}),
+    "weight gradient": (
+        conv2d_weight_gradient,
+        [(2, 4, 6, 4), (2, 4, 6, 16)],
+        ONCE | {"groups": 1, "kernel_size": (3, 3), "chunks": (2, 1)},
+    ),
+    "depthwise": (conv2d, [(1, 4, 6, 16), (3, 3, 1, 16)], ONCE | {"groups": 16}),
+    "depthwise data gradient": (
+        conv2d_data_gradient,
+        [(1, 2, 3, 16), (3, 3, 1, 16)],
+        TWICE | {"groups": 16, "size": (4, 6)},
+    ),
+    "depthwise weight gradient": (
+        conv2d_weight_gradient,
+        [(2, 4, 6, 16), (2, 4, 6, 16)],
+        ONCE | {"groups": 16, "kernel_size": (3, 3), "chunks": (2, 1)},
+    ),
+    "sum over rows": (channel_sum, [(8, 6, 64)], {"chunks": (2, 3)}),
+    "rows": (softmax, [(6, 96)], {}),
+    "fallback": (across, [(2, 12, 16), (2, 16, 12)], {}),
+}
+
+
+def kernel_of(name: str) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
+    kernel, shapes, given = KERNELS[name]
+    arrays = noise(name, *shapes)
+    return defined(kernel, *arrays, **given), arrays
+
+
+def alternatives(func: tirx.PrimFunc) -> Iterator[dict[str, Any]]:
+    """Each option but the defaults, alone, and with it those of the choices that it opens."""
+    first = options(func, TRAITS)
+    for name, choice in first.items():
+        for option in choice.options:
+            if option == choice.default:
+                continue
+            yield {name: option}
+            for other, opened in options(func, TRAITS, {name: option}).items():
+                if other not in first:
+                    yield from ({name: option, other: each} for each in opened.options if each != opened.default)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_defaults_are_options_like_any_other(name: str) -> None:
+    func, _ = kernel_of(name)
+    choices = options(func, TRAITS)
+    assert choices and all(choice.default in choice.options for choice in choices.values())
+    stated = {name: choice.default for name, choice in choices.items()}
+    tvm.ir.assert_structural_equal(schedule(func, TRAITS, stated), schedule(func, TRAITS))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_option_computes_the_same(name: str) -> None:
+    func, arrays = kernel_of(name)
+    default = schedule(func, TRAITS)
+    expected, seen = call(default, *arrays), [default]
+    for decisions in alternatives(func):
+        scheduled = schedule(func, TRAITS, decisions)
+        if not any(tvm_ffi.structural_equal(scheduled, other) for other in seen):
+            assert_close(call(scheduled, *arrays), expected)
+            seen.append(scheduled)
+    assert len(seen) > 2
+
+
+def test_decisions_from_a_file_are_lists() -> None:
+    func, _ = kernel_of("product")
+    *_, tile = options(func, TRAITS)["tile"].options
+    tvm.ir.assert_structural_equal(schedule(func, TRAITS, {"tile": list(tile)}), schedule(func, TRAITS, {"tile": tile}))
+
+
+@pytest.mark.parametrize(
+    ("decisions", "message"),
+    [
+        ({"tile": (5, 32)}, r"'tile' has no option \(5, 32\); it has \("),
+        ({"parallel": 9}, "'parallel' has no option 9; it has 1, 2"),
+        ({"unroll": 1}, "no choice is named 'unroll'; there are tile, columns_first, "),
+    ],
+)
+def test_what_is_not_offered_is_an_error(decisions: dict[str, Any], message: str) -> None:
+    func, _ = kernel_of("product")
+    for function in (schedule, options):
+        with pytest.raises(DecisionError, match=message):
+            function(func, TRAITS, decisions)
+
+
+def test_a_kernel_that_comes_scheduled_has_no_choices() -> None:
+    func = kernel_of("product")[0].with_attr("tirx.is_scheduled", True)
+    assert options(func, TRAITS) == {}
+    with pytest.raises(DecisionError, match="no choice is named 'tile'; there are none"):
+        schedule(func, TRAITS, {"tile": (12, 8)})
+
+
+def test_choices_are_recorded_as_they_are_made() -> None:
+    choices = Choices({"b": 3})
+    assert (choices.choose("a", (1, 2), 2), choices.choose("b", range(4), 0)) == (2, 3)
+    assert [(name, choice.default) for name, choice in choices.offered.items()] == [("a", 2), ("b", 0)]
