@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import tvm
 from tvm import IRModule, tirx
@@ -15,6 +16,7 @@ from tvm.support import cc
 from tvm.target import Target
 
 from relay_passes.ir import first_line
+from schedules.decisions import DEFAULTS, Decisions
 
 from ..device.runtime import CALL_KERNEL, CORES, pack_objects
 from ..errors import BuildError, PockError
@@ -22,12 +24,19 @@ from .kernel_cache import KernelCache
 from .targets import is_this_machine, kernel_target, linker_for, triple_of
 
 
-def build_library(mod: IRModule, executors: Sequence[str], target: Target, places: Mapping[str, str]) -> bytes:
+def build_library(
+    mod: IRModule,
+    executors: Sequence[str],
+    target: Target,
+    places: Mapping[str, str],
+    decisions: Mapping[str, Decisions] = MappingProxyType({}),
+) -> bytes:
     """Compile the PrimFuncs of a module into a shared library.
 
     ``executors`` are entry points of TVM's calling convention; everything else is a kernel: a C function of pointers
-    that returns 0. Kernels are built side by side, and only if they are not in the cache. ``places`` says what of the
-    network each computes. One more entry point, ``CALL_KERNEL``, calls a single kernel.
+    that returns 0. Kernels are built side by side, and only if they are not in the cache. Both mappings go by a
+    kernel's name: ``places`` says what of the network it computes, ``decisions`` what is decided of its schedule. One
+    more entry point, ``CALL_KERNEL``, calls a single kernel.
 
     Returns what :func:`pock_tvm.device.runtime.load_library` takes: a shared library, or its objects where this machine
     has no linker.
@@ -44,11 +53,12 @@ def build_library(mod: IRModule, executors: Sequence[str], target: Target, place
     cache = KernelCache(target)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
+
+        def built(name: str) -> Path:
+            return _kernel_object(kernels[name], decisions.get(name, DEFAULTS), target, cache, directory, places)
+
         with ThreadPoolExecutor(CORES) as pool:
-            built = pool.map(
-                lambda name: _kernel_object(name, kernels[name], target, cache, directory, places), kernels
-            )
-            objects = [*built, directory / "executors.o"]
+            objects = [*pool.map(built, kernels), directory / "executors.o"]
         entries = {name: mod[name] for name in executors}
         entries[CALL_KERNEL] = call_kernel({name: len(func.params) for name, func in kernels.items()})
         tirx.build(IRModule(entries), target=target).write_to_file(str(objects[-1]), "o")
@@ -90,20 +100,25 @@ def call_kernel(kernels: Mapping[str, int]) -> tirx.PrimFunc:
 
 
 def _kernel_object(
-    name: str, func: tirx.PrimFunc, target: Target, cache: KernelCache, directory: Path, places: Mapping[str, str]
+    func: tirx.PrimFunc,
+    decisions: Decisions,
+    target: Target,
+    cache: KernelCache,
+    directory: Path,
+    places: Mapping[str, str],
 ) -> Path:
-    path, machine = directory / f"{name}.o", kernel_target(target)
-    data = cache.get(name)
+    name, machine = func.attrs["global_symbol"], kernel_target(target)
+    path, data = directory / f"{name}.o", cache.get(func, decisions)
     if data is not None:
         path.write_bytes(data)
         return path
     try:
-        module = tvm.get_global_func("target.build.llvm")(machine.lower(machine.schedule(func)), target)
+        module = tvm.get_global_func("target.build.llvm")(machine.lower(machine.schedule(func, decisions)), target)
     except Exception as error:  # whatever TVM or LLVM say, they do not say of which layer
         raise BuildError(
             f"the kernel for {places.get(name, name)} cannot be built: {first_line(error)}. Write the model without "
             "this operator, and report the fault"
         ) from error
     module.write_to_file(str(path), "o")
-    cache.put(name, path.read_bytes())
+    cache.put(path.read_bytes(), func, decisions)
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tvm
 import tvm_ffi
@@ -12,7 +12,7 @@ from tvm import IRModule, relax, tirx
 from ..ir import CALLS, Expr, op_name, rewrite
 
 LONGEST_NAME = 80
-"""Of what a fused kernel is called after its operators: names become those of files."""
+"""Characters kept of a fused kernel's name, which lists its operators: names become those of files."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="NameKernels")
@@ -27,19 +27,8 @@ class NameKernels:
     functions: Sequence[str]
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        named: dict[int, tirx.PrimFunc] = {}
-        renamed: dict[tvm.ir.GlobalVar, tvm.ir.GlobalVar] = {}
-        variables: dict[int, tvm.ir.GlobalVar] = {}
-        for var, func in mod.functions.items():
-            if not isinstance(func, tirx.PrimFunc):
-                continue
-            func = func.without_attr("global_symbol") if "global_symbol" in func.attrs else func
-            digest = tvm_ffi.structural_hash(func, map_free_vars=True) & 0xFFFFFFFFFFFFFFFF
-            if digest not in named:
-                name = f"{var.name_hint[:LONGEST_NAME].rstrip('0123456789').rstrip('_')}_{digest:016x}"
-                named[digest], variables[digest] = func, tvm.ir.GlobalVar(name)
-                relax.expr._update_type(variables[digest], var.ty)
-            renamed[var] = variables[digest]
+        names = _Names()
+        renamed = {var: names.of(var, func) for var, func in mod.functions.items() if isinstance(func, tirx.PrimFunc)}
 
         def visit(_builder: relax.BlockBuilder, _var: relax.Var, value: Expr) -> Expr:
             if op_name(value) not in CALLS:
@@ -48,11 +37,40 @@ class NameKernels:
             return relax.Call(value.op, [renamed[kernel], *rest], value.attrs, value.ty_args)
 
         functions = {var: func for var, func in mod.functions.items() if var not in renamed}
-        kernels = {
-            variables[digest]: func.with_attr("global_symbol", variables[digest].name_hint)
-            for digest, func in named.items()
-        }
         for var in list(functions):
             if var.name_hint in self.functions:
                 functions[var] = rewrite(functions[var], visit)
-        return IRModule(functions | kernels, attrs=mod.attrs)
+        return IRModule(functions | names.kernels(), attrs=mod.attrs)
+
+
+@dataclass
+class _Names:
+    """One name for each kernel that differs from the others."""
+
+    known: dict[int, list[tuple[tvm.ir.GlobalVar, tirx.PrimFunc]]] = field(default_factory=dict)
+    """Kernels by hash, without a symbol: those that share one differ all the same."""
+
+    def of(self, var: tvm.ir.GlobalVar, func: tirx.PrimFunc) -> tvm.ir.GlobalVar:
+        """The name of a kernel that is called ``var`` now."""
+        func = func.without_attr("global_symbol") if "global_symbol" in func.attrs else func
+        digest = structural_hash(func)
+        same_hash = self.known.setdefault(digest, [])
+        for name, other in same_hash:
+            if tvm_ffi.structural_equal(func, other, map_free_vars=True):
+                return name
+        hint = var.name_hint[:LONGEST_NAME].rstrip("0123456789").rstrip("_")
+        clash = f"_{len(same_hash)}" if same_hash else ""
+        name = tvm.ir.GlobalVar(f"{hint}_{digest:016x}{clash}")
+        relax.expr._update_type(name, var.ty)
+        same_hash.append((name, func))
+        return name
+
+    def kernels(self) -> dict[tvm.ir.GlobalVar, tirx.PrimFunc]:
+        """The kernels by name, in the order in which they were found."""
+        named = (pair for pairs in self.known.values() for pair in pairs)
+        return {name: func.with_attr("global_symbol", name.name_hint) for name, func in named}
+
+
+def structural_hash(func: tirx.PrimFunc) -> int:
+    """A hash of what a function is, whatever its variables are called; the same in every process."""
+    return tvm_ffi.structural_hash(func, map_free_vars=True) & 0xFFFFFFFFFFFFFFFF

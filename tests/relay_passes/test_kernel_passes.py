@@ -21,6 +21,7 @@ from relay_passes import (
 )
 from relay_passes.errors import PassError
 from relay_passes.ir import bindings_of, op_name, shape_of, used_vars
+from relay_passes.kernels import name_kernels
 from relay_passes.memory.placement import lower_bound
 from relay_passes.memory.plan_arena import Memory
 from relay_passes.memory.recompute import recomputed
@@ -37,6 +38,27 @@ def kernels(mod: tvm.IRModule) -> tvm.IRModule:
 def random(*shapes: tuple[int, ...]) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.standard_normal(shape).astype("float32") for shape in shapes]
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_kernels_that_share_a_hash_get_names_of_their_own(monkeypatch) -> None:
+    monkeypatch.setattr(name_kernels, "structural_hash", lambda _func: 7)
+
+    def body(emit, x, y):
+        return emit(emit(R.add(emit(R.add(x, x)), x)) * y)
+
+    mod = function({"x": (4,), "y": (4,)}, body)
+    named = kernels(mod)
+    names = {var.name_hint for var, func in named.functions.items() if isinstance(func, tvm.tirx.PrimFunc)}
+    assert len(names) == 2 and all(names_kernel(named, name) for name in names)
+    x, y = random((4,), (4,))
+    np.testing.assert_allclose(run(named, x, y), 3 * x * y, rtol=1e-6)
+
+
+def names_kernel(mod: tvm.IRModule, name: str) -> bool:
+    return mod[name].attrs["global_symbol"] == name and "_0000000000000007" in name
 
 
 # ---- products --------------------------------------------------------------------------------------------------------
