@@ -78,11 +78,11 @@ def _gradient_bytes(program: Program) -> int:
     """The bytes of the gradients of all that is trained."""
     total = 0
     for name, trained in program.trained.items():
-        entry = program.manifest["weights"][name]
-        shape = list(entry["shape"])
+        weight = program.parameters[name]
+        shape = list(weight.shape)
         if trained != "full":
             shape[trained["axis"]] = len(trained["indices"])
-        total += math.prod(shape) * np.dtype(entry["dtype"]).itemsize
+        total += math.prod(shape) * np.dtype(weight.dtype).itemsize
     return total
 
 

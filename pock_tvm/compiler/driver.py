@@ -20,7 +20,9 @@ from tvm import IRModule, relax
 from relay_passes.analysis.batch_axis import batch_of
 from relay_passes.analysis.kernel_costs import kernel_costs
 from relay_passes.canonical.store_permuted import Stored, stored_of
-from relay_passes.ir import Constant, bindings_of, first_line, op_name, shape_of, type_bytes
+from relay_passes.ir import Constant, append, bindings_of, dtype_of, first_line, op_name, shape_of
+from relay_passes.ir.append import states_of
+from relay_passes.kernels.lift_frozen import prepared_name
 from relay_passes.memory.budget import BudgetError
 from relay_passes.operators.registry import plain
 from schedules.cpu import Traits, traits_of
@@ -31,6 +33,17 @@ from ..device import optimizers
 from ..device.arguments import FLAG, PATH, Kind, is_number, number, one_of, require, whole
 from ..device.losses import KINDS, Loss, as_loss
 from ..device.optimizers import SGD, Adam, Optimizer
+from ..device.parameters import (
+    FROZEN,
+    FULL,
+    GRADIENT_SUM,
+    MODEL,
+    OPTIMIZER,
+    PREPARED,
+    STATISTICS,
+    Layout,
+    Parameter,
+)  # fmt: skip
 from ..device.program import FORMAT, Program
 from ..errors import CompilerError, MemoryBudgetError, OptionError, PockError, PockWarning, of_passes
 from ..frontend import LookUp, Model, load_model
@@ -194,10 +207,7 @@ def compile(  # noqa: A001 - the name that users expect
         "inputs": [vars(spec) for spec in imported.inputs],
         "outputs": [vars(spec) for spec in imported.outputs],
         "index_limits": _index_limits(imported),
-        "weights": {
-            name: _weight(name, array, selection, found.stored, found.written)
-            for name, array in imported.weights.items()
-        },
+        "parameters": {record.name: record.to_json() for record in _parameters(imported, selection, found)},
         "aliases": imported.aliases,
         "entries": {name: _entry(lowered, name) for name in entries},
         "layers": layer_report(structure_of(imported), selection, found.step),
@@ -263,6 +273,8 @@ class _Lowered:
     micro_batches: int
     stored: dict[str, Stored]
     """How weights are stored that are not stored as PyTorch has them."""
+    states: list[Parameter]
+    """Optimizer state and gradient sums."""
     written: set[str]
     """Statistics that training updates."""
     step: relax.Function
@@ -280,13 +292,14 @@ def _lowered(
     stored = stored_of(graph[pipeline.PREDICT])
     written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
     frozen = [name for name in imported.weights if name not in training.trained and name not in written]
-    state = _state_bytes(graph[pipeline.TRAIN], imported.weights)
+    states = _states(graph[pipeline.TRAIN])
+    state = sum(record.nbytes for record in states)
     try:
         module = pipeline.executors(phases, frozen, training, traits, None if budget is None else budget - state, most)
     except BudgetError as error:
         raise BudgetError(error.smallest + state, state) from None
     step = phases.after["saved"][pipeline.TRAIN]
-    return _Lowered(module, training.micro_batches, stored, written, step, phases.places)
+    return _Lowered(module, training.micro_batches, stored, states, written, step, phases.places)
 
 
 def _fitted(
@@ -307,12 +320,6 @@ def _fitted(
 def batch_parts(model: Model) -> list[int]:
     """The numbers of micro-batches that a model's batch can be cut into, fewest first."""
     return divisors(batch_of(model.module["main"]))
-
-
-def _state_bytes(func: relax.Function, weights: Mapping[str, np.ndarray]) -> int:
-    """The bytes of optimizer state and gradient sums: ``<state>.<parameter>`` among the parameters of a step."""
-    states = [p for p in func.params if p.name not in weights and p.name.partition(".")[2] in weights]
-    return sum(type_bytes(param.ty) for param in states)
 
 
 OPTIONS = {
@@ -339,19 +346,34 @@ def _check_options(**given: Any) -> None:
         )
 
 
-def _weight(
-    name: str, array: np.ndarray, selection: Mapping[str, Piece], stored: Mapping[str, Stored], written: set[str]
-) -> dict[str, Any]:
-    """What a manifest says of a weight: shape, type, how it is stored, and what of it changes."""
-    entry: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype), "trained": "frozen"}
-    if name in stored:
-        entry["stored"] = {"shape": list(stored[name].shape), "axes": list(stored[name].axes)}
-    if name in written:
-        entry["trained"] = "statistics"
-    elif name in selection:
-        piece = selection[name]
-        entry["trained"] = "full" if piece is None else {"axis": piece[0], "indices": list(piece[1])}
-    return entry
+def _parameters(model: Model, selection: Mapping[str, Piece], found: _Lowered) -> list[Parameter]:
+    """The records of all that a trainer keeps: of the model, of the optimizer, and what is prepared when it starts."""
+    records = []
+    for name, array in model.weights.items():
+        trained: Any = FROZEN
+        if name in found.written:
+            trained = STATISTICS
+        elif name in selection:
+            piece = selection[name]
+            trained = FULL if piece is None else {"axis": piece[0], "indices": list(piece[1])}
+        layout = Layout(found.stored[name].shape, found.stored[name].axes) if name in found.stored else None
+        records.append(Parameter(name, array.shape, str(array.dtype), MODEL, trained, layout))
+    table = _entry(found.module, pipeline.PREPARE)["table"]
+    results = [tensor for tensor in table if tensor["name"].startswith("result.")]
+    return [*records, *found.states] + [
+        Parameter(prepared_name(index), tuple(tensor["shape"]), tensor["dtype"], PREPARED)
+        for index, tensor in enumerate(results)
+    ]
+
+
+def _states(func: relax.Function) -> list[Parameter]:
+    """The records of optimizer state and gradient sums among the parameters of a step."""
+    params, records = {param.name: param for param in func.params}, []
+    for name, (slot, of) in states_of(func).items():
+        origin = GRADIENT_SUM if slot == append.GRADIENT_SUM else OPTIMIZER
+        shape, dtype = shape_of(params[name]), dtype_of(params[name])
+        records.append(Parameter(name, shape, dtype, origin, of=of, slot=slot if origin == OPTIMIZER else ""))
+    return records
 
 
 def _entry(mod: IRModule, name: str) -> dict[str, Any]:
