@@ -33,11 +33,11 @@ from rich.table import Table
 from sentences import export_minilm, write_sentences
 
 import pock_tvm as pock
-from pock_tvm.choosing.analysis import compile_task, measure, open_model
 from pock_tvm.choosing.costs import cost_of
 from pock_tvm.choosing.expected_gains import rank_agreement
 from pock_tvm.choosing.first_order import score
 from pock_tvm.choosing.integer_program import best
+from pock_tvm.choosing.worker import compile_task, measure, open_model
 from pock_tvm.choosing.workers import Workers
 from pock_tvm.errors import MemoryBudgetError
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import json
-import math
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,35 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..compiler.driver import compile as compile_program
-from ..compiler.targets import resolve_target
-from ..device import optimizers
 from ..device.arguments import one_of, require
 from ..device.files import check_folder
-from ..device.losses import Loss
-from ..device.optimizers import Optimizer
-from ..device.program import Program
-from ..device.trainer import Trainer
-from ..errors import ContributionError, DataError, MissingGradient, PockWarning
-from ..frontend import Model, load_model
-from ..frontend.structure import Structure, structure_of
-from ..schemes.scheme import Scheme
-from ..training.data import (
-    ArrayFile,
-    Augmentation,
-    DataSet,
-    ImageFolder,
-    Preprocessing,
-    digests,
-    evaluation_batches,
-    open_data,
-    rows_read,
-)
-from ..training.fine_tuning import fine_tune, steps_of
-from .contribution import Candidate, Contributions, Run, Task, Together, candidates, fingerprint, scheme_of
-from .costs import Cost, cost_of
+from ..errors import ContributionError
+from ..frontend.structure import Structure
+from ..training.data import digests
+from .candidates import Candidate, Together, candidates, scheme_of
+from .contributions import Contributions
+from .costs import Cost
 from .expected_gains import sets_together
+from .fingerprint import fingerprint
+from .runs import Run
+from .task import Task
+from .worker import measure, open_model, open_task, planned_cost
 from .workers import Workers
 
 KEEP = 3
@@ -56,16 +36,6 @@ NUMBERS = 8
 """About how many numbers of biases are trained in full in any case, spread evenly."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a worker sends back: the score and the loss of a run, and the cost of the program that it ran."""
-
-    score: float | None
-    loss: float | None
-    cost: Cost | None
-    """None of what cannot be trained at all: an operator on the gradient's way has no gradient."""
 
 
 def analyze(
@@ -207,31 +177,6 @@ def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contri
     return found, structure
 
 
-def open_model(task: Task) -> tuple[Model, Structure]:
-    """The model of a task, and what it is made of."""
-    shapes = tuple((name, tuple(shape)) for name, shape in task.shapes.items())
-    model = _loaded(task.model, _stamp(task.model), task.batch, shapes)
-    return model, structure_of(model)
-
-
-def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
-    """The model of a task, its structure, which knows what the data reads, and data to train and to validate on.
-
-    Raises
-    ------
-    DataError
-        The data cannot be used: unreadable, too little, of other classes.
-    """
-    model, structure = open_model(task)
-    training, validation = _data(task)
-    steps_of(task.recipe, training, model.inputs[0].shape[0])
-    if training.classes != validation.classes:
-        raise DataError(
-            f"'{task.data}' and '{task.validation}' have different classes: {training.classes} and {validation.classes}"
-        )
-    return model, structure.reading(rows_read(structure.look_ups, training)), training, validation
-
-
 def _best(
     found: Contributions, group: Sequence[Candidate], base: Candidate, epochs: float, always: Sequence[Candidate]
 ) -> list[Candidate]:
@@ -279,110 +224,8 @@ def planned_costs(
     with Workers() as pool:
         structure = open_model(task)[1].reading(rows or {})
         jobs = [(task, scheme_of(structure, each.biases, each.shares).rules, target) for each in asked]
-        for done, (number, cost) in enumerate(pool.run(_planned_cost, jobs), 1):
+        for done, (number, cost) in enumerate(pool.run(planned_cost, jobs), 1):
             if cost is not None:
                 costs[asked[number]] = cost
             progress("planning candidates", done, len(asked))
     return costs
-
-
-# ---- in a worker -----------------------------------------------------------------------------------------------------
-
-
-def measure(
-    task: Task, rules: dict[str, Any], epochs: float, seed: int, folder: Path, memory_budget: int | None = None
-) -> Measured:
-    """One run, in whichever process: fine-tune by a scheme, and evaluate."""
-    try:
-        program = _program(task, rules, folder, memory_budget)
-    except MissingGradient:
-        return Measured(None, None, None)
-    training, validation = _data(task)
-    trainer = Trainer(program, threads=1)
-    recipe = replace(task.recipe, epochs=epochs)
-    cost = cost_of(program)
-    if not fine_tune(trainer, recipe, training, seed):
-        return Measured(None, None, cost)
-    batch = program.manifest["inputs"][0]["shape"][0]
-    result = trainer.evaluate(evaluation_batches(validation, batch))
-    loss = result["loss"]
-    if not math.isfinite(loss):
-        return Measured(None, None, cost)
-    return Measured(100 * result["accuracy"] if "accuracy" in result else -loss, loss, cost)
-
-
-def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int | None) -> Program:
-    """The compiled program of a scheme: kept beside the output, for all runs that differ in seed and length alone.
-
-    Its name says all that it depends on: a folder may be left over from another analysis, or another machine's.
-    """
-    target = resolve_target(None)
-    compiled = [task.batch, dict(task.shapes), task.loss, dict(task.optimizer)]
-    what = [rules, memory_budget, compiled, task.model, _stamp(task.model), __version__, str(target)]
-    path = folder / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]}.pock"
-    if path.exists():
-        return replace(Program.load(path), weights=dict(_model(task).weights))
-    program = compile_task(task, Scheme(rules), memory_budget=memory_budget)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace(program, weights={}).save(path)  # hundreds of programs share one set of weights
-    return program
-
-
-def _planned_cost(task: Task, rules: dict[str, Any], target: Any) -> Cost | None:
-    try:
-        return cost_of(compile_task(task, Scheme(rules), target=target, build=False))
-    except MissingGradient:
-        return None
-
-
-def compile_task(task: Task, scheme: Scheme, optimizer: Optimizer | None = None, **options: Any) -> Program:
-    """The program that trains a scheme as a task wants it; ``options`` are further ones of :func:`pock_tvm.compile`."""
-    optimizer = optimizer or optimizers.from_json(dict(task.optimizer))
-    # Of hundreds of programs of one network each would warn of the same, and that in a worker.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PockWarning)
-        return compile_program(_model(task), scheme=scheme, loss=task.loss, optimizer=optimizer, **options)
-
-
-def _model(task: Task) -> Model:
-    return open_model(task)[0]
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(model: str, _stamp: Stamp, batch: int | None, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Model:
-    return load_model(model, batch=batch, shapes=dict(shapes))
-
-
-def _data(task: Task) -> tuple[ImageFolder | ArrayFile, ImageFolder | ArrayFile]:
-    inputs = tuple((spec.name, spec.shape) for spec in _model(task).inputs)
-    preprocessing = tuple((name, tuple(values)) for name, values in task.preprocessing.items())
-    has_target = Loss(task.loss).has_target
-    return (
-        _opened(task.data, _stamp(task.data), inputs, preprocessing, Augmentation(task.flip, task.crop), has_target),
-        _opened(task.validation, _stamp(task.validation), inputs, preprocessing, Augmentation(), has_target),
-    )
-
-
-@functools.lru_cache(maxsize=2)
-def _opened(
-    path: str,
-    _stamp: Stamp,
-    inputs: tuple[tuple[str, tuple[int, ...]], ...],
-    preprocessing: tuple[tuple[str, tuple[float, ...]], ...],
-    augmentation: Augmentation,
-    has_target: bool,  # noqa: FBT001 - for the cache's sake
-) -> ImageFolder | ArrayFile:
-    specs = [{"name": name, "shape": shape} for name, shape in inputs]
-    return open_data(path, specs, Preprocessing(**dict(preprocessing)), augmentation, has_target=has_target)
-
-
-Stamp = tuple[tuple[str, int], ...]
-"""Names and times of change: what a worker that outlives an analysis knows changed files by."""
-
-
-def _stamp(path: str) -> Stamp:
-    root = Path(path)
-    if not root.exists():
-        return ()
-    parts = [root, *(sorted(root.iterdir()) if root.is_dir() else [])]
-    return tuple((part.name, part.stat().st_mtime_ns) for part in parts)

@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import spearmanr
 
-from .contribution import Candidate, Contributions, Gain, Together
+from .candidates import Candidate, Together
+from .contributions import Contributions, Gain
 
 
 def expected_gains(found: Contributions) -> dict[Candidate, float]:

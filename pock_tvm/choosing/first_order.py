@@ -13,8 +13,11 @@ from ..device.optimizers import Adam
 from ..device.trainer import Trainer
 from ..schemes.scheme import Scheme
 from ..training.data import training_batches
-from .analysis import Progress, add_costs, begin, compile_task, open_task
-from .contribution import Candidate, Contributions, Task, candidates, scheme_of
+from .analysis import Progress, add_costs, begin
+from .candidates import Candidate, candidates, scheme_of
+from .contributions import Contributions
+from .task import Task
+from .worker import compile_task, open_task
 
 MEMORY = 0.9999
 """How slowly Adam forgets a squared gradient here: over one pass, almost not at all."""

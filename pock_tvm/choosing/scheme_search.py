@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from schedules.cpu import traits_of
-
 from ..compiler.driver import batch_parts
-from ..compiler.targets import resolve_target
-from ..device.profile import example, profile
-from ..device.trainer import Trainer
 from ..errors import BatchError, ContributionError, MemoryBudgetError, PockError
 from ..frontend.structure import Structure
 from ..schemes.scheme import Scheme
-from .analysis import Progress, compile_task, open_model, planned_costs
-from .contribution import Candidate, Contributions, Task, depth_of, scheme_of
-from .costs import Cost, Profiles, TimeModel, cost_of
+from .analysis import Progress, planned_costs
+from .candidates import Candidate, depth_of, scheme_of
+from .contributions import Contributions
+from .costs import Cost, cost_of
 from .expected_gains import enough, expected_gains
 from .integer_program import Choice, Choices, Option, Weight, best, best_of, total
+from .task import Task
+from .time_model import Profiles, TimeModel, calibrate, scaled
+from .worker import compile_task, open_model
 
 PLANS = 10
 """How many schemes are planned at most to find the best that holds its budgets."""
@@ -276,40 +275,4 @@ def _too_small(smallest: Found, budgets: Mapping[str, float]) -> PockError:
     return PockError(
         f"a latency of {1e3 * budgets['seconds']:g} ms is too short: the fastest scheme takes about "
         f"{math.ceil(1e6 * smallest.seconds) / 1e3:g} ms a step. Take a smaller batch, or a larger budget"
-    )
-
-
-# ---- time ------------------------------------------------------------------------------------------------------------
-
-
-def calibrate(task: Task, structure: Structure, wanted: Iterable[Candidate]) -> TimeModel:
-    """The time model of this machine, from the kernels of a small and of a large scheme in real steps; how far it is
-    off is said of a third one, between them."""
-    counts = [each.biases for each in wanted if not each.weight]
-    weights = {each.weight: 1.0 for each in wanted if each.weight}
-
-    def step(biases: int, shares: Mapping[str, float]) -> Sequence[Mapping[str, Any]]:
-        # Only its time is asked for.
-        trainer = Trainer(compile_task(task, scheme_of(structure, biases, shares), check=False))
-        return profile(trainer, *example(trainer.program))
-
-    half = dict(list(weights.items())[len(weights) // 2 :])
-    return TimeModel.fit(
-        [step(min(counts), {}), step(max(counts), weights)],
-        [step(max(counts) // 2, half)],
-        "two steps measured on this machine, and foretells a third",
-    )
-
-
-def scaled(model: TimeModel, target: Any) -> TimeModel:
-    """The time model of another machine, as far as vector width and cores decide over it."""
-    own, other = (traits_of(resolve_target(each)) for each in (None, target))
-    if target is None or other == own:
-        return model
-    slower = own.lanes * own.cores / (other.lanes * other.cores)
-    return replace(
-        model,
-        flop={kind: rate * slower for kind, rate in model.flop.items()},
-        byte={kind: rate * slower for kind, rate in model.byte.items()},
-        origin="this machine, scaled by vector width and cores (give --profile for better), and foretold its steps",
     )

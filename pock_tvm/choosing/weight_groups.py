@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable
 
 from .analysis import Progress, add_costs, analysis
-from .contribution import Contributions, Task, Together, kinds_of
+from .candidates import Together, kinds_of
+from .contributions import Contributions
 from .expected_gains import HEAD
+from .task import Task
 
 
 def analyze_kinds(

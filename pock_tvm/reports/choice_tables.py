@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from ..choosing.contribution import Candidate, Contributions, Gain, Together
+from ..choosing.candidates import Candidate, Together
+from ..choosing.contributions import Contributions, Gain
 from ..choosing.expected_gains import HEAD, expected_gains, gains_of_kinds
 from ..choosing.integer_program import Choice, Choices
 from .tables import MIB

@@ -8,12 +8,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..choosing.analysis import open_model
-from ..choosing.contribution import Candidate, Contributions, Gain, ladder, scheme_of, trained_at
-from ..choosing.costs import Profiles
+from ..choosing.candidates import Candidate, ladder, scheme_of, trained_at
+from ..choosing.contributions import Contributions, Gain
 from ..choosing.expected_gains import HEAD, gains_of_kinds, rank_agreement, tried_together
 from ..choosing.integer_program import Choice, Choices, front, total
 from ..choosing.scheme_search import budgets_of, prepared, suited
+from ..choosing.time_model import Profiles
+from ..choosing.worker import open_model
 from ..device.files import replacing
 from ..errors import PockError
 from ..frontend.structure import Structure

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..choosing.contribution import Candidate, Contributions
+from ..choosing.candidates import Candidate
+from ..choosing.contributions import Contributions
 from ..choosing.expected_gains import expected_gains
 from ..choosing.integer_program import Choice
 from ..compiler.layers import layer_share

@@ -15,21 +15,14 @@ import pytest
 import torch
 
 import pock_tvm as pock
-from pock_tvm.choosing.analysis import measure, rungs
-from pock_tvm.choosing.contribution import (
-    Candidate,
-    Contributions,
-    Run,
-    Together,
-    candidates,
-    depth_of,
-    kinds_of,
-    ladder,
-    scheme_of,
-)
+from pock_tvm.choosing.analysis import rungs
+from pock_tvm.choosing.candidates import Candidate, Together, candidates, depth_of, kinds_of, ladder, scheme_of
+from pock_tvm.choosing.contributions import Contributions
 from pock_tvm.choosing.costs import Cost
 from pock_tvm.choosing.expected_gains import enough, expected_gains, gains_of_kinds, rank_agreement, sets_together
 from pock_tvm.choosing.first_order import first_order_scores, score
+from pock_tvm.choosing.runs import Run
+from pock_tvm.choosing.worker import measure
 from pock_tvm.choosing.workers import Workers
 from pock_tvm.frontend import load_model
 from pock_tvm.frontend.structure import structure_of

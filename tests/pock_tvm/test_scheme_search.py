@@ -11,11 +11,16 @@ import pytest
 import torch
 
 import pock_tvm as pock
-from pock_tvm.choosing.analysis import compile_task, planned_costs
-from pock_tvm.choosing.contribution import Candidate, Contributions, Run, candidates, fingerprint, scheme_of
-from pock_tvm.choosing.costs import Cost, TimeModel, cost_of
+from pock_tvm.choosing.analysis import planned_costs
+from pock_tvm.choosing.candidates import Candidate, candidates, scheme_of
+from pock_tvm.choosing.contributions import Contributions
+from pock_tvm.choosing.costs import Cost, cost_of
+from pock_tvm.choosing.fingerprint import fingerprint
 from pock_tvm.choosing.integer_program import Choices, Option, Weight, best
+from pock_tvm.choosing.runs import Run
 from pock_tvm.choosing.scheme_search import Found, budgets_of, prepared, suited
+from pock_tvm.choosing.time_model import TimeModel
+from pock_tvm.choosing.worker import compile_task
 from pock_tvm.device.profile import example, profile
 from pock_tvm.frontend import load_model
 from pock_tvm.frontend.structure import structure_of
