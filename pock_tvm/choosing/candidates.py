@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..frontend.structure import Structure
-from ..schemes.scheme import Scheme, What
+from ..schemes.scheme import Rule, Scheme
 
 
 @dataclass(frozen=True, order=True)
@@ -60,7 +60,7 @@ def scheme_of(structure: Structure, biases: int, weights: Mapping[str, float]) -
     return Scheme({"*": "frozen"} | full | {name: trained_at(structure, name, weights[name]) for name in weights})
 
 
-def trained_at(structure: Structure, weight: str, share: float) -> What:
+def trained_at(structure: Structure, weight: str, share: float) -> Rule:
     """What a share of a weight is, as a scheme says it: of an embedding those rows that the data reads most often."""
     channels = structure.channels.get(weight)
     if channels is not None and channels.read:

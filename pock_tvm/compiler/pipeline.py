@@ -43,6 +43,7 @@ from relay_passes.canonical.canonicalise import canonicalise
 from relay_passes.canonical.store_permuted import stored_of
 from relay_passes.ir import bindings_of, op_name, shape_of
 from relay_passes.ir.places import grouped_names, kernel_places
+from relay_passes.ir.trained_part import TrainedPart
 from relay_passes.memory.budget import BudgetError, kernel_seconds, within_budget, worthwhile
 from schedules.cpu import Traits
 
@@ -51,8 +52,8 @@ from ..errors import of_passes
 FORWARD, TRAIN, ACCUMULATE, PREDICT, PREPARE = "main", "train_step", "accumulate_step", "predict", "prepare"
 ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
 
-Piece = tuple[int, Sequence[int]] | None
-"""What is trained of a parameter: None for all of it, else the indices along an axis."""
+Piece = TrainedPart | None
+"""The trained part of a parameter; None for all of it."""
 
 
 @dataclass
@@ -259,7 +260,7 @@ def stored_pieces(
     """Pieces along the axes of the parameters as they are stored now."""
     stored = stored_of(func)
     return {
-        name: (stored[name].position(piece[0], shapes[name]), piece[1])
+        name: TrainedPart(stored[name].position(piece[0], shapes[name]), piece[1])
         if piece is not None and name in stored
         else piece
         for name, piece in trained.items()

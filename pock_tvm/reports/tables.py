@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
@@ -12,6 +12,9 @@ from rich.table import Table
 
 from ..device.program import Program
 from ..errors import Obstacle
+
+if TYPE_CHECKING:
+    from relay_passes.ir.trained_part import TrainedPart
 
 MIB = 2**20
 
@@ -91,20 +94,20 @@ def memory_table(program: Program) -> Table:
     return table
 
 
-def scheme_table(found: Mapping[str, Mapping[str, Any]], model: Any) -> Table:
+def scheme_table(schemes: Mapping[str, Mapping[str, TrainedPart | None]], model: Any) -> Table:
     """One row a scheme: how many parameters and how many numbers it trains."""
     table = Table(title="schemes")
     for name in ("scheme", "parameters", "numbers", "share"):
         table.add_column(name, justify="left" if name == "scheme" else "right")
     total = sum(model.weights[name].size for name in model.parameters)
-    for name, selection in found.items():
-        numbers = sum(_size(model.weights[parameter], piece) for parameter, piece in selection.items())
-        table.add_row(name, str(len(selection)), f"{numbers:,}", f"{100 * numbers / total:.1f} %")
+    for name, trained in schemes.items():
+        numbers = sum(_size(model.weights[parameter], part) for parameter, part in trained.items())
+        table.add_row(name, str(len(trained)), f"{numbers:,}", f"{100 * numbers / total:.1f} %")
     return table
 
 
-def _size(weight: np.ndarray, piece: tuple[int, Any] | None) -> int:
-    return weight.size if piece is None else weight.size // weight.shape[piece[0]] * len(piece[1])
+def _size(weight: np.ndarray, part: TrainedPart | None) -> int:
+    return weight.size if part is None else weight.size // weight.shape[part.axis] * len(part.indices)
 
 
 def kernel_table(records: Sequence[Mapping[str, Any]]) -> Table:
