@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from tvm import IRModule, relax
 
 from ..analysis.kernel_costs import kernel_costs, seconds
+from ..analysis.live_ranges import live_ranges
 from ..ir import update_function
 from .placement import place
-from .plan_arena import Memory
 from .recompute import Recomputed, recomputed
 
 PLANS = 6
@@ -119,4 +119,4 @@ def within_budget(
 
 def _planned(func: relax.Function) -> int:
     """About the bytes of a function's arena: the final plan is made with more care."""
-    return place(Memory(func).lifetimes(), moves=0).size
+    return place(live_ranges(func), moves=0).size

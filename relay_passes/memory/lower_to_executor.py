@@ -11,10 +11,10 @@ from tvm import IRModule, relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from ..analysis.aliasing import Aliasing, Output
 from ..canonical.split_batch import CUT
 from ..errors import PassError
 from ..ir import CALLS, Constant, Expr, bindings_of, op_name, type_bytes, update_function
-from .plan_arena import Memory, Output
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerToExecutor")
@@ -60,18 +60,18 @@ class _Part:
 
     def __init__(self, func: relax.Function, first_results: int | None, constants: list[Expr]) -> None:
         self.func = func
-        self.memory = Memory(func)
-        self.results = self.memory.results[:first_results]
+        self.aliasing = Aliasing(func)
+        self.results = self.aliasing.results[:first_results]
         self.written: dict[Output, int] = {}
         """The results that a kernel writes where the caller wants them; the others are copied there."""
         for index, result in enumerate(self.results):
-            for output in self.memory.named_by(result)[:1]:
+            for output in self.aliasing.buffers(result)[:1]:
                 self.written.setdefault(output, index)
         self.bindings = bindings_of(func)
         self.offsets: dict[Output, int] = {}
         for binding, offsets in zip(self.bindings, func.attrs["arena_offsets"], strict=True):
-            for output, offset in zip(self.memory.outputs(binding), offsets, strict=True):
-                home, inside = self.memory.home(output)
+            for output, offset in zip(self.aliasing.outputs(binding), offsets, strict=True):
+                home, inside = self.aliasing.buffer_of(output)
                 self.offsets[home] = int(offset) - inside
         self.constants = constants
         self.calls = [self._call(binding) for binding in self.bindings if op_name(binding.value) in CALLS]
@@ -94,14 +94,14 @@ class _Part:
         """The name of a kernel and where its arguments lie."""
         kernel, args = binding.value.args[0], list(binding.value.args[1].fields)
         places = [self._place(arg) for arg in args]
-        places += [self._in_memory(*self.memory.home(output)) for output in self.memory.outputs(binding)]
+        places += [self._in_memory(*self.aliasing.buffer_of(output)) for output in self.aliasing.outputs(binding)]
         return kernel.name_hint, places
 
     def _place(self, expr: Expr) -> Place:
-        outputs, offset = self.memory.named_by(expr), self.memory.offset(expr)
+        outputs, offset = self.aliasing.buffers(expr), self.aliasing.offset(expr)
         if outputs:
             return self._in_memory(outputs[0], offset)
-        origin = self.memory.origin(expr)
+        origin = self.aliasing.origin(expr)
         if isinstance(origin, Constant):
             self.constants.append(origin)
             return f"constant.{len(self.constants) - 1}", offset

@@ -14,8 +14,8 @@ from tvm.relax import op as R
 
 from pock_tvm.compiler import pipeline
 from pock_tvm.compiler.pipeline import Phases, Training
+from relay_passes.analysis.aliasing import Aliasing
 from relay_passes.ir import bindings_of, bytes_of, op_name
-from relay_passes.memory.plan_arena import Memory
 from relay_passes.memory.recompute import recomputed
 from schedules.cpu import Traits
 from tests.relay_passes.modules import function
@@ -91,9 +91,9 @@ def test_a_long_chain_of_views_names_one_memory(few_frames: None) -> None:
                 value = builder.emit(R.reshape(value, (2, 8) if index % 2 else (8, 2)))
             output = builder.emit_output(builder.emit_te(tvm.topi.exp, value))
         builder.emit_func_output(output)
-    memory = Memory(builder.get()["main"])
-    assert memory.named_by(value) == [(first, 0)]
-    assert memory.offset(value) == 0
+    aliasing = Aliasing(builder.get()["main"])
+    assert aliasing.buffers(value) == [(first, 0)]
+    assert aliasing.offset(value) == 0
 
 
 def test_calls_grow_with_the_layers_and_not_with_their_square() -> None:
