@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .kernels.slice_forward import SliceForward
     from .kernels.straighten_products import StraightenProducts
     from .kernels.winograd import Winograd
+    from .memory.list_calls import ListCalls
     from .memory.lower_to_executor import LowerToExecutor
     from .memory.order_updates import OrderUpdates
     from .memory.plan_arena import PlanArena
@@ -52,6 +53,7 @@ _HOME = {
     "FoldBatchNorm": "canonical.fold_batch_norm",
     "FoldPadding": "canonical.fold_padding",
     "LiftFrozen": "kernels.lift_frozen",
+    "ListCalls": "memory.list_calls",
     "LowerToExecutor": "memory.lower_to_executor",
     "NameKernels": "kernels.name_kernels",
     "OrderUpdates": "memory.order_updates",

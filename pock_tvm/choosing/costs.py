@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..device.program import Program
+from ..device.program import Program, kernel_calls
 
 Work = Mapping[str, Sequence[float]]
 """By the kind of kernel: calls, FLOPs, bytes."""
@@ -63,7 +63,7 @@ class Cost:
 def cost_of(program: Program) -> Cost:
     """What a step of a program takes, whether it is built or only planned."""
     memory, kernels = program.memory(), program.manifest["kernels"]
-    calls = program.manifest["entries"]["train_step"]["calls"]
+    calls = kernel_calls(program.manifest["entries"]["train_step"])
     state = memory["optimizer_state"] + memory["gradient_sums"]
     saved = sum(layer["saved_bytes"] for layer in program.manifest["layers"])
     work = work_of([kernels[kernel] for kernel, _ in calls])

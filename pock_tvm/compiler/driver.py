@@ -20,11 +20,9 @@ from tvm import IRModule, relax
 from relay_passes.analysis.batch_axis import batch_of
 from relay_passes.analysis.kernel_costs import kernel_costs
 from relay_passes.canonical.store_permuted import Stored, stored_of
-from relay_passes.ir import Constant, append, bindings_of, dtype_of, first_line, op_name, shape_of
-from relay_passes.ir.append import states_of
-from relay_passes.kernels.lift_frozen import prepared_name
+from relay_passes.ir import first_line
 from relay_passes.memory.budget import BudgetError
-from relay_passes.operators.registry import plain
+from relay_passes.memory.call_list import CallList, call_list_of
 from schedules.cpu import Traits, traits_of
 from schedules.cpu.tile import divisors
 
@@ -34,28 +32,21 @@ from ..device.arguments import FLAG, PATH, Kind, is_number, number, one_of, requ
 from ..device.losses import KINDS, Loss, as_loss
 from ..device.optimizers import SGD, Adam, Optimizer
 from ..device.parameters import (
-    FROZEN,
-    FULL,
-    GRADIENT_SUM,
-    MODEL,
-    OPTIMIZER,
-    PREPARED,
-    STATISTICS,
-    Layout,
     Parameter,
 )  # fmt: skip
 from ..device.program import FORMAT, Program
 from ..errors import CompilerError, MemoryBudgetError, OptionError, PockError, PockWarning, of_passes
-from ..frontend import LookUp, Model, load_model
+from ..frontend import Model, load_model
 from ..frontend.observations import observations
-from ..frontend.structure import inputs_of, structure_of
+from ..frontend.structure import structure_of
 from ..quantities import parse_bytes
 from ..schemes.scheme import Scheme
 from . import pipeline
 from .build import build_library
 from .fitting import fewest_parts
 from .layers import layer_report
-from .pipeline import Phases, Piece, Training
+from .manifest import index_limits, prepared_records, state_records, weight_records
+from .pipeline import Phases, Training
 from .self_check import SelfCheck, reference_of
 from .targets import HOST, resolve_target, triple_of
 
@@ -187,10 +178,12 @@ def compile(  # noqa: A001 - the name that users expect
         warnings.warn(str(each), PockWarning, stacklevel=3)
     lowered = found.module
     # 10. Schedule and build.
-    entries = [name for name in pipeline.ENTRIES if name in lowered]
+    entries = {name: call_list_of(lowered[name]) for name in pipeline.ENTRIES if name in lowered}
     library = b""
     if build:
-        library = build_library(lowered, entries, target, found.places)
+        library = build_library(lowered, list(entries), target, found.places)
+    records = weight_records(imported, selection, found.stored, found.written)
+    records += [*found.states, *prepared_records(entries[pipeline.PREPARE])]
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},
@@ -206,15 +199,15 @@ def compile(  # noqa: A001 - the name that users expect
         },
         "inputs": [vars(spec) for spec in imported.inputs],
         "outputs": [vars(spec) for spec in imported.outputs],
-        "index_limits": _index_limits(imported),
-        "parameters": {record.name: record.to_json() for record in _parameters(imported, selection, found)},
+        "index_limits": index_limits(imported),
+        "parameters": {record.name: record.to_json() for record in records},
         "aliases": imported.aliases,
-        "entries": {name: _entry(lowered, name) for name in entries},
+        "entries": {name: calls.record() for name, calls in entries.items()},
         "layers": layer_report(structure_of(imported), selection, found.step),
-        "kernels": kernel_costs(lowered, entries),
+        "kernels": kernel_costs(lowered, list(entries)),
         "check": None,
     }
-    program = Program(manifest, library, dict(imported.weights), _constants(lowered, entries))
+    program = Program(manifest, library, dict(imported.weights), _constants(entries))
     if not build or check is False:
         return program
     # Checked: the program takes a step beside PyTorch.
@@ -292,7 +285,7 @@ def _lowered(
     stored = stored_of(graph[pipeline.PREDICT])
     written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
     frozen = [name for name in imported.weights if name not in training.trained and name not in written]
-    states = _states(graph[pipeline.TRAIN])
+    states = state_records(graph[pipeline.TRAIN])
     state = sum(record.nbytes for record in states)
     try:
         module = pipeline.executors(phases, frozen, training, traits, None if budget is None else budget - state, most)
@@ -346,78 +339,9 @@ def _check_options(**given: Any) -> None:
         )
 
 
-def _parameters(model: Model, selection: Mapping[str, Piece], found: _Lowered) -> list[Parameter]:
-    """The records of all that a trainer keeps: of the model, of the optimizer, and what is prepared when it starts."""
-    records = []
-    for name, array in model.weights.items():
-        trained: Any = FROZEN
-        if name in found.written:
-            trained = STATISTICS
-        elif name in selection:
-            piece = selection[name]
-            trained = FULL if piece is None else {"axis": piece[0], "indices": list(piece[1])}
-        layout = Layout(found.stored[name].shape, found.stored[name].axes) if name in found.stored else None
-        records.append(Parameter(name, array.shape, str(array.dtype), MODEL, trained, layout))
-    table = _entry(found.module, pipeline.PREPARE)["table"]
-    results = [tensor for tensor in table if tensor["name"].startswith("result.")]
-    return [*records, *found.states] + [
-        Parameter(prepared_name(index), tuple(tensor["shape"]), tensor["dtype"], PREPARED)
-        for index, tensor in enumerate(results)
-    ]
-
-
-def _states(func: relax.Function) -> list[Parameter]:
-    """The records of optimizer state and gradient sums among the parameters of a step."""
-    params, records = {param.name: param for param in func.params}, []
-    for name, (slot, of) in states_of(func).items():
-        origin = GRADIENT_SUM if slot == append.GRADIENT_SUM else OPTIMIZER
-        shape, dtype = shape_of(params[name]), dtype_of(params[name])
-        records.append(Parameter(name, shape, dtype, origin, of=of, slot=slot if origin == OPTIMIZER else ""))
-    return records
-
-
-def _entry(mod: IRModule, name: str) -> dict[str, Any]:
-    """What a manifest says of an entry point: what lies behind each address, and how large the arena is."""
-    attrs = mod[name].attrs
-    table = [
-        {"name": str(name), "shape": list(plain(shape)), "dtype": str(dtype)} for name, shape, dtype in attrs["table"]
-    ]
-    return {
-        "table": table,
-        "arena_bytes": int(attrs["arena_bytes"]),
-        "arena_lower_bound": int(attrs["arena_lower_bound"]),
-        "calls": plain(attrs["calls"]),
-        "arena_map": plain(attrs["arena_map"]),
-    }
-
-
-def _constants(mod: IRModule, entries: Sequence[str]) -> dict[str, np.ndarray]:
+def _constants(entries: Mapping[str, CallList]) -> dict[str, np.ndarray]:
     return {
         f"{name}/constant.{index}": np.ascontiguousarray(value.numpy())
-        for name in entries
-        for index, value in enumerate(mod[name].attrs["constants"])
+        for name, calls in entries.items()
+        for index, value in enumerate(calls.constants)
     }
-
-
-def _index_limits(model: Model) -> dict[str, tuple[int, int]]:
-    """For each integer input by which something is read the lowest index, and how many positions there are."""
-    func = model.module["main"]
-    origin = inputs_of(func, len(model.inputs))
-    limits: dict[str, tuple[int, int]] = {}
-    for index, extent, from_end in [*model.look_ups, *_takes(func)]:
-        if index in origin:
-            lowest, count = limits.get(origin[index], (-extent, extent))
-            limits[origin[index]] = (max(lowest, -extent if from_end else 0), min(count, extent))
-    return limits
-
-
-def _takes(func: relax.Function) -> list[LookUp]:
-    """The look-ups in tables that are not constant."""
-    found = []
-    for binding in bindings_of(func):
-        value = binding.value
-        if op_name(value) == "relax.take" and not isinstance(value.args[0], Constant):
-            axis = plain(value.attrs.axis)
-            if isinstance(value.args[1], relax.Var):
-                found.append(LookUp(value.args[1], shape_of(value.args[0])[axis or 0], False))
-    return found

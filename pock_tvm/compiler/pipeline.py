@@ -21,6 +21,7 @@ from relay_passes import (
     ChooseKernels,
     FoldBatchNorm,
     LiftFrozen,
+    ListCalls,
     LowerToExecutor,
     NameKernels,
     OrderUpdates,
@@ -230,9 +231,10 @@ def _executors(
     # 9. Plan.
     phases.run("planned", [PlanArena(name) for name in everything])
     parts = training.micro_batches - 1
-    # The step first: it is made of what accumulates, too, which is then lowered itself or no longer needed.
-    lowered: list[Pass] = [LowerToExecutor(name, 1, [ACCUMULATE] * parts) for name in steps[: training.accumulate]]
-    phases.run("executors", [*lowered, LowerToExecutor(PREDICT, None, [PREDICT] * parts), LowerToExecutor(PREPARE)])
+    entries = [*steps[: training.accumulate], PREDICT, PREPARE]
+    listed: list[Pass] = [ListCalls(name, 1, [ACCUMULATE] * parts) for name in steps[: training.accumulate]]
+    phases.run("calls", [*listed, ListCalls(PREDICT, None, [PREDICT] * parts), ListCalls(PREPARE)])
+    phases.run("executors", [LowerToExecutor(name) for name in entries])
     if training.accumulate == 1:  # what every micro-batch but the last runs is a part of the step
         phases.mod = IRModule({var: func for var, func in phases.mod.functions.items() if var.name_hint != ACCUMULATE})
     return phases.mod

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .program import kernel_calls
 from .runtime import CALL_KERNEL
 
 if TYPE_CHECKING:
@@ -32,19 +33,19 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
     """Time every kernel of a real training step, slowest first; the trainer's state stays as it was.
 
     Returns a record for each call: ``kernel``, ``ms`` (median of ``repeat`` steps), ``gflops`` and ``gbytes`` per
-    second, ``share`` of the step, and what its manifest says of the kernel's cost.
+    second, ``share`` of the step, and what its manifest says of the kernel's cost. Copies of results are not timed.
     """
     program, saved = trainer.program, {name: array.copy() for name, array in trainer._arrays.items()}
     steps = trainer.steps
     trainer.step(x, y, lr=0.0)
-    entry = program.manifest["entries"]["train_step"]
+    kernels = kernel_calls(program.manifest["entries"]["train_step"])
     addresses = trainer._tables["train_step"].numpy().tolist()
-    times: list[list[float]] = [[] for _ in entry["calls"]]
+    times: list[list[float]] = [[] for _ in kernels]
     number = {kernel: at for at, kernel in enumerate(sorted(program.manifest["kernels"]))}
     library = trainer._library
     calls = [
         library.table([number[kernel], *(addresses[at] + offset for at, offset in places)])
-        for kernel, places in entry["calls"]
+        for kernel, places in kernels
     ]
     for _ in range(repeat):
         for call, record in zip(calls, times, strict=True):
@@ -56,7 +57,7 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
     trainer.steps = steps
     medians = [statistics.median(record) for record in times]
     rows = []
-    for (kernel, _), median in zip(entry["calls"], medians, strict=True):
+    for (kernel, _), median in zip(kernels, medians, strict=True):
         cost = program.manifest["kernels"][kernel]
         rows.append(
             {

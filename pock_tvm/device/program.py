@@ -168,6 +168,14 @@ class Program:
         }
 
 
+def kernel_calls(entry: Mapping[str, Any]) -> list[tuple[str, list[list[int]]]]:
+    """The kernels that an entry point calls, in order, each with its operands as [position in the table, bytes].
+
+    What the entry copies is left out: its record is ``["copy", [to, from], bytes]``.
+    """
+    return [(call[0], call[1]) for call in entry["calls"] if call[0] != "copy"]
+
+
 def _parts_of(manifest: Any) -> Mapping[str, str]:
     """The checksums of a file's parts by their names, as far as the manifest can be read."""
     checksums = manifest.get("checksums") if isinstance(manifest, dict) else None

@@ -32,7 +32,7 @@ class SplitBatch:
     """Turn a network of a batch into the same network of one of ``count`` equal parts of it, a micro-batch.
 
     In, out: a dataflow function with the attribute ``num_input``. The inputs with a row for each sample are declared
-    with that many fewer; the attribute ``cut_inputs`` names them, for :class:`AppendLoss` and :class:`LowerToExecutor`.
+    with that many fewer; the attribute ``cut_inputs`` names them, for :class:`AppendLoss` and :class:`ListCalls`.
 
     Raises
     ------
