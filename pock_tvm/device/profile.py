@@ -1,4 +1,4 @@
-"""Where the time of a step goes, kernel by kernel."""
+"""Times the kernels of a step, one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def example(program: Program) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Inputs and a target of the right shapes and types: numbers from a normal distribution, ones for integers."""
+    """Make inputs and a target of the right shapes and dtypes: normal numbers, ones for integers, target 0."""
     manifest, rng = program.manifest, np.random.default_rng(0)
     inputs = {}
     for spec in manifest["inputs"]:
@@ -25,15 +25,15 @@ def example(program: Program) -> tuple[dict[str, np.ndarray], np.ndarray | None]
         whole = np.full(spec["shape"], min(1, limit - 1))
         inputs[spec["name"]] = rng.standard_normal(spec["shape"]) if "float" in spec["dtype"] else whole
         inputs[spec["name"]] = inputs[spec["name"]].astype(spec["dtype"])
-    targets = [tensor for tensor in manifest["entries"]["train_step"]["table"] if tensor["name"] == "target"]
-    return inputs, np.zeros(targets[0]["shape"], targets[0]["dtype"]) if targets else None
+    target = program.tensor("target")
+    return inputs, None if target is None else np.zeros(*target)
 
 
 def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict[str, Any]]:
-    """Time every kernel of a real training step, slowest first; the trainer's state stays as it was.
+    """Time every kernel of a training step, slowest first; the trainer's state stays as it was.
 
     Returns a record for each call: ``kernel``, ``ms`` (median of ``repeat`` steps), ``gflops`` and ``gbytes`` per
-    second, ``share`` of the step, and what its manifest says of the kernel's cost. Copies of results are not timed.
+    second, ``share`` of the step's time, and the kernel's cost of the manifest. Copies of results are not timed.
     """
     program, saved = trainer.program, {name: array.copy() for name, array in trainer._arrays.items()}
     steps = trainer.steps

@@ -1,4 +1,4 @@
-"""The trainer: a program with a state. All that runs on the device; needs TVM's runtime and NumPy."""
+"""The trainer: a program with a state. Needs TVM's runtime and NumPy, nothing else."""
 
 from __future__ import annotations
 
