@@ -242,7 +242,7 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     fit = replace(task, recipe=final.recipe)
     results = trained(fit, final, sides, budgets, bench.rates, seeds, folder / "runs.json")
     summed = chosen.choice.memory  # what the scheme takes by the sum of its parts, which is what all three go by
-    anything = replace(chosen.choices, enough=math.inf)  # what others search
+    anything = replace(chosen.choices, gain_cap=math.inf)  # what others search
     objective = {"exact": best(anything, memory=summed).gain}
     for name, searcher in (("evolution", evolution), ("random", random_search)):
         tries = [searcher(anything, EVALUATIONS, seed, memory=summed) for seed in range(3)]

@@ -1,4 +1,4 @@
-"""Candidates: the parts of a network that may be trained, and the schemes that they stand for."""
+"""Candidates: the parts of a network that may be trained, each with the scheme that trains it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..schemes.scheme import Rule, Scheme
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """Something to train: the head, the last ``biases`` biases, and perhaps a share of one weight."""
+    """One training choice: the head, the last ``biases`` biases, and optionally one weight at a channel ratio."""
 
     biases: int
     weight: str = ""
     ratio: float = 1.0
 
     @property
-    def shares(self) -> dict[str, float]:
-        """What is trained of which weight."""
+    def ratios(self) -> dict[str, float]:
+        """The channel ratio of each trained weight, by name."""
         return {self.weight: self.ratio} if self.weight else {}
 
     def __str__(self) -> str:
@@ -28,15 +28,16 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Together:
-    """Shares of several weights, with the head and the last ``biases`` biases."""
+class WeightSet:
+    """Several weights that are trained together, with the head and the last ``biases`` biases."""
 
     biases: int
     weights: tuple[tuple[str, float], ...]
+    """Names and channel ratios."""
 
     @property
-    def shares(self) -> dict[str, float]:
-        """What is trained of which weight."""
+    def ratios(self) -> dict[str, float]:
+        """The channel ratio of each trained weight, by name."""
         return dict(self.weights)
 
     def __str__(self) -> str:
@@ -47,70 +48,77 @@ class Together:
         return f"{base} + {first}" + (f" and {len(others)} more" if others else "")
 
 
-def ladder(structure: Structure) -> list[str]:
-    """The small parameters that are trained from the last on: biases (also those of normalisation), or the scales of a
-    network that has none."""
+def biases_of(structure: Structure) -> list[str]:
+    """Return the biases in front of the head, those of normalisation included, in the order in which they are read.
+
+    In a network without biases the scales of normalisation take their place.
+    """
     return structure.of_role("bias") or structure.of_role("scale")
 
 
-def scheme_of(structure: Structure, biases: int, weights: Mapping[str, float]) -> Scheme:
-    """The scheme that trains the head, the last ``biases`` biases, and these shares of weights."""
-    steps = ladder(structure)
-    full = dict.fromkeys([*steps[len(steps) - biases :], *structure.head_parameters()], "full")
-    return Scheme({"*": "frozen"} | full | {name: trained_at(structure, name, weights[name]) for name in weights})
+def scheme_of(structure: Structure, biases: int, ratios: Mapping[str, float]) -> Scheme:
+    """Build the scheme that trains the head, the last ``biases`` biases, and weights at these channel ratios."""
+    names = biases_of(structure)
+    full = dict.fromkeys([*names[len(names) - biases :], *structure.head_parameters()], "full")
+    return Scheme({"*": "frozen"} | full | {name: rule_at(structure, name, ratio) for name, ratio in ratios.items()})
 
 
-def trained_at(structure: Structure, weight: str, share: float) -> Rule:
-    """What a share of a weight is, as a scheme says it: of an embedding those rows that the data reads most often."""
+def rule_at(structure: Structure, weight: str, ratio: float) -> Rule:
+    """Return the scheme's rule for a weight at a ratio: for an embedding, the rows that the data reads most often."""
     channels = structure.channels.get(weight)
     if channels is not None and channels.read:
-        return sorted(channels.read[: channels.share(share)])
-    return "full" if share == 1 else share
+        return sorted(channels.read[: channels.count_at(ratio)])
+    return "full" if ratio == 1 else ratio
 
 
 def candidates(structure: Structure, ratios: Sequence[float], depths: int | None = None) -> list[Candidate]:
-    """Everything that is measured alone: numbers of last biases (``depths`` of them, spread evenly, or all), and each
-    weight but the head's at each ratio that makes a difference, together with all biases."""
-    whole = len(ladder(structure))
-    count = whole if depths is None else min(depths, whole)
-    numbers = sorted({0, whole} | {round(whole * step / count) for step in range(1, count + 1)})
-    found = [Candidate(number) for number in numbers]
-    for weight in weights_of(structure):
+    """List the candidates of a network.
+
+    These are the numbers of last biases (``depths`` of them, evenly spaced, or all), and each weight in front of the
+    head, with all biases, at each ratio that trains another number of channels.
+    """
+    bias_count = len(biases_of(structure))
+    count = bias_count if depths is None else min(depths, bias_count)
+    numbers = sorted({0, bias_count} | {round(bias_count * step / count) for step in range(1, count + 1)})
+    result = [Candidate(number) for number in numbers]
+    for weight in candidate_weights(structure):
         channels = structure.channels.get(weight)
         seen = set()
         for ratio in sorted(ratios) if channels else [1.0]:
-            trained = channels.share(ratio) if channels else 1
-            if trained not in seen:
-                found.append(Candidate(whole, weight, ratio))
-            seen.add(trained)
-    return found
+            channel_count = channels.count_at(ratio) if channels else 1
+            if channel_count not in seen:
+                result.append(Candidate(bias_count, weight, ratio))
+            seen.add(channel_count)
+    return result
 
 
-def kinds_of(structure: Structure, group: Iterable[Candidate]) -> dict[str, Together]:
-    """The weights of a group of candidates by kind (of layer, scales, embeddings that an input is looked up in,
-    others), all of a kind together, each at its largest ratio."""
+def weights_by_kind(structure: Structure, group: Iterable[Candidate]) -> dict[str, WeightSet]:
+    """Group the weights of candidates by kind, each weight at its largest ratio.
+
+    Kinds are those of layers, ``scale``, ``embedding`` (looked up by an input) and ``other embedding``.
+    """
     kinds = {layer.weight: layer.kind for layer in structure.layers}
     for name in structure.of_role("embedding"):
         kinds[name] = "embedding" if name in structure.look_ups else "other embedding"
-    found: dict[str, dict[str, float]] = {}
+    ratios: dict[str, dict[str, float]] = {}
     ordered = sorted(group)  # the largest ratio last
     for each in ordered:
         if each.weight:
-            found.setdefault(kinds.get(each.weight, "scale"), {})[each.weight] = each.ratio
-    return {kind: Together(ordered[-1].biases, tuple(weights.items())) for kind, weights in found.items()}
+            ratios.setdefault(kinds.get(each.weight, "scale"), {})[each.weight] = each.ratio
+    return {kind: WeightSet(ordered[-1].biases, tuple(weights.items())) for kind, weights in ratios.items()}
 
 
-def weights_of(structure: Structure) -> list[str]:
-    """The weights in front of the head, each once, in the order in which they run: of layers, embeddings, and of
-    normalisation (its scales) where those are no steps of the ladder."""
-    found = {layer.weight for layer in structure.layers}
-    found |= {*structure.of_role("embedding"), *structure.of_role("scale")}
-    found -= {*ladder(structure), *structure.head_parameters()}
-    return sorted(found, key=structure.first_use.__getitem__)
+def candidate_weights(structure: Structure) -> list[str]:
+    """List the weights in front of the head, each once, in the order of first use: layers, embeddings, and scales of
+    normalisation unless they take the place of biases."""
+    weights = {layer.weight for layer in structure.layers}
+    weights |= {*structure.of_role("embedding"), *structure.of_role("scale")}
+    weights -= {*biases_of(structure), *structure.head_parameters()}
+    return sorted(weights, key=structure.first_use.__getitem__)
 
 
 def depth_of(structure: Structure, weight: str) -> int:
-    """How many of the last biases have to be trained for a gradient to reach a weight."""
+    """Return the depth of a weight: the number of last biases that lie between it and the loss."""
     layers = [layer.position for layer in structure.layers if layer.weight == weight]
     position = min(layers, default=structure.first_use[weight])
-    return sum(structure.first_use[name] >= position for name in ladder(structure))
+    return sum(structure.first_use[name] >= position for name in biases_of(structure))

@@ -1,4 +1,4 @@
-"""The file of contributions."""
+"""The JSON file of contributions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ..device.files import replacing
 from ..errors import ContributionError, OptionError
 from ..training.fine_tuning import Recipe
-from .candidates import Candidate, Together
+from .candidates import Candidate, WeightSet
 from .costs import Cost
 from .runs import Run
 from .task import Task
@@ -21,7 +21,7 @@ FORMAT = "pock-contributions/2"
 
 
 def write_contributions(path: str | os.PathLike[str], contributions: Mapping[str, Any]) -> None:
-    """Write the fields of contributions to a JSON file, which is replaced when the new one is complete."""
+    """Write the fields of :class:`pock_tvm.Contributions` to a JSON file, atomically."""
     content = {
         "format": FORMAT,
         **contributions,
@@ -37,7 +37,7 @@ def write_contributions(path: str | os.PathLike[str], contributions: Mapping[str
 
 
 def read_contributions(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what :func:`write_contributions` wrote.
+    """Read the fields that :func:`write_contributions` wrote.
 
     Raises
     ------
@@ -59,8 +59,8 @@ def read_contributions(path: str | os.PathLike[str]) -> dict[str, Any]:
             "costs": {_candidate(entry): Cost(**entry["cost"]) for entry in content["costs"]},
             "scores": {_candidate(entry): entry["score"] for entry in content["scores"]},
             "finished": bool(content["finished"]),
-            "trials": _runs_together(content.get("trials", [])),
-            "kinds": _runs_together(content.get("kinds", [])),
+            "trials": _runs_of_sets(content.get("trials", [])),
+            "kinds": _runs_of_sets(content.get("kinds", [])),
             "rows": content.get("rows", {}),
         }
     except FileNotFoundError as error:
@@ -73,8 +73,8 @@ def _candidate(entry: Mapping[str, Any]) -> Candidate:
     return Candidate(entry["biases"], entry["weight"], entry["ratio"])
 
 
-def _runs_together(entries: Sequence[dict[str, Any]]) -> list[Run]:
-    def together(entry: Mapping[str, Any]) -> Together:
-        return Together(entry["biases"], tuple((weight, share) for weight, share in entry["weights"]))
+def _runs_of_sets(entries: Sequence[dict[str, Any]]) -> list[Run]:
+    def weight_set(entry: Mapping[str, Any]) -> WeightSet:
+        return WeightSet(entry["biases"], tuple((weight, ratio) for weight, ratio in entry["weights"]))
 
-    return [Run(**entry | {"candidate": together(entry["candidate"])}) for entry in entries]
+    return [Run(**entry | {"candidate": weight_set(entry["candidate"])}) for entry in entries]

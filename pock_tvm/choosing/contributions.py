@@ -1,7 +1,7 @@
-"""Contributions: what training a piece of a network brings, as it was measured, and the file that keeps it.
+"""Contributions: measured gains of training parts of a network.
 
-PockEngine's section 3.2 (MICRO 2023): the accuracy that the last k biases bring over the head alone, and that a share
-of one weight brings over biases alone.
+PockEngine's section 3.2 (MICRO 2023): the accuracy that the last k biases add to training the head alone, and that one
+weight at a channel ratio adds to training biases alone.
 """
 
 from __future__ import annotations
@@ -10,139 +10,131 @@ import math
 import os
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from ..errors import ContributionError
 from ..frontend import Model
-from .candidates import Candidate, Together
+from .candidates import Candidate, WeightSet
 from .contribution_file import read_contributions, write_contributions
 from .costs import Cost
 from .fingerprint import fingerprint, first_difference
-from .runs import Run
+from .runs import Gain, Run
 from .task import Task
 
-Piece = TypeVar("Piece", "Candidate", "Together")
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What a candidate brings over another, in points."""
-
-    mean: float
-    spread: float | None
-    """The standard deviation over seeds; None of a single one."""
-    seeds: int
-    epochs: float
-
-    def times(self, factor: float) -> Gain:
-        """The same in another unit."""
-        spread = None if self.spread is None else abs(factor) * self.spread
-        return replace(self, mean=factor * self.mean, spread=spread)
+AnyCandidate = TypeVar("AnyCandidate", Candidate, WeightSet)
 
 
 @dataclass
 class Contributions:
-    """All that was measured of one network on one task."""
+    """Measurements of one network on one task."""
 
     task: Task
     fingerprint: dict[str, Any]
-    """Of the model: :func:`fingerprint`."""
+    """Fingerprint of the model (:func:`pock_tvm.choosing.fingerprint.fingerprint`)."""
     data: str
-    """A digest of the samples and their labels, to train and to validate on."""
+    """Digest of samples and labels, of training and validation data."""
     runs: list[Run] = field(default_factory=list)
-    """Of pieces, each alone."""
+    """Runs of single candidates."""
     costs: dict[Candidate, Cost] = field(default_factory=dict)
-    """What the program of each candidate takes, at the task's batch and optimizer, on the machine that ran it."""
+    """Cost of each candidate's program, at the task's batch and optimizer, compiled for the machine that ran it."""
     scores: dict[Candidate, float] = field(default_factory=dict)
-    """First-order scores of the quick mode, where it ran (:mod:`pock_tvm.choosing.first_order`)."""
+    """First-order scores, if computed (:mod:`pock_tvm.choosing.first_order`)."""
     finished: bool = False
-    """Whether all runs are done, and not the first of an analysis that was interrupted."""
+    """Whether all runs are done; False for an analysis that was interrupted."""
     trials: list[Run] = field(default_factory=list)
-    """Runs of several weights together."""
+    """Runs of weight sets."""
     kinds: list[Run] = field(default_factory=list)
-    """Runs of the head, of all biases, and of all weights of a kind, where those were measured beside scores
-    (:mod:`pock_tvm.choosing.weight_groups`)."""
+    """Runs of the head, of all biases, and of all weights of one kind (:mod:`pock_tvm.choosing.weight_groups`)."""
     rows: dict[str, list[int]] = field(default_factory=dict)
-    """Of each embedding whose rows are known by the data, those that the training data reads, most often read first."""
+    """Rows of each embedding that the training data reads, most frequent first, where an input looks them up."""
 
-    def run_of(self, candidate: Candidate | Together, epochs: float, seed: int) -> Run | None:
-        """A run, if it is done."""
+    def run_of(self, candidate: Candidate | WeightSet, epochs: float, seed: int) -> Run | None:
+        """Return a run; None if it is not done yet."""
         key = (candidate, epochs, seed)
         return next((run for run in self._runs(candidate) if (run.candidate, run.epochs, run.seed) == key), None)
 
-    def _runs(self, candidate: Candidate | Together) -> Sequence[Run]:
-        """All runs among which those of a candidate are."""
+    def _runs(self, candidate: Candidate | WeightSet) -> Sequence[Run]:
+        """Return the list of runs that holds those of a candidate."""
         return self.runs if isinstance(candidate, Candidate) else [*self.trials, *self.kinds]
 
     def measured(self) -> list[Candidate]:
-        """Everything that was trained alone, in the order of its first run."""
+        """List the candidates that were trained, in the order of their first run."""
         return list(dict.fromkeys(run.candidate for run in self.runs if isinstance(run.candidate, Candidate)))
 
     def gain(
-        self, candidate: Candidate | Together, base: Candidate | Together, within: float = math.inf
+        self, candidate: Candidate | WeightSet, base: Candidate | WeightSet, within: float = math.inf
     ) -> Gain | None:
-        """What a candidate brings over ``base``, seed by seed, in its longest runs; None if any of its runs failed.
+        """Compute the gain in score over ``base``, by the candidate's longest runs; None if one of its runs failed.
 
-        ``within``: leave out runs of more epochs.
+        Runs of more than ``within`` epochs are ignored.
         """
-        return self._compared(candidate, base, within, "score")
+        return self._difference("score", candidate, base, within)
 
-    def gains(self, group: Iterable[Piece], base: Candidate | Together, within: float = math.inf) -> dict[Piece, Gain]:
-        """What each of a group that never failed brings over ``base``, as the loss of held-out samples tells it.
+    def gains(
+        self, group: Iterable[AnyCandidate], base: Candidate | WeightSet, within: float = math.inf
+    ) -> dict[AnyCandidate, Gain]:
+        """Compute the gain over ``base`` of each candidate without a failed run, estimated from validation losses.
 
-        The loss hardly knows the chance that flips a few of some hundred answers. What it falls by is turned into
-        points as accuracy goes with it, by least squares over those of the group that were trained as long; where
-        losses are not known, or tell nothing, accuracy speaks for itself.
+        The loss is less noisy than the accuracy of a few hundred samples. Decreases in loss are converted to points of
+        accuracy by least squares over the group's runs of equal length. Without recorded losses, or where they do not
+        fall as accuracy rises, gains are differences in accuracy.
         """
-        found = {each: gain for each in group if (gain := self.gain(each, base, within)) is not None}
-        for epochs in {gain.epochs for gain in found.values()}:
-            gains = {each: gain for each, gain in found.items() if gain.epochs == epochs}
-            falls = {each: rise.times(-1) for each in gains if (rise := self._compared(each, base, within, "loss"))}
-            square = sum(fall.mean**2 for fall in falls.values())
-            slope = sum(gains[each].mean * fall.mean for each, fall in falls.items()) / square if square else 0.0
-            if len(falls) == len(gains) and slope > 0:
-                found |= {each: fall.times(slope) for each, fall in falls.items()}
-        return found
+        result = {each: gain for each in group if (gain := self.gain(each, base, within)) is not None}
+        for epochs in {gain.epochs for gain in result.values()}:
+            gains = {each: gain for each, gain in result.items() if gain.epochs == epochs}
+            decreases = {
+                each: increase.times(-1)
+                for each in gains
+                if (increase := self._difference("loss", each, base, within)) is not None
+            }
+            square = sum(decrease.mean**2 for decrease in decreases.values())
+            slope = (
+                sum(gains[each].mean * decrease.mean for each, decrease in decreases.items()) / square
+                if square
+                else 0.0
+            )
+            if len(decreases) == len(gains) and slope > 0:
+                result |= {each: decrease.times(slope) for each, decrease in decreases.items()}
+        return result
 
-    def _compared(
-        self, candidate: Candidate | Together, base: Candidate | Together, within: float, what: str
+    def _difference(
+        self, metric: str, candidate: Candidate | WeightSet, base: Candidate | WeightSet, within: float
     ) -> Gain | None:
-        """By how much the ``score`` or ``loss`` of a candidate's longest runs is above that of the same runs of
-        ``base``."""
-        own = [run for run in self._runs(candidate) if run.candidate == candidate and run.epochs <= within]
-        if not own or any(run.score is None for run in own):
+        """Compare ``score`` or ``loss`` of a candidate's longest runs with the same runs of ``base``, seed by seed."""
+        own_runs = [run for run in self._runs(candidate) if run.candidate == candidate and run.epochs <= within]
+        if not own_runs or any(run.score is None for run in own_runs):
             return None
-        epochs = max(run.epochs for run in own)
+        epochs = max(run.epochs for run in own_runs)
         pairs = [
-            (getattr(run, what), getattr(other, what))
-            for run in own
+            (getattr(run, metric), getattr(other, metric))
+            for run in own_runs
             if run.epochs == epochs and (other := self.run_of(base, epochs, run.seed)) is not None
         ]
-        gains = [own - reference for own, reference in pairs if own is not None and reference is not None]
-        if not gains:
+        differences = [own - reference for own, reference in pairs if own is not None and reference is not None]
+        if not differences:
             return None
-        spread = statistics.stdev(gains) if len(gains) > 1 else None
-        return Gain(statistics.mean(gains), spread, len(gains), epochs)
+        spread = statistics.stdev(differences) if len(differences) > 1 else None
+        return Gain(statistics.mean(differences), spread, len(differences), epochs)
 
     def base(self) -> Candidate:
-        """What weights are compared to: the number of biases that, trained alone, brought most."""
+        """Return the baseline of weights: the number of biases that gained most when trained alone."""
         measured = self.measured()
         weights = [candidate for candidate in measured if candidate.weight]
         if weights:
             return Candidate(weights[0].biases)
         longest = max((run.epochs for run in self.runs), default=0.0)
         gains = self.gains(sorted(measured), Candidate(0))
-        known = {each: gain.mean for each, gain in gains.items() if gain.epochs == longest}
-        return max(known, key=known.__getitem__, default=Candidate(0))
+        full_length = {each: gain.mean for each, gain in gains.items() if gain.epochs == longest}
+        return max(full_length, key=full_length.__getitem__, default=Candidate(0))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a JSON file; one that is there is replaced when the new one is complete."""
+        """Write a JSON file, atomically."""
         write_contributions(path, {each.name: getattr(self, each.name) for each in fields(self)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Contributions:
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises
         ------
@@ -157,7 +149,7 @@ class Contributions:
         Raises
         ------
         ContributionError
-            It names the first difference.
+            Names the first difference.
         """
         difference = first_difference(self.fingerprint, fingerprint(model))
         if difference:

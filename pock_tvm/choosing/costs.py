@@ -1,5 +1,4 @@
-"""What training costs: memory as the planner plans it, work as the graph says, time by a model that was calibrated on
-measured kernels."""
+"""Costs of training: planned memory, and the work of a step's kernels."""
 
 from __future__ import annotations
 
@@ -13,35 +12,35 @@ import numpy as np
 from ..device.program import Program, kernel_calls
 
 Work = Mapping[str, Sequence[float]]
-"""By the kind of kernel: calls, FLOPs, bytes."""
+"""Calls, FLOPs and bytes by kind of kernel."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one training step takes."""
+    """Cost of one training step."""
 
     memory: float
     """Bytes beside the weights: arena, optimizer state, gradient sums."""
     kept: float = 0.0
-    """Those that are kept through the step: optimizer state, gradient sums, activations for the backward graph."""
+    """Bytes that live through the step: optimizer state, gradient sums, activations saved for the backward graph."""
     work: Work = field(default_factory=dict)
     state: float = 0.0
-    """Those of optimizer state and gradient sums, which stay however few samples are in work at a time."""
+    """Bytes of optimizer state and gradient sums, which do not depend on the batch."""
     gradients: float = 0.0
-    """The bytes of all gradients together, which micro-batches sum."""
+    """Bytes of all gradients; micro-batches sum them."""
 
     @property
     def flops(self) -> float:
-        """Of all kernels, two for each multiplication of a product."""
+        """FLOPs of all kernels; a multiply-add counts two."""
         return sum(flops for _, flops, _ in self.work.values())
 
     @property
     def bytes(self) -> float:
-        """Every operand of every kernel read or written once."""
+        """Bytes read and written, each operand of each kernel once."""
         return sum(size for _, _, size in self.work.values())
 
     def minus(self, other: Cost) -> Cost:
-        """What this takes more than another."""
+        """Subtract a cost."""
         kinds = [*self.work, *(kind for kind in other.work if kind not in self.work)]
         nothing = (0.0, 0.0, 0.0)
         pairs = {kind: (self.work.get(kind, nothing), other.work.get(kind, nothing)) for kind in kinds}
@@ -49,9 +48,12 @@ class Cost:
         memory, kept = self.memory - other.memory, self.kept - other.kept
         return Cost(memory, kept, work, self.state - other.state, self.gradients - other.gradients)
 
-    def in_parts(self, count: int) -> Cost:
-        """About what a step in ``count`` micro-batches takes, where this is what it takes in one piece: activations of
-        a part at a time, sums of gradients beside the optimizer's state, and each kernel called on each part."""
+    def in_micro_batches(self, count: int) -> Cost:
+        """Estimate the cost of the same step in ``count`` micro-batches.
+
+        Activations shrink to those of one micro-batch, gradients are summed beside the optimizer state, and each kernel
+        is called ``count`` times.
+        """
         if count == 1:
             return self
         state = self.state + self.gradients
@@ -61,7 +63,7 @@ class Cost:
 
 
 def cost_of(program: Program) -> Cost:
-    """What a step of a program takes, whether it is built or only planned."""
+    """Compute the cost of a program's training step; it may be planned only, not built."""
     memory, kernels = program.memory(), program.manifest["kernels"]
     calls = kernel_calls(program.manifest["entries"]["train_step"])
     state = memory["optimizer_state"] + memory["gradient_sums"]
@@ -71,7 +73,7 @@ def cost_of(program: Program) -> Cost:
 
 
 def _gradient_bytes(program: Program) -> int:
-    """The bytes of the gradients of all that is trained."""
+    """Sum the bytes of the gradients of all trained parameters."""
     total = 0
     for name, trained in program.trained.items():
         weight = program.parameters[name]
@@ -83,7 +85,7 @@ def _gradient_bytes(program: Program) -> int:
 
 
 def work_of(kernels: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """The work of some calls, of which each has ``kind``, ``flops`` and ``bytes``."""
+    """Sum the work of kernel calls, each given by ``kind``, ``flops`` and ``bytes``."""
     work: dict[str, list[float]] = {}
     for kernel in kernels:
         entry = work.setdefault(kernel["kind"], [0.0, 0.0, 0.0])

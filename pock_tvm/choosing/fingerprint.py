@@ -9,11 +9,11 @@ from typing import Any
 from ..frontend import Model
 
 GRAPH = "(graph)"
-"""Among the weights of a fingerprint what is no weight: what is computed with them."""
+"""Entry of a fingerprint for the graph, beside the entries of weights."""
 
 
 def fingerprint(model: Model) -> dict[str, Any]:
-    """What tells models apart: for each weight its shape and a digest of its values, and one of the graph."""
+    """Compute a model's fingerprint: shape and digest of values for each weight, and a digest of the graph."""
     weights = {
         name: {"shape": list(array.shape), "values": hashlib.sha256(array.tobytes()).hexdigest()[:16]}
         for name, array in model.weights.items()
@@ -23,7 +23,7 @@ def fingerprint(model: Model) -> dict[str, Any]:
 
 
 def first_difference(measured: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
-    """The first thing in which two fingerprints differ, in words."""
+    """Describe the first difference of two fingerprints; None if they are equal."""
     for name in dict.fromkeys([*measured, *given]):
         if name not in given:
             return f"it had '{name}', which is missing here"

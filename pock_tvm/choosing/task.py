@@ -1,4 +1,4 @@
-"""A task: what is learned, and how it is measured."""
+"""Tasks: what is fine-tuned, on which data, and how it is measured."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ def _are_ratios(value: Any) -> bool:
 )  # fmt: skip
 @dataclass(frozen=True)
 class Task:
-    """What is learned, and how it is measured."""
+    """A fine-tuning task: model, data, recipe, and the candidates to measure."""
 
     model: str
-    """The path of a ``.pt2`` or ``.onnx`` file."""
+    """Path of a ``.pt2`` or ``.onnx`` file."""
     data: str
+    """Path of the training data."""
     validation: str
+    """Path of the validation data."""
     recipe: Recipe = field(default_factory=Recipe)
     batch: int | None = None
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -43,13 +45,14 @@ class Task:
     optimizer: Mapping[str, Any] = field(default_factory=lambda: {"kind": "sgd", "momentum": 0.9})
     seeds: int = 3
     ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)
+    """Channel ratios at which each weight is measured."""
     depths: int | None = None
-    """How many numbers of last biases are measured; all by default."""
+    """Number of bias counts to measure, evenly spaced; all by default."""
     flip: bool = False
     crop: bool = False
     preprocessing: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """What decides over results: all but where the files lie. As JSON gives it back."""
+        """Return the settings that results depend on, in JSON's types; paths are left out."""
         plain = json.loads(json.dumps(asdict(self)))
         return {name: value for name, value in plain.items() if name not in ("model", "data", "validation")}

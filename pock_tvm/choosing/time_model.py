@@ -1,4 +1,4 @@
-"""The time of a training step, by a model that is calibrated on measured kernels."""
+"""A linear model of step time, calibrated on measured kernels."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from .task import Task
 from .worker import compile_task
 
 Profiles = Sequence[Sequence[Mapping[str, Any]]]
-"""The records of the kernels of some steps."""
+"""Kernel records of some steps (:func:`pock_tvm.device.profile.profile`)."""
 
 
 @dataclass(frozen=True)
 class TimeModel:
-    """Seconds of a step from its work: so much a call, and so much a FLOP and a byte of each kind of kernel."""
+    """Step time as a sum over kernel calls: seconds a call, and seconds a FLOP and a byte by kind of kernel."""
 
     call: float
     flop: Mapping[str, float]
     byte: Mapping[str, float]
     error: float
-    """The median relative error over the steps that it was checked with."""
+    """Median relative error on the validation steps."""
     origin: str
-    """What was measured, and what that error is of, in words."""
+    """What was measured, and what the error refers to; the rest of a sentence."""
 
     def __str__(self) -> str:
         return f"time model is of {self.origin} within {100 * self.error:.0f} %"
 
     def seconds(self, cost: Cost) -> float:
-        """About how long a step takes."""
+        """Predict the time of a step."""
         return sum(
             calls * self.call + flops * self._rate(self.flop, kind) + size * self._rate(self.byte, kind)
             for kind, (calls, flops, size) in cost.work.items()
@@ -49,47 +49,47 @@ class TimeModel:
 
     @staticmethod
     def _rate(rates: Mapping[str, float], kind: str) -> float:
-        """The rate of a kind; of one that was never measured that of the slowest."""
+        """Look up the rate of a kind; a kind that was never measured counts as the slowest."""
         return rates[kind] if kind in rates else max(rates.values(), default=0.0)
 
     @classmethod
     def fit(cls, profiles: Profiles, check: Profiles, origin: str) -> TimeModel:
-        """The model that comes nearest, in relative terms, to the kernels of measured steps.
+        """Fit a model to measured kernels by non-negative least squares, and compute its error on other steps.
 
-        ``profiles`` and ``check`` hold for each step the records of :func:`pock_tvm.device.profile.profile`.
+        ``profiles`` and ``check`` hold one list of records a step, from :func:`pock_tvm.device.profile.profile`.
         """
         records = [record for profile in profiles for record in profile]
         kinds = sorted({record["kind"] for record in records})
         products = sorted({record["kind"] for record in records if record["flops"]})
         rows = np.zeros((len(records), 1 + len(kinds) + len(products)))
-        for row, record in zip(rows, records, strict=True):
+        for row, record in zip(rows, records, strict=True):  # unknowns in us, ns a byte, ns a FLOP: of similar size
             row[0] = 1e-6
             row[1 + kinds.index(record["kind"])] = record["bytes"] * 1e-9
             if record["flops"]:
                 row[1 + len(kinds) + products.index(record["kind"])] = record["flops"] * 1e-9
         times = np.array([record["ms"] * 1e-3 for record in records])
-        # A kernel counts by what it takes of the step, but a small one is no less true than a large one.
+        # Residuals over sqrt(t) lie between absolute errors (large kernels decide) and relative ones (small ones do).
         weights = 1 / np.sqrt(np.maximum(times, 1e-6))
-        found, _ = nnls(rows * weights[:, None], times * weights)
-        byte = {kind: found[1 + at] * 1e-9 for at, kind in enumerate(kinds)}
-        flop = {kind: found[1 + len(kinds) + at] * 1e-9 for at, kind in enumerate(products)}
-        model = cls(found[0] * 1e-6, flop, byte, 0.0, origin)
+        rates, _ = nnls(rows * weights[:, None], times * weights)
+        byte = {kind: rates[1 + at] * 1e-9 for at, kind in enumerate(kinds)}
+        flop = {kind: rates[1 + len(kinds) + at] * 1e-9 for at, kind in enumerate(products)}
+        model = cls(rates[0] * 1e-6, flop, byte, 0.0, origin)
         errors = []
         for step in check:
-            real = sum(record["ms"] for record in step) * 1e-3
-            errors.append(abs(model.seconds(Cost(0, 0, work_of(step))) / real - 1))
+            measured = sum(record["ms"] for record in step) * 1e-3
+            errors.append(abs(model.seconds(Cost(0, 0, work_of(step))) / measured - 1))
         return cls(model.call, flop, byte, statistics.median(errors), origin)
 
 
-def calibrate(task: Task, structure: Structure, wanted: Iterable[Candidate]) -> TimeModel:
-    """The time model of this machine, from the kernels of a small and of a large scheme in real steps; how far it is
-    off is said of a third one, between them."""
-    counts = [each.biases for each in wanted if not each.weight]
-    weights = {each.weight: 1.0 for each in wanted if each.weight}
+def calibrate(task: Task, structure: Structure, group: Iterable[Candidate]) -> TimeModel:
+    """Fit the time model of this machine to steps of a small and of a large scheme, and validate it on a third, between
+    them."""
+    counts = [each.biases for each in group if not each.weight]
+    weights = {each.weight: 1.0 for each in group if each.weight}
 
-    def step(biases: int, shares: Mapping[str, float]) -> Sequence[Mapping[str, Any]]:
-        # Only its time is asked for.
-        trainer = Trainer(compile_task(task, scheme_of(structure, biases, shares), check=False))
+    def step(biases: int, ratios: Mapping[str, float]) -> Sequence[Mapping[str, Any]]:
+        # No self-check: only the time matters.
+        trainer = Trainer(compile_task(task, scheme_of(structure, biases, ratios), check=False))
         return profile(trainer, *example(trainer.program))
 
     half = dict(list(weights.items())[len(weights) // 2 :])
@@ -101,7 +101,7 @@ def calibrate(task: Task, structure: Structure, wanted: Iterable[Candidate]) -> 
 
 
 def scaled(model: TimeModel, target: Any) -> TimeModel:
-    """The time model of another machine, as far as vector width and cores decide over it."""
+    """Scale the time model of this machine to another by vector width and number of cores."""
     own, other = (traits_of(resolve_target(each)) for each in (None, target))
     if target is None or other == own:
         return model

@@ -1,4 +1,4 @@
-"""Runs in a worker: a task is opened, compiled, fine-tuned and evaluated, in whichever process."""
+"""The work of a worker process: opens a task, compiles it, fine-tunes and evaluates."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ from .task import Task
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a worker sends back: the score and the loss of a run, and the cost of the program that it ran."""
+class RunResult:
+    """Result of a run: score and loss as in :class:`pock_tvm.choosing.runs.Run`, and the program's cost."""
 
     score: float | None
     loss: float | None
     cost: Cost | None
-    """None of what cannot be trained at all: an operator on the gradient's way has no gradient."""
+    """None for a scheme that cannot be trained: an operator between it and the loss has no gradient rule."""
 
 
 def open_model(task: Task) -> tuple[Model, Structure]:
-    """The model of a task, and what it is made of."""
+    """Load a task's model, and read its structure."""
     shapes = tuple((name, tuple(shape)) for name, shape in task.shapes.items())
     model = _loaded(task.model, _stamp(task.model), task.batch, shapes)
     return model, structure_of(model)
 
 
 def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
-    """The model of a task, its structure, which knows what the data reads, and data to train and to validate on.
+    """Load a task's model, its structure (with the embedding rows that the data reads), training and validation data.
 
     Raises
     ------
     DataError
-        The data cannot be used: unreadable, too little, of other classes.
+        The data is unreadable or too small, or training and validation classes differ.
     """
     model, structure = open_model(task)
     training, validation = _data(task)
@@ -75,45 +75,46 @@ def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
 
 def measure(
     task: Task, rules: dict[str, Any], epochs: float, seed: int, folder: Path, memory_budget: int | None = None
-) -> Measured:
-    """One run, in whichever process: fine-tune by a scheme, and evaluate."""
+) -> RunResult:
+    """Fine-tune by a scheme and evaluate; the function that worker processes call."""
     try:
         program = _program(task, rules, folder, memory_budget)
     except MissingGradient:
-        return Measured(None, None, None)
+        return RunResult(None, None, None)
     training, validation = _data(task)
     trainer = Trainer(program, threads=1)
     recipe = replace(task.recipe, epochs=epochs)
     cost = cost_of(program)
     if not fine_tune(trainer, recipe, training, seed):
-        return Measured(None, None, cost)
+        return RunResult(None, None, cost)
     batch = program.manifest["inputs"][0]["shape"][0]
     result = trainer.evaluate(evaluation_batches(validation, batch))
     loss = result["loss"]
     if not math.isfinite(loss):
-        return Measured(None, None, cost)
-    return Measured(100 * result["accuracy"] if "accuracy" in result else -loss, loss, cost)
+        return RunResult(None, None, cost)
+    return RunResult(100 * result["accuracy"] if "accuracy" in result else -loss, loss, cost)
 
 
 def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int | None) -> Program:
-    """The compiled program of a scheme: kept beside the output, for all runs that differ in seed and length alone.
+    """Compile the program of a scheme, or load it from the folder: runs differ in seed and length, not in program.
 
-    Its name says all that it depends on: a folder may be left over from another analysis, or another machine's.
+    The file name hashes everything that the program depends on, since the folder may stem from another analysis or
+    machine.
     """
     target = resolve_target(None)
     compiled = [task.batch, dict(task.shapes), task.loss, dict(task.optimizer)]
-    what = [rules, memory_budget, compiled, task.model, _stamp(task.model), __version__, str(target)]
-    path = folder / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]}.pock"
+    key = [rules, memory_budget, compiled, task.model, _stamp(task.model), __version__, str(target)]
+    path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.pock"
     if path.exists():
         return replace(Program.load(path), weights=dict(_model(task).weights))
     program = compile_task(task, Scheme(rules), memory_budget=memory_budget)
     folder.mkdir(parents=True, exist_ok=True)
-    replace(program, weights={}).save(path)  # hundreds of programs share one set of weights
+    replace(program, weights={}).save(path)  # hundreds of programs have the same weights
     return program
 
 
 def planned_cost(task: Task, rules: dict[str, Any], target: Any) -> Cost | None:
-    """Plan a scheme, and build nothing; None where an operator on the way of a gradient has no rule."""
+    """Compute the cost of a scheme from its plan, without a build; None if it cannot be trained."""
     try:
         return cost_of(compile_task(task, Scheme(rules), target=target, build=False))
     except MissingGradient:
@@ -121,9 +122,9 @@ def planned_cost(task: Task, rules: dict[str, Any], target: Any) -> Cost | None:
 
 
 def compile_task(task: Task, scheme: Scheme, optimizer: Optimizer | None = None, **options: Any) -> Program:
-    """The program that trains a scheme as a task wants it; ``options`` are further ones of :func:`pock_tvm.compile`."""
+    """Compile a scheme with the task's loss and optimizer; ``options`` are those of :func:`pock_tvm.compile`."""
     optimizer = optimizer or optimizers.from_json(dict(task.optimizer))
-    # Of hundreds of programs of one network each would warn of the same, and that in a worker.
+    # Hundreds of programs of one network would repeat the same warnings, from within workers.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PockWarning)
         return compile_program(_model(task), scheme=scheme, loss=task.loss, optimizer=optimizer, **options)
@@ -162,7 +163,7 @@ def _opened(
 
 
 Stamp = tuple[tuple[str, int], ...]
-"""Names and times of change: what a worker that outlives an analysis knows changed files by."""
+"""File names and modification times: caches of a long-lived worker notice changed files by them."""
 
 
 def _stamp(path: str) -> Stamp:

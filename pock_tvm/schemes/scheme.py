@@ -213,7 +213,7 @@ def _trained_part(name: str, rule: Rule, model: Model, structure: Structure) -> 
             '"full" or "frozen"'
         )
     if isinstance(rule, float):
-        count = channels.share(rule)
+        count = channels.count_at(rule)
         if count == channels.count:
             return None
         if structure.roles[name] == "embedding":
