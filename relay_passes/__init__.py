@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .canonical.channels_last import ChannelsLast
+    from .canonical.copy_function import CopyFunction
+    from .canonical.drop_functions import DropFunctions
     from .canonical.expand_normalization import ExpandNormalization
     from .canonical.fold_batch_norm import FoldBatchNorm
     from .canonical.fold_padding import FoldPadding
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .memory.order_updates import OrderUpdates
     from .memory.plan_arena import PlanArena
     from .memory.recompute import Recompute
+    from .memory.recompute_cheap import RecomputeCheap
     from .training.accumulate_gradients import AccumulateGradients
     from .training.append_loss import AppendLoss
     from .training.append_update import AppendUpdate
@@ -49,6 +52,8 @@ _HOME = {
     "Backward": "training.backward",
     "ChannelsLast": "canonical.channels_last",
     "ChooseKernels": "kernels.choose_kernels",
+    "CopyFunction": "canonical.copy_function",
+    "DropFunctions": "canonical.drop_functions",
     "ExpandNormalization": "canonical.expand_normalization",
     "FoldBatchNorm": "canonical.fold_batch_norm",
     "FoldPadding": "canonical.fold_padding",
@@ -61,6 +66,7 @@ _HOME = {
     "PackWeights": "kernels.pack_weights",
     "PlanArena": "memory.plan_arena",
     "Recompute": "memory.recompute",
+    "RecomputeCheap": "memory.recompute_cheap",
     "RecoverOperators": "canonical.recover_operators",
     "SaveSmall": "training.save_small",
     "ScaleResults": "kernels.scale_results",

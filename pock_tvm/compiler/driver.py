@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
-from tvm import IRModule, relax
 
 from relay_passes.analysis.batch_axis import batch_of
 from relay_passes.analysis.kernel_costs import kernel_costs
-from relay_passes.canonical.store_permuted import Stored, stored_of
+from relay_passes.canonical.store_permuted import stored_of
 from relay_passes.ir import first_line
-from relay_passes.memory.budget import BudgetError
-from relay_passes.memory.call_list import CallList, call_list_of
+from relay_passes.memory.call_list import CallList
+from relay_passes.memory.fit import Fit, TooLarge
 from schedules.cpu import Traits, traits_of
 from schedules.cpu.tile import divisors
 
@@ -31,9 +28,6 @@ from ..device import optimizers
 from ..device.arguments import FLAG, PATH, Kind, is_number, number, one_of, require, whole
 from ..device.losses import KINDS, Loss, as_loss
 from ..device.optimizers import SGD, Adam, Optimizer
-from ..device.parameters import (
-    Parameter,
-)  # fmt: skip
 from ..device.program import FORMAT, Program
 from ..errors import CompilerError, MemoryBudgetError, OptionError, PockError, PockWarning, of_passes
 from ..frontend import Model, load_model
@@ -42,11 +36,9 @@ from ..frontend.structure import structure_of
 from ..quantities import parse_bytes
 from ..schemes.scheme import Scheme
 from . import pipeline
-from .build import build_library
-from .fitting import fewest_parts
 from .layers import layer_report
 from .manifest import index_limits, prepared_records, state_records, weight_records
-from .pipeline import Phases, Training
+from .pipeline import Lowered, Training
 from .self_check import SelfCheck, reference_of
 from .targets import HOST, resolve_target, triple_of
 
@@ -162,28 +154,23 @@ def compile(  # noqa: A001 - the name that users expect
     budget = None if memory_budget is None else parse_bytes(memory_budget)
     statistics = batch_norm or "frozen"
 
-    def attempt(parts: int, most: float) -> _Lowered:
-        training = Training(selection, vars(loss), optimizer.kernel, statistics, accumulate, parts, clip_norm)
-        return _lowered(imported, training, traits_of(target), Path(dump) if dump else None, budget, most)
-
-    try:
-        found = _fitted(attempt, imported, micro_batches, budget, statistics)
-    except BudgetError as error:
+    training = Training(selection, vars(loss), optimizer.kernel, statistics, accumulate, clip_norm=clip_norm)
+    found = _fitted(imported, training, traits_of(target), micro_batches, budget, Path(dump) if dump else None)
+    if isinstance(found, TooLarge):
         raise MemoryBudgetError(
-            f"memory_budget={memory_budget!r} is too small: the smallest that would do is {error.smallest} bytes "
-            f"({error.state} of them optimizer state and gradient sums). Train less, or a smaller batch",
-            error.smallest,
-        ) from None
-    for each in observations(imported, selection, found.step.attrs["gradients"], batch_norm):
+            f"memory_budget={memory_budget!r} is too small: the smallest that would do is {found.smallest} bytes "
+            f"({found.state} of them optimizer state and gradient sums). Train less, or a smaller batch",
+            found.smallest,
+        )
+    lowered = found.value
+    for each in observations(imported, selection, lowered.step.attrs["gradients"], batch_norm):
         warnings.warn(str(each), PockWarning, stacklevel=3)
-    lowered = found.module
     # 10. Schedule and build.
-    entries = {name: call_list_of(lowered[name]) for name in pipeline.ENTRIES if name in lowered}
-    library = b""
-    if build:
-        library = build_library(lowered, list(entries), target, found.places)
-    records = weight_records(imported, selection, found.stored, found.written)
-    records += [*found.states, *prepared_records(entries[pipeline.PREPARE])]
+    library = pipeline.build(lowered, target) if build else b""
+    step, entries = lowered.graph[pipeline.TRAIN], lowered.entries
+    stored = stored_of(lowered.graph[pipeline.PREDICT])
+    records = weight_records(imported, selection, stored, pipeline.written_statistics(step))
+    records += [*state_records(step), *prepared_records(entries[pipeline.PREPARE])]
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},
@@ -194,7 +181,7 @@ def compile(  # noqa: A001 - the name that users expect
         "options": {
             "batch_norm": statistics,
             "accumulate": accumulate,
-            "micro_batches": found.micro_batches,
+            "micro_batches": lowered.micro_batches,
             "clip_norm": clip_norm and float(clip_norm),
         },
         "inputs": [vars(spec) for spec in imported.inputs],
@@ -203,8 +190,8 @@ def compile(  # noqa: A001 - the name that users expect
         "parameters": {record.name: record.to_json() for record in records},
         "aliases": imported.aliases,
         "entries": {name: calls.record() for name, calls in entries.items()},
-        "layers": layer_report(structure_of(imported), selection, found.step),
-        "kernels": kernel_costs(lowered, list(entries)),
+        "layers": layer_report(structure_of(imported), selection, lowered.step),
+        "kernels": kernel_costs(lowered.module, list(entries)),
         "check": None,
     }
     program = Program(manifest, library, dict(imported.weights), _constants(entries))
@@ -218,7 +205,7 @@ def compile(  # noqa: A001 - the name that users expect
         optimizer=optimizer,
         batch_norm=statistics,
         accumulate=accumulate,
-        micro_batches=found.micro_batches,
+        micro_batches=lowered.micro_batches,
         clip_norm=clip_norm,
     )
     if str(target) == str(resolve_target(HOST)):
@@ -258,56 +245,21 @@ def _is_amount(value: object) -> bool:
     return isinstance(value, str) or is_number(value)
 
 
-@dataclass(frozen=True)
-class _Lowered:
-    """What phases 2 to 9 make of a model."""
-
-    module: IRModule
-    micro_batches: int
-    stored: dict[str, Stored]
-    """How weights are stored that are not stored as PyTorch has them."""
-    states: list[Parameter]
-    """Optimizer state and gradient sums."""
-    written: set[str]
-    """Statistics that training updates."""
-    step: relax.Function
-    """The training step behind phase 4, of one micro-batch."""
-    places: dict[str, str]
-    """What of the network each kernel computes, for a message."""
-
-
-def _lowered(
-    imported: Model, training: Training, traits: Traits, dump: Path | None, budget: int | None, most: float
-) -> _Lowered:
-    """Phases 2 to 9, for a budget that holds optimizer state and gradient sums, too."""
-    phases = Phases(imported.module, dump)
-    graph = pipeline.training_graph(phases, training)
-    stored = stored_of(graph[pipeline.PREDICT])
-    written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
-    frozen = [name for name in imported.weights if name not in training.trained and name not in written]
-    states = state_records(graph[pipeline.TRAIN])
-    state = sum(record.nbytes for record in states)
-    try:
-        module = pipeline.executors(phases, frozen, training, traits, None if budget is None else budget - state, most)
-    except BudgetError as error:
-        raise BudgetError(error.smallest + state, state) from None
-    step = phases.after["saved"][pipeline.TRAIN]
-    return _Lowered(module, training.micro_batches, stored, states, written, step, phases.places)
-
-
 def _fitted(
-    attempt: Callable[[int, float], _Lowered],
     imported: Model,
+    training: Training,
+    traits: Traits,
     micro_batches: int | None,
     budget: int | None,
-    batch_norm: str,
-) -> _Lowered:
-    """The attempt in as many micro-batches as are wanted, or as the budget needs."""
+    dump: Path | None,
+) -> Fit[Lowered] | TooLarge:
+    """Phases 1 to 9, in as many micro-batches as are wanted, or as the budget needs."""
     if micro_batches is not None or budget is None:
         counts = [micro_batches or 1]
     else:
-        counts = [1] if batch_norm == "batch" else batch_parts(imported)
-    return fewest_parts(attempt, counts, math.inf if budget is None else budget)
+        counts = [1] if training.batch_norm == "batch" else batch_parts(imported)
+    names = list(imported.weights)
+    return pipeline.lower(imported.module, names, training, traits, counts=counts, budget=budget, dump=dump)
 
 
 def batch_parts(model: Model) -> list[int]:

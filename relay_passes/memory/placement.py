@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from tvm import relax
 
-from ..analysis.live_ranges import LiveRange
+from ..analysis.live_ranges import LiveRange, live_ranges
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ def place(ranges: Sequence[LiveRange], moves: int = MOVES) -> Plan:
         if plan.size == bound:
             break
     return _moved(best, overlapping, best_order, moves, CLOSE * bound)
+
+
+def arena_estimate(func: relax.Function) -> int:
+    """About the bytes of a function's arena: the final plan is made with more care."""
+    return place(live_ranges(func), moves=0).size
 
 
 def _moved(plan: Plan, overlapping: Overlaps, order: Sequence[int], moves: int, enough: float) -> Plan:

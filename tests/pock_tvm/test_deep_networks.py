@@ -12,10 +12,10 @@ import tvm
 from tvm import relax
 from tvm.relax import op as R
 
-from pock_tvm.compiler import pipeline
-from pock_tvm.compiler.pipeline import Phases, Training
+from pock_tvm.compiler.pipeline import Lowered, Training, lower
 from relay_passes.analysis.aliasing import Aliasing
 from relay_passes.ir import bindings_of, bytes_of, op_name
+from relay_passes.memory.fit import Fit
 from relay_passes.memory.recompute import recomputed
 from schedules.cpu import Traits
 from tests.relay_passes.modules import function
@@ -48,19 +48,18 @@ def residual(layers: int, width: int = 16) -> tuple[tvm.IRModule, list[str]]:
     return function(params, body), list(params)[1:]
 
 
-def lowered(layers: int) -> tvm.IRModule:
+def lowered(layers: int) -> Lowered:
     """All phases but the building of kernels."""
     mod, names = residual(layers)
-    phases = Phases(mod)
     training = Training(dict.fromkeys(names), {"kind": "cross_entropy"})
-    pipeline.training_graph(phases, training)
-    return pipeline.executors(phases, [], training, Traits(lanes=16, registers=32, cores=2))
+    found = lower(mod, names, training, Traits(lanes=16, registers=32, cores=2))
+    assert isinstance(found, Fit)
+    return found.value
 
 
 def test_two_hundred_layers_need_no_deeper_calls(few_frames: None) -> None:
-    mod = lowered(200)
-    step = mod["train_step"].attrs
-    assert step["arena_bytes"] <= 1.01 * int(step["arena_lower_bound"])
+    arena = lowered(200).entries["train_step"].workspace
+    assert arena.arena_bytes <= 1.01 * arena.lower_bound
 
 
 def test_a_long_chain_is_computed_again_or_not_at_all(few_frames: None) -> None:
