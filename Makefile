@@ -8,7 +8,7 @@ VENV ?= .venv
 QUICK := $(addprefix tests/,relay_passes pock_tvm/test_build.py pock_tvm/test_program.py system/test_device.py)
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick lint pythons
+.PHONY: demo test quick lint graph pythons
 demo: $(VENV)/demo
 	$(BIN)/pock demo
 
@@ -22,6 +22,10 @@ lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/import_graph.py
+
+graph: $(VENV)/test
+	$(BIN)/python scripts/import_graph.py docs/imports.svg
 
 pythons:
 	@echo $(PYTHONS)

@@ -33,11 +33,11 @@ from rich.table import Table
 from sentences import export_minilm, write_sentences
 
 import pock_tvm as pock
-from pock_tvm.choosing.analysis import compile_task, measure, open_model
 from pock_tvm.choosing.costs import cost_of
 from pock_tvm.choosing.expected_gains import rank_agreement
 from pock_tvm.choosing.first_order import score
 from pock_tvm.choosing.integer_program import best
+from pock_tvm.choosing.worker import compile_task, measure, open_model
 from pock_tvm.choosing.workers import Workers
 from pock_tvm.errors import MemoryBudgetError
 
@@ -242,7 +242,7 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     fit = replace(task, recipe=final.recipe)
     results = trained(fit, final, sides, budgets, bench.rates, seeds, folder / "runs.json")
     summed = chosen.choice.memory  # what the scheme takes by the sum of its parts, which is what all three go by
-    anything = replace(chosen.choices, enough=math.inf)  # what others search
+    anything = replace(chosen.choices, gain_cap=math.inf)  # what others search
     objective = {"exact": best(anything, memory=summed).gain}
     for name, searcher in (("evolution", evolution), ("random", random_search)):
         tries = [searcher(anything, EVALUATIONS, seed, memory=summed) for seed in range(3)]

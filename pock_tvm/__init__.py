@@ -9,8 +9,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .choosing.analysis import analyze
-    from .choosing.contribution import Contributions, Task
+    from .choosing.contributions import Contributions
     from .choosing.scheme_search import search
+    from .choosing.task import Task
     from .choosing.weight_groups import analyze_kinds
     from .compiler.driver import compile
     from .compiler.obstacles import check
@@ -26,7 +27,7 @@ _HOME = {
     "Adam": "device.optimizers",
     "AdamW": "device.optimizers",
     "CheckError": "errors",
-    "Contributions": "choosing.contribution",
+    "Contributions": "choosing.contributions",
     "Loss": "device.losses",
     "Obstacle": "errors",
     "PockError": "errors",
@@ -35,7 +36,7 @@ _HOME = {
     "Recipe": "training.fine_tuning",
     "SGD": "device.optimizers",
     "Scheme": "schemes.scheme",
-    "Task": "choosing.contribution",
+    "Task": "choosing.task",
     "Trainer": "device.trainer",
     "analyze": "choosing.analysis",
     "analyze_kinds": "choosing.weight_groups",
@@ -51,3 +52,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'pock_tvm' has no attribute '{name}'")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .canonical.channels_last import ChannelsLast
+    from .canonical.copy_function import CopyFunction
+    from .canonical.drop_functions import DropFunctions
     from .canonical.expand_normalization import ExpandNormalization
     from .canonical.fold_batch_norm import FoldBatchNorm
     from .canonical.fold_padding import FoldPadding
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
     from .kernels.slice_forward import SliceForward
     from .kernels.straighten_products import StraightenProducts
     from .kernels.winograd import Winograd
+    from .memory.list_calls import ListCalls
     from .memory.lower_to_executor import LowerToExecutor
     from .memory.order_updates import OrderUpdates
     from .memory.plan_arena import PlanArena
     from .memory.recompute import Recompute
+    from .memory.recompute_cheap import RecomputeCheap
     from .training.accumulate_gradients import AccumulateGradients
     from .training.append_loss import AppendLoss
     from .training.append_update import AppendUpdate
@@ -48,10 +52,13 @@ _HOME = {
     "Backward": "training.backward",
     "ChannelsLast": "canonical.channels_last",
     "ChooseKernels": "kernels.choose_kernels",
+    "CopyFunction": "canonical.copy_function",
+    "DropFunctions": "canonical.drop_functions",
     "ExpandNormalization": "canonical.expand_normalization",
     "FoldBatchNorm": "canonical.fold_batch_norm",
     "FoldPadding": "canonical.fold_padding",
     "LiftFrozen": "kernels.lift_frozen",
+    "ListCalls": "memory.list_calls",
     "LowerToExecutor": "memory.lower_to_executor",
     "NameKernels": "kernels.name_kernels",
     "OrderUpdates": "memory.order_updates",
@@ -59,6 +66,7 @@ _HOME = {
     "PackWeights": "kernels.pack_weights",
     "PlanArena": "memory.plan_arena",
     "Recompute": "memory.recompute",
+    "RecomputeCheap": "memory.recompute_cheap",
     "RecoverOperators": "canonical.recover_operators",
     "SaveSmall": "training.save_small",
     "ScaleResults": "kernels.scale_results",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["POCK_VERIFY"] = "1"  # every compile checks the module after each phase
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

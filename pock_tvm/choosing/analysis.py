@@ -1,15 +1,11 @@
-"""``pock.analyze``: fine-tunes each piece of a network alone, and measures what it brings and what it takes."""
+"""``pock.analyze``: fine-tunes parts of a network one by one, and measures gains and costs."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import json
-import math
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,55 +13,29 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..compiler.driver import compile as compile_program
-from ..compiler.targets import resolve_target
-from ..device import optimizers
 from ..device.arguments import one_of, require
 from ..device.files import check_folder
-from ..device.losses import Loss
-from ..device.optimizers import Optimizer
-from ..device.program import Program
-from ..device.trainer import Trainer
-from ..errors import ContributionError, DataError, MissingGradient, PockWarning
-from ..frontend import Model, load_model
-from ..frontend.structure import Structure, structure_of
-from ..schemes.scheme import Scheme
-from ..training.data import (
-    ArrayFile,
-    Augmentation,
-    DataSet,
-    ImageFolder,
-    Preprocessing,
-    digests,
-    evaluation_batches,
-    open_data,
-    rows_read,
-)
-from ..training.fine_tuning import fine_tune, steps_of
-from .contribution import Candidate, Contributions, Run, Task, Together, candidates, fingerprint, scheme_of
-from .costs import Cost, cost_of
-from .expected_gains import sets_together
+from ..errors import ContributionError
+from ..frontend.structure import Structure
+from ..training.data import digests
+from .candidates import Candidate, WeightSet, candidates, scheme_of
+from .contributions import Contributions
+from .costs import Cost
+from .expected_gains import growing_sets
+from .fingerprint import fingerprint
+from .runs import Run
+from .task import Task
+from .worker import measure, open_model, open_task, planned_cost
 from .workers import Workers
 
-KEEP = 3
-"""One in so many goes on from one rung to the next."""
-SHARES = (1 / 4, 1 / 2, 1)
-"""The shares of the epochs that the rungs of successive halving take."""
-NUMBERS = 8
-"""About how many numbers of biases are trained in full in any case, spread evenly."""
+REDUCTION_FACTOR = 3
+"""Successive halving promotes one candidate in three from a rung to the next."""
+RUNG_EPOCHS = (1 / 4, 1 / 2, 1)
+"""Length of the runs of each rung, as a share of the task's epochs."""
+BIAS_COUNTS = 8
+"""Number of bias counts, evenly spaced, that are trained at full length whatever their rank."""
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a worker sends back: the score and the loss of a run, and the cost of the program that it ran."""
-
-    score: float | None
-    loss: float | None
-    cost: Cost | None
-    """None of what cannot be trained at all: an operator on the gradient's way has no gradient."""
+"""Callback with a label, the number of steps done, and the number of all steps."""
 
 
 def analyze(
@@ -74,17 +44,17 @@ def analyze(
     *,
     scheduler: str | None = None,
     workers: int | None = None,
-    progress: Progress = lambda _what, _done, _all: None,
+    progress: Progress = lambda _label, _done, _count: None,
     warn: Callable[[str], None] = lambda _text: None,
 ) -> Contributions:
-    """Measure the contributions of every piece of a network, by successive halving.
+    """Measure the contribution of every candidate of a network, by successive halving.
 
     All candidates are trained for a quarter of the epochs on one seed, the best third of them for half of the epochs on
-    two, the best third of those in full on all; so are some numbers of biases, spread evenly, in any case. Then larger
-    and larger sets of the weights that brought most are trained together, in full on all seeds. ``output`` is written
-    after each run; an analysis that was interrupted goes on where it was. ``scheduler`` is the address of a Dask
-    scheduler, whose workers see the same files; without one ``workers`` processes of this machine work, one a core by
-    default. Results do not depend on who works.
+    two seeds, the best third of those for all epochs on all seeds. Some numbers of biases, evenly spaced, reach the
+    last rung whatever their rank. Then growing sets of the best weights are trained together at full length. ``output``
+    is written after each run; an interrupted analysis resumes from it. ``scheduler`` is the address of a Dask
+    scheduler, whose workers must see the same files; without one, ``workers`` local processes do the runs, one a core
+    by default. Results do not depend on the workers.
 
     Raises
     ------
@@ -93,29 +63,31 @@ def analyze(
     DataError
         The data cannot be used.
     """
-    with analysis(task, output, scheduler, workers, progress, warn) as under_way:
-        found, everything = under_way.found, candidates(under_way.structure, task.ratios, task.depths)
+    with open_analysis(task, output, scheduler, workers, progress, warn) as analysis:
+        contributions = analysis.contributions
+        group = candidates(analysis.structure, task.ratios, task.depths)
 
         def halve(what: str, group: Sequence[Candidate], base: Candidate, always: Sequence[Candidate] = ()) -> None:
             for rung, (epochs, seeds) in enumerate(rungs(task)):
-                label = f"{what}, rung {rung + 1} of {len(SHARES)}"
-                under_way.run(label, [base, *group], epochs, seeds, found.runs)
-                group = _best(found, group, base, epochs, always)
+                label = f"{what}, rung {rung + 1} of {len(RUNG_EPOCHS)}"
+                analysis.run(label, [base, *group], epochs, seeds, contributions.runs)
+                group = _promoted(contributions, group, base, epochs, always)
 
-        ladder = [candidate for candidate in everything if not candidate.weight]
-        # Gains change slowly with the number: of the others, neighbours tell (:mod:`pock_tvm.choosing.expected_gains`).
-        halve("biases", ladder, ladder[0], (*ladder[:: max(1, len(ladder) // NUMBERS)], ladder[-1]))
-        base = found.base()
-        halve("weights", [replace(each, biases=base.biases) for each in everything if each.weight], base)
-        under_way.run("weights together", sets_together(found), task.recipe.epochs, task.seeds, found.trials)
-    return found
+        numbers = [each for each in group if not each.weight]
+        # Gains change slowly with the number: the others are interpolated (:mod:`pock_tvm.choosing.expected_gains`).
+        halve("biases", numbers, numbers[0], (*numbers[:: max(1, len(numbers) // BIAS_COUNTS)], numbers[-1]))
+        base = contributions.base()
+        halve("weights", [replace(each, biases=base.biases) for each in group if each.weight], base)
+        sets = growing_sets(contributions)
+        analysis.run("weights together", sets, task.recipe.epochs, task.seeds, contributions.trials)
+    return contributions
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """An analysis under way: what was measured before and is now, and who measures."""
+    """An analysis in progress: measurements so far, and the workers."""
 
-    found: Contributions
+    contributions: Contributions
     structure: Structure
     output: Path
     pool: Workers
@@ -123,32 +95,38 @@ class Analysis:
 
     @property
     def folder(self) -> Path:
-        """Where programs are kept until all runs are done."""
+        """Folder of compiled programs, removed at the end of the analysis."""
         return self.output.with_suffix(".programs")
 
     def run(
-        self, label: str, group: Iterable[Candidate | Together], epochs: float, seeds: int, kept: list[Run]
+        self, label: str, group: Iterable[Candidate | WeightSet], epochs: float, seeds: int, results: list[Run]
     ) -> None:
-        """Do the runs of a group that are not ``kept`` yet, each candidate once a seed, and write each down."""
+        """Run each candidate of a group on each seed, unless ``results`` has the run; append and save each result."""
         runs = list(dict.fromkeys((candidate, epochs, seed) for candidate in group for seed in range(seeds)))
-        done = {(run.candidate, run.epochs, run.seed) for run in kept}
+        done = {(run.candidate, run.epochs, run.seed) for run in results}
         missing = [run for run in runs if run not in done]
         jobs = [
-            (self.found.task, scheme_of(self.structure, each.biases, each.shares).rules, epochs, seed, self.folder)
+            (
+                self.contributions.task,
+                scheme_of(self.structure, each.biases, each.ratios).rules,
+                epochs,
+                seed,
+                self.folder,
+            )
             for each, epochs, seed in missing
         ]
         self.progress(label, len(runs) - len(missing), len(runs))
-        for count, (number, measured) in enumerate(self.pool.run(measure, jobs), 1):
+        for count, (number, result) in enumerate(self.pool.run(measure, jobs), 1):
             candidate, epochs, seed = missing[number]
-            kept.append(Run(candidate, epochs, seed, measured.score, measured.loss))
-            if isinstance(candidate, Candidate) and measured.cost is not None:
-                self.found.costs[candidate] = measured.cost
-            self.found.save(self.output)
+            results.append(Run(candidate, epochs, seed, result.score, result.loss))
+            if isinstance(candidate, Candidate) and result.cost is not None:
+                self.contributions.costs[candidate] = result.cost
+            self.contributions.save(self.output)
             self.progress(label, len(runs) - len(missing) + count, len(runs))
 
 
 @contextlib.contextmanager
-def analysis(
+def open_analysis(
     task: Task,
     output: str | os.PathLike[str],
     scheduler: str | None,
@@ -156,41 +134,47 @@ def analysis(
     progress: Progress,
     warn: Callable[[str], None],
 ) -> Iterator[Analysis]:
-    """What every analysis begins and ends with: when all runs are done, it is finished, and programs are removed."""
+    """Start or resume an analysis; on success mark it finished, save it, and remove its programs."""
     path = Path(output).resolve()
-    found, structure = begin(task, path, warn)
+    contributions, structure = start_or_resume(task, path, warn)
     with Workers(scheduler, workers) as pool:
-        under_way = Analysis(found, structure, path, pool, progress)
-        yield under_way
-    found.finished = True
-    found.save(path)
-    shutil.rmtree(under_way.folder, ignore_errors=True)
+        analysis = Analysis(contributions, structure, path, pool, progress)
+        yield analysis
+    contributions.finished = True
+    contributions.save(path)
+    shutil.rmtree(analysis.folder, ignore_errors=True)
 
 
 def rungs(task: Task) -> list[tuple[float, int]]:
-    """Epochs and seeds of each rung."""
-    return [(task.recipe.epochs * share, min(task.seeds, rung + 1)) for rung, share in enumerate(SHARES[:-1])] + [
+    """List the rungs of successive halving as ``(epochs, number of seeds)``."""
+    return [(task.recipe.epochs * share, min(task.seeds, rung + 1)) for rung, share in enumerate(RUNG_EPOCHS[:-1])] + [
         (task.recipe.epochs, task.seeds)
     ]
 
 
-def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contributions, Structure]:
-    """What was measured before, or nothing yet; data and model are looked at."""
+def start_or_resume(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contributions, Structure]:
+    """Check model and data, and load the measurements in ``output``, or start empty ones.
+
+    Raises
+    ------
+    ContributionError
+        ``output`` was measured on another model, other data or with other settings.
+    """
     require("what is analysed", task, one_of("a pock.Task", Task))
     model, structure, training, validation = open_task(task)
     check_folder(output)
-    seen, held = digests(training), digests(validation)
-    known = set(seen)
-    twice = sum(digest in known for digest in held)
-    if twice:
+    training_digests, validation_digests = digests(training), digests(validation)
+    known = set(training_digests)
+    shared = sum(digest in known for digest in validation_digests)
+    if shared:
         warn(
-            f"{twice} of {len(validation)} validation samples are training samples too: gains will look larger than "
+            f"{shared} of {len(validation)} validation samples are training samples too: gains will look larger than "
             "they are"
         )
     targets = [np.asarray(samples.targets).tobytes() for samples in (training, validation)]
-    data = hashlib.sha256(b"".join([*seen, *held, *targets])).hexdigest()
+    data = hashlib.sha256(b"".join([*training_digests, *validation_digests, *targets])).hexdigest()
     rows = {name: list(channels.read) for name, channels in structure.channels.items() if channels.read}
-    found = Contributions(task, fingerprint(model), data, rows=rows)
+    contributions = Contributions(task, fingerprint(model), data, rows=rows)
     if output.exists():
         before = Contributions.load(output)
         before.check_model(model)
@@ -203,186 +187,66 @@ def begin(task: Task, output: Path, warn: Callable[[str], None]) -> tuple[Contri
             )
         if before.data != data:
             raise ContributionError(f"'{output}' was measured on other data: name another output, or remove that file")
-        found = replace(before, task=task, rows=rows)
-    return found, structure
+        contributions = replace(before, task=task, rows=rows)
+    return contributions, structure
 
 
-def open_model(task: Task) -> tuple[Model, Structure]:
-    """The model of a task, and what it is made of."""
-    shapes = tuple((name, tuple(shape)) for name, shape in task.shapes.items())
-    model = _loaded(task.model, _stamp(task.model), task.batch, shapes)
-    return model, structure_of(model)
-
-
-def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
-    """The model of a task, its structure, which knows what the data reads, and data to train and to validate on.
-
-    Raises
-    ------
-    DataError
-        The data cannot be used: unreadable, too little, of other classes.
-    """
-    model, structure = open_model(task)
-    training, validation = _data(task)
-    steps_of(task.recipe, training, model.inputs[0].shape[0])
-    if training.classes != validation.classes:
-        raise DataError(
-            f"'{task.data}' and '{task.validation}' have different classes: {training.classes} and {validation.classes}"
-        )
-    return model, structure.reading(rows_read(structure.look_ups, training)), training, validation
-
-
-def _best(
-    found: Contributions, group: Sequence[Candidate], base: Candidate, epochs: float, always: Sequence[Candidate]
+def _promoted(
+    contributions: Contributions,
+    group: Sequence[Candidate],
+    base: Candidate,
+    epochs: float,
+    always: Sequence[Candidate],
 ) -> list[Candidate]:
-    """The best third of a group after so many epochs, in the group's order, and what stays in any case."""
-    gains = found.gains(group, base, epochs)
+    """Select the candidates of the next rung, in the group's order: the best third after ``epochs``, and ``always``."""
+    gains = contributions.gains(group, base, epochs)
     ranked = sorted(gains, key=lambda candidate: -gains[candidate].mean)
-    kept = {*ranked[: -(-len(ranked) // KEEP)], *always}
-    return [candidate for candidate in group if candidate in kept]
+    promoted = {*ranked[: -(-len(ranked) // REDUCTION_FACTOR)], *always}
+    return [candidate for candidate in group if candidate in promoted]
 
 
-def add_costs(found: Contributions, structure: Structure, output: Path, progress: Progress) -> list[Candidate]:
-    """Plan what costs are not known of, and write them down; the candidates that can be trained.
+def add_costs(contributions: Contributions, structure: Structure, output: Path, progress: Progress) -> list[Candidate]:
+    """Plan the candidates whose cost is unknown, and save; return the trainable candidates.
 
-    Behind an operator without gradient nothing can: weights come with as many of the last biases as can be trained.
+    Nothing is trainable behind an operator without a gradient rule. Weights then come with as many of the last biases
+    as are trainable.
     """
-    task = found.task
+    task = contributions.task
 
     def planned(group: Iterable[Candidate]) -> list[Candidate]:
-        missing = [each for each in group if each not in found.costs]
-        found.costs |= planned_costs(task, missing, None, progress, found.rows)
-        return [each for each in group if each in found.costs]
+        missing = [each for each in group if each not in contributions.costs]
+        contributions.costs |= planned_costs(task, missing, None, progress, contributions.rows)
+        return [each for each in group if each in contributions.costs]
 
     group = candidates(structure, task.ratios, task.depths)
-    known = planned(group)
-    most = max((each.biases for each in known), default=0)
-    if any(each.biases > most for each in group):
-        known = planned(dict.fromkeys(replace(each, biases=min(each.biases, most)) for each in group))
-    found.save(output)
-    return known
+    trainable = planned(group)
+    max_biases = max((each.biases for each in trainable), default=0)
+    if any(each.biases > max_biases for each in group):
+        trainable = planned(dict.fromkeys(replace(each, biases=min(each.biases, max_biases)) for each in group))
+    contributions.save(output)
+    return trainable
 
 
 def planned_costs(
     task: Task,
-    wanted: Iterable[Candidate],
+    group: Iterable[Candidate],
     target: Any = None,
-    progress: Progress = lambda _what, _done, _all: None,
+    progress: Progress = lambda _label, _done, _count: None,
     rows: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[Candidate, Cost]:
-    """The cost of each candidate that can be trained, and of the biases that it is compared to, planned and not built;
-    ``rows`` are those of :class:`Contributions`."""
-    asked = list(dict.fromkeys(candidate for each in wanted for candidate in (each, Candidate(each.biases))))
+    """Compute the costs of candidates and of the biases that they are compared to, from plans without a build.
+
+    Candidates that cannot be trained are left out. ``rows`` as in :class:`pock_tvm.Contributions`.
+    """
+    missing = list(dict.fromkeys(candidate for each in group for candidate in (each, Candidate(each.biases))))
     costs: dict[Candidate, Cost] = {}
-    if not asked:
+    if not missing:
         return costs
     with Workers() as pool:
         structure = open_model(task)[1].reading(rows or {})
-        jobs = [(task, scheme_of(structure, each.biases, each.shares).rules, target) for each in asked]
-        for done, (number, cost) in enumerate(pool.run(_planned_cost, jobs), 1):
+        jobs = [(task, scheme_of(structure, each.biases, each.ratios).rules, target) for each in missing]
+        for done, (number, cost) in enumerate(pool.run(planned_cost, jobs), 1):
             if cost is not None:
-                costs[asked[number]] = cost
-            progress("planning candidates", done, len(asked))
+                costs[missing[number]] = cost
+            progress("planning candidates", done, len(missing))
     return costs
-
-
-# ---- in a worker -----------------------------------------------------------------------------------------------------
-
-
-def measure(
-    task: Task, rules: dict[str, Any], epochs: float, seed: int, folder: Path, memory_budget: int | None = None
-) -> Measured:
-    """One run, in whichever process: fine-tune by a scheme, and evaluate."""
-    try:
-        program = _program(task, rules, folder, memory_budget)
-    except MissingGradient:
-        return Measured(None, None, None)
-    training, validation = _data(task)
-    trainer = Trainer(program, threads=1)
-    recipe = replace(task.recipe, epochs=epochs)
-    cost = cost_of(program)
-    if not fine_tune(trainer, recipe, training, seed):
-        return Measured(None, None, cost)
-    batch = program.manifest["inputs"][0]["shape"][0]
-    result = trainer.evaluate(evaluation_batches(validation, batch))
-    loss = result["loss"]
-    if not math.isfinite(loss):
-        return Measured(None, None, cost)
-    return Measured(100 * result["accuracy"] if "accuracy" in result else -loss, loss, cost)
-
-
-def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int | None) -> Program:
-    """The compiled program of a scheme: kept beside the output, for all runs that differ in seed and length alone.
-
-    Its name says all that it depends on: a folder may be left over from another analysis, or another machine's.
-    """
-    target = resolve_target(None)
-    compiled = [task.batch, dict(task.shapes), task.loss, dict(task.optimizer)]
-    what = [rules, memory_budget, compiled, task.model, _stamp(task.model), __version__, str(target)]
-    path = folder / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]}.pock"
-    if path.exists():
-        return replace(Program.load(path), weights=dict(_model(task).weights))
-    program = compile_task(task, Scheme(rules), memory_budget=memory_budget)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace(program, weights={}).save(path)  # hundreds of programs share one set of weights
-    return program
-
-
-def _planned_cost(task: Task, rules: dict[str, Any], target: Any) -> Cost | None:
-    try:
-        return cost_of(compile_task(task, Scheme(rules), target=target, build=False))
-    except MissingGradient:
-        return None
-
-
-def compile_task(task: Task, scheme: Scheme, optimizer: Optimizer | None = None, **options: Any) -> Program:
-    """The program that trains a scheme as a task wants it; ``options`` are further ones of :func:`pock_tvm.compile`."""
-    optimizer = optimizer or optimizers.from_json(dict(task.optimizer))
-    # Of hundreds of programs of one network each would warn of the same, and that in a worker.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PockWarning)
-        return compile_program(_model(task), scheme=scheme, loss=task.loss, optimizer=optimizer, **options)
-
-
-def _model(task: Task) -> Model:
-    return open_model(task)[0]
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(model: str, _stamp: Stamp, batch: int | None, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Model:
-    return load_model(model, batch=batch, shapes=dict(shapes))
-
-
-def _data(task: Task) -> tuple[ImageFolder | ArrayFile, ImageFolder | ArrayFile]:
-    inputs = tuple((spec.name, spec.shape) for spec in _model(task).inputs)
-    preprocessing = tuple((name, tuple(values)) for name, values in task.preprocessing.items())
-    has_target = Loss(task.loss).has_target
-    return (
-        _opened(task.data, _stamp(task.data), inputs, preprocessing, Augmentation(task.flip, task.crop), has_target),
-        _opened(task.validation, _stamp(task.validation), inputs, preprocessing, Augmentation(), has_target),
-    )
-
-
-@functools.lru_cache(maxsize=2)
-def _opened(
-    path: str,
-    _stamp: Stamp,
-    inputs: tuple[tuple[str, tuple[int, ...]], ...],
-    preprocessing: tuple[tuple[str, tuple[float, ...]], ...],
-    augmentation: Augmentation,
-    has_target: bool,  # noqa: FBT001 - for the cache's sake
-) -> ImageFolder | ArrayFile:
-    specs = [{"name": name, "shape": shape} for name, shape in inputs]
-    return open_data(path, specs, Preprocessing(**dict(preprocessing)), augmentation, has_target=has_target)
-
-
-Stamp = tuple[tuple[str, int], ...]
-"""Names and times of change: what a worker that outlives an analysis knows changed files by."""
-
-
-def _stamp(path: str) -> Stamp:
-    root = Path(path)
-    if not root.exists():
-        return ()
-    parts = [root, *(sorted(root.iterdir()) if root.is_dir() else [])]
-    return tuple((part.name, part.stat().st_mtime_ns) for part in parts)

@@ -1,46 +1,47 @@
-"""``pock.search``: from contributions, costs and budgets to the best scheme that holds them."""
+"""``pock.search``: finds the scheme of largest expected gain within budgets of memory and time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..compiler.driver import batch_parts
-from ..compiler.targets import kernel_target, resolve_target
-from ..device.profile import example, profile
-from ..device.trainer import Trainer
 from ..errors import BatchError, ContributionError, MemoryBudgetError, PockError
 from ..frontend.structure import Structure
 from ..schemes.scheme import Scheme
-from .analysis import Progress, compile_task, open_model, planned_costs
-from .contribution import Candidate, Contributions, Task, depth_of, scheme_of
-from .costs import Cost, Profiles, TimeModel, cost_of
-from .expected_gains import enough, expected_gains
+from .analysis import Progress, planned_costs
+from .candidates import Candidate, depth_of, scheme_of
+from .contributions import Contributions
+from .costs import Cost, cost_of
+from .expected_gains import expected_gains, gain_cap
 from .integer_program import Choice, Choices, Option, Weight, best, best_of, total
+from .task import Task
+from .time_model import Profiles, TimeModel, calibrate, scaled
+from .worker import compile_task, open_model
 
-PLANS = 10
-"""How many schemes are planned at most to find the best that holds its budgets."""
-CLOSE = 0.97
-"""Between what held and what did not, so near to each other, nothing is looked for."""
+MAX_PLANS = 10
+"""Largest number of schemes that a search plans; each is a compilation without a build."""
+STOP_RATIO = 0.97
+"""Stop bisecting when feasible and infeasible budgets differ by less than this ratio."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A scheme that holds its budgets, and what it was chosen from."""
+class SearchResult:
+    """A scheme within its budgets, and the search space."""
 
     scheme: Scheme
     choice: Choice
-    """Its gain, memory and time by the sum of its parts."""
+    """Gain, memory and time as sums over the scheme's parts."""
     cost: Cost
-    """What the planned program takes."""
+    """Cost of the planned program."""
     seconds: float
-    """Of a step of the planned program, by the time model."""
+    """Step time of the planned program, by the time model."""
     choices: Choices
     time_model: TimeModel
     plans: int
-    """How many schemes were planned."""
+    """Number of schemes that were planned."""
 
 
 def search(
@@ -50,85 +51,88 @@ def search(
     seconds: float | None = None,
     target: Any = None,
     profiles: Profiles = (),
-    progress: Progress = lambda _what, _done, _all: None,
-) -> Found:
-    """The scheme of the largest expected gain whose planned program holds the budgets.
+    progress: Progress = lambda _label, _done, _count: None,
+) -> SearchResult:
+    """Find the scheme of largest expected gain whose planned program is within the budgets.
 
     Parameters
     ----------
     found : Contributions
-        What :func:`pock_tvm.analyze` measured; the model of its task is read. Costs that it lacks are planned and added
-        to it.
+        Result of :func:`pock_tvm.analyze`; the model of its task is read. Missing costs are planned and added to it.
     memory : float, optional
-        Most bytes beside the weights: arena, optimizer state, gradient sums. The scheme holds them when it is compiled
-        with this ``memory_budget``.
+        Budget in bytes beside the weights: arena, optimizer state, gradient sums. Compile the scheme with this
+        ``memory_budget``.
     seconds : float, optional
-        Longest step, by the time model.
+        Budget of a step's time, by the time model.
     target : optional
-        As of :func:`pock_tvm.compile`. For another than this machine all candidates are planned anew.
+        As in :func:`pock_tvm.compile`. For another machine all candidates are planned anew.
     profiles : sequence of profiles, optional
-        What :func:`pock_tvm.device.profile.profile` measured on the target, to calibrate the time model on. By
-        default this machine is measured; for another its rates are scaled by vector width and cores.
+        Measurements of :func:`pock_tvm.device.profile.profile` on the target, to calibrate the time model. By default
+        this machine is measured; for another its rates are scaled by vector width and cores.
 
     Raises
     ------
     ContributionError
-        The contributions are of another model, or nothing in them can be chosen.
+        The contributions are of another model, or every run failed.
     PockError
-        A budget is smaller than the smallest that will do, which is named.
+        A budget is too small; the message names the smallest feasible one.
     """
     budgets = budgets_of(memory, seconds)
-    structure, sets, time_model = prepared(found, target, profiles, progress)
-    return _hold(found.task, structure, suited(sets, budgets), time_model, budgets, target, progress)
+    structure, alternatives, time_model = prepare_search(found, target, profiles, progress)
+    choices = best_alternative(alternatives, budgets)
+    return _within_budgets(found.task, structure, choices, time_model, budgets, target, progress)
 
 
 def budgets_of(memory: float | None, seconds: float | None) -> dict[str, float]:
-    """Budgets by resource; one that is not given is no bound."""
+    """Map each resource to its budget; infinite without one."""
     return {"memory": math.inf if memory is None else memory, "seconds": math.inf if seconds is None else seconds}
 
 
-def prepared(
-    found: Contributions,
+def prepare_search(
+    contributions: Contributions,
     target: Any = None,
     profiles: Profiles = (),
-    progress: Progress = lambda _what, _done, _all: None,
+    progress: Progress = lambda _label, _done, _count: None,
 ) -> tuple[Structure, list[Choices], TimeModel]:
-    """What there is to choose from, with what it is expected to bring and takes: a set for each number of micro-batches
-    that a step can run in, fewest first. Arguments and errors are those of :func:`search`."""
-    model, structure = open_model(found.task)
-    found.check_model(model)
-    structure = structure.reading(found.rows)
-    gains = expected_gains(found)
+    """Build the search spaces, one for each number of micro-batches that a step can run in, fewest first.
+
+    Also returns the structure of the model and the time model. Arguments and errors are those of :func:`search`.
+    """
+    model, structure = open_model(contributions.task)
+    contributions.check_model(model)
+    structure = structure.reading(contributions.rows)
+    gains = expected_gains(contributions)
     if all(each.weight for each in gains):
         raise ContributionError("there is nothing to choose from: no run of the analysis succeeded")
-    costs = found.costs if target is None else {}
+    costs = contributions.costs if target is None else {}
     missing = [each for each in gains if each not in costs]
-    costs |= planned_costs(found.task, missing, target, progress, found.rows)
+    costs |= planned_costs(contributions.task, missing, target, progress, contributions.rows)
     if profiles:
         time_model = TimeModel.fit(profiles, profiles, "profiles that were given, and fits their steps")
     else:
-        time_model = scaled(calibrate(found.task, structure, gains), target)
-    parts = batch_parts(model)
-    if len(parts) > 1 and not _can_be_cut(found.task, structure, parts[-1]):
-        parts = parts[:1]
-    most = enough(found)
-    sets = [replace(choices_of(gains, costs, structure, time_model, count), enough=most) for count in parts]
-    return structure, sets, time_model
+        time_model = scaled(calibrate(contributions.task, structure, gains), target)
+    counts = batch_parts(model)
+    if len(counts) > 1 and not _can_split(contributions.task, structure, counts[-1]):
+        counts = counts[:1]
+    cap = gain_cap(contributions)
+    alternatives = [replace(choices_of(gains, costs, structure, time_model, count), gain_cap=cap) for count in counts]
+    return structure, alternatives, time_model
 
 
-def _can_be_cut(task: Task, structure: Structure, parts: int) -> bool:
-    """Whether a step can run in so many micro-batches."""
+def _can_split(task: Task, structure: Structure, micro_batches: int) -> bool:
+    """Check whether a step can run in this number of micro-batches."""
     try:
-        compile_task(task, scheme_of(structure, 0, {}), micro_batches=parts, build=False)
+        compile_task(task, scheme_of(structure, 0, {}), micro_batches=micro_batches, build=False)
     except BatchError:
         return False
     return True
 
 
-def suited(sets: Sequence[Choices], budgets: Mapping[str, float]) -> Choices:
-    """The set from which most can be had within budgets; the one of most micro-batches if nothing can."""
-    chosen = best_of(sets, **budgets)
-    return next((each for each in sets if chosen and each.micro_batches == chosen.micro_batches), sets[-1])
+def best_alternative(alternatives: Sequence[Choices], budgets: Mapping[str, float]) -> Choices:
+    """Select the search space with the best choice within budgets; that of most micro-batches if all are infeasible."""
+    chosen = best_of(alternatives, **budgets)
+    matching = (each for each in alternatives if chosen and each.micro_batches == chosen.micro_batches)
+    return next(matching, alternatives[-1])
 
 
 def choices_of(
@@ -138,28 +142,28 @@ def choices_of(
     time_model: TimeModel,
     micro_batches: int,
 ) -> Choices:
-    """Expected gains and costs of steps in so many micro-batches, as the integer program takes them."""
-    costs = {each: cost.in_parts(micro_batches) for each, cost in costs.items()}
+    """Build the search space of one number of micro-batches from expected gains and costs."""
+    costs = {each: cost.in_micro_batches(micro_batches) for each, cost in costs.items()}
     numbers = sorted(each for each in gains if not each.weight)
     biases, memory, seconds = {}, 0.0, 0.0
-    for each in numbers:  # a gradient that comes farther takes no less, whatever a plan was lucky with
+    for each in numbers:  # cost is monotone in depth: never estimate less than a shallower scheme's plan
         memory, seconds = max(memory, costs[each].memory), max(seconds, time_model.seconds(costs[each]))
         biases[each.biases] = Option(gains[each], memory, seconds)
     options: dict[str, dict[float, Option]] = {}
     depths = {each.weight: depth_of(structure, each.weight) for each in gains if each.weight}
     for each in gains:
-        passed = [number for number in numbers if number.biases >= max(each.biases, depths.get(each.weight, 0))]
-        if each.weight and passed:
-            more = costs[each].minus(costs[passed[0]])
-            # A weight that fits beside another peak may be the peak of a smaller scheme: what it keeps counts.
-            size = max(more.memory, more.kept)
-            # Other kernels may be chosen beside it, and the model be off: nothing is faster for being trained.
-            seconds = max(0.0, time_model.seconds(more))
+        deep_enough = [number for number in numbers if number.biases >= max(each.biases, depths.get(each.weight, 0))]
+        if each.weight and deep_enough:
+            extra = costs[each].minus(costs[deep_enough[0]])
+            # A weight may add nothing to this scheme's peak but to a smaller scheme's: count at least what it keeps.
+            size = max(extra.memory, extra.kept)
+            # Negative differences come from other kernel choices or errors of the model: training more costs time.
+            seconds = max(0.0, time_model.seconds(extra))
             options.setdefault(each.weight, {})[each.ratio] = Option(gains[each], size, seconds)
-    return Choices(biases, {name: Weight(depths[name], given) for name, given in options.items()}, micro_batches)
+    return Choices(biases, {name: Weight(depths[name], by_ratio) for name, by_ratio in options.items()}, micro_batches)
 
 
-def _hold(
+def _within_budgets(
     task: Task,
     structure: Structure,
     choices: Choices,
@@ -167,70 +171,72 @@ def _hold(
     budgets: Mapping[str, float],
     target: Any,
     progress: Progress,
-) -> Found:
-    """Solve, plan, and solve again with what the plan showed.
+) -> SearchResult:
+    """Solve the integer program, plan its choice, and correct the limits of the program by the plan, until they meet.
 
-    Sums of parts are near what a plan takes, not equal to it. A sum's limit starts where the smallest and the largest
-    choice say that the budget would be filled; it falls below what did not hold, and rises halfway between what held
-    and what did not, until nothing is left between them.
+    The cost of a plan is close to the sum over its parts, but not equal. The first limit interpolates between the
+    smallest and the largest choice, to where the plan would fill the budget. Then limits are bisected between the sums
+    of feasible and infeasible choices.
     """
-    planned: list[Found] = []
+    planned: list[SearchResult] = []
 
-    def plan(choice: Choice) -> Found:
-        found = next((each for each in planned if each.choice == choice), None)
-        if found is None:
-            progress("planning schemes", len(planned), PLANS)
-            found = _plan(task, structure, choices, choice, time_model, target, budgets["memory"])
-            planned.append(found)
-        return found
+    def plan(choice: Choice) -> SearchResult:
+        result = next((each for each in planned if each.choice == choice), None)
+        if result is None:
+            progress("planning schemes", len(planned), MAX_PLANS)
+            result = _plan(task, structure, choices, choice, time_model, target, budgets["memory"])
+            planned.append(result)
+        return result
 
-    held = plan(_smallest(choices))
-    if _over(held, budgets):
-        raise _too_small(held, budgets)
-    now = plan(best(choices))  # type: ignore[arg-type] # without budgets there is always a choice
-    floors = {name: _summed(held, name) for name in budgets}  # no choice of less is better than what is held
-    failed = dict.fromkeys(budgets, math.inf)
+    feasible = plan(_smallest(choices))
+    if _exceeded(feasible, budgets):
+        raise _too_small(feasible, budgets)
+    current = plan(best(choices))  # type: ignore[arg-type] # without budgets there is always a choice
+    lower = {name: _summed(feasible, name) for name in budgets}  # no choice below gains more than the feasible one
+    upper = dict.fromkeys(budgets, math.inf)
     limits: dict[str, float] = {}
-    while len(planned) < PLANS:
-        exceeded = _over(now, budgets)
-        failed |= {name: min(failed[name], _summed(now, name)) for name in exceeded}
+    while len(planned) < MAX_PLANS:
+        exceeded = _exceeded(current, budgets)
+        upper |= {name: min(upper[name], _summed(current, name)) for name in exceeded}
         if not exceeded:
-            held, floors = now if now.choice.gain > held.choice.gain else held, floors | limits
-        bounded = [name for name, sum_ in failed.items() if not math.isinf(sum_)]
-        if not bounded or any(CLOSE * failed[name] < floors[name] for name in bounded):
+            feasible = current if current.choice.gain > feasible.choice.gain else feasible
+            lower |= limits
+        bounded = [name for name, sum_ in upper.items() if not math.isinf(sum_)]
+        if not bounded or any(STOP_RATIO * upper[name] < lower[name] for name in bounded):
             break
         limits = {
-            name: _between(held, now, name, budgets[name]) if name in exceeded else (floors[name] + failed[name]) / 2
+            name: _interpolated(feasible, current, name, budgets[name])
+            if name in exceeded
+            else (lower[name] + upper[name]) / 2
             for name in bounded
         }
         choice = best(choices, **limits)
         if choice is None:
             break
-        now = plan(choice)
-    return replace(held, plans=len(planned))
+        current = plan(choice)
+    return replace(feasible, plans=len(planned))
 
 
-def _over(found: Found, budgets: Mapping[str, float]) -> list[str]:
-    """The resources of which the planned program of a scheme takes too much."""
-    return [name for name, budget in budgets.items() if _taken(found, name) > budget]
+def _exceeded(result: SearchResult, budgets: Mapping[str, float]) -> list[str]:
+    """List the resources whose budget a planned scheme exceeds."""
+    return [name for name, budget in budgets.items() if _planned(result, name) > budget]
 
 
-def _taken(found: Found, resource: str) -> float:
-    """What the planned program of a scheme takes of a resource."""
-    return float(found.cost.memory if resource == "memory" else found.seconds)
+def _planned(result: SearchResult, resource: str) -> float:
+    """Return a scheme's use of a resource as planned."""
+    return float(result.cost.memory if resource == "memory" else result.seconds)
 
 
-def _summed(found: Found, resource: str) -> float:
-    """What a scheme takes of a resource by the sum of its parts."""
-    return float(getattr(found.choice, resource))
+def _summed(result: SearchResult, resource: str) -> float:
+    """Return a scheme's use of a resource as the sum over its parts."""
+    return float(getattr(result.choice, resource))
 
 
-def _between(held: Found, failed: Found, resource: str, budget: float) -> float:
-    """The sum at which a budget would be filled, on the line from a scheme that held it to one that did not, and not
-    right at either."""
-    low, high = (_summed(each, resource) for each in (held, failed))
-    least, most = (_taken(each, resource) for each in (held, failed))
-    return low + min(max((budget - least) / (most - least), 0.1), 0.9) * (high - low)
+def _interpolated(feasible: SearchResult, infeasible: SearchResult, resource: str, budget: float) -> float:
+    """Interpolate the sum over parts at which the plan fills a budget, at least a tenth away from either end."""
+    low, high = (_summed(each, resource) for each in (feasible, infeasible))
+    planned_low, planned_high = (_planned(each, resource) for each in (feasible, infeasible))
+    return low + min(max((budget - planned_low) / (planned_high - planned_low), 0.1), 0.9) * (high - low)
 
 
 def _plan(
@@ -241,15 +247,15 @@ def _plan(
     time_model: TimeModel,
     target: Any,
     memory: float,
-) -> Found:
-    """A choice as a scheme, with what its program takes."""
+) -> SearchResult:
+    """Plan the program of a choice."""
     scheme = scheme_of(structure, choice.biases, choice.weights)
-    cost = _within(task, scheme, target, memory)
-    return Found(scheme, choice, cost, time_model.seconds(cost), choices, time_model, 1)
+    cost = _planned_cost(task, scheme, target, memory)
+    return SearchResult(scheme, choice, cost, time_model.seconds(cost), choices, time_model, 1)
 
 
-def _within(task: Task, scheme: Scheme, target: Any, memory: float) -> Cost:
-    """What a scheme takes when it is compiled for a memory budget; what it needs at least where that is more."""
+def _planned_cost(task: Task, scheme: Scheme, target: Any, memory: float) -> Cost:
+    """Compute the cost of a scheme within a memory budget; its smallest memory if that is more."""
     budget = None if math.isinf(memory) else int(memory)
     try:
         return cost_of(compile_task(task, scheme, target=target, memory_budget=budget, build=False))
@@ -258,12 +264,12 @@ def _within(task: Task, scheme: Scheme, target: Any, memory: float) -> Cost:
 
 
 def _smallest(choices: Choices) -> Choice:
-    """The least that can be trained."""
+    """Return the choice of least memory: the head, or few biases, alone."""
     count = min(choices.biases, key=lambda count: choices.biases[count].memory)
     return total(choices, count, {})
 
 
-def _too_small(smallest: Found, budgets: Mapping[str, float]) -> PockError:
+def _too_small(smallest: SearchResult, budgets: Mapping[str, float]) -> PockError:
     memory = int(smallest.cost.memory)
     if memory > budgets["memory"]:
         return MemoryBudgetError(
@@ -274,40 +280,4 @@ def _too_small(smallest: Found, budgets: Mapping[str, float]) -> PockError:
     return PockError(
         f"a latency of {1e3 * budgets['seconds']:g} ms is too short: the fastest scheme takes about "
         f"{math.ceil(1e6 * smallest.seconds) / 1e3:g} ms a step. Take a smaller batch, or a larger budget"
-    )
-
-
-# ---- time ------------------------------------------------------------------------------------------------------------
-
-
-def calibrate(task: Task, structure: Structure, wanted: Iterable[Candidate]) -> TimeModel:
-    """The time model of this machine, from the kernels of a small and of a large scheme in real steps; how far it is
-    off is said of a third one, between them."""
-    counts = [each.biases for each in wanted if not each.weight]
-    weights = {each.weight: 1.0 for each in wanted if each.weight}
-
-    def step(biases: int, shares: Mapping[str, float]) -> Sequence[Mapping[str, Any]]:
-        # Only its time is asked for.
-        trainer = Trainer(compile_task(task, scheme_of(structure, biases, shares), check=False))
-        return profile(trainer, *example(trainer.program))
-
-    half = dict(list(weights.items())[len(weights) // 2 :])
-    return TimeModel.fit(
-        [step(min(counts), {}), step(max(counts), weights)],
-        [step(max(counts) // 2, half)],
-        "two steps measured on this machine, and foretells a third",
-    )
-
-
-def scaled(model: TimeModel, target: Any) -> TimeModel:
-    """The time model of another machine, as far as vector width and cores decide over it."""
-    own, other = (kernel_target(resolve_target(each)).traits for each in (None, target))
-    if target is None or other == own:
-        return model
-    slower = own.lanes * own.cores / (other.lanes * other.cores)
-    return replace(
-        model,
-        flop={kind: rate * slower for kind, rate in model.flop.items()},
-        byte={kind: rate * slower for kind, rate in model.byte.items()},
-        origin="this machine, scaled by vector width and cores (give --profile for better), and foretold its steps",
     )

@@ -1,4 +1,4 @@
-"""Quiet for C and C++ code that prints what nobody can act on."""
+"""Silences output of C and C++ code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def silenced(descriptor: int) -> Iterator[None]:
-    """Drop what is written to a descriptor (1: standard output, 2: standard error), C's buffered printing too."""
+    """Redirect a file descriptor (1: standard output, 2: standard error) to the null device, C's buffers included."""
     flush = ctypes.CDLL(None).fflush
     flush(None)
     kept = os.dup(descriptor)

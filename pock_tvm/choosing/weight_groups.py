@@ -1,13 +1,15 @@
-"""Gains of kinds of weights, for networks where one weight alone brings too little to be measured."""
+"""Gains of kinds of weights, for networks in which the gain of a single weight is too small to measure."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 
-from .analysis import Progress, add_costs, analysis
-from .contribution import Contributions, Task, Together, kinds_of
+from .analysis import Progress, add_costs, open_analysis
+from .candidates import WeightSet, weights_by_kind
+from .contributions import Contributions
 from .expected_gains import HEAD
+from .task import Task
 
 
 def analyze_kinds(
@@ -16,20 +18,20 @@ def analyze_kinds(
     *,
     scheduler: str | None = None,
     workers: int | None = None,
-    progress: Progress = lambda _what, _done, _all: None,
+    progress: Progress = lambda _label, _done, _count: None,
     warn: Callable[[str], None] = lambda _text: None,
 ) -> Contributions:
-    """Measure what all weights of a kind bring together, and plan what each of them costs.
+    """Measure the gain of all weights of a kind together, and plan the cost of each weight.
 
-    Of a transformer a short run of a single weight is noise, but its embedding and its linear layers, each as a whole,
-    are told apart by one run each. Trained, in full on all seeds, are the head, all biases, and with all biases each
-    kind of weight, as far as gradients reach. :func:`pock_tvm.choosing.expected_gains.expected_gains` gives each weight
-    its share, by its size, of what its kind brought. Arguments and errors are those of :func:`pock_tvm.analyze`.
+    In a transformer the gain of a single weight in a short run is noise; that of all its linear layers, or of its
+    embedding, is not. The runs, at full length on all seeds, train the head, all biases, and all biases with each kind
+    of weights, as far as gradients reach. :func:`pock_tvm.choosing.expected_gains.expected_gains` splits a kind's gain
+    among its weights by size. Arguments and errors are those of :func:`pock_tvm.analyze`.
     """
-    with analysis(task, output, scheduler, workers, progress, warn) as under_way:
-        found, structure = under_way.found, under_way.structure
-        known = add_costs(found, structure, under_way.output, progress)
-        most = max((each.biases for each in known), default=0)
-        sets = [HEAD, Together(most, ()), *kinds_of(structure, known).values()]
-        under_way.run("kinds of weights", sets, task.recipe.epochs, task.seeds, found.kinds)
-    return found
+    with open_analysis(task, output, scheduler, workers, progress, warn) as analysis:
+        contributions, structure = analysis.contributions, analysis.structure
+        trainable = add_costs(contributions, structure, analysis.output, progress)
+        max_biases = max((each.biases for each in trainable), default=0)
+        sets = [HEAD, WeightSet(max_biases, ()), *weights_by_kind(structure, trainable).values()]
+        analysis.run("kinds of weights", sets, task.recipe.epochs, task.seeds, contributions.kinds)
+    return contributions

@@ -1,4 +1,4 @@
-"""Where independent runs are worked off: processes of this machine, or a Dask cluster that is there already."""
+"""Workers for independent runs: processes of this machine, or an existing Dask cluster."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from typing import Any
 
 from ..errors import PockError
 
-PATIENCE = 3
-"""How often workers may die before any run is done, until it is no accident."""
+MAX_DEATHS = 3
+"""Deaths of workers in a row, without a completed job between them, that end a run with an error."""
 
 
 class Workers:
-    """Processes of this machine, one a core by default, or the workers of the Dask scheduler at ``tcp://…``.
+    """A pool of processes of this machine, one a core by default, or of workers of the Dask scheduler at ``tcp://…``.
 
-    A context: the processes live as long as it does. Local ones are started anew, so that what they run has to be
-    importable, and a script that uses them needs ``if __name__ == "__main__":``.
+    A context manager: processes end with it. Local processes are spawned, so jobs must be importable, and a script
+    needs ``if __name__ == "__main__":``.
 
     Raises
     ------
@@ -48,7 +48,7 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        if kind is not None:  # whoever asked is not waiting any longer
+        if kind is not None:  # an error or an interrupt: nobody waits for results
             for process in getattr(self._executor, "_processes", None) or {}:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGTERM)
@@ -57,14 +57,14 @@ class Workers:
             self._client.close()
 
     def run(self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Run ``function(*job)`` for each job; yields the number of a job and its result as each is done.
+        """Run ``function(*job)`` for each job, and yield ``(number of the job, result)`` as they complete.
 
-        A job whose worker died is repeated elsewhere.
+        A job whose worker died is repeated.
 
         Raises
         ------
         PockError
-            Workers die time and again while nothing gets done.
+            Workers died ``MAX_DEATHS`` times without a completed job.
         """
         waiting, deaths = dict(enumerate(jobs)), 0
         while waiting:
@@ -83,12 +83,12 @@ class Workers:
                 deaths += 1
                 self._close()
             finally:
-                if self._client is not None:  # what waits for processes of this machine ends with them
+                if self._client is not None:  # local futures end with their processes
                     for future in futures:
                         future.cancel()
-            if deaths == PATIENCE:
+            if deaths == MAX_DEATHS:
                 raise PockError(
-                    f"{PATIENCE} times all workers died before a run was done: they may be short of memory (take "
+                    f"{MAX_DEATHS} times all workers died before a run was done: they may be short of memory (take "
                     "fewer: --workers), or the script that started them lacks 'if __name__ == \"__main__\":'"
                 )
 
@@ -97,7 +97,7 @@ class Workers:
             if self._client is not None:
                 self._executor = self._client.get_executor(pure=False)
             else:
-                context = multiprocessing.get_context("spawn")  # TVM's threads do not outlive a fork
+                context = multiprocessing.get_context("spawn")  # a fork after TVM's thread pool has started hangs
                 self._executor = ProcessPoolExecutor(
                     self._count, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
                 )
@@ -110,8 +110,8 @@ class Workers:
 
 
 def _begin(parent: int) -> None:
-    """Let this worker end when its parent is gone, however that died, and without leaving anything."""
-    with contextlib.suppress(ImportError):  # PyTorch makes one; its lock between processes outlives one that is killed
+    """End this worker when its parent is gone, however that died, without leaks."""
+    with contextlib.suppress(ImportError):  # PyTorch imports tqdm, whose lock between processes outlives a killed one
         from tqdm import tqdm
 
         tqdm.set_lock(threading.RLock())
@@ -136,7 +136,7 @@ def _client(scheduler: str) -> Any:
 
 
 def _is_death(error: Exception) -> bool:
-    """Whether it was the worker that failed, not its work; Dask says ``KilledWorker``, or cancels."""
+    """Tell a worker's death from an error of its job; Dask raises ``KilledWorker``, or cancels."""
     return isinstance(error, BrokenExecutor | CancelledError) or type(error).__name__ == "KilledWorker"
 
 

@@ -93,8 +93,8 @@ def analyze(
     from rich.console import Console
 
     from ..choosing.analysis import analyze as measure
-    from ..choosing.contribution import Task
     from ..choosing.first_order import score
+    from ..choosing.task import Task
     from ..choosing.weight_groups import analyze_kinds
     from ..device import optimizers
     from ..reports.choice_tables import contribution_table
@@ -221,7 +221,7 @@ def _measured(path: Path, model: Path | None) -> Any:
     """Contributions, of the network at ``model`` where it is given."""
     from dataclasses import replace
 
-    from ..choosing.contribution import Contributions
+    from ..choosing.contributions import Contributions
 
     found = Contributions.load(path)
     if (found.runs or found.kinds) and not found.finished:

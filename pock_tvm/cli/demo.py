@@ -21,11 +21,11 @@ from ..compiler.driver import compile as compile_program
 from ..device.optimizers import SGD
 from ..device.trainer import Trainer
 from ..errors import PockError
-from ..schemes.scheme import Scheme, What
+from ..schemes.scheme import Rule, Scheme
 
 BATCH = 16
 PRETRAINING, PERSONALISING = (20, 0.05), (15, 0.01)  # epochs, learning rate
-SPARSE: dict[str, What] = {"*": "frozen", "*.bias": "full", "4.weight": 0.5, "6.weight": 0.5, "9.*": "full"}
+SPARSE: dict[str, Rule] = {"*": "frozen", "*.bias": "full", "4.weight": 0.5, "6.weight": 0.5, "9.*": "full"}
 MIB = 2**20
 
 Samples = tuple[np.ndarray, np.ndarray]

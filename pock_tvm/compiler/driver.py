@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
-from tvm import IRModule, relax
 
 from relay_passes.analysis.batch_axis import batch_of
 from relay_passes.analysis.kernel_costs import kernel_costs
-from relay_passes.canonical.store_permuted import Stored, stored_of
-from relay_passes.ir import Constant, bindings_of, first_line, op_name, shape_of, type_bytes
-from relay_passes.memory.budget import BudgetError
-from relay_passes.operators.registry import plain
+from relay_passes.canonical.store_permuted import stored_of
+from relay_passes.ir import first_line
+from relay_passes.memory.call_list import CallList
+from relay_passes.memory.fit import Fit, TooLarge
 from schedules.extents import divisors
 from schedules.target import Target
 
@@ -33,16 +30,15 @@ from ..device.losses import KINDS, Loss, as_loss
 from ..device.optimizers import SGD, Adam, Optimizer
 from ..device.program import FORMAT, Program
 from ..errors import CompilerError, MemoryBudgetError, OptionError, PockError, PockWarning, of_passes
-from ..frontend import LookUp, Model, load_model
+from ..frontend import Model, load_model
 from ..frontend.observations import observations
-from ..frontend.structure import inputs_of, structure_of
+from ..frontend.structure import structure_of
 from ..quantities import parse_bytes
 from ..schemes.scheme import Scheme
 from . import pipeline
-from .build import build_library
-from .fitting import fewest_parts
 from .layers import layer_report
-from .pipeline import Phases, Piece, Training
+from .manifest import index_limits, prepared_records, state_records, weight_records
+from .pipeline import Lowered, Training
 from .self_check import SelfCheck, reference_of
 from .targets import HOST, kernel_target, resolve_target, triple_of
 
@@ -158,26 +154,23 @@ def compile(  # noqa: A001 - the name that users expect
     budget = None if memory_budget is None else parse_bytes(memory_budget)
     statistics = batch_norm or "frozen"
 
-    def attempt(parts: int, most: float) -> _Lowered:
-        training = Training(selection, vars(loss), optimizer.kernel, statistics, accumulate, parts, clip_norm)
-        return _lowered(imported, training, kernel_target(target), Path(dump) if dump else None, budget, most)
-
-    try:
-        found = _fitted(attempt, imported, micro_batches, budget, statistics)
-    except BudgetError as error:
+    training = Training(selection, vars(loss), optimizer.kernel, statistics, accumulate, clip_norm=clip_norm)
+    found = _fitted(imported, training, kernel_target(target), micro_batches, budget, Path(dump) if dump else None)
+    if isinstance(found, TooLarge):
         raise MemoryBudgetError(
-            f"memory_budget={memory_budget!r} is too small: the smallest that would do is {error.smallest} bytes "
-            f"({error.state} of them optimizer state and gradient sums). Train less, or a smaller batch",
-            error.smallest,
-        ) from None
-    for each in observations(imported, selection, found.step.attrs["gradients"], batch_norm):
+            f"memory_budget={memory_budget!r} is too small: the smallest that would do is {found.smallest} bytes "
+            f"({found.state} of them optimizer state and gradient sums). Train less, or a smaller batch",
+            found.smallest,
+        )
+    lowered = found.value
+    for each in observations(imported, selection, lowered.step.attrs["gradients"], batch_norm):
         warnings.warn(str(each), PockWarning, stacklevel=3)
-    lowered = found.module
     # 10. Schedule and build.
-    entries = [name for name in pipeline.ENTRIES if name in lowered]
-    library = b""
-    if build:
-        library = build_library(lowered, entries, target, found.places)
+    library = pipeline.build(lowered, target) if build else b""
+    step, entries = lowered.graph[pipeline.TRAIN], lowered.entries
+    stored = stored_of(lowered.graph[pipeline.PREDICT])
+    records = weight_records(imported, selection, stored, pipeline.written_statistics(step))
+    records += [*state_records(step), *prepared_records(entries[pipeline.PREPARE])]
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},
@@ -188,23 +181,20 @@ def compile(  # noqa: A001 - the name that users expect
         "options": {
             "batch_norm": statistics,
             "accumulate": accumulate,
-            "micro_batches": found.micro_batches,
+            "micro_batches": lowered.micro_batches,
             "clip_norm": clip_norm and float(clip_norm),
         },
         "inputs": [vars(spec) for spec in imported.inputs],
         "outputs": [vars(spec) for spec in imported.outputs],
-        "index_limits": _index_limits(imported),
-        "weights": {
-            name: _weight(name, array, selection, found.stored, found.written)
-            for name, array in imported.weights.items()
-        },
+        "index_limits": index_limits(imported),
+        "parameters": {record.name: record.to_json() for record in records},
         "aliases": imported.aliases,
-        "entries": {name: _entry(lowered, name) for name in entries},
-        "layers": layer_report(structure_of(imported), selection, found.step),
-        "kernels": kernel_costs(lowered, entries),
+        "entries": {name: calls.record() for name, calls in entries.items()},
+        "layers": layer_report(structure_of(imported), selection, lowered.step),
+        "kernels": kernel_costs(lowered.module, list(entries)),
         "check": None,
     }
-    program = Program(manifest, library, dict(imported.weights), _constants(lowered, entries))
+    program = Program(manifest, library, dict(imported.weights), _constants(entries))
     if not build or check is False:
         return program
     # Checked: the program takes a step beside PyTorch.
@@ -215,7 +205,7 @@ def compile(  # noqa: A001 - the name that users expect
         optimizer=optimizer,
         batch_norm=statistics,
         accumulate=accumulate,
-        micro_batches=found.micro_batches,
+        micro_batches=lowered.micro_batches,
         clip_norm=clip_norm,
     )
     if str(target) == str(resolve_target(HOST)):
@@ -255,64 +245,26 @@ def _is_amount(value: object) -> bool:
     return isinstance(value, str) or is_number(value)
 
 
-@dataclass(frozen=True)
-class _Lowered:
-    """What phases 2 to 9 make of a model."""
-
-    module: IRModule
-    micro_batches: int
-    stored: dict[str, Stored]
-    """How weights are stored that are not stored as PyTorch has them."""
-    written: set[str]
-    """Statistics that training updates."""
-    step: relax.Function
-    """The training step behind phase 4, of one micro-batch."""
-    places: dict[str, str]
-    """What of the network each kernel computes, for a message."""
-
-
-def _lowered(
-    imported: Model, training: Training, target: Target, dump: Path | None, budget: int | None, most: float
-) -> _Lowered:
-    """Phases 2 to 9, for a budget that holds optimizer state and gradient sums, too."""
-    phases = Phases(imported.module, dump)
-    graph = pipeline.training_graph(phases, training)
-    stored = stored_of(graph[pipeline.PREDICT])
-    written = {str(name) for name in graph[pipeline.TRAIN].attrs.get("state_updates", [])}
-    frozen = [name for name in imported.weights if name not in training.trained and name not in written]
-    state = _state_bytes(graph[pipeline.TRAIN], imported.weights)
-    try:
-        module = pipeline.executors(phases, frozen, training, target, None if budget is None else budget - state, most)
-    except BudgetError as error:
-        raise BudgetError(error.smallest + state, state) from None
-    step = phases.after["saved"][pipeline.TRAIN]
-    return _Lowered(module, training.micro_batches, stored, written, step, phases.places)
-
-
 def _fitted(
-    attempt: Callable[[int, float], _Lowered],
     imported: Model,
+    training: Training,
+    target: Target,
     micro_batches: int | None,
     budget: int | None,
-    batch_norm: str,
-) -> _Lowered:
-    """The attempt in as many micro-batches as are wanted, or as the budget needs."""
+    dump: Path | None,
+) -> Fit[Lowered] | TooLarge:
+    """Phases 1 to 9, in as many micro-batches as are wanted, or as the budget needs."""
     if micro_batches is not None or budget is None:
         counts = [micro_batches or 1]
     else:
-        counts = [1] if batch_norm == "batch" else batch_parts(imported)
-    return fewest_parts(attempt, counts, math.inf if budget is None else budget)
+        counts = [1] if training.batch_norm == "batch" else batch_parts(imported)
+    names = list(imported.weights)
+    return pipeline.lower(imported.module, names, training, target, counts=counts, budget=budget, dump=dump)
 
 
 def batch_parts(model: Model) -> list[int]:
     """The numbers of micro-batches that a model's batch can be cut into, fewest first."""
     return divisors(batch_of(model.module["main"]))
-
-
-def _state_bytes(func: relax.Function, weights: Mapping[str, np.ndarray]) -> int:
-    """The bytes of optimizer state and gradient sums: ``<state>.<parameter>`` among the parameters of a step."""
-    states = [p for p in func.params if p.name not in weights and p.name.partition(".")[2] in weights]
-    return sum(type_bytes(param.ty) for param in states)
 
 
 OPTIONS = {
@@ -339,63 +291,9 @@ def _check_options(**given: Any) -> None:
         )
 
 
-def _weight(
-    name: str, array: np.ndarray, selection: Mapping[str, Piece], stored: Mapping[str, Stored], written: set[str]
-) -> dict[str, Any]:
-    """What a manifest says of a weight: shape, type, how it is stored, and what of it changes."""
-    entry: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype), "trained": "frozen"}
-    if name in stored:
-        entry["stored"] = {"shape": list(stored[name].shape), "axes": list(stored[name].axes)}
-    if name in written:
-        entry["trained"] = "statistics"
-    elif name in selection:
-        piece = selection[name]
-        entry["trained"] = "full" if piece is None else {"axis": piece[0], "indices": list(piece[1])}
-    return entry
-
-
-def _entry(mod: IRModule, name: str) -> dict[str, Any]:
-    """What a manifest says of an entry point: what lies behind each address, and how large the arena is."""
-    attrs = mod[name].attrs
-    table = [
-        {"name": str(name), "shape": list(plain(shape)), "dtype": str(dtype)} for name, shape, dtype in attrs["table"]
-    ]
-    return {
-        "table": table,
-        "arena_bytes": int(attrs["arena_bytes"]),
-        "arena_lower_bound": int(attrs["arena_lower_bound"]),
-        "calls": plain(attrs["calls"]),
-        "arena_map": plain(attrs["arena_map"]),
-    }
-
-
-def _constants(mod: IRModule, entries: Sequence[str]) -> dict[str, np.ndarray]:
+def _constants(entries: Mapping[str, CallList]) -> dict[str, np.ndarray]:
     return {
         f"{name}/constant.{index}": np.ascontiguousarray(value.numpy())
-        for name in entries
-        for index, value in enumerate(mod[name].attrs["constants"])
+        for name, calls in entries.items()
+        for index, value in enumerate(calls.constants)
     }
-
-
-def _index_limits(model: Model) -> dict[str, tuple[int, int]]:
-    """For each integer input by which something is read the lowest index, and how many positions there are."""
-    func = model.module["main"]
-    origin = inputs_of(func, len(model.inputs))
-    limits: dict[str, tuple[int, int]] = {}
-    for index, extent, from_end in [*model.look_ups, *_takes(func)]:
-        if index in origin:
-            lowest, count = limits.get(origin[index], (-extent, extent))
-            limits[origin[index]] = (max(lowest, -extent if from_end else 0), min(count, extent))
-    return limits
-
-
-def _takes(func: relax.Function) -> list[LookUp]:
-    """The look-ups in tables that are not constant."""
-    found = []
-    for binding in bindings_of(func):
-        value = binding.value
-        if op_name(value) == "relax.take" and not isinstance(value.args[0], Constant):
-            axis = plain(value.attrs.axis)
-            if isinstance(value.args[1], relax.Var):
-                found.append(LookUp(value.args[1], shape_of(value.args[0])[axis or 0], False))
-    return found

@@ -8,6 +8,7 @@ from typing import Any
 
 from tvm import relax
 
+from relay_passes.canonical.store_permuted import stored_parts
 from relay_passes.kernels.choose_kernels import without_kernel
 from relay_passes.training import backward
 
@@ -19,7 +20,8 @@ from ..frontend.observations import observations
 from ..schemes.scheme import Scheme
 from .driver import TRAINS_NOTHING, own_faults
 from .driver import compile as compile_program
-from .pipeline import TRAIN, Phases, Training, stored_pieces, training_graph
+from .phases import Phases
+from .pipeline import TRAIN, Training, training_graph
 from .targets import kernel_target, resolve_target
 
 
@@ -78,7 +80,7 @@ def _of_graph(model: Model, training: Training) -> tuple[list[Obstacle], Collect
     except MissingGradient:
         func = phases.after["loss"][TRAIN]
         shapes = {name: array.shape for name, array in model.weights.items()}
-        found += backward.obstacles(func, stored_pieces(func, training.trained, shapes))
+        found += backward.obstacles(func, stored_parts(func, training.trained, shapes))
     except PockError as error:
         found.append(_refusal(error))
     functions = [func for func in phases.mod.functions.values() if isinstance(func, relax.Function)]

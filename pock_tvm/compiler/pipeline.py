@@ -1,17 +1,22 @@
-"""The compiler's table of contents: from a forward module to kernels and executors, in numbered phases."""
+"""The compiler's table of contents: ten numbered phases from a model to a library.
+
+:func:`lower` runs phases 1 to 9, and shows what is given up where a budget asks: the batch is cut, values are computed
+again, Winograd's transforms are left out. :func:`build` is phase 10.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import IRModule, relax
 from tvm.ir.transform import Pass
-from tvm.relax.utils import copy_with_new_vars
+from tvm.target import Target
 
 from relay_passes import (
     AccumulateGradients,
@@ -19,14 +24,18 @@ from relay_passes import (
     AppendUpdate,
     Backward,
     ChooseKernels,
+    CopyFunction,
+    DropFunctions,
     FoldBatchNorm,
     LiftFrozen,
+    ListCalls,
     LowerToExecutor,
     NameKernels,
     OrderUpdates,
     PackMasks,
     PackWeights,
     PlanArena,
+    RecomputeCheap,
     SaveSmall,
     ScaleResults,
     SelectEarly,
@@ -39,41 +48,41 @@ from relay_passes import (
     UnifyProducts,
     Winograd,
 )
+from relay_passes.analysis.kernel_costs import kernel_seconds
+from relay_passes.analysis.verify import (
+    batch_norms_are_folded,
+    functions_of,
+    only_executors,
+    only_kernels,
+    only_trained_gradients,
+    only_trained_written,
+    parameters_are_told_apart,
+    returns_loss,
+    updates_follow_reads,
+)
 from relay_passes.canonical.canonicalise import canonicalise
-from relay_passes.canonical.store_permuted import stored_of
-from relay_passes.ir import bindings_of, op_name, shape_of
+from relay_passes.canonical.split_batch import why_whole
+from relay_passes.canonical.store_permuted import stored_parts
+from relay_passes.ir import shape_of, type_bytes
+from relay_passes.ir.append import states_of
 from relay_passes.ir.places import grouped_names, kernel_places
-from relay_passes.memory.budget import BudgetError, kernel_seconds, within_budget, worthwhile
-from schedules.target import Target
+from relay_passes.ir.trained_part import TrainedPart
+from relay_passes.kernels.winograd import uses_winograd
+from relay_passes.memory.budget import within_budget
+from relay_passes.memory.call_list import CallList, call_list_of
+from relay_passes.memory.fit import Fit, TooLarge
+from relay_passes.memory.verify import operands_are_inside, ranges_are_apart
+from schedules.target import Target as KernelTarget
 
-from ..errors import of_passes
+from .build import build_library
+from .fitting import fewest_parts
+from .phases import Phases
 
 FORWARD, TRAIN, ACCUMULATE, PREDICT, PREPARE = "main", "train_step", "accumulate_step", "predict", "prepare"
 ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
 
-Piece = tuple[int, Sequence[int]] | None
-"""What is trained of a parameter: None for all of it, else the indices along an axis."""
-
-
-@dataclass
-class Phases:
-    """Runs phases over a module, and writes the module down after each where a folder is given."""
-
-    mod: IRModule
-    dump: Path | None = None
-    after: dict[str, IRModule] = field(default_factory=dict)
-    """The module as each phase left it."""
-    places: dict[str, str] = field(default_factory=dict)
-    """What of the network each kernel computes, for a message."""
-
-    def run(self, name: str, passes: Iterable[Pass]) -> IRModule:
-        """Apply the passes of one phase."""
-        with of_passes():
-            self.mod = self.after[name] = tvm.transform.Sequential(list(passes))(self.mod)
-        if self.dump is not None:
-            self.dump.mkdir(parents=True, exist_ok=True)
-            (self.dump / f"{len(self.after):02d}-{name}.py").write_text(self.mod.script())
-        return self.mod
+Piece = TrainedPart | None
+"""The trained part of a parameter; None for all of it."""
 
 
 @dataclass(frozen=True)
@@ -96,40 +105,229 @@ class Training:
     store_permuted: bool = True
     """Store trained weights in the layout in which they are read; a weight that is trained in part has to be."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several runs share one update: gradients are then summed."""
+        return self.accumulate * self.micro_batches > 1
+
+    @property
+    def steps(self) -> list[str]:
+        """The functions that compute gradients."""
+        return [TRAIN, ACCUMULATE] if self.is_shared else [TRAIN]
+
+    @property
+    def functions(self) -> list[str]:
+        """All functions from phase 6 on."""
+        return [PREDICT, *self.steps, PREPARE]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What phases 1 to 9 make of a model."""
+
+    module: IRModule
+    """Kernels and executors as PrimFuncs."""
+    entries: dict[str, CallList]
+    """The entry points by name."""
+    micro_batches: int
+    graph: IRModule
+    """The training graph of one micro-batch, as phase 5 left it."""
+    step: relax.Function
+    """The training step of one micro-batch, as phase 4 left it."""
+    places: dict[str, str]
+    """What of the network each kernel computes, for a message."""
+
+
+def lower(
+    module: IRModule,
+    parameters: Sequence[str],
+    training: Training,
+    target: KernelTarget,
+    *,
+    counts: Sequence[int] = (1,),
+    budget: int | None = None,
+    dump: Path | None = None,
+) -> Fit[Lowered] | TooLarge:
+    """Phases 1 to 9: from a forward module to kernels, and executors that call them on fixed addresses.
+
+    ``parameters`` names what of ``main`` the model keeps. ``counts`` are the numbers of micro-batches to choose from,
+    fewest first, ``budget`` the most bytes that arena, optimizer state and gradient sums may take together.
+    """
+    # 1. Import: what the front end made of the model.
+    phases = Phases(module, dump)
+    phases.enter(1, "imported", module, parameters_are_told_apart)
+    # 2. Canonicalise, for any number of micro-batches.
+    training = canonicalise_forward(phases, training)
+
+    @functools.cache
+    def graph(count: int) -> Phases:
+        """3 to 5. Loss, backward graph, update."""
+        own = phases.fork()
+        differentiate(own, replace(training, micro_batches=count))
+        return own
+
+    @functools.cache
+    def kernels(count: int, winograd: bool) -> Phases:
+        """6 to 8. Kernels, epilogues, order."""
+        own = graph(count).fork()
+        order_kernels(own, parameters, replace(training, micro_batches=count), target, winograd=winograd)
+        return own
+
+    def attempt(count: int, max_slowdown: float) -> Fit[Lowered] | TooLarge:
+        """The end of 8, and 9. Recomputation for a budget; the plan."""
+        own, state = replace(training, micro_batches=count), state_bytes(graph(count).mod[TRAIN])
+        arena = None if budget is None else budget - state
+        found = fit_arena(kernels(count, True), own, arena, max_slowdown)
+        if isinstance(found, TooLarge) and math.isinf(max_slowdown) and has_winograd(kernels(count, True)):
+            # Winograd's transforms are larger than what they transform; they save time, and so go last.
+            without = fit_arena(kernels(count, False), own, arena, max_slowdown)
+            found = without if isinstance(without, Fit) else TooLarge(min(found.smallest, without.smallest))
+        return found.beside(state) if isinstance(found, TooLarge) else Fit(plan(found.value, own))
+
+    def can_split() -> bool:
+        return not any(why_whole(phases.mod[name]) for name in (TRAIN, PREDICT))
+
+    # Fewer samples at a time cost less than recomputation.
+    return fewest_parts(attempt, counts, math.inf if budget is None else budget, can_split)
+
+
+def build(lowered: Lowered, target: Target) -> bytes:
+    """Phase 10: schedules and builds the kernels, and prints the call lists into executors; one library of all."""
+    return build_library(lowered.module, list(lowered.entries), target, lowered.places)
+
 
 def training_graph(phases: Phases, training: Training) -> IRModule:
     """Phases 2 to 5: from a forward module to Relax functions that train and predict on the same parameters.
 
     In: a module whose ``main`` takes its inputs (attribute ``num_input``) and its parameters. Out: the functions
-    ``train_step``, ``predict`` and, where several steps share an update or a step runs in several micro-batches,
-    ``accumulate_step``: of one micro-batch.
+    ``train_step``, ``predict`` and, where several runs share an update, ``accumulate_step``: of one micro-batch.
     """
-    names, parts = list(training.trained), training.micro_batches
-    shared = training.accumulate * parts > 1
-    steps = [TRAIN, ACCUMULATE] if shared else [TRAIN]
-    # 2. Canonicalise: one operator for each thing, channels last, trained weights stored as they are read.
+    return differentiate(phases, canonicalise_forward(phases, training))
+
+
+def canonicalise_forward(phases: Phases, training: Training) -> Training:
+    """Phase 2: one operator for each thing, channels last, trained weights stored as they are read.
+
+    Out: the functions ``train_step`` and ``predict``, still alike up to batch norm. Returns ``training`` with trained
+    parts along the axes of the parameters as they are stored from now on.
+    """
+    names = list(training.trained)
     shapes = {param.name: shape_of(param) for param in phases.mod[FORWARD].params}
-    phases.run("canonical", [*canonicalise(), SelectEarly(names)])
-    phases.run("stored", [StorePermuted(names if training.store_permuted else []), UnifyProducts(live=names)])
-    trained = stored_pieces(phases.mod[FORWARD], training.trained, shapes)
-    phases.mod = _copies(phases.mod, [*steps, PREDICT])
-    statistics = {PREDICT: "frozen"} | dict.fromkeys(steps, training.batch_norm)
-    phases.run("folded", [FoldBatchNorm(trained, statistics[name], name) for name in statistics])
-    split = [SplitBatch(parts, name) for name in statistics] if parts > 1 else []
-    phases.run("simple", [*(SimplifyMovement(name) for name in statistics), *split])
+    phases.run(2, "canonical", [*canonicalise(), SelectEarly(names)])
+    phases.run(2, "stored", [StorePermuted(names if training.store_permuted else []), UnifyProducts(live=names)])
+    training = replace(training, trained=stored_parts(phases.mod[FORWARD], training.trained, shapes))
+    phases.run(2, "copied", [CopyFunction([TRAIN, PREDICT], FORWARD), DropFunctions([FORWARD])])
+    statistics = {TRAIN: training.batch_norm, PREDICT: "frozen"}
+    folded = [FoldBatchNorm(training.trained, kind, name) for name, kind in statistics.items()]
+    phases.run(2, "folded", folded, batch_norms_are_folded)
+    phases.run(2, "simple", [SimplifyMovement(name) for name in statistics])
+    return training
+
+
+def differentiate(phases: Phases, training: Training) -> IRModule:
+    """Phases 3 to 5: loss, backward graph and update, of one micro-batch."""
+    trained, count = training.trained, training.micro_batches
+    if count > 1:
+        phases.run(2, "split", [SplitBatch(count, name) for name in (TRAIN, PREDICT)])
     # 3. Loss.
-    phases.run("loss", [AppendLoss(**training.loss, parts=parts, function=name) for name in steps])
+    phases.run(3, "loss", [AppendLoss(**training.loss, parts=count, function=TRAIN)], returns_loss(TRAIN))
     # 4. Backward: mark first, then build.
-    phases.run("backward", [Backward(trained, name, 1 / training.accumulate) for name in steps])
-    small = [kind(name) for name in steps for kind in (SaveSmall, PackMasks)]
-    phases.run("saved", [relax.transform.EliminateCommonSubexpr(), *small])
-    # 5. Update, in place.
-    updates: list[Pass] = [
-        AppendUpdate(training.optimizer, trained, training.clip_norm, shared, TRAIN),
-        SplitGradients(TRAIN),
-    ]
-    updates += [AccumulateGradients(ACCUMULATE)] if shared else []
-    return phases.run("update", updates)
+    backward = Backward(trained, TRAIN, 1 / training.accumulate)
+    phases.run(4, "backward", [backward], only_trained_gradients(TRAIN, trained))
+    small = [relax.transform.EliminateCommonSubexpr(), SaveSmall(TRAIN), PackMasks(TRAIN)]
+    phases.run(4, "saved", small, only_trained_gradients(TRAIN, trained))
+    # 5. Update, in place; what shares an update only adds its gradients up.
+    summed = [CopyFunction([ACCUMULATE], TRAIN), AccumulateGradients(ACCUMULATE)] if training.is_shared else []
+    update = AppendUpdate(training.optimizer, trained, training.clip_norm, training.is_shared, TRAIN)
+    return phases.run(
+        5, "update", [*summed, update, SplitGradients(TRAIN)], only_trained_written(training.steps, trained)
+    )
+
+
+def order_kernels(
+    phases: Phases, parameters: Sequence[str], training: Training, target: KernelTarget, *, winograd: bool = True
+) -> None:
+    """Phases 6 to 8: kernels in the order in which they will run.
+
+    ``parameters`` names those of the model. What depends on frozen ones alone becomes the function ``prepare``.
+    """
+    changed = {*training.trained, *written_statistics(phases.mod[TRAIN])}
+    frozen = [name for name in parameters if name not in changed]
+    steps, functions = training.steps, [PREDICT, *training.steps]
+    # 6. Choose kernels.
+    straight = [StraightenProducts(frozen, name) for name in functions]
+    scaled = [ScaleResults(list(training.trained), name) for name in functions]
+    transformed = [Winograd(frozen, name) for name in functions] if winograd else []
+    packed = [PackWeights(frozen, target, name) for name in functions]
+    sliced = SliceForward(steps, functions, frozen)
+    phases.run(6, "products", [*scaled, *straight, *transformed, sliced, *packed])
+    views = relax.transform.RewriteDataflowReshape()
+    phases.run(6, "kernels", [ChooseKernels(functions, target), views, LiftFrozen(frozen, functions)], only_kernels)
+    # 7. Fuse epilogues and element-wise chains.
+    before = phases.mod
+    phases.run(7, "grouped", [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()])
+    names = grouped_names(before, phases.mod, training.functions)
+    clean = [relax.transform.DeadCodeElimination(training.functions), relax.transform.RewriteDataflowReshape()]
+    phases.run(7, "fused", [relax.transform.FuseTIR(), *clean], only_kernels)
+    # 8. Order: updates as soon as they may run. What is not worth keeping is computed again.
+    updates_early = [OrderUpdates(name) for name in training.functions]
+    phases.run(8, "ordered", [NameKernels(training.functions), *updates_early], updates_follow_reads)
+    phases.places, phases.costs = kernel_places(phases.mod, names), kernel_seconds(phases.mod, training.functions)
+    phases.run(8, "cheap", [RecomputeCheap(steps, phases.costs)], updates_follow_reads)
+
+
+def fit_arena(phases: Phases, training: Training, budget: int | None, max_slowdown: float) -> Fit[Phases] | TooLarge:
+    """The end of phase 8: where a budget asks for it, more is computed again.
+
+    ``budget`` is the largest arena that will do, in bytes; ``max_slowdown`` the largest share of a step's time that
+    recomputation may take.
+    """
+    if budget is None:
+        return Fit(phases)
+    found = within_budget(phases.mod, training.steps, training.functions, phases.costs, budget, max_slowdown)
+    if isinstance(found, TooLarge):
+        return found
+    phases = phases.fork()
+    phases.enter(8, "recomputed", found.value, updates_follow_reads)
+    return Fit(phases)
+
+
+def plan(phases: Phases, training: Training) -> Lowered:
+    """Phase 9: every temporary at a fixed offset of one arena; call lists, printed as executors."""
+    phases.run(9, "planned", [PlanArena(name) for name in training.functions], ranges_are_apart)
+    # A step begins with the micro-batches that only accumulate: they are entry points only where steps do so, too.
+    others, steps = training.micro_batches - 1, training.steps[: training.accumulate]
+    listed = [ListCalls(name, 1, [ACCUMULATE] * others) for name in steps]
+    listed += [ListCalls(PREDICT, None, [PREDICT] * others), ListCalls(PREPARE)]
+    unlisted = DropFunctions([name for name in training.steps if name not in steps])
+    phases.run(9, "calls", [*listed, unlisted], operands_are_inside)
+    names = [name for name in ENTRIES if name in phases.mod]
+    module = phases.run(9, "executors", [LowerToExecutor(name) for name in names], only_executors, operands_are_inside)
+    phases.settle()
+    return Lowered(
+        module,
+        {name: call_list_of(module[name]) for name in names},
+        training.micro_batches,
+        phases.after["update"],
+        phases.after["saved"][TRAIN],
+        phases.places,
+    )
+
+
+def state_bytes(step: relax.Function) -> int:
+    """The bytes of optimizer state and gradient sums among the parameters of a training step."""
+    states = states_of(step)
+    return sum(type_bytes(param.ty) for param in step.params if param.name in states)
+
+
+def written_statistics(step: relax.Function) -> set[str]:
+    """The running statistics that a training step updates."""
+    return {str(name) for name in step.attrs.get("state_updates", [])}
+
+
+def has_winograd(phases: Phases) -> bool:
+    """Whether Winograd's transforms were chosen for any product."""
+    return any(uses_winograd(func) for _, func in functions_of(phases.after["products"]))
 
 
 def training_pipeline(
@@ -157,110 +355,3 @@ def training_pipeline(
         return training_graph(Phases(mod), training)
 
     return run
-
-
-def executors(
-    phases: Phases,
-    frozen: Sequence[str],
-    training: Training,
-    target: Target,
-    budget: int | None = None,
-    most: float = math.inf,
-) -> IRModule:
-    """Phases 6 to 9: from Relax functions to kernels and executors that call them on fixed addresses.
-
-    ``frozen`` names the parameters that never change. ``budget`` is the largest arena that will do, in bytes, and
-    ``most`` what of a step's time recomputation may take to meet it. Where that is without bounds, what takes too much
-    with Winograd's transforms, which are larger than what they transform, is tried without them.
-
-    Raises
-    ------
-    BudgetError
-        Nothing brings the arena down to the budget.
-    """
-    before = phases.mod
-    try:
-        return _executors(phases, frozen, training, target, budget, most, winograd=True)
-    except BudgetError as error:
-        if not math.isinf(most) or not _is_transformed(phases.after["products"]):
-            raise
-        phases.mod = before
-        try:
-            return _executors(phases, frozen, training, target, budget, most, winograd=False)
-        except BudgetError as other:
-            raise BudgetError(min(error.smallest, other.smallest)) from None
-
-
-def _executors(
-    phases: Phases,
-    frozen: Sequence[str],
-    training: Training,
-    target: Target,
-    budget: int | None,
-    most: float,
-    *,
-    winograd: bool,
-) -> IRModule:
-    functions = [var.name_hint for var, func in phases.mod.functions.items() if isinstance(func, relax.Function)]
-    steps = [name for name in (TRAIN, ACCUMULATE) if name in functions]
-    # 6. Choose kernels; what depends on frozen parameters alone is computed once, by ``prepare``.
-    views = relax.transform.RewriteDataflowReshape()
-    straight = [StraightenProducts(frozen, name) for name in functions]
-    scaled = [ScaleResults(list(training.trained), name) for name in functions]
-    transformed = [Winograd(frozen, name) for name in functions] if winograd else []
-    packed = [PackWeights(frozen, target, name) for name in functions]
-    sliced = SliceForward(steps, functions, frozen)
-    phases.run("products", [*scaled, *straight, *transformed, sliced, *packed])
-    phases.run("kernels", [ChooseKernels(functions, target), views, LiftFrozen(frozen, functions)])
-    everything = [*functions, PREPARE]
-    # 7. Fuse epilogues and element-wise chains.
-    before = phases.mod
-    phases.run("grouped", [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()])
-    names = grouped_names(before, phases.mod, everything)
-    clean = [relax.transform.DeadCodeElimination(everything), relax.transform.RewriteDataflowReshape()]
-    phases.run("fused", [relax.transform.FuseTIR(), *clean])
-    # 8. Order, and compute again what is not worth keeping.
-    phases.run("ordered", [NameKernels(everything), *(OrderUpdates(name) for name in everything)])
-    phases.places = kernel_places(phases.mod, names)
-    costs = kernel_seconds(phases.mod, everything)
-    phases.mod = worthwhile(phases.mod, steps, costs)
-    if budget is not None:
-        phases.mod = within_budget(phases.mod, steps, everything, costs, budget, most)
-    # 9. Plan.
-    phases.run("planned", [PlanArena(name) for name in everything])
-    parts = training.micro_batches - 1
-    # The step first: it is made of what accumulates, too, which is then lowered itself or no longer needed.
-    lowered: list[Pass] = [LowerToExecutor(name, 1, [ACCUMULATE] * parts) for name in steps[: training.accumulate]]
-    phases.run("executors", [*lowered, LowerToExecutor(PREDICT, None, [PREDICT] * parts), LowerToExecutor(PREPARE)])
-    if training.accumulate == 1:  # what every micro-batch but the last runs is a part of the step
-        phases.mod = IRModule({var: func for var, func in phases.mod.functions.items() if var.name_hint != ACCUMULATE})
-    return phases.mod
-
-
-def _is_transformed(mod: IRModule) -> bool:
-    """Whether Winograd's transforms compute any product of a module."""
-    functions = [func for func in mod.functions.values() if isinstance(func, relax.Function)]
-    return any(
-        op_name(binding.value).startswith("pock.winograd") for func in functions for binding in bindings_of(func)
-    )
-
-
-def _copies(mod: IRModule, names: Sequence[str]) -> IRModule:
-    """The module with its forward function under several names instead of its own."""
-    functions = {var: func for var, func in mod.functions.items() if var.name_hint != FORWARD}
-    forward = mod[FORWARD]
-    copies = {name: copy_with_new_vars(forward).with_attr("global_symbol", name) for name in names}
-    return IRModule(functions | copies, attrs=mod.attrs)
-
-
-def stored_pieces(
-    func: relax.Function, trained: Mapping[str, Piece], shapes: Mapping[str, Sequence[int]]
-) -> dict[str, Piece]:
-    """Pieces along the axes of the parameters as they are stored now."""
-    stored = stored_of(func)
-    return {
-        name: (stored[name].position(piece[0], shapes[name]), piece[1])
-        if piece is not None and name in stored
-        else piece
-        for name, piece in trained.items()
-    }

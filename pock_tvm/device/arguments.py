@@ -1,6 +1,6 @@
 """Checks arguments: a value of the wrong kind gets one line that says what is wanted.
 
-Only what is in the standard library is used: a device checks its arguments, too.
+Uses the standard library alone, since devices check arguments too.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any, TypeVar
 from .errors import OptionError, PockError
 
 LARGEST = 3.4028234663852886e38
-"""The largest finite float32: what is larger is infinite on a device."""
+"""The largest finite float32. Larger numbers are infinite on a device."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What an argument may be: in words, and as a test."""
+    """The kind of value that an argument takes, in words and as a test."""
 
     what: str
     holds: Callable[[Any], bool]
 
     def or_none(self) -> Kind:
-        """The same, for what may be left out."""
+        """The same kind, or None."""
         return Kind(self.what, lambda value: value is None or self.holds(value))
 
 
@@ -70,7 +70,7 @@ def require(name: str, value: object, kind: Kind, error: type[PockError] = Optio
 
 
 def described(value: object) -> str:
-    """A value of the wrong kind, in a few words: what it is where it is short, else of which class."""
+    """Describe a value of the wrong kind in a few words: its repr where that is short, else its class."""
     if isinstance(value, type):
         return f"the class {value.__name__}: call it"
     if value is None or isinstance(value, bool | numbers.Number | str | bytes):
@@ -84,7 +84,7 @@ def described(value: object) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy's as one of Python's, which JSON can write."""
+    """Convert NumPy's numbers to Python's, which JSON can write."""
     if is_whole(value):
         return int(value)
     return float(value) if is_number(value) else value
@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 def options(hints: Mapping[str, str] = {}, **kinds: Kind) -> Callable[[type[T]], type[T]]:  # noqa: B006 - read only
     """Make a dataclass refuse options that it does not have, and values of the wrong kind.
 
-    ``hints`` says of names that people try what to do instead.
+    ``hints`` maps names that people try to advice on what to do instead.
     """
 
     def decorate(cls: type[T]) -> type[T]:

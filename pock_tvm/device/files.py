@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writes files atomically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .errors import PockError
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:
-    """Say at once that a file cannot be written, before the work that it is for.
+    """Check that a file can be written, before the work whose result it is to hold.
 
     Raises
     ------
@@ -27,8 +27,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of ``path`` when it is complete; until then, and after an error, what was
-    there stays."""
+    """Open a temporary file that replaces ``path`` when the block ends. After an error the old file stays."""
     path = Path(path)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
         try:

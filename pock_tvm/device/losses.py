@@ -1,4 +1,4 @@
-"""Losses: what a program is compiled with, and how a trainer judges outputs on the host."""
+"""Losses: options of a compile, and their values over outputs on the host."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Loss:
 
     @property
     def has_classes(self) -> bool:
-        """Whether targets are classes."""
+        """Whether targets are class indices."""
         return self.kind in ("cross_entropy", "causal_lm")
 
     @property
@@ -51,7 +51,7 @@ class Loss:
         return asdict(self)
 
     def counted(self, target: np.ndarray) -> int:
-        """Of how many values the loss is the mean."""
+        """The number of values that the loss averages over."""
         if self.kind == "causal_lm":
             target = target[:, 1:]
         return int((target != self.ignore_index).sum()) if self.has_classes else target.size
@@ -82,5 +82,5 @@ class Loss:
 
 
 def as_loss(loss: str | Loss) -> Loss:
-    """A loss given by name or as it is."""
+    """A loss from its name or itself."""
     return loss if isinstance(loss, Loss) else Loss(loss)

@@ -1,4 +1,4 @@
-"""Optimizers: what is fixed at compile time, and what a step is told at run time."""
+"""Optimizers: hyperparameters fixed at compile time, and the rates that each step is given."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class SGD:
         return {"kind": "sgd", **asdict(self)}
 
     def rates(self, lr: float, step: int) -> list[float]:
-        """What the update reads at step ``step`` (from 1): a first gradient is not dampened."""
+        """Learning rate and, with dampening, the gradient's factor at step ``step`` (from 1).
+
+        The first gradient is not dampened.
+        """
         dampened = self.momentum and self.dampening
         return [lr, 1.0 if step == 1 else 1 - self.dampening] if dampened else [lr]
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, kernel by kernel."""
+"""Times the kernels of a step, one by one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .program import kernel_calls
 from .runtime import CALL_KERNEL
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def example(program: Program) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Inputs and a target of the right shapes and types: numbers from a normal distribution, ones for integers."""
+    """Make inputs and a target of the right shapes and dtypes: normal numbers, ones for integers, target 0."""
     manifest, rng = program.manifest, np.random.default_rng(0)
     inputs = {}
     for spec in manifest["inputs"]:
@@ -24,27 +25,27 @@ def example(program: Program) -> tuple[dict[str, np.ndarray], np.ndarray | None]
         whole = np.full(spec["shape"], min(1, limit - 1))
         inputs[spec["name"]] = rng.standard_normal(spec["shape"]) if "float" in spec["dtype"] else whole
         inputs[spec["name"]] = inputs[spec["name"]].astype(spec["dtype"])
-    targets = [tensor for tensor in manifest["entries"]["train_step"]["table"] if tensor["name"] == "target"]
-    return inputs, np.zeros(targets[0]["shape"], targets[0]["dtype"]) if targets else None
+    target = program.tensor("target")
+    return inputs, None if target is None else np.zeros(*target)
 
 
 def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict[str, Any]]:
-    """Time every kernel of a real training step, slowest first; the trainer's state stays as it was.
+    """Time every kernel of a training step, slowest first; the trainer's state stays as it was.
 
     Returns a record for each call: ``kernel``, ``ms`` (median of ``repeat`` steps), ``gflops`` and ``gbytes`` per
-    second, ``share`` of the step, and what its manifest says of the kernel's cost.
+    second, ``share`` of the step's time, and the kernel's cost of the manifest. Copies of results are not timed.
     """
     program, saved = trainer.program, {name: array.copy() for name, array in trainer._arrays.items()}
     steps = trainer.steps
     trainer.step(x, y, lr=0.0)
-    entry = program.manifest["entries"]["train_step"]
+    kernels = kernel_calls(program.manifest["entries"]["train_step"])
     addresses = trainer._tables["train_step"].numpy().tolist()
-    times: list[list[float]] = [[] for _ in entry["calls"]]
+    times: list[list[float]] = [[] for _ in kernels]
     number = {kernel: at for at, kernel in enumerate(sorted(program.manifest["kernels"]))}
     library = trainer._library
     calls = [
         library.table([number[kernel], *(addresses[at] + offset for at, offset in places)])
-        for kernel, places in entry["calls"]
+        for kernel, places in kernels
     ]
     for _ in range(repeat):
         for call, record in zip(calls, times, strict=True):
@@ -56,7 +57,7 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
     trainer.steps = steps
     medians = [statistics.median(record) for record in times]
     rows = []
-    for (kernel, _), median in zip(entry["calls"], medians, strict=True):
+    for (kernel, _), median in zip(kernels, medians, strict=True):
         cost = program.manifest["kernels"][kernel]
         rows.append(
             {

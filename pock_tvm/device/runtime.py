@@ -1,4 +1,4 @@
-"""The little of TVM that runs on a device: loading a library and calling its entry points."""
+"""Loads a library with TVM's runtime and calls its entry points."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _pool = threading.local()
 
 
 def use_threads(count: int) -> None:
-    """Run the kernels that this thread calls from now on with so many threads."""
+    """Set the number of threads for the kernels that this thread calls from now on."""
     if getattr(_pool, "threads", None) != count:
         tvm.get_global_func("runtime.config_threadpool")(FASTEST_CORES, count)
         _pool.threads = count
@@ -68,7 +68,7 @@ CALL_KERNEL = "call_kernel"
 
 
 def pack_objects(objects: Mapping[str, bytes]) -> bytes:
-    """Object files as one value, in the place of the shared library that a linker would make of them: a zip file."""
+    """Pack object files into a zip file, which stands in for the shared library that a linker would make."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, data in objects.items():

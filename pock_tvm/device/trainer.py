@@ -1,30 +1,23 @@
-"""The trainer: a program with a state. All that runs on the device; needs TVM's runtime and NumPy."""
+"""The trainer: a program with a state. Needs TVM's runtime and NumPy, nothing else."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from . import optimizers
 from .arguments import PATH, number, one_of, require, whole
-from .arrays import as_array, check_array, pairs_of
+from .arrays import as_array, pairs_of
+from .checkpoint import fingerprint_of, read_checkpoint, write_checkpoint
 from .errors import CheckpointError, InputError, ProgramError
-from .files import replacing
+from .inputs import Data, Inputs
 from .losses import Loss
+from .parameters import FROZEN, FULL, PREPARED, Parameter
 from .program import Program
 from .runtime import CORES, THREADS, aligned, load_library, machine_triple, use_threads
-
-CHECKPOINT = "pock-checkpoint/1"
-Data = Any
-"""One array, a sequence of arrays in the order of the inputs, or a mapping from input names to arrays."""
-
 
 CORES_USED = whole("a number of cores, at least 1", 1)
 PROGRAM = one_of("what pock.compile returned, or the path of a program that was saved", Program, str, os.PathLike)
@@ -66,10 +59,9 @@ class Trainer:
         self._loss = Loss(**manifest["loss"])
         self._optimizer = optimizers.from_json(manifest["optimizer"])
         self._library = load_library(self.program.library)
-        self._weights = manifest["weights"]
+        self._parameters = self.program.parameters
         self._entries = manifest["entries"]
-        self._specs = {tensor["name"]: tensor for entry in self._entries.values() for tensor in entry["table"]}
-        self._inputs = manifest["inputs"]
+        self._inputs = Inputs(self.program, self._loss)
         self._accumulate = int(manifest["options"]["accumulate"])
         self.steps = 0
         """How many steps were taken."""
@@ -79,6 +71,10 @@ class Trainer:
         self._allocate()
         self._set_weights(self.program.weights)
         self._bind()
+
+    def __repr__(self) -> str:
+        trained = len(self.program.trained)
+        return f"Trainer({self.steps} steps, {trained} of {len(self._weights())} weights trained, {self.program!r})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
         """A trainer of the same program that goes on by itself from the same state."""
@@ -103,8 +99,8 @@ class Trainer:
         InputError
             A wrong shape or type, a label or index out of range, or a learning rate that is no finite number.
         """
-        arrays = self._checked_inputs(x)
-        target = self._checked_target(y)
+        arrays = self._inputs.checked(x)
+        target = self._inputs.target(y)
         require("lr", lr, LEARNING_RATE, InputError)
         last = (self.steps + 1) % self._accumulate == 0
         update = self.steps // self._accumulate + 1
@@ -132,27 +128,13 @@ class Trainer:
         InputError
             A wrong shape, type or number of samples, or an index out of range.
         """
-        arrays = self._named_inputs(x)
-        batch = self._inputs[0]["shape"][0] if self._inputs[0]["shape"] else 1
-        count = len(next(iter(arrays.values()))) if self._inputs[0]["shape"] else 1
-        # What has another length than the samples (a table of positions, say) belongs to all of them.
-        samples = [name for name, array in arrays.items() if array.shape[:1] == (count,)]
-        mixed = [spec["name"] for spec in self.program.manifest["outputs"] if list(spec["shape"][:1]) != [batch]]
-        if count != batch and mixed:
-            raise InputError(
-                f"output '{mixed[0]}' does not have the samples along its first axis: predict takes {batch} samples, "
-                f"not {count}"
-            )
         parts: list[list[np.ndarray]] = []
-        for start in range(0, count, batch):
-            cut = {name: self._padded(arrays[name][start : start + batch], batch) for name in samples}
-            chunk = arrays | cut
-            for name, array in self._checked_inputs(chunk).items():
+        for count, arrays in self._inputs.chunks(x):
+            for name, array in arrays.items():
                 self._fill(name, array)
             self._run("predict")
-            kept = min(batch, count - start)
-            results = self._results["predict"]
-            parts.append([result.copy() if kept == batch else result[:kept].copy() for result in results])
+            every = count == (self._inputs.batch or 1)
+            parts.append([result.copy() if every else result[:count].copy() for result in self._results["predict"]])
         outputs = tuple(part[0] if len(part) == 1 else np.concatenate(part) for part in zip(*parts, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -192,14 +174,17 @@ class Trainer:
 
     def _current(self) -> dict[str, np.ndarray]:
         """The weights that are not the program's any more."""
-        return self._replaced | {name: self._from_stored(name, self._arrays[name]) for name in self._live()}
+        return self._replaced | {name: self._unstored(name) for name in self._live()}
 
     def optimizer_state(self, kind: str) -> dict[str, np.ndarray]:
         """One state of the optimizer (``momentum_buffer``, ``exp_avg``, ``exp_avg_sq``) of every weight that is trained
         as a whole, in PyTorch's layout."""
-        whole = [name for name, what in self.program.trained.items() if what == "full"]
-        states = {name: self._arrays[f"{kind}.{name}"] for name in whole if f"{kind}.{name}" in self._arrays}
-        return {name: np.array(self._from_stored(name, array)) for name, array in states.items()}
+        states = {
+            state.of: self._parameters[state.of].unstore(self._arrays[name])
+            for name, state in self._parameters.items()
+            if state.slot == kind and self._parameters[state.of].trained == FULL
+        }
+        return {name: np.array(array) for name, array in states.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over all weights, trained and frozen, from a state in PyTorch's names and layouts.
@@ -217,15 +202,16 @@ class Trainer:
             if name not in aliases or aliases[name] not in state
         }
         arrays = {aliases.get(name, name): array for name, array in arrays.items()}
-        missing = [name for name in self._weights if name not in arrays]
-        unknown = [name for name in arrays if name not in self._weights]
+        weights = self._weights()
+        missing = [name for name in weights if name not in arrays]
+        unknown = [name for name in arrays if name not in weights]
         if missing or unknown:
             what = f"'{missing[0]}' is missing" if missing else f"'{unknown[0]}' is no weight of the program"
             raise CheckpointError(
                 f"the state does not fit the program: {what} ({len(missing)} missing, {len(unknown)} unknown)"
             )
         self._check_shapes(arrays)
-        self._set_weights({name: array.astype(self._weights[name]["dtype"]) for name, array in arrays.items()})
+        self._set_weights({name: array.astype(weights[name].dtype) for name, array in arrays.items()})
         self._replaced = {
             name: array.copy()
             for name, array in arrays.items()
@@ -235,18 +221,11 @@ class Trainer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint: what training has changed, the optimizer's state, and the number of steps."""
         require("the path of a checkpoint", path, PATH, CheckpointError)
-        state = {f"weight.{name}": self._from_stored(name, self._arrays[name]) for name in self._live()}
+        state = {f"weight.{name}": self._unstored(name) for name in self._live()}
         state |= {f"weight.{name}": array for name, array in self._replaced.items()}
         state |= {f"state.{name}": self._arrays[name] for name in self._states()}
-        state = {name: np.asarray(array, order="C") for name, array in state.items()}
-        metadata = {
-            "format": CHECKPOINT,
-            "steps": str(self.steps),
-            "program": self._fingerprint(),
-            "checksum": _checksum(state),
-        }
-        with replacing(path) as file:
-            file.write(safetensors.numpy.save(state, metadata))
+        fingerprint = fingerprint_of(self._parameters.values(), self.program.manifest["optimizer"])
+        write_checkpoint(path, state, self.steps, fingerprint)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on where :meth:`save` left off.
@@ -257,11 +236,7 @@ class Trainer:
             The file is damaged, or belongs to another program. The trainer is left as it was.
         """
         require("the path of a checkpoint", path, PATH, CheckpointError)
-        state, metadata = _read_checkpoint(path)
-        if metadata["program"] != self._fingerprint():
-            raise CheckpointError(
-                f"'{path}' is a checkpoint of another program: its scheme, optimizer or weights differ"
-            )
+        state, steps = read_checkpoint(path, self._parameters.values(), self.program.manifest["optimizer"])
         weights = {name.removeprefix("weight."): array for name, array in state.items() if name.startswith("weight.")}
         states = {name.removeprefix("state."): array for name, array in state.items() if name.startswith("state.")}
         self._check_shapes(weights)
@@ -273,7 +248,7 @@ class Trainer:
         self._replaced = {name: array for name, array in weights.items() if name not in self._live()}
         for name, array in states.items():
             self._fill(name, array)
-        self.steps = int(metadata["steps"])
+        self.steps = steps
 
     # ---- memory ------------------------------------------------------------------------------------------------------
 
@@ -322,137 +297,38 @@ class Trainer:
         if name in self._arrays:  # an input that nothing reads has no memory
             np.copyto(self._arrays[name], values, casting="same_kind")
 
+    def _weights(self) -> dict[str, Parameter]:
+        """The model's parameters and buffers."""
+        return {name: parameter for name, parameter in self._parameters.items() if parameter.is_weight}
+
     def _live(self) -> list[str]:
         """The weights that training changes: parameters, and running statistics."""
-        return [name for name, entry in self._weights.items() if entry["trained"] != "frozen" and name in self._arrays]
+        return [name for name, weight in self._weights().items() if weight.trained != FROZEN and name in self._arrays]
 
     def _states(self) -> list[str]:
         """The arrays of optimizer state and gradient sums."""
-        return [name for name in self._arrays if name.partition(".")[2] in self._weights and name not in self._weights]
+        return [name for name, parameter in self._parameters.items() if parameter.is_state]
+
+    def _unstored(self, name: str) -> np.ndarray:
+        """The current value of a weight in PyTorch's layout."""
+        return self._parameters[name].unstore(self._arrays[name])
 
     def _set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Put weights where the entry points read them: as they are stored, and prepared."""
-        for name in self._weights:
+        for name, weight in self._weights().items():
             if name in self._arrays:
-                np.copyto(self._arrays[name], self._to_stored(name, weights[name]))
+                np.copyto(self._arrays[name], weight.store(weights[name]))
         if "prepare" not in self._entries:
             return
-        results = [
-            self._arrays[f"prepared.{i}"] for i in range(sum(name.startswith("prepared.") for name in self._arrays))
-        ]
+        prepared = [self._arrays[name] for name, each in self._parameters.items() if each.origin == PREPARED]
         read = [tensor["name"] for tensor in self._entries["prepare"]["table"]]
-        frozen = {name: np.ascontiguousarray(weights[name]) for name in read if name in self._weights}
-        self._library.run("prepare", self._table("prepare", frozen, results))
-
-    def _to_stored(self, name: str, array: np.ndarray) -> np.ndarray:
-        stored = self._weights[name].get("stored")
-        return array.reshape(stored["shape"]).transpose(stored["axes"]) if stored else array
-
-    def _from_stored(self, name: str, array: np.ndarray) -> np.ndarray:
-        stored = self._weights[name].get("stored")
-        return (
-            np.ascontiguousarray(array.transpose(np.argsort(stored["axes"])).reshape(self._weights[name]["shape"]))
-            if stored
-            else array
-        )
+        frozen = {name: np.ascontiguousarray(weights[name]) for name in read if name in self._parameters}
+        self._library.run("prepare", self._table("prepare", frozen, prepared))
 
     def _check_shapes(self, arrays: Mapping[str, np.ndarray]) -> None:
+        weights = self._weights()
         for name, array in arrays.items():
-            if name not in self._weights:
+            if name not in weights:
                 raise CheckpointError(f"'{name}' is no weight of the program")
-            if list(array.shape) != self._weights[name]["shape"]:
-                raise CheckpointError(
-                    f"'{name}' has the shape {tuple(self._weights[name]['shape'])}, not {array.shape}"
-                )
-
-    def _fingerprint(self) -> str:
-        """What two programs share whose checkpoints fit each other."""
-        manifest = self.program.manifest
-        what = repr([manifest["weights"], manifest["optimizer"], sorted(self._states())])
-        return hashlib.sha256(what.encode()).hexdigest()
-
-    # ---- checks ------------------------------------------------------------------------------------------------------
-
-    def _named_inputs(self, x: Data) -> dict[str, np.ndarray]:
-        names = [spec["name"] for spec in self._inputs]
-        if isinstance(x, Mapping):
-            wrong = [name for name in x if name not in names] or [name for name in names if name not in x]
-            if wrong:
-                raise InputError(
-                    f"the network's inputs are {', '.join(names)}; '{wrong[0]}' is "
-                    f"{'missing' if wrong[0] in names else 'not one'}"
-                )
-            return {name: as_array(f"input '{name}'", x[name]) for name in names}
-        values = list(x) if isinstance(x, tuple | list) else [x]
-        if len(values) != len(names):
-            raise InputError(f"the network has {len(names)} inputs ({', '.join(names)}); {len(values)} were given")
-        return {name: as_array(f"input '{name}'", value) for name, value in zip(names, values, strict=True)}
-
-    def _checked_inputs(self, x: Data) -> dict[str, np.ndarray]:
-        arrays, limits = self._named_inputs(x), self.program.index_limits
-        for spec in self._inputs:
-            name, array = spec["name"], arrays[spec["name"]]
-            check_array(f"input '{name}'", array, spec["shape"], spec["dtype"])
-            if name in limits and array.size:
-                lowest, limit = limits[name]
-                wrong = array[(array < lowest) | (array >= limit)]
-                if wrong.size:
-                    raise InputError(
-                        f"input '{name}' holds {int(wrong[0])}, and its table has {limit} rows: indices go from "
-                        f"{lowest} to {limit - 1}"
-                    )
-        return arrays
-
-    def _checked_target(self, y: Any) -> np.ndarray | None:
-        spec = self._specs.get("target")
-        if spec is None:
-            if y is not None:
-                raise InputError("the network computes its own loss; step takes no target")
-            return None
-        if y is None:
-            raise InputError(f"loss '{self._loss.kind}' needs a target y of shape {tuple(spec['shape'])}")
-        target = as_array("target y", y)
-        check_array("target y", target, spec["shape"], spec["dtype"])
-        if self._loss.has_classes:
-            classes = self._classes()
-            wrong = (target != self._loss.ignore_index) & ((target < 0) | (target >= classes))
-            if wrong.any():
-                raise InputError(
-                    f"label {int(target[wrong][0])} is out of range: there are {classes} classes, 0 to {classes - 1}"
-                )
-        return target
-
-    def _classes(self) -> int:
-        shape = self.program.manifest["outputs"][self._loss.output]["shape"]
-        return int(shape[-1] if self._loss.kind == "causal_lm" else shape[1])
-
-    @staticmethod
-    def _padded(array: np.ndarray, batch: int) -> np.ndarray:
-        """A last, smaller batch filled up with its first sample."""
-        missing = batch - len(array)
-        return array if missing <= 0 else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
-
-
-def _read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    try:
-        data = Path(path).read_bytes()
-        state = safetensors.numpy.load(data)
-        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint '{path}'") from error
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"'{path}' is no checkpoint, or is damaged: {error}") from error
-    if metadata.get("format") != CHECKPOINT:
-        raise CheckpointError(f"'{path}' is no checkpoint of format {CHECKPOINT}")
-    if metadata.get("checksum") != _checksum(state):
-        raise CheckpointError(f"'{path}' is damaged: its checksum is wrong")
-    return state, metadata
-
-
-def _checksum(state: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(state[name]).tobytes())
-    return digest.hexdigest()
+            if array.shape != weights[name].shape:
+                raise CheckpointError(f"'{name}' has the shape {weights[name].shape}, not {array.shape}")

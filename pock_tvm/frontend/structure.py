@@ -34,8 +34,8 @@ class Channels:
     read: tuple[int, ...] = ()
     """Of an embedding, where the data is known, the rows that it reads, most often read first: no other is trained."""
 
-    def share(self, ratio: float) -> int:
-        """How many channels a ratio trains."""
+    def count_at(self, ratio: float) -> int:
+        """Return the number of channels that a ratio trains, rounded up."""
         return math.ceil(ratio * (len(self.read) or self.count) - 1e-9)
 
     def indices(self, channels: Sequence[int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""``pock report``: contributions, costs and the chosen scheme as one HTML file that needs nothing else."""
+"""``pock report``: contributions, costs and the chosen scheme in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..choosing.analysis import open_model
-from ..choosing.contribution import Candidate, Contributions, Gain, ladder, scheme_of, trained_at
-from ..choosing.costs import Profiles
-from ..choosing.expected_gains import HEAD, gains_of_kinds, rank_agreement, tried_together
+from ..choosing.candidates import Candidate, biases_of, rule_at, scheme_of
+from ..choosing.contributions import Contributions, Gain
+from ..choosing.expected_gains import HEAD, kind_gains, measured_sets, rank_agreement
 from ..choosing.integer_program import Choice, Choices, front, total
-from ..choosing.scheme_search import budgets_of, prepared, suited
+from ..choosing.scheme_search import best_alternative, budgets_of, prepare_search
+from ..choosing.time_model import Profiles
+from ..choosing.worker import open_model
 from ..device.files import replacing
 from ..errors import PockError
 from ..frontend.structure import Structure
@@ -25,7 +26,7 @@ from .scheme_plots import draw_contributions, draw_fronts, draw_scheme
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PAGE = """<!doctype html>
+PAGE_TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>What to train of {{ network }}</title>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -47,7 +48,7 @@ td:first-child, th:first-child { text-align: left } tr:nth-child(even) { backgro
 
 
 def write_report(
-    found: Contributions,
+    contributions: Contributions,
     output: str | os.PathLike[str],
     *,
     scheme: Scheme | None = None,
@@ -57,10 +58,10 @@ def write_report(
     profiles: Profiles = (),
     pictures: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Write a report: what each piece brings and takes, the fronts, and the scheme over the network.
+    """Write a report: gains and costs of all parts, Pareto fronts, and the scheme drawn over the network.
 
-    ``memory`` in bytes and ``seconds`` are budgets, drawn and held by the fronts; they, ``target`` and ``profiles`` are
-    those of :func:`pock_tvm.search`. ``pictures`` is a folder for the PNG files.
+    ``memory`` in bytes and ``seconds`` are budgets: each front respects the other resource's, and shows its own.
+    They, ``target`` and ``profiles`` are those of :func:`pock_tvm.search`. ``pictures`` is a folder for PNG files.
 
     Raises
     ------
@@ -72,11 +73,11 @@ def write_report(
     except ImportError as error:
         raise PockError("reports are made by Jinja and Matplotlib: pip install 'pock-tvm[plot]'") from error
     budgets = budgets_of(memory, seconds)
-    structure, sets, time_model = prepared(found, target, profiles)
-    choices = suited(sets, budgets)
+    structure, alternatives, time_model = prepare_search(contributions, target, profiles)
+    choices = best_alternative(alternatives, budgets)
     chosen = choice_of(scheme, choices, structure) if scheme is not None else None
     fronts = {
-        resource: front(sets, resource, **{other: budgets[other]})
+        resource: front(alternatives, resource, **{other: budgets[other]})
         for resource, other in (("memory", "seconds"), ("seconds", "memory"))
     }
     figures: dict[str, tuple[str, str, Figure]] = {
@@ -84,7 +85,7 @@ def write_report(
             "What each piece brings",
             "Above: the last biases, over the head alone. Below: a share of each weight, over biases alone. Points of "
             "accuracy as the loss of held-out samples tells them; bars of spread are standard deviations over seeds.",
-            draw_contributions(found),
+            draw_contributions(contributions),
         ),
         "fronts": (
             "What it takes",
@@ -98,15 +99,15 @@ def write_report(
         figures["scheme"] = (
             "What is trained",
             "From input to head.",
-            draw_scheme(scheme, structure, open_model(found.task)[0]),
+            draw_scheme(scheme, structure, open_model(contributions.task)[0]),
         )
     drawn = {name: _png(figure) for name, (_, _, figure) in figures.items()}
-    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    page = jinja2.Environment(autoescape=True).from_string(PAGE_TEMPLATE)
     text = page.render(
-        network=Path(found.task.model).stem,
-        lines=[*_task_lines(found), f"The {time_model}.", *_rank_lines(found)],
+        network=Path(contributions.task.model).stem,
+        lines=[*_task_lines(contributions), f"The {time_model}.", *_rank_lines(contributions)],
         figures=[(title, text, base64.b64encode(drawn[n]).decode()) for n, (title, text, _) in figures.items()],
-        tables=_tables(found, choices, chosen, fronts["memory"]),
+        tables=_tables(contributions, choices, chosen, fronts["memory"]),
     )
     with replacing(output) as file:
         file.write(text.encode())
@@ -117,14 +118,13 @@ def write_report(
 
 
 def choice_of(scheme: Scheme, choices: Choices, structure: Structure) -> Choice | None:
-    """The choice that a scheme stands for; None of one that was not put together from these pieces."""
-    steps = ladder(structure)
-    biases = sum(scheme.rules.get(name) == "full" for name in steps)
+    """Return the choice that a scheme corresponds to; None if it is not made of these options."""
+    biases = sum(scheme.rules.get(name) == "full" for name in biases_of(structure))
     weights = {
-        name: share
+        name: ratio
         for name, weight in choices.weights.items()
-        for share in weight.options
-        if scheme.rules.get(name) == trained_at(structure, name, share)
+        for ratio in weight.options
+        if scheme.rules.get(name) == rule_at(structure, name, ratio)
     }
     if biases not in choices.biases or scheme_of(structure, biases, weights).rules != scheme.rules:
         return None
@@ -137,9 +137,9 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _task_lines(found: Contributions) -> list[str]:
-    task = found.task
-    runs = [*found.runs, *found.trials, *found.kinds]
+def _task_lines(contributions: Contributions) -> list[str]:
+    task = contributions.task
+    runs = [*contributions.runs, *contributions.trials, *contributions.kinds]
     failed = sum(run.score is None for run in runs)
     lines = [
         f"Data: {task.data}, validated on {task.validation}.",
@@ -151,17 +151,17 @@ def _task_lines(found: Contributions) -> list[str]:
     )
 
 
-def _rank_lines(found: Contributions) -> list[str]:
+def _rank_lines(contributions: Contributions) -> list[str]:
     return [
         f"First-order scores rank {what} like the measured gains with a correlation of {value:.2f} (Spearman)."
-        for what, value in rank_agreement(found).items()
+        for what, value in rank_agreement(contributions).items()
     ]
 
 
 Table = tuple[str, list[str], list[list[str]]]
 
 
-def _tables(found: Contributions, choices: Choices, chosen: Choice | None, points: list[Choice]) -> list[Table]:
+def _tables(contributions: Contributions, choices: Choices, chosen: Choice | None, points: list[Choice]) -> list[Table]:
     tables: list[Table] = []
     if chosen is not None:
         tables.append(("The chosen pieces", ["piece", "expected gain", "MiB", "ms a step"], reasons(choices, chosen)))
@@ -173,26 +173,32 @@ def _tables(found: Contributions, choices: Choices, chosen: Choice | None, point
     tables.append(("The front of gain against memory", header, rows))
     rows = [
         [str(each), f"{summed:+.2f}", f"{gain.mean:+.2f}", _spread(gain)]
-        for each, summed, gain in tried_together(found)
+        for each, summed, gain in measured_sets(contributions)
     ]
     if rows:
         header = ["trained", "gain of each alone, summed", "gain over biases alone", "spread"]
         tables.append(("Weights together", header, rows))
     rows = [
-        [str(kind), f"{gain.mean:+.2f}", _spread(gain)] for kind, gain in gains_of_kinds(found).items() if kind != HEAD
+        [str(kind), f"{gain.mean:+.2f}", _spread(gain)]
+        for kind, gain in kind_gains(contributions).items()
+        if kind != HEAD
     ]
     if rows:
         tables.append(("Kinds of weights", ["trained", "gain over the head", "spread"], rows))
     rows = []
-    for candidate in found.measured():
-        gain = found.gain(candidate, found.base() if candidate.weight else Candidate(0))
+    for candidate in contributions.measured():
+        gain = contributions.gain(candidate, contributions.base() if candidate.weight else Candidate(0))
         words = (
             ["failed", "", "", ""]
             if gain is None
             else [f"{gain.mean:+.2f}", _spread(gain), str(gain.seeds), f"{gain.epochs:g}"]
         )
         rows.append(
-            [str(candidate), *words, f"{found.costs[candidate].memory / MIB:.2f}" if candidate in found.costs else ""]
+            [
+                str(candidate),
+                *words,
+                f"{contributions.costs[candidate].memory / MIB:.2f}" if candidate in contributions.costs else "",
+            ]
         )
     if rows:
         tables.append(("Everything that was measured", ["trained", "gain", "spread", "seeds", "epochs", "MiB"], rows))

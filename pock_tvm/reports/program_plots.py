@@ -1,4 +1,4 @@
-"""Pictures of programs."""
+"""Plots of programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches.
+    """Create an empty figure; width and height in inches.
 
     Raises
     ------
@@ -32,13 +32,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def draw_memory(program: Program, path: Path) -> None:
-    """Draw the arena of a training step over time: each temporary as a box, from the kernel that writes it to the last
-    that reads it, and the bytes in use.
+    """Draw the arena of a training step over time: a box for each temporary's live range, and the bytes in use.
 
     Raises
     ------
     PockError
-        Matplotlib is missing, or does not know the format that ``path`` ends in.
+        Matplotlib is missing, or does not know the file format.
     """
     figure = new_figure(11, 5.5)
     from matplotlib.collections import PatchCollection

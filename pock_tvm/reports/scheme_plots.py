@@ -1,4 +1,4 @@
-"""Pictures of what was measured and chosen: contributions, fronts, a scheme over its network."""
+"""Plots of contributions, Pareto fronts, and of a scheme over its network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..choosing.contribution import Candidate, Contributions
+from ..choosing.candidates import Candidate
+from ..choosing.contributions import Contributions
 from ..choosing.expected_gains import expected_gains
 from ..choosing.integer_program import Choice
 from ..compiler.layers import layer_share
@@ -21,27 +22,29 @@ if TYPE_CHECKING:
     from ..frontend import Model
 
 
-def draw_contributions(found: Contributions) -> Figure:
-    """Gains of numbers of last biases, and of shares of weights as bars, each with its spread over seeds; what was
-    stopped early is paler. Shares of what kinds of weights brought, or first-order scores, where no piece was measured
-    alone."""
-    candidates = found.measured() or list(expected_gains(found))
+def draw_contributions(contributions: Contributions) -> Figure:
+    """Draw gains of numbers of last biases as points, and of weights by channel ratio as bars, with spreads over seeds.
+
+    Runs that were stopped early are paler. Without runs of single candidates, estimates are drawn instead: shares of
+    the gains of kinds of weights, or first-order scores.
+    """
+    candidates = contributions.measured() or list(expected_gains(contributions))
     numbers = sorted(candidate for candidate in candidates if not candidate.weight)
     weights = list(dict.fromkeys(candidate.weight for candidate in candidates if candidate.weight))
     ratios = sorted({candidate.ratio for candidate in candidates if candidate.weight})
-    lengths = sorted({run.epochs for run in found.runs}) or [0.0]
+    lengths = sorted({run.epochs for run in contributions.runs}) or [0.0]
     figure = new_figure(11, 9)
     upper, lower = figure.subplots(2, 1, height_ratios=(1, 1.4))
     width, tops = 0.8 / max(1, len(ratios)), [0.0]
     for length, alpha in zip(lengths, np.linspace(0.25, 1, len(lengths) + 1)[1:], strict=True):
-        label = f"runs of {length:g} epochs" if found.runs else None
-        bars: dict[float, Bar] = {c.biases: bar for c, bar in _of(found, numbers, Candidate(0), length).items()}
+        label = f"runs of {length:g} epochs" if contributions.runs else None
+        bars: dict[float, Bar] = {c.biases: bar for c, bar in _of(contributions, numbers, Candidate(0), length).items()}
         upper.errorbar(
             list(bars), *_columns(bars), fmt="o", markersize=4, capsize=2, color="C0", alpha=alpha, label=label
         )
-        shares = _of(found, [each for each in candidates if each.weight], found.base(), length)
+        of_weights = _of(contributions, [each for each in candidates if each.weight], contributions.base(), length)
         for at, ratio in enumerate(ratios):
-            own = {each: bar for each, bar in shares.items() if each.ratio == ratio}
+            own = {each: bar for each, bar in of_weights.items() if each.ratio == ratio}
             bars = {weights.index(each.weight) + at * width: bar for each, bar in own.items()}
             means, spreads = _columns(bars)
             named = {"label": f"at {ratio:g}"} if length == lengths[-1] else {}
@@ -49,26 +52,30 @@ def draw_contributions(found: Contributions) -> Figure:
             tops += means
     for axes, over in ((upper, "the head"), (lower, "biases")):
         axes.axhline(0, color="black", linewidth=0.5)
-        axes.set_ylabel(f"{'gain' if found.runs or found.kinds else 'first-order score'} over {over} alone")
+        axes.set_ylabel(
+            f"{'gain' if contributions.runs or contributions.kinds else 'first-order score'} over {over} alone"
+        )
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     upper.set_xlabel("last biases trained")
     if max(tops) > 0:
-        lower.set_ylim(bottom=max(lower.get_ylim()[0], -1.5 * max(tops)))  # how much something ruins is not read off
+        lower.set_ylim(bottom=max(lower.get_ylim()[0], -1.5 * max(tops)))  # large losses would hide the gains
     lower.set_xticks([index + 0.4 for index in range(len(weights))], weights, rotation=90, fontsize=6)
     return figure
 
 
 Bar = tuple[float, float]
-"""Mean and spread."""
+"""Mean and spread of a gain."""
 
 
-def _of(found: Contributions, candidates: list[Candidate], base: Candidate, length: float) -> dict[Candidate, Bar]:
-    """The candidates whose longest runs were this long, with what they brought; what failed is in no picture."""
-    if not found.runs:
-        expected = expected_gains(found)
+def _of(
+    contributions: Contributions, candidates: list[Candidate], base: Candidate, length: float
+) -> dict[Candidate, Bar]:
+    """Compute the gains of candidates whose longest runs had this length; candidates with a failed run are left out."""
+    if not contributions.runs:
+        expected = expected_gains(contributions)
         return {candidate: (expected[candidate], 0.0) for candidate in candidates if candidate in expected}
-    gains = found.gains(candidates, base)
+    gains = contributions.gains(candidates, base)
     return {each: (gain.mean, gain.spread or 0.0) for each, gain in gains.items() if gain.epochs == length}
 
 
@@ -79,7 +86,7 @@ def _columns(bars: Mapping[float, Bar]) -> tuple[list[float], list[float]]:
 def draw_fronts(
     fronts: Mapping[str, Sequence[Choice]], chosen: Choice | None, budgets: dict[str, float | None]
 ) -> Figure:
-    """Expected gain against memory and against the time of a step, with the chosen point and the budgets."""
+    """Draw the fronts of expected gain against memory and step time, with the chosen point and the budgets."""
     figure = new_figure(11, 4.2)
     for axes, resource, unit, scale in zip(
         figure.subplots(1, 2), ("memory", "seconds"), ("MiB beside the weights", "ms a step"), (MIB, 1e-3), strict=True
@@ -100,14 +107,16 @@ def draw_fronts(
 
 
 def draw_scheme(scheme: Scheme, structure: Structure, model: Model) -> Figure:
-    """The network from input to head: of each layer and embedding what share of its weight is trained, and whether its
-    biases are."""
+    """Draw a scheme over the network, from input to head: the trained share of each layer's and embedding's weight, and
+    trained biases and scales."""
     trained = scheme.resolve(model)
     layers = [(layer.position, layer.weight, layer.kind) for layer in structure.layers]
     layers += [(structure.first_use[name], name, "embedding") for name in structure.of_role("embedding")]
     layers.sort()
     kinds = sorted({kind for _, _, kind in layers})
-    figure = new_figure(11, 2.6 + 0.05 * max(len(weight) for _, weight, _ in layers))  # names stand below
+    figure = new_figure(
+        11, 2.6 + 0.05 * max(len(weight) for _, weight, _ in layers)
+    )  # room for the names below the axis
     axes = figure.subplots()
     for at, (_, weight, kind) in enumerate(layers):
         color = f"C{kinds.index(kind)}"

@@ -1,9 +1,9 @@
-"""The tables that the command line shows."""
+"""Tables of programs, schemes, obstacles and profiles, for the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
@@ -13,11 +13,14 @@ from rich.table import Table
 from ..device.program import Program
 from ..errors import Obstacle
 
+if TYPE_CHECKING:
+    from relay_passes.ir.trained_part import TrainedPart
+
 MIB = 2**20
 
 
 def summary(program: Program) -> str:
-    """What a program is, in a few lines."""
+    """Summarise a program: inputs, loss, optimizer, target and options, one a line."""
     manifest = program.manifest
     inputs = ", ".join(f"{spec['name']} {tuple(spec['shape'])} {spec['dtype']}" for spec in manifest["inputs"])
     options = {name: value for name, value in manifest["options"].items() if value not in (None, 1, "frozen")}
@@ -35,7 +38,7 @@ def summary(program: Program) -> str:
 
 
 def layer_table(program: Program) -> Table:
-    """One row a layer: what is trained, what it costs, what it keeps."""
+    """Build a table with one row a layer: trained parameters, FLOPs, bytes saved for the backward graph."""
     table = Table(title="layers", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("layer", "kind", "weight", "bias"):
         table.add_column(name, no_wrap=True)
@@ -66,22 +69,22 @@ def _amounts(layer: Mapping[str, Any]) -> tuple[str, str, str]:
     )
 
 
-def obstacle_table(found: Sequence[Obstacle], worded: Callable[[str], str] = str) -> Table:
-    """One row an obstacle or a warning; ``worded`` says a message in other words."""
+def obstacle_table(obstacles: Sequence[Obstacle], worded: Callable[[str], str] = str) -> Table:
+    """Build a table with one row an obstacle or warning; ``worded`` rephrases messages."""
     table = Table(title="obstacles", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    used = [name for name in ("layer", "operator", "parameter") if any(getattr(each, name) for each in found)]
+    used = [name for name in ("layer", "operator", "parameter") if any(getattr(each, name) for each in obstacles)]
     for name in used:
         table.add_column(name, overflow="fold")
     table.add_column("what, and what to do", ratio=1)
-    for each in found:
+    for each in obstacles:
         names = [escape(getattr(each, name)) for name in used]
         table.add_row("obstacle" if each.blocking else "warning", *names, escape(worded(str(each))))
     return table
 
 
 def memory_table(program: Program) -> Table:
-    """What a trainer holds in memory."""
+    """Build a table of a trainer's memory in MiB, by purpose."""
     table = Table(title="memory")
     table.add_column("what")
     table.add_column("MiB", justify="right")
@@ -91,24 +94,24 @@ def memory_table(program: Program) -> Table:
     return table
 
 
-def scheme_table(found: Mapping[str, Mapping[str, Any]], model: Any) -> Table:
-    """One row a scheme: how many parameters and how many numbers it trains."""
+def scheme_table(schemes: Mapping[str, Mapping[str, TrainedPart | None]], model: Any) -> Table:
+    """Build a table with one row a scheme: the number of trained parameters and of their trained elements."""
     table = Table(title="schemes")
     for name in ("scheme", "parameters", "numbers", "share"):
         table.add_column(name, justify="left" if name == "scheme" else "right")
     total = sum(model.weights[name].size for name in model.parameters)
-    for name, selection in found.items():
-        numbers = sum(_size(model.weights[parameter], piece) for parameter, piece in selection.items())
-        table.add_row(name, str(len(selection)), f"{numbers:,}", f"{100 * numbers / total:.1f} %")
+    for name, trained in schemes.items():
+        numbers = sum(_size(model.weights[parameter], part) for parameter, part in trained.items())
+        table.add_row(name, str(len(trained)), f"{numbers:,}", f"{100 * numbers / total:.1f} %")
     return table
 
 
-def _size(weight: np.ndarray, piece: tuple[int, Any] | None) -> int:
-    return weight.size if piece is None else weight.size // weight.shape[piece[0]] * len(piece[1])
+def _size(weight: np.ndarray, part: TrainedPart | None) -> int:
+    return weight.size if part is None else weight.size // weight.shape[part.axis] * len(part.indices)
 
 
 def kernel_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a kernel of a step, with all its calls, slowest first."""
+    """Build a table with one row a kernel of a step, summed over its calls, slowest first."""
     table = Table(title="kernels of a step", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("calls", "ms", "% of step", "GFLOP/s", "GB/s"):
         table.add_column(name, justify="right", no_wrap=True)

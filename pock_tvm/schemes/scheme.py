@@ -18,10 +18,12 @@ from ..device.files import replacing
 from ..errors import SchemeError
 
 if TYPE_CHECKING:
+    from relay_passes.ir.trained_part import TrainedPart
+
     from ..frontend import Model
     from ..frontend.structure import Structure
 
-What = str | float | Sequence[int]
+Rule = str | float | Sequence[int]
 """``"frozen"``, ``"full"``, a ratio in (0, 1] of the input channels, or the indices of the input channels."""
 
 
@@ -44,11 +46,11 @@ class Scheme:
     frequent. A list of integers trains just those channels or rows.
     """
 
-    rules: dict[str, What]
+    rules: dict[str, Rule]
 
-    def __init__(self, rules: Mapping[str, What]) -> None:
+    def __init__(self, rules: Mapping[str, Rule]) -> None:
         require("a scheme", rules, RULES, SchemeError)
-        object.__setattr__(self, "rules", {pattern: _checked(pattern, what) for pattern, what in rules.items()})
+        object.__setattr__(self, "rules", {pattern: _checked(pattern, rule) for pattern, rule in rules.items()})
 
     # ---- named schemes -----------------------------------------------------------------------------------------------
 
@@ -124,12 +126,12 @@ class Scheme:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scheme as a JSON file."""
         with replacing(path) as file:
-            rules = ",\n".join(f"  {json.dumps(pattern)}: {json.dumps(what)}" for pattern, what in self.rules.items())
+            rules = ",\n".join(f"  {json.dumps(pattern)}: {json.dumps(rule)}" for pattern, rule in self.rules.items())
             file.write(f"{{\n{rules}\n}}\n".encode())
 
     # ---- resolution --------------------------------------------------------------------------------------------------
 
-    def resolve(self, model: Any) -> dict[str, tuple[int, tuple[int, ...]] | None]:
+    def resolve(self, model: Any) -> dict[str, TrainedPart | None]:
         """What is trained of a model: for each trained parameter None (all of it) or ``(axis, indices)`` in PyTorch's
         layout.
 
@@ -138,32 +140,32 @@ class Scheme:
         SchemeError
             A pattern matches no parameter, or a ratio or channels are asked of something that has no input channels.
         """
-        selected, faults = self.resolved(model)
+        trained, faults = self.resolved(model)
         if faults:
             raise faults[0]
-        return selected
+        return trained
 
-    def resolved(self, model: Any) -> tuple[dict[str, tuple[int, tuple[int, ...]] | None], list[SchemeError]]:
+    def resolved(self, model: Any) -> tuple[dict[str, TrainedPart | None], list[SchemeError]]:
         """What :meth:`resolve` gives, as far as the scheme fits the model, and everything about it that does not."""
         structure, model = _read(model)
         faults = self._unmatched(model)
-        selected: dict[str, tuple[int, tuple[int, ...]] | None] = {}
-        further = {owner: alias for alias, owner in model.aliases.items()}
+        trained: dict[str, TrainedPart | None] = {}
+        tied_names = {owner: alias for alias, owner in model.aliases.items()}
         for name in model.parameters:
-            what = self._what(name, further.get(name))
-            if what == "full":
-                selected[name] = None
-            elif what != "frozen":
+            rule = self._rule_of(name, tied_names.get(name))
+            if rule == "full":
+                trained[name] = None
+            elif rule != "frozen":
                 try:
-                    selected[name] = _piece(name, what, model, structure)
+                    trained[name] = _trained_part(name, rule, model, structure)
                 except SchemeError as error:
                     faults.append(error)
-        return selected, faults
+        return trained, faults
 
-    def _what(self, name: str, alias: str | None) -> What:
+    def _rule_of(self, name: str, alias: str | None) -> Rule:
         """The last rule that matches a parameter, by its name or by the name that it is tied to."""
         names = [name] if alias is None else [name, alias]
-        matching = [what for pattern, what in self.rules.items() if any(_matches(name, pattern) for name in names)]
+        matching = [rule for pattern, rule in self.rules.items() if any(_matches(name, pattern) for name in names)]
         return matching[-1] if matching else "frozen"
 
     def _unmatched(self, model: Model) -> list[SchemeError]:
@@ -182,24 +184,26 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
-def _checked(pattern: str, what: Any) -> What:
+def _checked(pattern: str, rule: Any) -> Rule:
     """One entry of a scheme, or an error that names it."""
-    if what in ("frozen", "full") and isinstance(what, str):
-        return what
-    if isinstance(what, bool) or not isinstance(what, int | float | list | tuple | np.ndarray):
+    if rule in ("frozen", "full") and isinstance(rule, str):
+        return rule
+    if isinstance(rule, bool) or not isinstance(rule, int | float | list | tuple | np.ndarray):
         raise SchemeError(
-            f'\'{pattern}\': {what!r} is neither "frozen", "full", a ratio in (0, 1] nor a list of channels'
+            f'\'{pattern}\': {rule!r} is neither "frozen", "full", a ratio in (0, 1] nor a list of channels'
         )
-    if isinstance(what, int | float):
-        if not 0 < what <= 1:
-            raise SchemeError(f"'{pattern}': the channel ratio {what} is outside (0, 1]")
-        return float(what)
-    if not len(what) or not all(is_whole(channel) and channel >= 0 for channel in what) or len(set(what)) != len(what):
-        raise SchemeError(f"'{pattern}': channels are given as a list of different indices from 0, not {list(what)}")
-    return sorted(int(channel) for channel in what)
+    if isinstance(rule, int | float):
+        if not 0 < rule <= 1:
+            raise SchemeError(f"'{pattern}': the channel ratio {rule} is outside (0, 1]")
+        return float(rule)
+    if not len(rule) or not all(is_whole(channel) and channel >= 0 for channel in rule) or len(set(rule)) != len(rule):
+        raise SchemeError(f"'{pattern}': channels are given as a list of different indices from 0, not {list(rule)}")
+    return sorted(int(channel) for channel in rule)
 
 
-def _piece(name: str, what: What, model: Model, structure: Structure) -> tuple[int, tuple[int, ...]] | None:
+def _trained_part(name: str, rule: Rule, model: Model, structure: Structure) -> TrainedPart | None:
+    from relay_passes.ir.trained_part import TrainedPart
+
     channels = structure.channels.get(name)
     if channels is None:
         kind = structure.roles.get(name, "parameter")
@@ -208,22 +212,22 @@ def _piece(name: str, what: What, model: Model, structure: Structure) -> tuple[i
             "layer has input channels, and only an embedding that is read nowhere else has rows that are. Give it "
             '"full" or "frozen"'
         )
-    if isinstance(what, float):
-        count = channels.share(what)
+    if isinstance(rule, float):
+        count = channels.count_at(rule)
         if count == channels.count:
             return None
         if structure.roles[name] == "embedding":
-            return channels.axis, tuple(range(count))
+            return TrainedPart(channels.axis, tuple(range(count)))
         norms = channels.norms(model.weights[name])
         chosen = sorted(np.argsort(-norms, kind="stable")[:count].tolist())
     else:
-        chosen = list(what)
+        chosen = list(rule)
         if chosen[-1] >= channels.count:
             many, one = ("rows", "row") if structure.roles[name] == "embedding" else ("input channels", "channel")
             raise SchemeError(f"'{name}' has {channels.count} {many}; there is no {one} {chosen[-1]}")
         if len(chosen) == channels.count:
             return None
-    return channels.axis, channels.indices(chosen)
+    return TrainedPart(channels.axis, channels.indices(chosen))
 
 
 def _read(model: Any) -> tuple[Structure, Model]:

@@ -24,6 +24,11 @@ def seconds(cost: Mapping[str, Any]) -> float:
     return cost["flops"] / 100e9 + cost["bytes"] / 20e9
 
 
+def kernel_seconds(mod: IRModule, entries: Sequence[str]) -> dict[str, float]:
+    """About how many seconds each kernel of a module takes; ``entries`` names what is no kernel."""
+    return {name: seconds(cost) for name, cost in kernel_costs(mod, entries).items()}
+
+
 def _cost(func: PrimFunc) -> dict[str, Any]:
     size = 0
     for param in func.params:

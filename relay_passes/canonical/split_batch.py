@@ -32,7 +32,7 @@ class SplitBatch:
     """Turn a network of a batch into the same network of one of ``count`` equal parts of it, a micro-batch.
 
     In, out: a dataflow function with the attribute ``num_input``. The inputs with a row for each sample are declared
-    with that many fewer; the attribute ``cut_inputs`` names them, for :class:`AppendLoss` and :class:`LowerToExecutor`.
+    with that many fewer; the attribute ``cut_inputs`` names them, for :class:`AppendLoss` and :class:`ListCalls`.
 
     Raises
     ------
@@ -48,13 +48,9 @@ class SplitBatch:
         samples = samples_of(func)
         if samples.batch % self.count:
             raise BatchError(f"a batch of {samples.batch} cannot be cut into {self.count} equal micro-batches")
-        mixed = next((value for value in samples.late.values() if not isinstance(value, relax.Tuple)), None)
-        if mixed is not None:
-            raise BatchError(
-                f"the network cannot run in micro-batches: '{op_name(mixed)}' needs several samples at once"
-            )
-        if any(not _has_rows(result, samples) for result in returned(func)):
-            raise BatchError("the network cannot run in micro-batches: a result has no row for each sample")
+        why = _why_whole(func, samples)
+        if why:
+            raise BatchError(f"the network cannot run in micro-batches: {why}")
         env: dict[relax.Var, Expr] = {}
         params = list(func.params)
         for index, param in enumerate(params):
@@ -79,6 +75,20 @@ class SplitBatch:
         new = eliminate_dead(rewrite(func, visit, params=params, env=env))
         cut = [param.name for param in func.params if param in samples.inputs]
         return update_function(mod, self.function, new.with_attr(CUT, cut))
+
+
+def why_whole(func: relax.Function) -> str:
+    """Why a network needs its whole batch at once; empty where it can run on parts of it."""
+    return _why_whole(func, samples_of(func))
+
+
+def _why_whole(func: relax.Function, samples: Samples) -> str:
+    mixed = next((value for value in samples.late.values() if not isinstance(value, relax.Tuple)), None)
+    if mixed is not None:
+        return f"'{op_name(mixed)}' needs several samples at once"
+    if any(not _has_rows(result, samples) for result in returned(func)):
+        return "a result has no row for each sample"
+    return ""
 
 
 def _has_rows(result: Expr, samples: Samples) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import tvm
 from tvm import IRModule, relax
 
 from ..ir import Expr, bindings_of, eliminate_dead, op_name, rewrite, shape_of, update_function, used_vars
+from ..ir.trained_part import TrainedPart
 from ..operators.families import RESHAPES
 from ..operators.registry import plain
 
@@ -74,6 +75,22 @@ class StorePermuted:
 def stored_of(func: relax.Function) -> dict[str, Stored]:
     """The attribute ``stored`` of a function, in plain values."""
     return {str(name): Stored(*(plain(part) for part in how)) for name, how in func.attrs.get("stored", {}).items()}
+
+
+def stored_parts(
+    func: relax.Function, trained: Mapping[str, TrainedPart | None], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, TrainedPart | None]:
+    """Trained parts along the axes of the parameters as a function stores them.
+
+    ``trained`` has them along the axes of arrays of these ``shapes``.
+    """
+    stored = stored_of(func)
+    return {
+        name: TrainedPart(stored[name].position(part[0], shapes[name]), part[1])
+        if part is not None and name in stored
+        else part
+        for name, part in trained.items()
+    }
 
 
 def _common_permutations(func: relax.Function, names: set[str]) -> tuple[dict[str, Stored], dict[str, list[relax.Var]]]:

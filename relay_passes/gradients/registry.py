@@ -14,14 +14,7 @@ from dataclasses import dataclass
 from tvm import relax
 
 from ..ir import Expr
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The trained part of a parameter: ``indices`` along ``axis`` of the parameter as the module stores it."""
-
-    axis: int
-    indices: tuple[int, ...]
+from ..ir.trained_part import TrainedPart as Piece
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,7 @@ def bytes_of(expr: Expr) -> int:
 
 def type_bytes(ty: relax.TensorType) -> int:
     """The size in bytes of a tensor of this static type; a bool takes one byte."""
-    bits = DataType(str(ty.dtype.dtype)).bits
-    return math.prod(int(extent) for extent in ty.shape) * max(1, bits // 8)
+    return math.prod(int(extent) for extent in ty.shape) * DataType(str(ty.dtype.dtype)).itemsize
 
 
 def name_of(expr: Expr) -> str:

@@ -13,6 +13,9 @@ from schedules.kernels import update
 from ..errors import PassError
 from . import Expr, dtype_of, results_of, rewrite, shape_of, update_function
 
+GRADIENT_SUM = "gradient_sum"
+"""The slot of the sums of gradients of steps that share an update."""
+
 
 @dataclass
 class InPlaceWriter:
@@ -22,6 +25,7 @@ class InPlaceWriter:
     function: str
     new_params: list[relax.Var] = field(default_factory=list)
     written: list[Expr] = field(default_factory=list)
+    states: dict[str, list[str]] = field(default_factory=dict)
 
     def append(self, updates: Callable[[InPlaceWriter, dict[str, Expr]], None]) -> IRModule:
         func = self.mod[self.function]
@@ -41,12 +45,20 @@ class InPlaceWriter:
 
         body = rewrite(func, result=with_updates)
         new = relax.Function(list(func.params) + self.new_params, body.body, body.ret_ty, True, func.attrs)
-        return update_function(self.kernels.get(), self.function, new.without_attr("gradients"))
+        new = new.without_attr("gradients").with_attr("states", self.states)
+        return update_function(self.kernels.get(), self.function, new)
 
     def parameter(self, name: str, ty: relax.TensorType) -> relax.Var:
         """A further parameter of the function."""
         self.new_params.append(relax.Var(name, ty))
         return self.new_params[-1]
+
+    def state(self, slot: str, of: str, ty: relax.TensorType) -> relax.Var:
+        """A further parameter of the function that belongs to a parameter of the network; the attribute ``states``
+        gives ``[slot, parameter]`` for each."""
+        name = f"{slot}.{of}"
+        self.states[name] = [slot, of]
+        return self.parameter(name, ty)
 
     def layout(self, name: str, piece: tuple[int, Sequence[int]] | None) -> update.Layout:
         """How a parameter and its trained piece are laid out."""
@@ -84,3 +96,8 @@ class InPlaceWriter:
         types = [args[index].ty for index in indices]
         call = R.call_tir_inplace(gvar, relax.Tuple(args), indices, types if len(types) > 1 else types[0])
         self.written.append(self.emit(call))
+
+
+def states_of(func: relax.Function) -> dict[str, tuple[str, str]]:
+    """The attribute ``states`` of a function: slot and parameter of each state, by the state's name."""
+    return {str(name): (str(slot), str(of)) for name, (slot, of) in func.attrs.get("states", {}).items()}

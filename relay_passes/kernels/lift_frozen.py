@@ -24,6 +24,11 @@ from ..ir import (
 PREPARE = "prepare"
 
 
+def prepared_name(index: int) -> str:
+    """The name of the parameter that holds a field of what ``prepare`` returns."""
+    return f"prepared.{index}"
+
+
 @tvm.transform.module_pass(opt_level=0, name="LiftFrozen")
 @dataclass(frozen=True)
 class LiftFrozen:
@@ -102,7 +107,7 @@ class _Lifted:
                 name = (
                     held.name
                     if held in self.params.values()
-                    else f"prepared.{self.fields.setdefault(held, len(self.fields))}"
+                    else prepared_name(self.fields.setdefault(held, len(self.fields)))
                 )
                 read[held] = relax.Var(name, held.ty)
             return read[held]

@@ -89,6 +89,11 @@ class Winograd:
         )
 
 
+def uses_winograd(func: relax.Function) -> bool:
+    """Whether Winograd's transforms compute any product of a function."""
+    return any(op_name(binding.value).startswith("pock.winograd") for binding in bindings_of(func))
+
+
 def _is_plain(call: relax.Call) -> bool:
     """Whether a convolution, or a gradient of one, is dense, of stride 1, and channels last."""
     if op_name(call) == "relax.nn.conv2d":

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import tvm
 from tvm import IRModule, relax
 
+from ..analysis.live_ranges import Liveness
 from ..errors import PassError
 from ..ir import CALLS, bindings_of, bytes_of, op_name, rewrite, substitute, update_function, used_vars
-from .plan_arena import Memory
 
 LONGEST_CHAIN = 12
 """Kernels that are run again for one value, at most."""
@@ -94,9 +94,10 @@ class _Calls:
 
     @classmethod
     def of(cls, func: relax.Function, costs: Mapping[str, float]) -> _Calls:
-        memory = Memory(func)
-        kept = {var for var, _ in memory.span} - {var for var, _ in memory.temporaries}
-        numbers = {var: number for number, var in enumerate(dict.fromkeys(var for var, _ in memory.span))}
+        liveness = Liveness(func)
+        aliasing = liveness.aliasing
+        kept = {var for var, _ in liveness.span} - {var for var, _ in liveness.temporaries}
+        numbers = {var: number for number, var in enumerate(dict.fromkeys(var for var, _ in liveness.span))}
         params = set(func.params)
         steps = []
         for binding in bindings_of(func):
@@ -107,10 +108,12 @@ class _Calls:
             changes: frozenset[relax.Var] = frozenset()
             if op_name(value) == "relax.call_tir_inplace":
                 changes = frozenset(value.args[1].fields[int(index)] for index in value.attrs.inplace_indices)
-            roots = tuple(dict.fromkeys(numbers[var] for arg in read for var, _ in memory.named_by(arg)))
-            touched = frozenset(memory.origin(arg) for arg in read if not memory.named_by(arg)) & params
+            roots = tuple(dict.fromkeys(numbers[var] for arg in read for var, _ in aliasing.buffers(arg)))
+            touched = frozenset(aliasing.origin(arg) for arg in read if not aliasing.buffers(arg)) & params
             cost = costs.get(value.args[0].name_hint, 0.0)
-            joined = [memory.inside[output][0][0] for output in memory.outputs(binding) if output in memory.inside]
+            joined = [
+                aliasing.inside[output][0][0] for output in aliasing.outputs(binding) if output in aliasing.inside
+            ]
             fills = tuple(numbers[var] for var in joined)
             steps.append(_Step(binding, roots, numbers.get(binding.var), fills, touched, changes, cost))
         return cls(steps, [0 if var in kept else bytes_of(var) for var in numbers])

@@ -8,7 +8,7 @@ import tvm
 from tvm import IRModule
 
 from ..ir import Expr
-from ..ir.append import InPlaceWriter
+from ..ir.append import GRADIENT_SUM, InPlaceWriter
 
 
 @tvm.transform.module_pass(opt_level=0, name="AccumulateGradients")
@@ -25,6 +25,6 @@ class AccumulateGradients:
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         def add(writer: InPlaceWriter, grads: dict[str, Expr]) -> None:
             for name, grad in grads.items():
-                writer.assign(writer.parameter(f"gradient_sum.{name}", grad.ty), grad, accumulate=True)
+                writer.assign(writer.state(GRADIENT_SUM, name, grad.ty), grad, accumulate=True)
 
         return InPlaceWriter(mod, self.function).append(add)

@@ -16,7 +16,7 @@ from schedules.kernels import update
 
 from ..errors import PassError
 from ..ir import Expr, bytes_of, dtype_of, op_name, scalar, shape_of
-from ..ir.append import InPlaceWriter
+from ..ir.append import GRADIENT_SUM, InPlaceWriter
 
 Selection = Mapping[str, tuple[int, Sequence[int]] | None]
 
@@ -79,7 +79,7 @@ class AppendUpdate:
         options = DEFAULTS[kind] | {name: value for name, value in self.optimizer.items() if name != "kind"}
         sums = {}
         if self.accumulated:
-            sums = {name: writer.parameter(f"gradient_sum.{name}", grad.ty) for name, grad in grads.items()}
+            sums = {name: writer.state(GRADIENT_SUM, name, grad.ty) for name, grad in grads.items()}
             grads = {name: writer.emit(sums[name] + grad) for name, grad in grads.items()}
         dtypes = {dtype_of(grad) for grad in grads.values()} or {"float32"}
         rates = writer.parameter("rates", relax.TensorType((RATES[kind](options),), dtypes.pop()))
@@ -87,7 +87,7 @@ class AppendUpdate:
         if self.clip_norm is not None:
             vectors["clip"] = self._clip(writer, grads, self.clip_norm)
         for name, grad in grads.items():
-            states = [writer.parameter(f"{state}.{name}", grad.ty) for state in STATES[kind](options)]
+            states = [writer.state(state, name, grad.ty) for state in STATES[kind](options)]
             grad, scale = self._unscaled(writer, grad, self.trained[name])
             given = vectors | scale
             lengths = {vector: shape_of(value)[0] for vector, value in given.items()}

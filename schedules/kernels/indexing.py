@@ -31,7 +31,8 @@ def take(x: te.Tensor, indices: te.Tensor, *, axis: int) -> te.Tensor:
     shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
 
     def read(*at: tirx.Expr) -> tirx.Expr:
-        return _checked(x, {axis: indices(*at[axis : axis + rank])}, [*at[: axis + 1], *at[axis + rank :]])
+        index = indices(*at[axis : axis + rank])
+        return _checked(x, {axis: index}, [*at[:axis], index, *at[axis + rank :]])
 
     return te.compute(shape, read, name="take")
 

@@ -15,21 +15,22 @@ import pytest
 import torch
 
 import pock_tvm as pock
-from pock_tvm.choosing.analysis import measure, rungs
-from pock_tvm.choosing.contribution import (
+from pock_tvm.choosing.analysis import rungs
+from pock_tvm.choosing.candidates import (
     Candidate,
-    Contributions,
-    Run,
-    Together,
+    WeightSet,
+    biases_of,
     candidates,
     depth_of,
-    kinds_of,
-    ladder,
     scheme_of,
+    weights_by_kind,
 )
+from pock_tvm.choosing.contributions import Contributions
 from pock_tvm.choosing.costs import Cost
-from pock_tvm.choosing.expected_gains import enough, expected_gains, gains_of_kinds, rank_agreement, sets_together
+from pock_tvm.choosing.expected_gains import expected_gains, gain_cap, growing_sets, kind_gains, rank_agreement
 from pock_tvm.choosing.first_order import first_order_scores, score
+from pock_tvm.choosing.runs import Run
+from pock_tvm.choosing.worker import measure
 from pock_tvm.choosing.workers import Workers
 from pock_tvm.frontend import load_model
 from pock_tvm.frontend.structure import structure_of
@@ -71,7 +72,7 @@ def test_every_weight_and_every_number_of_biases_is_a_candidate() -> None:
     structure = structure_of(load_model(small(4)))
     found = candidates(structure, (0.125, 0.5, 1.0))
     biases = ["stem.bias"] + [f"blocks.{i}.{name}.bias" for i in (0, 1) for name in ("conv1", "bn", "conv2")]
-    assert sorted(ladder(structure)) == sorted(biases)
+    assert sorted(biases_of(structure)) == sorted(biases)
     assert [each.biases for each in found if not each.weight] == list(range(8))
     weights = {each.weight for each in found if each.weight}
     assert weights == {"stem.weight"} | {
@@ -104,7 +105,7 @@ def test_rungs_train_fewer_for_longer(task, analysed) -> None:
     assert set(analysed.costs) >= {run.candidate for run in analysed.runs}
     base = analysed.base()
     assert all(analysed.run_of(base, run.epochs, run.seed) for run in weights)
-    sets = sets_together(analysed)
+    sets = growing_sets(analysed)
     assert sets
     assert {(run.candidate, run.epochs, run.seed) for run in analysed.trials} == set(
         itertools.product(sets, [2], [0, 1])
@@ -172,12 +173,12 @@ def test_scores_know_the_rows_that_are_read(sentences, tmp_path) -> None:
 
 def test_kinds_of_weights() -> None:
     structure = structure_of(load_model(small(4)))
-    kinds = kinds_of(structure, candidates(structure, (0.125, 0.5)))
+    kinds = weights_by_kind(structure, candidates(structure, (0.125, 0.5)))
     assert {kind: len(weights.weights) for kind, weights in kinds.items()} == {"conv": 3, "1x1": 2, "scale": 2}
-    assert kinds["conv"].shares == {"stem.weight": 0.5, "blocks.0.conv2.weight": 0.5, "blocks.1.conv2.weight": 0.5}
+    assert kinds["conv"].ratios == {"stem.weight": 0.5, "blocks.0.conv2.weight": 0.5, "blocks.1.conv2.weight": 0.5}
     structure = structure_of(load_model(tokens()))
-    kinds = kinds_of(structure, candidates(structure, (1.0,)))
-    assert {kind: list(weights.shares) for kind, weights in kinds.items()} == {
+    kinds = weights_by_kind(structure, candidates(structure, (1.0,)))
+    assert {kind: list(weights.ratios) for kind, weights in kinds.items()} == {
         "embedding": ["words.weight"],
         "other embedding": ["places.weight"],
         "linear": ["mix.weight"],
@@ -191,19 +192,19 @@ def test_weights_share_by_size_what_their_kind_brought(task, tmp_path) -> None:
     assert found.finished
     assert not found.runs
     structure = structure_of(load_model(task.model, batch=8))
-    kinds = list(kinds_of(structure, candidates(structure, task.ratios)).values())
+    kinds = list(weights_by_kind(structure, candidates(structure, task.ratios)).values())
     assert {(run.candidate, run.epochs, run.seed) for run in found.kinds} == set(
-        itertools.product([Together(0, ()), Together(7, ()), *kinds], [10], [0, 1])
+        itertools.product([WeightSet(0, ()), WeightSet(7, ()), *kinds], [10], [0, 1])
     )
-    gains, expected = gains_of_kinds(found), expected_gains(found)
+    gains, expected = kind_gains(found), expected_gains(found)
     assert set(expected) == set(candidates(structure, task.ratios))
     assert not found.scores
     assert expected[HEAD] == 0
-    biases = gains[Together(7, ())].mean
+    biases = gains[WeightSet(7, ())].mean
     assert expected[Candidate(7)] == pytest.approx(biases)
     assert expected[Candidate(3)] == pytest.approx(biases * (3 / 7) ** 0.5)
     for kind in kinds:
-        own = {each: gain for each, gain in expected.items() if each.weight in kind.shares}
+        own = {each: gain for each, gain in expected.items() if each.weight in kind.ratios}
         brought = sum(own[Candidate(7, weight, ratio)] for weight, ratio in kind.weights)
         assert brought == pytest.approx(max(0.0, gains[kind].mean - biases))
         shares = [
@@ -246,8 +247,8 @@ class Wrapped(torch.nn.Module):
 
 def test_of_a_network_without_biases_the_head_is_trained_once(tmp_path) -> None:
     found = pock.analyze_kinds(small_task(tmp_path, Wrapped(torch.relu, bias=False)), tmp_path / "c.json")
-    linear = Together(0, (("first.weight", 1.0), ("second.weight", 1.0)))
-    assert {run.candidate for run in found.kinds} == {Together(0, ()), linear}
+    linear = WeightSet(0, (("first.weight", 1.0), ("second.weight", 1.0)))
+    assert {run.candidate for run in found.kinds} == {WeightSet(0, ()), linear}
     assert len(found.kinds) == 2
     assert set(expected_gains(found)) == {HEAD, Candidate(0, "first.weight"), Candidate(0, "second.weight")}
 
@@ -256,14 +257,19 @@ def test_kinds_leave_out_what_no_gradient_reaches(tmp_path) -> None:
     task = small_task(tmp_path, Wrapped(lambda x: torch.cumprod(x, 1), bias=True))
     found = pock.analyze_kinds(task, tmp_path / "c.json")
     assert {run.candidate for run in found.kinds} == {
-        Together(0, ()), Together(1, ()), Together(1, (("second.weight", 1.0),))
+        WeightSet(0, ()), WeightSet(1, ()), WeightSet(1, (("second.weight", 1.0),))
     }  # fmt: skip
     assert set(expected_gains(found)) == {HEAD, Candidate(1), Candidate(1, "second.weight")}
     assert "first.bias" not in pock.search(found, memory=1e6).scheme.rules
 
 
 def test_a_kind_that_failed_is_never_chosen(task) -> None:
-    head, biases, good, bad = Together(0, ()), Together(7, ()), Together(7, (("a", 1.0),)), Together(7, (("b", 1.0),))
+    head, biases, good, bad = (
+        WeightSet(0, ()),
+        WeightSet(7, ()),
+        WeightSet(7, (("a", 1.0),)),
+        WeightSet(7, (("b", 1.0),)),
+    )
     runs = [Run(each, 1, 0, score) for each, score in ((head, 50.0), (biases, 60.0), (good, 64.0), (bad, None))]
     pieces = [HEAD, Candidate(7), Candidate(7, "a", 0.25), Candidate(7, "a"), Candidate(7, "b")]
     weights = {"a": {"shape": [6, 4]}, "b": {"shape": [2]}}
@@ -284,7 +290,7 @@ def test_a_kind_that_failed_is_never_chosen(task) -> None:
 def test_a_run_is_the_fine_tuning_that_a_user_would_do(task, analysed, tmp_path) -> None:
     candidate = next(run.candidate for run in analysed.runs if run.candidate.weight and run.epochs == 2)
     exported = torch.export.load(task.model)
-    scheme = scheme_of(structure_of(load_model(exported, batch=8)), candidate.biases, candidate.shares)
+    scheme = scheme_of(structure_of(load_model(exported, batch=8)), candidate.biases, candidate.ratios)
     program = pock.compile(exported, scheme=scheme, optimizer=pock.SGD(momentum=0.9), batch=8)
     trainer, rng = pock.Trainer(program), np.random.default_rng(1)
     with np.load(task.data) as data:
@@ -467,16 +473,16 @@ def tried(task: pock.Task, came_to: list[float | None]) -> Contributions:
     weights = [Candidate(1, name) for name in "abcdef"]
     runs = [(HEAD, 2, 0, 45.0), (Candidate(1), 2, 0, 50.0), *((weight, 2, 0, 60.0) for weight in weights)]
     found = contributions(task, runs)
-    found.trials += [Run(each, 2, 0, score) for each, score in zip(sets_together(found), came_to, strict=True)]
+    found.trials += [Run(each, 2, 0, score) for each, score in zip(growing_sets(found), came_to, strict=True)]
     return found
 
 
 def test_larger_and_larger_sets_of_the_best_weights_are_tried(task) -> None:
     runs = [(HEAD, 2, 0, 50.0), (Candidate(1, "a", 0.5), 2, 0, 58.0), (Candidate(1, "a"), 2, 0, 56.0)]
     runs += [(Candidate(1), 2, 0, 50.0), (Candidate(1, "b"), 2, 0, 52.0), (Candidate(1, "c"), 2, 0, 49.0)]
-    sets = sets_together(contributions(task, runs))
-    assert sets == [Together(1, (("a", 0.5),)), Together(1, (("a", 0.5), ("b", 1.0)))]
-    assert sets_together(contributions(task, runs[:1])) == []
+    sets = growing_sets(contributions(task, runs))
+    assert sets == [WeightSet(1, (("a", 0.5),)), WeightSet(1, (("a", 0.5), ("b", 1.0)))]
+    assert growing_sets(contributions(task, runs[:1])) == []
 
 
 @pytest.mark.parametrize(
@@ -489,7 +495,7 @@ def test_larger_and_larger_sets_of_the_best_weights_are_tried(task) -> None:
     ],
 )
 def test_a_search_needs_no_more_than_what_helped_together(task, came_to, is_enough) -> None:
-    assert enough(tried(task, list(came_to))) == pytest.approx(is_enough)
+    assert gain_cap(tried(task, list(came_to))) == pytest.approx(is_enough)
 
 
 # ---- the quick mode --------------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ import tvm
 from tvm import relax
 from tvm.relax import op as R
 
-from pock_tvm.compiler import pipeline
-from pock_tvm.compiler.pipeline import Phases, Training
+from pock_tvm.compiler.pipeline import Lowered, Training, lower
+from relay_passes.analysis.aliasing import Aliasing
 from relay_passes.ir import bindings_of, bytes_of, op_name
-from relay_passes.memory.plan_arena import Memory
+from relay_passes.memory.fit import Fit
 from relay_passes.memory.recompute import recomputed
 from tests.relay_passes.modules import TARGET, function
 
@@ -47,19 +47,18 @@ def residual(layers: int, width: int = 16) -> tuple[tvm.IRModule, list[str]]:
     return function(params, body), list(params)[1:]
 
 
-def lowered(layers: int) -> tvm.IRModule:
+def lowered(layers: int) -> Lowered:
     """All phases but the building of kernels."""
     mod, names = residual(layers)
-    phases = Phases(mod)
     training = Training(dict.fromkeys(names), {"kind": "cross_entropy"})
-    pipeline.training_graph(phases, training)
-    return pipeline.executors(phases, [], training, TARGET)
+    found = lower(mod, names, training, TARGET)
+    assert isinstance(found, Fit)
+    return found.value
 
 
 def test_two_hundred_layers_need_no_deeper_calls(few_frames: None) -> None:
-    mod = lowered(200)
-    step = mod["train_step"].attrs
-    assert step["arena_bytes"] <= 1.01 * int(step["arena_lower_bound"])
+    arena = lowered(200).entries["train_step"].workspace
+    assert arena.arena_bytes <= 1.01 * arena.lower_bound
 
 
 def test_a_long_chain_is_computed_again_or_not_at_all(few_frames: None) -> None:
@@ -90,9 +89,9 @@ def test_a_long_chain_of_views_names_one_memory(few_frames: None) -> None:
                 value = builder.emit(R.reshape(value, (2, 8) if index % 2 else (8, 2)))
             output = builder.emit_output(builder.emit_te(tvm.topi.exp, value))
         builder.emit_func_output(output)
-    memory = Memory(builder.get()["main"])
-    assert memory.named_by(value) == [(first, 0)]
-    assert memory.offset(value) == 0
+    aliasing = Aliasing(builder.get()["main"])
+    assert aliasing.buffers(value) == [(first, 0)]
+    assert aliasing.offset(value) == 0
 
 
 def test_calls_grow_with_the_layers_and_not_with_their_square() -> None:

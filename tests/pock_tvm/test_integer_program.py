@@ -66,7 +66,7 @@ def test_no_choice_within_the_budgets_is_better(choices, memory, milliseconds) -
 @given(choices(), st.integers(1, 120), st.integers(-5, 20))
 def test_no_more_is_taken_than_is_enough(choices, memory, enough) -> None:
     held = [each for each in everything(choices) if each.memory <= memory]
-    found = best(replace(choices, enough=enough), memory=memory)
+    found = best(replace(choices, gain_cap=enough), memory=memory)
     if held:
         worth = min(max(each.gain for each in held), enough)
         assert found.gain >= worth - 1e-5
@@ -93,7 +93,7 @@ def test_a_front_has_the_least_that_brings_as_much() -> None:
 
 def test_of_sets_that_hold_enough_the_one_in_fewest_parts_is_taken() -> None:
     sets = [
-        Choices({0: Option(0, 10, 1)}, {"w": Weight(0, {1.0: Option(gain, 5, 1)})}, parts, enough=1.0)
+        Choices({0: Option(0, 10, 1)}, {"w": Weight(0, {1.0: Option(gain, 5, 1)})}, parts, gain_cap=1.0)
         for gain, parts in ((2, 1), (3, 2))
     ]
     assert best_of(sets).micro_batches == 1

@@ -196,6 +196,6 @@ def test_a_fault_of_the_compiler_is_one_line_too(monkeypatch) -> None:
     def fails(*_args: object) -> None:
         raise ValueError("an index\nof TVM's")
 
-    monkeypatch.setattr("pock_tvm.compiler.pipeline.training_graph", fails)
+    monkeypatch.setattr("pock_tvm.compiler.pipeline.differentiate", fails)
     message = refused(lambda: pock.compile(small(4)))
     assert "its fault and not yours: ValueError: an index. Please report" in message

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 
 import pock_tvm as pock
+from pock_tvm.choosing.costs import cost_of
 from pock_tvm.device.profile import example, profile
+from pock_tvm.device.program import kernel_calls
 from pock_tvm.reports.program_plots import draw_memory
 from tests.pock_tvm.networks import small
 
@@ -27,6 +32,18 @@ def test_a_profile_covers_every_kernel_and_changes_nothing(program) -> None:
     assert trainer.steps == 0
     for name, array in before.items():
         np.testing.assert_array_equal(trainer._arrays[name], array, name)
+
+
+def test_a_profile_leaves_copies_out(program) -> None:
+    """Programs of earlier versions have no records of copies; of newer ones they are no kernels."""
+    manifest = copy.deepcopy(program.manifest)
+    step = manifest["entries"]["train_step"]
+    kernels = kernel_calls(step)
+    step["calls"].append(["copy", [[len(step["table"]) - 1, 0], [0, 0]], 4])
+    assert kernel_calls(step) == kernels
+    copying = dataclasses.replace(program, manifest=manifest)
+    assert len(profile(pock.Trainer(copying), *example(copying), repeat=1)) == len(kernels)
+    assert cost_of(copying) == cost_of(program)
 
 
 def test_flops_of_kernels_are_those_of_layers(program) -> None:

@@ -41,7 +41,7 @@ def test_the_manifest_says_what_is_in_the_file(program, tmp_path) -> None:
     assert set(manifest["checksums"]) == {"program.so", "weights.safetensors", "constants.safetensors"}
     assert manifest["scheme"] == {"*.bias": "full", "blocks.1.conv2.weight": 0.5}
     assert manifest["inputs"] == [{"name": "x", "shape": [4, 3, 8, 8], "dtype": "float32"}]
-    assert manifest["weights"]["stem.weight"]["trained"] == "frozen"
+    assert manifest["parameters"]["stem.weight"]["trained"] == "frozen"
     assert len(program.trained["blocks.1.conv2.weight"]["indices"]) == 4
 
 

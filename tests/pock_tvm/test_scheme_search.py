@@ -11,11 +11,16 @@ import pytest
 import torch
 
 import pock_tvm as pock
-from pock_tvm.choosing.analysis import compile_task, planned_costs
-from pock_tvm.choosing.contribution import Candidate, Contributions, Run, candidates, fingerprint, scheme_of
-from pock_tvm.choosing.costs import Cost, TimeModel, cost_of
+from pock_tvm.choosing.analysis import planned_costs
+from pock_tvm.choosing.candidates import Candidate, candidates, scheme_of
+from pock_tvm.choosing.contributions import Contributions
+from pock_tvm.choosing.costs import Cost, cost_of
+from pock_tvm.choosing.fingerprint import fingerprint
 from pock_tvm.choosing.integer_program import Choices, Option, Weight, best
-from pock_tvm.choosing.scheme_search import Found, budgets_of, prepared, suited
+from pock_tvm.choosing.runs import Run
+from pock_tvm.choosing.scheme_search import SearchResult, best_alternative, budgets_of, prepare_search
+from pock_tvm.choosing.time_model import TimeModel
+from pock_tvm.choosing.worker import compile_task
 from pock_tvm.device.profile import example, profile
 from pock_tvm.frontend import load_model
 from pock_tvm.frontend.structure import structure_of
@@ -59,7 +64,7 @@ def used(scheme: pock.Scheme, task: pock.Task, **options: object) -> int:
 def test_a_plan_costs_what_the_program_does(found) -> None:
     candidate = Candidate(7, "blocks.1.conv2.weight", 0.5)
     structure = structure_of(load_model(found.task.model, batch=8))
-    assert found.costs[candidate].memory == used(scheme_of(structure, 7, candidate.shares), found.task)
+    assert found.costs[candidate].memory == used(scheme_of(structure, 7, candidate.ratios), found.task)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
@@ -73,9 +78,9 @@ def test_the_compiled_scheme_holds_its_budget(found, share) -> None:
 
 def test_a_small_budget_is_filled_in_micro_batches(found) -> None:
     budget = 0.3 * used(pock.Scheme.full(), found.task)
-    _, sets, _ = prepared(found, profiles=[RECORDS])
+    _, sets, _ = prepare_search(found, profiles=[RECORDS])
     assert [choices.micro_batches for choices in sets] == [1, 2, 4, 8]
-    whole, choices = sets[0], suited(sets, budgets_of(budget, None))
+    whole, choices = sets[0], best_alternative(sets, budgets_of(budget, None))
     assert choices.micro_batches > 1
     assert best(choices, memory=budget).gain > best(whole, memory=budget).gain
     chosen = pock.search(found, memory=budget, profiles=[RECORDS])
@@ -104,7 +109,7 @@ def test_what_needs_the_whole_batch_is_searched_in_one_piece(tmp_path) -> None:
     runs = [Run(each, 1, 0, 50.0 + 5 * each.biases + 3 * bool(each.weight)) for each in everything]
     together = Contributions(task, fingerprint(model), "", runs, planned_costs(task, everything))
     most = max(cost.memory for cost in together.costs.values())
-    _, sets, _ = prepared(together, profiles=[RECORDS])
+    _, sets, _ = prepare_search(together, profiles=[RECORDS])
     assert [choices.micro_batches for choices in sets] == [1]
     assert pock.search(together, memory=0.9 * most, profiles=[RECORDS]).cost.memory <= 0.9 * most
 
@@ -115,11 +120,11 @@ def test_a_step_in_micro_batches_takes_about_what_a_cost_says(found, parts, weig
     structure = structure_of(load_model(found.task.model, batch=8))
     scheme = scheme_of(structure, 7, dict.fromkeys(weights, 0.5))
     whole, cut = (cost_of(compile_task(found.task, scheme, build=False, micro_batches=n)) for n in (1, parts))
-    said = whole.in_parts(parts)
+    said = whole.in_micro_batches(parts)
     assert (said.state, said.gradients) == (cut.state, cut.gradients)
     assert said.kept == pytest.approx(cut.kept, abs=0.1 * whole.memory)
     assert said.memory == pytest.approx(cut.memory, abs=0.15 * whole.memory)
-    assert whole.in_parts(1) == whole
+    assert whole.in_micro_batches(1) == whole
 
 
 def test_without_budgets_everything_that_helps_is_trained(found) -> None:
@@ -155,15 +160,15 @@ def test_both_budgets_are_held(found) -> None:
     assert chosen.choice.gain > 0
 
 
-def plans(monkeypatch, found, sizes: dict[float, float], budget: float) -> Found:
+def plans(monkeypatch, found, sizes: dict[float, float], budget: float) -> SearchResult:
     """A search among pieces of which a scheme takes what its parts sum up to, or what ``sizes`` gives for that sum."""
     weights = {"a": Weight(0, {1.0: Option(1.0, 50, 0)}), "b": Weight(0, {1.0: Option(2.0, 83, 0)})}
     choices = Choices({0: Option(0.0, 10, 0)}, weights)
-    monkeypatch.setattr("pock_tvm.choosing.scheme_search.prepared", lambda *_: (None, [choices], None))
+    monkeypatch.setattr("pock_tvm.choosing.scheme_search.prepare_search", lambda *_: (None, [choices], None))
 
-    def plan(_task, _structure, choices, choice, *_) -> Found:
+    def plan(_task, _structure, choices, choice, *_) -> SearchResult:
         cost = Cost(sizes.get(choice.memory, choice.memory), 0, {"": (1, 0, 0)})
-        return Found(pock.Scheme({"*": "frozen"}), choice, cost, 0.0, choices, None, 1)
+        return SearchResult(pock.Scheme({"*": "frozen"}), choice, cost, 0.0, choices, None, 1)
 
     monkeypatch.setattr("pock_tvm.choosing.scheme_search._plan", plan)
     return pock.search(found, memory=budget)

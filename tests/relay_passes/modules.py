@@ -10,7 +10,8 @@ import tvm
 from tvm import relax
 
 from pock_tvm.compiler import pipeline
-from pock_tvm.compiler.pipeline import Phases, Training
+from pock_tvm.compiler.phases import Phases
+from pock_tvm.compiler.pipeline import Training
 from pock_tvm.frontend import Model, load_model
 from relay_passes.ir import bindings_of, op_name, shape_of
 from schedules.cpu import CpuTarget
@@ -59,6 +60,6 @@ def trained_phases(trained: dict[str, Any], **options: Any) -> Phases:
     phases = Phases(imported.module)
     training = Training(trained, **options)
     pipeline.training_graph(phases, training)
-    frozen = [name for name in imported.weights if name not in trained]
-    pipeline.executors(phases, frozen, training, TARGET)
+    pipeline.order_kernels(phases, list(imported.weights), training, TARGET)
+    pipeline.plan(phases, training)
     return phases

@@ -19,11 +19,11 @@ from relay_passes import (
     StraightenProducts,
     Winograd,
 )
+from relay_passes.analysis.live_ranges import live_ranges
 from relay_passes.errors import PassError
 from relay_passes.ir import bindings_of, op_name, shape_of, used_vars
 from relay_passes.kernels import name_kernels
 from relay_passes.memory.placement import lower_bound
-from relay_passes.memory.plan_arena import Memory
 from relay_passes.memory.recompute import recomputed
 from relay_passes.operators.training import conv2d_data_gradient, conv2d_weight_gradient, matmul
 from schedules.cpu import CpuTarget
@@ -164,7 +164,7 @@ def there_and_back(emit, x):
 
 
 def peak(mod: tvm.IRModule) -> int:
-    return lower_bound(Memory(mod["main"]).lifetimes())
+    return lower_bound(live_ranges(mod["main"]))
 
 
 def test_values_are_computed_again_within_a_budget() -> None:

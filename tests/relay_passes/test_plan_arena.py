@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
+from relay_passes.analysis.live_ranges import LiveRange
 from relay_passes.kernels import slice_forward
-from relay_passes.memory.placement import Lifetime, lower_bound, place
+from relay_passes.memory.placement import lower_bound, place
 from tests.relay_passes.modules import model, operators, trained_phases
 
 
@@ -100,24 +101,24 @@ def test_nothing_overlaps(scheme: str, options: dict, monkeypatch: pytest.Monkey
         assert max(live, default=0) <= size
 
 
-lifetimes = st.lists(
+live_ranges = st.lists(
     st.tuples(st.integers(1, 40), st.integers(0, 30), st.integers(0, 10)).map(
-        lambda t: Lifetime("t", 64 * t[0], t[1], t[1] + t[2])
+        lambda t: LiveRange("t", 64 * t[0], t[1], t[1] + t[2])
     ),
     max_size=40,
 )
 
 
 @settings(max_examples=200, deadline=None)
-@given(lifetimes)
-def test_any_set_of_lifetimes_is_placed_without_overlap(wanted: list[Lifetime]) -> None:
+@given(live_ranges)
+def test_any_set_of_live_ranges_is_placed_without_overlap(wanted: list[LiveRange]) -> None:
     plan = place(wanted)
     byte_owner: dict[tuple[int, int], int] = {}
-    for index, (lifetime, offset) in enumerate(zip(plan.lifetimes, plan.offsets, strict=True)):
+    for index, (live, offset) in enumerate(zip(plan.ranges, plan.offsets, strict=True)):
         assert offset % 64 == 0
-        assert offset + lifetime.size <= plan.size
-        for step in range(lifetime.first, lifetime.last + 1):
-            for line in range(offset // 64, (offset + lifetime.size) // 64):
+        assert offset + live.size <= plan.size
+        for step in range(live.first, live.last + 1):
+            for line in range(offset // 64, (offset + live.size) // 64):
                 assert byte_owner.setdefault((step, line), index) == index
     steps = range(60)
     most = max((sum(life.size for life in wanted if life.first <= step <= life.last) for step in steps), default=0)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...device.optimizers import SGD, Optimizer
+from ...device.parameters import FULL, STATISTICS
 from ...device.trainer import Trainer
 from ...errors import CheckError
 from .measured import SCALE, Batch, Measured, Weights
@@ -79,7 +80,7 @@ class Probe(Trainer):
 
     def checked(self, x: Any, y: Any) -> Batch:
         """A user's batch, refused where a step would refuse it."""
-        return Batch(self._checked_inputs(x), self._checked_target(y))
+        return Batch(self._inputs.checked(x), self._inputs.target(y))
 
     def loss(self, weights: Weights, batches: list[Batch]) -> float:
         """The mean loss of batches, in training, without an update."""
@@ -88,19 +89,19 @@ class Probe(Trainer):
 
     def live_weights(self) -> dict[str, np.ndarray]:
         """The weights that a step may change, in PyTorch's layout."""
-        return {name: np.array(self._from_stored(name, self._arrays[name])) for name in self._live()}
+        return {name: np.array(self._unstored(name)) for name in self._live()}
 
     def check_frozen(self, weights: Weights, after: Weights) -> None:
         """Refuse a program that changes what is not trained."""
-        for name, entry in self._weights.items():
-            if name not in self._arrays or entry["trained"] == "statistics":
+        for name, weight in self._weights().items():
+            if name not in self._arrays or weight.trained == STATISTICS:
                 continue
-            now = after[name] if name in after else self._from_stored(name, self._arrays[name])
-            start, what = weights[name], entry["trained"]
+            now = after[name] if name in after else self._unstored(name)
+            start, what = weights[name], weight.trained
             if isinstance(what, dict):
                 others = [i for i in range(start.shape[what["axis"]]) if i not in set(what["indices"])]
                 now, start = (np.take(array, others, axis=what["axis"]) for array in (now, start))
-            elif what == "full":
+            elif what == FULL:
                 continue
             if not np.array_equal(now, start, equal_nan=True):
                 moved = float(np.nanmax(np.abs(now.astype("float64") - start), initial=0.0))

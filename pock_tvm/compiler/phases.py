@@ -1,0 +1,77 @@
+"""Runs the steps of phases over a module: each is verified, and written down where a folder is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import tvm
+from tvm import IRModule
+from tvm.ir.transform import Pass
+
+from relay_passes.analysis.verify import Check, verify
+
+from ..errors import of_passes
+
+
+@dataclass
+class Phases:
+    """A module on its way through the phases. Every change to it is a step of a phase."""
+
+    mod: IRModule
+    dump: Path | None = None
+    """The folder for ``<phase>-<step>.py``; a letter behind the phase's number keeps its further steps in order."""
+    after: dict[str, IRModule] = field(default_factory=dict)
+    """The module as each step left it."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """The phase of each step."""
+    places: dict[str, str] = field(default_factory=dict)
+    """What of the network each kernel computes, for a message."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """About how many seconds each kernel takes."""
+    written: set[Path] = field(default_factory=set)
+    """The files of the dump, of all forks."""
+
+    def run(self, number: int, step: str, passes: Iterable[Pass], *checks: Check) -> IRModule:
+        """Apply the passes of one step of a phase."""
+        with of_passes():
+            mod = tvm.transform.Sequential(list(passes))(self.mod)
+        return self.enter(number, step, mod, *checks)
+
+    def enter(self, number: int, step: str, mod: IRModule, *checks: Check) -> IRModule:
+        """Take what a step made of the module; ``checks`` are rules that hold from there on.
+
+        They are looked at, as is what Relax asks of a module, where the environment variable ``POCK_VERIFY`` is 1.
+        """
+        self.mod = self.after[step] = mod
+        self.numbers[step] = number
+        self._write(step)
+        if os.environ.get("POCK_VERIFY") == "1":
+            with of_passes():
+                verify(mod, f"phase {number}, {step}", checks)
+        return mod
+
+    def fork(self) -> Phases:
+        """The same way so far, for what is run in more than one manner behind it."""
+        return replace(self, after=dict(self.after), numbers=dict(self.numbers))
+
+    def settle(self) -> None:
+        """Leave the steps of this fork alone in the dump."""
+        for path in self.written:
+            path.unlink(missing_ok=True)
+        self.written.clear()
+        for step in self.after:
+            self._write(step)
+
+    def _write(self, step: str) -> None:
+        if self.dump is None:
+            return
+        number = self.numbers[step]
+        at = [name for name, phase in self.numbers.items() if phase == number].index(step)
+        letter = chr(ord("a") + at) if at else ""
+        self.dump.mkdir(parents=True, exist_ok=True)
+        path = self.dump / f"{number:02d}{letter}-{step}.py"
+        path.write_text(self.after[step].script())
+        self.written.add(path)

@@ -1,0 +1,135 @@
+"""Checks what a user hands to a step or a prediction, against what the program was compiled for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .arrays import as_array, check_array
+from .errors import InputError
+from .losses import Loss
+from .program import Program
+
+Data = Any
+"""One array, a sequence of arrays in the order of the inputs, or a mapping from input names to arrays."""
+
+
+class Inputs:
+    """The inputs of a program, and the target of its loss."""
+
+    def __init__(self, program: Program, loss: Loss) -> None:
+        self._specs = program.manifest["inputs"]
+        self._limits = program.index_limits
+        self._loss = loss
+        self._target = program.tensor("target")
+        self._outputs = program.manifest["outputs"]
+
+    @property
+    def batch(self) -> int | None:
+        """The samples that the program was compiled for; None where its first input is a single number."""
+        shape = self._specs[0]["shape"]
+        return int(shape[0]) if shape else None
+
+    def named(self, x: Data) -> dict[str, np.ndarray]:
+        """The arrays by the names of the inputs, of any shape.
+
+        Raises
+        ------
+        InputError
+            One is missing, or is no input.
+        """
+        names = [spec["name"] for spec in self._specs]
+        if isinstance(x, Mapping):
+            wrong = [name for name in x if name not in names] or [name for name in names if name not in x]
+            if wrong:
+                raise InputError(
+                    f"the network's inputs are {', '.join(names)}; '{wrong[0]}' is "
+                    f"{'missing' if wrong[0] in names else 'not one'}"
+                )
+            return {name: as_array(f"input '{name}'", x[name]) for name in names}
+        values = list(x) if isinstance(x, tuple | list) else [x]
+        if len(values) != len(names):
+            raise InputError(f"the network has {len(names)} inputs ({', '.join(names)}); {len(values)} were given")
+        return {name: as_array(f"input '{name}'", value) for name, value in zip(names, values, strict=True)}
+
+    def checked(self, x: Data) -> dict[str, np.ndarray]:
+        """The arrays by the names of the inputs.
+
+        Raises
+        ------
+        InputError
+            One has another shape or type than the program was compiled for, or holds an index out of range.
+        """
+        arrays = self.named(x)
+        for spec in self._specs:
+            name, array = spec["name"], arrays[spec["name"]]
+            check_array(f"input '{name}'", array, spec["shape"], spec["dtype"])
+            if name in self._limits and array.size:
+                lowest, limit = self._limits[name]
+                wrong = array[(array < lowest) | (array >= limit)]
+                if wrong.size:
+                    raise InputError(
+                        f"input '{name}' holds {int(wrong[0])}, and its table has {limit} rows: indices go from "
+                        f"{lowest} to {limit - 1}"
+                    )
+        return arrays
+
+    def target(self, y: Any) -> np.ndarray | None:
+        """The target of the loss; None where the network computes its own.
+
+        Raises
+        ------
+        InputError
+            It is missing, not wanted, of another shape or type, or holds a label out of range.
+        """
+        if self._target is None:
+            if y is not None:
+                raise InputError("the network computes its own loss; step takes no target")
+            return None
+        shape, dtype = self._target
+        if y is None:
+            raise InputError(f"loss '{self._loss.kind}' needs a target y of shape {shape}")
+        target = as_array("target y", y)
+        check_array("target y", target, shape, dtype)
+        if self._loss.has_classes:
+            output = self._outputs[self._loss.output]["shape"]
+            classes = int(output[-1] if self._loss.kind == "causal_lm" else output[1])
+            wrong = (target != self._loss.ignore_index) & ((target < 0) | (target >= classes))
+            if wrong.any():
+                raise InputError(
+                    f"label {int(target[wrong][0])} is out of range: there are {classes} classes, 0 to {classes - 1}"
+                )
+        return target
+
+    def chunks(self, x: Data) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """The inputs of a prediction in batches as the program takes them, each with the samples that count.
+
+        A last, smaller batch is filled up with its first sample.
+
+        Raises
+        ------
+        InputError
+            As :meth:`checked`; and where some output has not the samples along its first axis, another number of them.
+        """
+        arrays, batch = self.named(x), self.batch or 1
+        count = len(next(iter(arrays.values()))) if self.batch is not None else 1
+        # An array of another length than the samples (a table of positions, say) belongs to all of them.
+        samples = [name for name, array in arrays.items() if array.shape[:1] == (count,)]
+        mixed = [spec["name"] for spec in self._outputs if list(spec["shape"][:1]) != [batch]]
+        if count != batch and mixed:
+            raise InputError(
+                f"output '{mixed[0]}' does not have the samples along its first axis: predict takes {batch} samples, "
+                f"not {count}"
+            )
+        found = []
+        for start in range(0, count, batch):
+            cut = {name: _padded(arrays[name][start : start + batch], batch) for name in samples}
+            found.append((min(batch, count - start), self.checked(arrays | cut)))
+        return found
+
+
+def _padded(array: np.ndarray, batch: int) -> np.ndarray:
+    missing = batch - len(array)
+    return array if missing <= 0 else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])

@@ -1,0 +1,115 @@
+"""Which memory a variable of a function names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+
+from ..errors import PassError
+from ..ir import Expr, bindings_of, bytes_of, op_name, returned, type_bytes
+from ..operators.views import VIEWS
+
+Output = tuple[relax.Var, int]
+"""One output of one call: the variable bound to the call, and the position in its result."""
+Buffer = Output
+"""Memory of its own, named after the output that is written there: a kernel's, or what parts are joined to."""
+
+
+class Aliasing:
+    """The buffers of a function, and which of them each variable is a view of.
+
+    The function is a dataflow function of ``call_tir``, ``call_tir_inplace``, views and tuples. A reshape aliases what
+    it reshapes, a part aliases a range of the whole; what is joined is written where its parts lie.
+    """
+
+    def __init__(self, func: relax.Function) -> None:
+        self.bindings = bindings_of(func)
+        self.values = {binding.var: binding.value for binding in self.bindings}
+        self.inside: dict[Output, tuple[Buffer, int]] = {}
+        """For each output that is a part of a larger buffer that buffer, and the offset in it in bytes."""
+        for binding in self.bindings:
+            if op_name(binding.value) == "pock.join":
+                self._join(binding)
+        self.results = returned(func)
+
+    def _join(self, binding: relax.VarBinding) -> None:
+        parts = binding.value.args[0].fields
+        for index, part in enumerate(parts):
+            made = self.buffers(part)
+            if len(made) != 1 or made[0] in self.inside or bytes_of(part) != type_bytes(output_type(*made[0])):
+                raise PassError(f"'{binding.var.name}' joins '{part.name}', which no kernel writes for it alone")
+            self.inside[made[0]] = ((binding.var, 0), index * bytes_of(part))
+
+    def outputs(self, binding: relax.VarBinding) -> list[Output]:
+        """What a binding writes: one output for each of a ``call_tir``."""
+        if op_name(binding.value) != "relax.call_tir":
+            return []
+        var = binding.var
+        return [(var, index) for index in range(len(var.ty.fields) if isinstance(var.ty, relax.TupleType) else 1)]
+
+    def buffer_of(self, output: Output) -> tuple[Buffer, int]:
+        """The buffer that an output is written to, and the offset in it in bytes."""
+        return self.inside.get(output, (output, 0))
+
+    def buffers(self, expr: Expr) -> list[Buffer]:
+        """The buffers that an expression aliases; none for parameters, constants and what is written in place."""
+        found: list[Buffer] = []
+        waiting: list[tuple[Expr, int | None]] = [(expr, None)]  # expressions, and which field of them
+        while waiting:
+            expr, field = waiting.pop()
+            value: Any = self.values.get(expr) if isinstance(expr, relax.Var) else expr
+            name = op_name(value)
+            if isinstance(value, relax.Tuple):
+                fields = list(value.fields) if field is None else [value.fields[field]]
+                waiting += [(part, None) for part in reversed(fields)]
+            elif isinstance(value, relax.TupleGetItem):
+                waiting.append((value.tuple_value, value.index))
+            elif isinstance(value, relax.Var):
+                waiting.append((value, field))
+            elif name == "relax.call_tir":
+                count = len(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else 1
+                found += [self.buffer_of((expr, index))[0] for index in (range(count) if field is None else [field])]
+            elif name == "pock.join":
+                found.append((expr, 0))
+            elif name in VIEWS:
+                waiting.append((value.args[0], None))
+            elif isinstance(value, relax.Call) and name != "relax.call_tir_inplace":
+                raise PassError(f"'{expr.name}' is a '{name}'; a plan takes calls of kernels, views and tuples")
+        return found
+
+    def offset(self, expr: Expr) -> int:
+        """The offset of a tensor in its buffer, or in its :meth:`origin`, in bytes."""
+        inside = 0
+        while True:
+            value: Any = self.values.get(expr) if isinstance(expr, relax.Var) else None
+            name = op_name(value)
+            if name == "relax.call_tir":
+                return inside + self.buffer_of((expr, 0))[1]
+            if (
+                isinstance(value, relax.TupleGetItem)
+                and op_name(self.values.get(value.tuple_value)) == "relax.call_tir"
+            ):
+                return inside + self.buffer_of((value.tuple_value, value.index))[1]
+            if name == "pock.part":
+                inside += int(value.attrs["index"]) * bytes_of(expr)
+            elif name != "relax.reshape" and not isinstance(value, relax.Var):
+                return inside
+            expr = value if isinstance(value, relax.Var) else value.args[0]
+
+    def origin(self, expr: Expr) -> Expr:
+        """The parameter or constant that an expression without a buffer aliases."""
+        while expr in self.values:
+            value = self.values[expr]
+            if op_name(value) == "relax.call_tir_inplace":
+                raise PassError(f"'{expr.name}' reads what was written in place; read the parameter")
+            if isinstance(value, relax.TupleGetItem):
+                expr = value.tuple_value
+            else:
+                expr = value.args[0] if op_name(value) in VIEWS else value
+        return expr
+
+
+def output_type(var: relax.Var, index: int) -> relax.TensorType:
+    """The type of one output of a call."""
+    return var.ty.fields[index] if isinstance(var.ty, relax.TupleType) else var.ty

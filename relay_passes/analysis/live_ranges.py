@@ -1,0 +1,60 @@
+"""From which step to which the buffers of a function are in use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import relax
+
+from ..ir import CALLS, op_name, type_bytes, used_vars
+from .aliasing import Aliasing, Buffer, output_type
+
+ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
+
+
+@dataclass(frozen=True)
+class LiveRange:
+    """A temporary: its size in bytes, and the first and last step at which it is in use."""
+
+    name: str
+    size: int
+    first: int
+    last: int
+
+
+class Liveness:
+    """The live range of every buffer of a function, in the order of its bindings."""
+
+    def __init__(self, func: relax.Function) -> None:
+        self.aliasing = aliasing = Aliasing(func)
+        self.span: dict[Buffer, tuple[int, int]] = {}
+        """The first and the last binding that uses a buffer: from its first write to its last read."""
+        for step, binding in enumerate(aliasing.bindings):
+            for output in aliasing.outputs(binding):
+                self._use(aliasing.buffer_of(output)[0], step)
+            if op_name(binding.value) in CALLS:
+                for var in used_vars(binding.value):
+                    for buffer in aliasing.buffers(var):
+                        self._use(buffer, step)
+        kept = {buffer for result in aliasing.results for buffer in aliasing.buffers(result)}
+        self.temporaries = [buffer for buffer in self.span if buffer not in kept]
+        """The buffers that no result aliases: the caller keeps results."""
+
+    def _use(self, buffer: Buffer, step: int) -> None:
+        self.span[buffer] = (self.span.get(buffer, (step, step))[0], step)
+
+    def ranges(self) -> tuple[LiveRange, ...]:
+        """The live ranges of ``temporaries``, sizes rounded up to the alignment."""
+        return tuple(
+            LiveRange(var.name, _aligned(type_bytes(output_type(var, index))), *self.span[var, index])
+            for var, index in self.temporaries
+        )
+
+
+def live_ranges(func: relax.Function) -> tuple[LiveRange, ...]:
+    """The live ranges of a function's temporaries."""
+    return Liveness(func).ranges()
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,163 @@
+"""Makes the call list of a planned function."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+
+from ..analysis.aliasing import Aliasing, Buffer
+from ..canonical.split_batch import CUT
+from ..errors import PassError
+from ..ir import CALLS, Constant, Expr, op_name, type_bytes, update_function
+from .call_list import CallList, Copy, KernelCall, Place, Region, Tensor, Workspace, attached
+
+ARENA = "arena"
+
+
+@tvm.transform.module_pass(opt_level=0, name="ListCalls")
+@dataclass(frozen=True)
+class ListCalls:
+    """Attach its :class:`CallList` to a planned function.
+
+    In: what :class:`PlanArena` gives. Out: the same function with its call list, for :func:`call_list_of` and
+    :class:`LowerToExecutor`. ``first_results`` limits the results to the first so many: the rest (what was updated in
+    place) the caller has already.
+
+    ``before`` names functions, planned too, whose calls come first. Each of them, and this one at last, then takes the
+    next part of the inputs that ``cut_inputs`` names (:class:`SplitBatch`), and writes the next row of each result.
+    """
+
+    function: str = "main"
+    first_results: int | None = None
+    before: Sequence[str] = ()
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        names, constants = (*self.before, self.function), list[Expr]()
+        for name in names:
+            if "arena_offsets" not in mod[name].attrs:
+                raise PassError(f"function '{name}' has no plan: run relay_passes.PlanArena first")
+        parts = {name: _Part(mod[name], self.first_results, constants) for name in dict.fromkeys(names)}
+        calls = _joined([parts[name] for name in names], constants)
+        return update_function(mod, self.function, attached(mod[self.function], calls))
+
+
+Named = tuple[str, int]
+"""A place before the table has its order: a name in it, or that of the arena, and an offset in bytes."""
+
+
+class _Part:
+    """The calls of one planned function, and what they are made on."""
+
+    def __init__(self, func: relax.Function, first_results: int | None, constants: list[Expr]) -> None:
+        self.func = func
+        self.aliasing = aliasing = Aliasing(func)
+        self.results = aliasing.results[:first_results]
+        self.written: dict[Buffer, int] = {}
+        """The results that a kernel writes where the caller wants them; the others are copied there."""
+        for index, result in enumerate(self.results):
+            for buffer in aliasing.buffers(result)[:1]:
+                self.written.setdefault(buffer, index)
+        self.offsets: dict[Buffer, int] = {}
+        for binding, offsets in zip(aliasing.bindings, func.attrs["arena_offsets"], strict=True):
+            for output, offset in zip(aliasing.outputs(binding), offsets, strict=True):
+                buffer, inside = aliasing.buffer_of(output)
+                self.offsets[buffer] = int(offset) - inside
+        self.constants = constants
+        self.kernels = [self._call(binding) for binding in aliasing.bindings if op_name(binding.value) in CALLS]
+        self.copies = [
+            ((f"result.{index}", 0), self._place(result), type_bytes(result.ty))
+            for index, result in enumerate(self.results)
+            if index not in self.written.values()
+        ]
+        # Bindings that call nothing (views) take no step.
+        step = list(itertools.accumulate(op_name(binding.value) in CALLS for binding in aliasing.bindings))
+        self.regions = [
+            Region(str(name), int(offset), int(size), step[first] - 1, step[last] - 1)
+            for name, offset, size, first, last in func.attrs["arena_map"]
+        ]
+
+    def types(self) -> dict[str, relax.TensorType]:
+        """What parameters and results hold."""
+        return {param.name: param.ty for param in self.func.params} | {
+            f"result.{index}": result.ty for index, result in enumerate(self.results)
+        }
+
+    def _call(self, binding: relax.VarBinding) -> tuple[str, list[Named]]:
+        """The name of a kernel and where its operands lie."""
+        kernel, args = binding.value.args[0], list(binding.value.args[1].fields)
+        places = [self._place(arg) for arg in args]
+        outputs = self.aliasing.outputs(binding)
+        return kernel.name_hint, places + [self._in_buffer(*self.aliasing.buffer_of(output)) for output in outputs]
+
+    def _place(self, expr: Expr) -> Named:
+        buffers, offset = self.aliasing.buffers(expr), self.aliasing.offset(expr)
+        if buffers:
+            return self._in_buffer(buffers[0], offset)
+        origin = self.aliasing.origin(expr)
+        if isinstance(origin, Constant):
+            self.constants.append(origin)
+            return f"constant.{len(self.constants) - 1}", offset
+        return origin.name, offset
+
+    def _in_buffer(self, buffer: Buffer, offset: int) -> Named:
+        """The place so many bytes into a temporary or a result."""
+        if buffer in self.written:
+            return f"result.{self.written[buffer]}", offset
+        return ARENA, self.offsets[buffer] + offset
+
+
+def _joined(parts: Sequence[_Part], constants: Sequence[Expr]) -> CallList:
+    """The calls of all parts, one part of the batch after the other."""
+    whole = parts[-1]
+    types = dict(item for part in parts for item in part.types().items())
+    types |= {f"constant.{index}": constant.ty for index, constant in enumerate(constants)}
+    rows = set(whole.func.attrs.get(CUT, ())) | {name for name in types if name.startswith("result.")}
+    names = _table_order(types, {name for part in parts for name in _used(part)})
+    position = {name: index for index, name in enumerate([*names, ARENA])}
+
+    def place(at: Named, number: int) -> Place:
+        """Of part ``number``: in an input that is cut and in a result, so many rows further."""
+        name, offset = at
+        return Place(position[name], offset + (number * type_bytes(types[name]) if name in rows else 0))
+
+    calls: list[KernelCall | Copy] = []
+    regions: list[Region] = []
+    for number, part in enumerate(parts):
+        start = len(calls)
+        regions += [each._replace(first=each.first + start, last=each.last + start) for each in part.regions]
+        calls += [KernelCall(kernel, tuple(place(at, number) for at in places)) for kernel, places in part.kernels]
+        calls += [Copy(place(to, number), place(source, number), size) for to, source, size in part.copies]
+    table = [Tensor(name, *_described(types[name], len(parts) if name in rows else 1)) for name in names]
+    size, bound = (max(int(part.func.attrs[name]) for part in parts) for name in ("arena_bytes", "arena_lower_bound"))
+    return CallList(
+        tuple(table),
+        tuple(calls),
+        Workspace(size, bound, tuple(regions)),
+        tuple(constant.value for constant in constants),
+    )
+
+
+def _used(part: _Part) -> set[str]:
+    """The names of the table that the calls of a part use."""
+    places = [place for _, operands in part.kernels for place in operands]
+    return {name for name, _ in [*places, *(place for to, source, _ in part.copies for place in (to, source))]}
+
+
+def _table_order(types: Iterable[str], used: set[str]) -> list[str]:
+    """Parameters that are used, then all constants, then all results."""
+    kinds = ("constant.", "result.")
+    names = list(types)
+    params = [name for name in names if name in used and not name.startswith(kinds)]
+    return params + [name for kind in kinds for name in names if name.startswith(kind)]
+
+
+def _described(ty: relax.TensorType, count: int) -> tuple[tuple[int, ...], str]:
+    """Shape and element type of what lies at an address: of ``count`` parts, behind one another."""
+    shape = tuple(int(extent) for extent in ty.shape)
+    if count > 1:
+        shape = (count * shape[0], *shape[1:]) if shape else (count,)
+    return shape, str(ty.dtype.dtype)
