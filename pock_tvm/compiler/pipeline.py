@@ -223,9 +223,12 @@ def differentiate(phases: Phases, training: Training) -> IRModule:
     small = [relax.transform.EliminateCommonSubexpr(), SaveSmall(TRAIN), PackMasks(TRAIN)]
     phases.run(4, "saved", small, only_trained_gradients(TRAIN, trained))
     # 5. Update, in place; what shares an update only adds its gradients up.
-    summed = [CopyFunction([ACCUMULATE], TRAIN), AccumulateGradients(ACCUMULATE)] if training.is_shared else []
-    update = AppendUpdate(training.optimizer, trained, training.clip_norm, training.is_shared, TRAIN)
-    updates = [*summed, update, SplitGradients(TRAIN)]
+    updates: list[Pass] = [
+        AppendUpdate(training.optimizer, trained, training.clip_norm, training.is_shared, TRAIN),
+        SplitGradients(TRAIN),
+    ]
+    if training.is_shared:
+        updates = [CopyFunction([ACCUMULATE], TRAIN), *updates, AccumulateGradients(ACCUMULATE)]
     return phases.run(5, "update", updates, only_trained_written(training.steps, trained))
 
 
