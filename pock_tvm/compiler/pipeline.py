@@ -191,20 +191,6 @@ def lower(
     return fewest_parts(attempt, counts, math.inf if budget is None else budget, can_split)
 
 
-def build(lowered: Lowered, target: Target) -> bytes:
-    """Phase 10: schedules and builds the kernels, and prints the call lists into executors; one library of all."""
-    return build_library(lowered.module, list(lowered.entries), target, lowered.places)
-
-
-def training_graph(phases: Phases, training: Training) -> IRModule:
-    """Phases 2 to 5: from a forward module to Relax functions that train and predict on the same parameters.
-
-    In: a module whose ``main`` takes its inputs (attribute ``num_input``) and its parameters. Out: the functions
-    ``train_step``, ``predict`` and, where several runs share an update, ``accumulate_step``: of one micro-batch.
-    """
-    return differentiate(phases, canonicalise_forward(phases, training))
-
-
 def canonicalise_forward(phases: Phases, training: Training) -> Training:
     """Phase 2: one operator for each thing, channels last, trained weights stored as they are read.
 
@@ -237,11 +223,13 @@ def differentiate(phases: Phases, training: Training) -> IRModule:
     small = [relax.transform.EliminateCommonSubexpr(), SaveSmall(TRAIN), PackMasks(TRAIN)]
     phases.run(4, "saved", small, only_trained_gradients(TRAIN, trained))
     # 5. Update, in place; what shares an update only adds its gradients up.
-    summed = [CopyFunction([ACCUMULATE], TRAIN), AccumulateGradients(ACCUMULATE)] if training.is_shared else []
-    update = AppendUpdate(training.optimizer, trained, training.clip_norm, training.is_shared, TRAIN)
-    return phases.run(
-        5, "update", [*summed, update, SplitGradients(TRAIN)], only_trained_written(training.steps, trained)
-    )
+    updates: list[Pass] = [
+        AppendUpdate(training.optimizer, trained, training.clip_norm, training.is_shared, TRAIN),
+        SplitGradients(TRAIN),
+    ]
+    if training.is_shared:
+        updates = [CopyFunction([ACCUMULATE], TRAIN), *updates, AccumulateGradients(ACCUMULATE)]
+    return phases.run(5, "update", updates, only_trained_written(training.steps, trained))
 
 
 def order_kernels(
@@ -253,13 +241,13 @@ def order_kernels(
     """
     changed = {*training.trained, *written_statistics(phases.mod[TRAIN])}
     frozen = [name for name in parameters if name not in changed]
-    steps, functions = training.steps, [PREDICT, *training.steps]
+    functions = [PREDICT, *training.steps]
     # 6. Choose kernels.
     straight = [StraightenProducts(frozen, name) for name in functions]
     scaled = [ScaleResults(list(training.trained), name) for name in functions]
     transformed = [Winograd(frozen, name) for name in functions] if winograd else []
     packed = [PackWeights(frozen, target, name) for name in functions]
-    sliced = SliceForward(steps, functions, frozen)
+    sliced = SliceForward(training.steps, functions, frozen)
     phases.run(6, "products", [*scaled, *straight, *transformed, sliced, *packed])
     views = relax.transform.RewriteDataflowReshape()
     phases.run(6, "kernels", [ChooseKernels(functions, target), views, LiftFrozen(frozen, functions)], only_kernels)
@@ -273,7 +261,7 @@ def order_kernels(
     updates_early = [OrderUpdates(name) for name in training.functions]
     phases.run(8, "ordered", [NameKernels(training.functions), *updates_early], updates_follow_reads)
     phases.places, phases.costs = kernel_places(phases.mod, names), kernel_seconds(phases.mod, training.functions)
-    phases.run(8, "cheap", [RecomputeCheap(steps, phases.costs)], updates_follow_reads)
+    phases.run(8, "cheap", [RecomputeCheap(training.steps, phases.costs)], updates_follow_reads)
 
 
 def fit_arena(phases: Phases, training: Training, budget: int | None, max_slowdown: float) -> Fit[Phases] | TooLarge:
@@ -314,6 +302,11 @@ def plan(phases: Phases, training: Training) -> Lowered:
     )
 
 
+def build(lowered: Lowered, target: Target) -> bytes:
+    """Phase 10: schedules and builds the kernels, and prints the call lists into executors; one library of all."""
+    return build_library(lowered.module, list(lowered.entries), target, lowered.places)
+
+
 def state_bytes(step: relax.Function) -> int:
     """The bytes of optimizer state and gradient sums among the parameters of a training step."""
     states = states_of(step)
@@ -328,6 +321,15 @@ def written_statistics(step: relax.Function) -> set[str]:
 def has_winograd(phases: Phases) -> bool:
     """Whether Winograd's transforms were chosen for any product."""
     return any(uses_winograd(func) for _, func in functions_of(phases.after["products"]))
+
+
+def training_graph(phases: Phases, training: Training) -> IRModule:
+    """Phases 2 to 5: from a forward module to Relax functions that train and predict on the same parameters.
+
+    In: a module whose ``main`` takes its inputs (attribute ``num_input``) and its parameters. Out: the functions
+    ``train_step``, ``predict`` and, where several runs share an update, ``accumulate_step``: of one micro-batch.
+    """
+    return differentiate(phases, canonicalise_forward(phases, training))
 
 
 def training_pipeline(

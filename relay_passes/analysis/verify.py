@@ -33,10 +33,10 @@ def verify(mod: IRModule, where: str, checks: Iterable[Check]) -> None:
     try:
         relax.analysis.well_formed(mod)
     except Exception as error:  # each kind of fault has a kind of its own
-        raise VerifyError(f"after {where} the module is not well formed: {first_line(error)}") from error
+        raise VerifyError(f"after {where}: the module is not well formed: {first_line(error)}") from error
     for check in checks:
         for broken in check(mod):
-            raise VerifyError(f"after {where} {broken}")
+            raise VerifyError(f"after {where}: {broken}")
 
 
 def functions_of(mod: IRModule) -> Iterator[tuple[str, relax.Function]]:
