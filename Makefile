@@ -5,7 +5,7 @@ found = $(shell for python in $(1); do "$$python" -c '$(SUITED)' 2> /dev/null &&
 PYTHONS = $(or $(call found,python3.14 python3.13 python3.12 python3.11),$(call found,python3))
 PYTHON ?= $(firstword $(PYTHONS))
 VENV ?= .venv
-QUICK := $(addprefix tests/,relay_passes pock_tvm/test_build.py pock_tvm/test_program.py system/test_device.py)
+QUICK := $(addprefix tests/,relay_passes pock_tvm/compiler/test_build.py pock_tvm/device/test_program.py system/test_device.py)
 BIN := $(VENV)/bin
 
 .PHONY: demo test quick lint graph pythons

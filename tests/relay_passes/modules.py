@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax
+from tvm.relax import op as R
 
 from pock_tvm.compiler import pipeline
 from pock_tvm.compiler.phases import Phases
 from pock_tvm.compiler.pipeline import Training
 from pock_tvm.frontend import Model, load_model
+from relay_passes import ChooseKernels, NameKernels
 from relay_passes.ir import bindings_of, op_name, shape_of
 from schedules.cpu import CpuTarget
 from schedules.target import Traits
@@ -63,3 +65,22 @@ def trained_phases(trained: dict[str, Any], **options: Any) -> Phases:
     pipeline.order_kernels(phases, list(imported.weights), training, TARGET)
     pipeline.plan(phases, training)
     return phases
+
+
+def regression() -> tvm.IRModule:
+    """``mean((x W + b - 1)^2)`` with W and b trained."""
+
+    def body(emit, x, w, b):
+        error = emit(emit(emit(R.matmul(x, w)) + b) - relax.const(1.0, "float32"))
+        return emit(R.mean(emit(error * error)))
+
+    return function({"x": (4, 3), "w": (3, 2), "b": (2,)}, body)
+
+
+def kernels(mod: tvm.IRModule) -> tvm.IRModule:
+    return NameKernels(["main"])(ChooseKernels(["main"], TARGET)(mod))
+
+
+def random(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype("float32") for shape in shapes]

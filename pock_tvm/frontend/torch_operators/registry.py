@@ -1,9 +1,9 @@
 """The table of converters: what each of PyTorch's operators becomes in Relax.
 
 A converter is a function of a :class:`Site` and of the operator's arguments *by the names of PyTorch's schema*. An
-argument that a converter does not name must have its default value: everything else is refused by name, so that no
-argument is ever ignored. To add an operator, write one function here and one row in
-``tests/pock_tvm/test_torch_operators.py``. Operators without a converter are decomposed as far as PyTorch knows how.
+argument that a converter does not name must have its default value, else it is refused by name: no argument is ever
+ignored. To add an operator, write one function here and one row in
+``tests/pock_tvm/frontend/test_torch_operators.py``. Operators without a converter are decomposed by PyTorch.
 """
 
 from __future__ import annotations
