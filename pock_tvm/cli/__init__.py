@@ -17,7 +17,7 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command; a fault of the user's is one clear line and exit code 2."""
+    """Run the command; report a user's error in one line, with exit code 2."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", PockWarning)
@@ -28,10 +28,10 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what Typer says of a wrong option or argument
+        if not hasattr(error, "format_message"):  # Typer's errors of usage have this method
             raise
         _refuse(error.format_message())
-    if isinstance(code, int):  # what Typer makes of an exit within a command
+    if isinstance(code, int):  # Typer returns the code of typer.Exit
         sys.exit(code)
 
 
@@ -41,7 +41,7 @@ def _refuse(text: str) -> NoReturn:
 
 
 def _shown(otherwise: Callable[..., None]) -> Callable[..., None]:
-    """Our own warnings as one line each; others as they are."""
+    """Wrap ``warnings.showwarning``: our own warnings take one line each."""
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
         if issubclass(category, PockWarning):

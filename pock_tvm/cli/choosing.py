@@ -1,4 +1,4 @@
-"""Commands that find out what to train."""
+"""Commands that choose what to train."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def schemes(
             raise PockError("--save needs --output: the file to write the scheme to")
         named_scheme(save, imported).save(output)
         return
-    found = {}
+    resolved = {}
     for name in ("full", "head", "bias", "bias:7", "last:3", "pockengine"):
         try:
-            found[name] = named_scheme(name, imported).resolve(imported)
+            resolved[name] = named_scheme(name, imported).resolve(imported)
         except PockError:
-            continue  # nothing was published for this kind of network
-    Console().print(scheme_table(found, imported))
+            continue  # no scheme is published for this kind of network
+    Console().print(scheme_table(resolved, imported))
 
 
 @app.command()
@@ -130,11 +130,11 @@ def analyze(
 
     with progress_bar(console) as progress:
         if quick:
-            found = score(task, output, progress=progress, warn=warn)
+            contributions = score(task, output, progress=progress, warn=warn)
         else:
             run = analyze_kinds if kinds else measure
-            found = run(task, output, scheduler=scheduler, workers=workers, progress=progress, warn=warn)
-    Console().print(contribution_table(found))
+            contributions = run(task, output, scheduler=scheduler, workers=workers, progress=progress, warn=warn)
+    Console().print(contribution_table(contributions))
 
 
 @app.command()
@@ -160,15 +160,17 @@ def search(
     check_folder(output)
     with progress_bar(console) as progress:
         known = len(measured.costs)
-        found = find(measured, **budgets, target=target, profiles=profiles, progress=progress)
+        result = find(measured, **budgets, target=target, profiles=profiles, progress=progress)
     if len(measured.costs) > known:
-        measured.save(contributions)  # what was planned once is not planned again
-    found.scheme.save(output)
-    Console().print(choice_table(found.choices, found.choice))
-    planned, summed = mb_text(int(found.cost.memory)), mb_text(int(found.choice.memory))
+        measured.save(contributions)  # keep planned costs for the next search
+    result.scheme.save(output)
+    Console().print(choice_table(result.choices, result.choice))
+    planned, summed = mb_text(int(result.cost.memory)), mb_text(int(result.choice.memory))
     takes = f"{output}: takes {planned} beside the weights as planned ({summed} by the sum of its pieces)"
     console.print(
-        f"{takes}, about {1e3 * found.seconds:.2f} ms a step (the {found.time_model})", highlight=False, soft_wrap=True
+        f"{takes}, about {1e3 * result.seconds:.2f} ms a step (the {result.time_model})",
+        highlight=False,
+        soft_wrap=True,
     )
     if memory is not None:
         console.print(f"compile it with --memory-budget {memory}", highlight=False)
@@ -208,7 +210,7 @@ def report(
 
 
 def _budgets(memory: str | None, latency: str | None) -> dict[str, float | None]:
-    """Budgets in bytes and seconds, as the functions take them."""
+    """Parse budgets into bytes and seconds."""
     from ..quantities import parse_bytes, parse_seconds
 
     return {
@@ -218,22 +220,24 @@ def _budgets(memory: str | None, latency: str | None) -> dict[str, float | None]
 
 
 def _measured(path: Path, model: Path | None) -> Any:
-    """Contributions, of the network at ``model`` where it is given."""
+    """Load contributions; ``model`` overrides the path of the network."""
     from dataclasses import replace
 
     from ..choosing.contributions import Contributions
 
-    found = Contributions.load(path)
-    if (found.runs or found.kinds) and not found.finished:
+    contributions = Contributions.load(path)
+    if (contributions.runs or contributions.kinds) and not contributions.finished:
         typer.echo(
             f"pock: warning: the analysis of '{path}' is not finished: 'pock analyze' goes on where it was interrupted",
             err=True,
         )
-    return found if model is None else replace(found, task=replace(found.task, model=str(model.resolve())))
+    if model is None:
+        return contributions
+    return replace(contributions, task=replace(contributions.task, model=str(model.resolve())))
 
 
 def _records(path: Path) -> Any:
-    """A profile that 'pock inspect --json' wrote."""
+    """Read a profile that 'pock inspect --json' wrote."""
     try:
         records = json.loads(path.read_text())
         return [{name: record[name] for name in ("kind", "flops", "bytes", "ms")} for record in records]

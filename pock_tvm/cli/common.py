@@ -1,4 +1,4 @@
-"""What the commands share: options, and how texts on the command line are read."""
+"""Options that commands share, and parsers of their values."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ ARGUMENTS = (
     "batch", "shapes", "scheme", "loss", "optimizer", "target", "batch_norm", "accumulate", "micro_batches",
     "clip_norm", "memory_budget", "threads", "lr", "mean", "std",
 )  # fmt: skip
-"""Arguments of functions that are options of commands."""
+"""Arguments of Python functions that are options of commands."""
 
 
 class LrSchedule(StrEnum):
-    """The names of :mod:`pock_tvm.training.lr_schedules`."""
+    """Names of :mod:`pock_tvm.training.lr_schedules`."""
 
     CONSTANT = "constant"
     COSINE = "cosine"
@@ -55,17 +55,17 @@ def _root(context: typer.Context) -> None:
 
 
 def as_options(text: str) -> str:
-    """A message about arguments of Python's functions in terms of the command line: ``--batch`` for ``batch=``."""
+    """Rephrase a message about Python arguments for the command line: ``--batch`` for ``batch=``."""
     text = re.sub(r"shapes=\{'(\w+)': \(…\)\}", r"--shape \1=…", text)
     return re.sub(
         rf"\b({'|'.join(ARGUMENTS)})=('?)(\S?)",
-        lambda found: f"--{found[1].replace('_', '-')}{' ' if found[3] else ''}{found[2]}{found[3]}",
+        lambda match: f"--{match[1].replace('_', '-')}{' ' if match[3] else ''}{match[2]}{match[3]}",
         text,
     )
 
 
 def warn_of_defaults(data: Path, stored: Mapping[str, Any], mean: str | None, std: str | None) -> None:
-    """Warn before pictures are read with a mean or a standard deviation that nobody gave."""
+    """Warn if images are read with a default mean or standard deviation."""
     from ..errors import PockWarning
 
     missing = [name for name, text in (("mean", mean), ("std", std)) if text is None and name not in stored]
@@ -81,7 +81,7 @@ def warn_of_defaults(data: Path, stored: Mapping[str, Any], mean: str | None, st
 
 
 def named_scheme(text: str, model: Any) -> Any:
-    """The scheme that a name or a JSON file stands for."""
+    """Build the scheme of a name, or load it from a JSON file."""
     from ..schemes.scheme import Scheme
 
     name, _, count = text.partition(":")
@@ -102,7 +102,7 @@ def named_scheme(text: str, model: Any) -> Any:
 
 
 def check_text(check: Mapping[str, Any] | None) -> str:
-    """Whether and how a program was checked, in a line."""
+    """Describe a program's self-check in one line."""
     if check is None:
         return "not checked"
     rest = f"; not checked: {', '.join(check['unchecked'])}" if check["unchecked"] else ""
@@ -110,7 +110,7 @@ def check_text(check: Mapping[str, Any] | None) -> str:
 
 
 def optimizer_of(text: str) -> Any:
-    """The optimizer that a text such as ``sgd:momentum=0.9`` stands for."""
+    """Parse an optimizer such as ``sgd:momentum=0.9``."""
     from ..device.optimizers import KINDS
 
     name, _, options = text.partition(":")
@@ -129,7 +129,7 @@ def optimizer_of(text: str) -> Any:
 
 
 def shapes_of(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of inputs, as ``input_ids=8,128`` gives each."""
+    """Parse shapes of inputs, each such as ``input_ids=8,128``."""
     shapes = {}
     for text in texts:
         name, _, extents = text.partition("=")
@@ -140,7 +140,7 @@ def shapes_of(texts: list[str]) -> dict[str, tuple[int, ...]]:
 
 
 def preprocessing_of(stored: Mapping[str, Any], mean: str | None, std: str | None) -> Any:
-    """The mean and standard deviation that options give, else those that are stored, else none."""
+    """Parse mean and standard deviation, with the stored ones, else 0 and 1, as defaults."""
     from ..training.data import Preprocessing
 
     default = Preprocessing()
@@ -155,19 +155,19 @@ def preprocessing_of(stored: Mapping[str, Any], mean: str | None, std: str | Non
 
 
 def result_text(result: dict[str, float]) -> str:
-    """What an evaluation found, in words."""
+    """Format the result of an evaluation."""
     text = f"loss {result['loss']:.4f}"
     return f"accuracy {100 * result['accuracy']:.2f} %, {text}" if "accuracy" in result else text
 
 
 def mb_text(size: int) -> str:
-    """An amount of memory in MiB."""
+    """Format an amount of memory in MiB."""
     return f"{size / 2**20:.2f} MiB"
 
 
 @contextlib.contextmanager
 def progress_bar(console: Any) -> Iterator[Callable[[str, int, int], None]]:
-    """A function that shows what is being done, how much of it is done, and how much there is."""
+    """Yield a callback of label, steps done and all steps, which draws progress bars."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

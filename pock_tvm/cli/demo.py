@@ -24,7 +24,8 @@ from ..errors import PockError
 from ..schemes.scheme import Rule, Scheme
 
 BATCH = 16
-PRETRAINING, PERSONALISING = (20, 0.05), (15, 0.01)  # epochs, learning rate
+PRETRAINING, PERSONALISING = (20, 0.05), (15, 0.01)
+"""Epochs and learning rate of both phases."""
 SPARSE: dict[str, Rule] = {"*": "frozen", "*.bias": "full", "4.weight": 0.5, "6.weight": 0.5, "9.*": "full"}
 MIB = 2**20
 
@@ -88,8 +89,7 @@ def _network() -> Any:
 
 
 def _digits() -> tuple[Samples, Samples, Samples]:
-    """Digits for pretraining as they are, and those of one user, inverted and turned: some to learn from, some to
-    test."""
+    """Load digits for pretraining, and, inverted and rotated, a user's digits for training and for testing."""
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 1, 8, 8) / 16).astype("float32").repeat(2, axis=2).repeat(2, axis=3)
     order = np.random.default_rng(0).permutation(len(labels))
@@ -113,7 +113,7 @@ def _batches(samples: Samples, epochs: int) -> Iterator[Samples]:
 
 
 def _train(trainer: Trainer, samples: Samples, epochs: int, lr: float) -> float:
-    """Train, and return the median time of a step in seconds."""
+    """Train, and return the median step time in seconds."""
     times = []
     for x, y in _batches(samples, epochs):
         start = time.perf_counter()
@@ -123,7 +123,7 @@ def _train(trainer: Trainer, samples: Samples, epochs: int, lr: float) -> float:
 
 
 def _train_torch(model: Any, user: Samples, test: Samples) -> tuple[float, float, int]:
-    """The same fine-tuning by PyTorch: accuracy, median time of a step in seconds, bytes beside the weights."""
+    """Fine-tune by PyTorch; return accuracy, median step time in seconds, and bytes beside the weights."""
     import torch
 
     optimizer = torch.optim.SGD(model.parameters(), lr=PERSONALISING[1], momentum=0.9)

@@ -1,4 +1,4 @@
-"""Commands that make programs and run them."""
+"""Commands that compile programs and run them."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def train(
 
 
 def _samples(manifest: Any, path: Path, mean: str | None, std: str | None, *augmentation: Any) -> Any:
-    """Data for a program, preprocessed as it says or as the command line does."""
+    """Open data for a program; the command line overrides the stored preprocessing."""
     from ..device.losses import Loss
     from ..training.data import open_data
 

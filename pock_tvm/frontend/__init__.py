@@ -1,4 +1,4 @@
-"""Brings a user's model in: ExportedProgram or ONNX to a forward module with PyTorch's parameter names."""
+"""Front ends: import an ExportedProgram or an ONNX model as a forward module with PyTorch's parameter names."""
 
 from .load import load_model
 from .model import LookUp, Model, TensorSpec

@@ -1,4 +1,4 @@
-"""Chooses the front end for what the user has."""
+"""Dispatches a user's model to its front end."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def load_model(model: Any, *, batch: int | None = None, shapes: Shapes | None = 
 
     Parameters
     ----------
-    model : torch.export.ExportedProgram, onnx.ModelProto, or the path of a ``.pt2`` or ``.onnx`` file; a Model comes
-    back as it is
+    model : torch.export.ExportedProgram, onnx.ModelProto, or the path of a ``.pt2`` or ``.onnx`` file
+        A Model is returned unchanged.
     batch : int, optional
-        Binds the dynamic batch: the first dimension of the first input, and whatever depends on it.
+        Size of the dynamic batch: the first dimension of the first input, and dimensions that depend on it.
     shapes : mapping of input name to shape, optional
-        Binds further dynamic dimensions, such as a sequence length.
+        Sizes of further dynamic dimensions, such as a sequence length.
     any_shape : bool
-        Bind what is left to any size that the model allows: for questions whose answer does not depend on it.
+        Bind remaining dynamic dimensions to any size that the model allows, for queries that do not depend on it.
 
     Raises
     ------
     ModelError
-        The file cannot be read, a dynamic dimension stays unbound, or the model uses what no front end can read.
+        The file cannot be read, a dynamic dimension stays unbound, or the model has unsupported operators.
     """
     require("batch", batch, BATCH.or_none())
     require("shapes", shapes, SHAPES.or_none())
     if isinstance(model, Model):
         return model
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # PyTorch, of its own programs
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # PyTorch warns of its own programs
         return _load(model, batch, shapes or {}, any_shape=any_shape)
 
 
@@ -106,7 +106,7 @@ def _read(path: Path) -> Any:
 
 
 def _read_exported(path: Path) -> Any:
-    """An ExportedProgram; of a damaged one PyTorch logs a whole trace before it raises what we report."""
+    """Load an ExportedProgram, without the traceback that PyTorch logs before it raises on a damaged file."""
     import torch
 
     logger = logging.getLogger("torch.export")

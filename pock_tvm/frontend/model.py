@@ -1,4 +1,4 @@
-"""What the front ends hand to the compiler."""
+"""The imported model: the interface between front ends and compiler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import ModelError
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """The name, shape and NumPy element type of an input or output."""
+    """Name, shape and NumPy element type of an input or output."""
 
     name: str
     shape: tuple[int, ...]
@@ -24,7 +24,7 @@ class TensorSpec:
 
 
 class LookUp(NamedTuple):
-    """A reading by index: of an axis of ``extent`` positions, where an index may count from the end or may not."""
+    """A read by index along an axis of ``extent`` positions; with ``from_end``, negative indices count from the end."""
 
     index: relax.Var
     extent: int
@@ -32,14 +32,14 @@ class LookUp(NamedTuple):
 
 
 def in_order_of_use(main: relax.Function, names: Sequence[str]) -> tuple[str, ...]:
-    """Parameters in the order in which a function first reads them; those that it never reads last."""
+    """Sort parameters by their first use in a function; unused ones come last."""
     order = dict.fromkeys(var.name for binding in bindings_of(main) for var in used_vars(binding.value))
     used = [name for name in order if name in set(names)]
     return tuple(used + [name for name in names if name not in order])
 
 
 def result_specs(main: relax.Function, names: Sequence[str]) -> tuple[TensorSpec, ...]:
-    """The outputs of a function, under the names that they have in the model."""
+    """Describe the outputs of a function, by their names in the model."""
     types = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
     if len(names) != len(types):
         names = [f"output{index}" for index in range(len(types))]
@@ -51,7 +51,7 @@ def result_specs(main: relax.Function, names: Sequence[str]) -> tuple[TensorSpec
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A forward module with its weights under PyTorch's names. It equals itself only.
+    """A forward module with its weights under PyTorch's names. Compared by identity.
 
     ``module`` has one function, ``main``: parameters are the inputs, then every floating-point parameter and persistent
     buffer, each named as in PyTorch and in PyTorch's layout; it returns the outputs. All shapes are static.
@@ -63,26 +63,26 @@ class Model:
     weights: dict[str, np.ndarray]
     """All parameters and persistent buffers by name, in PyTorch's layout."""
     parameters: tuple[str, ...]
-    """The floating-point parameters, in the order in which the network first uses them."""
+    """Floating-point parameters, in the order of first use."""
     requires_grad: dict[str, bool] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
-    """Further names of shared parameters: tied weights."""
+    """Tied weights: further names of shared parameters, with the name that owns the value."""
     mutated: tuple[str, ...] = ()
-    """The buffers that the model writes in its forward pass, in PyTorch."""
+    """Buffers that the model writes in its forward pass in PyTorch."""
     source: Any = None
-    """What the model was imported from, with every dimension bound."""
+    """The ExportedProgram or ModelProto that was imported, with every dimension bound."""
     look_ups: tuple[LookUp, ...] = ()
-    """What is read by index, beside ``relax.take`` of what an input holds."""
+    """Reads by index, except ``relax.take`` with an input as index."""
     values: dict[str, str] = field(default_factory=dict)
-    """For each node of PyTorch's graph, taken apart, the variable of ``module`` that holds its value."""
+    """For each node of PyTorch's decomposed graph, the variable of ``module`` that holds its value."""
 
     def __post_init__(self) -> None:
-        """Refuse a parameter that has no value of its shape and type, and a weight that nothing takes.
+        """Check that every parameter has a value of its shape and type, and every weight a parameter.
 
         Raises
         ------
         ModelError
-            Importing lost a weight or changed its name: no program may be made of what is left.
+            The import lost a weight or changed its name.
         """
         params = {param.name: param for param in self.module["main"].params[len(self.inputs) :]}
         for name, param in params.items():

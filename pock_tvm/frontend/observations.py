@@ -1,4 +1,4 @@
-"""What a program does not do that a user may expect: nothing to say of most models."""
+"""Warnings about behaviour of a program that a user may not expect; most models have none."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from relay_passes.ir import bindings_of, op_name, used_vars
 from ..errors import Obstacle
 from . import Model
 
-NAMED = 3
-"""How many of many things a warning names."""
+MAX_NAMES = 3
+"""Number of names that a warning lists before it counts the rest."""
 
 
 def observations(
     model: Model, selection: Collection[str], gradients: Collection[str], batch_norm: str | None
 ) -> list[Obstacle]:
-    """Everything about a model and its scheme that deserves a warning.
+    """List the warnings about a model and its scheme.
 
-    ``selection`` and ``gradients``: the parameters that the scheme trains, and those that a gradient reaches.
-    ``batch_norm`` is None where nobody said what becomes of running statistics.
+    ``selection``: parameters that the scheme trains. ``gradients``: parameters that a gradient reaches.
+    ``batch_norm``: the user's choice for running statistics, None without one.
     """
     return [
         *_unread_inputs(model),
@@ -75,6 +75,6 @@ def _mutated(model: Model) -> Iterator[Obstacle]:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first names of many."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(f"'{name}'" for name in names[:NAMED]) + more
+    """List the first names, and count the others."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(f"'{name}'" for name in names[:MAX_NAMES]) + more

@@ -1,4 +1,4 @@
-"""The front end for ONNX files; its parts are in :mod:`pock_tvm.frontend.onnx`."""
+"""The front end for ONNX models; its parts are in :mod:`pock_tvm.frontend.onnx`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["import_onnx", "reference_outputs"]
 def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, any_shape: bool) -> Model:
     """Import an ONNX model; see :func:`pock_tvm.frontend.load_model`.
 
-    Parameters keep their names in the file (PyTorch's, where PyTorch exported it); which initializers are parameters is
-    told in :mod:`pock_tvm.frontend.onnx.parameters`.
+    Parameters keep their names in the file (PyTorch's, if PyTorch exported it).
+    :mod:`pock_tvm.frontend.onnx.parameters` decides which initializers are parameters.
     """
     _check_file(model)
     bound = bind_inputs(model, batch, shapes, any_shape=any_shape)

@@ -1,4 +1,4 @@
-"""Reads the structure of a network off its graph: layers, blocks, and what each parameter is for."""
+"""Structure of a network, read from its graph: layers, block boundaries, and the role of each parameter."""
 
 from __future__ import annotations
 
@@ -21,29 +21,28 @@ from . import Model
 
 @dataclass(frozen=True)
 class Channels:
-    """The input channels of a weight, as PyTorch lays the weight out.
+    """The input channels of a weight, in PyTorch's layout.
 
-    A ratio trains some of ``count`` channels along ``axis``. In a depthwise weight a channel is a group:
-    ``per_channel`` output channels next to each other along axis 0. Those of an embedding are its rows: it is a linear
-    layer that reads one of so many inputs.
+    A weight has ``count`` channels along ``axis``. In a depthwise weight a channel is a group: ``per_channel`` adjacent
+    output channels along axis 0. The channels of an embedding are its rows: it is a linear layer on one-hot inputs.
     """
 
     axis: int
     count: int
     per_channel: int = 1
     read: tuple[int, ...] = ()
-    """Of an embedding, where the data is known, the rows that it reads, most often read first: no other is trained."""
+    """Rows of an embedding that the data reads, most frequent first, if known; ratios refer to these."""
 
     def count_at(self, ratio: float) -> int:
         """Return the number of channels that a ratio trains, rounded up."""
         return math.ceil(ratio * (len(self.read) or self.count) - 1e-9)
 
     def indices(self, channels: Sequence[int]) -> tuple[int, ...]:
-        """The positions along ``axis`` that belong to the given channels."""
+        """Return the positions of channels along ``axis``."""
         return tuple(channel * self.per_channel + offset for channel in channels for offset in range(self.per_channel))
 
     def norms(self, weight: np.ndarray) -> np.ndarray:
-        """The L1 norm of each channel of a weight."""
+        """Compute the L1 norm of each channel of a weight."""
         along = np.abs(np.moveaxis(weight, self.axis, 0)).reshape(weight.shape[self.axis], -1).sum(axis=1)
         return along.reshape(self.count, self.per_channel).sum(axis=1)
 
@@ -57,63 +56,62 @@ class Layer:
     """``1x1``, ``conv``, ``depthwise`` or ``linear``."""
     kernel: tuple[int, int]
     macs: int
-    """Multiplications of one forward pass."""
+    """Multiply-adds of one forward pass."""
     position: int
-    """Where in the graph it runs."""
+    """Index of its binding in the graph."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a network is made of, in the order in which it runs."""
+    """Layers and parameters of a network, in execution order. Positions are indices of bindings in the graph."""
 
     layers: tuple[Layer, ...]
     roles: dict[str, str]
-    """For each parameter: weight, bias, scale, embedding or other."""
+    """Role of each parameter: ``weight``, ``bias``, ``scale``, ``embedding`` or ``other``."""
     channels: dict[str, Channels]
-    """The input channels of every weight that can be trained in part."""
+    """Input channels of the weights that can be trained in part."""
     first_use: dict[str, int]
-    """Where in the graph each parameter is first read."""
+    """Position at which each parameter is first read."""
     attentions: tuple[int, ...] = ()
-    """Where in the graph the first linear layer of each attention runs."""
+    """Position of the first linear layer of each attention."""
     joins: tuple[int, ...] = ()
-    """Where in the graph two branches of activations are added: the ends of residual blocks."""
+    """Positions at which two branches of activations are added: the ends of residual blocks."""
     look_ups: dict[str, str] = field(default_factory=dict)
-    """For each embedding in which an input of the network is looked up the name of that input."""
+    """For each embedding that an input of the network indexes, the name of that input."""
 
     def reading(self, rows: Mapping[str, Sequence[int]]) -> Structure:
-        """The same, for data that reads these rows of embeddings, most often read first."""
+        """Return the structure with ``read`` of embeddings set to these rows."""
         known = {name: replace(self.channels[name], read=tuple(rows[name])) for name in rows if name in self.channels}
         return replace(self, channels=self.channels | known)
 
     def head(self) -> Layer | None:
-        """The last layer of the network; None where nothing is multiplied by a weight."""
+        """Return the last layer of the network; None without layers."""
         return max(self.layers, key=lambda layer: layer.position, default=None)
 
     def parameters_from(self, position: int) -> list[str]:
-        """The parameters first read at ``position`` or later."""
+        """List the parameters first read at ``position`` or later."""
         return [name for name, at in self.first_use.items() if at >= position]
 
     def head_parameters(self) -> list[str]:
-        """The weight of the last layer, which may be tied to an embedding, and everything first read behind it."""
+        """List the weight of the last layer, which may be tied to an embedding, and the parameters first read behind it."""
         head = self.head()
         if head is None:
             return []
         return [head.weight, *(name for name in self.parameters_from(head.position) if name != head.weight)]
 
     def of_role(self, role: str) -> list[str]:
-        """The parameters of a role (``bias``, ``scale``, ``embedding``) in front of the head, in the order of their
-        first use."""
+        """List the parameters of a role (``bias``, ``scale``, ``embedding``) in front of the head, by first use."""
         head = self.head_parameters()
-        found = [name for name in self.first_use if self.roles.get(name) == role and name not in head]
-        return sorted(found, key=self.first_use.__getitem__)
+        names = [name for name in self.first_use if self.roles.get(name) == role and name not in head]
+        return sorted(names, key=self.first_use.__getitem__)
 
 
 PRODUCTS = ("relax.nn.conv2d", "pock.matmul", "pock.conv2d_data_gradient")
-"""What multiplies by a weight, its second operand, in a forward pass; the last one as a transposed convolution."""
+"""Operators whose second operand is a layer's weight; the last one is a transposed convolution."""
 
 
 def macs_of(product: relax.Call) -> int:
-    """How many multiplications one of ``PRODUCTS`` stands for."""
+    """Count the multiply-adds of one of ``PRODUCTS``."""
     x, weight = product.args
     if op_name(product) == "pock.matmul":
         return math.prod(shape_of(product)) * shape_of(weight)[-1 if product.attrs["transpose_b"] else -2]
@@ -122,25 +120,25 @@ def macs_of(product: relax.Call) -> int:
 
 
 def inputs_of(func: relax.Function, count: int) -> dict[relax.Var, str]:
-    """The names of a network's inputs, its first ``count`` parameters, for each of them in whatever shape or type."""
-    found = {param: param.name for param in func.params[:count]}
+    """Map a network's inputs (its first ``count`` parameters), reshaped, cast or broadcast too, to their names."""
+    names = {param: param.name for param in func.params[:count]}
     for binding in bindings_of(func):
         value = binding.value
         if (op_name(value) in RESHAPES or op_name(value) in ("relax.astype", "relax.broadcast_to")) and value.args[
             0
-        ] in found:
-            found[binding.var] = found[value.args[0]]
-    return found
+        ] in names:
+            names[binding.var] = names[value.args[0]]
+    return names
 
 
-_KNOWN: weakref.WeakKeyDictionary[Model, Structure] = weakref.WeakKeyDictionary()
+_CACHE: weakref.WeakKeyDictionary[Model, Structure] = weakref.WeakKeyDictionary()
 
 
 def structure_of(model: Model) -> Structure:
-    """The structure of a model; one that is known is not read again."""
-    if model not in _KNOWN:
-        _KNOWN[model] = _Reader(model, tvm.transform.Sequential(canonicalise())(model.module)["main"]).read()
-    return _KNOWN[model]
+    """Read the structure of a model; cached by model."""
+    if model not in _CACHE:
+        _CACHE[model] = _Reader(model, tvm.transform.Sequential(canonicalise())(model.module)["main"]).read()
+    return _CACHE[model]
 
 
 @dataclass
@@ -148,10 +146,10 @@ class _Reader:
     model: Model
     func: relax.Function
     behind: dict[relax.Var, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
-    """For each view of a parameter its name, and which of the parameter's axes each axis of the view is."""
+    """For each view of a parameter, its name and the parameter's axis behind each axis of the view."""
     sources: dict[relax.Var, tuple[frozenset[int], bool]] = field(default_factory=dict)
-    """For each activation the positions of the nearest layers before it, and whether activations were multiplied
-    since."""
+    """For each activation, positions of the nearest layers before it, and whether a product of activations follows
+    them."""
 
     def read(self) -> Structure:
         parameters = set(self.model.parameters)
@@ -182,8 +180,8 @@ class _Reader:
                 layer = self._layer(value, operand, name, position)
                 if layer is not None:
                     layers.append(layer)
-                found = _channels(value, operand, shape_of(arg), axes, layer)
-                channels[name] = found if channels.get(name, found) == found else None
+                own = _channels(value, operand, shape_of(arg), axes, layer)
+                channels[name] = own if channels.get(name, own) == own else None
                 by = inputs.get(value.args[1]) if op_name(value) == "relax.take" else None
                 look_ups[name] = by if look_ups.get(name, by) == by else None
             self.sources[binding.var] = self._source(value, [layer.position for layer in layers[-1:]], position)
@@ -192,7 +190,7 @@ class _Reader:
                 attentions += [min(nearest)] if is_attention and nearest else []
             if op_name(value) == "relax.add" and all(_is_activation(arg, self.behind) for arg in value.args):
                 joins.append(position)
-        usable = {name: found for name, found in channels.items() if found is not None}
+        usable = {name: own for name, own in channels.items() if own is not None}
         known = {name: by for name, by in look_ups.items() if by is not None and name in usable}
         return Structure(tuple(layers), roles, usable, first_use, tuple(attentions), tuple(joins), known)
 
@@ -204,7 +202,7 @@ class _Reader:
         return nearest, op_name(value) == "pock.matmul" or any(multiplied for _, multiplied in before)
 
     def _is_view(self, binding: relax.VarBinding) -> bool:
-        """Follow a parameter through transposes and added axes."""
+        """Check for a view of a parameter (transpose, axes of extent 1 added or removed), and record it."""
         value = binding.value
         name = op_name(value)
         if name not in RESHAPES and name != "relax.permute_dims" and not isinstance(value, relax.Var):
@@ -243,7 +241,7 @@ class _Reader:
 def _channels(
     value: relax.Call, operand: int, shape: tuple[int, ...], axes: tuple[int | None, ...], layer: Layer | None
 ) -> Channels | None:
-    """The input channels of a weight where it is read, along its own axis; None where there are none."""
+    """Find the input channels of a weight at a use, along the parameter's own axis; None if it has none."""
     if op_name(value) == "relax.take" and operand == 0 and len(shape) == 2 and value.attrs.axis is not None:
         axis = int(value.attrs.axis) % 2
         own = axes[axis]

@@ -51,7 +51,7 @@ def import_exported_program(exported: ExportedProgram, *, batch: int | None, sha
 def _translated(
     exported: ExportedProgram, batch: int | None, shapes: Shapes, any_shape: bool
 ) -> tuple[ExportedProgram, Translation]:
-    """The program with every dimension bound, and what became of it."""
+    """Bind every dimension, and translate."""
     exported = _bind_dimensions(exported, batch, shapes, any_shape)
     return exported, translate(prepared(exported), _aliases(exported.state_dict))
 
@@ -60,7 +60,7 @@ def _translated(
 
 
 def _bind_dimensions(exported: ExportedProgram, batch: int | None, shapes: Shapes, any_shape: bool) -> ExportedProgram:
-    """Export again with every dynamic dimension bound, which leaves no trace of the symbols in the graph."""
+    """Bind every dynamic dimension by exporting again, which removes all symbols from the graph."""
     inputs = {
         spec.arg.name: spec.arg for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT
     }
@@ -138,8 +138,7 @@ def _check_static(name: str, shape: list[int], batch: int | None, shapes: Shapes
 
 
 def _aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Further names of tensors that an earlier name has already: tied weights. They train as the one tensor that they
-    are."""
+    """Map the further names of each tied weight to the first one; the weight is trained as one tensor."""
     owners: dict[Any, str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""What an exported graph goes through before it is translated: regions without gradients, decompositions."""
+"""Prepares an exported graph for translation: inlines regions without gradients, decomposes operators."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if not hasattr(torch.ops.pock_tvm, "stop_gradient"):
     _library.define("stop_gradient(Tensor x) -> Tensor")
     _library.impl("stop_gradient", lambda x: x.clone(), "CompositeExplicitAutograd")
 STOP_GRADIENT = torch.ops.pock_tvm.stop_gradient.default
-"""The same values, through which no gradient passes: PyTorch's decompositions would drop ``detach``."""
+"""Identity without a gradient; unlike ``detach`` it survives PyTorch's decompositions."""
 
 DETACHING = ("detach.default", "detach_.default")
 
 
 def prepared(exported: ExportedProgram) -> ExportedProgram:
-    """The program in operators that have converters, as far as PyTorch knows how to take the others apart.
+    """Decompose operators without a converter, as far as PyTorch has decompositions.
 
-    Regions under ``torch.no_grad`` become part of the graph; what leaves them has no gradient, as what was detached.
+    Regions under ``torch.no_grad`` are inlined; their results get no gradient, like detached values.
 
     Raises
     ------
@@ -43,18 +43,18 @@ def prepared(exported: ExportedProgram) -> ExportedProgram:
     exported = _with_graph(exported, _without_regions(exported.graph_module))
     try:
         return exported.run_decompositions(dict(_decompositions()))
-    except Exception as error:  # of PyTorch, which traces the graph again
+    except Exception as error:  # PyTorch traces the graph again, and may raise anything
         raise ModelError(f"PyTorch cannot take the exported program apart: {first_line(error)}") from error
 
 
 def layer_of(node: Any) -> str:
-    """The qualified name of the module in whose code a node stands; empty for the outermost."""
+    """Return the qualified name of the module that a node belongs to; empty for the outermost."""
     stack = node.meta.get("nn_module_stack") or {}
     return list(stack.values())[-1][0] if stack else ""
 
 
 def where(node: Any) -> str:
-    """How a message names a node: its operator, and the layer that it stands in."""
+    """Describe a node for a message: operator and layer."""
     name = node.target.name() if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
     layer = layer_of(node)
     return f"operator '{name.removesuffix('.default').replace('::', '.')}'" + (
@@ -63,12 +63,12 @@ def where(node: Any) -> str:
 
 
 def short_name(node: Any) -> str:
-    """The operator of a node, without library and overload."""
+    """Return the operator of a node, without library and overload."""
     return getattr(node.target, "__name__", str(node.target)).split(".")[0]
 
 
 def parameter_behind(node: Any, parameters: Mapping[str, str]) -> str:
-    """The nearest parameter that a node depends on; ``parameters`` gives PyTorch's names of the graph's."""
+    """Find the nearest parameter that a node depends on; ``parameters`` maps graph names to PyTorch's names."""
     seen, waiting = {node}, [node]
     for each in waiting:
         if each.name in parameters:
@@ -80,7 +80,7 @@ def parameter_behind(node: Any, parameters: Mapping[str, str]) -> str:
 
 
 def summary(obstacles: Sequence[Obstacle]) -> str:
-    """The first obstacle, the parameter behind it, and how many more there are."""
+    """Describe the first obstacle and its parameter, and count the others."""
     first, *more = obstacles
     behind = f" (parameter '{first.parameter}' lies behind it)" if first.parameter else ""
     others = f" ({len(more)} further obstacles: `pock check` lists all)" if more else ""
@@ -91,7 +91,7 @@ def summary(obstacles: Sequence[Obstacle]) -> str:
 
 
 def _without_regions(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The graph with its regions of another gradient mode written out, and stops where a value leaves one without."""
+    """Inline regions of another gradient mode, with ``STOP_GRADIENT`` on results of regions without gradients."""
     module = copy.deepcopy(module) if _has_regions(module) else module
     graph = module.graph
     outside: set[Any] = set()  # nodes that record no gradient
@@ -134,7 +134,7 @@ def _is_region(node: Any) -> bool:
 
 
 def _write_out(module: torch.fx.GraphModule, region: Any, outside: set[Any]) -> None:
-    """Put the graph of a region in its place."""
+    """Replace a region by its inlined graph; add its nodes to ``outside`` if it has no gradients."""
     with_gradients, body, *inputs = region.args
     inner = getattr(module, body.target)
     values: dict[Any, Any] = {}
@@ -170,7 +170,7 @@ DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_al
 
 
 def _obstacles(exported: ExportedProgram) -> Iterator[Obstacle]:
-    """What is told before PyTorch takes the program apart: afterwards it would bear names that nobody has written."""
+    """Find obstacles before decomposition, while operators still have the names of the user's code."""
     for node in exported.graph.nodes:
         reason = _training_mode(node) or _other_tensors(node)
         if reason:
@@ -179,8 +179,7 @@ def _obstacles(exported: ExportedProgram) -> Iterator[Obstacle]:
 
 
 def _training_mode(node: Any) -> str | None:
-    """A model exported in training mode has dropout and moving averages in its graph; neither belongs into a
-    program."""
+    """Refuse dropout and updates of running statistics, which a model exported in training mode has."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
     name = node.target.name().removeprefix("aten::").rstrip("_")
@@ -194,7 +193,7 @@ def _training_mode(node: Any) -> str | None:
 
 
 def _other_tensors(node: Any) -> str | None:
-    """Complex and sparse tensors."""
+    """Refuse complex and sparse tensors."""
     for value in pytree.tree_leaves(node.meta.get("val")):
         if isinstance(value, torch.Tensor) and value.is_complex():
             return f"{where(node)} gives complex numbers, which programs do not have: compute with real ones"
@@ -204,7 +203,7 @@ def _other_tensors(node: Any) -> str | None:
 
 
 def refuse_randomness(node: Any) -> None:
-    """Stop at an operator that draws random numbers: a program has none, and one sample is not what PyTorch does."""
+    """Refuse an operator that draws random numbers: folding it would reuse one sample in every step."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return
     if torch.Tag.nondeterministic_seeded not in node.target.tags or has_converter(node.target):
@@ -217,7 +216,7 @@ def refuse_randomness(node: Any) -> None:
 
 @functools.cache
 def _decompositions() -> dict[Any, Any]:
-    """PyTorch's table, less the operators that have converters; more where those of the core set have none."""
+    """Build PyTorch's decomposition table, without operators that have converters, and with further ones that lack them."""
     from torch._decomp import decomposition_table
 
     table: dict[Any, Any] = torch.export.default_decompositions()
@@ -231,7 +230,7 @@ def _decompositions() -> dict[Any, Any]:
 
 
 def _has_words(op: Any) -> bool:
-    """Whether an overload takes padding by name ("same"), which its decomposition turns into numbers."""
+    """Check whether an overload takes padding by name ("same"), which its decomposition replaces by numbers."""
     return op.name().endswith(".padding")
 
 
@@ -246,5 +245,5 @@ def _with_graph(exported: ExportedProgram, module: torch.fx.GraphModule) -> Expo
         range_constraints=exported.range_constraints,
         module_call_graph=exported.module_call_graph,
         constants=exported.constants,
-        verifiers=[exported.verifier],  # as exported the graph may change tensors in place
+        verifiers=[exported.verifier],  # an exported graph may still have in-place operators
     )

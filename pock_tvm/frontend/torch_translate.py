@@ -1,4 +1,4 @@
-"""From an exported graph to a Relax function: node by node, each checked against what PyTorch says of it."""
+"""Translates an exported graph to a Relax function node by node, and checks types against PyTorch's."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from .torch_operators import Site, Unsupported, convert, has_converter, name_of
 
 DTYPES = frozenset({"float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"})
 CHECKS = frozenset({"_assert_tensor_metadata.default", "_assert_async.msg", "_assert_scalar.default"})
-"""What only checks, and holds for the shapes that were bound."""
+"""Assertions, which hold for the bound shapes."""
 
 
 @dataclass
 class Translation:
-    """A forward module, what its values are called, and what could not be translated."""
+    """A forward module, the names of its values, and the nodes that could not be translated."""
 
     module: IRModule
     values: dict[str, str]
-    """For each node of the graph by name the variable that holds its value."""
+    """For each node of the graph, the variable that holds its value."""
     obstacles: list[Obstacle]
     look_ups: list[LookUp]
 
 
 def translate(exported: ExportedProgram, aliases: Mapping[str, str]) -> Translation:
-    """Translate a prepared program: its inputs, then parameters and floating-point buffers under PyTorch's names.
+    """Translate a prepared program; parameters of ``main`` are its inputs, then parameters and floating-point buffers.
 
-    What depends on constants alone is computed here, by PyTorch itself.
+    Constant subgraphs are folded, by PyTorch itself.
     """
     return _Translator(exported, aliases).run()
 
@@ -51,9 +51,9 @@ class _Translator:
     exported: ExportedProgram
     aliases: Mapping[str, str]
     env: dict[Any, Any] = field(default_factory=dict)
-    """What stands for each node: an expression, a list of them, or a number."""
+    """The translation of each node: an expression, a list of them, or a number."""
     known: dict[Any, Any] = field(default_factory=dict)
-    """The nodes that depend on constants alone, with PyTorch's values."""
+    """Folded nodes, with PyTorch's values."""
     names: dict[str, str] = field(default_factory=dict)
     obstacles: list[Obstacle] = field(default_factory=list)
     look_ups: list[LookUp] = field(default_factory=list)
@@ -150,7 +150,7 @@ class _Translator:
             self.names[node.name] = self.env[node].name
 
     def _fold(self, node: Any) -> bool:
-        """Compute what depends on constants alone."""
+        """Fold a node whose operands are constants."""
         if any(source not in self.known for source in node.all_input_nodes):
             return False
         if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:
@@ -170,12 +170,12 @@ class _Translator:
             lambda arg: self._value(arg) if isinstance(arg, torch.fx.Node) else arg, (node.args, node.kwargs)
         )
         try:
-            found = convert(node.target, site, args, kwargs)
+            converted = convert(node.target, site, args, kwargs)
         except Unsupported as reason:
             raise Unsupported(f"{where(node)} {reason}{WAY_OUT if not has_converter(node.target) else ''}") from None
-        except Exception as error:  # of TVM, whose operators check their operands
+        except Exception as error:  # TVM's operators check their operands
             raise Unsupported(f"{where(node)} cannot be translated: {first_line(error)}") from error
-        results = list(found) if isinstance(found, list | tuple) else [found]
+        results = list(converted) if isinstance(converted, list | tuple) else [converted]
         for result, (shape, dtype) in zip(results, types, strict=True):
             if result is not None and (shape_of(result), dtype_of(result)) != (shape, dtype):
                 raise Unsupported(
@@ -187,7 +187,7 @@ class _Translator:
             self.names[node.name] = self.env[node].name
 
     def _value(self, node: Any) -> Any:
-        """What stands for a node; a constant becomes one of Relax, once, without what was only repeated."""
+        """Return the translation of a node; a folded value becomes a constant, without its broadcast axes."""
         if node not in self.env and node in self.known:
             value = self.known[node]
             if not isinstance(value, torch.Tensor):
@@ -202,7 +202,7 @@ class _Translator:
         return self.env[node]
 
     def _go_on_without(self, node: Any, reason: str) -> None:
-        """Note an obstacle, and let zeros stand for the value, so that all obstacles are found at once."""
+        """Record an obstacle, and continue with zeros, to find all obstacles at once."""
         behind = parameter_behind(node, self.exported.graph_signature.inputs_to_parameters)
         self.obstacles.append(Obstacle(layer_of(node), short_name(node), behind, reason))
         zeros = [self._stand_in(value) for value in _results(node.meta.get("val"))]
@@ -227,7 +227,7 @@ def _results(value: Any) -> list[Any]:
 
 
 def _type_of(value: Any, what: str, *, may_be_empty: bool = False) -> tuple[tuple[int, ...], str]:
-    """The shape and element type of one of PyTorch's values, refused where we have neither."""
+    """Return shape and element type of a PyTorch value; refuse unsupported ones."""
     if not isinstance(value, torch.Tensor):
         raise Unsupported(f"{what} gives {type(value).__name__}, which is no tensor: a program has tensors alone")
     dtype = str(value.dtype).removeprefix("torch.")
@@ -244,7 +244,7 @@ def _type_of(value: Any, what: str, *, may_be_empty: bool = False) -> tuple[tupl
 
 
 def _without_repetition(value: torch.Tensor) -> torch.Tensor:
-    """The part of an expanded tensor that it has in memory."""
+    """Narrow the broadcast axes (stride 0) of a tensor to one position."""
     for axis, (stride, extent) in enumerate(zip(value.stride(), value.shape, strict=True)):
         if stride == 0 and extent > 1:
             value = value.narrow(axis, 0, 1)

@@ -1,1 +1,1 @@
-"""What of a network is trained: schemes, named ones, and those that papers publish."""
+"""Schemes: which part of each parameter is trained; named schemes, and those of the PockEngine paper."""

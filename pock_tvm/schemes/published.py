@@ -8,15 +8,16 @@ MCUNet              last 7 blocks (of 18)                                   firs
 MobileNetV2         last 7 blocks (of 19)                                   first 1x1 of these blocks
 ResNet-50           last 8 blocks (of 16)                                   first 1x1 of these blocks
 BERT                last 6 blocks (of 12)                                   attention and first feed-forward of the last
-4 DistilBERT          last 3 blocks (of 6)                                    the same of the last 2
+                                                                            4 blocks
+DistilBERT          last 3 blocks (of 6)                                    the same of the last 2
 Llama               last 5 blocks (of 32)                                   the same of the last 5
 =================== ======================================================= ===========================================
 
 An inverted residual block is a depthwise convolution between two 1x1 convolutions; a network of them whose depthwise
 kernels are all 3x3 counts as a MobileNetV2, one with larger kernels as an MCUNet. A residual network is cut into blocks
 where two branches are added. A transformer has one block a softmax; without biases in its linear layers it counts as a
-Llama, with them as a BERT. For another depth the shares of the depth are kept; for inverted residuals the number, as
-far as half the network stays frozen.
+Llama, with them as a BERT. For another depth the same share of the blocks is trained; of inverted residuals the same
+number, but at most half of them.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ MCUNET_RATIOS = (1.0, 1.0, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class _Block:
-    """A repeated part of a network: its layers in the order in which they run, and all its parameters."""
+    """A repeated part of a network: its layers in execution order, and all its parameters."""
 
     layers: tuple[Layer, ...]
     parameters: tuple[str, ...]
 
 
 def published_rules(structure: Structure) -> dict[str, str | float]:
-    """What the published scheme for this kind of network trains, except the head."""
+    """Build the rules of the published scheme for this kind of network, without the head."""
     layers = sorted(structure.layers, key=lambda layer: layer.position)
     if structure.attentions:
         return _transformer(structure, layers)
@@ -96,10 +97,10 @@ def _transformer(structure: Structure, layers: Sequence[Layer]) -> dict[str, str
 
 
 def _blocks(structure: Structure, layers: Sequence[Layer], ranges: Sequence[tuple[int, int]]) -> list[_Block]:
-    """Blocks of the layers in each range of indices, with the parameters that go with them.
+    """Build the block of each range of layers, with its parameters.
 
-    A parameter goes with a block if its name begins as the names of all the block's weights do; where the names of the
-    blocks do not tell them apart, if it is read between the block's first layer and the next layer after the block.
+    A parameter belongs to the block whose weights' common name prefix it has. If prefixes are not distinct, it belongs
+    to a block if it is read between the block's first layer and the first layer behind the block.
     """
     prefixes = [_common_prefix([layer.weight for layer in layers[start:end]]) for start, end in ranges]
     named = all(prefixes) and len(set(prefixes)) == len(prefixes)
@@ -116,7 +117,7 @@ def _blocks(structure: Structure, layers: Sequence[Layer], ranges: Sequence[tupl
 
 
 def _common_prefix(names: Sequence[str]) -> str:
-    """The longest common beginning of qualified names that ends with a dot."""
+    """Return the longest common prefix of qualified names that ends with a dot."""
     common = os.path.commonprefix(list(names))
     return common[: common.rfind(".") + 1]
 

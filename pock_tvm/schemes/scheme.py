@@ -1,4 +1,4 @@
-"""Schemes: what of each parameter is trained."""
+"""Schemes: which part of each parameter is trained."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import json
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from ..frontend.structure import Structure
 
 Rule = str | float | Sequence[int]
-"""``"frozen"``, ``"full"``, a ratio in (0, 1] of the input channels, or the indices of the input channels."""
+"""A scheme's entry: ``"frozen"``, ``"full"``, a ratio in (0, 1] of the input channels, or indices of input channels."""
 
-
+REPR_WIDTH = 120
+"""Columns of a scheme's ``repr``: a line of a terminal or a log."""
 RULES = Kind(
     """a mapping of patterns over parameter names to what is trained, such as Scheme({"*.bias": "full"})""",
     lambda rules: isinstance(rules, Mapping) and all(isinstance(pattern, str) for pattern in rules),
@@ -35,15 +37,14 @@ RULES = Kind(
 
 @dataclass(frozen=True, init=False)
 class Scheme:
-    """What of each parameter is trained: data, that a person can read, edit and compare.
+    """A mapping of parameter names to training rules, as plain data.
 
-    ``Scheme({"*": "frozen", "*.bias": "full", "blocks.1[0-7].*.weight": 0.5})`` maps patterns over PyTorch's parameter
-    names (globs) to what is trained of every parameter that matches; the last match wins, and what nothing matches is
-    frozen.
+    ``Scheme({"*": "frozen", "*.bias": "full", "blocks.1[0-7].*.weight": 0.5})`` maps patterns (globs) over PyTorch's
+    parameter names to rules. The last matching pattern wins; a parameter without a match is frozen.
 
     A ratio r trains ``ceil(r * channels)`` input channels of a convolution or linear weight (groups of a depthwise
-    one): those with the largest L1 norm. Of an embedding it trains the first rows: tokenizers number first what is
-    frequent. A list of integers trains just those channels or rows.
+    one): those with the largest L1 norm. Of an embedding it trains the first rows, since tokenizers number frequent
+    tokens first. A list of integers trains just those channels or rows.
     """
 
     rules: dict[str, Rule]
@@ -52,23 +53,25 @@ class Scheme:
         require("a scheme", rules, RULES, SchemeError)
         object.__setattr__(self, "rules", {pattern: _checked(pattern, rule) for pattern, rule in rules.items()})
 
+    def __repr__(self) -> str:
+        return textwrap.shorten(f"Scheme({self.rules})", REPR_WIDTH, placeholder=" …})")
+
     # ---- named schemes -----------------------------------------------------------------------------------------------
 
     @classmethod
     def full(cls) -> Scheme:
-        """Everything."""
+        """Train all parameters."""
         return cls({"*": "full"})
 
     @classmethod
     def head_only(cls, model: Any) -> Scheme:
-        """The last layer: its weight and its bias."""
+        """Train the last layer: its weight and its bias."""
         structure, _ = _read(model)
         return cls({"*": "frozen"} | dict.fromkeys(structure.head_parameters(), "full"))
 
     @classmethod
     def bias_only(cls, model: Any, *, last: int | None = None) -> Scheme:
-        """The biases (also those of normalisation) of the last so many layers that have one, all by default, and the
-        head."""
+        """Train the head and the ``last`` biases in front of it, normalisation included; all biases by default."""
         structure, _ = _read(model)
         biases = structure.of_role("bias")
         chosen = biases if last is None else biases[len(biases) - _count("last", last, len(biases), "biases") :]
@@ -76,8 +79,7 @@ class Scheme:
 
     @classmethod
     def last_layers(cls, model: Any, count: int) -> Scheme:
-        """Everything from the weight of the last-but-``count`` layer on: weights, biases and the normalisation
-        between."""
+        """Train the last ``count`` layers: weights, biases, and the normalisation between them."""
         structure, _ = _read(model)
         layers = sorted(structure.layers, key=lambda layer: layer.position)
         if _count("count", count, len(layers), "layers") == 0:
@@ -88,7 +90,7 @@ class Scheme:
 
     @classmethod
     def from_requires_grad(cls, model: Any) -> Scheme:
-        """What ``requires_grad`` says, of a ``torch.nn.Module`` or of what an ExportedProgram was exported from."""
+        """Train the parameters with ``requires_grad``, of a ``torch.nn.Module`` or of an ExportedProgram's module."""
         if hasattr(model, "named_parameters") and not hasattr(model, "graph_signature"):
             wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         else:
@@ -97,7 +99,7 @@ class Scheme:
 
     @classmethod
     def pockengine(cls, model: Any) -> Scheme:
-        """The scheme published for PockEngine (MICRO 2023, section 4.1), matched by the structure of the network.
+        """Build the published scheme of PockEngine (MICRO 2023, section 4.1), matched by the structure of the network.
 
         See :mod:`pock_tvm.schemes.published`.
         """
@@ -132,13 +134,14 @@ class Scheme:
     # ---- resolution --------------------------------------------------------------------------------------------------
 
     def resolve(self, model: Any) -> dict[str, TrainedPart | None]:
-        """What is trained of a model: for each trained parameter None (all of it) or ``(axis, indices)`` in PyTorch's
-        layout.
+        """Resolve the scheme for a model: the trained part of each trained parameter, None for a whole parameter.
+
+        Axes are those of PyTorch's layout.
 
         Raises
         ------
         SchemeError
-            A pattern matches no parameter, or a ratio or channels are asked of something that has no input channels.
+            A pattern matches no parameter, or gives a ratio or channels for a parameter without input channels.
         """
         trained, faults = self.resolved(model)
         if faults:
@@ -146,7 +149,7 @@ class Scheme:
         return trained
 
     def resolved(self, model: Any) -> tuple[dict[str, TrainedPart | None], list[SchemeError]]:
-        """What :meth:`resolve` gives, as far as the scheme fits the model, and everything about it that does not."""
+        """Resolve the scheme as :meth:`resolve`, but return all errors beside the entries that fit the model."""
         structure, model = _read(model)
         faults = self._unmatched(model)
         trained: dict[str, TrainedPart | None] = {}
@@ -163,13 +166,13 @@ class Scheme:
         return trained, faults
 
     def _rule_of(self, name: str, alias: str | None) -> Rule:
-        """The last rule that matches a parameter, by its name or by the name that it is tied to."""
+        """Return the last rule that matches a parameter, by its name or by the name of a tied parameter."""
         names = [name] if alias is None else [name, alias]
         matching = [rule for pattern, rule in self.rules.items() if any(_matches(name, pattern) for name in names)]
         return matching[-1] if matching else "frozen"
 
     def _unmatched(self, model: Model) -> list[SchemeError]:
-        """An error for each pattern that names nothing."""
+        """List an error for each pattern that matches no parameter."""
         names = [*model.parameters, *model.aliases]
         faults = []
         for pattern in self.rules:
@@ -185,7 +188,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _checked(pattern: str, rule: Any) -> Rule:
-    """One entry of a scheme, or an error that names it."""
+    """Check and normalise a rule; an error names its pattern."""
     if rule in ("frozen", "full") and isinstance(rule, str):
         return rule
     if isinstance(rule, bool) or not isinstance(rule, int | float | list | tuple | np.ndarray):

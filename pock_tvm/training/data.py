@@ -19,24 +19,27 @@ from ..device.program import UNREADABLE
 from ..errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
-MARGIN = 1.15  # an image is resized to this many times the size before it is cropped
-SOME = 1024  # samples that are looked at together
-CACHE = 256 * 2**20  # bytes of decoded images that a folder keeps: every epoch reads them again
+CROP_MARGIN = 1.15
+"""Size of an image before random cropping, relative to the network's input."""
+COUNTING_BATCH = 1024
+"""Samples that are read at a time to count rows of embeddings."""
+CACHE_BYTES = 256 * 2**20
+"""Bytes of decoded images that an :class:`ImageFolder` keeps for later epochs."""
 
 Batch = tuple[dict[str, np.ndarray], "np.ndarray | None"]
-"""Inputs by name, and the target; None for a network that computes its own loss."""
+"""Inputs by name, and the target; no target for a network that computes its own loss."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes an input: ``(pixel / 255 - mean) / std`` per channel, at the network's size."""
+    """Preprocessing of images: ``(pixel / 255 - mean) / std`` per channel, at the network's size."""
 
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     @classmethod
     def beside(cls, path: str | os.PathLike[str]) -> Preprocessing | None:
-        """What the JSON file beside a model says (``net.json`` beside ``net.pt2``); None if there is none."""
+        """Read the JSON file beside a model (``net.json`` beside ``net.pt2``); None if there is none."""
         file = Path(path).with_suffix(".json")
         if not file.is_file():
             return None
@@ -47,13 +50,13 @@ class Preprocessing:
             raise DataError(f"'{file}' should hold mean and std, as lists of one number a channel: {error}") from error
 
     def to_json(self) -> dict[str, list[float]]:
-        """The preprocessing as a manifest holds it."""
+        """Return the preprocessing in the form of a manifest."""
         return {"mean": list(self.mean), "std": list(self.std)}
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to training images on request."""
+    """Random augmentation of training images."""
 
     flip: bool = False
     crop: bool = False
@@ -65,20 +68,20 @@ class DataSet(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
-        """The samples at some positions; with ``rng`` they are augmented, as training wants them."""
+        """Read the samples at some positions; augment them if ``rng`` is given."""
 
     def content(self, index: int) -> bytes:
-        """What tells a sample from others."""
+        """Return the bytes that identify a sample."""
 
     @property
     def targets(self) -> np.ndarray:
-        """The labels or targets of all samples."""
+        """Labels or targets of all samples."""
 
 
 class ImageFolder:
-    """A folder with one folder of images per class; the classes are numbered in the order of their names.
+    """A folder with one folder of images per class; classes are numbered in the order of their names.
 
-    Unless ``has_target``, they are not read: the network computes its own loss.
+    Without ``has_target`` batches have no labels: the network computes its own loss.
     """
 
     def __init__(
@@ -120,17 +123,17 @@ class ImageFolder:
         return len(self.files)
 
     def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
-        """Images as float32 [n, channels, height, width], labels as int64 [n]."""
+        """Read images as float32 [n, channels, height, width], and labels as int64 [n]."""
         images = np.stack([self._image(int(index), rng) for index in indices])
         return {self.name: (images - self.mean) / self.std}, self.labels[indices] if self.has_target else None
 
     @property
     def targets(self) -> np.ndarray:
-        """The classes of all images, as numbers."""
+        """Class numbers of all images."""
         return self.labels
 
     def content(self, index: int) -> bytes:
-        """The bytes of an image file."""
+        """Return the bytes of an image file."""
         return self.files[index].read_bytes()
 
     def _image(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -138,14 +141,14 @@ class ImageFolder:
             pixels = self._pixels(self.files[index], rng)
         else:
             pixels = self._decoded[index] if index in self._decoded else self._pixels(self.files[index], None)
-            if index not in self._decoded and (len(self._decoded) + 1) * pixels.nbytes <= CACHE:
+            if index not in self._decoded and (len(self._decoded) + 1) * pixels.nbytes <= CACHE_BYTES:
                 self._decoded[index] = pixels
         if rng is not None and self.augmentation.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32) / 255
 
     def _pixels(self, file: Path, rng: np.random.Generator | None) -> np.ndarray:
-        """An image at the network's size, as uint8 [height, width, channels]."""
+        """Decode an image at the network's size, as uint8 [height, width, channels]."""
         try:
             with Image.open(file) as opened:
                 image = opened.convert("RGB" if self.channels == 3 else "L")
@@ -154,10 +157,10 @@ class ImageFolder:
         return np.asarray(self._sized(image, rng)).reshape(self.height, self.width, self.channels)
 
     def _sized(self, image: Image.Image, rng: np.random.Generator | None) -> Image.Image:
-        """The image at the network's size: the middle of it, or with ``rng`` some part of it."""
+        """Resize and crop an image to the network's size: its centre, or with ``rng`` a random part."""
         if image.size == (self.width, self.height):
             return image
-        scale = max(self.width / image.width, self.height / image.height) * (MARGIN if rng is not None else 1)
+        scale = max(self.width / image.width, self.height / image.height) * (CROP_MARGIN if rng is not None else 1)
         size = (max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.BILINEAR)
         room = (size[0] - self.width, size[1] - self.height)
@@ -166,8 +169,10 @@ class ImageFolder:
 
 
 class ArrayFile:
-    """An ``.npz`` file with one array for each of the network's inputs, by name, and, unless the network computes its
-    own loss (``has_target``), ``y``."""
+    """An ``.npz`` file with one array for each of the network's inputs, by name, and the targets as ``y``.
+
+    Without ``has_target`` it needs no ``y``: the network computes its own loss.
+    """
 
     classes: list[str] | None = None
 
@@ -194,17 +199,17 @@ class ArrayFile:
         return len(self.arrays[self.names[0]])
 
     def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
-        """The rows at some positions."""
+        """Read the rows at some positions."""
         y = self.arrays["y"][indices] if self.has_target else None
         return {name: self.arrays[name][indices] for name in self.names}, y
 
     @property
     def targets(self) -> np.ndarray:
-        """The array ``y``; nothing where it is not read."""
+        """The array ``y``; empty without ``has_target``."""
         return self.arrays["y"] if self.has_target else np.zeros(0)
 
     def content(self, index: int) -> bytes:
-        """The bytes of a sample's inputs."""
+        """Return the bytes of a sample's inputs."""
         return b"".join(self.arrays[name][index].tobytes() for name in self.names)
 
 
@@ -216,7 +221,7 @@ def open_data(
     *,
     has_target: bool = True,
 ) -> ImageFolder | ArrayFile:
-    """The data set at a path, for the inputs of a program as its manifest gives them; ``has_target``: and its loss."""
+    """Open the data set at a path; ``inputs`` and ``has_target`` are those of a program's manifest and loss."""
     if Path(path).suffix == ".npz":
         return ArrayFile(path, [spec["name"] for spec in inputs], has_target=has_target)
     if len(inputs) != 1:
@@ -226,15 +231,15 @@ def open_data(
 
 
 def digests(data: DataSet) -> list[bytes]:
-    """What tells each sample from others, in few bytes; labels do not count."""
+    """Compute a digest of each sample, without its label."""
     return [hashlib.sha256(data.content(index)).digest() for index in range(len(data))]
 
 
 def rows_read(look_ups: Mapping[str, str], data: DataSet) -> dict[str, list[int]]:
-    """For each embedding the rows that samples read, most often read first. ``look_ups``: the input that is looked up
-    in it."""
+    """List the rows of each embedding that samples read, most frequent first; ``look_ups`` maps embeddings to the
+    inputs that are looked up in them."""
     counts: dict[str, Counter[int]] = {by: Counter() for by in look_ups.values()}
-    for inputs, _ in evaluation_batches(data, SOME) if counts else ():
+    for inputs, _ in evaluation_batches(data, COUNTING_BATCH) if counts else ():
         for name, count in counts.items():
             rows, times = np.unique(inputs[name], return_counts=True)
             count.update(dict(zip(rows.tolist(), times.tolist(), strict=True)))
@@ -242,13 +247,13 @@ def rows_read(look_ups: Mapping[str, str], data: DataSet) -> dict[str, list[int]
 
 
 def training_batches(data: DataSet, batch: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """One epoch in random order, in batches of just this size; what is left over waits for another epoch."""
+    """Yield the batches of one epoch in random order; an incomplete last batch is dropped."""
     order = rng.permutation(len(data))
     for start in range(0, len(order) - batch + 1, batch):
         yield data.read(order[start : start + batch], rng)
 
 
 def evaluation_batches(data: DataSet, batch: int) -> Iterator[Batch]:
-    """Every sample once, in order; the last batch may be smaller."""
+    """Yield every sample once, in order; the last batch may be smaller."""
     for start in range(0, len(data), batch):
         yield data.read(np.arange(start, min(start + batch, len(data))), None)

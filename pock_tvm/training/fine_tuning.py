@@ -21,10 +21,10 @@ from .lr_schedules import SCHEDULES
 )
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train."""
+    """Length and learning rate of a fine-tuning run."""
 
     epochs: float = 1
-    """A part of an epoch is one too: half of the batches."""
+    """Number of epochs; may be fractional."""
     lr: float = 0.01
     lr_schedule: str = "cosine"
     """A name of :mod:`pock_tvm.training.lr_schedules`."""
@@ -37,12 +37,12 @@ class Recipe:
 
 
 def steps_of(recipe: Recipe, data: DataSet, batch: int) -> int:
-    """How many steps a recipe takes on some data: at least one, unless it is of no epochs.
+    """Compute the number of steps of a recipe: at least one, unless it has zero epochs.
 
     Raises
     ------
     InputError
-        There are fewer samples than one batch holds.
+        There are fewer samples than one batch needs.
     """
     if len(data) < batch:
         raise InputError(f"there are {len(data)} samples, fewer than one batch of {batch}")
@@ -50,7 +50,7 @@ def steps_of(recipe: Recipe, data: DataSet, batch: int) -> int:
 
 
 def training_steps(recipe: Recipe, data: DataSet, batch: int, seed: int) -> Iterator[tuple[Batch, float]]:
-    """The batches of a training in order, each with its learning rate; ``seed`` decides order and augmentation."""
+    """Yield the batches of a run with their learning rates; ``seed`` determines order and augmentation."""
     total, per_epoch = steps_of(recipe, data, batch), len(data) // batch
     rng = np.random.default_rng(seed)
     for start in range(0, total, per_epoch):
@@ -60,6 +60,6 @@ def training_steps(recipe: Recipe, data: DataSet, batch: int, seed: int) -> Iter
 
 
 def fine_tune(trainer: Any, recipe: Recipe, data: DataSet, seed: int) -> bool:
-    """Train a :class:`pock_tvm.Trainer` by a recipe; False if the loss ceased to be a number, where training ends."""
+    """Train a :class:`pock_tvm.Trainer` by a recipe; stop and return False if the loss becomes NaN or infinite."""
     batch = trainer.program.manifest["inputs"][0]["shape"][0]
     return all(np.isfinite(trainer.step(x, y, lr=lr)) for (x, y), lr in training_steps(recipe, data, batch, seed))

@@ -10,4 +10,4 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
     "linear": lambda done: 1 - done,
 }
-"""The share of the learning rate that is left when a share ``done`` in [0, 1) of the training is done."""
+"""Learning-rate schedules by name: the factor on the base rate, after a share ``done`` in [0, 1) of all steps."""

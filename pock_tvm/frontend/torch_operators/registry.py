@@ -1,4 +1,4 @@
-"""The table of converters: what each of PyTorch's operators becomes in Relax.
+"""The registry of converters from PyTorch's operators to Relax.
 
 A converter is a function of a :class:`Site` and of the operator's arguments *by the names of PyTorch's schema*. An
 argument that a converter does not name must have its default value, else it is refused by name: no argument is ever
@@ -23,27 +23,27 @@ from ..model import LookUp
 
 Number = bool | int | float
 Result = Expr | Sequence[Expr | None]
-"""What a converter gives: a value, or one for each of the operator's results, None for one that cannot be had."""
+"""Result of a converter: a value, or one for each of the operator's results, None for an unsupported result."""
 
 RENAMED = {"self": "x"}
-"""Names of PyTorch's schemas that no Python argument should have."""
+"""Argument names of PyTorch's schemas that converters rename."""
 
 
 class Unsupported(Exception):
-    """An operator, or an argument of it, that has no translation; the message is the end of the user's."""
+    """An operator or argument without a translation; the message continues a sentence that names the operator."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a converter works: one node of an exported graph."""
+    """The place of a conversion: one node of an exported graph."""
 
     builder: relax.BlockBuilder
     types: tuple[tuple[tuple[int, ...], str], ...]
-    """Shape and element type of each of the node's results, by PyTorch."""
+    """Shape and element type of each result, as PyTorch gives them."""
     name: str
-    """What the values made here are called: ``blocks.3.conv:conv2d``."""
+    """Name of the values created here: ``blocks.3.conv:conv2d``."""
     look_ups: list[LookUp]
-    """What was read by index so far."""
+    """Reads by index so far."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,11 +56,11 @@ class Site:
         return self.types[0][1]
 
     def emit(self, expr: Expr) -> relax.Var:
-        """Bind an expression."""
+        """Bind an expression to a variable."""
         return self.builder.emit(expr, self.name)
 
     def cast(self, x: Expr | Number, dtype: str | None = None) -> Expr:
-        """A tensor or number in an element type, by default the result's."""
+        """Cast a tensor or number, by default to the result's element type."""
         dtype = dtype or self.dtype
         if not isinstance(x, relax.Expr):
             return relax.const(_number(x, dtype), dtype)
@@ -69,38 +69,38 @@ class Site:
         known = constant_value(x)
         if known is not None:
             return relax.const(known.astype(dtype), dtype)
-        if dtype == "bool":  # every number but zero is true; a conversion would cut 0.5 off first
+        if dtype == "bool":  # nonzero is true; a cast would truncate 0.5 first
             return self.emit(R.not_equal(x, relax.const(0, dtype_of(x))))
         return self.emit(R.astype(x, dtype))
 
     def looked_up(self, index: Expr, extent: int, *, from_end: bool = False) -> None:
-        """Note that ``extent`` positions are read by an index, which may count from the end or may not."""
+        """Record a read by index along ``extent`` positions."""
         if isinstance(index, relax.Var):
             self.look_ups.append(LookUp(index, extent, from_end))
 
     def promoted(self, *operands: Expr | Number) -> list[Expr]:
-        """Operands in the type in which PyTorch computes an element-wise operator of them."""
+        """Cast operands to the type in which PyTorch computes an element-wise operator."""
         dtype = self.dtype if self.dtype != "bool" else common_dtype(*operands)
         return [self.cast(operand, dtype) for operand in operands]
 
     def broadcast(self, x: Expr, shape: Sequence[int] | None = None) -> Expr:
-        """A tensor repeated to a shape, by default the result's."""
+        """Broadcast a tensor, by default to the result's shape."""
         shape = tuple(self.shape if shape is None else shape)
         return x if shape_of(x) == shape else self.emit(R.broadcast_to(x, shape))
 
     def unrepeated(self, x: Expr) -> Expr:
-        """A tensor before its axes of extent 1 were repeated."""
+        """Undo a broadcast that kept the rank, if the tensor results from one."""
         made: Any = self.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
         is_repeated = op_name(made) == "relax.broadcast_to" and len(shape_of(made.args[0])) == len(shape_of(x))
         return made.args[0] if is_repeated else x
 
     def full(self, value: Number, shape: Sequence[int] | None = None, dtype: str | None = None) -> Expr:
-        """A tensor of one number everywhere, by default in the shape and type of the result."""
+        """Create a tensor filled with a number, by default of the result's shape and type."""
         shape, number = tuple(self.shape if shape is None else shape), self.cast(value, dtype)
         return self.emit(R.full(relax.ShapeExpr(shape), number, dtype_of(number))) if shape else number
 
     def reshape(self, x: Expr, shape: Sequence[int]) -> Expr:
-        """The same elements in another shape."""
+        """Reshape a tensor; fold constants."""
         known = constant_value(x)
         if known is not None:
             return relax.const(known.reshape(shape), dtype_of(x))
@@ -112,7 +112,7 @@ _CONVERTERS: dict[str, Converter] = {}
 
 
 def converter(*names: str) -> Callable[[Converter], Converter]:
-    """Register a converter for operators of ATen, each written with its overload: ``add.Tensor``."""
+    """Register a converter for ATen operators, each named with its overload: ``add.Tensor``."""
 
     def register(function: Converter) -> Converter:
         for name in names:
@@ -125,24 +125,24 @@ def converter(*names: str) -> Callable[[Converter], Converter]:
 
 
 def has_converter(operator: torch._ops.OpOverload) -> bool:
-    """Whether an operator is translated as it is."""
+    """Check whether an operator has a converter."""
     return name_of(operator) in _CONVERTERS
 
 
 def name_of(operator: Any) -> str:
-    """An operator's name with its overload; that of another library than ATen with the library."""
+    """Return an operator's name with its overload, and with its library unless that is ATen."""
     name = operator.name() if isinstance(operator, torch._ops.OpOverload) else getattr(operator, "__name__", "")
     name = name.removeprefix("aten::")
     return name if "." in name.partition("::")[2] or ("." in name and "::" not in name) else f"{name}.default"
 
 
 def convert(operator: torch._ops.OpOverload, site: Site, args: Sequence[Any], kwargs: dict[str, Any]) -> Result:
-    """Translate one call of an operator, whose tensors are Relax expressions.
+    """Convert one call of an operator; tensor arguments are Relax expressions.
 
     Raises
     ------
     Unsupported
-        There is no converter, or an argument has a value that it does not know.
+        There is no converter, or it does not support the value of an argument.
     """
     function = _CONVERTERS.get(name_of(operator))
     if function is None:
@@ -174,11 +174,11 @@ WITHOUT_EFFECT = frozenset(
         "sparse",
     }
 )
-"""Arguments that say where or how PyTorch stores or computes something, never what."""
+"""Arguments that affect storage, device or algorithm, but no result."""
 
 
 def common_dtype(*operands: Expr | Number) -> str:
-    """The element type in which PyTorch compares operands (``torch.result_type`` of all of them)."""
+    """Return the common element type of operands (``torch.result_type``)."""
     stand_ins = [
         torch.empty((1,) * min(1, len(shape_of(operand))), dtype=getattr(torch, dtype_of(operand)), device="meta")
         if isinstance(operand, relax.Expr)
@@ -186,8 +186,8 @@ def common_dtype(*operands: Expr | Number) -> str:
         for operand in operands
     ]
     first, *rest = stand_ins
-    found = torch.result_type(first, rest[0] if rest else first)
-    return str(found).removeprefix("torch.")
+    dtype = torch.result_type(first, rest[0] if rest else first)
+    return str(dtype).removeprefix("torch.")
 
 
 def _number(value: Number, dtype: str) -> Number:
@@ -197,12 +197,12 @@ def _number(value: Number, dtype: str) -> Number:
 
 
 def normalized(axis: int, rank: int) -> int:
-    """An axis counted from the front; a number has one axis to count."""
+    """Normalise a possibly negative axis; a scalar counts as one axis."""
     return axis % max(rank, 1)
 
 
 def axes_of(dim: int | Sequence[int] | None, rank: int) -> list[int]:
-    """The axes that a reduction's ``dim`` names: all for None and for an empty list."""
+    """List the axes of a reduction's ``dim``: all for None and for an empty list."""
     if dim is None or (not isinstance(dim, int) and not dim):
         return list(range(rank))
     return sorted(normalized(axis, rank) for axis in ([dim] if isinstance(dim, int) else dim)) if rank else []
@@ -212,6 +212,6 @@ Extents = int | Sequence[int]
 
 
 def extents(value: Extents, rank: int) -> list[int]:
-    """One number a dimension, where PyTorch takes one for all."""
+    """Repeat a single number for every dimension."""
     values = [value] if isinstance(value, int) else list(value)
     return values * rank if len(values) == 1 else values

@@ -133,3 +133,11 @@ def test_the_published_scheme_of_mcunet(shared_data) -> None:
     }
     biases = {name for name in rules if name.endswith("bias")}
     assert biases == {f"blocks.{b}.layers.{i}.conv.bias" for b in range(7, 14) for i in range(3)} | {"classifier.bias"}
+
+
+def test_a_repr_fits_a_line() -> None:
+    assert repr(pock.Scheme({"*": "frozen", "*.bias": "full"})) == "Scheme({'*': 'frozen', '*.bias': 'full'})"
+    shown = repr(pock.Scheme({"*": "frozen", "head.weight": list(range(1000))}))
+    assert len(shown) <= 120
+    assert shown.startswith("Scheme({'*': 'frozen', 'head.weight': [0, 1, 2,")
+    assert shown.endswith(" …})")

@@ -68,7 +68,7 @@ def test_what_is_kept_decoded_changes_nothing(folder, monkeypatch) -> None:
     kept, read = (ImageFolder(folder, "x", SHAPE, Preprocessing(), Augmentation(flip=True)) for _ in range(2))
     first = [images(kept, seed) for seed in range(3)]
     assert all(np.array_equal(images(kept, seed), first[seed]) for seed in range(3))
-    monkeypatch.setattr("pock_tvm.training.data.CACHE", 0)
+    monkeypatch.setattr("pock_tvm.training.data.CACHE_BYTES", 0)
     assert all(np.array_equal(images(read, seed), first[seed]) for seed in range(3))
 
 
