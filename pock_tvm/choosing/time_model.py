@@ -33,7 +33,7 @@ class TimeModel:
     error: float
     """Median relative error on the validation steps."""
     origin: str
-    """What was measured, and what the error refers to; the rest of a sentence."""
+    """Source of the measurements and of the error, as part of a sentence."""
 
     def __str__(self) -> str:
         return f"time model is of {self.origin} within {100 * self.error:.0f} %"

@@ -93,7 +93,7 @@ class Structure:
         return [name for name, at in self.first_use.items() if at >= position]
 
     def head_parameters(self) -> list[str]:
-        """List the weight of the last layer, which may be tied to an embedding, and the parameters first read behind it."""
+        """List the last layer's weight, which may be tied to an embedding, and the parameters first read behind it."""
         head = self.head()
         if head is None:
             return []

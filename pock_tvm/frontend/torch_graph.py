@@ -216,7 +216,7 @@ def refuse_randomness(node: Any) -> None:
 
 @functools.cache
 def _decompositions() -> dict[Any, Any]:
-    """Build PyTorch's decomposition table, without operators that have converters, and with further ones that lack them."""
+    """Build the decomposition table: PyTorch's default and further rules, for operators without a converter."""
     from torch._decomp import decomposition_table
 
     table: dict[Any, Any] = torch.export.default_decompositions()

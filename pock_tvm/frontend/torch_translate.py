@@ -97,7 +97,7 @@ class _Translator:
         return inputs, list(parameters.values())
 
     def _is_constant(self, spec: InputSpec) -> bool:
-        """Whether a value never changes: constants, buffers that no state holds, integers."""
+        """Check for a constant: a lifted tensor, a buffer outside the state, or an integer one."""
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             is_kept = spec.kind is InputKind.PARAMETER or spec.persistent
             return not is_kept or not self.exported.state_dict[spec.target].is_floating_point()

@@ -6,9 +6,10 @@ from rich import box
 from rich.table import Table
 
 from ..choosing.candidates import Candidate, WeightSet
-from ..choosing.contributions import Contributions, Gain
+from ..choosing.contributions import Contributions
 from ..choosing.expected_gains import HEAD, expected_gains, kind_gains
 from ..choosing.integer_program import Choice, Choices
+from ..choosing.runs import Gain
 from .tables import MIB
 
 

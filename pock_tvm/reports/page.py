@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..choosing.candidates import Candidate, biases_of, rule_at, scheme_of
-from ..choosing.contributions import Contributions, Gain
+from ..choosing.contributions import Contributions
 from ..choosing.expected_gains import HEAD, kind_gains, measured_sets, rank_agreement
 from ..choosing.integer_program import Choice, Choices, front, total
+from ..choosing.runs import Gain
 from ..choosing.scheme_search import best_alternative, budgets_of, prepare_search
 from ..choosing.time_model import Profiles
 from ..choosing.worker import open_model

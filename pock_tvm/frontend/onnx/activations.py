@@ -1,4 +1,4 @@
-"""Activations: in the operators that have gradient rules, by formulas that do not overflow."""
+"""Activations, as operators with gradient rules, by formulas that do not overflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from relay_passes.operators.training import elu, hardtanh
 from .registry import Node, converter, expression, refuse
 
 RELU6 = (0.0, 6.0)
-"""The bounds that PyTorch writes its ReLU6 with, which unlike clamp has no gradient at them."""
+"""Bounds of a Clip that PyTorch exports for ReLU6, whose gradient at the bounds is zero, unlike clamp's."""
 
 
 @converter("Relu")
@@ -30,7 +30,7 @@ def leaky_relu(node: Node, x: Expr, *, alpha: float) -> Expr:
 
 @converter("PRelu")
 def prelu(node: Node, x: Expr, slope: Expr) -> Expr:
-    """``x`` above zero, ``slope * x`` below; slopes of one number a channel stay the vector that they are."""
+    """``x`` above zero, ``slope * x`` below; slopes by channel stay a vector."""
     shape, slopes = shape_of(x), shape_of(slope)
     if len(slopes) == len(shape) - 1 and slopes[0] == shape[1] and all(extent == 1 for extent in slopes[1:]):
         return R.nn.prelu(x, node.emit(R.reshape(slope, (slopes[0],))), axis=1)
@@ -93,7 +93,7 @@ def swish(node: Node, x: Expr, *, alpha: float) -> Expr:
 
 @converter("Gelu")
 def gelu(node: Node, x: Expr, *, approximate: str) -> Expr:
-    """``x`` times the normal distribution of ``x``, exactly or by ``tanh``."""
+    """Convert GELU, exact or in its tanh approximation."""
     refuse(approximate not in ("none", "tanh"), f"its attribute 'approximate' is '{approximate}', not 'none' or 'tanh'")
     return R.nn.gelu(x) if approximate == "none" else R.nn.gelu_tanh(x)
 
@@ -141,7 +141,7 @@ def clip(
 
 @converter("Softmax", "LogSoftmax", "Hardmax")
 def softmax(node: Node, x: Expr, *, axis: int) -> Expr:
-    """Along one axis; before operator set 13 along all axes from ``axis`` on."""
+    """Convert a softmax along one axis; before operator set 13, over all axes from ``axis`` on."""
     operator = {"Softmax": R.nn.softmax, "LogSoftmax": R.nn.log_softmax, "Hardmax": _hardmax}[node.schema.name]
     shape = shape_of(x)
     axis %= len(shape)
@@ -152,7 +152,7 @@ def softmax(node: Node, x: Expr, *, axis: int) -> Expr:
 
 
 def _hardmax(x: Expr, axis: int) -> Expr:
-    """One at the first of the largest, else zero."""
+    """Set the first maximum to one, the rest to zero."""
     extent = shape_of(x)[axis]
     along = [1] * len(shape_of(x))
     along[axis] = extent

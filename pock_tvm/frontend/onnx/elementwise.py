@@ -93,7 +93,7 @@ def reciprocal(node: Node, x: Expr) -> Expr:
 
 @converter("Sum", "Mean", "Max", "Min")
 def variadic(node: Node, *data_0: Expr) -> Expr:
-    """One of any number of operands that broadcast."""
+    """Convert an operator with any number of operands, which broadcast."""
     operators = {"Sum": R.add, "Mean": R.add, "Max": R.maximum, "Min": R.minimum}
     y = reduce(lambda a, b: node.emit(operators[node.schema.name](a, b)), data_0)
     return R.divide(y, scalar(len(data_0), y)) if node.schema.name == "Mean" else y
@@ -101,7 +101,7 @@ def variadic(node: Node, *data_0: Expr) -> Expr:
 
 @converter("Pow")
 def power(node: Node, x: Expr, y: Expr) -> Expr:
-    """``x ^ y`` in the type of ``x``."""
+    """``x ^ y``, in the type of ``x``."""
     refuse(not is_float(x), "it raises integers to a power; cast them to floating-point numbers before")
     exponent = constant_value(y)
     if exponent is not None:
@@ -113,14 +113,14 @@ def power(node: Node, x: Expr, y: Expr) -> Expr:
 
 @converter("Mod")
 def modulus(node: Node, a: Expr, b: Expr, *, fmod: int) -> Expr:
-    """The remainder with the divisor's sign, for integers."""
+    """Compute the integer remainder, with the divisor's sign."""
     refuse(fmod or is_float(a), "it takes the remainder of floating-point numbers, or with the dividend's sign")
     return R.floor_mod(a, b)
 
 
 @converter("BitShift")
 def bit_shift(node: Node, x: Expr, y: Expr, *, direction: str) -> Expr:
-    """``x`` shifted by a number of bits below its width, which has to be known: beyond it machines differ."""
+    """Shift by a constant number of bits below the type's width; beyond it machines differ."""
     bits = constant_value(y)
     width = np.dtype(dtype_of(x)).itemsize * 8
     refuse(
@@ -131,35 +131,35 @@ def bit_shift(node: Node, x: Expr, y: Expr, *, direction: str) -> Expr:
 
 @converter("IsInf")
 def is_infinite(node: Node, x: Expr, *, detect_negative: int, detect_positive: int) -> Expr:
-    """Whether an element is infinite, of either sign or of one."""
-    found: list[Expr] = []
+    """Test for infinity, of one sign or both."""
+    tests: list[Expr] = []
     if detect_positive:
-        found.append(R.equal(x, scalar(np.inf, x)))
+        tests.append(R.equal(x, scalar(np.inf, x)))
     if detect_negative:
-        found.append(R.equal(x, scalar(-np.inf, x)))
-    return R.logical_or(*found) if len(found) == 2 else found[0] if found else R.zeros_like(x, "bool")
+        tests.append(R.equal(x, scalar(-np.inf, x)))
+    return R.logical_or(*tests) if len(tests) == 2 else tests[0] if tests else R.zeros_like(x, "bool")
 
 
 @converter("Where")
 def where(node: Node, condition: Expr, x: Expr, y: Expr) -> Expr:
-    """``x`` where the condition holds, else ``y``."""
+    """Select ``x`` where the condition holds, else ``y``."""
     return R.where(condition, x, y)
 
 
 @converter("Cast")
 def cast(node: Node, x: Expr, *, to: int) -> Expr:
-    """Another type. Floats to integers cut the fraction off; to bool, what is not zero is true."""
+    """Cast. Floats are truncated to integers; nonzero is true."""
     return cast_to(x, onnx.helper.tensor_dtype_to_np_dtype(to).name)
 
 
 @converter("CastLike")
 def cast_like(node: Node, x: Expr, target: Expr) -> Expr:
-    """The type of another value."""
+    """Cast to the type of another value."""
     return cast_to(x, dtype_of(target))
 
 
 def cast_to(x: Expr, dtype: str) -> Expr:
-    """``x`` in another type, of those that a program computes in."""
+    """Cast to a type that programs compute in."""
     refuse(dtype not in CASTS or dtype_of(x) not in CASTS, f"it casts {dtype_of(x)} to {dtype}")
     if dtype_of(x) == dtype:
         return x

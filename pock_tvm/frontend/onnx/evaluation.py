@@ -1,4 +1,4 @@
-"""Evaluates ONNX graphs and single nodes with the reference evaluator that the ``onnx`` package brings."""
+"""Evaluates ONNX graphs and single nodes with the reference evaluator of the ``onnx`` package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RANDOM = frozenset(
 
 
 class GatherElements(OpRun):
-    """``x[i][indices[i][j]]``; the evaluator's own fails where there are fewer indices than elements."""
+    """``x[i][indices[i][j]]``; the evaluator's own fails with fewer indices than elements."""
 
     def _run(self, x: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
         axis %= x.ndim
@@ -27,13 +27,13 @@ class GatherElements(OpRun):
 
 
 def reference_outputs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The outputs of a model on ``feeds``: its inputs, and initializers that are to have other values, by name."""
+    """Compute the outputs of a model; ``feeds`` holds its inputs, and other values for initializers, by name."""
     with np.errstate(all="ignore"):
         return [np.asarray(output) for output in _evaluator(model).run(None, dict(feeds))]
 
 
 def evaluate_node(node: onnx.NodeProto, opsets: Mapping[str, int], inputs: Sequence[np.ndarray | None]) -> list[Any]:
-    """The results of one node on known inputs.
+    """Compute the results of one node on known inputs.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def evaluate_node(node: onnx.NodeProto, opsets: Mapping[str, int], inputs: Seque
 
 
 def type_of(array: np.ndarray) -> onnx.TypeProto:
-    """The ONNX type of an array."""
+    """Return the ONNX type of an array."""
     element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     return onnx.helper.make_tensor_type_proto(element, array.shape)
 

@@ -1,4 +1,4 @@
-"""Reading and writing by index, and what reads by computed position: resizing."""
+"""Operators that read and write by index, and resizing, which reads by computed position."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .registry import Known, Node, converter, refuse
 
 
 def _from_front(node: Node, indices: Expr, extent: int) -> Expr:
-    """Indices counted from the front: negative ones count from the end."""
+    """Convert negative indices to positions from the front."""
     known = constant_value(indices)
     if known is not None:
         refuse((known < -extent).any() or (known >= extent).any(), f"an index lies outside of {extent} positions")
@@ -27,8 +27,8 @@ def _from_front(node: Node, indices: Expr, extent: int) -> Expr:
 
 @converter("Gather")
 def gather(node: Node, x: Expr, indices: Expr, *, axis: int) -> Expr:
-    """``x[…, indices, …]``: an embedding's look-up. Indices may count from the end, except where an input of the model
-    is looked up in a parameter: those are checked before each step."""
+    """``x[…, indices, …]``: an embedding's look-up. Negative indices count from the end, except in an input of the
+    model that indexes a parameter: it is checked before each step."""
     axis %= len(shape_of(x))
     if not (node.is_input(indices) and isinstance(x, relax.Var) and not node.is_input(x)):
         indices = _from_front(node, indices, shape_of(x)[axis])
@@ -43,7 +43,7 @@ def gather(node: Node, x: Expr, indices: Expr, *, axis: int) -> Expr:
 
 @converter("GatherElements")
 def gather_elements(node: Node, x: Expr, indices: Expr, *, axis: int) -> Expr:
-    """``x[i][indices[i][j]]`` for an axis, and so on."""
+    """``x[i][indices[i][j]]``, for any axis."""
     axis %= len(shape_of(x))
     return R.gather_elements(x, _from_front(node, indices, shape_of(x)[axis]), axis)
 
@@ -58,7 +58,7 @@ def gather_nd(node: Node, x: Expr, indices: Expr, *, batch_dims: int = 0) -> Exp
     for axis in range(count):
         column = node.emit(R.squeeze(R.strided_slice(indices, [len(places) - 1], [axis], [axis + 1]), [-1]))
         column = _from_front(node, column, shape[axis])
-        if count > 1 and constant_value(column) is None:  # together, coordinates must not name an element by chance
+        if count > 1 and constant_value(column) is None:  # a coordinate out of bounds must not alias another element
             front, end = scalar(0, column), scalar(shape[axis], column)
             inside = R.logical_and(R.greater_equal(column, front), R.less(column, end))
             column = node.emit(R.where(inside, column, scalar(-int(np.prod(shape)), column)))
@@ -70,7 +70,7 @@ def gather_nd(node: Node, x: Expr, indices: Expr, *, batch_dims: int = 0) -> Exp
 
 @converter("ScatterElements", "Scatter")
 def scatter_elements(node: Node, x: Expr, indices: Expr, updates: Expr, *, axis: int, reduction: str = "none") -> Expr:
-    """``x`` with updates written, or added, at indices along an axis."""
+    """Write or add updates at indices along an axis."""
     axis %= len(shape_of(x))
     modes = {"none": "update", "add": "add", "mul": "mul", "max": "max", "min": "min"}
     return R.scatter_elements(x, _from_front(node, indices, shape_of(x)[axis]), updates, axis, modes[reduction])
@@ -78,7 +78,7 @@ def scatter_elements(node: Node, x: Expr, indices: Expr, updates: Expr, *, axis:
 
 @converter("OneHot")
 def one_hot(node: Node, indices: Expr, depth: Known, values: Expr, *, axis: int) -> Expr:
-    """The second of two values at each index, the first elsewhere; indices may count from the end."""
+    """Write the second of two values at each index, the first elsewhere; negative indices count from the end."""
     extent = int(depth.reshape(-1)[0])
     rank = len(shape_of(indices)) + 1
     at = axis % rank
@@ -95,7 +95,7 @@ def one_hot(node: Node, indices: Expr, depth: Known, values: Expr, *, axis: int)
 
 @converter("ReverseSequence")
 def reverse_sequence(node: Node, x: Expr, lengths: Known, *, batch_axis: int, time_axis: int) -> Expr:
-    """The first elements of each sequence in the opposite order."""
+    """Reverse the first ``lengths`` elements of each sequence."""
     shape = shape_of(x)
     places = np.zeros((shape[0], shape[1]), "int64")
     for position in range(shape[batch_axis]):
@@ -126,8 +126,8 @@ def resize(
     mode: str,
     nearest_mode: str = "floor",
 ) -> Expr:
-    """Each axis by itself, since ONNX interpolates one after the other: by the matrix that ONNX's own evaluator gives
-    for that axis. Where it only repeats or picks elements, no product is left."""
+    """Resize axis by axis, as ONNX interpolates, by the interpolation matrix of ONNX's own evaluator. A matrix that
+    only repeats or selects elements becomes a read by index."""
     if node.version < 11:  # X, scales
         refuse(node.schema.name == "Upsample" and node.version < 9, "it is older than operator set 9")
         scales, roi = roi, None
@@ -150,7 +150,7 @@ def resize(
 
 
 def _interpolation(node: Node, extent: int, target: float, *, by_size: bool) -> np.ndarray:
-    """[outputs, inputs]: how much of each element along an axis goes into each element of the result."""
+    """Build the interpolation matrix [outputs, inputs] of an axis."""
     kept = [a for a in node.proto.attribute if a.name not in ("axes",)]
     legacy = node.version < 11
     names = ["x", "scales"] if legacy else ["x", "", "", "sizes"] if by_size else ["x", "", "scales"]
@@ -162,7 +162,7 @@ def _interpolation(node: Node, extent: int, target: float, *, by_size: bool) -> 
 
 
 def _along(node: Node, x: Expr, axis: int, matrix: np.ndarray) -> Expr:
-    """``x`` with a matrix applied along an axis."""
+    """Multiply by a matrix along an axis."""
     outputs, extent = matrix.shape
     picked = matrix.argmax(1)
     if np.array_equal(matrix, np.eye(extent)[picked]):

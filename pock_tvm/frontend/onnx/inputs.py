@@ -13,10 +13,10 @@ ANY_EXTENT = 2
 
 
 def bind_inputs(model: onnx.ModelProto, batch: int | None, shapes: Shapes, *, any_shape: bool) -> onnx.ModelProto:
-    """A copy of the model whose graph takes its true inputs alone (no initializers), each of a static shape.
+    """Copy the model, with static input shapes, and without initializers among the graph's inputs.
 
-    ``batch`` binds the first dimension of the first input, ``shapes`` whole inputs by name; a dimension that has a name
-    in the file is bound everywhere at once.
+    ``batch`` binds the first dimension of the first input, ``shapes`` whole inputs by name; a named dimension is bound
+    everywhere.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def _check_names(inputs: Sequence[onnx.ValueInfoProto], shapes: Shapes) -> None:
 
 
 def _symbols(inputs: Sequence[onnx.ValueInfoProto], batch: int | None, shapes: Shapes) -> dict[str, int]:
-    """The extent of every named dimension that the user has bound."""
+    """Map the named dimensions that the user has bound to their extents."""
     symbols: dict[str, int] = {}
     for number, value in enumerate(inputs):
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):

@@ -1,4 +1,4 @@
-"""What moves values: shapes, axes, slices, padding, repetition."""
+"""Operators that move values: shapes, axes, slices, padding, repetition."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .registry import Known, Node, converter, refuse
 
 
 def integers(values: Known | Sequence[int] | None) -> list[int] | None:
-    """A constant as plain integers."""
+    """Convert a constant to plain integers."""
     return None if values is None else [int(value) for value in np.asarray(values).reshape(-1)]
 
 
@@ -26,7 +26,7 @@ def _reshaped(x: Expr, shape: Sequence[int]) -> Expr:
 def reshape(
     node: Node, x: Expr, target: Known | None = None, *, shape: Sequence[int] | None = None, allowzero: int = 0
 ) -> Expr:
-    """Another shape: 0 copies an extent, -1 is what is left."""
+    """Reshape: 0 copies an extent, -1 is inferred."""
     wanted = integers(target if target is not None else shape)
     refuse(wanted is None, "it has no shape")
     old = shape_of(x)
@@ -41,7 +41,7 @@ def reshape(
 
 @converter("Flatten")
 def flatten(node: Node, x: Expr, *, axis: int) -> Expr:
-    """A matrix: the axes before ``axis``, and those from there on."""
+    """Flatten to a matrix: the axes before ``axis``, and the others."""
     shape = shape_of(x)
     at = axis + len(shape) if axis < 0 else axis
     return _reshaped(x, (int(np.prod(shape[:at])), int(np.prod(shape[at:]))))
@@ -49,7 +49,7 @@ def flatten(node: Node, x: Expr, *, axis: int) -> Expr:
 
 @converter("Squeeze")
 def squeeze(node: Node, x: Expr, removed: Known | None = None, *, axes: Sequence[int] | None = None) -> Expr:
-    """Without axes of extent 1: all, or those named."""
+    """Remove axes of extent 1: all, or the given ones."""
     shape = shape_of(x)
     named = integers(removed if removed is not None else axes)
     gone = {axis % len(shape) for axis in named} if named is not None else {i for i, n in enumerate(shape) if n == 1}
@@ -59,7 +59,7 @@ def squeeze(node: Node, x: Expr, removed: Known | None = None, *, axes: Sequence
 
 @converter("Unsqueeze")
 def unsqueeze(node: Node, x: Expr, added: Known | None = None, *, axes: Sequence[int] | None = None) -> Expr:
-    """With further axes of extent 1, numbered as in the result."""
+    """Add axes of extent 1, numbered as in the result."""
     named = integers(added if added is not None else axes)
     rank = len(shape_of(x)) + len(named or [])
     new = {axis % rank for axis in named or []}
@@ -70,7 +70,7 @@ def unsqueeze(node: Node, x: Expr, added: Known | None = None, *, axes: Sequence
 
 @converter("Transpose")
 def transpose(node: Node, x: Expr, *, perm: Sequence[int] | None = None) -> Expr:
-    """The axes in another order: reversed, where none is given."""
+    """Permute axes; reverse them by default."""
     rank = len(shape_of(x))
     order = list(range(rank))[::-1] if perm is None else [axis % rank for axis in perm]
     return x if order == list(range(rank)) else R.permute_dims(x, order)
@@ -78,7 +78,7 @@ def transpose(node: Node, x: Expr, *, perm: Sequence[int] | None = None) -> Expr
 
 @converter("Concat")
 def concat(node: Node, *inputs: Expr, axis: int) -> Expr:
-    """One after the other along an axis; what is empty adds nothing."""
+    """Concatenate along an axis, skipping empty tensors."""
     parts = [part for part in inputs if 0 not in shape_of(part)]
     return parts[0] if len(parts) == 1 else R.concat(parts, axis % len(shape_of(parts[0])))
 
@@ -93,7 +93,7 @@ def split(
     split: Sequence[int] | None = None,
     num_outputs: int | None = None,
 ) -> list[Expr | np.ndarray]:
-    """Parts along an axis: of given sizes, or equal ones, the last of which may be smaller."""
+    """Split an axis into parts of given or equal sizes; the last equal part may be smaller."""
     axis %= len(shape_of(x))
     extent, count = shape_of(x)[axis], num_outputs or len(node.proto.output)
     parts = integers(sizes if sizes is not None else split)
@@ -126,7 +126,7 @@ def slices(
     ends: Sequence[int] | None = None,
     axes: Sequence[int] | None = None,
 ) -> Expr:
-    """Every step-th element from a begin to an end, as in Python; a negative step reads backwards."""
+    """Slice axes as Python does; a negative step reads backwards."""
     firsts = integers(begin if begin is not None else starts) or []
     lasts = integers(end if end is not None else ends) or []
     named = integers(along if along is not None else axes)
@@ -137,7 +137,7 @@ def slices(
     for axis, first, last, stride in zip(axes, firsts, lasts, strides, strict=True):
         places = range(*slice(first, last, stride).indices(shape[axis]))
         refuse(not len(places), f"it reads nothing along axis {axis}; empty tensors are not supported")
-        if stride < 0:  # read the same elements forwards, then turn them round
+        if stride < 0:  # read the same elements forwards, then reverse
             places = places[::-1]
         cuts.append((axis, places[0], places[-1] + 1, abs(stride)))
     cuts = [cut for cut in cuts if cut[1:] != (0, shape[cut[0]], 1)]
@@ -151,7 +151,7 @@ def slices(
 
 @converter("Expand")
 def expand(node: Node, x: Expr, shape: Known) -> Expr:
-    """Broadcast against a shape, either way."""
+    """Broadcast x and a shape against each other."""
     new = np.broadcast_shapes(shape_of(x), tuple(integers(shape) or []))
     if new == shape_of(x):
         return x
@@ -162,7 +162,7 @@ def expand(node: Node, x: Expr, shape: Known) -> Expr:
 
 @converter("Tile")
 def tile(node: Node, x: Expr, repeats: Known) -> Expr:
-    """Repeated along each axis."""
+    """Tile along each axis."""
     times = integers(repeats) or []
     refuse(any(count < 1 for count in times), "it repeats an axis less than once; empty tensors are not supported")
     return x if all(count == 1 for count in times) else R.tile(x, times)
@@ -181,7 +181,7 @@ def pad(
     paddings: Sequence[int] | None = None,
     value: float = 0.0,
 ) -> Expr:
-    """A border: of a number, of the edge, mirrored, or from the other end. A negative width cuts off."""
+    """Pad by a constant, the edge, reflection, or wrapping; negative widths crop."""
     rank = len(shape_of(x))
     named = integers(along)
     axes = list(range(rank)) if named is None else [axis % rank for axis in named]
@@ -201,7 +201,7 @@ def pad(
 
 
 def _bordered(node: Node, x: Expr, axis: int, before: int, after: int, mode: str, number: np.ndarray) -> Expr:
-    """Read along one axis by position; a constant border is put around what is left."""
+    """Pad or crop one axis: read by position, then add a constant border."""
     extent = shape_of(x)[axis]
     if mode == "constant":
         first, last = max(-before, 0), extent - max(-after, 0)
@@ -221,7 +221,7 @@ def _bordered(node: Node, x: Expr, axis: int, before: int, after: int, mode: str
 
 @converter("DepthToSpace", "SpaceToDepth")
 def depth_and_space(node: Node, x: Expr, *, blocksize: int, mode: str = "DCR") -> Expr:
-    """Blocks of channels as blocks of pixels, and back."""
+    """Move blocks of channels to blocks of pixels, or back."""
     refuse(mode not in ("DCR", "CRD"), f"its attribute 'mode' is '{mode}'")
     batch, channels, height, width = shape_of(x)
     if node.schema.name == "DepthToSpace":
@@ -239,7 +239,7 @@ def depth_and_space(node: Node, x: Expr, *, blocksize: int, mode: str = "DCR") -
 
 @converter("Trilu")
 def triangle(node: Node, x: Expr, k: Known | None = None, *, upper: int) -> Expr:
-    """The upper or lower triangle; zero elsewhere."""
+    """Keep the upper or lower triangle, zero elsewhere."""
     rows, columns = shape_of(x)[-2:]
     diagonal = 0 if k is None else int(k.reshape(-1)[0])
     refuse(dtype_of(x) == "bool", "it takes a triangle of truth values")
@@ -250,7 +250,7 @@ def triangle(node: Node, x: Expr, k: Known | None = None, *, upper: int) -> Expr
 
 @converter("EyeLike")
 def eye_like(node: Node, x: Expr, *, dtype: int | None = None, k: int) -> Expr:
-    """Ones on a diagonal, in the shape of a matrix."""
+    """Create ones on a diagonal, in the shape of a matrix."""
     refuse(dtype is None and dtype_of(x) == "bool", "it makes truth values")
     from onnx.helper import tensor_dtype_to_np_dtype
 

@@ -1,4 +1,4 @@
-"""Normalisations, and dropout, which at inference does nothing."""
+"""Normalisations, and dropout, an identity at inference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def batch_norm(
     spatial: int = 1,
     is_test: int = 1,
 ) -> Expr:
-    """With running statistics. ONNX's momentum is what stays of them, PyTorch's what comes new."""
+    """Convert batch norm with running statistics. ONNX's momentum weighs the old statistics, PyTorch's the new."""
     refuse(training_mode or not is_test or any(node.wants(output) for output in range(1, 5)),
            "it normalises with the statistics of each batch" + EVAL)  # fmt: skip
     refuse(not spatial, "its attribute 'spatial' is 0")
@@ -44,7 +44,7 @@ def batch_norm(
 
 @converter("InstanceNormalization")
 def instance_norm(node: Node, x: Expr, scale: Expr, bias: Expr, *, epsilon: float) -> Expr:
-    """Each channel of each image by its own mean and variance."""
+    """Normalise each channel of each image."""
     return R.nn.instance_norm(x, scale, bias, channel_axis=1, axes=list(range(2, len(shape_of(x)))), epsilon=epsilon)
 
 
@@ -52,7 +52,7 @@ def instance_norm(node: Node, x: Expr, scale: Expr, bias: Expr, *, epsilon: floa
 def group_norm(
     node: Node, x: Expr, scale: Expr, bias: Expr, *, epsilon: float, num_groups: int, stash_type: int = 1
 ) -> Expr:
-    """Groups of channels of each image by their own mean and variance."""
+    """Normalise groups of channels of each image."""
     _check_stash(x, stash_type)
     channels = shape_of(x)[1]
     if node.version < 21 and num_groups != channels:  # one number a group, until operator set 21
@@ -65,7 +65,7 @@ def group_norm(
 def layer_norm(
     node: Node, x: Expr, scale: Expr, bias: Expr | None = None, *, axis: int, epsilon: float, stash_type: int
 ) -> list[Expr]:
-    """Over all axes from ``axis`` on; also the mean and the inverse deviation, where they are read."""
+    """Normalise over all axes from ``axis`` on; also give mean and inverse deviation if they are read."""
     _check_stash(x, stash_type)
     rank = len(shape_of(x))
     axes = list(range(axis % rank, rank))
@@ -125,7 +125,7 @@ def dropout(
     seed: int = 0,
     is_test: int = 1,
 ) -> list[Expr]:
-    """Nothing, at inference: whatever the ratio and the seed."""
+    """Convert dropout to an identity."""
     training = training_mode is not None and bool(training_mode.reshape(-1)[0])
     refuse((training and (rate is None or float(rate.reshape(-1)[0]) > 0)) or not is_test, "it drops values out" + EVAL)
     if not node.wants(1):

@@ -1,7 +1,7 @@
-"""Tells an ONNX file's parameters from its constants, and gives them back the names that exporters took away.
+"""Separates an ONNX file's parameters from its constants, and restores names that exporters changed.
 
-ONNX knows initializers only. What is a parameter of the network follows, in this order, from what PyTorch's exporter
-noted (``dynamo=True`` keeps the signature), from PyTorch's names, and from the place where an operator reads it.
+ONNX has initializers only. Parameters are recognised, in this order, by the signature in PyTorch's metadata
+(``dynamo=True``), by PyTorch's names, and by the operator input that reads them.
 """
 
 from __future__ import annotations
@@ -33,46 +33,46 @@ WEIGHTS = {
     "RMSNormalization": (1,),
     "RNN": (1, 2, 3),
 }
-"""The inputs where an operator reads a weight, whatever its name."""
+"""Inputs of operators that are weights, whatever their name."""
 FOLDED = {
     "Add": ((0, "bias"), (1, "bias")),
     "MatMul": ((1, "weight"),),
     "Mul": ((0, "weight"), (1, "weight")),
     "PRelu": ((1, "weight"),),
 }
-"""The inputs where PyTorch's exporters leave a parameter in another shape, and its name in the module."""
+"""Inputs of operators where PyTorch's exporters reshape a parameter, with its name in the module."""
 STATISTICS = {"BatchNormalization": (3, 4)}
-"""The inputs where an operator reads what training keeps without a gradient."""
+"""Inputs of operators that are running statistics."""
 MADE_UP = re.compile(r"onnx::\w+|val_\d+(\..+)?|\d+|.*_output_\d+|/.*")
-"""Names that PyTorch's exporters give to initializers that no module has as they are."""
+"""Names that PyTorch's exporters generate for folded initializers."""
 
 WRITTEN = re.compile(r".*_output_\d+|/.*")
-"""Names of what a network's own code made, an ``nn.Identity`` among them."""
+"""Names of values that a network's code computes, ``nn.Identity`` included."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """The initializers that have a place in the program's state; all others are constants."""
+    """The initializers that are state of the program; all others are constants."""
 
     trainable: frozenset[str]
     fixed: frozenset[str] = field(default_factory=frozenset)
     """Buffers, such as running statistics."""
     lost: tuple[str, ...] = ()
-    """PyTorch's parameters that the exporter notes, and that have no initializer of their own."""
+    """Parameters in PyTorch's metadata that have no initializer of their own."""
     merged: bool = False
-    """Whether the exporter computes once what several of these, equal when it ran, computed each."""
+    """Whether the exporter merged computations on parameters that were equal when it ran."""
 
     def __contains__(self, name: object) -> bool:
         return name in self.trainable or name in self.fixed
 
 
 def restore_parameters(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Parameters]:
-    """A copy of the model in which every parameter is an initializer of its own, and which initializers those are.
+    """Copy the model with one initializer for every parameter, and classify its initializers.
 
-    - Folded weights are again in PyTorch's layout, under PyTorch's name, with a Transpose or Reshape behind them.
-    - What an exporter merged because it was equal (biases of zero, scales of one) is apart again, and biases that it
-      dropped because they were zero are there.
-    - Weights in Constant nodes become initializers, unless PyTorch wrote the file: there they are literals.
+    - Folded weights get PyTorch's layout and name back, followed by a Transpose or Reshape.
+    - Parameters merged because they were equal (biases of zero, scales of one) are separated; biases that were dropped
+      because they were zero are restored.
+    - Weights in Constant nodes become initializers, except in PyTorch's files, where they are literals.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -97,7 +97,7 @@ class _Restoring:
         self.kinds = _signature(model)
 
     def lift_constants(self) -> None:
-        """Make initializers of Constant nodes that are read where weights are."""
+        """Turn Constant nodes that are read as weights into initializers."""
         constants = {
             node.output[0]: node
             for node in self.graph.node
@@ -111,7 +111,7 @@ class _Restoring:
         self._keep([node for node in self.graph.node if node.op_type != "Constant" or node.output[0] not in lifted])
 
     def separate_identities(self) -> None:
-        """``b = Identity(a)`` of an initializer is another parameter of the same value: a tied one has one name."""
+        """Separate ``b = Identity(a)`` of an initializer: equal parameters; tied ones would share a name."""
         kept = []
         for node in self.graph.node:
             source = self.initializers.get(node.input[0]) if node.op_type == "Identity" else None
@@ -122,10 +122,10 @@ class _Restoring:
         self._keep(kept)
 
     def separate_merged(self) -> None:
-        """Give nodes that read a merged initializer the parameter that the exporter notes with the node.
+        """Separate merged initializers: each node reads the parameter that its metadata names.
 
-        An initializer that no node is noted to read (a folded bias, say) is taken as merged where it is one number all
-        over, and several modules read it.
+        An initializer without metadata (a folded bias, say) counts as merged if it holds one value throughout, and
+        several modules read it.
         """
         notes = [[self.kinds[name][0] for name in note if name in self.kinds] for note in self._notes()]
         owners: dict[str, str] = {}
@@ -154,7 +154,7 @@ class _Restoring:
                     node.input[at] = copies[name, target] = self._separated(name, target)
 
     def restore_zero_biases(self) -> None:
-        """Give nodes back the bias that the exporter dropped because it was zero, where it is noted with the node."""
+        """Restore biases that the exporter dropped because they were zero, where a node's metadata names them."""
         for node, note in zip(self.graph.node, self._notes(), strict=True):
             weight = self.initializers.get(node.input[1]) if len(node.input) == 2 else None
             read = [self.kinds[name][0] for name in note if name in self.kinds]
@@ -167,7 +167,7 @@ class _Restoring:
             node.input.append(read[1])
 
     def _separated(self, name: str, target: str) -> str:
-        """The name of a copy of an initializer that is the parameter ``target``, perhaps still folded."""
+        """Copy an initializer for the parameter ``target``, which may still be folded; return the copy's name."""
         new = f"{name}.{target}" if name in self.origins else target
         if new != target:
             self.origins[new] = target
@@ -175,7 +175,7 @@ class _Restoring:
         return new
 
     def restore_folded(self) -> None:
-        """Undo what exporters fold into weights: the transposition of a linear layer's, further axes of a vector's."""
+        """Undo folding into weights: transposition of a linear layer's weight, added axes of a vector."""
         restored: dict[str, onnx.NodeProto] = {}
         readers: dict[str, set[tuple[str, int]]] = {}
         for node in self.graph.node:
@@ -218,7 +218,7 @@ class _Restoring:
         self._keep([*restored.values(), *self.graph.node])
 
     def _guessed_name(self, node: onnx.NodeProto, kind: str) -> str:
-        """``weight`` or ``bias`` of the module that a node stands in: ``in_proj_weight`` beside an ``in_proj_bias``."""
+        """Guess a name: ``weight`` or ``bias`` of the node's module, ``in_proj_weight`` beside ``in_proj_bias``."""
         module = self._module_of(node)
         if not module:
             return ""
@@ -235,8 +235,8 @@ class _Restoring:
         return f"{module}.{kind}"
 
     def _module_of(self, node: onnx.NodeProto) -> str:
-        """The module of a node. TorchScript writes ``/m/m.0`` for a part of a Sequential ``m``, and for ``m.m.0``: the
-        one that has other parameters is meant."""
+        """Return the module of a node. TorchScript writes ``/m/m.0`` both for a part of a Sequential ``m`` and for
+        ``m.m.0``: take the one with other parameters."""
         module = module_of(node)
         parts = node.name.strip("/").split("/")[:-1] if node.name.startswith("/") else []
         kept = [part for part, after in zip(parts, [*parts[1:], ""], strict=False) if not after.startswith(f"{part}.")]
@@ -246,7 +246,7 @@ class _Restoring:
         return module
 
     def parameters(self) -> Parameters:
-        """What is a parameter, by signature, name and place."""
+        """Classify initializers by signature, name and use."""
         at_weights = {
             name
             for node, name in self._reads(WEIGHTS)
@@ -266,8 +266,8 @@ class _Restoring:
         return Parameters(frozenset(trainable), frozenset(fixed), tuple(lost), self._is_merged(lost))
 
     def _is_merged(self, lost: Sequence[str]) -> bool:
-        """Whether a node reads one value where it is noted to read another of the same operator, which is gone with a
-        lost parameter that is noted nowhere: ``Concat(expand, expand)`` for ``cat([expand, expand_1])``."""
+        """Check for merged computations: a node reads a value twice, where its metadata names a second one of the same
+        operator, lost with its parameter: ``Concat(expand, expand)`` for ``cat([expand, expand_1])``."""
         notes = self._notes()
         read = {self.kinds[name][0] for note in notes for name in note[1:] if name in self.kinds}
         if read.issuperset(lost):
@@ -286,12 +286,12 @@ class _Restoring:
         return False
 
     def _notes(self) -> list[list[str]]:
-        """The values of the FX graph that ``dynamo=True`` notes with each node: what it gives, then what it reads."""
+        """List the FX values in each node's metadata (``dynamo=True``): its result, then its operands."""
         return [re.findall(r"%(\w+)", _metadata(node).get(_FX_NODE, "")) for node in self.graph.node]
 
     def _is_parameter(self, tensor: onnx.TensorProto) -> bool:
         if self.kinds:
-            return False  # the exporter has noted all of them
+            return False  # all are in the metadata
         if self.by_pytorch:
             return self._has_own_name(tensor.name)
         return "." in tensor.name or int(np.prod(tensor.dims)) > 1
@@ -320,12 +320,12 @@ _FX_NODE = "pkg.torch.onnx.fx_node"
 
 
 def _has_folded_norm(node: onnx.NodeProto) -> bool:
-    """Whether a node is a layer into which an exporter folded the batch norm behind it."""
+    """Check whether an exporter folded a batch norm into this layer."""
     return node.op_type in WEIGHTS and "batch_norm" in _metadata(node).get(_FX_NODE, "")
 
 
 def _output_axis(node: onnx.NodeProto) -> int | None:
-    """The axis of a weight that has an extent for each element of the bias; None where exporters drop no bias."""
+    """Return the output axis of a weight, along which its bias runs; None for operators that keep their bias."""
     if _has_folded_norm(node):
         return None
     if node.op_type == "Gemm":
@@ -334,12 +334,12 @@ def _output_axis(node: onnx.NodeProto) -> int | None:
 
 
 def _operator(name: str) -> str:
-    """The operator of a value of an FX graph: ``relu`` of ``relu_1``."""
+    """Return the operator of an FX value: ``relu`` of ``relu_1``."""
     return re.sub(r"_\d+$", "", name)
 
 
 def _content(tensor: onnx.TensorProto) -> tuple[object, ...]:
-    """What equal tensors share."""
+    """Return a key that equal tensors share."""
     array = numpy_helper.to_array(tensor)
     return (tuple(tensor.dims), tensor.data_type, array.tobytes())
 
@@ -355,7 +355,7 @@ def _metadata(proto: object) -> dict[str, str]:
 
 
 def _signature(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
-    """What ``dynamo=True`` notes: the parameter or buffer, and which of both, behind each input of the FX graph."""
+    """Read the FX signature from metadata (``dynamo=True``): name and kind (parameter, buffer) of each input."""
     notes = _metadata(model.graph) | _metadata(model)
     text = notes.get("pkg.torch.export.ExportedProgram.graph_signature", "")
     found = re.findall(r"^(\w+): (PARAMETER|BUFFER) target='([^']*)'", text, re.MULTILINE)
@@ -363,7 +363,7 @@ def _signature(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
 
 
 def _origins(model: onnx.ModelProto) -> dict[str, str]:
-    """The one parameter that an exporter notes to have folded into an initializer."""
+    """Map initializers to the single parameter that metadata says was folded into them."""
     origins = {}
     for value in [*model.graph.value_info, *model.graph.initializer]:
         note = _metadata(value).get("pkg.onnxscript.optimizer.folded_from")
@@ -374,8 +374,7 @@ def _origins(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def module_of(node: onnx.NodeProto) -> str:
-    """The qualified name of the module that a node stands in, as PyTorch's exporters leave it: metadata, or the node's
-    name."""
+    """Return the qualified name of a node's module, from metadata or from the node's name."""
     scopes = _metadata(node).get("pkg.torch.onnx.name_scopes")
     if scopes is not None:
         path = [scope for scope in _literal(scopes) if scope]
@@ -385,7 +384,7 @@ def module_of(node: onnx.NodeProto) -> str:
 
 
 def _literal(text: str) -> list[object]:
-    """A list that an exporter wrote as Python; empty where it is something else."""
+    """Parse a list that an exporter wrote as Python; empty for anything else."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

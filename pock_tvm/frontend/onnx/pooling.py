@@ -1,4 +1,4 @@
-"""Poolings; each window counted as ONNX counts it."""
+"""Poolings, with ONNX's rules for padding and ``ceil_mode``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .windows import Window, spatial, window_of
 
 @converter("GlobalAveragePool", "GlobalMaxPool")
 def global_pool(node: Node, x: Expr) -> Expr:
-    """One number a channel."""
+    """Pool each channel to one number."""
     axes = list(range(2, len(shape_of(x))))
     return (R.mean if node.schema.name == "GlobalAveragePool" else R.max)(x, axes, keepdims=True)
 
@@ -34,7 +34,7 @@ def max_pool(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Expr:
-    """The largest of each window; what is outside of the image is never the largest."""
+    """Take the maximum of each window; padding never wins."""
     refuse(not is_float(x), f"it pools {dtype_of(x)}")
     window = window_of(spatial(x), kernel_shape, strides, dilations, pads, auto_pad, ceil=bool(ceil_mode))
     operators = {2: R.nn.max_pool2d, 3: R.nn.max_pool3d}
@@ -54,13 +54,13 @@ def average_pool(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Expr:
-    """The mean of each window: over the image alone, or with the padding that the node declares."""
+    """Take the mean of each window: over the image, or with the declared padding."""
     refuse(dilations and any(step != 1 for step in dilations), "its attribute 'dilations' is not supported")
     window = window_of(spatial(x), kernel_shape, strides, None, pads, auto_pad, ceil=bool(ceil_mode))
     operators = {2: R.nn.avg_pool2d, 3: R.nn.avg_pool3d}
     if not any(window.before) and not any(window.after):
         return _pooled(node, x, window, operators)
-    # Of a padded image every window has the same count; what it ought to have is known, and corrects the mean.
+    # Over a padded image every window has the same count: correct its mean by the count that it should have.
     widths = [0] * 4 + [width for pair in zip(window.before, window.after, strict=True) for width in pair]
     padded = node.emit(R.nn.pad(x, widths))
     none = (0,) * len(window.kernel)
@@ -82,7 +82,7 @@ def average_pool(
 
 
 def _pooled(node: Node, x: Expr, window: Window, operators: dict[int, object]) -> Expr:
-    """One spatial axis is pooled as an image one pixel high."""
+    """Pool; one spatial axis becomes an image of height 1."""
     rank = len(window.kernel)
     refuse(rank not in (1, *operators), f"it has {rank} spatial axes; one to three are supported")
     options: dict[str, list[int]] = {

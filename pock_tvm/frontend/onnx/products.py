@@ -15,7 +15,7 @@ from .windows import spatial, window_of
 
 @converter("MatMul")
 def matmul(node: Node, a: Expr, b: Expr) -> Expr:
-    """The product of matrices, with leading axes that broadcast."""
+    """Multiply matrices; leading axes broadcast."""
     _check_type(a)
     return R.matmul(a, b)
 
@@ -56,7 +56,7 @@ def conv(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Expr:
-    """A convolution over one to three spatial axes."""
+    """Convolve over one to three spatial axes."""
     _check_type(x)
     kernel = spatial(w)
     refuse(kernel_shape and tuple(kernel_shape) != kernel, f"its attribute 'kernel_shape' is not W's, {kernel}")
@@ -90,7 +90,7 @@ def conv_transpose(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Expr:
-    """The data gradient of a convolution, over one or two spatial axes."""
+    """Convert a transposed convolution (a convolution's data gradient) over one or two spatial axes."""
     _check_type(x)
     kernel = spatial(w)
     rank = len(kernel)
@@ -101,7 +101,7 @@ def conv_transpose(
     strides, dilations = list(strides or [1] * rank), list(dilations or [1] * rank)
     extra = list(output_padding or [0] * rank)
     pads = [0] * (2 * rank) if auto_pad == "VALID" or not pads else list(pads)
-    if rank == 1:  # of images one pixel high
+    if rank == 1:  # as images of height 1
         x, w = node.emit(R.expand_dims(x, 2)), node.emit(R.expand_dims(w, 2))
         strides, dilations, extra, pads = [1, *strides], [1, *dilations], [0, *extra], [0, pads[0], 0, pads[1]]
     operator = R.nn.conv2d_transpose
@@ -122,7 +122,7 @@ def conv_transpose(
 
 
 def _check_type(x: Expr) -> None:
-    """Half precision adds up in another way on each machine; integers belong to quantised networks."""
+    """Refuse half precision, whose sums differ between machines, and integers, which belong to quantised networks."""
     refuse(dtype_of(x) not in ("float32", "float64"), f"it multiplies {dtype_of(x)}; export the model in float32")
 
 
@@ -134,7 +134,7 @@ def _with_bias(node: Node, y: Expr, b: Expr | None) -> Expr:
 
 @converter("Einsum")
 def einsum(node: Node, *operands: Expr, equation: str) -> Expr:
-    """A sum of products over named axes, of one or two operands: transposed, multiplied as matrices, transposed."""
+    """Convert an einsum of one or two operands: permute, multiply as matrices, permute."""
     terms, _, result = equation.replace(" ", "").partition("->")
     names = terms.split(",")
     refuse("->" not in equation or "." in equation or len(names) > 2, f"its equation '{equation}' is not supported")
@@ -170,7 +170,7 @@ def einsum(node: Node, *operands: Expr, equation: str) -> Expr:
 
 
 def _in_order(node: Node, x: Expr, names: Sequence[str], order: Sequence[str]) -> Expr:
-    """``x`` with its named axes in another order."""
+    """Permute the named axes of ``x``."""
     if list(names) == list(order):
         return x
     return node.emit(R.permute_dims(x, [list(names).index(axis) for axis in order]))

@@ -1,4 +1,4 @@
-"""Reductions along axes, running sums, and what chooses by order."""
+"""Reductions, cumulative sums, and selection by order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reduction(
     keepdims: int,
     noop_with_empty_axes: int = 0,
 ) -> Expr:
-    """One number for all positions along some axes: all of them where none are named."""
+    """Reduce over some axes, all by default."""
     along = [int(axis) for axis in (reduced if reduced is not None else axes or [])]
     kept = bool(keepdims)
     if not along and noop_with_empty_axes:
@@ -55,7 +55,7 @@ def reduction(
             return R.sum(R.multiply(x, x), along, kept)
         case "LogSum":
             return R.log(R.sum(x, along, kept))
-        case _:  # the logarithm of a sum of exponentials, none of which overflows
+        case _:  # log-sum-exp without overflow
             largest = node.emit(R.max(x, along, keepdims=True))
             shift = node.emit(R.where(R.equal(R.abs(largest), scalar(np.inf, x)), scalar(0, x), largest))
             shift = node.emit(R.grad.no_grad(shift))
@@ -65,8 +65,8 @@ def reduction(
 
 
 def _extreme(node: Node, x: Expr, along: list[int], kept: bool, operator: Callable[..., Expr], bound: float) -> Expr:
-    """The largest or smallest. TVM's begins with the last finite number, so what a mask has filled with infinity alone
-    is told apart."""
+    """Take the maximum or minimum. TVM's starts from the last finite number, so rows that a mask filled with infinity
+    are handled apart."""
     y = operator(x, along, kept)
     if not is_float(x) or not _is_filled(node, x, bound):
         return y
@@ -76,7 +76,7 @@ def _extreme(node: Node, x: Expr, along: list[int], kept: bool, operator: Callab
 
 
 def _is_filled(node: Node, x: Expr, bound: float) -> bool:
-    """Whether a mask has put infinity into a value."""
+    """Check whether a mask wrote infinity into a value."""
     pending = [x]
     while pending:
         value = pending.pop()
@@ -93,14 +93,14 @@ MASKING = frozenset(f"relax.{name}" for name in ("add", "broadcast_to", "minimum
 
 
 def _root(node: Node, square: Expr) -> Expr:
-    """The root of a sum of squares; with no gradient at zero, as PyTorch's norms."""
+    """Take the square root of a sum of squares; its gradient at zero is zero, as in PyTorch's norms."""
     refuse(not is_float(square), "it takes the norm of integers; cast them to floating-point numbers before")
     empty = node.emit(R.equal(square, scalar(0, square)))
     return R.where(empty, scalar(0, square), R.sqrt(R.where(empty, scalar(1, square), square)))
 
 
 def _of_each(node: Node, x: Expr) -> Expr:
-    """The reduction of each element alone."""
+    """Reduce each element by itself (no axes)."""
     match node.schema.name.removeprefix("Reduce"):
         case "L1" | "L2":
             return R.abs(x)
@@ -114,7 +114,7 @@ def _of_each(node: Node, x: Expr) -> Expr:
 
 @converter("ArgMax", "ArgMin")
 def extremum(node: Node, x: Expr, *, axis: int, keepdims: int, select_last_index: int = 0) -> Expr:
-    """The position of the first of the largest or smallest along an axis."""
+    """Find the position of the first maximum or minimum along an axis."""
     refuse(select_last_index, "its attribute 'select_last_index' asks for the last of equals, not the first")
     operator = R.argmax if node.schema.name == "ArgMax" else R.argmin
     return operator(x, axis, bool(keepdims))
@@ -122,12 +122,12 @@ def extremum(node: Node, x: Expr, *, axis: int, keepdims: int, select_last_index
 
 @converter("CumSum")
 def cumulative_sum(node: Node, x: Expr, axis: Known, *, exclusive: int, reverse: int) -> Expr:
-    """The sum up to each position, with it or without; from the end where ``reverse``."""
+    """Compute the cumulative sum, inclusive or exclusive; from the end with ``reverse``."""
     along = int(axis.reshape(-1)[0]) % len(shape_of(x))
     y = node.emit(R.flip(x, along)) if reverse else x
     total = node.emit(R.cumsum(y, along))
     total = node.emit(R.subtract(total, y)) if exclusive and not is_float(x) else total
-    if exclusive and is_float(x):  # shifted by one, since what is infinite cannot be taken off again
+    if exclusive and is_float(x):  # shift by one: subtracting an infinite element gives NaN
         extent, rank = shape_of(x)[along], len(shape_of(x))
         widths = [0] * (2 * rank)
         widths[2 * along] = 1
@@ -137,14 +137,14 @@ def cumulative_sum(node: Node, x: Expr, axis: Known, *, exclusive: int, reverse:
 
 @converter("TopK")
 def top_k(node: Node, x: Expr, k: Known, *, axis: int, largest: int = 1, sorted: int = 1) -> list[Expr]:
-    """The ``k`` largest or smallest along an axis, in order, and where they stand."""
-    found = node.emit(R.topk(x, int(k.reshape(-1)[0]), axis % len(shape_of(x)), "both", bool(largest), "int64"))
-    return [relax.TupleGetItem(found, 0), relax.TupleGetItem(found, 1)]
+    """Find the ``k`` largest or smallest values along an axis, in order, and their positions."""
+    pair = node.emit(R.topk(x, int(k.reshape(-1)[0]), axis % len(shape_of(x)), "both", bool(largest), "int64"))
+    return [relax.TupleGetItem(pair, 0), relax.TupleGetItem(pair, 1)]
 
 
 @converter("LpNormalization")
 def lp_normalization(node: Node, x: Expr, *, axis: int, p: int) -> Expr:
-    """``x`` over its norm along an axis; zero where the norm is zero."""
+    """Divide ``x`` by its norm along an axis; zero where the norm is zero."""
     size = R.sum(R.abs(x), axis, keepdims=True) if p == 1 else R.sqrt(R.sum(R.multiply(x, x), axis, keepdims=True))
     norm = node.emit(size)
     empty = node.emit(R.equal(norm, scalar(0, x)))

@@ -1,8 +1,8 @@
-"""The table of converters, and the one way in which a node reaches its converter: bound by signature.
+"""The registry of converters; a node's inputs and attributes are bound to a converter's signature.
 
 A converter is a function ``(node, inputs…, *, attributes…)`` with the names of the operator's schema. Inputs annotated
-``Known`` have to be constants and come as arrays; others come as Relax expressions. An input or attribute that the
-signature lacks has its default value in the model, or the node is refused by name: nothing is ignored.
+``Known`` must be constants and are passed as arrays, others as Relax expressions. An input or attribute that is not in
+the signature must have its default value, else the node is refused by name: nothing is ignored.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ Converter: TypeAlias = Callable[..., Any]
 
 
 class Unsupported(Exception):
-    """What a converter cannot do, said of "it": the node is named by whoever catches this."""
+    """An unsupported input or attribute; the message is a predicate, whose subject (the node) the catcher adds."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """The node that a converter translates."""
+    """A node to convert."""
 
     proto: onnx.NodeProto
     schema: OpSchema
     builder: relax.BlockBuilder
     name: str
-    """What its values are called after."""
+    """Prefix of the names of its values."""
     inputs: frozenset[relax.Var]
-    """The inputs of the model."""
+    """Inputs of the model."""
 
     @property
     def version(self) -> int:
-        """The operator set in which the operator last changed."""
+        """Operator set in which the operator last changed."""
         return self.schema.since_version
 
     def emit(self, expr: Expr) -> relax.Var:
-        """Bind an expression, which gives it a type."""
+        """Bind an expression to a variable, which gives it a type."""
         return self.builder.emit(expr, self.name)
 
     def is_input(self, value: Expr) -> bool:
-        """Whether a value is an input of the model."""
+        """Check whether a value is an input of the model."""
         return isinstance(value, relax.Var) and value in self.inputs
 
     def wants(self, output: int) -> bool:
-        """Whether somebody reads an output."""
+        """Check whether an output is read."""
         return output < len(self.proto.output) and bool(self.proto.output[output])
 
 
@@ -74,7 +74,7 @@ _CONVERTERS: dict[str, _Entry] = {}
 
 
 def converter(*operators: str) -> Callable[[Converter], Converter]:
-    """Register the converter of operators of the domain ``ai.onnx``."""
+    """Register a converter for operators of the domain ``ai.onnx``."""
 
     def register(function: Converter) -> Converter:
         parameters = list(inspect.signature(function).parameters.values())[1:]
@@ -96,17 +96,17 @@ def converter(*operators: str) -> Callable[[Converter], Converter]:
 
 
 def has_converter(schema: OpSchema) -> bool:
-    """Whether there is a converter of an operator."""
+    """Check whether an operator has a converter."""
     return schema.domain == "" and schema.name in _CONVERTERS
 
 
 def convert(node: Node, inputs: Sequence[Any]) -> list[Expr | np.ndarray | None]:
-    """The results of a node on arrays and expressions, None for an input that is left out.
+    """Convert a node; inputs are arrays, expressions, or None for an omitted one.
 
     Raises
     ------
     Unsupported
-        The converter does not know an input or an attribute, or does not give an output that is read.
+        The converter does not support an input, an attribute, or an output that is read.
     """
     entry = _CONVERTERS[node.schema.name]
     arguments: list[Any] = []
@@ -142,7 +142,7 @@ def _argument(name: str, value: Any, *, known: bool) -> Any:
 
 
 def expression(value: Expr | np.ndarray) -> Expr:
-    """An array as a constant, an expression as it is."""
+    """Convert an array to a constant; return an expression unchanged."""
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind not in "fiub" and value.dtype.name != "bfloat16":
@@ -155,7 +155,7 @@ def _input_name(schema: OpSchema, position: int) -> str:
 
 
 def _attributes(node: Node, taken: frozenset[str]) -> dict[str, Any]:
-    """The attributes for a converter: the node's, and the schema's defaults; the others have their defaults."""
+    """Collect a converter's attributes: the node's, else the schema's defaults; others must have their defaults."""
     values = {attribute.name: attribute_value(attribute) for attribute in node.proto.attribute}
     defaults = {
         name: attribute_value(attribute.default_value)
@@ -169,7 +169,7 @@ def _attributes(node: Node, taken: frozenset[str]) -> dict[str, Any]:
 
 
 def attribute_value(attribute: onnx.AttributeProto) -> Any:
-    """An attribute as a plain Python value, a tensor as an array."""
+    """Convert an attribute to a plain Python value, a tensor to an array."""
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
@@ -182,13 +182,13 @@ _LISTS = frozenset({onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS, onnx.A
 
 
 def refuse(condition: Any, reason: str) -> None:
-    """Raise :class:`Unsupported` with a reason where a condition holds."""
+    """Raise :class:`Unsupported` with a reason if a condition holds."""
     if condition:
         raise Unsupported(reason)
 
 
 def error_of(proto: onnx.NodeProto, reason: str) -> ModelError:
-    """The error of a node that cannot be imported."""
+    """Build the error for a node that cannot be imported."""
     where = f" '{proto.name}'" if proto.name else ""
     results = ", ".join(name for name in proto.output if name)
     return ModelError(f"operator {proto.op_type} (node{where}, which makes {results}) cannot be imported: {reason}")

@@ -1,8 +1,8 @@
-"""Walks an ONNX graph and translates it into Relax, node by node.
+"""Translates an ONNX graph into Relax, node by node.
 
-What depends on shapes and constants alone is computed on the way, so that a chain such as Shape, Gather, Concat,
-Reshape leaves the Reshape with a static shape. An operator without a converter is replaced by the nodes that ONNX
-itself defines it by, where it does. Every result is checked against ONNX's shape inference.
+Nodes on shapes and constants are folded, so that a chain such as Shape, Gather, Concat, Reshape ends in a Reshape with
+a static shape. An operator without a converter is expanded by its function in ONNX's schema, if it has one. Every
+result is checked against ONNX's shape inference.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from .parameters import Parameters, module_of
 from .registry import Node, Unsupported, convert, error_of, expression, has_converter
 
 Value = Any
-"""An array where it is known, else a Relax expression; lists for sequences that are known."""
+"""A folded value as an array, else a Relax expression; a list for a folded sequence."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A node to translate, with the operator sets that its graph imports."""
+    """A node to translate, with the operator sets of its graph."""
 
     node: onnx.NodeProto
     opsets: dict[str, int]
 
 
 def translate(model: onnx.ModelProto, parameters: Parameters) -> IRModule:
-    """The module of a model with bound inputs: ``main`` takes the inputs, then every parameter under its name.
+    """Translate a model with bound inputs; ``main`` takes the inputs, then every parameter under its name.
 
     Raises
     ------
     ModelError
-        A node cannot be translated, or what came out is not what the file says.
+        A node cannot be translated, or a result's type differs from the file's.
     """
     return _Translation(model, parameters).run()
 
@@ -75,7 +75,7 @@ class _Translation:
                     results = [self.builder.emit_output(self._result(value.name)) for value in graph.output]
                 self.builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
         except ModelError:
-            self.builder._end_block()  # which the builder would complain about on standard error otherwise
+            self.builder._end_block()  # else the builder complains on standard error
             raise
         return self.builder.finalize()
 
@@ -92,11 +92,11 @@ class _Translation:
                 raise error_of(task.node, str(reason)) from reason
             except ModelError as error:
                 raise error_of(task.node, str(error)) from error
-            except Exception as error:  # of TVM or NumPy, on a node that nobody thought of
+            except Exception as error:  # TVM or NumPy refused an unforeseen node
                 raise error_of(task.node, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
     def _translate(self, task: _Task) -> list[_Task]:
-        """Give the results of a node their values; or return the nodes that stand for it."""
+        """Translate a node, or return the nodes that replace it."""
         node = task.node
         schema = _schema(node, task.opsets)
         inputs = [self.values[name] if name else None for name in node.input]
@@ -135,10 +135,10 @@ class _Translation:
         except Unsupported as reason:
             raise ModelError(f"output '{name}' cannot be imported: {reason}") from reason
 
-    # ---- nodes that stand for others ---------------------------------------------------------------------------------
+    # ---- nodes that are replaced -------------------------------------------------------------------------------------
 
     def _branch(self, task: _Task, condition: Value) -> list[_Task]:
-        """The nodes of the branch that is taken; the condition has to be known."""
+        """Return the nodes of the branch that is taken; the condition must be constant."""
         if not isinstance(condition, np.ndarray):
             raise Unsupported("its condition is computed from the model's inputs; export a model without control flow")
         wanted = "then_branch" if condition.reshape(-1)[0] else "else_branch"
@@ -153,7 +153,7 @@ class _Translation:
         ]
 
     def _expand(self, task: _Task, schema: onnx.defs.OpSchema, inputs: Sequence[Value]) -> list[_Task]:
-        """The nodes of the function that ONNX defines an operator by."""
+        """Return the nodes of an operator's function in ONNX's schema."""
         node = task.node
         version = task.opsets.get(schema.domain, 1)
         body = None
@@ -188,21 +188,21 @@ class _Translation:
         return _reaching(tasks, wanted)
 
     def _fresh(self, names: set[str], nodes: Sequence[onnx.NodeProto]) -> dict[str, str]:
-        """New names for what a body makes."""
+        """Create fresh names for the values of a body."""
         self.copies += 1
         made = names | {name for node in nodes for name in node.output if name}
         return {name: f"{name}#{self.copies}" for name in made}
 
-    # ---- the guard ---------------------------------------------------------------------------------------------------
+    # ---- type check --------------------------------------------------------------------------------------------------
 
     def _check(self, task: _Task, schema: onnx.defs.OpSchema, inputs: Sequence[Value]) -> None:
-        """Stop where a result has another type than ONNX infers for the node, or than the file declares."""
+        """Check the types of results against ONNX's inference and the file's declarations."""
         node = task.node
         types = {name: _onnx_type(value) for name, value in zip(node.input, inputs, strict=True) if name}
         known = {
             name: numpy_helper.from_array(value, name)
             for name, value in zip(node.input, inputs, strict=True)
-            if isinstance(value, np.ndarray) and value.size <= SMALL and value.dtype.kind in "fiub"
+            if isinstance(value, np.ndarray) and value.size <= MAX_INFERENCE_ELEMENTS and value.dtype.kind in "fiub"
         }
         imports = [onnx.helper.make_opsetid(domain, version) for domain, version in task.opsets.items()]
         try:
@@ -221,17 +221,17 @@ class _Translation:
                     )
 
 
-SMALL = 1024
-"""Elements of a constant that shape inference may want to see: a shape, axes, a padding."""
+MAX_INFERENCE_ELEMENTS = 1024
+"""Largest constant, in elements, whose values are given to shape inference: a shape, axes, a padding."""
 
 
 def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes that an output depends on, in the file's order."""
+    """List the nodes that an output depends on, in the file's order."""
     return [task.node for task in _reaching([_Task(node, {}) for node in graph.node], {v.name for v in graph.output})]
 
 
 def _reaching(tasks: Sequence[_Task], wanted: set[str]) -> list[_Task]:
-    """The tasks that make what is wanted, or what those read that do."""
+    """Select the tasks that the wanted values depend on."""
     wanted, kept = set(wanted), []
     for task in reversed(tasks):
         if wanted.isdisjoint(task.node.output):
@@ -242,7 +242,7 @@ def _reaching(tasks: Sequence[_Task], wanted: set[str]) -> list[_Task]:
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
-    """Every name that a node reads, its subgraphs included."""
+    """Collect the names that a node reads, its subgraphs included."""
     names, pending = set(), [node]
     while pending:
         current = pending.pop()
@@ -261,9 +261,9 @@ def _has_graph(attribute: onnx.AttributeProto) -> bool:
 def _renamed(
     node: onnx.NodeProto, names: Mapping[str, str], attributes: Mapping[str, onnx.AttributeProto] | None = None
 ) -> onnx.NodeProto:
-    """A node of a body with the names, and the values of attributes, of the place where the body is put.
+    """Copy a node of a function body, with names and attribute values of the call site.
 
-    The names inside of its own subgraphs are those of values around it alone where they are not its own.
+    In its subgraphs only names of outer values are replaced.
     """
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
@@ -304,7 +304,7 @@ def _schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> onnx.defs.OpSche
 
 
 def _name_of(node: onnx.NodeProto) -> str:
-    """What a node's values are called: after the module and the operator where PyTorch noted them."""
+    """Name the values of a node: by module and operator if PyTorch's metadata has them."""
     module = module_of(node)
     return f"{module}:{node.op_type}" if module else node.name or node.op_type
 
@@ -316,7 +316,7 @@ def _tensor_type(tensor: onnx.TypeProto.Tensor) -> relax.TensorType:
 
 
 def _onnx_type(value: Value) -> onnx.TypeProto:
-    """The ONNX type of a value."""
+    """Return the ONNX type of a value."""
     if isinstance(value, np.ndarray):
         return type_of(value)
     if not isinstance(value, relax.Expr):
@@ -326,7 +326,7 @@ def _onnx_type(value: Value) -> onnx.TypeProto:
 
 
 def _agree(ours: onnx.TypeProto.Tensor, theirs: onnx.TypeProto.Tensor) -> bool:
-    """Whether a static type is one that another, perhaps with unknown dimensions, allows."""
+    """Check a static type against one that may have unknown dimensions."""
     if theirs.elem_type and ours.elem_type != theirs.elem_type:
         return False
     if not theirs.HasField("shape"):

@@ -1,4 +1,4 @@
-"""The geometry that convolutions and poolings share: ONNX's padding, as numbers before and after each axis."""
+"""Window geometry of convolutions and poolings: ONNX's padding as widths before and after each axis."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from .registry import refuse
 
 @dataclass(frozen=True)
 class Window:
-    """A window that moves over the spatial axes."""
+    """A sliding window over the spatial axes."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
-    """Padding at the end; where the last window reaches beyond it (``ceil_mode``), enough for that window."""
+    """Padding at the end, enlarged for a last window that reaches beyond it (``ceil_mode``)."""
     declared: tuple[int, ...]
-    """Padding at the end as the node says."""
+    """Padding at the end as declared by the node."""
     outputs: tuple[int, ...]
-    """How many windows fit."""
+    """Number of windows along each axis."""
 
     @property
     def padding(self) -> list[int]:
-        """As TVM takes it: all begins, then all ends."""
+        """Padding in TVM's order: all begins, then all ends."""
         return [*self.before, *self.after]
 
 
@@ -41,9 +41,9 @@ def window_of(
     *,
     ceil: bool = False,
 ) -> Window:
-    """The window of a node over images of ``size``.
+    """Compute the window of a node over images of ``size``.
 
-    A last window that would begin in the padding at the end does not count, as in PyTorch.
+    A last window that would begin in the padding at the end is dropped, as in PyTorch.
     """
     rank = len(size)
     strides, dilations = tuple(strides or [1] * rank), tuple(dilations or [1] * rank)
@@ -75,5 +75,5 @@ def window_of(
 
 
 def spatial(x: Expr) -> tuple[int, ...]:
-    """The extents behind batch and channels."""
+    """Return the extents of the spatial axes."""
     return shape_of(x)[2:]

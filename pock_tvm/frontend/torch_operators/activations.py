@@ -14,7 +14,7 @@ from .registry import Number, Result, Site, converter
 
 @converter("hardtanh.default")
 def hard_tanh(at: Site, x: Expr, min_val: Number = -1, max_val: Number = 1) -> Expr:
-    """Unlike clamp, it has no gradient at the two ends."""
+    """Convert hardtanh; unlike clamp, its gradient is zero at the bounds."""
     return at.emit(hardtanh(x, low=float(min_val), high=float(max_val)))
 
 
@@ -39,19 +39,19 @@ def hard_swish(at: Site, x: Expr) -> Expr:
 
 @converter("gelu.default")
 def gelu(at: Site, x: Expr, approximate: str = "none") -> Expr:
-    """GELU, exact or by a tanh."""
+    """Convert GELU, exact or in its tanh approximation."""
     return at.emit((R.nn.gelu_tanh if approximate == "tanh" else R.nn.gelu)(x))
 
 
 @converter("leaky_relu.default")
 def leaky_relu(at: Site, x: Expr, negative_slope: Number = 0.01) -> Expr:
-    """x where it is positive, else ``negative_slope * x``."""
+    """``x`` where x > 0, else ``negative_slope * x``."""
     return at.emit(R.nn.leakyrelu(x, float(negative_slope)))
 
 
 @converter("prelu.default", "_prelu_kernel.default")
 def prelu(at: Site, x: Expr, weight: Expr) -> Expr:
-    """x where it is positive, else a slope of its channel times x."""
+    """``x`` where x > 0, else ``weight * x``, with one slope a channel."""
     slopes = math.prod(shape_of(weight))
     axis = 1 if len(shape_of(x)) > 1 else 0
     return at.emit(R.nn.prelu(x, at.reshape(weight, (slopes,)), axis if slopes > 1 else len(shape_of(x)) - 1))
@@ -59,19 +59,19 @@ def prelu(at: Site, x: Expr, weight: Expr) -> Expr:
 
 @converter("softplus.default")
 def softplus(at: Site, x: Expr, beta: Number = 1, threshold: Number = 20) -> Expr:
-    """``log(1 + e^(beta x)) / beta``; x itself beyond the threshold."""
+    """``log(1 + e^(beta x)) / beta``, and ``x`` where ``beta x > threshold``."""
     return at.emit(R.nn.softplus(x, float(beta), float(threshold)))
 
 
 @converter("elu.default")
 def elu_of(at: Site, x: Expr, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1) -> Expr:
-    """``scale * x`` where x is positive, else ``scale * alpha * (e^(input_scale x) - 1)``."""
+    """``scale * x`` where x > 0, else ``scale * alpha * (e^(input_scale x) - 1)``."""
     return at.emit(elu(x, alpha=float(alpha), scale=float(scale), input_scale=float(input_scale)))
 
 
 @converter("celu.default")
 def celu(at: Site, x: Expr, alpha: Number = 1.0) -> Expr:
-    """ELU whose slope is 1 at zero."""
+    """``x`` where x > 0, else ``alpha * (e^(x / alpha) - 1)``."""
     return elu_of(at, x, alpha, 1, 1 / alpha)
 
 

@@ -28,8 +28,8 @@ def attention(
 ) -> Expr:
     """``softmax(Q K^T * scale + mask) V`` over [..., heads, tokens, width].
 
-    A boolean mask keeps where it is True; a row that is masked completely gives zeros, as in PyTorch. With
-    ``enable_gqa`` several query heads share a key and value head, which broadcasts instead of being copied.
+    A boolean mask keeps positions where it is True; a fully masked row gives zeros, as in PyTorch. With ``enable_gqa``
+    several query heads share a key and value head, which is broadcast, not copied.
     """
     if dropout_p:
         raise Unsupported(
@@ -37,7 +37,7 @@ def attention(
             "model.eval() first"
         )
     scale = 1 / math.sqrt(shape_of(query)[-1]) if scale is None else scale
-    mask = None if attn_mask is None else at.unrepeated(attn_mask)  # the scores repeat it themselves
+    mask = None if attn_mask is None else at.unrepeated(attn_mask)  # adding it to the scores broadcasts it
     if is_causal:
         tokens = (shape_of(query)[-2], shape_of(key)[-2])
         mask = relax.const(np.tril(np.ones(tokens, "bool")), "bool")
@@ -55,7 +55,7 @@ def attention(
                 if shape_of(mask)[-3] == 1
                 else at.emit(R.reshape(mask, (*shape_of(mask)[:-3], shared, heads // shared, *shape_of(mask)[-2:])))
             )
-    # The scale goes to the query: it is smaller than the scores.
+    # Scale the query, which is smaller than the scores.
     scaled = at.emit(R.multiply(query, at.cast(scale)))
     scores = at.emit(matmul(scaled, key, transpose_a=False, transpose_b=True))
     result = at.emit(matmul(_probabilities(at, scores, mask), value, transpose_a=False, transpose_b=False))

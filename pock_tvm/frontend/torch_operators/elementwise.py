@@ -69,25 +69,25 @@ for _name, _operator in ROUNDING.items():
 
 @converter("alias.default", "clone.default", "lift_fresh_copy.default", "detach_copy.default", "contiguous.default")
 def same(at: Site, x: Expr) -> Expr:
-    """The values themselves."""
+    """Return x."""
     return x
 
 
 @converter("pock_tvm::stop_gradient.default")
 def stop_gradient(at: Site, x: Expr) -> Expr:
-    """The same values, but no gradient passes."""
+    """Stop the gradient."""
     return at.emit(R.grad.no_grad(x)) if is_float(x) else x
 
 
 @converter("_to_copy.default")
 def to_copy(at: Site, x: Expr, dtype: Any = None) -> Expr:
-    """The values in the element type of the result."""
+    """Cast to the result's element type."""
     return at.cast(x)
 
 
 @converter("copy.default")
 def copy(at: Site, x: Expr, src: Expr) -> Expr:
-    """``src`` in the place of x."""
+    """Return ``src``, cast and broadcast to x."""
     return at.broadcast(at.cast(src))
 
 
@@ -102,7 +102,7 @@ def _scaled(at: Site, y: Expr | Number, alpha: Number) -> Expr | Number:
 
 @converter("add.Tensor", "add.Scalar")
 def add(at: Site, x: Expr, other: Expr | Number, alpha: Number = 1) -> Expr:
-    """``x + alpha * other``; or, of truth values."""
+    """``x + alpha * other``; logical or for booleans."""
     x, y = at.promoted(x, _scaled(at, other, alpha))
     return at.emit(R.logical_or(x, y) if at.dtype == "bool" else R.add(x, y))
 
@@ -121,14 +121,14 @@ def rsub(at: Site, x: Expr, other: Expr | Number, alpha: Number = 1) -> Expr:
 
 @converter("mul.Tensor", "mul.Scalar")
 def mul(at: Site, x: Expr, other: Expr | Number) -> Expr:
-    """``x * other``; and, of truth values."""
+    """``x * other``; logical and for booleans."""
     x, y = at.promoted(x, other)
     return at.emit(R.logical_and(x, y) if at.dtype == "bool" else R.multiply(x, y))
 
 
 @converter("div.Tensor", "div.Scalar", "true_divide.Tensor")
 def div(at: Site, x: Expr, other: Expr | Number) -> Expr:
-    """``x / other``, of integers too."""
+    """``x / other``, in floating point for integers too."""
     if not isinstance(other, relax.Expr) and other == 0:  # TVM refuses to divide by a known zero
         return at.emit(R.multiply(at.cast(x), at.cast(math.copysign(math.inf, other))))
     return at.emit(R.divide(*at.promoted(x, other)))
@@ -174,7 +174,7 @@ def fmod(at: Site, x: Expr, other: Expr | Number) -> Expr:
 
 @converter("pow.Tensor_Tensor", "pow.Tensor_Scalar", "pow.Scalar")
 def power(at: Site, x: Expr | Number, exponent: Expr | Number) -> Expr:
-    """``x ** exponent``; of integers by way of float64, which is exact as far as its 53 bits go."""
+    """``x ** exponent``; integers are computed in float64, exact up to 53 bits."""
     if at.dtype.startswith("float"):
         return at.emit(R.power(*at.promoted(x, exponent)))
     powers = at.emit(R.power(at.cast(x, "float64"), at.cast(exponent, "float64")))
@@ -189,19 +189,19 @@ def reciprocal(at: Site, x: Expr) -> Expr:
 
 @converter("maximum.default", "max.other")
 def maximum(at: Site, x: Expr, other: Expr) -> Expr:
-    """The larger of two."""
+    """``max(x, other)``."""
     return at.emit(R.maximum(*at.promoted(x, other)))
 
 
 @converter("minimum.default", "min.other")
 def minimum(at: Site, x: Expr, other: Expr) -> Expr:
-    """The smaller of two."""
+    """``min(x, other)``."""
     return at.emit(R.minimum(*at.promoted(x, other)))
 
 
 @converter("clamp.default", "clamp_min.default", "clamp_max.default")
 def clamp(at: Site, x: Expr, min: Number | None = None, max: Number | None = None) -> Expr:  # noqa: A002 - schema
-    """``min(max(x, low), high)``; where x equals a bound its gradient passes."""
+    """``min(max(x, low), high)``; the gradient passes where x equals a bound."""
     x = at.cast(x)
     if is_float(x):
         low, high = (-math.inf if min is None else min), (math.inf if max is None else max)
@@ -215,7 +215,7 @@ def clamp(at: Site, x: Expr, min: Number | None = None, max: Number | None = Non
 
 @converter("clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
 def clamp_tensor(at: Site, x: Expr, min: Expr | None = None, max: Expr | None = None) -> Expr:  # noqa: A002 - schema
-    """``min(max(x, low), high)`` with tensors as bounds; the bounds get a gradient where they cut."""
+    """``min(max(x, low), high)`` with tensor bounds, which get the gradient where they apply."""
     x = at.broadcast(at.cast(x))
     for bound, beyond in ((min, R.less), (max, R.greater)):
         if bound is not None:
@@ -226,7 +226,7 @@ def clamp_tensor(at: Site, x: Expr, min: Expr | None = None, max: Expr | None = 
 
 @converter("sinh.default")
 def hyperbolic_sine(at: Site, x: Expr) -> Expr:
-    """``(e^x - e^-x) / 2``, exact near 0; LLVM has none."""
+    """``(e^x - e^-x) / 2``, accurate near 0; LLVM has no sinh."""
     x = at.cast(x)
     difference = R.subtract(at.emit(expm1(x)), at.emit(expm1(at.emit(R.negative(x)))))
     return at.emit(R.multiply(at.emit(difference), at.cast(0.5)))
@@ -234,7 +234,7 @@ def hyperbolic_sine(at: Site, x: Expr) -> Expr:
 
 @converter("cosh.default")
 def hyperbolic_cosine(at: Site, x: Expr) -> Expr:
-    """``(e^x + e^-x) / 2``; LLVM has none."""
+    """``(e^x + e^-x) / 2``; LLVM has no cosh."""
     x = at.cast(x)
     total = R.add(at.emit(R.exp(x)), at.emit(R.exp(at.emit(R.negative(x)))))
     return at.emit(R.multiply(at.emit(total), at.cast(0.5)))
@@ -293,7 +293,7 @@ for _name, _operator in {"and": R.logical_and, "or": R.logical_or, "xor": R.logi
 
 @converter("logical_not.default")
 def logical_not(at: Site, x: Expr) -> Expr:
-    """Whether x is zero."""
+    """``x == 0``."""
     return at.emit(R.logical_not(at.cast(x, "bool")))
 
 
@@ -319,7 +319,7 @@ for _name, _pair in BITS.items():
 
 @converter("bitwise_not.default")
 def bitwise_not(at: Site, x: Expr) -> Expr:
-    """Each bit turned over; not, of truth values."""
+    """Bitwise not; logical not for booleans."""
     return at.emit(R.logical_not(x) if at.dtype == "bool" else R.bitwise_not(x))
 
 
@@ -340,11 +340,11 @@ for _name, (_operator, _integers) in {
 
 @converter("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
 def where(at: Site, condition: Expr, x: Expr | Number, other: Expr | Number) -> Expr:
-    """x where the condition holds, ``other`` elsewhere."""
+    """Select x where the condition holds, else ``other``."""
     return at.emit(R.where(at.cast(condition, "bool"), at.cast(x), at.cast(other)))
 
 
 @converter("masked_fill.Scalar", "masked_fill.Tensor")
 def masked_fill(at: Site, x: Expr, mask: Expr, value: Expr | Number) -> Expr:
-    """``value`` where the mask holds, x elsewhere."""
+    """Select ``value`` where the mask holds, else x."""
     return at.emit(R.where(at.cast(mask, "bool"), at.cast(value), x))

@@ -16,12 +16,12 @@ from .reductions import chosen_along
 from .registry import Site, Unsupported, converter, normalized
 
 FAR = relax.const(1 << 40, "int64")
-"""Beyond every axis, even multiplied with an extent."""
+"""An index beyond every axis, even after multiplication with an extent."""
 
 
 @converter("embedding.default")
 def embedding(at: Site, weight: Expr, indices: Expr, padding_idx: int = -1, scale_grad_by_freq: bool = False) -> Expr:
-    """Rows of a table; the row ``padding_idx`` gets no gradient."""
+    """Look up rows of a table; row ``padding_idx`` gets no gradient."""
     if scale_grad_by_freq:
         raise Unsupported("with scale_grad_by_freq=True is not supported")
     at.looked_up(indices, shape_of(weight)[0])
@@ -35,7 +35,7 @@ def embedding(at: Site, weight: Expr, indices: Expr, padding_idx: int = -1, scal
 
 @converter("index_select.default")
 def index_select(at: Site, x: Expr, dim: int, index: Expr) -> Expr:
-    """Positions of an axis."""
+    """Read positions of an axis."""
     if not shape_of(x):
         return x
     axis = normalized(dim, len(shape_of(x)))
@@ -45,7 +45,7 @@ def index_select(at: Site, x: Expr, dim: int, index: Expr) -> Expr:
 
 @converter("take.default")
 def take(at: Site, x: Expr, index: Expr) -> Expr:
-    """Elements by their position in all of x."""
+    """Read elements by their flat position."""
     count = math.prod(shape_of(x))
     return at.emit(R.take(at.reshape(x, (count,)), _from_front(at, index, count), 0))
 
@@ -64,7 +64,7 @@ def gather(at: Site, x: Expr, dim: int, index: Expr, sparse_grad: bool = False) 
 
 
 def _or_nan(at: Site, x: Expr, index: Expr, extent: int) -> Expr:
-    """The values where an index lies inside; where it does not, and PyTorch raises, they are no numbers."""
+    """Replace values read out of bounds by NaN; PyTorch raises there."""
     if constant_value(index) is not None:
         return x
     return _inside_or(at, index, extent, x, at.cast(math.nan))
@@ -77,7 +77,7 @@ def _inside_or(at: Site, index: Expr, extent: int, x: Expr, other: Expr) -> Expr
 
 
 def _cut(at: Site, x: Expr, axis: int, shape: Sequence[int]) -> Expr:
-    """x no longer than ``shape`` along any axis but one."""
+    """Cut x to ``shape`` along all axes but one."""
     longer = [
         other
         for other, extent in enumerate(shape_of(x))
@@ -88,8 +88,8 @@ def _cut(at: Site, x: Expr, axis: int, shape: Sequence[int]) -> Expr:
 
 @converter("index.Tensor", "_unsafe_index.Tensor")
 def index_tensors(at: Site, x: Expr, indices: Sequence[Expr | None]) -> Expr:
-    """``x[:, i, j]``: tensors of indices are read together, as coordinates, and stand where the first of them stood;
-    in front where others lie between them."""
+    """``x[:, i, j]``: index tensors are coordinates. Their axes replace the first indexed axis;
+    they come first if indexed axes are not adjacent."""
     rank = len(shape_of(x))
     used = [axis for axis, index in enumerate(indices) if index is not None]
     given = [index for index in indices if index is not None]
@@ -121,7 +121,7 @@ def index_tensors(at: Site, x: Expr, indices: Sequence[Expr | None]) -> Expr:
 
 
 def _is_grid(places: Sequence[Expr]) -> bool:
-    """Whether indices run along axes of their own, one after the other: each axis can be read by itself."""
+    """Check whether each index varies along an axis of its own, in order, so that axes can be read one by one."""
     rank = max(len(shape_of(place)) for place in places)
     along = [
         [rank - len(shape_of(place)) + axis for axis, extent in enumerate(shape_of(place)) if extent > 1]
@@ -132,7 +132,7 @@ def _is_grid(places: Sequence[Expr]) -> bool:
 
 
 def _read(at: Site, x: Expr, places: Expr, axis: int) -> Expr:
-    """Positions of an axis; the axis itself where they are all of its positions."""
+    """Read positions of an axis; return x if they are all positions in order."""
     known = constant_value(places)
     if known is not None and np.array_equal(known, np.arange(shape_of(x)[axis])):
         return x
@@ -140,9 +140,10 @@ def _read(at: Site, x: Expr, places: Expr, axis: int) -> Expr:
 
 
 def _from_front(at: Site, index: Expr, extent: int, *, one_of_several: bool = False) -> Expr:
-    """Indices that count from the end, counted from the front.
+    """Convert negative indices to positions from the front.
 
-    One of several coordinates lies far outside where it lies outside at all: together they must not name an element.
+    With ``one_of_several`` coordinates, an index out of bounds becomes ``FAR``, so that the flat position is out of
+    bounds too.
     """
     known = constant_value(index)
     if known is not None:
@@ -171,7 +172,7 @@ def _times(at: Site, x: Expr, factor: int) -> Expr:
 
 @converter("index_put.default", "_unsafe_index_put.default")
 def index_put(at: Site, x: Expr, indices: Sequence[Expr | None], values: Expr, accumulate: bool = False) -> Expr:
-    """x with values written to the places that indices name; a mask keeps its shape."""
+    """Write values to indexed positions of x; a boolean mask selects in place."""
     masks = [index for index in indices if index is not None]
     if len(masks) == 1 and dtype_of(masks[0]) == "bool" and not accumulate and indices[0] is not None:
         if math.prod(shape_of(values)) != 1:

@@ -29,13 +29,13 @@ def reshape(
     end_dim: Any = None,
     sizes: Any = None,
 ) -> Expr:
-    """The same elements in the shape of the result, which PyTorch has worked out from the arguments."""
+    """Reshape to the result's shape, as PyTorch computed it."""
     return at.reshape(x, at.shape)
 
 
 @converter("permute.default")
 def permute(at: Site, x: Expr, dims: Sequence[int]) -> Expr:
-    """The axes in another order."""
+    """Permute axes."""
     rank = len(shape_of(x))
     order = [normalized(axis, rank) for axis in dims]
     return x if order == list(range(rank)) else at.emit(R.permute_dims(x, order))
@@ -43,7 +43,7 @@ def permute(at: Site, x: Expr, dims: Sequence[int]) -> Expr:
 
 @converter("transpose.int")
 def transpose(at: Site, x: Expr, dim0: int, dim1: int) -> Expr:
-    """Two axes swapped."""
+    """Swap two axes."""
     order = list(range(len(shape_of(x))))
     if order:
         first, second = (normalized(axis, len(order)) for axis in (dim0, dim1))
@@ -53,33 +53,33 @@ def transpose(at: Site, x: Expr, dim0: int, dim1: int) -> Expr:
 
 @converter("t.default")
 def transposed(at: Site, x: Expr) -> Expr:
-    """A matrix transposed."""
+    """Transpose a matrix."""
     return permute(at, x, list(range(len(shape_of(x))))[::-1])
 
 
 @converter("expand.default", "broadcast_to.default")
 def expand(at: Site, x: Expr, size: Sequence[int]) -> Expr:
-    """x repeated to the shape of the result."""
+    """Broadcast x to the result's shape."""
     return at.broadcast(x)
 
 
 @converter("repeat.default")
 def repeat(at: Site, x: Expr, repeats: Sequence[int]) -> Expr:
-    """x repeated as a whole along each axis."""
+    """Tile x along each axis."""
     x = at.reshape(x, (1,) * (len(repeats) - len(shape_of(x))) + shape_of(x))
     return x if all(count == 1 for count in repeats) else at.emit(R.tile(x, list(repeats)))
 
 
 @converter("select.int")
 def select(at: Site, x: Expr, dim: int, index: int) -> Expr:
-    """One position of an axis."""
+    """Select one position of an axis."""
     axis = normalized(dim, len(shape_of(x)))
     return at.emit(R.take(x, relax.const(normalized(index, shape_of(x)[axis]), "int64"), axis))
 
 
 @converter("slice.Tensor")
 def slice_of(at: Site, x: Expr, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Expr:
-    """Every ``step``-th position of a part of an axis."""
+    """Slice an axis with a step."""
     axis = normalized(dim, len(shape_of(x)))
     extent = shape_of(x)[axis]
     first, last, _ = slice(start, end, step).indices(extent)
@@ -94,7 +94,7 @@ def _part(at: Site, x: Expr, axis: int, first: int, last: int, step: int = 1) ->
 
 @converter("split_with_sizes.default", "split_with_sizes_copy.default")
 def split_with_sizes(at: Site, x: Expr, split_sizes: Sequence[int], dim: int = 0) -> Result:
-    """Parts of an axis, one after the other."""
+    """Split an axis into parts of given sizes."""
     axis = normalized(dim, len(shape_of(x)))
     ends = np.cumsum(split_sizes).tolist()
     parts = at.emit(R.split(x, ends[:-1], axis)) if len(ends) > 1 else None
@@ -103,20 +103,20 @@ def split_with_sizes(at: Site, x: Expr, split_sizes: Sequence[int], dim: int = 0
 
 @converter("split.Tensor")
 def split(at: Site, x: Expr, split_size: int, dim: int = 0) -> Result:
-    """Parts of an axis of equal size, the last one perhaps smaller."""
+    """Split an axis into parts of equal size; the last may be smaller."""
     sizes = [shape[normalized(dim, len(shape))] for shape, _ in at.types]
     return split_with_sizes(at, x, sizes, dim)
 
 
 @converter("unbind.int")
 def unbind(at: Site, x: Expr, dim: int = 0) -> Result:
-    """Each position of an axis."""
+    """Split an axis into its positions."""
     return [select(at, x, dim, index) for index in range(len(at.types))]
 
 
 @converter("cat.default")
 def concatenate(at: Site, tensors: Sequence[Expr], dim: int = 0) -> Expr:
-    """Tensors one behind another along an axis; PyTorch leaves out empty vectors."""
+    """Concatenate along an axis; PyTorch skips empty vectors."""
     parts = [at.cast(part) for part in tensors if shape_of(part) != (0,) or len(at.shape) == 1]
     parts = [part for part in parts if 0 not in shape_of(part)] or parts[:1]
     return parts[0] if len(parts) == 1 else at.emit(R.concat(parts, axis=normalized(dim, len(at.shape))))
@@ -124,7 +124,7 @@ def concatenate(at: Site, tensors: Sequence[Expr], dim: int = 0) -> Expr:
 
 @converter("stack.default")
 def stack(at: Site, tensors: Sequence[Expr], dim: int = 0) -> Expr:
-    """Tensors one behind another along a new axis."""
+    """Stack along a new axis."""
     axis = normalized(dim, len(at.shape))
     parts = [at.emit(R.expand_dims(at.cast(part), axis)) for part in tensors]
     return parts[0] if len(parts) == 1 else at.emit(R.concat(parts, axis=axis))
@@ -132,7 +132,7 @@ def stack(at: Site, tensors: Sequence[Expr], dim: int = 0) -> Expr:
 
 @converter("flip.default")
 def flip(at: Site, x: Expr, dims: Sequence[int]) -> Expr:
-    """Axes reversed."""
+    """Reverse axes."""
     for dim in dims:
         x = at.emit(R.flip(x, normalized(dim, len(shape_of(x)))))
     return x
@@ -140,7 +140,7 @@ def flip(at: Site, x: Expr, dims: Sequence[int]) -> Expr:
 
 @converter("roll.default")
 def roll(at: Site, x: Expr, shifts: Sequence[int], dims: Sequence[int] = ()) -> Expr:
-    """Axes turned, what falls off one end coming in at the other; without axes all elements as one row."""
+    """Rotate axes; without axes, the flattened tensor."""
     shape = shape_of(x)
     if not dims:
         row = roll(at, at.reshape(x, (math.prod(shape),)), shifts, [0])
@@ -156,7 +156,7 @@ def roll(at: Site, x: Expr, shifts: Sequence[int], dims: Sequence[int] = ()) -> 
 
 @converter("constant_pad_nd.default")
 def constant_pad(at: Site, x: Expr, pad: Sequence[int], value: Number = 0) -> Expr:
-    """A border of one number; a negative width is cut off."""
+    """Pad with a constant; negative widths crop."""
     for axis, (before, after) in _borders(x, pad):
         x = _part(at, x, axis, max(0, -before), shape_of(x)[axis] - max(0, -after))
     widths = [0] * (2 * len(shape_of(x)))
@@ -166,20 +166,20 @@ def constant_pad(at: Site, x: Expr, pad: Sequence[int], value: Number = 0) -> Ex
 
 
 def _borders(x: Expr, pad: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
-    """The axes with the widths in front and behind, which PyTorch counts from the last axis on."""
+    """List axes with their widths before and after; PyTorch counts from the last axis."""
     rank = len(shape_of(x))
     return [(rank - 1 - index, (pad[2 * index], pad[2 * index + 1])) for index in range(len(pad) // 2)]
 
 
 @converter("reflection_pad1d.default", "reflection_pad2d.default", "reflection_pad3d.default")
 def reflection_pad(at: Site, x: Expr, padding: Sequence[int]) -> Expr:
-    """A border that mirrors what lies inside, without the edge itself."""
+    """Pad by reflection, without repeating the edge."""
     return _padded_by(at, x, padding, "reflect")
 
 
 @converter("replication_pad1d.default", "replication_pad2d.default", "replication_pad3d.default")
 def replication_pad(at: Site, x: Expr, padding: Sequence[int]) -> Expr:
-    """A border that repeats the edge."""
+    """Pad by repeating the edge."""
     return _padded_by(at, x, padding, "edge")
 
 
@@ -194,7 +194,7 @@ def _padded_by(at: Site, x: Expr, padding: Sequence[int], mode: Any) -> Expr:
 
 @converter("diagonal.default", "diagonal_copy.default")
 def diagonal(at: Site, x: Expr, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Expr:
-    """The diagonal of two axes, as the last axis."""
+    """Read the diagonal of two axes as the last axis."""
     rank = len(shape_of(x))
     first, second = normalized(dim1, rank), normalized(dim2, rank)
     rest = [axis for axis in range(rank) if axis not in (first, second)]
@@ -207,7 +207,7 @@ def diagonal(at: Site, x: Expr, offset: int = 0, dim1: int = 0, dim2: int = 1) -
 
 @converter("unfold.default", "unfold_copy.default")
 def windows(at: Site, x: Expr, dimension: int, size: int, step: int) -> Expr:
-    """Windows of an axis, each along a new last axis."""
+    """Read sliding windows of an axis along a new last axis."""
     rank = len(shape_of(x))
     if not rank:
         return at.reshape(x, at.shape)
@@ -219,13 +219,13 @@ def windows(at: Site, x: Expr, dimension: int, size: int, step: int) -> Expr:
 
 @converter("tril.default")
 def lower_triangle(at: Site, x: Expr, diagonal: int = 0) -> Expr:
-    """The elements on and below a diagonal, zero above."""
+    """Keep elements on and below a diagonal, zero above."""
     return at.emit(R.tril(x, diagonal))
 
 
 @converter("triu.default")
 def upper_triangle(at: Site, x: Expr, diagonal: int = 0) -> Expr:
-    """The elements on and above a diagonal, zero below."""
+    """Keep elements on and above a diagonal, zero below."""
     return at.emit(R.triu(x, diagonal))
 
 
@@ -233,7 +233,7 @@ def upper_triangle(at: Site, x: Expr, diagonal: int = 0) -> Expr:
 def slice_scatter(
     at: Site, x: Expr, src: Expr, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Expr:
-    """x with a part of an axis replaced."""
+    """Replace a slice of an axis."""
     if step != 1:
         raise Unsupported(f"with step={step} is not supported")
     axis = normalized(dim, len(shape_of(x)))
@@ -250,7 +250,7 @@ def slice_scatter(
 
 @converter("select_scatter.default")
 def select_scatter(at: Site, x: Expr, src: Expr, dim: int, index: int) -> Expr:
-    """x with one position of an axis replaced."""
+    """Replace one position of an axis."""
     axis = normalized(dim, len(shape_of(x)))
     first = normalized(index, shape_of(x)[axis])
     return slice_scatter(at, x, at.emit(R.expand_dims(src, axis)), axis, first, first + 1)
@@ -261,13 +261,13 @@ def select_scatter(at: Site, x: Expr, src: Expr, dim: int, index: int) -> Expr:
 
 @converter("full_like.default", "full.default", "new_full.default", "fill.Scalar")
 def full(at: Site, fill_value: Number = 0, value: Number | None = None, dtype: Any = None, **_: Any) -> Expr:
-    """One number everywhere."""
+    """Fill the result's shape with a number."""
     return at.full(fill_value if value is None else value)
 
 
 @converter("fill.Tensor")
 def fill_tensor(at: Site, value: Expr) -> Expr:
-    """One number everywhere, which a tensor holds."""
+    """Fill the result's shape with the value of a tensor."""
     return at.broadcast(at.cast(value))
 
 
@@ -276,11 +276,11 @@ def fill_tensor(at: Site, value: Expr) -> Expr:
     *("empty.memory_format", "empty_strided.default", "new_empty_strided.default", "empty_permuted.default"),
 )
 def zeros(at: Site, dtype: Any = None, **_: Any) -> Expr:
-    """Zeros; and what PyTorch leaves unwritten, until something writes it."""
+    """Create zeros, for uninitialised tensors (``empty``) too."""
     return at.full(0)
 
 
 @converter("ones_like.default", "new_ones.default", "ones.default")
 def ones(at: Site, dtype: Any = None, **_: Any) -> Expr:
-    """Ones."""
+    """Create ones."""
     return at.full(1)

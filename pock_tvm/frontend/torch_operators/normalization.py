@@ -30,7 +30,7 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> Result:
-    """``(x - mean) / sqrt(var + eps) * weight + bias`` by channels, with the running statistics."""
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` by channel, with running statistics."""
     channels = [shape_of(input)[1]]
     results = at.emit(
         R.nn.batch_norm(
@@ -60,7 +60,7 @@ def batch_norm_without_statistics(
     momentum: float,
     eps: float,
 ) -> Result:
-    """Batch norm with the statistics of the batch, in eval mode too: ``track_running_stats=False``."""
+    """Convert batch norm without running statistics (``track_running_stats=False``), in eval mode too."""
     axes = [axis for axis in range(len(shape_of(input))) if axis != 1]
     y = at.emit(normalize(input, axes=axes, epsilon=eps, center=True))
     return [_with_affine(at, y, weight, bias), None, None]
@@ -71,7 +71,7 @@ def batch_norm_without_statistics(
     *("_native_batch_norm_legit.default", "_native_batch_norm_legit_functional.default"),
 )
 def batch_norm_of_pytorch(at: Site, **_: Any) -> Result:
-    """Refused: its running statistics change, and PyTorch gives no gradient through its further results."""
+    """Refuse PyTorch's internal batch norms: they update statistics, and their further results have no gradient."""
     raise Unsupported("is PyTorch's own, which nn.BatchNorm calls: use that, or torch.nn.functional.batch_norm")
 
 
@@ -87,7 +87,7 @@ def instance_norm(
     momentum: float,
     eps: float,
 ) -> Expr:
-    """Each channel of each image normalised by itself; by running statistics where the module was told to keep some."""
+    """Normalise each channel of each image, by running statistics if the module keeps them."""
     if not use_input_stats:
         return batch_norm(at, input, weight, bias, running_mean, running_var, momentum, eps)[0]
     axes = list(range(2, len(shape_of(input))))
@@ -95,7 +95,7 @@ def instance_norm(
 
 
 def _with_affine(at: Site, y: Expr, weight: Expr | None, bias: Expr | None) -> Expr:
-    """Scaled and shifted by channels, along axis 1."""
+    """Scale and shift by channel, along axis 1."""
     rest = [1] * (len(shape_of(y)) - 2)
     if weight is not None:
         y = at.emit(R.multiply(y, at.reshape(weight, (*shape_of(weight), *rest))))
@@ -111,7 +111,7 @@ def layer_norm(
     bias: Expr | None = None,
     eps: float = 1e-5,
 ) -> Expr:
-    """Normalised over the last axes."""
+    """Normalise over the last axes."""
     axes = list(range(-len(normalized_shape), 0))
     gamma = _affine_or_constant(at, weight, normalized_shape, 1)
     beta = _affine_or_constant(at, bias, normalized_shape, 0)
@@ -127,7 +127,7 @@ def native_layer_norm(
     bias: Expr | None,
     eps: float,
 ) -> Result:
-    """Layer norm, as PyTorch's core set has it."""
+    """Convert layer norm of PyTorch's core operators."""
     return [layer_norm(at, input, normalized_shape, weight, bias, eps), None, None]
 
 
@@ -156,7 +156,7 @@ def group_norm(
     bias: Expr | None = None,
     eps: float = 1e-5,
 ) -> Expr:
-    """Groups of channels normalised by themselves."""
+    """Normalise groups of channels."""
     channels = [shape_of(input)[1]]
     return at.emit(
         R.nn.group_norm(
@@ -185,5 +185,5 @@ def native_group_norm(
     C: int = 0,
     HxW: int = 0,
 ) -> Result:
-    """Group norm, as PyTorch's core set has it."""
+    """Convert group norm of PyTorch's core operators."""
     return [group_norm(at, input, group, weight, bias, eps), None, None]

@@ -25,7 +25,7 @@ def max_pool(
     ceil_mode: bool = False,
     rank: int = 2,
 ) -> Result:
-    """The largest of each window; padding never is."""
+    """Take the maximum of each window; padding never wins."""
     window = _Window.of(at, x, rank, kernel_size, stride, padding, dilation)
     y = at.emit(R.nn.max_pool2d(window.image, window.size, window.strides, window.padding, window.dilation))
     y = at.reshape(y, at.shape)
@@ -44,7 +44,7 @@ def avg_pool(
     divisor_override: int | None = None,
     rank: int = 2,
 ) -> Expr:
-    """The mean of each window. Padding counts on request; what ``ceil_mode`` adds beyond the padding never does."""
+    """Take the mean of each window. Padding counts on request, positions beyond it (``ceil_mode``) never."""
     window = _Window.of(at, x, rank, kernel_size, stride, padding, 1)
     y = at.emit(R.nn.avg_pool2d(window.image, window.size, window.strides, window.padding, count_include_pad=True))
     taps = window.size[0] * window.size[1]
@@ -63,14 +63,14 @@ converter("avg_pool1d.default")(partial(avg_pool, rank=1))
 
 
 class _Window:
-    """The window of a pooling, over images [N, C, H, W]."""
+    """The window of a pooling over images [N, C, H, W]."""
 
     def __init__(self, image: Expr, out: Sequence[int], *arguments: list[int]) -> None:
         self.image, self.out = image, out
         self.size, self.strides, self.own_padding, self.dilation = size, strides, _, _ = arguments
         extents = shape_of(image)[2:]
         spans = [(size[axis] - 1) * self.dilation[axis] + 1 for axis in (0, 1)]
-        # With as much behind as the last window needs: so PyTorch's ceil_mode needs no operator of its own.
+        # Padding at the end covers the last window: PyTorch's ceil_mode.
         behind = [
             max(0, (out[axis] - 1) * strides[axis] + spans[axis] - extents[axis] - self.own_padding[axis])
             for axis in (0, 1)
@@ -81,7 +81,7 @@ class _Window:
     def of(
         cls, at: Site, x: Expr, rank: int, size: Extents, stride: Extents, padding: Extents, dilation: Extents
     ) -> _Window:
-        """The window of PyTorch's arguments; a row is an image of height 1, one image a batch of one."""
+        """Build the window of PyTorch's arguments; a row is an image of height 1, an image a batch of one."""
         sizes = extents(size, rank)
         values = [sizes, extents(stride, rank) if stride not in ((), []) else sizes]
         values += [extents(padding, rank), extents(dilation, rank)]
@@ -94,7 +94,7 @@ class _Window:
         return cls(image, out, *values)
 
     def covered(self, axis: int, with_padding: bool) -> np.ndarray:
-        """How many positions each window covers along an axis."""
+        """Count the positions that each window covers along an axis."""
         extent, pad = shape_of(self.image)[2 + axis], self.own_padding[axis]
         starts = np.arange(self.out[axis]) * self.strides[axis] - pad
         first, last = (-pad, extent + pad) if with_padding else (0, extent)
@@ -103,7 +103,7 @@ class _Window:
 
 @converter("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default", "adaptive_avg_pool1d.default")
 def adaptive_avg_pool(at: Site, x: Expr, output_size: Sequence[int]) -> Expr:
-    """The means of as many windows as are wanted; where they are not of one size, as products with their shares."""
+    """Take means over ``output_size`` windows; windows of unequal size become matrix products."""
     rank = 2 if len(output_size) == 2 else 1
     shape = shape_of(x) if rank == 2 else (*shape_of(x)[:-1], 1, shape_of(x)[-1])
     out = at.shape[-2:] if rank == 2 else (1, at.shape[-1])
@@ -116,7 +116,7 @@ def adaptive_avg_pool(at: Site, x: Expr, output_size: Sequence[int]) -> Expr:
 
 
 def _shares(extent: int, count: int, dtype: str) -> np.ndarray:
-    """What each position adds to each of so many means, [count, extent]: PyTorch's windows overlap by one."""
+    """Build the averaging matrix [count, extent]; PyTorch's windows overlap where sizes do not divide."""
     shares = np.zeros((count, extent), dtype)
     for index in range(count):
         first, last = index * extent // count, -(-(index + 1) * extent // count)

@@ -16,7 +16,7 @@ from .registry import Extents, Number, Site, Unsupported, converter, extents
 def product(
     at: Site, x: Expr, other: Expr | None = None, mat2: Expr | None = None, vec: Expr | None = None, tensor: Any = None
 ) -> Expr:
-    """A matrix product."""
+    """Multiply matrices, vectors, or batches of them."""
     second = next(operand for operand in (other, mat2, vec, tensor) if operand is not None)
     return _matmul(at, x, second)
 
@@ -44,14 +44,14 @@ def addmm(
 
 @converter("baddbmm.default")
 def baddbmm(at: Site, x: Expr, batch1: Expr, batch2: Expr, beta: Number = 1, alpha: Number = 1) -> Expr:
-    """``beta * x + alpha * (a @ b)`` for each of a batch."""
+    """``beta * x + alpha * (a @ b)`` for batches of matrices."""
     return _with_sum(at, x, _matmul(at, batch1, batch2), beta, alpha)
 
 
 def _with_sum(at: Site, x: Expr, product: Expr, beta: Number, alpha: Number) -> Expr:
     if alpha != 1:
         product = at.emit(R.multiply(product, at.cast(alpha)))
-    if beta == 0:  # whatever x holds, be it no numbers at all
+    if beta == 0:  # x is ignored, even if it is NaN
         return at.broadcast(product)
     return at.emit(R.add(product, x if beta == 1 else at.emit(R.multiply(x, at.cast(beta)))))
 
@@ -80,7 +80,7 @@ def convolution_of(
     dilation: Extents = 1,
     groups: int = 1,
 ) -> Expr:
-    """A convolution in one, two or three dimensions, of a batch or of one image."""
+    """Convolve a batch or a single image over one to three dimensions."""
     rank = len(shape_of(weight)) - 2
     operator = {1: R.nn.conv1d, 2: R.nn.conv2d, 3: R.nn.conv3d}[rank]
     strides, pads, dilations = (extents(value, rank) for value in (stride, padding, dilation))
@@ -101,7 +101,7 @@ def transposed_convolution(
     groups: int = 1,
     dilation: Extents = 1,
 ) -> Expr:
-    """A transposed convolution; one of one dimension is one of two with height 1."""
+    """Convert a transposed convolution; a 1D one becomes a 2D one of height 1."""
     rank = len(shape_of(weight)) - 2
     strides, pads, extra, dilations = (extents(v, rank) for v in (stride, padding, output_padding, dilation))
     x = input if len(shape_of(input)) == rank + 2 else at.emit(R.expand_dims(input, 0))
@@ -128,7 +128,7 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Expr:
-    """What all convolutions are in PyTorch's core set."""
+    """Convert the general convolution of PyTorch's core operators."""
     if transposed:
         return transposed_convolution(at, input, weight, bias, stride, padding, output_padding, groups, dilation)
     return convolution_of(at, input, weight, bias, stride, padding, dilation, groups)

@@ -1,4 +1,4 @@
-"""Operators that give one value for all positions along some axes, and those that run along an axis."""
+"""Reductions over axes, and operators along an axis: cumulative sums, softmax, sorting."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ Axes = int | Sequence[int] | None
 
 
 def _reduced(operator: Callable[..., Expr], at: Site, x: Expr, dim: Axes, keepdim: bool) -> Expr:
-    """A reduction over the axes that ``dim`` names; a number is its own reduction."""
+    """Reduce over the axes of ``dim``; a scalar stays."""
     axes = axes_of(dim, len(shape_of(x)))
     return at.emit(operator(x, axis=axes, keepdims=keepdim)) if axes else x
 
 
 @converter("sum.default", "sum.dim_IntList")
 def total(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False, dtype: Any = None) -> Expr:
-    """The sum, of integers as int64."""
+    """Sum; integers in int64."""
     return _reduced(R.sum, at, at.cast(x), dim, keepdim)
 
 
 @converter("mean.default", "mean.dim")
 def mean(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False, dtype: Any = None) -> Expr:
-    """The mean."""
+    """Take the mean."""
     return _reduced(R.mean, at, at.cast(x), dim, keepdim)
 
 
 @converter("amax.default", "max.default")
 def amax(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False) -> Expr:
-    """The largest value; equals share its gradient."""
+    """Take the maximum; ties share its gradient."""
     return _reduced(R.max, at, x, dim, keepdim)
 
 
 @converter("amin.default", "min.default")
 def amin(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False) -> Expr:
-    """The smallest value; equals share its gradient."""
+    """Take the minimum; ties share its gradient."""
     return _reduced(R.min, at, x, dim, keepdim)
 
 
 @converter("prod.default", "prod.dim_int")
 def product(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False, dtype: Any = None) -> Expr:
-    """The product, of integers as int64."""
+    """Multiply; integers in int64."""
     return _reduced(R.prod, at, at.cast(x), dim, keepdim)
 
 
 @converter("any.default", "any.dim", "any.dims")
 def any_of(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False) -> Expr:
-    """Whether any value is not zero."""
+    """Test whether any value is nonzero."""
     return _any(at, at.cast(x, "bool"), dim, keepdim)
 
 
 @converter("all.default", "all.dim", "all.dims")
 def all_of(at: Site, x: Expr, dim: Axes = None, keepdim: bool = False) -> Expr:
-    """Whether no value is zero."""
+    """Test whether all values are nonzero."""
     zero = at.emit(R.logical_not(at.cast(x, "bool")))
     return at.emit(R.logical_not(_any(at, zero, dim, keepdim)))
 
@@ -74,20 +74,20 @@ def _any(at: Site, truth: Expr, dim: Axes, keepdim: bool) -> Expr:
 
 @converter("var.correction")
 def variance(at: Site, x: Expr, dim: Axes = None, correction: Number | None = None, keepdim: bool = False) -> Expr:
-    """``sum((x - mean)^2) / (n - correction)``, the correction 1 where it is None."""
+    """``sum((x - mean)^2) / (n - correction)``; the default correction is 1."""
     axes = axes_of(dim, len(shape_of(x)))
     count = math.prod(shape_of(x)[axis] for axis in axes)
     degrees = count - (1 if correction is None else correction)
-    if not axes:  # of one number: nothing differs from the mean
+    if not axes:  # a scalar has no deviation from its mean
         return at.emit(R.multiply(at.emit(R.subtract(x, x)), at.cast(1 / degrees if degrees > 0 else math.inf)))
-    found = at.emit(R.variance(x, axis=axes, keepdims=keepdim))
+    biased = at.emit(R.variance(x, axis=axes, keepdims=keepdim))
     factor = count / degrees if degrees > 0 else math.inf
-    return found if factor == 1 else at.emit(R.multiply(found, at.cast(factor)))
+    return biased if factor == 1 else at.emit(R.multiply(biased, at.cast(factor)))
 
 
 @converter("std.correction")
 def deviation(at: Site, x: Expr, dim: Axes = None, correction: Number | None = None, keepdim: bool = False) -> Expr:
-    """The root of the variance, without a gradient where that is zero."""
+    """Take the square root of the variance; its gradient is 0 where the variance is 0."""
     return at.emit(root(variance(at, x, dim, correction, keepdim), degree=2.0))
 
 
@@ -95,7 +95,7 @@ def deviation(at: Site, x: Expr, dim: Axes = None, correction: Number | None = N
 def variance_and_mean(
     at: Site, x: Expr, dim: Axes = None, correction: Number | None = None, keepdim: bool = False
 ) -> Result:
-    """The variance, and the mean."""
+    """Compute variance and mean."""
     return [variance(at, x, dim, correction, keepdim), _reduced(R.mean, at, x, dim, keepdim)]
 
 
@@ -103,7 +103,7 @@ def variance_and_mean(
 def deviation_and_mean(
     at: Site, x: Expr, dim: Axes = None, correction: Number | None = None, keepdim: bool = False
 ) -> Result:
-    """The root of the variance, and the mean."""
+    """Compute standard deviation and mean."""
     return [deviation(at, x, dim, correction, keepdim), _reduced(R.mean, at, x, dim, keepdim)]
 
 
@@ -116,9 +116,9 @@ def vector_norm(
     keepdim: bool = False,
     dtype: Any = None,  # noqa: A002 - schema
 ) -> Expr:
-    """``sum(|x|^p)^(1/p)``; the largest or smallest size for p = inf and -inf, how many are not zero for p = 0.
+    """``sum(|x|^p)^(1/p)``; the largest or smallest |x| for p = inf and -inf, the number of nonzeros for p = 0.
 
-    Of zeros the norm has no gradient (``torch/csrc/autograd/FunctionsManual.cpp``, norm_backward).
+    The gradient at zero is zero (``torch/csrc/autograd/FunctionsManual.cpp``, norm_backward).
     """
     x = at.cast(x)
     if ord == 2:
@@ -135,7 +135,7 @@ def vector_norm(
 
 
 def _power_or_zero(at: Site, size: Expr, exponent: Number) -> Expr:
-    """``size ** exponent``, of zero without the infinite gradient that it has for exponents below 1."""
+    """``size ** exponent``, with gradient 0 at zero, where exponents below 1 would give infinity."""
     if not 0 < exponent < 1:
         return at.emit(R.power(size, at.cast(exponent)))
     zero = at.cast(0)
@@ -149,13 +149,13 @@ def _power_or_zero(at: Site, size: Expr, exponent: Number) -> Expr:
 
 @converter("argmax.default")
 def argmax(at: Site, x: Expr, dim: int | None = None, keepdim: bool = False) -> Expr:
-    """Where the first of the largest values stands."""
+    """Find the position of the first maximum."""
     return _position(R.argmax, at, x, dim, keepdim)
 
 
 @converter("argmin.default")
 def argmin(at: Site, x: Expr, dim: int | None = None, keepdim: bool = False) -> Expr:
-    """Where the first of the smallest values stands."""
+    """Find the position of the first minimum."""
     return _position(R.argmin, at, x, dim, keepdim)
 
 
@@ -171,13 +171,13 @@ def _position(operator: Callable[..., Expr], at: Site, x: Expr, dim: int | None,
 
 @converter("max.dim")
 def max_along(at: Site, x: Expr, dim: int, keepdim: bool = False) -> Result:
-    """The largest value along an axis, and where it stands: the first of equals has the whole gradient."""
+    """Find the maximum along an axis and its position; the first of ties gets the whole gradient."""
     return _value_and_position(R.argmax, at, x, dim, keepdim)
 
 
 @converter("min.dim")
 def min_along(at: Site, x: Expr, dim: int, keepdim: bool = False) -> Result:
-    """The smallest value along an axis, and where it stands: the first of equals has the whole gradient."""
+    """Find the minimum along an axis and its position; the first of ties gets the whole gradient."""
     return _value_and_position(R.argmin, at, x, dim, keepdim)
 
 
@@ -192,7 +192,7 @@ def _value_and_position(operator: Callable[..., Expr], at: Site, x: Expr, dim: i
 
 
 def chosen_along(at: Site, x: Expr, position: Expr, axis: int) -> Expr:
-    """The value at one position of an axis, as a sum of which all other terms are zero: its gradient is no scatter."""
+    """Read one position of an axis by a masked sum, whose gradient needs no scatter."""
     places = np.arange(shape_of(x)[axis]).reshape([-1] + [1] * (len(shape_of(x)) - 1 - axis))
     chosen = at.emit(R.equal(relax.const(places, dtype_of(position)), position))
     return at.emit(R.sum(at.emit(R.where(chosen, x, relax.const(0, dtype_of(x)))), axis=[axis], keepdims=True))
@@ -200,14 +200,14 @@ def chosen_along(at: Site, x: Expr, position: Expr, axis: int) -> Expr:
 
 @converter("cumsum.default")
 def cumulative_sum(at: Site, x: Expr, dim: int, dtype: Any = None) -> Expr:
-    """The sum of everything up to each position."""
+    """Compute the inclusive cumulative sum."""
     x = at.cast(x)
     return at.emit(R.cumsum(x, normalized(dim, len(shape_of(x))))) if shape_of(x) else x
 
 
 @converter("cumprod.default")
 def cumulative_product(at: Site, x: Expr, dim: int, dtype: Any = None) -> Expr:
-    """The product of everything up to each position."""
+    """Compute the inclusive cumulative product."""
     x = at.cast(x)
     return at.emit(R.cumprod(x, normalized(dim, len(shape_of(x))))) if shape_of(x) else x
 
@@ -228,7 +228,7 @@ def log_softmax(at: Site, x: Expr, dim: int, dtype: Any = None, half_to_float: b
 
 @converter("_safe_softmax.default")
 def softmax_of_masked(at: Site, x: Expr, dim: int, dtype: Any = None) -> Expr:
-    """A softmax that gives zeros for a row of nothing but minus infinity."""
+    """Compute a softmax that gives zeros for a row of minus infinity."""
     x = at.cast(x)
     if normalized(dim, len(shape_of(x))) != len(shape_of(x)) - 1:
         raise Unsupported(f"with dim={dim} is not supported: move that axis to the end")
@@ -237,7 +237,7 @@ def softmax_of_masked(at: Site, x: Expr, dim: int, dtype: Any = None) -> Expr:
 
 @converter("sort.default", "sort.stable")
 def sort(at: Site, x: Expr, dim: int = -1, descending: bool = False, stable: bool | None = None) -> Result:
-    """The values along an axis in order, and where they stood."""
+    """Sort along an axis; return values and positions."""
     axis = normalized(dim, len(shape_of(x)))
     if not shape_of(x):
         return [x, at.cast(0, "int64")]
@@ -247,7 +247,7 @@ def sort(at: Site, x: Expr, dim: int = -1, descending: bool = False, stable: boo
 
 @converter("topk.default")
 def top(at: Site, x: Expr, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Result:  # noqa: A002
-    """The k largest or smallest values along an axis, and where they stood."""
+    """Find the k largest or smallest values along an axis; return values and positions."""
     if not shape_of(x):
         raise Unsupported("of a single number is not supported")
     axis = normalized(dim, len(shape_of(x)))
