@@ -1,7 +1,7 @@
-"""What every pass needs to read and rebuild a Relax function.
+"""Helpers that every pass shares, to read and rebuild Relax functions.
 
-All passes here work on *dataflow functions*: straight-line functions whose body is a list of bindings, as the
-importers make them. Shapes are static.
+All passes work on *dataflow functions*: straight-line functions whose body is a list of bindings, as importers build
+them. Shapes are static.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tvm import DataType, IRModule, relax
 from ..errors import BatchError, MissingGradient, PassError
 
 for error in (PassError, BatchError, MissingGradient):
-    tvm_ffi.register_error(error.__name__, error)  # a pass runs behind TVM's C++, which brings back what it knows
+    tvm_ffi.register_error(error.__name__, error)  # passes run behind TVM's C++, which re-raises registered types alone
 
 Expr: TypeAlias = relax.Expr
 Constant: Any = tvm.ir.GenericConst
@@ -62,7 +62,7 @@ def type_bytes(ty: relax.TensorType) -> int:
 
 
 def name_of(expr: Expr) -> str:
-    """The name a person knows a value by: a variable's name, an operator's name, or its kind of node."""
+    """The name of a value in messages: a variable's or an operator's name, else its kind of node."""
     if isinstance(expr, relax.Var):
         return expr.name
     if isinstance(expr, relax.Call):
@@ -71,12 +71,12 @@ def name_of(expr: Expr) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the traces that TVM appends."""
+    """The first line of an error's message, without the traces that TVM appends."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 CALLS = frozenset({"relax.call_tir", "relax.call_tir_inplace"})
-"""What calls a kernel."""
+"""The operators that call a kernel."""
 
 
 def op_name(expr: Expr) -> str:
@@ -112,12 +112,12 @@ def _integers(expr: Expr) -> list[int]:
 
 
 def made_by(made: Mapping[relax.Var, Any], expr: Expr) -> Any:
-    """What a pass has noted that ``expr`` was made by; None for what was not made: parameters and constants."""
+    """Look up the definition of ``expr`` among those that a pass recorded; None for parameters and constants."""
     return made.get(expr) if isinstance(expr, relax.Var) else None
 
 
 def normalized_axes(axes: Sequence[int] | None, rank: int) -> tuple[int, ...]:
-    """Axes counted from the front, in order; ``None`` means all."""
+    """Axes counted from the front, ascending; ``None`` means all."""
     if axes is None:
         return tuple(range(rank))
     return tuple(sorted(int(axis) % rank for axis in axes))
@@ -163,17 +163,17 @@ def operands(value: Expr) -> Iterator[tuple[int, int | None, Expr]]:
 
 def used_vars(value: Expr) -> list[relax.Var]:
     """The variables that a bound value reads, with repetitions."""
-    found: list[relax.Var] = []
+    variables: list[relax.Var] = []
     for _, _, expr in operands(value):
         if isinstance(expr, relax.Tuple):
-            found += used_vars(expr)
+            variables += used_vars(expr)
         elif isinstance(expr, relax.Var):
-            found.append(expr)
-    return found
+            variables.append(expr)
+    return variables
 
 
 def substitute(value: Expr, env: Mapping[relax.Var, Expr]) -> Expr:
-    """``value`` with every variable replaced by what ``env`` holds for it; itself where nothing is to be replaced."""
+    """Replace the variables of ``value`` that ``env`` maps; return ``value`` itself where there are none."""
     if isinstance(value, relax.Var):
         return env.get(value, value)
     if not any(var in env for var in used_vars(value)):
@@ -197,8 +197,8 @@ def _typed(expr: Expr) -> Expr:
 
 
 class NamingBuilder(relax.BlockBuilder):
-    """A builder that calls what has no name of its own after the value that is being rewritten: an operator that has
-    no kernel or no gradient can then be named as in the model."""
+    """A builder that names anonymous bindings after the value being rewritten, so that messages about a missing kernel
+    or gradient name the model's operator."""
 
     name = ""
 
@@ -211,7 +211,7 @@ Visit = Callable[[relax.BlockBuilder, relax.Var, Expr], Expr]
 
 
 def unchanged(_builder: relax.BlockBuilder, _var: relax.Var, value: Expr) -> Expr:
-    """The visit that keeps every binding."""
+    """A visit that keeps every binding."""
     return value
 
 
@@ -225,9 +225,9 @@ def rewrite(
 ) -> relax.Function:
     """Rebuild a dataflow function binding by binding, as one dataflow block.
 
-    ``visit(builder, var, value)`` gets each bound value with its operands already rewritten and returns what takes its
-    place: an expression to bind, or a variable or constant to use directly. ``params`` replaces the parameters (``env``
-    then says what stands for the old ones); ``result`` may replace what the function returns.
+    ``visit(builder, var, value)`` gets each bound value with its operands already rewritten. It returns the
+    replacement: an expression to bind, or a variable or constant to use directly. ``params`` replaces the parameters,
+    and ``env`` maps the old ones to expressions. ``result(builder, body)`` replaces the returned value.
     """
     env = dict(env or {})
     new_params = list(func.params if params is None else params)
@@ -252,8 +252,8 @@ def rewrite(
 def is_kept(var: relax.Var) -> bool:
     """Whether a variable is an output of its dataflow block.
 
-    Besides the results these are the values that the backward graph reads of the forward graph. No pass of TVM merges
-    the making of such a value with its use.
+    These are the results, and the forward values that the backward graph reads. No pass of TVM fuses the definition of
+    such a value into its use.
     """
     return not isinstance(var, relax.DataflowVar)
 
@@ -265,17 +265,17 @@ def assemble(
     attrs: Mapping[str, object] | None = None,
     kept: Iterable[relax.Var] = (),
 ) -> relax.Function:
-    """A function of one dataflow block, whose outputs are ``kept`` and what ``body`` reads."""
+    """Build a function of one dataflow block, whose outputs are ``kept`` and the variables that ``body`` reads."""
     if isinstance(body, relax.Tuple):
         returned = relax.Var("results", body.ty)
         bindings, body = [*bindings, relax.VarBinding(returned, body)], returned
-    leaving = {*used_vars(body), *kept}
+    outputs = {*used_vars(body), *kept}
     env: dict[relax.Var, Expr] = {}
     rebuilt = []
     for binding in bindings:
         var = binding.var
-        if is_kept(var) != (var in leaving):
-            env[var] = (relax.Var if var in leaving else relax.DataflowVar)(var.name, var.ty)
+        if is_kept(var) != (var in outputs):
+            env[var] = (relax.Var if var in outputs else relax.DataflowVar)(var.name, var.ty)
         rebuilt.append(relax.VarBinding(env.get(var, var), substitute(binding.value, env)))
     body = substitute(body, env)
     func = relax.BlockBuilder().normalize(
@@ -285,7 +285,7 @@ def assemble(
 
 
 def results_of(builder: relax.BlockBuilder, body: Expr) -> list[Expr]:
-    """The results of a function one by one, whether it returns one value, a tuple, or a variable that holds a tuple."""
+    """List the results of a function that returns one value, a tuple, or a variable that holds a tuple."""
     if isinstance(body, relax.Tuple):
         return list(body.fields)
     if not isinstance(body.ty, relax.TupleType):
@@ -294,7 +294,7 @@ def results_of(builder: relax.BlockBuilder, body: Expr) -> list[Expr]:
 
 
 def returned(func: relax.Function) -> list[Expr]:
-    """What a function returns, one by one, as it is bound: nothing is taken out of a variable that holds a tuple."""
+    """List the results of a function as they are bound in it. Emits nothing, unlike :func:`results_of`."""
     values = {binding.var: binding.value for binding in bindings_of(func)}
     body = func.body.body
     while isinstance(body, relax.Var) and isinstance(values.get(body), relax.Var | relax.Tuple):
@@ -303,7 +303,7 @@ def returned(func: relax.Function) -> list[Expr]:
 
 
 def constant_vars(func: relax.Function, frozen: Collection[str]) -> set[relax.Var]:
-    """The ``frozen`` parameters of a function, and every value that is made of them and of constants alone."""
+    """The ``frozen`` parameters of a function, and every value computed from these and constants alone."""
     constant = {param for param in func.params if param.name in frozen}
     for binding in bindings_of(func):
         if all(var in constant for var in used_vars(binding.value)):
@@ -323,13 +323,12 @@ def update_function(mod: IRModule, name: str, func: relax.Function) -> IRModule:
 
 
 def eliminate_dead(func: relax.Function) -> relax.Function:
-    """Drop bindings that nothing reads. In-place calls stay: writing is what they are for."""
-    live = set(used_vars(func.body.body))
-    alive = []
+    """Drop bindings that nothing reads. In-place calls stay, for their side effect."""
+    used = set(used_vars(func.body.body))
+    needed = []
     for binding in reversed(bindings_of(func)):
-        if binding.var in live or op_name(binding.value) == "relax.call_tir_inplace":
-            alive.append(binding)
-            live.update(used_vars(binding.value))
-    return assemble(
-        func.params, alive[::-1], func.body.body, func.attrs, [binding.var for binding in alive if is_kept(binding.var)]
-    )
+        if binding.var in used or op_name(binding.value) == "relax.call_tir_inplace":
+            needed.append(binding)
+            used.update(used_vars(binding.value))
+    kept = [binding.var for binding in needed if is_kept(binding.var)]
+    return assemble(func.params, needed[::-1], func.body.body, func.attrs, kept)

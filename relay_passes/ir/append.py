@@ -1,4 +1,4 @@
-"""How a pass appends in-place writes to the end of a function."""
+"""Appends in-place writes to the end of a function."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..errors import PassError
 from . import Expr, dtype_of, results_of, rewrite, shape_of, update_function
 
 GRADIENT_SUM = "gradient_sum"
-"""The slot of the sums of gradients of steps that share an update."""
+"""The state slot of gradient sums, where several steps share one update."""
 
 
 @dataclass
 class InPlaceWriter:
-    """Adds in-place writes to the end of a function."""
+    """A builder of in-place writes at the end of a function."""
 
     mod: IRModule
     function: str
@@ -28,6 +28,7 @@ class InPlaceWriter:
     states: dict[str, list[str]] = field(default_factory=dict)
 
     def append(self, updates: Callable[[InPlaceWriter, dict[str, Expr]], None]) -> IRModule:
+        """Rebuild the module with the writes that ``updates(self, gradients by parameter)`` emits."""
         func = self.mod[self.function]
         if "gradients" not in func.attrs:
             raise PassError(f"function '{self.function}' returns no gradients: run relay_passes.Backward first")
@@ -49,19 +50,19 @@ class InPlaceWriter:
         return update_function(self.kernels.get(), self.function, new)
 
     def parameter(self, name: str, ty: relax.TensorType) -> relax.Var:
-        """A further parameter of the function."""
+        """Add a parameter to the function."""
         self.new_params.append(relax.Var(name, ty))
         return self.new_params[-1]
 
-    def state(self, slot: str, of: str, ty: relax.TensorType) -> relax.Var:
-        """A further parameter of the function that belongs to a parameter of the network; the attribute ``states``
-        gives ``[slot, parameter]`` for each."""
-        name = f"{slot}.{of}"
-        self.states[name] = [slot, of]
+    def state(self, slot: str, owner: str, ty: relax.TensorType) -> relax.Var:
+        """Add a parameter that holds state of a network parameter, its ``owner``. The attribute ``states`` maps its
+        name to ``[slot, owner]``."""
+        name = f"{slot}.{owner}"
+        self.states[name] = [slot, owner]
         return self.parameter(name, ty)
 
     def layout(self, name: str, piece: tuple[int, Sequence[int]] | None) -> update.Layout:
-        """How a parameter and its trained piece are laid out."""
+        """The layout of a parameter and its trained part, for an update kernel."""
         param = self.params[name]
         shape, dtype = shape_of(param), dtype_of(param)
         return update.Layout(shape, dtype) if piece is None else update.Layout(shape, dtype, piece[0], len(piece[1]))
@@ -84,7 +85,7 @@ class InPlaceWriter:
         piece: tuple[int, Sequence[int]] | None,
         also: Sequence[int],
     ) -> None:
-        """Call ``kernel(parameter, *operands[, channels])``; it writes the parameter and the arguments at positions
+        """Call ``kernel(parameter, *operands[, channels])``, which writes the parameter and the arguments at positions
         ``also``."""
         args = [self.params[name], *operands]
         if piece is not None:
@@ -99,5 +100,5 @@ class InPlaceWriter:
 
 
 def states_of(func: relax.Function) -> dict[str, tuple[str, str]]:
-    """The attribute ``states`` of a function: slot and parameter of each state, by the state's name."""
-    return {str(name): (str(slot), str(of)) for name, (slot, of) in func.attrs.get("states", {}).items()}
+    """Read the attribute ``states`` of a function: the slot and owner of each state, by the state's name."""
+    return {str(name): (str(slot), str(owner)) for name, (slot, owner) in func.attrs.get("states", {}).items()}

@@ -1,8 +1,8 @@
-"""Says where in a network a value is made, in PyTorch's words.
+"""Maps Relax values to the PyTorch modules and operators that they come from.
 
-A front end calls values after the module and the operator that made them (:func:`value_name`). Passes keep these names,
-and call what they add after what it stands for; what TVM adds is called ``lv7``. What the gradient rule of an operator
-makes is called ``d_`` and the name of the operator's result.
+A front end names a value after the module and operator that compute it (:func:`value_name`). Passes keep these names,
+and name a replacement after the value that it replaces. Values of TVM's own are anonymous (``lv7``). Values of a
+gradient rule are named ``d_`` and the name of the forward result.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ NAMED = re.compile(r"(?P<gradient>(d_)*)(?P<layer>[^:]*):(?P<operator>[^:]*):\d*
 
 
 def value_name(layer: str, operator: str) -> str:
-    """The name of a value that an operator makes in the module at a path.
+    """Build the name of a value that ``operator`` computes in the module at path ``layer``.
 
-    TVM puts numbers behind a name that is taken, and ``_`` for a dot.
+    TVM appends numbers to a name that is taken, hence the last colon, and replaces dots by ``_``, hence the slashes.
     """
     return f"{layer.replace('.', '/')}:{operator}:"
 
@@ -38,24 +38,24 @@ class Place:
     described: str
     """Both, for a message."""
     of_gradient: bool = False
-    """Whether it is the operator's gradient that makes the value."""
+    """Whether the value belongs to the operator's gradient."""
 
 
 def place_of(operator: str, name: str) -> Place:
-    """The place of a value that a Relax operator makes, from its name."""
+    """Parse the place of a value from its name and the Relax operator that computes it."""
     short = operator.removeprefix("relax.").removeprefix("nn.")
-    found = NAMED.fullmatch(name)
-    if found is None:
+    parsed = NAMED.fullmatch(name)
+    if parsed is None:
         return Place("", short, f"operator '{operator}' at '{name}'" if operator else f"'{name}'")
-    layer, torch_operator = found["layer"].replace("/", "."), found["operator"]
+    layer, torch_operator = parsed["layer"].replace("/", "."), parsed["operator"]
     what = f"operator '{torch_operator}'" + ("" if short in ("", torch_operator) else f" ({operator})")
     where = f"in layer '{layer}'" if layer else "in the outermost module"
-    of_gradient = bool(found["gradient"])
+    of_gradient = bool(parsed["gradient"])
     return Place(layer, torch_operator, f"{'the gradient of ' * of_gradient}{what} {where}", of_gradient)
 
 
 def places_of(func: relax.Function) -> dict[relax.Var, Place]:
-    """The place of every value of a function; what has no name of its own belongs to the first that reads it."""
+    """Find the place of every value of a function. An anonymous value has the place of its first reader."""
     names = _names(bindings_of(func))
     return {
         binding.var: place_of(op_name(binding.value), names.get(binding.var, binding.var.name))
@@ -74,10 +74,10 @@ def _names(bindings: Sequence[relax.VarBinding]) -> dict[relax.Var, str]:
 
 
 def grouped_names(before: IRModule, grouped: IRModule, functions: Sequence[str]) -> dict[tuple[str, str], list[str]]:
-    """What is fused behind each variable of some functions: the names of the values that a group makes.
+    """Map each call of a fused group, as (function, variable), to the names of the values that the group computes.
 
-    ``before`` and ``grouped`` are the module before and after ``FuseOps``, which gives a group's result a new name: it
-    is known by its kernel and by what it reads.
+    ``before`` and ``grouped`` are the module before and after ``FuseOps``. That gives a group's result a new name, so
+    the result is identified by its kernel and operands.
     """
     results = {
         (kernel, var.name): binding.var.name
@@ -101,13 +101,13 @@ def grouped_names(before: IRModule, grouped: IRModule, functions: Sequence[str])
 
 
 def _calls(func: relax.Function) -> list[tuple[str, relax.VarBinding]]:
-    """The calls of kernels of a function, each with the kernel's name."""
+    """The kernel calls of a function, each with the kernel's name."""
     calls = [binding for binding in bindings_of(func) if op_name(binding.value) in CALLS]
     return [(call.value.args[0].name_hint, call) for call in calls]
 
 
 def kernel_places(mod: IRModule, names: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, str]:
-    """What each kernel computes, for a message; of equal kernels, the first. ``names`` is of :func:`grouped_names`."""
+    """Describe for messages what each kernel computes, by its first call. ``names`` is from :func:`grouped_names`."""
     described: dict[str, str] = {}
     for var, func in mod.functions.items():
         if not isinstance(func, relax.Function):

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 
 class TrainedPart(NamedTuple):
-    """Channels or rows of a parameter that is trained in part; a parameter trained whole has None in its place.
+    """The channels or rows of a parameter that are trained; None stands for a parameter trained whole.
 
-    The axis is one of the layout at hand: PyTorch's in a scheme, the module's in a pass.
+    The axis refers to the layout at hand: PyTorch's in a scheme, the module's in a pass.
     """
 
     axis: int
