@@ -1,1 +1,1 @@
-"""Phase 2: one operator for each thing, channels last."""
+"""Phase 2: one operator for each concept, channels last."""

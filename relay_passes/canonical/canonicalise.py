@@ -15,6 +15,6 @@ from .unify_products import UnifyProducts
 
 
 def canonicalise() -> list[Pass]:
-    """Passes that leave one operator for each thing, channels last."""
+    """List the passes that leave one operator for each concept, channels last."""
     recover = [relax.transform.EliminateCommonSubexpr(), RecoverOperators(), ExpandNormalization(), SimplifyMasks()]
     return [*recover, UnifyProducts(), ChannelsLast(), FoldPadding(), SimplifyMovement()]

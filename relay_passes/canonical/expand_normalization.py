@@ -1,4 +1,4 @@
-"""Takes layer, RMS, group and instance norm apart into one normalisation and its scale and shift."""
+"""Decomposes layer, RMS, group and instance norm into a normalisation, a scale and a shift."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ExpandNormalization:
 
 
 def _affine(builder: relax.BlockBuilder, x: Expr, gamma: Expr | None, beta: Expr | None) -> Expr:
-    """``x * gamma + beta``, without what is constantly one or zero."""
+    """``x * gamma + beta``, without constant factors of one and terms of zero."""
     if gamma is not None and not _is_constant(gamma, 1):
         x = builder.emit(x * gamma)
     if beta is not None and not _is_constant(beta, 0):
@@ -79,15 +79,15 @@ def _group_norm(builder: relax.BlockBuilder, call: relax.Call) -> Expr:
     reduced = [channel + 1] + [
         axis + (axis > channel) for axis in normalized_axes(plain(call.attrs.axes), len(shape)) if axis != channel
     ]
-    apart = builder.emit(R.reshape(x, grouped))
-    y = builder.emit(normalize(apart, axes=sorted(reduced), epsilon=float(call.attrs.epsilon), center=True))
+    grouped_x = builder.emit(R.reshape(x, grouped))
+    y = builder.emit(normalize(grouped_x, axes=sorted(reduced), epsilon=float(call.attrs.epsilon), center=True))
     y = builder.emit(R.reshape(y, shape))
     gamma, beta = (along_axis(builder, vector, channel, len(shape)) for vector in (gamma, beta))
     return _affine(builder, y, gamma if call.attrs.scale else None, beta if call.attrs.center else None)
 
 
 def along_axis(builder: relax.BlockBuilder, vector: Expr, axis: int, rank: int) -> Expr:
-    """A vector in the shape that broadcasts along ``axis`` of a tensor of ``rank``."""
+    """Reshape a vector to broadcast along ``axis`` of a tensor of rank ``rank``."""
     if axis == rank - 1:
         return vector
     shape = (shape_of(vector)[0],) + (1,) * (rank - 1 - axis)

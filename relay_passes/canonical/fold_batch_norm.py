@@ -1,4 +1,4 @@
-"""Batch norm: folded into the product before it where its statistics are frozen, a normalisation where they are not."""
+"""Folds batch norm with frozen statistics into the preceding product; with batch statistics, expands it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ Selection = Mapping[str, tuple[int, Sequence[int]] | None]
 @tvm.transform.module_pass(opt_level=0, name="FoldBatchNorm")
 @dataclass(frozen=True)
 class FoldBatchNorm:
-    """Rewrite ``nn.batch_norm`` in operators that have gradient rules.
+    """Rewrite ``nn.batch_norm`` as operators that have gradient rules.
 
-    In: a dataflow function, channels last (a batch norm over another axis works, but is not folded). Out: no batch
+    In: a dataflow function, channels last (a batch norm over another axis is expanded but not folded). Out: no batch
     norm.
 
     With ``statistics="frozen"`` the running mean and variance are constants and y = s * (conv(x, W) - mean) + beta with
-    s = gamma / sqrt(var + eps). What becomes of it depends on what is trained:
+    s = gamma / sqrt(var + eps). The rewrite depends on what is trained:
 
     - nothing, or all of W: y = conv(x, W * s) + (beta - mean * s). A trained W gets its gradient through the product
-      W * s, so the convolution's result need not be kept, and no scaling is left on activations.
+      W * s, so the convolution's result is not kept, and no scaling is left on activations.
     - gamma but not W: y = conv(x, W / sigma) … * gamma + beta, so that gamma's gradient costs one reduction.
-    - a part of W: the scale stays behind the convolution, which reads W as it is.
+    - a part of W: the convolution reads W itself, and its result is scaled.
 
-    With ``statistics="batch"`` each batch is normalised by its own mean and variance, and the updated running
-    statistics become further results, named by the attribute ``state_updates``.
+    With ``statistics="batch"`` each batch is normalised by its own mean and variance. The updated running statistics
+    become further results, named by the attribute ``state_updates``.
     """
 
     trained: Selection = field(default_factory=dict)
-    """What is trained, as in :class:`Backward`."""
+    """The trained parameters, as in :class:`Backward`."""
     statistics: str = "frozen"
     function: str = "main"
 
@@ -62,7 +62,7 @@ class _Folding:
         for binding in bindings:
             for var in used_vars(binding.value):
                 self.uses[var] = self.uses.get(var, 0) + 1
-        self.reads = {binding.var: binding.value for binding in bindings}
+
         self.results: dict[relax.Var, Expr] = {}
         self.updates: dict[str, Expr] = {}
         func = rewrite(self.func, self._visit, result=self._with_updates if self.statistics == "batch" else None)
@@ -126,14 +126,14 @@ class _Folding:
         return emit(y + self._along(builder, beta, axis, rank)) if call.attrs.center else y
 
     def _foldable_product(self, x: Expr, call: relax.Call) -> tuple[relax.Call | None, Expr | None]:
-        """The convolution or matrix product behind x that nothing else reads, and the bias added to it, if any."""
+        """The convolution or matrix product whose only reader is the batch norm of x, and the bias added to it."""
         bias: Expr | None = None
         value = made_by(self.made, x)
         if op_name(value) == "relax.add" and self.uses.get(x, 0) == 1 and _is_vector(value.args[1]):
             x, bias = value.args
             value = made_by(self.made, x)
-        last = int(call.attrs.axis) % len(shape_of(x)) == len(shape_of(x)) - 1
-        if not last or self.uses.get(x, 0) != 1:
+        is_last_axis = int(call.attrs.axis) % len(shape_of(x)) == len(shape_of(x)) - 1
+        if not is_last_axis or self.uses.get(x, 0) != 1:
             return None, None
         is_conv = op_name(value) == "relax.nn.conv2d" and value.attrs.kernel_layout == "HWIO"
         is_matmul = (
@@ -153,12 +153,12 @@ class _Folding:
 
     def _names_behind(self, expr: Expr) -> frozenset[str]:
         """The names of the parameters that an expression depends on."""
-        waiting = [expr] if isinstance(expr, relax.Var) else []
-        seen = set(waiting)
-        while waiting:
-            value = made_by(self.made, waiting.pop())
+        pending = [expr] if isinstance(expr, relax.Var) else []
+        seen = set(pending)
+        while pending:
+            value = made_by(self.made, pending.pop())
             read = {var for var in used_vars(value) if var not in seen} if value is not None else set()
-            waiting += read
+            pending += read
             seen |= read
         return frozenset(param.name for param in self.func.params if param in seen)
 
@@ -180,8 +180,8 @@ class _Folding:
             (mean, R.mean(x, axis=axes)),
             (variance, emit(R.variance(x, axis=axes)) * scalar(count / (count - 1), x)),
         ):
-            kept = emit(running * scalar(1 - momentum, running))
-            self.updates[running.name] = emit(kept + emit(emit(current) * scalar(momentum, running)))
+            decayed = emit(running * scalar(1 - momentum, running))
+            self.updates[running.name] = emit(decayed + emit(emit(current) * scalar(momentum, running)))
         y = emit(normalize(x, axes=axes, epsilon=float(call.attrs.epsilon), center=True))
         if call.attrs.scale:
             y = emit(y * self._along(builder, gamma, axis, rank))

@@ -15,10 +15,10 @@ from ..operators.registry import plain
 @tvm.transform.module_pass(opt_level=0, name="FoldPadding")
 @dataclass(frozen=True)
 class FoldPadding:
-    """Make ``conv2d(pad(x))`` one convolution with more padding, and drop padding by nothing.
+    """Fold ``conv2d(pad(x))`` into one convolution with more padding, and drop padding of width 0.
 
-    In, out: a dataflow function, channels last. Networks that came from TensorFlow pad by hand, because their padding
-    is asymmetric; the convolution takes four widths and needs no padded copy kept for its weight gradient.
+    In, out: a dataflow function, channels last. Networks converted from TensorFlow pad explicitly, because their
+    padding is asymmetric. A convolution takes four widths, and then no padded copy is kept for its weight gradient.
     """
 
     function: str = "main"
@@ -54,5 +54,5 @@ class FoldPadding:
 
 def _pads_images_with_zeros(call: relax.Call) -> bool:
     widths = plain(call.attrs.pad_width)
-    at_the_sides = len(widths) == 8 and not any(widths[:2]) and not any(widths[6:]) and min(widths) >= 0
-    return at_the_sides and call.attrs.pad_mode == "constant" and float(call.attrs.pad_value) == 0
+    is_spatial = len(widths) == 8 and not any(widths[:2]) and not any(widths[6:]) and min(widths) >= 0
+    return is_spatial and call.attrs.pad_mode == "constant" and float(call.attrs.pad_value) == 0

@@ -1,4 +1,4 @@
-"""Puts back together what an exporter took apart: normalisation, GELU and SiLU."""
+"""Recovers normalisation, GELU and SiLU that an exporter decomposed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ from ..operators.training import normalize
 @tvm.transform.module_pass(opt_level=0, name="RecoverOperators")
 @dataclass(frozen=True)
 class RecoverOperators:
-    """Recognise normalisation and activations in the operators that an exporter wrote them in.
+    """Replace the decomposed forms of normalisation and activations by one operator each.
 
     In, out: a dataflow function. ``(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps)`` and the same without the mean
-    become ``normalize``; ``x * (1 + erf(x / sqrt(2))) / 2`` becomes ``gelu`` and ``x * sigmoid(x)`` ``silu``, in
-    whatever order their factors stand. One operator keeps one activation for its gradient, where its parts would keep
-    up to five.
+    become ``normalize``; ``x * (1 + erf(x / sqrt(2))) / 2`` becomes ``gelu`` and ``x * sigmoid(x)`` ``silu``, with
+    factors in any order. One operator saves one activation for its gradient; its decomposition would save up to five.
     """
 
     function: str = "main"
@@ -43,9 +42,9 @@ class RecoverOperators:
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
             for recover in (_normalization, _gelu, _silu):
-                found = recover(value, made)
-                if found is not None:
-                    value = found
+                recovered = recover(value, made)
+                if recovered is not None:
+                    value = recovered
                     break
             if not isinstance(value, relax.Call):
                 return value
@@ -60,7 +59,7 @@ Made = Mapping[relax.Var, Expr]
 
 
 def _operands_of(expr: Expr, operator: str, made: Made) -> list[Expr] | None:
-    """The operands of the call that made a value, if it is a call of that operator."""
+    """The operands of the call that defines ``expr``; None if that calls another operator."""
     value = made_by(made, expr)
     return list(value.args) if op_name(value) == operator else None
 
@@ -75,7 +74,7 @@ def _is_number(expr: Expr, value: float) -> bool:
     return number is not None and math.isclose(number, value, rel_tol=1e-5, abs_tol=0)
 
 
-def _either_way(args: list[Expr] | None) -> Iterator[tuple[Expr, Expr]]:
+def _both_orders(args: list[Expr] | None) -> Iterator[tuple[Expr, Expr]]:
     if args is not None:
         yield args[0], args[1]
         yield args[1], args[0]
@@ -86,13 +85,13 @@ def _either_way(args: list[Expr] | None) -> Iterator[tuple[Expr, Expr]]:
 
 def _normalization(value: Expr, made: Made) -> Expr | None:
     if op_name(value) == "relax.multiply":
-        pairs = [(x, _root_behind(y, made)) for x, y in _either_way(list(value.args))]
+        pairs = [(x, _rsqrt_operands(y, made)) for x, y in _both_orders(list(value.args))]
     elif op_name(value) == "relax.divide":
         pairs = [(value.args[0], _operands_of(value.args[1], "relax.sqrt", made))]
     else:
         return None
-    for x, root in pairs:
-        for mean_square, epsilon in _either_way(_operands_of(root[0], "relax.add", made) if root else None):
+    for x, radicand in pairs:
+        for mean_square, epsilon in _both_orders(_operands_of(radicand[0], "relax.add", made) if radicand else None):
             axes = _axes_of_mean_square(mean_square, x, made)
             if axes is None or _number(epsilon) is None:
                 continue
@@ -104,8 +103,8 @@ def _normalization(value: Expr, made: Made) -> Expr | None:
     return None
 
 
-def _root_behind(expr: Expr, made: Made) -> list[Expr] | None:
-    """What ``expr`` is one over the square root of."""
+def _rsqrt_operands(expr: Expr, made: Made) -> list[Expr] | None:
+    """The operands of ``sqrt`` or ``rsqrt`` where ``expr`` is 1 / sqrt(…); None otherwise."""
     quotient = _operands_of(expr, "relax.divide", made)
     if quotient is not None:
         return _operands_of(quotient[1], "relax.sqrt", made) if _is_number(quotient[0], 1) else None
@@ -113,7 +112,7 @@ def _root_behind(expr: Expr, made: Made) -> list[Expr] | None:
 
 
 def _axes_of_mean_square(expr: Expr, x: Expr, made: Made) -> tuple[int, ...] | None:
-    """The axes over which ``expr`` is the mean of the squares of ``x``."""
+    """The axes over which ``expr`` is the mean of x^2; None if it is not."""
     squares = _operands_of(expr, "relax.mean", made)
     mean = made_by(made, expr)
     if squares is None or not mean.attrs.keepdims or mean.attrs.axis is None:
@@ -129,7 +128,7 @@ def _axes_of_mean_square(expr: Expr, x: Expr, made: Made) -> tuple[int, ...] | N
 
 
 def _source_of_centered(x: Expr, axes: tuple[int, ...], made: Made) -> Expr | None:
-    """The tensor of which ``x`` is the difference from its mean over ``axes``, if it is that."""
+    """The tensor t for which ``x`` is t - mean(t) over ``axes``; None if there is none."""
     difference = _operands_of(x, "relax.subtract", made)
     if difference is None:
         return None
@@ -144,11 +143,11 @@ def _source_of_centered(x: Expr, axes: tuple[int, ...], made: Made) -> Expr | No
 
 
 def _gelu(value: Expr, made: Made) -> Expr | None:
-    """``x * (1 + erf(x / sqrt(2))) * 0.5``: the three factors in any order."""
+    """Match ``x * (1 + erf(x / sqrt(2))) * 0.5``, its three factors in any order."""
     if op_name(value) != "relax.multiply":
         return None
-    for left, right in _either_way(list(value.args)):
-        for inner, outer in _either_way(_operands_of(left, "relax.multiply", made)):
+    for left, right in _both_orders(list(value.args)):
+        for inner, outer in _both_orders(_operands_of(left, "relax.multiply", made)):
             factors = (inner, outer, right)
             for x in factors:
                 rest = [factor for factor in factors if factor is not x]
@@ -160,7 +159,7 @@ def _gelu(value: Expr, made: Made) -> Expr | None:
 
 
 def _is_one_plus_erf(expr: Expr, x: Expr, made: Made) -> bool:
-    for one, erf in _either_way(_operands_of(expr, "relax.add", made)):
+    for one, erf in _both_orders(_operands_of(expr, "relax.add", made)):
         argument = _operands_of(erf, "relax.erf", made)
         if argument is None or not _is_number(one, 1):
             continue
@@ -170,7 +169,7 @@ def _is_one_plus_erf(expr: Expr, x: Expr, made: Made) -> bool:
         )
         if quotient is not None and quotient[0].same_as(x) and _is_number(quotient[1], math.sqrt(2)):
             return True
-        if any(a.same_as(x) and _is_number(b, math.sqrt(0.5)) for a, b in _either_way(product)):
+        if any(a.same_as(x) and _is_number(b, math.sqrt(0.5)) for a, b in _both_orders(product)):
             return True
     return False
 
@@ -178,7 +177,7 @@ def _is_one_plus_erf(expr: Expr, x: Expr, made: Made) -> bool:
 def _silu(value: Expr, made: Made) -> Expr | None:
     if op_name(value) != "relax.multiply":
         return None
-    for x, y in _either_way(list(value.args)):
+    for x, y in _both_orders(list(value.args)):
         sigmoid = _operands_of(y, "relax.sigmoid", made)
         if sigmoid is not None and sigmoid[0].same_as(x):
             return R.nn.silu(x)

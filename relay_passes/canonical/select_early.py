@@ -1,4 +1,4 @@
-"""Computes only the positions of an activation that anything reads."""
+"""Computes only those positions of an activation that are read."""
 
 from __future__ import annotations
 
@@ -30,13 +30,12 @@ from ..operators.families import RESHAPES
 @tvm.transform.module_pass(opt_level=0, name="SelectEarly")
 @dataclass(frozen=True)
 class SelectEarly:
-    """Move selections along an axis up through everything that treats the positions of that axis apart.
+    """Hoist selections along an axis above operators that treat the positions of that axis independently.
 
     In, out: a dataflow function. A classifier that reads the first token of the last block needs that block's queries,
-    feed-forward layers and norms for this token alone (and keys and values for all): what would be computed for the
-    others, and their gradients, is not built. A value becomes narrower where all its readers select the same positions.
-    Nothing is selected from what is made of the ``trained`` parameters alone: their gradients stay those of whole
-    layers.
+    feed-forward layers and norms for this token alone, and keys and values for all. The other tokens are then neither
+    computed nor differentiated. A value is narrowed where all its readers select the same positions. Values computed
+    from the ``trained`` parameters alone stay whole, so that gradients are those of whole layers.
     """
 
     trained: Collection[str] = ()
@@ -45,21 +44,21 @@ class SelectEarly:
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
         values = {binding.var: binding.value for binding in bindings_of(func)}
-        narrowed, read = _plan(func, constant_vars(func, self.trained) - constant_vars(func, ()))
+        narrowed, demanded = _plan(func, constant_vars(func, self.trained) - constant_vars(func, ()))
         selected: dict[tuple[relax.Var, Selection], relax.Var] = {}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
-            if var not in read:
+            if var not in demanded:
                 return value
             args = list(value.args)
-            for index, (arg, selection) in enumerate(zip(values[var].args, read[var], strict=True)):
+            for index, (arg, selection) in enumerate(zip(values[var].args, demanded[var], strict=True)):
                 if selection is None or arg in narrowed:
                     continue
                 key = (args[index], selection)
                 if key not in selected:
                     selected[key] = builder.emit(selection.taken(args[index]))
                 args[index] = selected[key]
-            if var not in narrowed:  # the selection itself: nothing is left of it but an axis that it drops
+            if var not in narrowed:  # the selection itself: its operand is narrow, only a dropped axis remains
                 return args[0] if shape_of(args[0]) == shape_of(var) else R.reshape(args[0], shape_of(var))
             if op_name(value) in RESHAPES:
                 return R.reshape(args[0], narrowed[var].of(shape_of(var)))
@@ -71,39 +70,42 @@ class SelectEarly:
 def _plan(
     func: relax.Function, whole: Collection[relax.Var]
 ) -> tuple[dict[relax.Var, Selection], dict[relax.Var, Demands]]:
-    """The values of which all readers select the same positions, and which can be computed for these alone; and what
-    they, and the selections, read."""
-    wanted: dict[relax.Var, set[Selection | None]] = {var: {None} for var in used_vars(func.body.body)}
+    """Find the values to narrow, each with the positions that all its readers select; and for these values and the
+    selections themselves, the positions that they demand of each operand."""
+    requested: dict[relax.Var, set[Selection | None]] = {var: {None} for var in used_vars(func.body.body)}
     narrowed: dict[relax.Var, Selection] = {}
-    read: dict[relax.Var, Demands] = {}
+    demanded: dict[relax.Var, Demands] = {}
     for binding in reversed(bindings_of(func)):
         var, value = binding.var, binding.value
-        selection = next(iter(wanted[var])) if len(wanted.get(var, ())) == 1 and not is_kept(var) else None
+        selection = next(iter(requested[var])) if len(requested.get(var, ())) == 1 and not is_kept(var) else None
         own = selection_of(value)
         needed = _demands(value, selection, whole) if selection is not None and own is None else None
         if selection is not None and needed is not None:
-            narrowed[var], read[var] = selection, needed
+            narrowed[var], demanded[var] = selection, needed
         elif own is not None:
-            read[var] = [own] + [None] * (len(value.args) - 1)
+            demanded[var] = [own] + [None] * (len(value.args) - 1)
         for index, field, arg in operands(value):
             for used in [arg] if isinstance(arg, relax.Var) else used_vars(arg):
-                wanted.setdefault(used, set()).add(read[var][index] if field is None and var in read else None)
-    return narrowed, read
+                requested.setdefault(used, set()).add(
+                    demanded[var][index] if field is None and var in demanded else None
+                )
+    return narrowed, demanded
 
 
 def _demands(value: Expr, selection: Selection, whole: Collection[relax.Var]) -> Demands | None:
-    """What a call reads to compute a selection; None where it would select from several or from what is to stay
-    whole."""
-    found = demands(value, selection)
-    if found is None or any(
-        demand and (arg in whole or isinstance(arg, relax.Tuple)) for demand, arg in zip(found, value.args, strict=True)
+    """The positions of each operand from which a call computes a selection of its result. None where that would narrow
+    a tuple or a value of ``whole``."""
+    operand_selections = demands(value, selection)
+    if operand_selections is None or any(
+        demand and (arg in whole or isinstance(arg, relax.Tuple))
+        for demand, arg in zip(operand_selections, value.args, strict=True)
     ):
         return None
-    return found
+    return operand_selections
 
 
 def selection_of(value: Expr) -> Selection | None:
-    """The selection that an operator is: an index, or a slice without steps along one axis."""
+    """The selection that a call performs: a constant index, or a slice of stride 1 along one axis; None otherwise."""
     if op_name(value) == "relax.take" and value.attrs.axis is not None:
         index = constant_value(value.args[1])
         rank = len(shape_of(value.args[0]))

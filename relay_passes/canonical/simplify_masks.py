@@ -1,4 +1,4 @@
-"""Drops masks that mask nothing."""
+"""Removes masks that hide nothing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..ir import Expr, constant_value, eliminate_dead, made_by, op_name, rewrite
 @tvm.transform.module_pass(opt_level=0, name="SimplifyMasks")
 @dataclass(frozen=True)
 class SimplifyMasks:
-    """Remove selections and sums whose constant mask changes nothing.
+    """Remove ``where`` and ``add`` whose constant mask changes nothing.
 
-    In, out: a dataflow function. ``where(True, x, y)`` is x; ``x + 0`` is x; and zeroing what a softmax gave to masked
-    positions is needed only where a mask may hide a whole row: elsewhere the softmax gave zeros already.
+    In, out: a dataflow function. ``where(True, x, y)`` is x, and ``x + 0`` is x. Zeroing a softmax at masked positions
+    is removed unless the mask hides a whole row: elsewhere the softmax is zero there already.
     """
 
     function: str = "main"
@@ -26,7 +26,7 @@ class SimplifyMasks:
         made: dict[relax.Var, Expr] = {}
 
         def mask_of(expr: Expr) -> np.ndarray | None:
-            """The value of a constant, also where it was broadcast."""
+            """The value of a constant, or of one that is broadcast."""
             while op_name(value := made_by(made, expr)) == "relax.broadcast_to":
                 expr = value.args[0]
             return constant_value(expr)
@@ -41,10 +41,10 @@ class SimplifyMasks:
                     return kept
             if op_name(value) == "relax.add":
                 for x, zero in (value.args, reversed(list(value.args))):
-                    known = mask_of(zero)
+                    addend = mask_of(zero)
                     if (
-                        known is not None
-                        and not known.any()
+                        addend is not None
+                        and not addend.any()
                         and isinstance(x, relax.Var)
                         and shape_of(x) == shape_of(var)
                     ):
@@ -59,8 +59,7 @@ class SimplifyMasks:
 
 
 def _unmasked_softmax(value: relax.Call, mask: np.ndarray | None, made: dict[relax.Var, Expr]) -> Expr | None:
-    """The softmax inside ``where(mask, softmax(where(mask, x, lowest)), 0)``, if the mask leaves something of each
-    row."""
+    """The softmax inside ``where(mask, softmax(where(mask, x, lowest)), 0)``, if the mask hides no whole row."""
     softmax = made_by(made, value.args[1])
     zero = constant_value(value.args[2])
     if mask is None or op_name(softmax) != "relax.nn.softmax" or zero is None or zero.any():
@@ -70,5 +69,5 @@ def _unmasked_softmax(value: relax.Call, mask: np.ndarray | None, made: dict[rel
         return None
     inner = constant_value(scores.args[0])
     same_mask = scores.args[0].same_as(value.args[0]) or (inner is not None and np.array_equal(inner, mask))
-    last = int(softmax.attrs.axis) in (-1, len(shape_of(softmax)) - 1)
-    return value.args[1] if same_mask and last and mask.any(axis=-1).all() else None
+    is_last_axis = int(softmax.attrs.axis) in (-1, len(shape_of(softmax)) - 1)
+    return value.args[1] if same_mask and is_last_axis and mask.any(axis=-1).all() else None

@@ -1,5 +1,4 @@
-"""Merges and cancels what only moves elements: transposes, reshapes, look-ups in order, and what broadcasting adds or
-repeats."""
+"""Merges and cancels data movement: transposes, reshapes, gathers in memory order, and redundant broadcasts."""
 
 from __future__ import annotations
 
@@ -19,7 +18,8 @@ from ..operators.registry import plain
 BROADCASTING = frozenset(
     f"relax.{name}" for name in ["add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "where"]
 )
-LARGEST_CHAIN = 1 << 26  # elements up to which a chain of moves is followed element by element
+MAX_TRACED_ELEMENTS = 1 << 26
+"""Elements of the largest tensor whose moves are traced element by element, to bound compile time and memory."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="SimplifyMovement")
@@ -27,11 +27,13 @@ LARGEST_CHAIN = 1 << 26  # elements up to which a chain of moves is followed ele
 class SimplifyMovement:
     """Replace each chain of transposes and reshapes by the shortest equal one.
 
-    In, out: a dataflow function. A reshape of a reshape becomes one; a transpose of a transpose becomes one or none; a
-    chain that leaves the elements in order (NHWC to NCHW, flattened, transposed again: the entry of a vision
-    transformer) becomes a reshape, and so does a look-up of all elements in order (a mask, batch by batch and position
-    by position); a vector reshaped to [1, …, 1, C] only to be broadcast is used as it is, and so is what is broadcast
-    to its own shape; of a constant that is the same along an axis, which broadcasting would repeat, one is used.
+    In, out: a dataflow function.
+
+    - Consecutive reshapes become one, consecutive transposes one or none.
+    - A chain that keeps the elements in order becomes a reshape (NHWC to NCHW, flattened, transposed again: the entry
+      of a vision transformer). So does a gather of all elements in order (a mask, indexed by batch and position).
+    - A vector reshaped to [1, …, 1, C] only to be broadcast is used as it is. A broadcast to the same shape is dropped.
+    - A constant that repeats along an axis is cut to extent 1 where another operand broadcasts it back.
     """
 
     function: str = "main"
@@ -64,34 +66,33 @@ class SimplifyMovement:
 
 @dataclass(frozen=True)
 class _Chain:
-    """A value as a series of moves of a root: each move is a permutation, and what shape the elements have before
-    it."""
+    """A value as a chain of moves of a root. A move is the shape before a permutation, and the permuted axes."""
 
     root: relax.Var
     moves: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     shape: tuple[int, ...]
 
     def simplified(self) -> Expr:
-        """The shortest expression for the chain that we know."""
+        """The shortest known expression for the chain."""
         root_shape = shape_of(self.root)
         moves = self.moves
-        if not moves or (math.prod(self.shape) <= LARGEST_CHAIN and self._keeps_order()):
+        if not moves or (math.prod(self.shape) <= MAX_TRACED_ELEMENTS and self._keeps_order()):
             return self.root if self.shape == root_shape else R.reshape(self.root, self.shape)
         value: Expr = self.root
-        at = root_shape
+        current = root_shape
         for before, axes in moves:
-            value = value if before == at else R.reshape(value, before)
+            value = value if before == current else R.reshape(value, before)
             value = R.permute_dims(value, list(axes))
-            at = tuple(before[axis] for axis in axes)
-        return value if at == self.shape else R.reshape(value, self.shape)
+            current = tuple(before[axis] for axis in axes)
+        return value if current == self.shape else R.reshape(value, self.shape)
 
     def _keeps_order(self) -> bool:
-        """Whether the elements come out in the order in which they went in, tried out on their numbers."""
-        numbers = np.arange(math.prod(self.shape), dtype=np.int32)
-        moved: np.ndarray = numbers
+        """Whether the moves keep the elements in order, tested on their indices."""
+        indices = np.arange(math.prod(self.shape), dtype=np.int32)
+        moved: np.ndarray = indices
         for before, axes in self.moves:
             moved = moved.reshape(before).transpose(axes)
-        return bool(np.array_equal(moved.reshape(-1), numbers))
+        return bool(np.array_equal(moved.reshape(-1), indices))
 
 
 def _extended(chains: dict[relax.Var, _Chain], value: relax.Call, result: tuple[int, ...]) -> _Chain | None:
@@ -110,12 +111,12 @@ def _extended(chains: dict[relax.Var, _Chain], value: relax.Call, result: tuple[
 
 
 def _composed(moves: tuple, shape: tuple[int, ...], axes: Sequence[int]) -> tuple:
-    """Add a permutation; directly after another one the two become one."""
+    """Append a permutation, merged with the last move where no reshape lies between."""
     if moves:
         before, previous = moves[-1]
         if tuple(before[axis] for axis in previous) == shape:
-            both = tuple(previous[axis] for axis in axes)
-            return moves[:-1] if both == tuple(range(len(both))) else (*moves[:-1], (before, both))
+            merged = tuple(previous[axis] for axis in axes)
+            return moves[:-1] if merged == tuple(range(len(merged))) else (*moves[:-1], (before, merged))
     return (*moves, (shape, tuple(axes)))
 
 
@@ -125,9 +126,9 @@ def _moves_only_ones(shape: Sequence[int], axes: Sequence[int]) -> bool:
     return longer == sorted(longer)
 
 
-def _reads_in_order(look_up: relax.Call) -> bool:
-    """Whether constant indices read all elements, each once, in the order in which they lie."""
-    x, indices = look_up.args
+def _reads_in_order(gather: relax.Call) -> bool:
+    """Whether constant indices read every element once, in memory order."""
+    x, indices = gather.args
     fields = indices.fields if isinstance(indices, relax.Tuple) else []
     arrays = [array for array in map(constant_value, fields) if array is not None]
     if not arrays or len(arrays) < len(fields):
@@ -136,30 +137,32 @@ def _reads_in_order(look_up: relax.Call) -> bool:
     wrapped = [np.where(array < 0, array + extent, array) for array, extent in zip(arrays, extents, strict=True)]
     try:
         rows = np.ravel_multi_index(np.broadcast_arrays(*wrapped), extents)
-    except ValueError:  # out of bounds: for others to refuse
+    except ValueError:  # out of bounds: not for this pass to refuse
         return False
     return np.array_equal(rows.reshape(-1), np.arange(math.prod(extents)))
 
 
 def _without_repeats(value: relax.Call) -> relax.Call:
-    """Use one of what a constant repeats along an axis where another operand has all of that axis."""
+    """Cut a constant to extent 1 along axes where it repeats and another operand has the full extent."""
     args = list(value.args)
     for index, arg in enumerate(args):
         array = constant_value(arg)
-        if array is None or not 1 < array.size <= LARGEST_CHAIN:
+        if array is None or not 1 < array.size <= MAX_TRACED_ELEMENTS:
             continue
         others = [shape_of(other) for other in args[:index] + args[index + 1 :]]
-        for back in range(1, array.ndim + 1):  # axes are counted from the end, as broadcasting does
-            first = array.take([0], -back)
-            is_given = any(len(shape) >= back and shape[-back] == array.shape[-back] for shape in others)
-            if is_given and np.array_equal(array, np.broadcast_to(first, array.shape)):
+        for from_end in range(1, array.ndim + 1):  # axes are counted from the end, as broadcasting does
+            first = array.take([0], -from_end)
+            is_broadcast = any(
+                len(shape) >= from_end and shape[-from_end] == array.shape[-from_end] for shape in others
+            )
+            if is_broadcast and np.array_equal(array, np.broadcast_to(first, array.shape)):
                 array = first
         args[index] = arg if array.shape == shape_of(arg) else relax.const(array, dtype_of(arg))
     return relax.Call(value.op, args, value.attrs, value.ty_args)
 
 
 def _without_leading_ones(value: relax.Call, var: relax.Var, chains: dict[relax.Var, _Chain]) -> relax.Call:
-    """Use the source of a [1, …, 1, C] operand where another operand has the rank of the result anyway."""
+    """Replace an operand [1, …, 1, C] by its source [C] where another operand has the rank of the result."""
     rank = len(shape_of(var))
     args = list(value.args)
     for index, arg in enumerate(args):

@@ -17,13 +17,13 @@ from ..operators.registry import plain
 
 @dataclass(frozen=True)
 class Stored:
-    """How a parameter is stored: its array, reshaped to ``shape`` and with its axes permuted to ``axes``."""
+    """The stored layout of a parameter: its array reshaped to ``shape``, with its axes permuted by ``axes``."""
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]
 
     def position(self, axis: int, original: Sequence[int]) -> int:
-        """Where an axis of the original array lies in the stored one."""
+        """Map an axis of the array of shape ``original`` to its axis in the stored array."""
         before = math.prod(original[:axis])
         candidates = range(len(self.shape))
         reshaped = next(
@@ -35,12 +35,12 @@ class Stored:
 @tvm.transform.module_pass(opt_level=0, name="StorePermuted")
 @dataclass(frozen=True)
 class StorePermuted:
-    """Move the transpose of a parameter from the function to whoever stores the parameter.
+    """Move the transpose of a parameter out of the function, to the code that stores the parameter.
 
-    In: a dataflow function. Out: each of ``parameters`` that is read only through one and the same ``permute_dims``
-    (perhaps of a reshape) has the permuted shape, and the attribute ``stored`` gives ``[shape, axes]`` of
-    :class:`Stored` for each. Linear weights so become [in, out] and convolution weights [R, S, I, O], and their
-    gradients and updates run along contiguous channels.
+    In: a dataflow function. Out: each of ``parameters`` whose reads are all the same ``permute_dims`` (perhaps of a
+    reshape) has the permuted shape, and the attribute ``stored`` gives its ``[shape, axes]`` of :class:`Stored`. So
+    linear weights become [in, out] and convolution weights [R, S, I, O], and their gradients and updates run along
+    contiguous channels.
     """
 
     parameters: Sequence[str]
@@ -54,9 +54,9 @@ class StorePermuted:
         for param in func.params:
             new = param
             if param.name in stored:
-                how = stored[param.name]
+                layout = stored[param.name]
                 new = relax.Var(
-                    param.name, relax.TensorType([how.shape[axis] for axis in how.axes], param.ty.dtype.dtype)
+                    param.name, relax.TensorType([layout.shape[axis] for axis in layout.axes], param.ty.dtype.dtype)
                 )
                 env |= dict.fromkeys(readers[param.name], new)
             new_params.append(new)
@@ -68,13 +68,15 @@ class StorePermuted:
         return update_function(
             mod,
             self.function,
-            new_func.with_attr("stored", {name: [how.shape, how.axes] for name, how in stored.items()}),
+            new_func.with_attr("stored", {name: [layout.shape, layout.axes] for name, layout in stored.items()}),
         )
 
 
 def stored_of(func: relax.Function) -> dict[str, Stored]:
-    """The attribute ``stored`` of a function, in plain values."""
-    return {str(name): Stored(*(plain(part) for part in how)) for name, how in func.attrs.get("stored", {}).items()}
+    """Read the attribute ``stored`` of a function: the layout of each parameter that has one."""
+    return {
+        str(name): Stored(*(plain(part) for part in layout)) for name, layout in func.attrs.get("stored", {}).items()
+    }
 
 
 def stored_parts(
@@ -94,12 +96,11 @@ def stored_parts(
 
 
 def _common_permutations(func: relax.Function, names: set[str]) -> tuple[dict[str, Stored], dict[str, list[relax.Var]]]:
-    """How each parameter that all uses read in the same way is read, and the variables that hold the permuted value."""
-    wanted = {param: param.name for param in func.params if param.name in names}
+    """Find the layout of each parameter whose reads all permute it alike, and the variables with its permuted value."""
     views: dict[relax.Var, tuple[str, tuple[int, ...]]] = {
-        param: (name, shape_of(param)) for param, name in wanted.items()
+        param: (param.name, shape_of(param)) for param in func.params if param.name in names
     }
-    found: dict[str, set[Stored | None]] = {}
+    layouts: dict[str, set[Stored | None]] = {}
     readers: dict[str, list[relax.Var]] = {}
     for binding in bindings_of(func):
         value = binding.value
@@ -111,9 +112,9 @@ def _common_permutations(func: relax.Function, names: set[str]) -> tuple[dict[st
                 views[binding.var] = (name, shape_of(binding.var))
             elif op_name(value) == "relax.permute_dims":
                 axes = plain(value.attrs.axes) or tuple(reversed(range(len(shape))))
-                found.setdefault(name, set()).add(Stored(shape, tuple(axis % len(shape) for axis in axes)))
+                layouts.setdefault(name, set()).add(Stored(shape, tuple(axis % len(shape) for axis in axes)))
                 readers.setdefault(name, []).append(binding.var)
             else:
-                found.setdefault(name, set()).add(None)
-    stored = {name: way for name, ways in found.items() for way in ways if way is not None and len(ways) == 1}
+                layouts.setdefault(name, set()).add(None)
+    stored = {name: only for name, (only, *others) in layouts.items() if only is not None and not others}
     return stored, readers

@@ -1,4 +1,4 @@
-"""Writes every product of a network as one of two operators: a matrix product or a two-dimensional convolution."""
+"""Rewrites every product of a network as a matrix product or a two-dimensional convolution."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from ..operators.training import matmul
 class UnifyProducts:
     """Rewrite ``relax.matmul`` as ``pock.matmul`` and ``nn.conv1d`` as ``nn.conv2d`` of height 1.
 
-    In, out: a dataflow function. A transpose of the last two axes in front of a product becomes a flag of the product,
-    except that of a parameter: parameters are stored transposed instead, once and for all. Those of ``live`` are an
-    exception again: they change every step, and could not be stored transposed (a tied embedding is read both ways).
-    A number times an operand that only the product reads becomes the number times the product, as attention's scale:
-    it costs nothing there, being part of an epilogue, and nothing in the gradients either.
+    In, out: a dataflow function. A transpose of an operand's last two axes becomes a flag of the product. A parameter's
+    transpose stays, since the parameter can be stored transposed (:class:`StorePermuted`), unless it is in ``live``. A
+    constant factor of an operand that only the product reads moves to the result, as attention's scale: there it joins
+    an epilogue, and costs nothing in the gradients either.
     """
 
     live: Collection[str] = ()
+    """Parameters that steps change: a transpose that :class:`StorePermuted` left would run each step (tied weights)."""
     function: str = "main"
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
@@ -59,7 +59,7 @@ class UnifyProducts:
                 new = builder.emit(value, var.name)
                 made[new] = value
                 return new
-            factors = _number_and_tensor(value)
+            factors = _factor_and_tensor(value)
             if factors is not None and reads[var] == 1 and not is_kept(var):
                 new = builder.emit(value, var.name)
                 scaled[new] = factors
@@ -80,18 +80,18 @@ class UnifyProducts:
                 if op_name(value) == "pock.matmul"
                 else [False] * 2
             )
-            numbers = [scaled[operand][0] for operand in (a, b) if operand in scaled]
+            moved_factors = [scaled[operand][0] for operand in (a, b) if operand in scaled]
             (a, swap_a), (b, swap_b) = (untransposed(scaled.get(operand, (None, operand))[1]) for operand in (a, b))
             product: Expr = matmul(a, b, transpose_a=flags[0] ^ swap_a, transpose_b=flags[1] ^ swap_b)
-            for number in numbers:
-                product = R.multiply(builder.emit(product), number)
+            for factor in moved_factors:
+                product = R.multiply(builder.emit(product), factor)
             return product
 
         return update_function(mod, self.function, eliminate_dead(rewrite(func, visit)))
 
 
-def _number_and_tensor(value: Expr) -> tuple[Expr, Expr] | None:
-    """The factors of a product of a tensor and a constant number, the number first."""
+def _factor_and_tensor(value: Expr) -> tuple[Expr, Expr] | None:
+    """Split a multiplication by a one-element constant into (constant, tensor); None otherwise."""
     if op_name(value) != "relax.multiply":
         return None
     for number, tensor in (value.args, value.args[::-1]):
@@ -114,7 +114,7 @@ def _swaps_last_two(value: relax.Call) -> bool:
 
 
 def _with_vectors(builder: relax.BlockBuilder, a: Expr, b: Expr) -> Expr:
-    """A vector counts as a row on the left and as a column on the right, and its axis is gone from the result."""
+    """Multiply with vectors: a row on the left, a column on the right. The result lacks the vector's axis."""
     shape_a, shape_b = shape_of(a), shape_of(b)
     batch = shape_a[:-2] or shape_b[:-2]
     result = (*batch, *(shape_a[-2:-1] if len(shape_a) > 1 else ()), *(shape_b[-1:] if len(shape_b) > 1 else ()))
