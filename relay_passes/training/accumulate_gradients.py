@@ -1,4 +1,4 @@
-"""Adds gradients up over several steps instead of using them at once."""
+"""Accumulates gradients over the steps that share one update."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class AccumulateGradients:
     """Turn a function that returns loss and gradients into one that adds the gradients to running sums and returns the
     loss.
 
-    The sums are parameters named ``gradient_sum.<parameter>``; :class:`AppendUpdate` with ``accumulated`` uses them up.
+    The sums are parameters named ``gradient_sum.<parameter>``; :class:`AppendUpdate` with ``accumulated`` reads and
+    clears them.
     """
 
     function: str = "main"

@@ -21,9 +21,9 @@ LOSSES = ("cross_entropy", "causal_lm", "mse", "bce_with_logits", "output")
 class AppendLoss:
     """Turn a function that returns a network's outputs into one that returns its scalar loss.
 
-    In: a dataflow function with the attribute ``num_input`` (TVM's own: how many parameters are inputs). Out: the
-    function with one more input, ``target``, behind them, returning the loss and then the results that
-    ``state_updates`` names. With ``kind="output"`` an output is the loss already and nothing is added.
+    In: a dataflow function with TVM's attribute ``num_input``, the number of parameters that are inputs. Out: the
+    function with a further input ``target`` after these. It returns the loss, then the results that ``state_updates``
+    names. With ``kind="output"`` an output is the loss, and there is no target.
 
     ============== ================================================ ===============================================
     kind           output                                           target
@@ -35,16 +35,16 @@ class AppendLoss:
     output         float [], the loss                               none
     ============== ================================================ ===============================================
 
-    All are means over what counts, as PyTorch's losses of those names; a label equal to ``ignore_index`` does not.
+    All are means, as PyTorch's losses of those names. Labels equal to ``ignore_index`` do not count.
 
-    Of a network of one of ``parts`` parts of a batch (:class:`SplitBatch`) the loss is that part's share of the batch's
-    mean: parts add up to it. How many labels count in the whole batch then comes in through one more input,
-    ``counted``, float [], behind the target.
+    For one of ``parts`` micro-batches (:class:`SplitBatch`) the loss is that part's contribution to the batch's mean;
+    the contributions add up to it. The number of labels that count in the whole batch is then a further input after the
+    target: ``counted``, float [].
     """
 
     kind: str
     output: int = 0
-    """Which of the outputs the loss reads."""
+    """Index of the output that the loss reads."""
     ignore_index: int = -100
     label_smoothing: float = 0.0
     parts: int = 1
@@ -112,8 +112,8 @@ class AppendLoss:
         if self.kind == "mse":
             return self._mean(builder, emit(R.square(emit(output - target))))
         if self.kind == "bce_with_logits":  # x (1 - t) + log(1 + e^-x): right at 0, and never overflows
-            against = emit(output * emit(scalar(1, output) - target))
-            return self._mean(builder, emit(against + emit(R.nn.softplus(emit(R.negative(output))))))
+            linear = emit(output * emit(scalar(1, output) - target))
+            return self._mean(builder, emit(linear + emit(R.nn.softplus(emit(R.negative(output))))))
         if self.kind == "causal_lm":
             target = self._shifted(builder, target)
         shape = shape_of(output)
@@ -129,12 +129,12 @@ class AppendLoss:
         return emit(R.divide(emit(R.sum(rows)), counted))
 
     def _mean(self, builder: relax.BlockBuilder, losses: Expr) -> Expr:
-        """Of the whole batch as many parts as there are."""
+        """Divide the mean of a part by the number of parts: its contribution to the batch's mean."""
         mean = builder.emit(R.mean(losses))
         return mean if self.parts == 1 else builder.emit(mean * builder.emit(scalar(1 / self.parts, mean)))
 
     def _shifted(self, builder: relax.BlockBuilder, labels: relax.Var) -> relax.Var:
-        """Each position's label is the next token; shifting the labels saves a copy of the logits."""
+        """Shift the labels so that each position predicts the next token. Slicing the logits would copy them."""
         batch, tokens = shape_of(labels)
         following = builder.emit(R.strided_slice(labels, [1], [1], [tokens]))
         end = builder.emit(R.full(relax.ShapeExpr((batch, 1)), relax.const(self.ignore_index, "int64"), "int64"))

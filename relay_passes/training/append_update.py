@@ -20,8 +20,8 @@ from ..ir.append import GRADIENT_SUM, InPlaceWriter
 
 Selection = Mapping[str, tuple[int, Sequence[int]] | None]
 
-# For each kind of optimizer: its hyperparameters, the states that it keeps, the rates that it is given each step, and
-# its kernel.
+# For each kind of optimizer: its hyperparameters with their defaults, the names of its states, the number of rates that
+# a step reads, and its kernel.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
     "adam": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0, "decoupled": False},
@@ -37,9 +37,9 @@ RATES: dict[str, Callable[[Mapping[str, Any]], int]] = {
 KERNELS: dict[str, Callable[..., tirx.PrimFunc]] = {"sgd": update.sgd, "adam": update.adam}
 
 LARGE_GRADIENT = 32 * 2**20
-"""Bytes of a gradient beyond which it is made and used part by part."""
+"""Bytes of a gradient above which it is computed and applied in parts."""
 FEWEST_ROWS = 64
-"""Of a part: with less, the product's second operand would be read from memory too often."""
+"""Rows of the smallest part: each part reads the whole second operand of the product again."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="AppendUpdate")
@@ -47,21 +47,20 @@ FEWEST_ROWS = 64
 class AppendUpdate:
     """Turn a function that returns loss and gradients into one that updates its parameters and returns the loss.
 
-    In: what :class:`Backward` gives. Out: the function with further parameters, behind the others: ``rates``, a float
-    vector that holds the learning rate and whatever else changes from step to step, and for each trained parameter its
-    states, named ``<state>.<parameter>``. Parameters, states and the running statistics that ``state_updates`` names
-    are written in place by ``call_tir_inplace``; the function returns the loss first and then what was written.
+    In: the result of :class:`Backward`. Out: the function with further parameters at the end: ``rates``, a float vector
+    of the learning rate and other numbers that change from step to step, and the states of each trained parameter,
+    named ``<state>.<parameter>``. Parameters, states and the running statistics that ``state_updates`` names are
+    written in place by ``call_tir_inplace``. The function returns the loss, then the written values.
 
     With ``accumulated`` the gradients of earlier steps are added first: see :class:`AccumulateGradients`.
     """
 
     optimizer: Mapping[str, Any]
-    """``kind`` (sgd or adam) and those hyperparameters of ``DEFAULTS`` that differ from what stands there."""
+    """``kind`` (sgd or adam), and the hyperparameters that differ from ``DEFAULTS``."""
     trained: Selection
-    """What is trained, as in :class:`Backward`."""
+    """The trained parameters, as in :class:`Backward`."""
     clip_norm: float | None = None
-    """Scale the gradients down where the norm of all of them together is larger
-    (``torch.nn.utils.clip_grad_norm_``)."""
+    """Largest norm of all gradients together; they are scaled down to it (``torch.nn.utils.clip_grad_norm_``)."""
     accumulated: bool = False
     function: str = "main"
 
@@ -89,12 +88,12 @@ class AppendUpdate:
         for name, grad in grads.items():
             states = [writer.state(state, name, grad.ty) for state in STATES[kind](options)]
             grad, scale = self._unscaled(writer, grad, self.trained[name])
-            given = vectors | scale
-            lengths = {vector: shape_of(value)[0] for vector, value in given.items()}
+            read_vectors = vectors | scale
+            lengths = {vector: shape_of(value)[0] for vector, value in read_vectors.items()}
             layout = writer.layout(name, self.trained[name])
             for part, rows in self._parts(writer, grad, self.trained[name]):
                 kernel = KERNELS[kind](replace(layout, part=part), **options, vectors=lengths)
-                operands = [rows, *states, *given.values()]
+                operands = [rows, *states, *read_vectors.values()]
                 writer.write(kind, kernel, name, operands, self.trained[name], also=range(2, 2 + len(states)))
         for total in sums.values():
             writer.clear(total)
@@ -102,8 +101,9 @@ class AppendUpdate:
     def _parts(
         self, writer: InPlaceWriter, grad: Expr, piece: tuple[int, Sequence[int]] | None
     ) -> list[tuple[tuple[int, int] | None, Expr]]:
-        """The parts of a parameter that are updated one by one: of a large product, as many rows at a time as fit
-        ``LARGE_GRADIENT``, so that no more of its gradient has to exist at once (:class:`SplitGradients`)."""
+        """Split the gradient of a large matrix product into row ranges of at most ``LARGE_GRADIENT`` bytes, each with
+        an update of its own: one part exists at a time (:class:`SplitGradients`). Other gradients have one range,
+        None."""
         shape, size = shape_of(grad), bytes_of(grad)
         is_product = op_name(writer.made(grad)) == "pock.matmul" and len(shape) == 2
         if size <= LARGE_GRADIENT or not is_product or piece is not None or self.clip_norm is not None:
@@ -117,8 +117,8 @@ class AppendUpdate:
     def _unscaled(
         self, writer: InPlaceWriter, grad: Expr, piece: tuple[int, Sequence[int]] | None
     ) -> tuple[Expr, dict[str, Expr]]:
-        """Of a gradient that folded batch norm scales by channel, what is scaled, and the scale: the update multiplies
-        them, so that the product is never written."""
+        """Split off the scale by channel that folded batch norm multiplies a gradient with. The update multiplies
+        instead, so that the product is never materialised."""
         product = writer.made(grad)
         if piece is not None or self.accumulated or op_name(product) != "relax.multiply":
             return grad, {}
@@ -128,12 +128,12 @@ class AppendUpdate:
             return grad, {}
         return factor, {"scale": scale}
 
-    def _clip(self, writer: InPlaceWriter, grads: dict[str, Expr], most: float) -> Expr:
-        """``min(1, most / (norm + 1e-6))`` over all gradients, float [1]."""
+    def _clip(self, writer: InPlaceWriter, grads: dict[str, Expr], max_norm: float) -> Expr:
+        """``min(1, max_norm / (norm + 1e-6))`` over all gradients, float [1]."""
         squares = [writer.emit(R.sum(writer.emit(R.square(grad)))) for grad in grads.values()]
         total = squares[0]
         for square in squares[1:]:
             total = writer.emit(total + square)
         norm = writer.emit(writer.emit(R.sqrt(total)) + scalar(1e-6, total))
-        coefficient = writer.emit(R.minimum(writer.emit(scalar(most, norm) / norm), scalar(1, norm)))
+        coefficient = writer.emit(R.minimum(writer.emit(scalar(max_norm, norm) / norm), scalar(1, norm)))
         return writer.emit(R.reshape(coefficient, (1,)))

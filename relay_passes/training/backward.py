@@ -44,28 +44,28 @@ EXPANDED_BY = {
     "relax.nn.conv2d_transpose": "ChannelsLast",
     "relax.nn.adaptive_avg_pool2d": "ChannelsLast",
 }
+"""The pass that replaces an operator which has no gradient rule, by operator."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="Backward")
 @dataclass(frozen=True)
 class Backward:
-    """Turn a function that returns a scalar loss into one that returns the loss and the gradients of what is trained.
+    """Turn a function that returns a scalar loss into one that returns loss and gradients of the trained parameters.
 
     In: a dataflow function whose first result is a float scalar. Out: the same function returning ``(loss, gradient, …,
     further results, …)``, with the attribute ``gradients``: the names of the parameters that have a gradient, in the
     order of the gradients. A trained parameter that the loss does not depend on has none.
 
-    What the backward graph reads of the forward graph becomes an output of the dataflow block: those are the values
-    that a training step has to keep.
+    Forward values that the backward graph reads become outputs of the dataflow block. A training step has to save
+    these.
 
-    First every value is marked that lies on a path from a trained parameter to the loss; then the graph is walked from
-    the loss backwards, calling the rules of marked operands alone. So a frozen prefix gets no backward node, needs no
-    rule, and keeps nothing alive.
+    First, every value that depends on a trained parameter is marked. Then the graph is walked from the loss backwards,
+    calling the rules of marked operands alone. A frozen prefix gets no backward node, needs no rule, and saves nothing.
 
     Raises
     ------
     MissingGradient
-        A marked operand has no rule, or its rule does not know this case; :func:`obstacles` lists all of them.
+        A marked operand has no rule, or its rule does not cover this case; :func:`obstacles` lists all of them.
     """
 
     trained: Selection
@@ -86,8 +86,8 @@ class Backward:
 
 
 def obstacles(func: relax.Function, trained: Selection) -> list[Obstacle]:
-    """List everything for which :class:`Backward` would refuse a function: each operator on a trained path that has no
-    gradient, and each parameter that cannot be trained in part."""
+    """List all reasons for which :class:`Backward` refuses a function: operators on a trained path that have no
+    gradient, and parameters that cannot be trained in part."""
     walk = _Walk(func, trained)
     walk.build(1.0)
     return walk.obstacles
@@ -110,23 +110,23 @@ class _Walk:
         unknown = [name for name in self.trained if name not in by_name]
         if unknown:
             raise PassError(f"no parameter is called '{unknown[0]}'")
-        self.wanted = {by_name[name]: piece for name, piece in self.trained.items()}
-        for param in self.wanted:
+        self.parameters = {by_name[name]: piece for name, piece in self.trained.items()}
+        for param in self.parameters:
             if not is_float(param):
                 raise PassError(f"'{param.name}' holds {dtype_of(param)} numbers and cannot be trained")
         self.sources = self._mark()
 
     def _mark(self) -> dict[relax.Var, relax.Var]:
-        """Every value that depends on a trained parameter, with the first operand through which it does."""
-        sources: dict[relax.Var, relax.Var] = {param: param for param in self.wanted}
+        """Map every value that depends on a trained parameter to the first operand through which it does."""
+        sources: dict[relax.Var, relax.Var] = {param: param for param in self.parameters}
         for binding in self.bindings:
             if gradients.is_flat(op_name(binding.value)) or not _has_gradient(binding.var):
                 continue
-            through = next(
+            source = next(
                 (arg for _, _, arg in operands(binding.value) if isinstance(arg, relax.Var) and arg in sources), None
             )
-            if through is not None:
-                sources[binding.var] = through
+            if source is not None:
+                sources[binding.var] = source
         return sources
 
     def build(self, scale: float) -> relax.Function:
@@ -147,13 +147,15 @@ class _Walk:
                 if binding.var in self.contributions:
                     builder.name = f"d_{binding.var.name}"
                     self._step_back(builder, binding)
-            grads = {param.name: self._total(builder, param) for param in self.wanted if param in self.contributions}
+            grads = {
+                param.name: self._total(builder, param) for param in self.parameters if param in self.contributions
+            }
             body = builder.normalize(relax.Tuple([loss, *grads.values(), *further]))
-        finally:  # of a block that stays open TVM writes a warning beside our error
+        finally:  # TVM prints a warning for a block left open, beside our error
             backward = list(builder._end_block().bindings)
             builder.end_scope()
-        made = {binding.var for binding in self.bindings}
-        saved = {var for binding in backward for var in used_vars(binding.value) if var in made}
+        forward = {binding.var for binding in self.bindings}
+        saved = {var for binding in backward for var in used_vars(binding.value) if var in forward}
         func = assemble(self.func.params, [*self.bindings, *backward], body, self.func.attrs, saved)
         return eliminate_dead(func).with_attr("gradients", list(grads))
 
@@ -165,7 +167,7 @@ class _Walk:
         return expr
 
     def _step_back(self, builder: relax.BlockBuilder, binding: relax.VarBinding) -> None:
-        """Send the gradient of one binding to those of its operands that are marked."""
+        """Propagate the gradient of a binding to its marked operands."""
         value, result = binding.value, binding.var
         if not isinstance(value, relax.Call):
             self._pass_on(builder, value, result)
@@ -178,7 +180,7 @@ class _Walk:
                 contribution = self._contribution(builder, binding, grad, operand, position, arg)
             except PassError as error:
                 self._note(binding, operand, arg, str(error))
-                contribution = builder.emit(relax.op.zeros(_grad_shape(arg, self.wanted.get(arg)), dtype_of(arg)))
+                contribution = builder.emit(relax.op.zeros(_grad_shape(arg, self.parameters.get(arg)), dtype_of(arg)))
             self._add(arg, None, contribution)
 
     def _contribution(
@@ -190,8 +192,8 @@ class _Walk:
         position: int | None,
         arg: relax.Var,
     ) -> relax.Var:
-        """What one use of ``arg`` adds to its gradient."""
-        value, piece = binding.value, self.wanted.get(arg)
+        """Emit the contribution of one use of ``arg`` to its gradient."""
+        value, piece = binding.value, self.parameters.get(arg)
         rule = gradients.rule_for(op_name(value), operand)
         if rule is None:
             raise PassError("it has no gradient rule" + (f" for operand {operand}" if operand else ""))
@@ -204,10 +206,10 @@ class _Walk:
             contribution = rule(Use(value, binding.var, grad, position, piece))
         except PassError:
             raise
-        except Exception as error:  # TVM's words say what a rule does not know, and nobody where
+        except Exception as error:  # TVM's message says what is not supported, but not where
             raise PassError(f"its gradient rule fails: {first_line(error)}") from error
         if not isinstance(contribution, relax.Var):
-            contribution = builder.emit(contribution, f"d_{arg.name}" if arg in self.wanted else "")
+            contribution = builder.emit(contribution, f"d_{arg.name}" if arg in self.parameters else "")
         if shape_of(contribution) != _grad_shape(arg, piece):
             raise PassError(
                 f"its gradient rule gave {shape_of(contribution)} for '{arg.name}', not {_grad_shape(arg, piece)}"
@@ -215,7 +217,7 @@ class _Walk:
         return contribution
 
     def _pass_on(self, builder: relax.BlockBuilder, value: Expr, result: relax.Var) -> None:
-        """Send a gradient through a binding that is no call: another name, a tuple or a field of one."""
+        """Propagate a gradient through a binding that is no call: an alias, a tuple, or a field of one."""
         if isinstance(value, relax.TupleGetItem):
             if value.tuple_value in self.sources:
                 self._add(value.tuple_value, value.index, self._total(builder, result))
@@ -233,7 +235,7 @@ class _Walk:
         self.contributions.setdefault(value, {}).setdefault(index, []).append(grad)
 
     def _total(self, builder: relax.BlockBuilder, value: relax.Var) -> Expr | list[Expr | None]:
-        """The gradient of a value: the sum of what its uses contribute; one sum a field for a tuple."""
+        """The gradient of a value: the sum of its uses' contributions, for a tuple one sum a field."""
         if isinstance(value.ty, relax.TupleType):
             return self._fields(builder, value)
         return _sum(builder, self.contributions[value][None], value.name)
@@ -245,17 +247,17 @@ class _Walk:
         ]
 
     def _note(self, binding: relax.VarBinding, operand: int, arg: relax.Var, why: str) -> None:
-        """Write down why an operator passes no gradient on to ``arg``, with the trained parameter that waits for it."""
-        behind = arg
-        while behind not in self.wanted:
-            behind = self.sources[behind]
-        operator, place, name = op_name(binding.value), self._places[binding.var], behind.name
+        """Record why an operator passes no gradient to ``arg``, and a trained parameter that ``arg`` depends on."""
+        parameter = arg
+        while parameter not in self.parameters:
+            parameter = self.sources[parameter]
+        operator, place, name = op_name(binding.value), self._places[binding.var], parameter.name
         reason = f"{place.described} stands between the trained parameter '{name}' and the loss, and {why}"
         way_out = (
             f"Freeze '{name}' and whatever else comes before this operator, or write the model with operators that "
             "have a gradient (README, 'What is supported' and 'How to add an operator')"
         )
-        if gradients.rule_for(operator, operand) is not None and self.wanted.get(arg) is not None:
+        if gradients.rule_for(operator, operand) is not None and self.parameters.get(arg) is not None:
             way_out = f"Train all of '{name}', or none of it"
         elif operator in EXPANDED_BY:
             way_out += f". In a TVM pipeline of your own, run {EXPANDED_BY[operator]} first"
@@ -283,7 +285,7 @@ def _sum(builder: relax.BlockBuilder, parts: list[Expr], name: str) -> Expr:
 
 
 def _grad_shape(operand: relax.Var, piece: Piece | None) -> tuple[int, ...]:
-    """The shape of the gradient of an operand, or of the trained piece of it."""
+    """The shape of the gradient of an operand, or of its trained part."""
     shape = list(shape_of(operand))
     if piece is not None:
         shape[piece.axis] = len(piece.indices)

@@ -1,4 +1,4 @@
-"""Makes a large gradient part by part, each as its update wants it."""
+"""Computes a large gradient in parts, one for each update that reads it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..operators.training import matmul
 @tvm.transform.module_pass(opt_level=0, name="SplitGradients")
 @dataclass(frozen=True)
 class SplitGradients:
-    """Compute a matrix product of which everything reads some rows as several products, where it was.
+    """Split a matrix product whose readers all slice its rows into one product a slice.
 
-    In, out: a dataflow function. With an update behind each of them (:class:`OrderUpdates`), one part of the gradient
-    of a large weight is in memory at a time.
+    In, out: a dataflow function. :class:`OrderUpdates` then places an update after each product, so that one part of a
+    large weight's gradient is in memory at a time.
     """
 
     function: str = "main"
@@ -32,9 +32,9 @@ class SplitGradients:
         split: dict[relax.Var, list[tuple[relax.Var, Selection]]] = {}
         for binding in bindings_of(func):
             rows = [(reader.var, _rows(reader.value)) for reader in readers.get(binding.var, [])]
-            known = [(var, selection) for var, selection in rows if selection is not None]
-            if op_name(binding.value) == "pock.matmul" and not is_kept(binding.var) and len(known) == len(rows):
-                split[binding.var] = known
+            slices = [(var, selection) for var, selection in rows if selection is not None]
+            if op_name(binding.value) == "pock.matmul" and not is_kept(binding.var) and len(slices) == len(rows):
+                split[binding.var] = slices
         parts: dict[relax.Var, relax.Var] = {}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
@@ -43,15 +43,15 @@ class SplitGradients:
                 flags = {name: bool(value.attrs[name]) for name in ("transpose_a", "transpose_b")}
                 for part, rows in split[var]:
                     axis = 1 if flags["transpose_a"] else 0
-                    some = builder.emit(rows.along(axis).taken(a))
-                    parts[part] = builder.emit(matmul(some, b, **flags), var.name)
+                    part_a = builder.emit(rows.along(axis).taken(a))
+                    parts[part] = builder.emit(matmul(part_a, b, **flags), var.name)
             return parts.get(var, value)
 
         return update_function(mod, self.function, eliminate_dead(rewrite(func, visit)) if split else func)
 
 
 def _rows(value: Expr) -> Selection | None:
-    """The rows of a matrix that a call takes; None if it takes something else."""
+    """The rows that a call slices from a matrix; None if it does anything else."""
     if op_name(value) != "relax.strided_slice" or len(shape_of(value)) != 2:
         return None
     rows = selection_of(value)
