@@ -1,4 +1,4 @@
-"""What broadcasting means for gradients: whatever was repeated is summed."""
+"""The transpose of broadcasting: a sum over the broadcast axes."""
 
 from __future__ import annotations
 

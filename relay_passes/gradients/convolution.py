@@ -58,10 +58,10 @@ def transposed_conv2d_weight(use: Use) -> Expr:
 def _weight_gradient(
     x: Expr, grad: Expr, geometry: dict[str, Any], weight: tuple[int, ...], piece: Piece | None
 ) -> Expr:
-    """The weight gradient, of the trained piece alone where there is one.
+    """Build the weight gradient, of the trained part alone where there is one.
 
-    A piece along axis 2 of [R, S, I, O] is a set of input channels (of each group): only those channels of X are read.
-    In a depthwise weight it is a set of output channels, along axis 3: the groups of those channels.
+    A part along axis 2 of [R, S, I, O] is a set of input channels of each group: only those channels of X are read. In
+    a depthwise weight the part lies along axis 3, and is all output channels of some groups.
     """
     kernel_h, kernel_w, group_in, out_channels = weight
     groups = geometry["groups"]

@@ -1,4 +1,4 @@
-"""Operators that work element by element, with NumPy broadcasting between two operands."""
+"""Element-wise operators, with NumPy broadcasting between two operands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ flat(
 
 
 def _to_operand(use: Use, operand: int, grad: Expr) -> Expr:
-    """Sum a gradient in the shape of the result to the shape of an operand."""
+    """Sum a gradient of the result's shape over the axes along which an operand was broadcast."""
     return sum_to(grad, shape_of(use.result), shape_of(use.args[operand]))
 
 
@@ -99,7 +99,7 @@ def power_exponent(use: Use) -> Expr:
 
 
 def _extremum(use: Use, operand: int, wins: Callable[[Expr, Expr], Expr]) -> Expr:
-    """The winner gets the gradient; two equals share it, and both get it where either is NaN, as in PyTorch."""
+    """The extremum gets the gradient. Equal operands share it; where one is NaN both get all of it, as in PyTorch."""
     mine, other = use.args[operand], use.args[1 - operand]
     zero, half = scalar(0, use.result), scalar(0.5, use.result)
     share = R.where(wins(other, mine), zero, R.where(R.equal(mine, other), use.grad * half, use.grad))
@@ -143,19 +143,19 @@ def where_false(use: Use) -> Expr:
 
 
 # ---- activations -----------------------------------------------------------------------------------------------------
-# A rule that can work from the result alone does: the result is often kept for another reason, its operand is not.
+# Rules read the result, not the operand, where they can: the result is often saved for another reader anyway.
 
 
 @gradient("relax.nn.relu")
 def relu(use: Use) -> Expr:
-    """y = max(x, 0): dx = dy where y > 0, or is NaN."""
+    """y = max(x, 0): dx = dy where y > 0 or is NaN."""
     zero = scalar(0, use.result)
     return R.where(use.result <= zero, zero, use.grad)
 
 
 @gradient("pock.hardtanh")
 def hardtanh(use: Use) -> Expr:
-    """y = min(max(x, low), high), ReLU6 for one: dx = dy where low < y < high."""
+    """y = min(max(x, low), high), as in ReLU6: dx = dy where low < y < high."""
     y = use.result
     low, high = (scalar(float(use.call.attrs[bound]), y) for bound in ("low", "high"))
     return R.where(R.logical_and(y > low, y < high), use.grad, scalar(0, y))
@@ -163,8 +163,7 @@ def hardtanh(use: Use) -> Expr:
 
 @gradient("relax.clip")
 def clip(use: Use) -> Expr:
-    """y = clip(x, low, high): dx = dy where low <= x <= high (the ends count, unlike in hardtanh: so it is in
-    PyTorch)."""
+    """y = clip(x, low, high): dx = dy where low <= x <= high, ends included (unlike hardtanh), as in PyTorch."""
     x = use.args[0]
     low, high = (scalar(float(bound.value), x) for bound in use.args[1:])
     return R.where(R.logical_and(x >= low, x <= high), use.grad, scalar(0, x))
@@ -179,7 +178,7 @@ def leaky_relu(use: Use) -> Expr:
 
 @gradient("relax.nn.gelu")
 def gelu(use: Use) -> Expr:
-    """y = x * P(x), P the normal distribution: dx = dy * (P(x) + x * p(x))."""
+    """y = x * P(x), P the normal distribution function and p its density: dx = dy * (P(x) + x * p(x))."""
     x = use.args[0]
     cumulative = (R.erf(x * scalar(math.sqrt(0.5), x)) + scalar(1, x)) * scalar(0.5, x)
     density = R.exp(x * x * scalar(-0.5, x)) * scalar(1 / math.sqrt(2 * math.pi), x)
@@ -216,12 +215,12 @@ def elu(use: Use) -> Expr:
     return _elu(use, *(float(use.call.attrs[name]) for name in ("alpha", "scale", "input_scale")))
 
 
-def _elu(use: Use, alpha: float, scale: float, inside: float) -> Expr:
-    """By x and not by y: far below zero y + scale * alpha has no digit left. No positive x reaches the exponential."""
+def _elu(use: Use, alpha: float, scale: float, input_scale: float) -> Expr:
+    """Reads x, since y + scale * alpha cancels far below zero. Clamps x to at most 0, since e^x may overflow above."""
     x = use.args[0]
     zero = scalar(0, x)
-    exponent = R.where(x > zero, zero, x if inside == 1 else x * scalar(inside, x))
-    slope = R.exp(exponent) * scalar(alpha * scale * inside, x)
+    exponent = R.where(x > zero, zero, x if input_scale == 1 else x * scalar(input_scale, x))
+    slope = R.exp(exponent) * scalar(alpha * scale * input_scale, x)
     return use.grad * R.where(x > zero, scalar(scale, x), slope)
 
 
@@ -234,7 +233,7 @@ def softplus(use: Use) -> Expr:
 
 
 def _prelu_slopes(use: Use) -> Expr:
-    """The slopes in the shape that broadcasts against x."""
+    """The slopes, reshaped to broadcast against x."""
     x, slopes = use.args
     shape = [1] * len(shape_of(x))
     shape[int(use.call.attrs.axis)] = shape_of(slopes)[0]

@@ -1,4 +1,4 @@
-"""Losses that are operators of their own."""
+"""Losses that are single operators."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ def matmul_left(use: Use) -> Expr:
 def matmul_right(use: Use) -> Expr:
     """C = A B: dB = A^T dC (and dC^T A for a transposed B).
 
-    A matrix without batch axes gets the product of the flattened rows: the weight gradient of a linear layer. A piece
-    of B along the reduced axis is one of its input channels: only those columns of A are read, and kept.
+    Where B has no batch axes, those of A and dC are flattened into rows: the weight gradient of a linear layer. A
+    trained part of B along the reduction axis is a set of input channels: only those columns of A are read and saved.
     """
     transpose_a, transpose_b = _transposes(use.call)
     a, grad = use.args[0], use.grad

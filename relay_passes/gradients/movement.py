@@ -54,13 +54,13 @@ def permute_dims(use: Use) -> Expr:
 
 @gradient("relax.broadcast_to")
 def broadcast_to(use: Use) -> Expr:
-    """y = x repeated: dx = the sum over the repetitions."""
+    """y = x broadcast: dx = the sum of dy over the broadcast axes."""
     return sum_to(use.grad, shape_of(use.result), shape_of(use.args[0]))
 
 
 @gradient("relax.concat")
 def concat(use: Use) -> Expr:
-    """y = [x0, x1, …]: dx_i = its part of dy."""
+    """y = [x0, x1, …]: dx_i = the slice of dy at x_i."""
     parts = use.args[0].fields
     axis = (plain(use.call.attrs.axis) or 0) % len(shape_of(use.result))
     start = sum(shape_of(part)[axis] for part in parts[: use.field])
@@ -69,7 +69,7 @@ def concat(use: Use) -> Expr:
 
 @gradient("relax.stack")
 def stack(use: Use) -> Expr:
-    """y = stack(x0, x1, …): dx_i = its part of dy."""
+    """y = stack(x0, x1, …): dx_i = the slice of dy at x_i."""
     axis = (plain(use.call.attrs.axis) or 0) % len(shape_of(use.result))
     field = use.field or 0
     part = R.strided_slice(use.grad, [axis], [field], [field + 1])
@@ -78,7 +78,7 @@ def stack(use: Use) -> Expr:
 
 @gradient("relax.split")
 def split(use: Use) -> Expr:
-    """(y0, y1, …) = x in parts: dx = [dy0, dy1, …], zeros for a part that nothing reads."""
+    """(y0, y1, …) = x in parts: dx = [dy0, dy1, …], zero for a part that nothing reads."""
     parts = use.result.ty.fields
     grads = [
         R.zeros(relax.ShapeExpr([int(extent) for extent in part.shape]), dtype_of(use.args[0]))
@@ -91,7 +91,7 @@ def split(use: Use) -> Expr:
 
 @gradient("relax.strided_slice")
 def strided_slice(use: Use) -> Expr:
-    """y = x[begin : end : stride]: dx = dy with zeros where nothing was read."""
+    """y = x[begin : end : stride]: dx = dy at the elements that were read, zero elsewhere."""
     x, grad = use.args[0], use.grad
     shape = shape_of(x)
     axes, begins, _, strides = slice_bounds(use.args)
@@ -113,13 +113,13 @@ def strided_slice(use: Use) -> Expr:
 
 
 def _insert_zeros(x: Expr, shape: Sequence[int], axis: int, stride: int) -> tuple[Expr, int]:
-    """Put ``stride - 1`` zeros behind each element along ``axis``."""
-    apart = [*shape[: axis + 1], 1, *shape[axis + 1 :]]
-    after = [0] * len(apart)
+    """Insert ``stride - 1`` zeros after each element along ``axis``."""
+    expanded = [*shape[: axis + 1], 1, *shape[axis + 1 :]]
+    after = [0] * len(expanded)
     after[axis + 1] = stride - 1
     extent = shape[axis] * stride
-    spread = _pad(R.reshape(x, apart), [0] * len(apart), after)
-    return R.reshape(spread, [*shape[:axis], extent, *shape[axis + 1 :]]), extent
+    padded = _pad(R.reshape(x, expanded), [0] * len(expanded), after)
+    return R.reshape(padded, [*shape[:axis], extent, *shape[axis + 1 :]]), extent
 
 
 def _pad(x: Expr, before: Sequence[int], after: Sequence[int]) -> Expr:
@@ -130,7 +130,7 @@ def _pad(x: Expr, before: Sequence[int], after: Sequence[int]) -> Expr:
 
 @gradient("relax.nn.pad")
 def pad(use: Use) -> Expr:
-    """y = x with a border of constants: dx = dy without it. A negative width is a crop: dx = dy with zeros."""
+    """y = x padded by a constant: dx = dy cropped. A negative width crops x: dx = dy padded by zeros."""
     if use.call.attrs.pad_mode != "constant":
         raise PassError(f"padding in mode '{use.call.attrs.pad_mode}' has no gradient rule, only 'constant'")
     shape, widths = shape_of(use.args[0]), plain(use.call.attrs.pad_width)
@@ -150,7 +150,7 @@ def flip(use: Use) -> Expr:
 
 @gradient("relax.tile")
 def tile(use: Use) -> Expr:
-    """y = x repeated as a whole: dx = the sum over the copies."""
+    """y = copies of x side by side: dx = the sum of dy over the copies."""
     shape, repeats = shape_of(use.args[0]), list(plain(use.call.attrs.repeats))
     rank = max(len(shape), len(repeats))
     shape = (1,) * (rank - len(shape)) + shape
@@ -161,7 +161,7 @@ def tile(use: Use) -> Expr:
 
 @gradient("relax.repeat")
 def repeat(use: Use) -> Expr:
-    """y = each element of x repeated along an axis: dx = the sum over the copies."""
+    """y = each element of x repeated along an axis: dx = the sum of dy over the copies."""
     shape, times, axis = shape_of(use.args[0]), int(use.call.attrs.repeats), plain(use.call.attrs.axis)
     if axis is None:
         return R.reshape(R.sum(R.reshape(use.grad, (math.prod(shape), times)), axis=[1]), shape)
@@ -172,11 +172,11 @@ def repeat(use: Use) -> Expr:
 
 @gradient("relax.tril")
 def tril(use: Use) -> Expr:
-    """y = the lower triangle of x: dx = that of dy."""
+    """y = the lower triangle of x: dx = the lower triangle of dy."""
     return R.tril(use.grad, use.args[1])
 
 
 @gradient("relax.triu")
 def triu(use: Use) -> Expr:
-    """y = the upper triangle of x: dx = that of dy."""
+    """y = the upper triangle of x: dx = the upper triangle of dy."""
     return R.triu(use.grad, use.args[1])

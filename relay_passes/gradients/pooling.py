@@ -24,7 +24,7 @@ def _window(call: relax.Call) -> dict[str, Any]:
 
 @gradient("relax.nn.max_pool2d")
 def max_pool2d(use: Use) -> Expr:
-    """y = the largest of each window: it gets the window's gradient; the first of equals, as in PyTorch."""
+    """y = max of each window: dx = the sum of dy over the windows whose first maximum is x, as in PyTorch."""
     x, window = use.args[0], _window(use.call)
     argmax = max_pool2d_argmax(x, **window, out_size=list(shape_of(use.result)[1:3]))
     return max_pool2d_gradient(argmax, use.grad, **window, size=list(shape_of(x)[1:3]))
@@ -32,7 +32,7 @@ def max_pool2d(use: Use) -> Expr:
 
 @gradient("relax.nn.avg_pool2d")
 def avg_pool2d(use: Use) -> Expr:
-    """y = the mean of each window: each element gets its share of the window's gradient."""
+    """y = mean of each window: dx = the sum of dy / count over the windows that read x."""
     include = bool(use.call.attrs.count_include_pad)
     return avg_pool2d_gradient(
         use.grad, **_window(use.call), count_include_pad=include, size=list(shape_of(use.args[0])[1:3])

@@ -21,7 +21,7 @@ def _count(use: Use) -> int:
 
 
 def _kept(use: Use, value: Expr) -> Expr:
-    """A value in the shape of the result, with the reduced axes put back as ones."""
+    """Reshape a value of the result's shape so that the reduced axes are kept, with extent 1."""
     axes = _reduced_axes(use)
     shape = tuple(1 if axis in axes else extent for axis, extent in enumerate(shape_of(use.args[0])))
     return value if shape == shape_of(use.result) else R.reshape(value, shape)
@@ -40,11 +40,11 @@ def mean(use: Use) -> Expr:
 
 
 def _extremum(use: Use) -> Expr:
-    """All elements equal to the extremum share the gradient, as in PyTorch's ``amax``."""
+    """Share the gradient among all elements equal to the extremum, as in PyTorch's ``amax``."""
     x = use.args[0]
-    hit = R.astype(R.equal(x, _kept(use, use.result)), str(x.ty.dtype.dtype))
-    shares = R.sum(hit, axis=list(_reduced_axes(use)), keepdims=True)
-    return hit * (_kept(use, use.grad) / shares)
+    is_extremum = R.astype(R.equal(x, _kept(use, use.result)), str(x.ty.dtype.dtype))
+    count = R.sum(is_extremum, axis=list(_reduced_axes(use)), keepdims=True)
+    return is_extremum * (_kept(use, use.grad) / count)
 
 
 @gradient("relax.max")

@@ -1,4 +1,4 @@
-"""Trigonometric and hyperbolic functions and their inverses. (Sine, cosine and tanh stand in ``elementwise``.)"""
+"""Trigonometric and hyperbolic functions and their inverses. (Sine, cosine and tanh are in ``elementwise``.)"""
 
 from __future__ import annotations
 
