@@ -68,6 +68,9 @@ def compile_(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Take a step beside PyTorch, and refuse a program that differs")
     ] = True,
+    slim: Annotated[
+        bool, typer.Option("--slim", help="Leave out what only bundles for other devices are printed from")
+    ] = False,
 ) -> None:
     """Compile a network into a training program."""
     from rich.console import Console
@@ -99,7 +102,7 @@ def compile_(
         )
     if preprocessing is not None:
         program.manifest["preprocessing"] = preprocessing.to_json()
-    program.save(output)
+    program.save(output, slim=slim)
     memory, parts = program.memory(), program.manifest["options"]["micro_batches"]
     text = f"{output}: {len(program.trained)} parameters trained, arena {mb_text(memory['arena'])}"
     console.print(text if parts == 1 else f"{text}, in {parts} micro-batches")

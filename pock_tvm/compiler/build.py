@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import tvm
 from tvm import IRModule, tirx
@@ -20,8 +23,18 @@ from schedules.decisions import DEFAULTS, Decisions
 
 from ..device.runtime import CALL_KERNEL, CORES, pack_objects
 from ..errors import BuildError, PockError
-from .kernel_cache import KernelCache
+from .kernel_cache import Kernel, KernelCache
 from .targets import is_this_machine, kernel_target, linker_for, triple_of
+
+
+class Library(NamedTuple):
+    """The built kernels and executors of a program."""
+
+    code: bytes
+    """What :func:`pock_tvm.device.runtime.load_library` takes: a shared library, or its objects where this machine has
+    no linker."""
+    kernels: bytes
+    """See :attr:`pock_tvm.Program.kernels`."""
 
 
 def build_library(
@@ -30,16 +43,13 @@ def build_library(
     target: Target,
     places: Mapping[str, str],
     decisions: Mapping[str, Decisions] = MappingProxyType({}),
-) -> bytes:
+) -> Library:
     """Compile the PrimFuncs of a module into a shared library.
 
     ``executors`` are entry points of TVM's calling convention; everything else is a kernel: a C function of pointers
     that returns 0. Kernels are built side by side, and only if they are not in the cache. Both mappings go by a
     kernel's name: ``places`` says what of the network it computes, ``decisions`` what is decided of its schedule. One
     more entry point, ``CALL_KERNEL``, calls a single kernel.
-
-    Returns what :func:`pock_tvm.device.runtime.load_library` takes: a shared library, or its objects where this machine
-    has no linker.
 
     Raises
     ------
@@ -49,7 +59,8 @@ def build_library(
         Another machine's linker is needed, and is not there or fails.
     """
     linker = linker_for(target)  # where it is missing, that is said before kernels are built
-    kernels = {var.name_hint: func for var, func in mod.functions.items() if var.name_hint not in executors}
+    functions = {var.name_hint: func for var, func in mod.functions.items()}
+    kernels = {name: Kernel(func) for name, func in functions.items() if name not in executors}
     cache = KernelCache(target)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -59,13 +70,25 @@ def build_library(
 
         with ThreadPoolExecutor(CORES) as pool:
             objects = [*pool.map(built, kernels), directory / "executors.o"]
-        entries = {name: mod[name] for name in executors}
-        entries[CALL_KERNEL] = call_kernel({name: len(func.params) for name, func in kernels.items()})
+        entries = {name: functions[name] for name in executors}
+        entries[CALL_KERNEL] = call_kernel({name: len(kernel.func.params) for name, kernel in kernels.items()})
         tirx.build(IRModule(entries), target=target).write_to_file(str(objects[-1]), "o")
+        packed = _packed(kernels, directory)
         library = directory / "program.so"
         if linker is not None and _link(objects, library, linker, target):
-            return library.read_bytes()
-        return pack_objects({path.name: path.read_bytes() for path in objects})
+            return Library(library.read_bytes(), packed)
+        return Library(pack_objects({path.name: path.read_bytes() for path in objects}), packed)
+
+
+def _packed(kernels: Mapping[str, Kernel], objects: Path) -> bytes:
+    """A zip file with object and definition of each kernel: see :attr:`pock_tvm.Program.kernels`."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, kernel in sorted(kernels.items()):
+            # Without a date: the same kernels give the same bytes.
+            archive.writestr(zipfile.ZipInfo(f"{name}.o"), (objects / f"{name}.o").read_bytes(), zipfile.ZIP_DEFLATED)
+            archive.writestr(zipfile.ZipInfo(f"{name}.json"), kernel.definition, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
 
 
 def _link(objects: Sequence[Path], library: Path, linker: str, target: Target) -> bool:
@@ -100,25 +123,27 @@ def call_kernel(kernels: Mapping[str, int]) -> tirx.PrimFunc:
 
 
 def _kernel_object(
-    func: tirx.PrimFunc,
+    kernel: Kernel,
     decisions: Decisions,
     target: Target,
     cache: KernelCache,
     directory: Path,
     places: Mapping[str, str],
 ) -> Path:
-    name, machine = func.attrs["global_symbol"], kernel_target(target)
-    path, data = directory / f"{name}.o", cache.get(func, decisions)
+    name, machine = kernel.name, kernel_target(target)
+    path, data = directory / f"{name}.o", cache.get(kernel, decisions)
     if data is not None:
         path.write_bytes(data)
         return path
     try:
-        module = tvm.get_global_func("target.build.llvm")(machine.lower(machine.schedule(func, decisions)), target)
+        module = tvm.get_global_func("target.build.llvm")(
+            machine.lower(machine.schedule(kernel.func, decisions)), target
+        )
     except Exception as error:  # whatever TVM or LLVM say, they do not say of which layer
         raise BuildError(
             f"the kernel for {places.get(name, name)} cannot be built: {first_line(error)}. Write the model without "
             "this operator, and report the fault"
         ) from error
     module.write_to_file(str(path), "o")
-    cache.put(path.read_bytes(), func, decisions)
+    cache.put(path.read_bytes(), kernel, decisions)
     return path

@@ -36,6 +36,7 @@ from ..frontend.structure import structure_of
 from ..quantities import parse_bytes
 from ..schemes.scheme import Scheme
 from . import pipeline
+from .build import Library
 from .layers import layer_report
 from .manifest import index_limits, prepared_records, state_records, weight_records
 from .pipeline import Lowered, Training
@@ -166,7 +167,7 @@ def compile(  # noqa: A001 - the name that users expect
     for each in observations(imported, selection, lowered.step.attrs["gradients"], batch_norm):
         warnings.warn(str(each), PockWarning, stacklevel=3)
     # 10. Schedule and build.
-    library = pipeline.build(lowered, target) if build else b""
+    library = pipeline.build(lowered, target) if build else Library(b"", b"")
     step, entries = lowered.graph[pipeline.TRAIN], lowered.entries
     stored = stored_of(lowered.graph[pipeline.PREDICT])
     records = weight_records(imported, selection, stored, pipeline.written_statistics(step))
@@ -194,7 +195,7 @@ def compile(  # noqa: A001 - the name that users expect
         "kernels": kernel_costs(lowered.module, list(entries)),
         "check": None,
     }
-    program = Program(manifest, library, dict(imported.weights), _constants(entries))
+    program = Program(manifest, library.code, dict(imported.weights), _constants(entries), library.kernels)
     if not build or check is False:
         return program
     # Checked: the program takes a step beside PyTorch.

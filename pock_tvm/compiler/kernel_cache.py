@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
@@ -29,6 +30,23 @@ UNUSED = 30 * 24 * 3600
 """Seconds after which an unused folder of kernels is removed."""
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel's definition: loops before any schedule."""
+
+    func: tirx.PrimFunc
+
+    @property
+    def name(self) -> str:
+        """Its symbol, from :class:`relay_passes.NameKernels`."""
+        return str(self.func.attrs["global_symbol"])
+
+    @functools.cached_property
+    def definition(self) -> str:
+        """The definition as ``tvm.ir.load_json`` reads it."""
+        return str(tvm.ir.save_json(self.func))
+
+
 class KernelCache:
     """Object files of kernels for one target, by everything that decides what a kernel becomes.
 
@@ -45,7 +63,7 @@ class KernelCache:
             with contextlib.suppress(OSError):
                 os.utime(self.folder)
 
-    def get(self, kernel: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> bytes | None:
+    def get(self, kernel: Kernel, decisions: Decisions = DEFAULTS) -> bytes | None:
         """The object file of a kernel, if it was built before."""
         if self.folder is None:
             return None
@@ -55,11 +73,11 @@ class KernelCache:
             return None
         return data if self._is_key_of(stored.decode(), kernel, decisions) else None
 
-    def put(self, data: bytes, kernel: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> None:
+    def put(self, data: bytes, kernel: Kernel, decisions: Decisions = DEFAULTS) -> None:
         """Keep the object file of a kernel. A cache that cannot be written is no reason to fail."""
         if self.folder is None:
             return
-        key = f"{self._head(decisions)}\n{tvm.ir.save_json(kernel)}"
+        key = f"{self._head(decisions)}\n{kernel.definition}"
         try:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,18 +87,18 @@ class KernelCache:
         except OSError:
             self.folder = None
 
-    def _path(self, folder: Path, kernel: tirx.PrimFunc, decisions: Decisions) -> Path:
+    def _path(self, folder: Path, kernel: Kernel, decisions: Decisions) -> Path:
         suffix = f"-{_digest(_text(decisions))}" if decisions else ""
-        return folder / f"{kernel.attrs['global_symbol']}{suffix}.kernel"
+        return folder / f"{kernel.name}{suffix}.kernel"
 
     def _head(self, decisions: Decisions) -> str:
         return f"{self.state} {_text(decisions)}"
 
-    def _is_key_of(self, key: str, kernel: tirx.PrimFunc, decisions: Decisions) -> bool:
+    def _is_key_of(self, key: str, kernel: Kernel, decisions: Decisions) -> bool:
         """Whether a stored key is that of a kernel; the names of variables do not count."""
         head, _, ir = key.partition("\n")
         return head == self._head(decisions) and (
-            ir == tvm.ir.save_json(kernel) or tvm_ffi.structural_equal(tvm.ir.load_json(ir), kernel, map_free_vars=True)
+            ir == kernel.definition or tvm_ffi.structural_equal(tvm.ir.load_json(ir), kernel.func, map_free_vars=True)
         )
 
 

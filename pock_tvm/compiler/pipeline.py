@@ -74,7 +74,7 @@ from relay_passes.memory.fit import Fit, TooLarge
 from relay_passes.memory.verify import operands_are_inside, ranges_are_apart
 from schedules.target import Target as KernelTarget
 
-from .build import build_library
+from .build import Library, build_library
 from .fitting import fewest_parts
 from .phases import Phases
 
@@ -302,7 +302,7 @@ def plan(phases: Phases, training: Training) -> Lowered:
     )
 
 
-def build(lowered: Lowered, target: Target) -> bytes:
+def build(lowered: Lowered, target: Target) -> Library:
     """Phase 10: schedules and builds the kernels, and prints the call lists into executors; one library of all."""
     return build_library(lowered.module, list(lowered.entries), target, lowered.places)
 

@@ -40,7 +40,7 @@ class Program:
     Saved, it is one zip file: ``manifest.json`` (versions, target, scheme, inputs and outputs, tables of addresses,
     checksums), ``program.so`` (kernels and entry points: a shared library, or its objects), ``weights.safetensors``
     (the initial weights under PyTorch's names and in its layouts), ``constants.safetensors`` and, unless it is slim,
-    ``kernels.zip`` (of each kernel the object and the scheduled loops).
+    ``kernels.zip`` (:attr:`kernels`).
     """
 
     manifest: dict[str, Any]
@@ -48,8 +48,9 @@ class Program:
     weights: dict[str, np.ndarray]
     constants: dict[str, np.ndarray]
     kernels: bytes = b""
-    """A zip file with ``<kernel>.o`` and ``<kernel>.json`` (scheduled loops, as ``tvm.ir.load_json`` reads them) for
-    each kernel: the source of bundles for other devices. Empty in a slim program."""
+    """A zip file with ``<kernel>.o`` (its object) and ``<kernel>.json`` (its loops before any schedule, as
+    ``tvm.ir.load_json`` reads them) for each kernel: the source of bundles for other devices. Empty in a slim
+    program."""
 
     def __repr__(self) -> str:
         manifest = self.manifest

@@ -6,19 +6,19 @@ import os
 import time
 
 import pytest
-from tvm import te, tirx
+from tvm import te
 
 from pock_tvm.compiler import kernel_cache
-from pock_tvm.compiler.kernel_cache import UNUSED, KernelCache
+from pock_tvm.compiler.kernel_cache import UNUSED, Kernel, KernelCache
 from pock_tvm.compiler.targets import resolve_target
 
 HOST, OTHER = (resolve_target(name) for name in ("host", "raspberry-pi/4b-aarch64"))
 
 
-def kernel(extent: int = 8, name: str = "exp", operand: str = "x") -> tirx.PrimFunc:
+def kernel(extent: int = 8, name: str = "exp", operand: str = "x") -> Kernel:
     x = te.placeholder((extent,), "float32", operand)
     func = te.create_prim_func([x, te.compute((extent,), lambda i: te.exp(x[i]), "y")])
-    return func.with_attr("global_symbol", name)
+    return Kernel(func.with_attr("global_symbol", name))
 
 
 @pytest.fixture(autouse=True)

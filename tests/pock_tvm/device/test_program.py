@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import zipfile
 
 import numpy as np
 import pytest
+import tvm
 
 import pock_tvm as pock
 from pock_tvm.errors import ProgramError
@@ -30,15 +32,11 @@ def test_a_saved_program_trains_as_the_one_in_memory(program, tmp_path) -> None:
 def test_the_manifest_says_what_is_in_the_file(program, tmp_path) -> None:
     program.save(tmp_path / "p.pock")
     with zipfile.ZipFile(tmp_path / "p.pock") as archive:
-        assert set(archive.namelist()) == {
-            "manifest.json",
-            "program.so",
-            "weights.safetensors",
-            "constants.safetensors",
-        }
+        parts = {"program.so", "weights.safetensors", "constants.safetensors", "kernels.zip"}
+        assert set(archive.namelist()) == {"manifest.json", *parts}
         manifest = json.loads(archive.read("manifest.json"))
     assert manifest["versions"]["pock_tvm"] == pock.__version__
-    assert set(manifest["checksums"]) == {"program.so", "weights.safetensors", "constants.safetensors"}
+    assert set(manifest["checksums"]) == parts
     assert manifest["scheme"] == {"*.bias": "full", "blocks.1.conv2.weight": 0.5}
     assert manifest["inputs"] == [{"name": "x", "shape": [4, 3, 8, 8], "dtype": "float32"}]
     assert manifest["parameters"]["stem.weight"]["trained"] == "frozen"
@@ -113,3 +111,26 @@ def test_a_program_for_a_raspberry_pi_is_for_it_alone(tmp_path) -> None:
     assert program.library[:4] == b"\x7fELF" and program.library[18] == 183, "183: AArch64"
     with pytest.raises(pock.PockError, match="aarch64.*compile it for target 'host'"):
         pock.Trainer(program)
+
+
+def test_a_program_holds_objects_and_definitions_of_its_kernels_unless_it_is_slim(program, tmp_path) -> None:
+    program.save(tmp_path / "p.pock")
+    program.save(tmp_path / "slim.pock", slim=True)
+    whole, slim = (pock.Program.load(tmp_path / name) for name in ("p.pock", "slim.pock"))
+    assert whole.kernels == program.kernels
+    assert slim.kernels == b""
+    assert slim.library == whole.library
+    with zipfile.ZipFile(io.BytesIO(whole.kernels)) as archive:
+        names = program.manifest["kernels"]
+        assert set(archive.namelist()) == {f"{name}.{kind}" for name in names for kind in ("o", "json")}
+        for name in names:
+            definition = tvm.ir.load_json(archive.read(f"{name}.json").decode())
+            assert definition.attrs["global_symbol"] == name
+            assert archive.read(f"{name}.o")
+
+
+def test_programs_and_trainers_show_themselves_in_a_line(program) -> None:
+    assert repr(program).startswith("Program(x 4x3x8x8; 9 of 22 weights trained; ")
+    assert repr(pock.Trainer(program)).startswith("Trainer(0 steps, 9 of 22 weights trained, Program(")
+    assert "\n" not in repr(program)
+    assert len(repr(program)) < 120

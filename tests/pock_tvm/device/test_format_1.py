@@ -11,7 +11,7 @@ import pock_tvm as pock
 from pock_tvm.device.profile import profile
 from pock_tvm.device.runtime import machine_triple
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 LOSSES = [1.0415327548980713, 1.0415327548980713, 0.9089856743812561]
 """Of the three steps behind the checkpoint, as the version that wrote it took them."""
 pytestmark = pytest.mark.skipif(machine_triple() != "x86_64-linux", reason="the program is one for x86-64 with Linux")
