@@ -51,6 +51,7 @@ from relay_passes import (
 from relay_passes.analysis.kernel_costs import kernel_seconds
 from relay_passes.analysis.verify import (
     batch_norms_are_folded,
+    everything_is_needed,
     functions_of,
     only_executors,
     only_kernels,
@@ -219,9 +220,10 @@ def differentiate(phases: Phases, training: Training) -> IRModule:
     phases.run(3, "loss", [AppendLoss(**training.loss, parts=count, function=TRAIN)], returns_loss(TRAIN))
     # 4. Backward: mark first, then build.
     backward = Backward(trained, TRAIN, 1 / training.accumulate)
-    phases.run(4, "backward", [backward], only_trained_gradients(TRAIN, trained))
+    only_trained = only_trained_gradients(TRAIN, trained)
+    phases.run(4, "backward", [backward], only_trained, everything_is_needed(TRAIN))
     small = [relax.transform.EliminateCommonSubexpr(), SaveSmall(TRAIN), PackMasks(TRAIN)]
-    phases.run(4, "saved", small, only_trained_gradients(TRAIN, trained))
+    phases.run(4, "saved", small, only_trained)
     # 5. Update, in place; what shares an update only adds its gradients up.
     updates: list[Pass] = [
         AppendUpdate(training.optimizer, trained, training.clip_norm, training.is_shared, TRAIN),

@@ -75,10 +75,7 @@ def returns_loss(function: str) -> Check:
 
 
 def only_trained_gradients(function: str, trained: Mapping[str, TrainedPart | None]) -> Check:
-    """Phase 4: gradients are those of trained parts, and nothing is computed that no result reads.
-
-    Together: no operator of a frozen prefix is in the backward graph.
-    """
+    """Phase 4: a function returns gradients of trained parts, and no others."""
 
     def check(mod: IRModule) -> Iterator[str]:
         func = mod[function]
@@ -93,8 +90,19 @@ def only_trained_gradients(function: str, trained: Mapping[str, TrainedPart | No
                 yield f"'{function}' returns a gradient of '{name}', which is frozen"
             elif shape_of(grad) != tuple(shape):
                 yield f"the gradient of '{name}' has the shape {shape_of(grad)}, and what is trained of it {shape}"
+
+    return check
+
+
+def everything_is_needed(function: str) -> Check:
+    """Phase 4: a result needs each value. Where only trained parts have gradients, none is then of a frozen prefix.
+
+    (Behind the elimination of common subexpressions this no longer holds: what it leaves dead stays until phase 7.)
+    """
+
+    def check(mod: IRModule) -> Iterator[str]:
+        func = mod[function]
         live = set(used_vars(func.body.body))
-        live |= {func.body.body} if isinstance(func.body.body, relax.Var) else set()
         for binding in reversed(bindings_of(func)):
             if binding.var in live:
                 live.update(used_vars(binding.value))

@@ -15,6 +15,7 @@ from relay_passes import CopyFunction, DropFunctions
 from relay_passes.analysis.verify import (
     VerifyError,
     batch_norms_are_folded,
+    everything_is_needed,
     only_executors,
     only_kernels,
     only_trained_gradients,
@@ -87,7 +88,7 @@ def test_a_step_without_a_loss_is_noticed(phases) -> None:
 
 
 @pytest.mark.parametrize("step", ["backward", "saved"])
-def test_a_gradient_in_a_frozen_prefix_is_noticed(phases, step) -> None:
+def test_a_gradient_of_what_is_frozen_is_noticed(phases, step) -> None:
     mod, trained = phases.after[step], stored(phases)
     assert not list(only_trained_gradients(STEP, trained)(mod))
     fewer = {name: part for name, part in trained.items() if name != "head.bias"}
@@ -97,12 +98,18 @@ def test_a_gradient_in_a_frozen_prefix_is_noticed(phases, step) -> None:
     whole = trained | {"blocks.1.conv2.weight": None}
     assert "what is trained of it" in next(only_trained_gradients(STEP, whole)(mod))
 
+
+def test_a_gradient_that_no_result_needs_is_noticed(phases) -> None:
+    """Of a frozen prefix, for example."""
+    mod = phases.after["backward"]
+    assert not list(everything_is_needed(STEP)(mod))
+
     def unneeded(bindings: list) -> None:
         prefix = next(binding for binding in bindings if isinstance(binding.var.ty, relax.TensorType))
         gradient = relax.DataflowVar("gradient_of_prefix", prefix.var.ty)
         bindings.insert(-1, relax.VarBinding(gradient, relax.BlockBuilder().normalize(R.negative(prefix.var))))
 
-    assert "needs 'gradient_of_prefix'" in next(only_trained_gradients(STEP, trained)(edited(mod, unneeded)))
+    assert "needs 'gradient_of_prefix'" in next(everything_is_needed(STEP)(edited(mod, unneeded)))
 
 
 def test_a_write_to_what_is_frozen_is_noticed(phases) -> None:
