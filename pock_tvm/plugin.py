@@ -8,7 +8,7 @@ PIPELINE = "pock_train"
 
 
 def autoload() -> None:
-    """Register the pipeline ``pock_train`` with Relax. Runs at every ``import tvm``: quick, and never in the way.
+    """Register the pipeline ``pock_train`` with Relax. Runs at every ``import tvm``: it must be quick, and never fail.
 
     With TVM's runtime alone there is no Relax, and nothing to register.
     """

@@ -1,4 +1,4 @@
-"""What all tests share: the real networks and data, where this machine has them."""
+"""Fixtures of all tests: real networks and data, where this machine has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pock.check``: everything that stands between a model and its program, and what a user should know of it."""
+"""``pock.check``: lists what prevents a model from being compiled, and what a user should know of it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def check(
     shapes: Mapping[str, Sequence[int]] | None = None,
     batch_norm: str | None = None,
 ) -> list[Obstacle]:
-    """List all obstacles of a model before it is compiled, and behind them what only deserves a warning.
+    """List all obstacles to compiling a model, then what only deserves a warning.
 
     The options are those of :func:`pock_tvm.compile`; ``scheme`` may also be a function that makes one for the imported
-    model. Where no obstacle is blocking, everything but the building of kernels was tried.
+    model. Where no obstacle is blocking, every phase but the building of kernels has run.
     """
     loss = as_loss(loss)
     try:
@@ -53,15 +53,15 @@ def check(
         selection, faults = chosen.resolved(imported)
     except PockError as error:
         return [_refusal(error)]
-    found = [_refusal(fault) for fault in faults]
+    obstacles = [_refusal(fault) for fault in faults]
     if not selection:
-        return found or [Obstacle("", "", "", TRAINS_NOTHING)]
+        return obstacles or [Obstacle("", "", "", TRAINS_NOTHING)]
     training = Training(selection, vars(loss), SGD().kernel, batch_norm or "frozen")
     graph, gradients = _of_graph(imported, training)
-    found += graph
-    if not found:
-        found += _of_plan(imported, scheme=chosen, loss=loss, batch_norm=batch_norm)
-    return found + observations(imported, selection, gradients, batch_norm)
+    obstacles += graph
+    if not obstacles:
+        obstacles += _of_plan(imported, scheme=chosen, loss=loss, batch_norm=batch_norm)
+    return obstacles + observations(imported, selection, gradients, batch_norm)
 
 
 def _refusal(error: PockError) -> Obstacle:
@@ -70,7 +70,7 @@ def _refusal(error: PockError) -> Obstacle:
 
 def _of_graph(model: Model, training: Training) -> tuple[list[Obstacle], Collection[str]]:
     """The obstacles to the training graph and its kernels, and the parameters that a gradient reaches."""
-    found: list[Obstacle] = []
+    obstacles: list[Obstacle] = []
     phases = Phases(model.module)
     gradients: Collection[str] = training.trained
     try:
@@ -80,15 +80,15 @@ def _of_graph(model: Model, training: Training) -> tuple[list[Obstacle], Collect
     except MissingGradient:
         func = phases.after["loss"][TRAIN]
         shapes = {name: array.shape for name, array in model.weights.items()}
-        found += backward.obstacles(func, stored_parts(func, training.trained, shapes))
+        obstacles += backward.obstacles(func, stored_parts(func, training.trained, shapes))
     except PockError as error:
-        found.append(_refusal(error))
+        obstacles.append(_refusal(error))
     functions = [func for func in phases.mod.functions.values() if isinstance(func, relax.Function)]
-    return found + without_kernel(functions, kernel_target(resolve_target(None))), gradients
+    return obstacles + without_kernel(functions, kernel_target(resolve_target(None))), gradients
 
 
 def _of_plan(model: Model, **options: Any) -> list[Obstacle]:
-    """What stands in the way of kernels and of a plan of their memory."""
+    """The obstacle to kernels and their memory plan, if any."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PockWarning)

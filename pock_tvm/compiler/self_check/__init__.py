@@ -1,4 +1,4 @@
-"""Checks a compiled program against the framework that its model comes from, before anybody has it."""
+"""Checks a compiled program against its model's own framework, before it is returned."""
 
 from .check import SelfCheck
 from .references import reference_of

@@ -1,4 +1,4 @@
-"""Synthetic batches: valid for a network and its loss, and hard on what a compiler gets wrong."""
+"""Makes synthetic batches: valid for a network and its loss, and likely to expose errors of a compiler."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ...device.losses import Loss
 from ...frontend import Model
 from .measured import Batch
 
-IGNORED = 8
-"""One label in so many does not count."""
+IGNORE_PERIOD = 8
+"""Every n-th label is ``ignore_index``."""
 NOISE = 1e-4
-"""Of a user's batch that is varied, relative to each value: zeros stay what they are."""
+"""Standard deviation of the noise in a varied batch, relative to each value: zeros stay zero."""
 
 
 def synthetic_batches(
     model: Model, loss: Loss, limits: Mapping[str, Sequence[int]], seed: int
 ) -> Iterator[Callable[[int], Batch]]:
-    """Makers of batches, the best first: one that a network refuses, or that gives no finite loss, is passed over.
+    """Yield makers of batches, the best first; the next is for networks that refuse a batch or give no finite loss.
 
-    A maker takes the number of a batch. ``limits`` are the lowest index and the rows of the tables that integer inputs
-    index.
+    A maker takes the number of a batch. ``limits`` maps an integer input to the lowest index and the number of rows of
+    the table that it indexes.
     """
     floats = ("normal", "positive")
     integers = ("prefix", "ones", "zeros") if _has_plain_integers(model, limits) else ("prefix",)
@@ -43,15 +43,15 @@ def synthetic_batches(
 
 
 def varied(batch: Batch, seed: int) -> Batch:
-    """A user's batch with every floating-point input moved a little."""
+    """Perturb the floating-point inputs of a user's batch."""
     rng = np.random.default_rng(seed)
 
-    def moved(array: np.ndarray) -> np.ndarray:
+    def perturbed(array: np.ndarray) -> np.ndarray:
         if array.dtype.kind != "f":
             return array
         return (array * (1 + NOISE * rng.standard_normal(array.shape))).astype(array.dtype)
 
-    return Batch({name: moved(array) for name, array in batch.inputs.items()}, batch.target)
+    return Batch({name: perturbed(array) for name, array in batch.inputs.items()}, batch.target)
 
 
 def _kind(dtype: str) -> str:
@@ -81,13 +81,13 @@ def _values(
 
 
 def _indices(rng: np.random.Generator, shape: tuple[int, ...], limit: int) -> np.ndarray:
-    """Rows of a table: half of them the first and the last, which are special (padding) and read several times."""
+    """Draw rows of a table, half of them from its ends: these may be special (padding), and get read repeatedly."""
     special = np.array([0, min(1, limit - 1), min(2, limit - 1), limit - 1])
     return np.where(rng.random(shape) < 0.5, rng.choice(special, shape), rng.integers(0, limit, shape))
 
 
 def _prefix(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Ones, then zeros along the last axis, as masks of padded sentences are: at least half of them ones."""
+    """Draw masks of padded sentences: along the last axis ones, at least half, then zeros."""
     if not shape:
         return np.ones(shape, int)
     lengths = rng.integers((shape[-1] + 1) // 2, shape[-1] + 1, shape[:-1])
@@ -95,7 +95,7 @@ def _prefix(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _target(rng: np.random.Generator, model: Model, loss: Loss) -> Any:
-    """What the loss compares with: classes of which some do not count, or numbers."""
+    """Draw a target of the loss: classes, some of them ignored, or numbers."""
     if not loss.has_target:
         return None
     spec = model.outputs[loss.output]
@@ -106,6 +106,6 @@ def _target(rng: np.random.Generator, model: Model, loss: Loss) -> Any:
     is_text = loss.kind == "causal_lm"
     classes, shape = (spec.shape[-1], spec.shape[:2]) if is_text else (spec.shape[1], spec.shape[:1] + spec.shape[2:])
     labels = rng.integers(0, classes, shape)
-    if labels.size >= IGNORED // 2:  # not the first: of a text it is nobody's target
-        labels.reshape(-1)[IGNORED // 2 - 1 :: IGNORED] = loss.ignore_index
+    if labels.size >= IGNORE_PERIOD // 2:  # not the first, which no position of a text predicts
+        labels.reshape(-1)[IGNORE_PERIOD // 2 - 1 :: IGNORE_PERIOD] = loss.ignore_index
     return labels

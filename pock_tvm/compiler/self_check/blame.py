@@ -1,4 +1,4 @@
-"""Which layer of a forward pass is the first that differs."""
+"""Finds the first layer whose forward value differs from the reference's."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def first_wrong_layer(
     batch: Batch,
     compile_model: Callable[[Model], Program],
 ) -> tuple[str, Difference] | None:
-    """The first layer whose last value differs from the reference's, and how.
+    """Find the first layer whose last value differs from the reference's, and the difference.
 
-    A program that returns the last value of every layer as well is compiled by ``compile_model`` and predicts. None
-    where all layers agree: what is compiled otherwise when nothing but the outputs is asked for, or is no layer.
+    Compiles and runs a program that also returns the last value of every layer. None where all layers agree: the fault
+    then shows only without these outputs, or lies in no layer.
     """
-    wanted = reference.layers(weights, batch)
-    ends = {name: var for name, var in _layer_ends(model).items() if name in wanted}
-    ends = {name: var for name, var in ends.items() if shape_of(var) == wanted[name].shape}
+    expected = reference.layers(weights, batch)
+    ends = {name: var for name, var in _layer_ends(model).items() if name in expected}
+    ends = {name: var for name, var in ends.items() if shape_of(var) == expected[name].shape}
     if not ends:
         return None
 
@@ -45,14 +45,14 @@ def first_wrong_layer(
     trainer.load_state_dict(weights)
     outputs = trainer.predict(batch.inputs)
     for name, ours in zip(ends, outputs[len(model.outputs) :], strict=True):
-        differs = difference(ours, wanted[name], exact=lambda name=name: exact()[name])  # type: ignore[misc]
+        differs = difference(ours, expected[name], exact=lambda name=name: exact()[name])  # type: ignore[misc]
         if differs is not None:
             return name, differs
     return None
 
 
 def _layer_ends(model: Model) -> dict[str, relax.Var]:
-    """The last floating-point value of each layer, by its module's path; in the order of these values."""
+    """The last floating-point value of each layer by the module's path, in the order of these values."""
     ends: dict[str, relax.Var] = {}
     for binding in bindings_of(model.module["main"]):
         name = place_of("", binding.var.name).layer
@@ -63,7 +63,7 @@ def _layer_ends(model: Model) -> dict[str, relax.Var]:
 
 
 def _returning(model: Model, values: list[relax.Var]) -> Model:
-    """The model with further outputs."""
+    """Add values to a model's outputs."""
     env: dict[relax.Var, relax.Expr] = {}
 
     def keep(builder: relax.BlockBuilder, var: relax.Var, value: relax.Expr) -> relax.Expr:

@@ -1,4 +1,4 @@
-"""The self-check: a program takes the step that its model's own framework takes, or it does not exist."""
+"""The self-check: refuses a program whose training step differs from that of the model's own framework."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .measured import Batch, Measured, Reference, Weights, is_finite
 from .probe import Probe
 
 ATTEMPTS = 3
-"""Batches that are tried before two results count as different: where rounding puts a value on the other side of a kink
-(ReLU, a maximum), single precision legitimately parts from PyTorch's. What is wrong is wrong on all of them."""
-STIR = (0.1, 0.02)
-"""How far weights are moved where a gradient is zero at first: as a share of their size, and beside it."""
+"""Batches on which a quantity must differ to count as wrong. Where rounding moves a value across a kink (ReLU, a
+maximum) a correct program may differ from PyTorch; a wrong one differs on every batch."""
+RELATIVE_NOISE, ABSOLUTE_NOISE = 0.1, 0.02
+"""Standard deviation of the noise added to weights where gradients are zero: relative to a weight's RMS, plus this."""
 NEARBY = 1e-6
-"""Relative: by how much weights differ that show what kinks make of rounding (of Winograd's convolutions, too)."""
-VARIETY = 2
+"""Relative noise of weights whose effect is that of rounding, across kinks and in Winograd's convolutions."""
+DISTINCT_BATCHES = 2
 """Different batches of an update that several steps share."""
 
 log = logging.getLogger("pock_tvm")
@@ -40,38 +40,38 @@ log = logging.getLogger("pock_tvm")
 
 @dataclass
 class SelfCheck:
-    """Checks a compiled program against a reference."""
+    """A check of a compiled program against a reference."""
 
     model: Model
     program: Program
     reference: Reference
     optimizer: Optimizer
     compile_model: Callable[[Model], Program]
-    """Compiles a variant of the model in the same way, and does not check it."""
+    """Compiles a variant of the model with the same options, unchecked."""
     given: tuple[Any, Any] | None = None
     """A user's batch, x and y."""
 
     def run(self) -> dict[str, Any]:
-        """Check; what a manifest says of it.
+        """Run the check, and return its record for the manifest.
 
         Raises
         ------
         CheckError
-            The program does not do what the reference does.
+            The program differs from the reference.
         """
         start = time.perf_counter()
         self.loss = Loss(**self.program.manifest["loss"])
         self.probe = Probe(self.program)
-        self.comparison = Comparison(self._seen, coupled_decay(self.optimizer))
+        self.comparison = Comparison(self._effective_gradients, coupled_decay(self.optimizer))
         unchecked = self.comparison.unchecked
         weights = dict(self.program.weights)
         ours, batches = self._agree(weights)
         self._check_update(weights, batches, ours)
-        silent = [name for name, why in unchecked.items() if why == ZERO]
-        if silent:  # a comparison of zeros proves nothing: once more, where nothing is zero
-            for name in silent:
+        zero_gradients = [name for name, why in unchecked.items() if why == ZERO]
+        if zero_gradients:  # comparing zeros proves nothing: check again with weights that give other gradients
+            for name in zero_gradients:
                 del unchecked[name]
-            self._agree(_stirred(weights, self.model.parameters))
+            self._agree(_with_noise(weights, self.model.parameters))
         if not self.probe.tells_gradients:
             unchecked |= dict.fromkeys(self.program.trained, "an Adam without epsilon hides its gradient")
         seconds, (difference, what) = time.perf_counter() - start, self.comparison.worst
@@ -92,26 +92,26 @@ class SelfCheck:
         }
 
     def _agree(self, weights: Weights) -> tuple[Measured, list[Batch]]:
-        """Compare on one batch after the other until each quantity has agreed on some batch."""
+        """Compare on up to ``ATTEMPTS`` updates, until every quantity has agreed on one."""
         failing: dict[str, Difference] | None = None
         for attempt in range(ATTEMPTS):
             batches, theirs = self._batches(weights, attempt)
             if attempt == 0:
                 self._refuse_randomness(weights, batches[0])
             ours = self.probe.measure(weights, batches)
-            plain = self._without_decay(weights, ours, theirs)
+            undecayed = self._without_decay(weights, ours, theirs)
             nearby = functools.partial(self._nearby, weights, batches)
             exact = functools.partial(self._exact, weights, batches)
-            faults = self.comparison.faults(weights, plain, theirs, nearby, exact)
+            faults = self.comparison.faults(weights, undecayed, theirs, nearby, exact)
             failing = faults if failing is None else {name: faults[name] for name in failing if name in faults}
             if not failing:
                 if not theirs.gradients and is_finite(ours):
-                    self._check_directions(weights, batches, plain)
+                    self._check_directions(weights, batches, undecayed)
                 return ours, batches
         raise CheckError(self._message(failing or {}, weights, batches[0]))
 
     def _check_update(self, weights: Weights, batches: list[Batch], ours: Measured) -> None:
-        """The same step again, which has to give the same loss, and an update with the optimizer's state filled."""
+        """Check that the same step gives the same loss again, and an update with non-zero optimizer state."""
         losses, after = self.probe.update(weights, batches)
         if not np.array_equal(losses, ours.losses, equal_nan=True):
             raise CheckError(f"the same step gives the loss {ours.losses[0]:.9g} and then {losses[0]:.9g}. {REPORT}")
@@ -123,7 +123,7 @@ class SelfCheck:
             check_updates(self.optimizer, self.program.trained, ours.gradients, weights, after)
 
     def _check_directions(self, weights: Weights, batches: list[Batch], ours: Measured) -> None:
-        """Finite differences where the reference knows no gradients."""
+        """Check gradients by finite differences, where the reference has none."""
         trained, options = self.program.trained, self.program.manifest["options"]
         if options["clip_norm"] is not None or not ours.gradients:
             why = "gradients that are clipped cannot be told from differences of the loss"
@@ -137,36 +137,36 @@ class SelfCheck:
     # ---- the batches -------------------------------------------------------------------------------------------------
 
     def _batches(self, weights: Weights, attempt: int) -> tuple[list[Batch], Measured]:
-        """The batches of one update, and what the reference makes of them."""
+        """Make the batches of one update, and measure the reference on them."""
         steps = int(self.program.manifest["options"]["accumulate"])
         if self.given is not None:
             given = self.probe.checked(*self.given)
             batches = [varied(given, attempt) if attempt else given] * steps
             return batches, self.reference.measure(weights, batches)
-        best: tuple[list[Batch], Measured] | None = None
+        fallback: tuple[list[Batch], Measured] | None = None
         refusal: Exception | None = None
         for make in synthetic_batches(self.model, self.loss, self.program.index_limits, attempt):
-            variety = [make(number) for number in range(min(steps, VARIETY))]
-            batches = [variety[step % len(variety)] for step in range(steps)]
+            distinct = [make(number) for number in range(min(steps, DISTINCT_BATCHES))]
+            batches = [distinct[step % len(distinct)] for step in range(steps)]
             try:
                 theirs = self.reference.measure(weights, batches)
             except (RuntimeError, IndexError, ValueError) as error:  # the framework itself refuses such values
                 refusal = error
                 continue
-            best = best or (batches, theirs)
+            fallback = fallback or (batches, theirs)
             if is_finite(theirs):
                 return batches, theirs
-        if best is None:
+        if fallback is None:
             raise CheckError(
                 f"no synthetic batch runs in {self.reference.name} ({refusal}): give one that does, "
                 "compile(check_with=(x, y)), or compile with check=False"
             )
-        return best
+        return fallback
 
     def _nearby(self, weights: Weights, batches: list[Batch]) -> Measured | None:
         try:
             return self.reference.measure(_nearby(weights), batches)
-        except (RuntimeError, IndexError, ValueError):  # on the edge of what the framework takes
+        except (RuntimeError, IndexError, ValueError):  # the noise may leave the domain of an operator
             return None
 
     def _exact(self, weights: Weights, batches: list[Batch]) -> Measured | None:
@@ -184,8 +184,8 @@ class SelfCheck:
                 "compiled program cannot follow. Give the numbers as a further input of the model, or export it without"
             )
 
-    def _seen(self, measured: Measured) -> dict[str, np.ndarray]:
-        """The reference's gradients of what is trained, clipped."""
+    def _effective_gradients(self, measured: Measured) -> dict[str, np.ndarray]:
+        """The reference's gradients as the optimizer sees them: trained parts, clipped."""
         trained, largest = self.program.trained, self.program.manifest["options"]["clip_norm"]
         kept = {name: masked(g, trained[name]) for name, g in measured.gradients.items() if g is not None}
         if largest is not None and kept:
@@ -196,8 +196,8 @@ class SelfCheck:
         return {name: kept[name] if name in kept else np.zeros_like(weights[name]) for name in measured.gradients}
 
     def _without_decay(self, weights: Weights, ours: Measured, theirs: Measured) -> Measured:
-        """The program's gradients alone. What no gradient reaches PyTorch's optimizers leave as it is, decay and all:
-        there all that moves counts."""
+        """Subtract the coupled weight decay from the program's gradients, except where no gradient reaches: PyTorch's
+        optimizers do not decay such parameters."""
         decay = coupled_decay(self.optimizer)
         trained = self.program.trained
         unreached = {name for name, gradient in theirs.gradients.items() if gradient is None}
@@ -208,10 +208,10 @@ class SelfCheck:
         }
         return replace(ours, gradients=gradients)
 
-    # ---- what to say -------------------------------------------------------------------------------------------------
+    # ---- messages ----------------------------------------------------------------------------------------------------
 
     def _message(self, failing: dict[str, Difference], weights: Weights, batch: Batch) -> str:
-        """The first layer that differs; else the gradient that is closest to the loss."""
+        """Name the first layer that differs, else the differing gradient that is closest to the loss."""
         name, reference = next(iter(failing)), self.reference.name
         if not name.startswith(GRADIENT):
             found = self._first_wrong_layer(weights, batch)
@@ -225,7 +225,7 @@ class SelfCheck:
     def _first_wrong_layer(self, weights: Weights, batch: Batch) -> tuple[str, Difference] | None:
         try:
             return first_wrong_layer(self.model, self.reference, weights, batch, self.compile_model)
-        except PockError as error:  # the outputs are known to differ: that is what has to be said
+        except PockError as error:  # that the outputs differ is reported anyway
             log.info("which layer differs first cannot be told: %s", error)
             return None
 
@@ -233,20 +233,20 @@ class SelfCheck:
 REPORT = "This is a fault of the compiler: please report it with the model. Compiled with check=False it stays wrong"
 
 
-def _stirred(weights: Weights, parameters: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Weights at random near to what they are, so that no gradient is zero because a weight is."""
+def _with_noise(weights: Weights, parameters: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Add noise to weights, so that no gradient is zero because a weight is."""
     rng = np.random.default_rng(0)
-    share, beside = STIR
     moved = dict(weights)
     for name in parameters:
         array = weights[name]
-        size = share * float(np.sqrt(np.mean(np.square(array, dtype="float64")))) + beside if array.size else 0.0
-        moved[name] = (array + size * rng.standard_normal(array.shape)).astype(array.dtype)
+        rms = float(np.sqrt(np.mean(np.square(array, dtype="float64")))) if array.size else 0.0
+        deviation = RELATIVE_NOISE * rms + ABSOLUTE_NOISE
+        moved[name] = (array + deviation * rng.standard_normal(array.shape)).astype(array.dtype)
     return moved
 
 
 def _nearby(weights: Weights) -> dict[str, np.ndarray]:
-    """Weights that differ by what rounding does to a layer's values."""
+    """Perturb weights by about as much as rounding perturbs a layer's values."""
     rng = np.random.default_rng(0)
     return {
         name: (array * (1 + NEARBY * rng.standard_normal(array.shape))).astype(array.dtype)

@@ -1,4 +1,4 @@
-"""Compares one update of the program with the reference's, quantity by quantity."""
+"""Compares one update of a program with the reference's, quantity by quantity."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from ...errors import CheckError
 from .agreement import Difference, difference, norm, relative_difference
 from .measured import SCALE, Measured, Weights, is_finite
 
-SMALLEST = 1e-7
-"""A difference of single values that never counts."""
-KNOWN = 0.01
-"""Relative: a gradient that single precision knows less well is zero in exact arithmetic, and rounding noise here (the
-bias of attention's keys)."""
-NOISE = 1e-5
-"""Relative to the largest gradient: how large such noise may be."""
-ROUNDED = 4 * float(np.finfo("float32").eps)
-"""Relative: what single precision leaves of a sum, beside the rounding of what was added."""
+NEGLIGIBLE_RMS = 1e-7
+"""Root mean square of a difference that never counts."""
+GRADIENT_ERROR = 0.01
+"""Largest relative error of a gradient that single precision determines. A gradient with more is zero in exact
+arithmetic, and rounding noise here (the bias of attention's keys)."""
+NOISE_NORM = 1e-5
+"""Largest norm of such noise, relative to that of the largest gradient."""
+SUM_ERROR = 4 * float(np.finfo("float32").eps)
+"""Relative error of a sum in single precision, beside that of its terms."""
 UNREACHED, ZERO = "no gradient reaches it", "its gradient is zero for a random batch"
 ROUNDING = "its gradient is zero but for rounding"
 
 
 @dataclass
 class Comparison:
-    """What differs, and what was found on the way."""
+    """A comparison of program and reference, with what it found."""
 
-    seen: Callable[[Measured], dict[str, np.ndarray]]
-    """The reference's gradients, of what is trained, and clipped; zeros where no gradient reaches."""
+    effective_gradients: Callable[[Measured], dict[str, np.ndarray]]
+    """The reference's gradients as the optimizer sees them: trained parts, clipped, zero where no gradient reaches."""
     decay: float
-    """The weight decay that was taken off the program's gradients."""
+    """The weight decay that was subtracted from the program's gradients."""
     worst: tuple[float, str] = (0.0, "")
-    """The largest relative difference that was accepted, beside what never counts, and of what."""
+    """The largest accepted relative difference beyond the floors, and its quantity."""
     unchecked: dict[str, str] = field(default_factory=dict)
-    """Parameters whose gradient proves nothing, and why."""
+    """Parameters whose gradients cannot be checked, and why."""
 
     def faults(
         self,
@@ -48,13 +48,13 @@ class Comparison:
         nearby: Callable[[], Measured | None],
         exact: Callable[[], Measured | None],
     ) -> dict[str, Difference]:
-        """The quantities that differ, by name; judged by :func:`difference`."""
+        """Find the quantities that differ by :func:`difference`, by name."""
         _check_shapes(ours, theirs)
 
         statistics = [] if theirs.statistics is None else [*(ours.statistics or {}), *theirs.statistics]
 
         def quantities(measured: Measured, gradients: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            """All that is compared, by what a message calls it; the forward pass first."""
+            """The compared quantities by their names in messages, the forward pass first."""
             result = {f"output {index}": output for index, output in enumerate(measured.outputs)}
             if theirs.losses:
                 result["the loss"] = np.array(measured.losses)
@@ -65,18 +65,22 @@ class Comparison:
         @functools.cache
         def judged(judge: Callable[[], Measured | None]) -> Mapping[str, np.ndarray | None]:
             measured = judge()
-            return dict.fromkeys(wanted) if measured is None else quantities(measured, self.seen(measured))
+            return (
+                dict.fromkeys(expected)
+                if measured is None
+                else quantities(measured, self.effective_gradients(measured))
+            )
 
-        found = quantities(ours, {name: g for name, g in ours.gradients.items() if g is not None})
-        wanted = quantities(theirs, self.seen(theirs))
-        if not (is_finite(theirs) and ours.gradients):  # of a step without a loss nothing is trained
-            wanted = {what: value for what, value in wanted.items() if not what.startswith(GRADIENT)}
-        floors = self._floors(weights, theirs, found, wanted, functools.partial(judged, nearby))
+        actual = quantities(ours, {name: g for name, g in ours.gradients.items() if g is not None})
+        expected = quantities(theirs, self.effective_gradients(theirs))
+        if not (is_finite(theirs) and ours.gradients):  # no gradients of a loss that is not finite
+            expected = {what: value for what, value in expected.items() if not what.startswith(GRADIENT)}
+        floors = self._floors(weights, theirs, actual, expected, functools.partial(judged, nearby))
         faults: dict[str, Difference] = {}
-        for what, value in wanted.items():
-            floor = floors.get(what, SMALLEST * float(np.sqrt(value.size)))
+        for what, value in expected.items():
+            floor = floors.get(what, NEGLIGIBLE_RMS * float(np.sqrt(value.size)))
             differs = difference(
-                found[what],
+                actual[what],
                 value,
                 exact=lambda: judged(exact)[what],  # noqa: B023
                 nearby=lambda: judged(nearby)[what],  # noqa: B023
@@ -85,7 +89,7 @@ class Comparison:
             if differs is not None:
                 faults[what] = differs
             elif norm(value) > floor:
-                beyond = max(0.0, relative_difference(found[what], value) - floor / norm(value))
+                beyond = max(0.0, relative_difference(actual[what], value) - floor / norm(value))
                 self.worst = max(self.worst, (beyond, what))
         return faults
 
@@ -93,32 +97,32 @@ class Comparison:
         self,
         weights: Weights,
         theirs: Measured,
-        found: Mapping[str, np.ndarray],
-        wanted: Mapping[str, np.ndarray],
+        actual: Mapping[str, np.ndarray],
+        expected: Mapping[str, np.ndarray],
         nearby: Callable[[], Mapping[str, np.ndarray | None]],
     ) -> dict[str, float]:
-        """The norms of differences that do not count: rounding of statistics, and of gradients that are zero."""
-        floors = {
-            statistic(name): 4 * float(np.finfo("float32").eps) * norm(weights[name])
-            for name in theirs.statistics or {}
-        }
-        gradients = {name: gradient for name, gradient in theirs.gradients.items() if gradient_of(name) in wanted}
-        sizes = {name: norm(wanted[gradient_of(name)]) for name in gradients}
+        """The norms of differences that rounding accounts for, in statistics and in gradients."""
+        floors = {statistic(name): SUM_ERROR * norm(weights[name]) for name in theirs.statistics or {}}
+        gradients = {name: gradient for name, gradient in theirs.gradients.items() if gradient_of(name) in expected}
+        sizes = {name: norm(expected[gradient_of(name)]) for name in gradients}
         largest = max(sizes.values(), default=0.0)
         for name, gradient in gradients.items():
             what = gradient_of(name)
             decay = 0.0 if gradient is None else self.decay
-            floors[what] = ROUNDED * (decay + 1 / SCALE) * norm(weights[name])
+            floors[what] = SUM_ERROR * (decay + 1 / SCALE) * norm(weights[name])
             if gradient is None:
                 self.unchecked.setdefault(name, UNREACHED)
             elif not gradient.any():
                 self.unchecked.setdefault(name, ZERO)
-                floors[what] += NOISE * largest
-            elif sizes[name] < NOISE * largest and relative_difference(found[what], wanted[what]) > KNOWN:
-                shaken = nearby()[what]
-                if shaken is not None and norm(shaken - wanted[what]) > KNOWN * sizes[name]:
+                floors[what] += NOISE_NORM * largest
+            elif (
+                sizes[name] < NOISE_NORM * largest
+                and relative_difference(actual[what], expected[what]) > GRADIENT_ERROR
+            ):
+                perturbed = nearby()[what]
+                if perturbed is not None and norm(perturbed - expected[what]) > GRADIENT_ERROR * sizes[name]:
                     self.unchecked.setdefault(name, ROUNDING)
-                    floors[what] += NOISE * largest
+                    floors[what] += NOISE_NORM * largest
         return floors
 
 
@@ -126,23 +130,23 @@ GRADIENT = "the gradient of "
 
 
 def gradient_of(name: str) -> str:
-    """What a message calls the gradient of a parameter."""
+    """The name of a parameter's gradient in messages."""
     return f"{GRADIENT}'{name}'"
 
 
 def statistic(name: str) -> str:
-    """What a message calls a running statistic."""
+    """The name of a running statistic in messages."""
     return f"the running statistic '{name}'"
 
 
 def _check_shapes(ours: Measured, theirs: Measured) -> None:
-    found, wanted = ([output.shape for output in measured.outputs] for measured in (ours, theirs))
-    if found != wanted:
-        raise CheckError(f"the program's outputs have the shapes {found}, and those of the model {wanted}")
+    actual, expected = ([output.shape for output in measured.outputs] for measured in (ours, theirs))
+    if actual != expected:
+        raise CheckError(f"the program's outputs have the shapes {actual}, and those of the model {expected}")
 
 
 def masked(array: np.ndarray, what: Any) -> np.ndarray:
-    """What is trained of an array, zero elsewhere; ``what`` as ``Program.trained`` has it."""
+    """Zero the untrained part of an array; ``what`` is an entry of ``Program.trained``."""
     if not isinstance(what, dict):
         return array
     kept = np.zeros_like(array)

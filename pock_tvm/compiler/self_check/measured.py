@@ -1,4 +1,4 @@
-"""What a training step computes, as the compiled program and its reference both report it."""
+"""The results of an update, as a compiled program and its reference both report them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 SCALE = 2.0**64
-"""How many times its gradient a weight moves in a measuring step: so far that the rounding of the weight is nothing to
-the gradient, and not so far that a large gradient overflows."""
+"""Factor of the gradient in a measuring step: so large that the rounding of the weight is negligible beside the
+gradient, and so small that a large gradient does not overflow."""
 Weights = Mapping[str, np.ndarray]
 
 
@@ -25,35 +25,35 @@ class Batch:
 
 @dataclass(frozen=True)
 class Measured:
-    """One update: the outputs for the first batch, and what the steps on all batches of the update give."""
+    """The results of one update: outputs for its first batch, and of the steps on all its batches."""
 
     outputs: tuple[np.ndarray, ...]
-    """Of inference: batch norms use their running statistics."""
+    """Outputs of inference: batch norms use their running statistics."""
     losses: tuple[float, ...]
-    """Of each batch; none where they are not known."""
+    """The loss of each batch; empty where unknown."""
     gradients: dict[str, np.ndarray | None]
-    """Of each trained parameter, as a whole and in PyTorch's layout: the mean over the batches, zero where a weight is
-    not trained; None where no path leads from the parameter to the loss. Empty where they are not known."""
+    """The mean gradient of each trained parameter over the batches, in PyTorch's shape and layout: zero in untrained
+    parts, None where no path leads from the parameter to the loss. Empty where unknown."""
     statistics: dict[str, np.ndarray] | None
-    """The running statistics that the steps changed, behind them; None where they are not known."""
+    """The running statistics that the steps changed, after the steps; None where unknown."""
 
 
 class Reference(Protocol):
-    """How another framework computes a step of what a model was imported from."""
+    """A framework that runs the source of an imported model."""
 
     name: str
     """The framework and its version."""
 
     def measure(self, weights: Weights, batches: list[Batch], *, precise: bool = False) -> Measured:
-        """One update; in double precision if ``precise``."""
+        """Run one update; in double precision if ``precise``."""
 
     def random_layer(self, weights: Weights, batch: Batch) -> str | None:
-        """The first layer that gives something else for the same input again, if any does."""
+        """The first layer whose value for the same input differs from run to run, if any."""
 
     def layers(self, weights: Weights, batch: Batch, *, precise: bool = False) -> dict[str, np.ndarray]:
         """The last floating-point value of each layer, by the layer's name."""
 
 
 def is_finite(measured: Measured) -> bool:
-    """Whether loss and outputs are numbers."""
+    """Whether all losses and outputs are finite."""
     return all(map(math.isfinite, measured.losses)) and all(np.isfinite(out).all() for out in measured.outputs)

@@ -1,4 +1,4 @@
-"""ONNX's reference evaluator as the reference: of the forward pass alone."""
+"""ONNX's reference evaluator as a reference for the forward pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .measured import Batch, Measured, Weights
 
 
 class OnnxReference:
-    """Evaluates an ONNX model with weights that are given. It knows no gradients and no statistics."""
+    """An ONNX model, evaluated with given weights. It has no gradients and no statistics."""
 
     name = f"onnx {onnx.__version__}"
 
@@ -21,14 +21,14 @@ class OnnxReference:
         self._batch_norm = batch_norm
 
     def measure(self, weights: Weights, batches: list[Batch], *, precise: bool = False) -> Measured:
-        """Outputs and, where training normalises as inference does, losses."""
-        trains_alike = self._batch_norm == "frozen"
-        results = [self._outputs(weights, batch, precise) for batch in (batches if trains_alike else batches[:1])]
+        """Compute outputs and, where training normalises as inference does, losses."""
+        is_frozen = self._batch_norm == "frozen"
+        results = [self._outputs(weights, batch, precise) for batch in (batches if is_frozen else batches[:1])]
         losses = [self._loss_of(outputs, batch) for outputs, batch in zip(results, batches, strict=False)]
-        return Measured(tuple(results[0]), tuple(losses) if trains_alike else (), {}, None)
+        return Measured(tuple(results[0]), tuple(losses) if is_frozen else (), {}, None)
 
     def random_layer(self, weights: Weights, batch: Batch) -> str | None:
-        """The first output that is another one in a second run."""
+        """The first output that differs in a second run."""
         first, second = (self._outputs(weights, batch, precise=False) for _ in range(2))
         for value, one, other in zip(self._model.graph.output, first, second, strict=True):
             if not np.array_equal(one, other, equal_nan=one.dtype.kind == "f"):
@@ -36,7 +36,7 @@ class OnnxReference:
         return None
 
     def layers(self, _weights: Weights, _batch: Batch, *, precise: bool = False) -> dict[str, np.ndarray]:
-        """None: nodes have no layers."""
+        """An empty dictionary: nodes have no layers."""
         return {}
 
     def _outputs(self, weights: Weights, batch: Batch, precise: bool) -> list[np.ndarray]:
@@ -46,7 +46,7 @@ class OnnxReference:
         wide = {name: array.astype("float64") if array.dtype.kind == "f" else array for name, array in feeds.items()}
         try:
             return reference_outputs(self._model, wide)
-        except Exception as error:  # an evaluator of Python code, which meets types that it was not written for
+        except Exception as error:  # its Python code does not expect float64 everywhere
             raise NotImplementedError(str(error)) from error
 
     def _loss_of(self, outputs: list[np.ndarray], batch: Batch) -> float:

@@ -1,4 +1,4 @@
-"""The compiled program, measured through a trainer."""
+"""Measures a compiled program through a trainer."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class _Linear:
         if isinstance(self.optimizer, SGD):
             _, *others = self.optimizer.rates(lr, step)
             return [SCALE / (1 + self.optimizer.momentum) if self.optimizer.nesterov else SCALE, *others]
-        # step m / (sqrt(v) 0 + eps), where m is (1 - beta1) g
+        # Adam with sqrt(v) scaled by 0 computes rate * m / eps, where m is (1 - beta1) * g
         return [0.0, SCALE * self.optimizer.eps / (1 - self.optimizer.betas[0]), 0.0]
 
 
 class Probe(Trainer):
-    """A trainer that starts over, and tells the gradients which its program computes."""
+    """A trainer that can be reset, and reports the gradients that its program computes."""
 
     def start(self, weights: Weights) -> None:
-        """Begin again: with some weights, no optimizer state and no steps."""
+        """Reset to some weights, zero optimizer state and step 0."""
         self.load_state_dict(weights)
         for name in self._states():
             self._arrays[name][...] = 0
@@ -47,15 +47,15 @@ class Probe(Trainer):
         return isinstance(self._optimizer, SGD) or self._optimizer.eps > 0
 
     def measure(self, weights: Weights, batches: list[Batch]) -> Measured:
-        """One update: outputs, losses, the gradients as the optimizer sees them (scaled down where their norm is
-        clipped, a coupled weight decay added), and the running statistics."""
+        """Run one update: outputs, losses, the gradients as the optimizer sees them (clipped, a coupled weight decay
+        added), and the running statistics."""
         self.start(weights)
         outputs = self.predict(batches[0].inputs)
-        usual, self._optimizer = self._optimizer, _Linear(self._optimizer)  # type: ignore[assignment]
+        original, self._optimizer = self._optimizer, _Linear(self._optimizer)  # type: ignore[assignment]
         try:
             losses = tuple(self.step(batch.inputs, batch.target, lr=1.0) for batch in batches)
         finally:
-            self._optimizer = usual
+            self._optimizer = original
         after, trained = self.live_weights(), self.program.trained
         gradients: dict[str, np.ndarray | None] = {}
         for name in trained if self.tells_gradients else []:
@@ -66,9 +66,9 @@ class Probe(Trainer):
         return Measured(outputs if isinstance(outputs, tuple) else (outputs,), losses, gradients, statistics)
 
     def update(self, weights: Weights, batches: list[Batch]) -> tuple[tuple[float, ...], Weights]:
-        """Two updates on the same batches, the first with a rate of 0: the losses of the first, and the weights.
+        """Run two updates on the same batches; return the losses of the first, and the weights.
 
-        The first fills the optimizer's state and leaves the weights alone, so that the second has the same gradients.
+        The first has rate 0: it fills the optimizer's state and keeps the weights, so that the gradients repeat.
         """
         self.start(weights)
         losses = tuple(self.step(batch.inputs, batch.target, lr=0.0) for batch in batches)
@@ -79,11 +79,11 @@ class Probe(Trainer):
         return losses, after
 
     def checked(self, x: Any, y: Any) -> Batch:
-        """A user's batch, refused where a step would refuse it."""
+        """Check a user's batch as a step does."""
         return Batch(self._inputs.checked(x), self._inputs.target(y))
 
     def loss(self, weights: Weights, batches: list[Batch]) -> float:
-        """The mean loss of batches, in training, without an update."""
+        """The mean training loss of batches, without an update."""
         self.start(weights)
         return float(np.mean([self.step(batch.inputs, batch.target, lr=0.0) for batch in batches]))
 
@@ -92,7 +92,7 @@ class Probe(Trainer):
         return {name: np.array(self._unstored(name)) for name in self._live()}
 
     def check_frozen(self, weights: Weights, after: Weights) -> None:
-        """Refuse a program that changes what is not trained."""
+        """Refuse a program whose step changes anything that is not trained."""
         for name, weight in self._weights().items():
             if name not in self._arrays or weight.trained == STATISTICS:
                 continue

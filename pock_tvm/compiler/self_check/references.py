@@ -1,4 +1,4 @@
-"""Finds what a model can be checked against."""
+"""Chooses the reference that a model is checked against."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from .measured import Reference
 
 
 def reference_of(model: Model, trained: list[str], loss: Loss, batch_norm: str, flops: float) -> Reference | None:
-    """The reference of a model; None where it was imported from nothing that runs here.
-
-    ``flops`` are those of a forward pass.
-    """
+    """The reference of a model; None where no framework here runs its source. ``flops`` count a forward pass."""
     source: Any = model.source
     kind = type(source).__module__.split(".")[0]
     if kind == "onnx":

@@ -1,4 +1,4 @@
-"""PyTorch as the reference: the exported program's own module runs the step."""
+"""PyTorch as the reference: runs the exported program's own graph."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ...device.losses import Loss
 from .agreement import relative_difference
 from .measured import Batch, Measured, Weights
 
-RANDOM = 1e-4
-"""Relative difference of two runs from which on a value is random: no rounding does that."""
+RANDOM_DIFFERENCE = 1e-4
+"""Relative difference of two runs above which a value is random: rounding stays below."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-FEW_FLOPS = 1e9
-"""Of a forward pass: with fewer, threads that wait for each other, and for the cores that others use, cost more than
-they bring."""
+SINGLE_THREAD_FLOPS = 1e9
+"""FLOPs of a forward pass below which one thread is used: waiting for further threads, on cores that others may use,
+costs more than they bring."""
 TRAINING_FLAG = 5
 """The position of ``training`` among the arguments of ``aten.batch_norm``."""
 
 
 class TorchReference:
-    """Runs an exported program forward and backward, on the host and with weights that are given."""
+    """An exported program, run forward and backward on the host with given weights."""
 
     name = f"pytorch {torch.__version__.split('+')[0]}"
 
@@ -46,10 +46,10 @@ class TorchReference:
         self._loss = loss
         self._batch_norm = batch_norm
         self._graphs: dict[tuple[bool, bool], torch.fx.GraphModule] = {}
-        self._threads = 1 if flops < FEW_FLOPS else torch.get_num_threads()
+        self._threads = 1 if flops < SINGLE_THREAD_FLOPS else torch.get_num_threads()
 
     def measure(self, weights: Weights, batches: list[Batch], *, precise: bool = False) -> Measured:
-        """One update; see :class:`pock_tvm.compiler.self_check.measured.Reference`."""
+        """Run one update; see :class:`pock_tvm.compiler.self_check.measured.Reference`."""
         with self._on_threads():
             return self._measure(weights, batches, precise)
 
@@ -71,8 +71,8 @@ class TorchReference:
                 losses.append(float(loss.detach()))
                 if not loss.requires_grad:
                     continue
-                found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-                for name, gradient in zip(parameters, found, strict=True):
+                gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+                for name, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
                         before = sums[name]
                         part = gradient / len(batches) if len(batches) > 1 else gradient
@@ -104,7 +104,7 @@ class TorchReference:
         return next((name for name in first if _is_random(first[name], second[name])), "its outputs")
 
     def layers(self, weights: Weights, batch: Batch, *, precise: bool = False, seed: int = 0) -> dict[str, np.ndarray]:
-        """The last value of each layer by the module's path; what stands in no module goes by the operator's name."""
+        """The last value of each layer by the module's path, or by the operator's name outside of modules."""
         recorder = _Recorder(self._graph(precise, training=False))
         with torch.no_grad(), torch.random.fork_rng(), self._on_threads():
             torch.manual_seed(seed)
@@ -113,19 +113,19 @@ class TorchReference:
 
     @contextlib.contextmanager
     def _on_threads(self) -> Iterator[None]:
-        usual = torch.get_num_threads()
+        original = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
             yield
         finally:
-            torch.set_num_threads(usual)
+            torch.set_num_threads(original)
 
     # ---- the exported graph --------------------------------------------------------------------------------------
 
     def _run(
         self, tensors: dict[str, torch.Tensor], batch: Batch, precise: bool, *, training: bool = False
     ) -> list[torch.Tensor]:
-        """The outputs that are tensors. ``tensors`` are the weights; running statistics among them are updated."""
+        """Compute the outputs that are tensors. Running statistics in ``tensors``, the weights, are updated."""
         results = self._graph(precise, training)(*self._arguments(tensors, batch, precise))
         specs = self._exported.graph_signature.output_specs
         outputs = [result for spec, result in zip(specs, results, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
@@ -147,12 +147,12 @@ class TorchReference:
         return graph
 
     def _tensors(self, weights: Weights, precise: bool) -> dict[str, torch.Tensor]:
-        """The weights as tensors of their own, under their own names: of what is tied there is one."""
+        """Copy the weights to tensors, one for tied weights."""
         owned = (torch.from_numpy(np.array(array)) for array in weights.values())
         return {name: _widened(tensor) if precise else tensor for name, tensor in zip(weights, owned, strict=True)}
 
     def _arguments(self, tensors: dict[str, torch.Tensor], batch: Batch, precise: bool) -> list[Any]:
-        """What the graph takes: weights, constants, inputs, and the inputs that the export made constant."""
+        """List the graph's arguments: weights, constants, inputs, and inputs that the export made constant."""
         values: list[Any] = []
         given = iter(batch.inputs.values())
         constants = self._exported.constants | self._exported.state_dict
@@ -186,7 +186,7 @@ class TorchReference:
 
 
 class _Recorder(torch.fx.Interpreter):
-    """Runs a graph and keeps the last floating-point value of each layer."""
+    """An interpreter that records the last floating-point value of each layer."""
 
     def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module)
@@ -196,19 +196,19 @@ class _Recorder(torch.fx.Interpreter):
         value = super().run_node(n)
         if n.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point():
             name = layer_of(n)
-            self.values.pop(name, None)  # its place is that of its last value
+            self.values.pop(name, None)  # layers are ordered by their last values
             self.values[name] = _array(value)
         return value
 
 
 def layer_of(node: torch.fx.Node) -> str:
-    """The path of the module that a node stands in, or the node's own name."""
+    """The path of the module that a node belongs to, or the node's own name."""
     stack = node.meta.get("nn_module_stack") or {}
     return (list(stack.values())[-1][0] if stack else "") or node.name
 
 
 def _widen(part: torch.fx.GraphModule) -> None:
-    """Compute in double precision whatever asks for less, and drop what insists on the types of the export."""
+    """Replace lower precisions in a graph by float64, and drop assertions on the exported dtypes."""
 
     def widened(value: Any) -> Any:
         return torch.float64 if isinstance(value, torch.dtype) and value in FLOATS else value
@@ -226,7 +226,7 @@ def _widened(tensor: Any) -> Any:
 
 
 def _use_batch_statistics(part: torch.fx.GraphModule) -> None:
-    """Turn the batch norms of a graph that was exported for inference to those of training."""
+    """Switch the batch norms of a graph that was exported for inference to training."""
     ops = torch.ops.aten
     for node in part.graph.nodes:
         if node.target is ops.batch_norm.default:
@@ -244,4 +244,4 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 def _is_random(first: np.ndarray, second: np.ndarray) -> bool:
     same = np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
-    return not same and (first.dtype.kind != "f" or relative_difference(first, second) > RANDOM)
+    return not same and (first.dtype.kind != "f" or relative_difference(first, second) > RANDOM_DIFFERENCE)

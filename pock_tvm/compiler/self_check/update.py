@@ -1,4 +1,4 @@
-"""The optimizer's part of a step against PyTorch's optimizers, given the same gradients."""
+"""Checks an optimizer's update against PyTorch's, given the same gradients."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .measured import Weights
 from .probe import RATE
 
 DTYPES = (torch.float64, torch.float32)
-UPDATE = 1e-5
-"""Relative, for each element: how far an update may be off, beside the rounding of its weight."""
+UPDATE_ERROR = 1e-5
+"""Largest relative error of an element's update, beside the rounding of its weight."""
 
 
 def clipped(gradients: Mapping[str, np.ndarray], largest_norm: float) -> dict[str, np.ndarray]:
-    """Gradients as ``torch.nn.utils.clip_grad_norm_`` leaves them."""
+    """Clip gradients with ``torch.nn.utils.clip_grad_norm_``."""
     holders = [torch.nn.Parameter(torch.from_numpy(gradient)) for gradient in gradients.values()]
     for holder in holders:
         holder.grad = holder.detach().clone()
@@ -35,7 +35,7 @@ def check_updates(
     before: Weights,
     after: Weights,
 ) -> None:
-    """Refuse weights that are not what PyTorch's optimizer makes of two updates, the first with a rate of 0.
+    """Refuse weights that differ from those after two updates of PyTorch's optimizer, the first with rate 0.
 
     ``gradients`` are those of both updates, as the optimizer sees them.
     """
@@ -44,10 +44,10 @@ def check_updates(
         if name not in after or gradient is None or not gradient.any():
             continue
         start = before[name].astype("float64")
-        for dtype in DTYPES:  # tiny gradients have no square in single precision
+        for dtype in DTYPES:  # in single precision squares of tiny gradients underflow
             expected = start + masked(_second_update(optimizer, start, gradient, dtype) - start, what)
             rounding = 4 * np.finfo("float32").eps * np.maximum(np.abs(start), np.abs(expected))
-            excess = np.abs(after[name] - expected) - UPDATE * np.abs(expected - start) - rounding
+            excess = np.abs(after[name] - expected) - UPDATE_ERROR * np.abs(expected - start) - rounding
             if not (excess > 0).any():
                 break
         else:
@@ -60,7 +60,7 @@ def check_updates(
 
 
 def _second_update(optimizer: Optimizer, weight: np.ndarray, gradient: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """A weight behind two updates with the same gradient, the first with a rate of 0."""
+    """Update a weight twice with the same gradient, the first time with rate 0."""
     parameter = torch.nn.Parameter(torch.tensor(weight, dtype=dtype))
     parameter.grad = torch.tensor(gradient, dtype=dtype)
     steps = _torch_optimizer(optimizer, parameter)
@@ -71,7 +71,7 @@ def _second_update(optimizer: Optimizer, weight: np.ndarray, gradient: np.ndarra
 
 
 def _torch_optimizer(optimizer: Optimizer, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
-    """PyTorch's, without the decay that the gradient has in it already."""
+    """PyTorch's optimizer, without the coupled weight decay that the gradient includes already."""
     if isinstance(optimizer, SGD):
         momentum, dampening, nesterov = optimizer.momentum, optimizer.dampening, optimizer.nesterov
         return torch.optim.SGD([parameter], 0.0, momentum, dampening, nesterov=nesterov)
