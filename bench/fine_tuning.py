@@ -1,4 +1,4 @@
-"""Fine-tunes real networks on real images, by compiled programs and by PyTorch in the same run: the same accuracy?
+"""Fine-tunes real networks on real images, by compiled programs and by PyTorch, and compares accuracy and time.
 
     python bench/fine_tuning.py [--seeds 3] [--only flowers12] [--json out.json]
 
@@ -32,7 +32,7 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Task:
-    """A network, a data set, and how to fine-tune one on the other."""
+    """A network, a data set, and the options of the fine-tuning."""
 
     name: str
     model: str
@@ -69,7 +69,7 @@ TASKS = [
 
 
 def steps(task: Task, lr: float, seed: int) -> Iterator[tuple[Batch, float]]:
-    """The training batches of a task, each with its learning rate."""
+    """Yield the training batches of a task, each with its learning rate."""
     shape = (task.batch, 3, *SIZES[task.name])
     data = ImageFolder(SHARED / task.data / "train", "x", shape, task.preprocessing, Augmentation(flip=True))
     for (x, y), rate in training_steps(Recipe(task.epochs, lr), data, task.batch, seed):
@@ -86,7 +86,7 @@ def test_batches(task: Task) -> list[Batch]:
 
 
 def ours(program: pock.Program, task: Task, lr: float, seed: int, test: list[Batch]) -> tuple[float, float]:
-    """Accuracy after fine-tuning, and the median time of a step."""
+    """Fine-tune a program; return its accuracy, and the median seconds of a step."""
     trainer = pock.Trainer(program)
     times = []
     for (x, y), rate in steps(task, lr, seed):
@@ -99,7 +99,7 @@ def ours(program: pock.Program, task: Task, lr: float, seed: int, test: list[Bat
 def torchs(
     exported: Any, program: pock.Program, task: Task, lr: float, seed: int, test: list[Batch]
 ) -> tuple[float, float]:
-    """The same by PyTorch; what a channel-sparse scheme freezes of a weight has its gradient zeroed."""
+    """Fine-tune in PyTorch, zeroing the gradients of frozen channels; accuracy, and the median seconds of a step."""
     module = torch.export.load(SHARED / "models" / f"{task.model}.pt2").module()
     masks = {}
     for name, parameter in module.named_parameters():
@@ -156,14 +156,14 @@ def main(
                 (ours(program, task, lr, seed, test), torchs(exported, program, task, lr, seed, test))
                 for seed in range(seeds)
             ]
-            own, theirs = zip(*runs, strict=True)
+            ours_runs, torch_runs = zip(*runs, strict=True)
             table.add_row(
                 name,
-                *_cells(own),
-                *_cells(theirs),
-                *(f"{1e3 * statistics.median(t for _, t in side):.1f}" for side in (own, theirs)),
+                *_cells(ours_runs),
+                *_cells(torch_runs),
+                *(f"{1e3 * statistics.median(t for _, t in side):.1f}" for side in (ours_runs, torch_runs)),
             )
-            for system, side in (("pock", own), ("torch", theirs)):
+            for system, side in (("pock", ours_runs), ("torch", torch_runs)):
                 records += [
                     {
                         "task": task.name,

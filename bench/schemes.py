@@ -1,14 +1,19 @@
-"""Finds schemes for real networks on real data, and trains them: as good as everything, in a quarter of the memory?
+"""Searches schemes for real networks on real data, and trains them: as good as training everything, in a quarter of
+the memory?
 
     python bench/schemes.py [--only NAME] [--seeds 3] [--work DIR] [--json out.json]
 
-For each task: contributions are measured on three quarters of the training data against the last quarter (those of
-kinds of weights for the transformers), a scheme is searched for a quarter of the memory that training everything takes,
-and then that scheme, everything, the last layers and the biases that fit into that quarter, and those that fit into
-what the scheme takes (all but everything may run in micro-batches), are trained on all training data and tested on data
-that nothing has seen. The learning rate, and whether the last layers are all that fit, half or a quarter of them, is
-what is best on that last quarter. Evolution and random choice search the same objective with the same number of
-evaluations. Needs ../shared/data; work that is done is kept in ``--work``.
+For each task:
+
+1. Contributions are measured on three quarters of the training data, against the last quarter as held-out data (for the
+   transformers, contributions of kinds of weights).
+2. A scheme is searched for a quarter of the memory of training everything.
+3. Everything, that scheme, the last layers and the biases that fit into that quarter, and those that fit into the
+   scheme's memory, are trained on all training data and tested. All but the first may run in micro-batches.
+
+Learning rates, and the number of last layers (all that fit, half or a quarter of them), are chosen on the held-out
+data. Evolution and random search get the same objective, with ``EVALUATIONS`` each. Needs ../shared/data; finished work
+is kept in ``--work``.
 """
 
 from __future__ import annotations
@@ -43,11 +48,12 @@ from pock_tvm.errors import MemoryBudgetError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 MIB = 2**20
-SHARE = 4
-"""Of the memory of training everything a scheme may take one part in so many."""
-SIZES = (1, 2, 4)
-"""All the last layers that fit are not always best, in micro-batches they may be all: so many times fewer are tried."""
+BUDGET_DIVISOR = 4
+"""Memory of training everything, divided by the memory budget of a scheme."""
+DEPTH_DIVISORS = (1, 2, 4)
+"""Divisors of the number of last layers that fit: fewer layers are sometimes better."""
 EVALUATIONS = 2000
+"""Choices that evolution and random search evaluate each."""
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SGD = {"kind": "sgd", "momentum": 0.9}
@@ -56,7 +62,7 @@ ADAMW = {"kind": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.
 
 @dataclass(frozen=True)
 class Bench:
-    """A network and data: how it is analysed, and how it is trained in the end."""
+    """A network and its data, with the options of the analysis and of the final training."""
 
     name: str
     model: str
@@ -68,14 +74,14 @@ class Bench:
     rate: float
     """Learning rate of the analysis."""
     rates: Sequence[float]
-    """Learning rates that each side may choose from."""
+    """Learning rates to choose from, for each scheme."""
     preprocessing: dict[str, Any]
     optimizer: dict[str, Any]
     ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)
     depths: int | None = None
     lr_schedule: str = "cosine"
     kinds: bool = False
-    """Whether kinds of weights are analysed, on one seed, and not each alone."""
+    """Whether kinds of weights are analysed, on one seed, instead of each weight."""
 
 
 SLOW, FAST = (1e-4, 3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2)
@@ -96,7 +102,7 @@ TASKS = [
 
 
 def prepare(bench: Bench, work: Path) -> tuple[pock.Task, pock.Task]:
-    """The task that is analysed, on parts of the training data, and the task that is trained and tested."""
+    """Make the task to analyse, on parts of the training data, and the task to train and test."""
     folder = work / bench.name
     folder.mkdir(parents=True, exist_ok=True)
     if bench.model == "minilm":
@@ -123,7 +129,7 @@ def prepare(bench: Bench, work: Path) -> tuple[pock.Task, pock.Task]:
 
 
 def _split(source: Path, fit: Path, held: Path) -> None:
-    """Three quarters of each class to one folder, the last quarter to another, as links."""
+    """Link three quarters of each class into one folder, the last quarter into another."""
     for label in sorted(path for path in source.iterdir() if path.is_dir()):
         files = sorted(label.iterdir())
         for part, chosen in ((fit, files[: len(files) * 3 // 4]), (held, files[len(files) * 3 // 4 :])):
@@ -133,7 +139,7 @@ def _split(source: Path, fit: Path, held: Path) -> None:
 
 
 def planned(task: pock.Task, scheme: pock.Scheme, budget: int | None) -> tuple[float, int]:
-    """The bytes that a scheme takes, compiled for a budget, and its micro-batches; infinite where it cannot hold it."""
+    """Compile a scheme for a budget: its bytes, infinite where it does not fit, and its number of micro-batches."""
     try:
         program = compile_task(task, scheme, memory_budget=budget, build=False)
     except MemoryBudgetError:
@@ -141,12 +147,11 @@ def planned(task: pock.Task, scheme: pock.Scheme, budget: int | None) -> tuple[f
     return cost_of(program).memory, program.manifest["options"]["micro_batches"]
 
 
-def largest(make: Callable[[int], pock.Scheme], most: int, task: pock.Task, budget: int) -> int:
-    """The largest number up to ``most`` whose scheme holds the budget as planned, 0 if there is none; memory grows with
-    the number."""
-    if planned(task, make(most), budget)[0] <= budget:
-        return most
-    low, high = 0, most - 1
+def largest(make: Callable[[int], pock.Scheme], limit: int, task: pock.Task, budget: int) -> int:
+    """The largest number up to ``limit`` whose scheme fits the budget, 0 if none does; memory grows with the number."""
+    if planned(task, make(limit), budget)[0] <= budget:
+        return limit
+    low, high = 0, limit - 1
     while low < high:
         middle = (low + high + 1) // 2
         fits = planned(task, make(middle), budget)[0] <= budget
@@ -163,8 +168,7 @@ def trained(
     seeds: int,
     kept: Path,
 ) -> dict[str, dict[str, Any]]:
-    """Test accuracy of each side, compiled for its budget: of its schemes and the learning rates those that were best
-    on held-out data."""
+    """Train and test each side, compiled for its budget, with the scheme and rate that are best on held-out data."""
     done: dict[str, float | None] = json.loads(kept.read_text()) if kept.exists() else {}
 
     def run(task: pock.Task, wanted: list[tuple[str, pock.Scheme, float, int]]) -> None:
@@ -179,7 +183,7 @@ def trained(
                 done[_key(task, *missing[number][1:])] = result.score
                 kept.write_text(json.dumps(done, indent=1))
 
-    # Of those that are as good the smallest is taken, at the lowest rate.
+    # Of equally good ones the smallest scheme is taken, at the lowest rate.
     tried = {name: list(itertools.product(schemes[::-1], rates)) for name, schemes in sides.items()}
     run(fit, [(name, scheme, lr, 0) for name, pairs in tried.items() for scheme, lr in pairs])
 
@@ -187,8 +191,8 @@ def trained(
         score = done[_key(fit, *pair, 0)]
         return -math.inf if score is None else score
 
-    taken = {name: max(pairs, key=held_out) for name, pairs in tried.items()}
-    run(final, [(name, *pair, seed) for name, pair in taken.items() for seed in range(seeds)])
+    chosen = {name: max(pairs, key=held_out) for name, pairs in tried.items()}
+    run(final, [(name, *pair, seed) for name, pair in chosen.items() for seed in range(seeds)])
     shutil.rmtree(kept.parent / "programs", ignore_errors=True)
     return {
         name: {
@@ -196,7 +200,7 @@ def trained(
             "lr": lr,
             "scores": [done[_key(final, scheme, lr, seed)] for seed in range(seeds)],
         }
-        for name, (scheme, lr) in taken.items()
+        for name, (scheme, lr) in chosen.items()
     }
 
 
@@ -209,17 +213,17 @@ def _key(task: pock.Task, scheme: pock.Scheme, lr: float, seed: int) -> str:
 
 
 def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any]:
-    """Everything about one task."""
+    """Analyse, search and train one task."""
     task, final = prepare(bench, work)
     folder = work / bench.name
     start = time.perf_counter()
     analyze = pock.analyze_kinds if bench.kinds else pock.analyze
     found = analyze(task, folder / "contributions.json", progress=_progress(console, bench.name))
-    if not bench.kinds:  # how well do first-order scores rank what was measured?
+    if not bench.kinds:  # for the rank agreement of first-order scores with measured contributions
         found = score(task, folder / "contributions.json")
     analysed = _spent(folder / "analysed.json", time.perf_counter() - start)
     full, _ = planned(final, pock.Scheme.full(), None)
-    budget = int(full / SHARE)
+    budget = int(full / BUDGET_DIVISOR)
     start = time.perf_counter()
     chosen = pock.search(found, memory=budget)
     searched = time.perf_counter() - start
@@ -229,20 +233,20 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
     budgets: dict[str, int | None] = {"everything": None, "found": budget}
     limits = {budget: ""}
     held = int(planned(final, chosen.scheme, budget)[0])
-    if held < budget / 2:  # the scheme leaves much of it: what can others do with as much as it takes?
+    if held < budget / 2:  # the scheme needs far less than the budget: compare with others in as much as it takes
         limits[held] = ", in as much"
-    for most, words in limits.items():
-        layers = largest(lambda k: pock.Scheme.last_layers(model, k), len(structure.layers), final, most)
-        biases = largest(lambda k: pock.Scheme.bias_only(model, last=k), len(structure.of_role("bias")), final, most)
-        sizes = [size for size in dict.fromkeys(layers // n for n in SIZES) if size]
+    for limit, words in limits.items():
+        layers = largest(lambda k: pock.Scheme.last_layers(model, k), len(structure.layers), final, limit)
+        biases = largest(lambda k: pock.Scheme.bias_only(model, last=k), len(structure.of_role("bias")), final, limit)
+        sizes = [size for size in dict.fromkeys(layers // n for n in DEPTH_DIVISORS) if size]
         sides[f"last layers{words}"] = [pock.Scheme.last_layers(model, size) for size in sizes]
         sides[f"biases{words}"] = [pock.Scheme.bias_only(model, last=biases)] if biases else []
-        budgets |= {f"last layers{words}": most, f"biases{words}": most}
+        budgets |= {f"last layers{words}": limit, f"biases{words}": limit}
     sides = {name: schemes for name, schemes in sides.items() if schemes}
     fit = replace(task, recipe=final.recipe)
     results = trained(fit, final, sides, budgets, bench.rates, seeds, folder / "runs.json")
-    summed = chosen.choice.memory  # what the scheme takes by the sum of its parts, which is what all three go by
-    anything = replace(chosen.choices, gain_cap=math.inf)  # what others search
+    summed = chosen.choice.memory  # the scheme's memory by the sum of its parts, which all three searches use
+    anything = replace(chosen.choices, gain_cap=math.inf)  # the objective without a cap
     objective = {"exact": best(anything, memory=summed).gain}
     for name, searcher in (("evolution", evolution), ("random", random_search)):
         tries = [searcher(anything, EVALUATIONS, seed, memory=summed) for seed in range(3)]
@@ -261,7 +265,7 @@ def one(bench: Bench, work: Path, seeds: int, console: Console) -> dict[str, Any
 
 
 def _spent(kept: Path, seconds: float) -> float:
-    """Seconds that an analysis took until now, with those before it was interrupted."""
+    """Add the seconds of an analysis to those before it was interrupted."""
     total: float = seconds + (json.loads(kept.read_text()) if kept.exists() else 0.0)
     kept.write_text(json.dumps(total))
     return total
@@ -276,7 +280,7 @@ def _progress(console: Console, name: str) -> Callable[[str, int, int], None]:
 
 
 def table(records: Sequence[dict[str, Any]]) -> Table:
-    """One row a task and scheme."""
+    """Tabulate results, one row a task and scheme."""
     found = Table()
     for name in ("task", "trained", "weights", "lr", "test score, seeds", "mean", "MiB", "of full", "micro-batches"):
         found.add_column(name)
@@ -295,7 +299,7 @@ def table(records: Sequence[dict[str, Any]]) -> Table:
 
 
 def searches(records: Sequence[dict[str, Any]]) -> Table:
-    """One row a task: how searches compare, how long things took, how well first-order scores rank."""
+    """Tabulate searches, one row a task: objectives, run times, and rank agreement of first-order scores."""
     found = Table()
     for name in ("task", "exact", "evolution", "random", "runs", "analysis s", "search s", "rank of biases, weights"):
         found.add_column(name)

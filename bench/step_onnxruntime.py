@@ -1,7 +1,7 @@
 """ONNX Runtime training 1.19 as a peer of `train_step.py`: the network exported to ONNX, with its training artifacts.
 
-Batch norms are folded. Its optimizers know no momentum: it does a little less than the others. The package was made
-before today's ONNX; the versions of the files are set back to what it reads, and to operators whose gradients it knows.
+Batch norms are folded. Its optimizers have no momentum, so it does a little less than the others. The package is older
+than the installed ONNX: files are written in the versions that it reads, with operators that it can differentiate.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from step_models import NETWORKS, arguments
 from step_workers import LR, Job, System, folded, logits_of
 
 OPERATORS, FILE_FORMAT = 15, 9
+"""Versions of the operator set and of the file format that it reads."""
 
 
 class Logits(torch.nn.Module):
@@ -48,7 +49,7 @@ class OnnxRuntime(System):
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         network = net.build()
         trained = folded(network, set(job["trained"]), tensors)
-        if job["model"] == "mcunet":  # its batch is open, and the exporter wants a number
+        if job["model"] == "mcunet":  # its batch size is symbolic, and the exporter needs a number
             network = torch.export.export(network, tuple(tensors.values())).module(check_guards=False)
         with tempfile.TemporaryDirectory() as folder:
             self._start(Path(folder), Logits(network, list(tensors), shifted), tensors, trained, job["threads"])

@@ -1,8 +1,8 @@
-"""The systems that `train_step.py` measures, each in a process of its own: it does steps when it is told to.
+"""The systems that `train_step.py` measures, each in a process of its own that runs steps on request.
 
-A worker reads JSON objects from standard input, one a line, and answers each with one: first a job, which says what to
-set up; then ``{"do": "burst", "seconds": …}``, answered by the times of steps, ``{"do": "probe"}``, answered by the
-bandwidth of memory (`peak` only), and ``{"do": "finish"}``, answered by what memory it took.
+A worker reads JSON objects from standard input, one a line, and answers each with one. The first is the job to set up.
+Then ``{"do": "burst", "seconds": …}`` is answered by the times of steps, ``{"do": "probe"}`` by the bandwidth between
+cores (`peak` only), and ``{"do": "finish"}`` by the memory that was used.
 """
 
 from __future__ import annotations
@@ -24,32 +24,34 @@ from step_models import NETWORKS, arguments, exported, fold_batch_norm
 
 LR, MOMENTUM = 1e-4, 0.9
 WARM_UP = 3
+"""Steps before the first measurement."""
 COPIED = 2 * 2**20
+"""Bytes that one core writes and another one reads."""
 Job = dict[str, Any]
 
 
 class System:
-    """Something that does training steps, always on the same batch."""
+    """A system that runs training steps, always on the same batch."""
 
     info: dict[str, Any]
-    """What the parent is told when the system is ready."""
+    """The answer to the job, sent when the system is ready."""
 
     def step(self) -> float:
         """Do one step, wait until it is done, and return its loss."""
         raise NotImplementedError
 
     def rest(self) -> None:
-        """Give back memory that the next step would allocate anew: the others need it meanwhile."""
+        """Free memory that the next step allocates anyway: other systems need it meanwhile."""
 
     def train_bytes(self) -> int | None:
-        """The peak of what a step holds beyond the parameters."""
+        """The peak memory of a step beyond the parameters."""
 
 
 class Ours(System):
-    """A compiled program, in a process without PyTorch, which a device that only trains does not have either."""
+    """A compiled program, in a process without PyTorch, as on a device."""
 
     def __init__(self, job: Job) -> None:
-        sys.modules["torch"] = None  # type: ignore[assignment] # tvm_ffi imports it wherever it is installed
+        sys.modules["torch"] = None  # type: ignore[assignment] # keeps tvm_ffi from importing it
         import pock_tvm as pock
 
         self._program = pock.Program.load(job["program"])
@@ -68,13 +70,13 @@ class Ours(System):
         return self._trainer.step(self._inputs, self._target, lr=LR)
 
     def train_bytes(self) -> int:
-        """What the program's plan says; the trainer allocates just that."""
+        """The bytes of the program's memory plan, which the trainer allocates exactly."""
         memory = self._program.memory()
         return memory["arena"] + memory["optimizer_state"] + memory["gradient_sums"]
 
 
 class Compiler:
-    """Writes a program; does no steps."""
+    """A compiler of the program that :class:`Ours` runs; it runs no steps."""
 
     def __init__(self, job: Job) -> None:
         import pock_tvm as pock
@@ -145,7 +147,7 @@ class Torch(System):
         self._optimizer.zero_grad(set_to_none=True)
 
     def train_bytes(self) -> int:
-        """The momentum, and the peak of what the allocator gave out in a step that begins without gradients."""
+        """The momentum, and the allocator's peak in a step that begins without gradients."""
         from torch.profiler import ProfilerActivity, profile
 
         self.rest()
@@ -158,8 +160,8 @@ class Torch(System):
 
 
 class Peak(System):
-    """What the machine can do: products of large matrices, in PyTorch (MKL) and NumPy (OpenBLAS) by turns; copies of
-    memory that no cache holds."""
+    """The machine's peak: products of large matrices, in PyTorch (MKL) and NumPy (OpenBLAS) by turns, and the bandwidth
+    between cores."""
 
     def __init__(self, job: Job) -> None:
         import torch
@@ -178,7 +180,7 @@ class Peak(System):
         self.info = {"gflops": 0.0}
 
     def between_cores(self) -> float:
-        """GB/s at which the first core reads what the last one has just written, the fastest of a few times."""
+        """GB/s at which the first core reads what the last one has just written; the best of a few runs."""
         cores, seconds = sorted(os.sched_getaffinity(0)), []
 
         def write() -> None:
@@ -197,7 +199,7 @@ class Peak(System):
         return 1e-9 * self._from.nbytes / min(seconds)
 
     def step(self) -> float:
-        """Each product once."""
+        """Compute each product once."""
         for gflop, product in self._products:
             start = time.perf_counter()
             product()
@@ -206,12 +208,12 @@ class Peak(System):
 
 
 def logits_of(outputs: Any) -> Any:
-    """What a network of ``transformers`` calls its logits; what any other network returns."""
+    """The logits of a ``transformers`` network's outputs; the outputs themselves of any other network."""
     return getattr(outputs, "logits", outputs)
 
 
 def folded(model: Any, trained: set[str], tensors: dict[str, Any]) -> set[str]:
-    """Fold a model's BatchNorms, and see that it still computes the same; what is trained, by the new names."""
+    """Fold a model's BatchNorms and check its outputs; return the trained parameters by their new names."""
     import torch
 
     args, kwargs = arguments(model, tensors)
@@ -237,7 +239,7 @@ def _system(job: Job) -> Any:
 
 
 def _burst(system: System, seconds: float) -> list[float]:
-    """Seconds of at least two steps, after one that brings back memory and caches."""
+    """Time at least two steps, after one that warms memory and caches; in seconds."""
     system.step()
     times: list[float] = []
     while sum(times) < seconds or len(times) < 2:
@@ -253,10 +255,10 @@ def _peak_rss() -> int:
 
 
 def serve() -> None:
-    """Set up the system of the first line, then do what the further lines say until there are no more."""
+    """Set up the system of the first line, then answer the requests of further lines."""
     warnings.simplefilter("ignore")
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not end up between the answers
+    os.dup2(2, 1)  # libraries must not print between the answers
 
     def reply(answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=replies)

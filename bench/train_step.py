@@ -1,17 +1,18 @@
-"""Measures one training step: compiled programs against PyTorch as people run it and PyTorch at its best.
+"""Measures one training step: compiled programs against PyTorch with default settings and PyTorch at its best.
 
     python bench/train_step.py [--model mcunet --batch 1] [--scheme full] [--threads 2] [--peers all] [--json out.json]
 
-Each system has a process of its own, and they take turns, a few steps at a time, on the same threads in the same
-minutes; their first losses must agree. Float32, SGD with momentum 0.9, one batch over and over. Both sides train the
-same parameters, except that PyTorch computes the gradient of a whole weight where a program computes that of a share of
-its channels. `torch` is eager PyTorch with everything at its default; `torch-best` the fastest of that and of three
-variants with BatchNorm folded, the fused optimizer and a tuned allocator: eager, channels last, and `torch.compile`.
-The machine is virtual, and its cores are moved between real ones: now they share a cache, now they do not, and the same
-program takes one or two and a half times as long. So the bandwidth between cores is measured before and after every
-burst of steps, and a burst counts if it was near the best both times, for every system alike (but at least the best two
-of each system). GFLOP/s count the products with weights that a program's step computes, forward and backward, by its
-report: the same number for all.
+Each system has a process of its own. They take turns of a few steps, on the same threads; their first losses must
+agree. Float32, SGD with momentum 0.9, the same batch each step. Both sides train the same parameters, except that
+PyTorch computes the gradient of a whole weight where a program computes that of some of its channels. `torch` is eager
+PyTorch with default settings. `torch-best` is the fastest of that and of three variants with BatchNorm folded, the
+fused optimizer and a tuned allocator: eager, channels last, and `torch.compile`.
+
+The machine is virtual. Its cores move between real ones, which share a cache at times, and a program then runs up to
+2.5 times as fast. So the bandwidth between cores is measured before and after every burst of steps. A burst counts if
+both were near the best, for every system alike (but at least the best two of each system).
+
+GFLOP/s count the products with weights of a program's step, forward and backward: the same number for all systems.
 MCUNet needs ../shared/data.
 """
 
@@ -40,13 +41,13 @@ from step_models import NETWORKS
 
 MIB = 2**20
 BURST = 0.4
-"""Seconds of steps between two turns."""
+"""Seconds of steps in a turn."""
 ARENA_LIMIT = 1.05
-"""How much larger than the most bytes alive at a time an arena should be at most."""
+"""Largest ratio of an arena to its lower bound, the peak of live bytes, without a remark."""
 QUIET = 0.6
-"""Share of the best bandwidth between cores below which they share no cache, or not with us alone."""
+"""Share of the best bandwidth between cores below which they share no cache, or share it with others."""
 PATIENCE = 10
-"""How often a burst is put off by half a second for want of bandwidth."""
+"""Largest number of delays of a burst, half a second each, for want of bandwidth."""
 TUNED = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
@@ -81,7 +82,7 @@ class Peers(StrEnum):
 
 
 class WorkerError(Exception):
-    """A worker has ended before its time; the last line of what it printed."""
+    """A worker has ended early; the message is its last line of output."""
 
 
 class Worker:
@@ -128,7 +129,7 @@ class Worker:
 
     @property
     def cpu_ticks(self) -> int:
-        """How long the process has computed."""
+        """The CPU time of the process, in clock ticks."""
         return sum(map(int, Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
 
     def close(self) -> None:
@@ -147,9 +148,9 @@ class Measurement:
     worker: Worker
     variant: str | None = None
     bursts: list[tuple[float, list[float]]] = field(default_factory=list)
-    """Before and after each there was this bandwidth between cores, at least; the seconds of its steps."""
+    """For each burst the lower of the bandwidths before and after it, and the seconds of its steps."""
     quiet: float = 0.0
-    """Bursts count from this bandwidth on."""
+    """The lowest bandwidth with which a burst counts."""
     memory: Record = field(default_factory=dict)
 
     @property
@@ -161,7 +162,7 @@ class Measurement:
 
     @property
     def ms(self) -> float:
-        """The median time of a step."""
+        """The median time of a step, in milliseconds."""
         return 1e3 * statistics.median(self.times)
 
     @property
@@ -175,7 +176,7 @@ class Measurement:
 def workers(
     model: str, batch: int, schemes: Sequence[str], threads: int, peers: Peers
 ) -> Iterator[tuple[list[Measurement], Worker]]:
-    """All systems of a model and batch, warmed up, and the worker that measures the machine."""
+    """Start all systems of a model and batch, warmed up, and the worker that measures the machine."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
@@ -212,14 +213,14 @@ def workers(
 
 
 def measure(model: str, batch: int, schemes: Sequence[str], threads: int, rounds: int, peers: Peers) -> list[Record]:
-    """The records of a model and batch."""
+    """Measure all systems on a model and batch."""
     with workers(model, batch, schemes, threads, peers) as (measurements, peak):
         console.log(f"measuring in {rounds} rounds")
         everyone = [peak, *(measurement.worker for measurement in measurements)]
         start, best = _ticks(everyone), max(_probe(peak) for _ in range(PATIENCE))
         for turn in range(rounds):
             peak.ask({"do": "burst", "seconds": BURST})
-            first = turn % len(measurements)  # nobody always follows the same neighbour
+            first = turn % len(measurements)  # vary which system runs before which
             for measurement in measurements[first:] + measurements[:first]:
                 before = _quiet_bandwidth(peak, QUIET * best)
                 times = measurement.worker.ask({"do": "burst", "seconds": BURST})["times"]
@@ -242,13 +243,13 @@ def measure(model: str, batch: int, schemes: Sequence[str], threads: int, rounds
 
 
 def _probe(peak: Worker) -> float:
-    """GB/s between cores, now."""
+    """Measure the GB/s between cores."""
     gbytes: float = peak.ask({"do": "probe"})["gbytes"]
     return gbytes
 
 
 def _quiet_bandwidth(peak: Worker, enough: float) -> float:
-    """GB/s between cores as soon as that is enough, or when patience is at its end."""
+    """Wait until the GB/s between cores are enough, at most ``PATIENCE`` times; return the last measurement."""
     for _ in range(PATIENCE):
         if (now := _probe(peak)) >= enough:
             break
@@ -257,7 +258,7 @@ def _quiet_bandwidth(peak: Worker, enough: float) -> float:
 
 
 def _ticks(own: Sequence[Worker]) -> tuple[int, int]:
-    """The ticks of all cores so far, and those in which others than these workers computed."""
+    """The clock ticks of all cores so far, and those that processes other than these workers used."""
     line = Path("/proc/stat").read_text().partition("\n")[0]
     user, nice, system, idle, waiting, *interrupts = map(int, line.split()[1:9])
     busy = user + nice + system + sum(interrupts)
@@ -265,7 +266,7 @@ def _ticks(own: Sequence[Worker]) -> tuple[int, int]:
 
 
 def _records(measurements: list[Measurement], run: Record) -> list[Record]:
-    """One record for each system and scheme, with what is known of the run; of PyTorch's variants the fastest."""
+    """Make a record for each system and scheme; of PyTorch's variants for the fastest."""
     flops = {m.scheme: m.worker.info["flops"] for m in measurements if m.system == "ours"}
     variants: dict[str, list[Measurement]] = {}
     for m in measurements:
@@ -309,7 +310,7 @@ def _record(m: Measurement, flops: float, peak: float) -> Record:
 
 
 def table(records: Sequence[Record]) -> Table:
-    """The records of one model and batch."""
+    """Tabulate the records of one model and batch."""
     first = records[0]
     title = f"{NETWORKS[first['model']].title}, batch {first['batch']}, {first['threads']} threads"
     result = Table(title=f"{title}; the machine does {first['peak_gflops']:.0f} GFLOP/s")
@@ -389,7 +390,7 @@ def main(
 
 @app.command(hidden=True)
 def worker() -> None:
-    """One system, as the parent starts it."""
+    """Run one system as a worker process."""
     from step_workers import serve
 
     serve()

@@ -1,4 +1,4 @@
-"""Draws which room imports which, from the code, and fails on a circle or on an upward import (``make graph``).
+"""Draws the imports between rooms, and fails on a cycle or an upward import (``make graph``).
 
 A room is a folder or a file right inside a package. Imports inside functions count; those for type checkers do not.
 """
@@ -25,7 +25,7 @@ ORDER = {
 }  # fmt: skip
 """The rooms of each package, lowest first: each imports only what stands before it."""
 SCRIPTS = ("bench", "scripts", "tests")
-"""Packages in which only circles are looked for."""
+"""Packages that are checked for cycles alone."""
 
 
 def modules(package: str) -> dict[str, Path]:
@@ -62,25 +62,27 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
 
 
 def room(name: str) -> str:
-    """The package and room of a module; a package's own ``__init__`` has none."""
+    """The package and room of a module; a package's own ``__init__`` has no room."""
     return ".".join(name.split(".")[:2])
 
 
 def graph() -> dict[str, set[str]]:
-    """For each module of all packages the modules that it imports."""
+    """Map each module of all packages to the modules that it imports."""
     known = {name: path for package in (*ORDER, *SCRIPTS) for name, path in modules(package).items()}
     return {name: {other for other in imports(name, path, known) if other != name} for name, path in known.items()}
 
 
 def faults(found: dict[str, set[str]]) -> list[str]:
-    """Circles among modules, and imports of a room from one that stands below it."""
-    # A package's __init__ is imported with each of its modules, and imports them: no circle that anyone can meet.
-    plain = {name: {other for other in others if not name.startswith(f"{other}.")} for name, others in found.items()}
-    wrong = []
+    """List cycles among modules, and imports of a room from a lower one."""
+    # A package's __init__ and its modules import each other; these cycles are harmless.
+    without_parents = {
+        name: {other for other in others if not name.startswith(f"{other}.")} for name, others in found.items()
+    }
+    problems = []
     try:
-        graphlib.TopologicalSorter(plain).prepare()
+        graphlib.TopologicalSorter(without_parents).prepare()
     except graphlib.CycleError as error:
-        wrong.append(f"a circle of imports: {' <- '.join(error.args[1])}")
+        problems.append(f"a circle of imports: {' <- '.join(error.args[1])}")
     place = {
         f"{package}.{name}": (at, index)
         for at, package in enumerate(ORDER)
@@ -90,18 +92,18 @@ def faults(found: dict[str, set[str]]) -> list[str]:
         if name.split(".")[0] not in ORDER or name in ORDER:
             continue
         if room(name) not in place:
-            wrong.append(f"{name} stands in no known room: name it in ORDER of scripts/import_graph.py")
+            problems.append(f"{name} stands in no known room: name it in ORDER of scripts/import_graph.py")
             continue
-        wrong += [
+        problems += [
             f"{name} imports {other}, which stands above it"
             for other in sorted(others)
             if room(other) in place and place[room(other)] > place[room(name)]
         ]
-    return wrong
+    return problems
 
 
 def draw(found: dict[str, set[str]], path: Path) -> None:
-    """Write the rooms and their imports as an SVG; packages are columns, lower rooms stand lower.
+    """Write the rooms and their imports as an SVG: a column a package, lower rooms below.
 
     An import that others imply (a over b to c) is left out.
     """
@@ -137,17 +139,17 @@ def draw(found: dict[str, set[str]], path: Path) -> None:
 
 
 def main() -> int:
-    """Check the imports; draw them where a file is named."""
+    """Check the imports; draw them if a file is given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("svg", nargs="?", type=Path, help="the file to draw to")
     options = parser.parse_args()
     found = graph()
-    wrong = faults(found)
-    for fault in wrong:
+    problems = faults(found)
+    for fault in problems:
         print(fault, file=sys.stderr)
-    if options.svg is not None and not wrong:
+    if options.svg is not None and not problems:
         draw(found, options.svg)
-    return bool(wrong)
+    return bool(problems)
 
 
 if __name__ == "__main__":

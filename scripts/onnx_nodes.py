@@ -1,8 +1,8 @@
-"""ONNX's own node tests against the ONNX front end: right, or refused by name.
+"""Runs ONNX's own node tests through the ONNX front end: each is right, or refused by name.
 
-The suite comes with the ``onnx`` package: one small model a test, with inputs and outputs. Only those whose inputs and
-outputs are numbers are tried; the forward module runs as TVM legalises it. Prints a line for each test that is wrong or
-crashes and a tally; exits with 1 if there is one.
+The suite comes with the ``onnx`` package: one small model a test, with inputs and outputs. Only tests whose inputs and
+outputs are numeric run; the forward module is legalised by TVM. Prints a line for each test that is wrong or crashes,
+and a tally; exits with 1 if there is such a test.
 
     python scripts/onnx_nodes.py [PATTERN]
 """
@@ -25,11 +25,11 @@ from pock_tvm.errors import PockError
 from pock_tvm.frontend.onnx_file import import_onnx
 
 SECONDS = 120
-"""After which a test counts as crashed."""
+"""Seconds after which a test counts as crashed."""
 
 
 def run(model: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """The outputs of a model as imported."""
+    """Import a model and compute its outputs."""
     feeds = {value.name: array for value, array in zip(model.graph.input, inputs, strict=False)}
     imported = import_onnx(
         model, batch=None, shapes={name: array.shape for name, array in feeds.items()}, any_shape=False
@@ -50,7 +50,7 @@ def agree(ours: list[np.ndarray], wanted: list[np.ndarray]) -> bool:
 
 
 def outcome(case: Any, inputs: list[np.ndarray], outputs: list[np.ndarray]) -> tuple[str, str]:
-    """``right``, ``wrong``, ``refused`` or ``crashed``, and why."""
+    """Run a test: ``right``, ``wrong``, ``refused`` or ``crashed``, and why."""
     signal.alarm(SECONDS)
     try:
         ours = run(case.model, inputs)
@@ -64,7 +64,7 @@ def outcome(case: Any, inputs: list[np.ndarray], outputs: list[np.ndarray]) -> t
 
 
 def main() -> int:
-    """Try every test whose name matches; 1 if one is wrong or crashes."""
+    """Run every test whose name matches; return 1 if one is wrong or crashes."""
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
     signal.signal(signal.SIGALRM, signal.default_int_handler)

@@ -2,8 +2,8 @@
 
     python scripts/opinfo.py [--part 1/4] [--only softmax] [--samples 1] [--json out.json]
 
-Every differentiable entry of ``op_db`` becomes a network around the operator: its first three samples that have a
-gradient, the operands in turn parameters themselves and inputs times a parameter. A verdict on each:
+Every differentiable entry of ``op_db`` becomes networks around the operator, one for each of its first three samples
+that have a gradient. Their operands are in turn parameters, and inputs times a parameter. A verdict on each:
 
 right    loss and every update equal PyTorch's
 skipped  ``torch.export`` or eager PyTorch cannot
@@ -42,17 +42,18 @@ from torch.export import decomp_utils, exported_program
 from torch.utils import _pytree as pytree
 
 SECONDS = 180.0
-"""What one operator may take."""
+"""Time limit of one operator, in seconds."""
 TOLERANCE = 1e-3
+"""Largest relative error of a loss or an update."""
 WEIGHT_ROUNDING = 5e-7
-"""Relative to a weight's size: what its own rounding may add to its update."""
+"""Further error of an update relative to its weight's norm: the rounding of the updated weight."""
 VERDICTS = ("right", "skipped", "refused", "mute", "WRONG", "CRASH")
 FAULTS = VERDICTS[3:]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one sample."""
+    """The verdict on one sample."""
 
     operator: str
     sample: int
@@ -61,10 +62,10 @@ class Outcome:
 
 
 class Around(torch.nn.Module):
-    """The sum of what an operator gives, each element weighted on its own, so that one number shows any difference.
+    """A network that sums an operator's results, with a weight of its own for each element, so that any error shows.
 
     Operands with a gradient are parameters, or (``scaled``) inputs times a parameter of ones; other tensors are inputs.
-    The first input is a factor of 1: no program lacks inputs.
+    The first input is a factor of 1, since a program needs an input.
     """
 
     def __init__(self, operator: Any, sample: Any, scaled: bool) -> None:
@@ -118,7 +119,7 @@ def _weighted(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def step_of_torch(network: Around, dtype: torch.dtype) -> tuple[float, dict[str, np.ndarray]]:
-    """Loss and gradients of eager PyTorch."""
+    """Compute loss and gradients with eager PyTorch."""
     network = network.to(dtype)
     inputs = [tensor.to(dtype) if tensor.dtype == torch.float32 else tensor for tensor in network.inputs]
     network.zero_grad()
@@ -155,7 +156,7 @@ def judge(network: Around) -> tuple[str, str]:
     except Exception as error:
         return "CRASH", f"{type(error).__name__} in {_place(error)}: {_line(error)}"
     fault = difference(network, ours, updates, loss, grads)
-    if fault:  # where PyTorch's own single precision is as far from the double one, nothing is wrong
+    if fault:  # nothing is wrong if PyTorch's own single precision differs as much from double precision
         try:
             loss, grads = step_of_torch(network, torch.float64)
         except Exception as error:
@@ -167,7 +168,7 @@ def judge(network: Around) -> tuple[str, str]:
 def difference(
     network: Around, ours: float, updates: dict[str, np.ndarray], loss: float, grads: dict[str, np.ndarray]
 ) -> str:
-    """What differs from PyTorch, empty where nothing does."""
+    """Describe what differs from PyTorch; empty where nothing does."""
     if not np.isclose(ours, loss, rtol=TOLERANCE, atol=1e-5, equal_nan=True):
         return f"forward: loss {ours:.6g}, not {loss:.6g}"
     if not np.isfinite(loss):
@@ -176,8 +177,8 @@ def difference(
         update = updates[name]
         wanted = grads.get(name, np.zeros_like(update))
         before = parameter.detach().double().numpy()
-        moving = np.isfinite(before)  # of a weight that is infinite no update can be seen
-        update, wanted, before = update[moving], wanted[moving], before[moving]
+        finite_before = np.isfinite(before)  # an update of an infinite weight does not show
+        update, wanted, before = update[finite_before], wanted[finite_before], before[finite_before]
         if not np.array_equal(np.isfinite(update), np.isfinite(wanted)):
             return f"backward: {name} is finite in other places than PyTorch's"
         finite = np.isfinite(wanted)
@@ -190,7 +191,7 @@ def difference(
 
 
 def _names_operator(exported: Any, message: str) -> bool:
-    """Whether a refusal names an operator, as one or by a name of the graph, as exported or as taken apart."""
+    """Whether a refusal names an operator: in those words, or by a name of the exported or the decomposed graph."""
     if re.search(r"operator '[\w.:]+'", message):
         return True
     words = set(re.findall(r"\w+", message))
@@ -198,7 +199,7 @@ def _names_operator(exported: Any, message: str) -> bool:
 
 
 def _operators(graph: torch.fx.Graph) -> set[str]:
-    """The names of operators and nodes of a graph, but for those that the network adds around what it is made for."""
+    """The names of operators and nodes of a graph, except those that :class:`Around` adds."""
     nodes = [node for node in graph.nodes if node.op == "call_function"]
     names = {node.name for node in nodes} | {getattr(node.target, "__name__", "").split(".")[0] for node in nodes}
     return names - {"add", "mul", "sum"}
@@ -227,23 +228,23 @@ def differentiable() -> dict[str, Any]:
 
 
 def networks(entry: Any, count: int) -> Iterator[Around]:
-    """The networks around the first samples of an entry: parameters and scaled inputs in turn."""
-    found = []
+    """Make networks around the first samples of an entry, with parameters and scaled inputs in turn."""
+    samples = []
     for sample in entry.sample_inputs("cpu", torch.float32, requires_grad=True):
         leaves = pytree.tree_leaves((sample.input, sample.args, sample.kwargs))
         if any(_is_tensor(leaf) and leaf.requires_grad for leaf in leaves):
-            found.append(sample)
-        if len(found) == count:
+            samples.append(sample)
+        if len(samples) == count:
             break
-    for turn in range(count if found else 0):
-        yield Around(entry.op, found[min(turn, len(found) - 1)], scaled=turn % 2 == 1)
+    for turn in range(count if samples else 0):
+        yield Around(entry.op, samples[min(turn, len(samples) - 1)], scaled=turn % 2 == 1)
 
 
 def work(names: list[str], count: int, results: Connection) -> None:
-    """Judge entries in a process of its own, sending the outcomes of each as they come."""
+    """Judge entries in a worker process, sending the outcomes of each."""
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
-    # Each import asks PyTorch anew for all its operators, a second's work that never gives another answer here.
+    # Each import lists all of PyTorch's operators again, which takes a second and never changes here.
     for module in (exported_program, decomp_utils):
         module._collect_all_valid_cia_ops = functools.cache(module._collect_all_valid_cia_ops)
     entries = differentiable()
@@ -257,25 +258,25 @@ def work(names: list[str], count: int, results: Connection) -> None:
 
 
 def judged(names: list[str], count: int) -> Iterator[list[Outcome]]:
-    """The outcomes of each entry; a process that dies or hangs costs the entry that it was at, no more."""
+    """Yield the outcomes of each entry. A process that dies or hangs loses the current entry alone."""
     context = multiprocessing.get_context("spawn")
-    waiting = list(names)
-    while waiting:
+    pending = list(names)
+    while pending:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(waiting, count, sender))
+        process = context.Process(target=work, args=(pending, count, sender))
         process.start()
         sender.close()
         try:
-            while waiting:
+            while pending:
                 if not receiver.poll(SECONDS):
-                    yield [Outcome(waiting.pop(0), 0, "CRASH", f"no answer in {SECONDS:.0f} s")]
+                    yield [Outcome(pending.pop(0), 0, "CRASH", f"no answer in {SECONDS:.0f} s")]
                     break
                 outcomes = receiver.recv()
-                del waiting[0]
+                del pending[0]
                 yield outcomes
         except EOFError:
             process.join()
-            yield [Outcome(waiting.pop(0), 0, "CRASH", f"the process died with code {process.exitcode}")]
+            yield [Outcome(pending.pop(0), 0, "CRASH", f"the process died with code {process.exitcode}")]
         process.kill()
         process.join()
 
