@@ -62,7 +62,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Schemes(StrEnum):
-    """What is trained."""
+    """The schemes to measure."""
 
     full = "full"
     pockengine = "pockengine"
@@ -70,12 +70,12 @@ class Schemes(StrEnum):
 
     @property
     def names(self) -> list[str]:
-        """The schemes to measure."""
+        """The names of the schemes."""
         return ["full", "pockengine"] if self is Schemes.both else [self.value]
 
 
 class Peers(StrEnum):
-    """Which systems besides PyTorch are measured."""
+    """The systems to measure besides PyTorch."""
 
     none = "none"
     all = "all"

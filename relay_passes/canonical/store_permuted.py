@@ -96,7 +96,7 @@ def stored_parts(
 
 
 def _common_permutations(func: relax.Function, names: set[str]) -> tuple[dict[str, Stored], dict[str, list[relax.Var]]]:
-    """Find the layout of each parameter whose reads all permute it alike, and the variables with its permuted value."""
+    """Find the layout of each parameter that every read permutes equally, and the variables with its permuted value."""
     views: dict[relax.Var, tuple[str, tuple[int, ...]]] = {
         param: (param.name, shape_of(param)) for param in func.params if param.name in names
     }

@@ -160,7 +160,7 @@ class _Walk:
         return eliminate_dead(func).with_attr("gradients", list(grads))
 
     def _resolve(self, expr: Expr) -> Expr:
-        """The tuple behind a variable that is bound to one."""
+        """Resolve a variable to the tuple that it is bound to."""
         bound = {binding.var: binding.value for binding in self.bindings}
         while isinstance(expr, relax.Var) and isinstance(bound.get(expr), relax.Var | relax.Tuple):
             expr = bound[expr]

@@ -111,7 +111,7 @@ class SelfCheck:
         raise CheckError(self._message(failing or {}, weights, batches[0]))
 
     def _check_update(self, weights: Weights, batches: list[Batch], ours: Measured) -> None:
-        """Check that the same step gives the same loss again, and an update with non-zero optimizer state."""
+        """Check that repeating a step repeats its loss, and check an update with non-zero optimizer state."""
         losses, after = self.probe.update(weights, batches)
         if not np.array_equal(losses, ours.losses, equal_nan=True):
             raise CheckError(f"the same step gives the loss {ours.losses[0]:.9g} and then {losses[0]:.9g}. {REPORT}")

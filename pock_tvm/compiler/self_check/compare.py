@@ -22,7 +22,7 @@ arithmetic, and rounding noise here (the bias of attention's keys)."""
 NOISE_NORM = 1e-5
 """Largest norm of such noise, relative to that of the largest gradient."""
 SUM_ERROR = 4 * float(np.finfo("float32").eps)
-"""Relative error of a sum in single precision, beside that of its terms."""
+"""Relative rounding error of a single-precision sum, apart from that of its terms."""
 UNREACHED, ZERO = "no gradient reaches it", "its gradient is zero for a random batch"
 ROUNDING = "its gradient is zero but for rounding"
 

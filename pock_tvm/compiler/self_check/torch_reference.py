@@ -20,8 +20,8 @@ RANDOM_DIFFERENCE = 1e-4
 """Relative difference of two runs above which a value is random: rounding stays below."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 SINGLE_THREAD_FLOPS = 1e9
-"""FLOPs of a forward pass below which one thread is used: waiting for further threads, on cores that others may use,
-costs more than they bring."""
+"""FLOPs of a forward pass below which one thread is used: synchronising more, on shared cores, costs more time than
+they save."""
 TRAINING_FLAG = 5
 """The position of ``training`` among the arguments of ``aten.batch_norm``."""
 

@@ -16,7 +16,7 @@ from .probe import RATE
 
 DTYPES = (torch.float64, torch.float32)
 UPDATE_ERROR = 1e-5
-"""Largest relative error of an element's update, beside the rounding of its weight."""
+"""Largest relative error of an element's update, apart from the rounding of its weight."""
 
 
 def clipped(gradients: Mapping[str, np.ndarray], largest_norm: float) -> dict[str, np.ndarray]:
