@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
-    "schedules": ["kernels", "target", "cpu"],
+    "schedules": ["kernels", "extents", "decisions", "target", "cpu"],
     "relay_passes": [
         "errors", "ir", "operators", "analysis", "gradients", "canonical", "training", "kernels", "memory",
     ],
