@@ -17,6 +17,10 @@ class MissingGradient(PassError):
     """Something on the path from a trained parameter to the loss cannot be differentiated as the scheme wants it."""
 
 
+class RegistrationError(Exception):
+    """An operator, or a rule or fact of one, was registered twice: a mistake in the code that registers it."""
+
+
 @dataclass(frozen=True)
 class Obstacle:
     """One thing that stands between a model and its program, or that a user should know of it."""

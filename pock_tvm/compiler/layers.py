@@ -8,9 +8,10 @@ from typing import Any
 
 from tvm import relax
 
-from relay_passes.ir import Expr, bindings_of, bytes_of, is_kept, op_name, used_vars
+from relay_passes.analysis.macs import macs_of, multiplies_weight
+from relay_passes.ir import Expr, bindings_of, bytes_of, is_kept, used_vars
 
-from ..frontend.structure import PRODUCTS, Layer, Structure, macs_of
+from ..frontend.structure import Layer, Structure
 from .pipeline import Piece
 
 
@@ -76,7 +77,7 @@ def _products(step: relax.Function) -> tuple[dict[str, _Product], set[relax.Var]
         read = used_vars(value)
         if read and all(var in roots and var not in inputs for var in read):
             roots[binding.var] = frozenset().union(*(roots[var] for var in read))
-        weight = value.args[1] if op_name(value) in PRODUCTS else None
+        weight = value.args[1] if multiplies_weight(value) else None
         for name in roots.get(weight, frozenset()) if isinstance(weight, relax.Var) else ():
             if name in found:
                 found[name].has_data_gradient = True

@@ -11,9 +11,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from relay_passes.analysis.macs import macs_of, multiplies_weight
 from relay_passes.canonical.canonicalise import canonicalise
 from relay_passes.ir import Expr, bindings_of, op_name, operands, shape_of, used_vars
-from relay_passes.operators.families import RESHAPES
+from relay_passes.operators.record import Kind, kind_of
 from relay_passes.operators.registry import plain
 
 from . import Model
@@ -106,25 +107,12 @@ class Structure:
         return sorted(names, key=self.first_use.__getitem__)
 
 
-PRODUCTS = ("relax.nn.conv2d", "pock.matmul", "pock.conv2d_data_gradient")
-"""Operators whose second operand is a layer's weight; the last one is a transposed convolution."""
-
-
-def macs_of(product: relax.Call) -> int:
-    """Count the multiply-adds of one of ``PRODUCTS``."""
-    x, weight = product.args
-    if op_name(product) == "pock.matmul":
-        return math.prod(shape_of(product)) * shape_of(weight)[-1 if product.attrs["transpose_b"] else -2]
-    pixels = shape_of(x if op_name(product) == "pock.conv2d_data_gradient" else product)
-    return math.prod(pixels) * math.prod(shape_of(weight)[:3])
-
-
 def inputs_of(func: relax.Function, count: int) -> dict[relax.Var, str]:
     """Map a network's inputs (its first ``count`` parameters), reshaped, cast or broadcast too, to their names."""
     names = {param: param.name for param in func.params[:count]}
     for binding in bindings_of(func):
         value = binding.value
-        if (op_name(value) in RESHAPES or op_name(value) in ("relax.astype", "relax.broadcast_to")) and value.args[
+        if (kind_of(value) is Kind.RESHAPE or op_name(value) in ("relax.astype", "relax.broadcast_to")) and value.args[
             0
         ] in names:
             names[binding.var] = names[value.args[0]]
@@ -205,7 +193,7 @@ class _Reader:
         """Check for a view of a parameter (transpose, axes of extent 1 added or removed), and record it."""
         value = binding.value
         name = op_name(value)
-        if name not in RESHAPES and name != "relax.permute_dims" and not isinstance(value, relax.Var):
+        if kind_of(value) is not Kind.RESHAPE and name != "relax.permute_dims" and not isinstance(value, relax.Var):
             return False
         source = value if isinstance(value, relax.Var) else value.args[0]
         if source not in self.behind:
@@ -214,7 +202,7 @@ class _Reader:
         if name == "relax.permute_dims":
             order = plain(value.attrs.axes) or tuple(reversed(range(len(axes))))
             self.behind[binding.var] = (parameter, tuple(axes[axis] for axis in order))
-        elif name in RESHAPES:
+        elif kind_of(value) is Kind.RESHAPE:
             before = [axis for axis, extent in zip(axes, shape_of(source), strict=True) if extent != 1]
             longer = iter(before)
             shape = shape_of(binding.var)
@@ -226,7 +214,7 @@ class _Reader:
         return True
 
     def _layer(self, value: relax.Call, operand: int, name: str, position: int) -> Layer | None:
-        if operand != 1 or op_name(value) not in PRODUCTS:
+        if operand != 1 or not multiplies_weight(value):
             return None
         weight, macs = shape_of(value.args[1]), macs_of(value)
         if op_name(value) == "pock.matmul":
@@ -263,7 +251,7 @@ def _channels(
 
 def _role(value: relax.Call, operand: int) -> str:
     name = op_name(value)
-    if operand == 1 and name in PRODUCTS:
+    if operand == 1 and multiplies_weight(value):
         return "weight"
     if name in ("relax.take", "relax.index_tensor"):
         return "embedding"

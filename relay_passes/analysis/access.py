@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from tvm import relax
 from tvm.relax import op as R
 
-from ..ir import Expr, normalized_axes, op_name, shape_of, slice_bounds
-from ..operators.families import BATCHED, ELEMENTWISE, REDUCTIONS, RESHAPES
+from ..ir import Expr, normalized_axes, shape_of, slice_bounds
+from ..operators import training  # noqa: F401 - the records of its operators
+from ..operators.record import Kind, record_of, rule
 from ..operators.registry import plain
 
 
@@ -41,86 +42,72 @@ Demands = list["Selection | None"]
 def demands(value: Expr, selection: Selection) -> Demands | None:
     """What a call reads to compute a selection of its result (of each of them); None where it does not treat the
     positions apart."""
-    if not isinstance(value, relax.Call):
+    record = record_of(value)
+    find = record.reads or OF_KIND.get(record.kind)
+    return None if find is None else find(value, selection)
+
+
+# ---- rules: a call and a selection of its result in, the demands out -------------------------------------------------
+
+
+def _of_elements(call: relax.Call, selection: Selection) -> Demands | None:
+    if not isinstance(call.ty, relax.TensorType):
         return None
-    name = op_name(value)
-    if name == "relax.split":
-        rank = len(shape_of(value.args[0]))
-        return None if int(value.attrs.axis) % rank == selection.axis else [selection]
-    if not isinstance(value.ty, relax.TensorType):
-        return None
-    shape = shape_of(value)
-    if name in ELEMENTWISE or name in (
-        "pock.normalize",
-        "pock.safe_softmax",
-        "relax.nn.softmax",
-        "relax.nn.log_softmax",
-    ):
-        if name not in ELEMENTWISE and selection.axis in _shared_axes(value, len(shape)):
-            return None
-        return [_broadcast(arg, selection, len(shape)) for arg in value.args]
-    if name == "pock.matmul":
-        return _of_product(value, selection, len(shape))
-    if name in BATCHED and selection.axis == 0 and (name.startswith("pock.") or _layout(value).startswith("N")):
-        return [selection] + [None] * (len(value.args) - 1)
-    if name == "relax.concat":
-        return None if int(value.attrs.axis or 0) % len(shape) == selection.axis else [selection]
-    if name == "relax.take" and value.attrs.axis is not None:
-        return _of_look_up(value, selection)
-    if name in ("pock.winograd_input", "pock.winograd_output"):
-        found = _of_tiles(value, selection)
-        return None if found is None else [found]
-    axis = _moved_axis(value, shape, selection.axis)
-    return None if axis is None else [selection.along(axis)] + [None] * (len(value.args) - 1)
+    return [_broadcast(arg, selection, len(shape_of(call))) for arg in call.args]
 
 
-def _moved_axis(call: relax.Call, shape: Sequence[int], axis: int) -> int | None:
-    """The axis of the first operand that is ``axis`` of the result, and is only moved; None where there is none."""
-    name = op_name(call)
-    if name == "relax.permute_dims":
-        return (plain(call.attrs.axes) or tuple(reversed(range(len(shape)))))[axis] % len(shape)
-    if name in RESHAPES:
-        return _same_axis(shape_of(call.args[0]), shape, axis)
-    if name in REDUCTIONS:
-        rank = len(shape_of(call.args[0]))
-        reduced = normalized_axes(plain(call.attrs.axis), rank)
-        left = [each for each in range(rank) if call.attrs.keepdims or each not in reduced]
-        return None if left[axis] in reduced else left[axis]
-    if name == "relax.strided_slice":
-        rank = len(shape_of(call.args[0]))
-        return None if axis in {each % rank for each in slice_bounds(call.args)[0]} else axis
-    if name in ("pock.pack_bits", "pock.unpack_bits"):
-        return None if axis == int(call.attrs["axis"]) else axis
-    if name == "relax.nn.pad":
-        return None if any(plain(call.attrs.pad_width)[2 * axis : 2 * axis + 2]) else axis
-    return None
+def _of_images(call: relax.Call, selection: Selection) -> Demands | None:
+    layout = getattr(call.attrs, "data_layout", None) or getattr(call.attrs, "layout", "NHWC")
+    return _of_first(call, selection) if selection.axis == 0 and str(layout).startswith("N") else None
 
 
-def _layout(call: relax.Call) -> str:
-    """The layout of the images that a call of :data:`BATCHED` reads."""
-    return str(getattr(call.attrs, "data_layout", None) or call.attrs.layout)
+def _of_reduction(call: relax.Call, selection: Selection) -> Demands | None:
+    rank = len(shape_of(call.args[0]))
+    reduced = normalized_axes(plain(call.attrs.axis), rank)
+    left = [each for each in range(rank) if call.attrs.keepdims or each not in reduced]
+    axis = left[selection.axis]
+    return None if axis in reduced else _of_first(call, selection.along(axis))
 
 
-def _shared_axes(call: relax.Call, rank: int) -> list[int]:
-    """The axes along which positions of the result depend on each other."""
-    if op_name(call) == "pock.safe_softmax":
-        return [rank - 1]
-    axes = plain(call.attrs["axes"]) if op_name(call) == "pock.normalize" else [int(call.attrs.axis)]
-    return [axis % rank for axis in axes]
+def _of_reshape(call: relax.Call, selection: Selection) -> Demands | None:
+    axis = _same_axis(shape_of(call.args[0]), shape_of(call), selection.axis)
+    return None if axis is None else _of_first(call, selection.along(axis))
 
 
-def _broadcast(arg: Expr, selection: Selection, rank: int) -> Selection | None:
-    """A selection of the result as one of an operand that may be broadcast to it."""
-    if not isinstance(arg.ty, relax.TensorType):
-        return None
-    shape = shape_of(arg)
-    axis = selection.axis - (rank - len(shape))
-    return selection.along(axis) if axis >= 0 and shape[axis] != 1 else None
+OF_KIND = {
+    Kind.ELEMENTWISE: _of_elements,
+    Kind.PER_IMAGE: _of_images,
+    Kind.REDUCTION: _of_reduction,
+    Kind.RESHAPE: _of_reshape,
+}
 
 
-def _of_product(call: relax.Call, selection: Selection, rank: int) -> Demands:
+@rule("reads", "relax.nn.softmax", "relax.nn.log_softmax")
+def _of_softmax(call: relax.Call, selection: Selection) -> Demands | None:
+    return _of_rows(call, selection, [int(call.attrs.axis)])
+
+
+@rule("reads", "pock.safe_softmax")
+def _of_safe_softmax(call: relax.Call, selection: Selection) -> Demands | None:
+    return _of_rows(call, selection, [-1])
+
+
+@rule("reads", "pock.normalize")
+def _of_normalize(call: relax.Call, selection: Selection) -> Demands | None:
+    return _of_rows(call, selection, plain(call.attrs["axes"]))
+
+
+def _of_rows(call: relax.Call, selection: Selection, axes: Sequence[int]) -> Demands | None:
+    """Of an operator whose results depend on each other along some axes."""
+    rank = len(shape_of(call))
+    return None if selection.axis in [axis % rank for axis in axes] else _of_elements(call, selection)
+
+
+@rule("reads", "pock.matmul")
+def _of_product(call: relax.Call, selection: Selection) -> Demands:
     """Rows are those of the first operand, columns those of the second; the axes before them are those of both."""
     found: Demands = []
+    rank = len(shape_of(call))
     for index, arg in enumerate(call.args):
         if selection.axis < rank - 2:
             found.append(_broadcast(arg, selection, rank))
@@ -132,8 +119,21 @@ def _of_product(call: relax.Call, selection: Selection, rank: int) -> Demands:
     return found
 
 
-def _of_look_up(call: relax.Call, selection: Selection) -> Demands:
+@rule("reads", "relax.concat")
+def _of_concat(call: relax.Call, selection: Selection) -> Demands | None:
+    return None if int(call.attrs.axis or 0) % len(shape_of(call)) == selection.axis else [selection]
+
+
+@rule("reads", "relax.split")
+def _of_split(call: relax.Call, selection: Selection) -> Demands | None:
+    return None if int(call.attrs.axis) % len(shape_of(call.args[0])) == selection.axis else [selection]
+
+
+@rule("reads", "relax.take")
+def _of_look_up(call: relax.Call, selection: Selection) -> Demands | None:
     """The axes of the indices stand in place of the one that is looked up."""
+    if call.attrs.axis is None:
+        return None
     table, indices = (shape_of(arg) for arg in call.args)
     axis = int(call.attrs.axis) % len(table)
     if selection.axis < axis:
@@ -143,14 +143,58 @@ def _of_look_up(call: relax.Call, selection: Selection) -> Demands:
     return [selection.along(selection.axis - len(indices) + 1), None]
 
 
-def _of_tiles(call: relax.Call, selection: Selection) -> Selection | None:
-    """Of whole images [n, h, w, c] all tiles [16, n * tiles, c], and the other way round."""
-    if op_name(call) == "pock.winograd_output":
-        count = shape_of(call.args[0])[1] // shape_of(call)[0]
-        return Selection(1, selection.first * count, selection.end * count) if selection.axis == 0 else None
+@rule("reads", "pock.winograd_output")
+def _of_winograd_output(call: relax.Call, selection: Selection) -> Demands | None:
+    """Of whole images [n, h, w, c] all tiles [16, n * tiles, c]."""
+    count = shape_of(call.args[0])[1] // shape_of(call)[0]
+    return [Selection(1, selection.first * count, selection.end * count)] if selection.axis == 0 else None
+
+
+@rule("reads", "pock.winograd_input")
+def _of_winograd_input(call: relax.Call, selection: Selection) -> Demands | None:
+    """Of all tiles [16, n * tiles, c] of some images, those images [n, h, w, c]."""
     count = shape_of(call)[1] // shape_of(call.args[0])[0]
     is_whole = selection.axis == 1 and selection.first % count == selection.end % count == 0
-    return Selection(0, selection.first // count, selection.end // count) if is_whole else None
+    return [Selection(0, selection.first // count, selection.end // count)] if is_whole else None
+
+
+@rule("reads", "relax.permute_dims")
+def _of_transpose(call: relax.Call, selection: Selection) -> Demands:
+    rank = len(shape_of(call))
+    axes = plain(call.attrs.axes) or tuple(reversed(range(rank)))
+    return [selection.along(axes[selection.axis] % rank)]
+
+
+@rule("reads", "relax.strided_slice")
+def _of_slice(call: relax.Call, selection: Selection) -> Demands | None:
+    rank = len(shape_of(call.args[0]))
+    is_cut = selection.axis in {each % rank for each in slice_bounds(call.args)[0]}
+    return None if is_cut else _of_first(call, selection)
+
+
+@rule("reads", "pock.pack_bits", "pock.unpack_bits")
+def _of_bits(call: relax.Call, selection: Selection) -> Demands | None:
+    return None if selection.axis == int(call.attrs["axis"]) else [selection]
+
+
+@rule("reads", "relax.nn.pad")
+def _of_padding(call: relax.Call, selection: Selection) -> Demands | None:
+    widths = plain(call.attrs.pad_width)[2 * selection.axis : 2 * selection.axis + 2]
+    return None if any(widths) else _of_first(call, selection)
+
+
+def _of_first(call: relax.Call, selection: Selection) -> Demands:
+    """A selection of the first operand; all of the others."""
+    return [selection] + [None] * (len(call.args) - 1)
+
+
+def _broadcast(arg: Expr, selection: Selection, rank: int) -> Selection | None:
+    """A selection of the result as one of an operand that may be broadcast to it."""
+    if not isinstance(arg.ty, relax.TensorType):
+        return None
+    shape = shape_of(arg)
+    axis = selection.axis - (rank - len(shape))
+    return selection.along(axis) if axis >= 0 and shape[axis] != 1 else None
 
 
 def _same_axis(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:

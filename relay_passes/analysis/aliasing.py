@@ -8,7 +8,7 @@ from tvm import relax
 
 from ..errors import PassError
 from ..ir import Expr, bindings_of, bytes_of, op_name, returned, type_bytes
-from ..operators.views import VIEWS
+from ..operators.record import record_of
 
 Output = tuple[relax.Var, int]
 """One output of one call: the variable bound to the call, and the position in its result."""
@@ -72,7 +72,7 @@ class Aliasing:
                 found += [self.buffer_of((expr, index))[0] for index in (range(count) if field is None else [field])]
             elif name == "pock.join":
                 found.append((expr, 0))
-            elif name in VIEWS:
+            elif record_of(name).is_alias:
                 waiting.append((value.args[0], None))
             elif isinstance(value, relax.Call) and name != "relax.call_tir_inplace":
                 raise PassError(f"'{expr.name}' is a '{name}'; a plan takes calls of kernels, views and tuples")
@@ -106,7 +106,7 @@ class Aliasing:
             if isinstance(value, relax.TupleGetItem):
                 expr = value.tuple_value
             else:
-                expr = value.args[0] if op_name(value) in VIEWS else value
+                expr = value.args[0] if record_of(value).is_alias else value
         return expr
 
 

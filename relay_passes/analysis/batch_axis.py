@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from ..ir import CALLS, Expr, bindings_of, bytes_of, op_name, operands, shape_of, used_vars
-from ..operators.families import RESHAPES
+from ..operators.record import Kind, kind_of
 from ..operators.training import winograd_output
 from .access import Selection, demands
 
@@ -37,7 +37,8 @@ class Samples:
         """The operator that makes ``whole``, on one of ``count`` parts of the batch; ``call`` has there what it
         ``needs`` of that part."""
         name = op_name(call)
-        if name not in RESHAPES and name not in (*REPEATS, "pock.winograd_output"):
+        is_reshape = kind_of(call) is Kind.RESHAPE
+        if not is_reshape and name not in (*REPEATS, "pock.winograd_output"):
             return call
         shape = list(shape_of(whole))
         shape[(self.apart.get(whole) or self.alike[whole]).axis] //= count
@@ -45,7 +46,7 @@ class Samples:
             return R.full(shape, call.args[1], call.attrs.dtype)
         if name == "relax.broadcast_to":
             return R.broadcast_to(call.args[0], shape)
-        return R.reshape(call.args[0], shape) if name in RESHAPES else winograd_output(*call.args, shape=tuple(shape))
+        return R.reshape(call.args[0], shape) if is_reshape else winograd_output(*call.args, shape=tuple(shape))
 
     def share(self, var: Expr) -> Selection | None:
         """One sample's share of something that is apart or alike."""
@@ -122,7 +123,7 @@ def _needed(value: relax.Call, share: Selection, samples: Samples) -> Collection
     """The operands of which a share of the result needs the first sample's share, if that is all that it needs of what
     is apart."""
     name = op_name(value)
-    if name in RESHAPES:  # rows behind one another stay so
+    if kind_of(value) is Kind.RESHAPE:  # rows behind one another stay so
         rows = shape_of(value.args[0])[:1]
         is_kept = rows and samples.share(value.args[0]) == Selection(0, 0, rows[0] // samples.batch)
         return [value.args[0]] if share.axis == 0 and is_kept else None

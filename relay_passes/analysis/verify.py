@@ -13,7 +13,7 @@ from tvm import IRModule, relax, tirx
 from ..ir import CALLS, bindings_of, first_line, is_float, op_name, returned, shape_of, used_vars
 from ..ir.append import states_of
 from ..ir.trained_part import TrainedPart
-from ..operators.views import VIEWS
+from ..operators.record import record_of
 
 Check = Callable[[IRModule], Iterable[str]]
 
@@ -145,7 +145,7 @@ def only_kernels(mod: IRModule) -> Iterator[str]:
                 kernel = binding.value.args[0]
                 if not isinstance(mod.functions.get(kernel), tirx.PrimFunc):
                     yield f"'{name}' calls '{kernel.name_hint}', which is no kernel"
-            elif operator and operator not in VIEWS:
+            elif operator and not record_of(operator).is_alias:
                 yield f"'{binding.var.name}' of '{name}' is the operator '{operator}'"
 
 

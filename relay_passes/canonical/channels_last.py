@@ -11,7 +11,7 @@ from tvm import IRModule, relax
 from tvm.relax import op as R
 
 from ..ir import Constant, Expr, bindings_of, constant_value, op_name, shape_of, substitute, update_function
-from ..operators.families import ELEMENTWISE
+from ..operators.record import Kind, record_of, rule
 from ..operators.registry import plain
 from ..operators.training import conv2d_data_gradient
 
@@ -63,23 +63,21 @@ class _Conversion:
         return self.builder.get()["main"].with_attrs(self.func.attrs)
 
     def _convert(self, var: relax.Var, value: Expr) -> None:
-        new: Expr | None = None
+        new: Expr | Images | None = None
         if self.is_image(value) or (isinstance(value, relax.TupleGetItem) and value.tuple_value in self.image_tuples):
             new = self.stored(value)
             if self.is_image(value) or value.index in self.image_tuples[value.tuple_value]:
                 self.images.add(var)
-        elif op_name(value) in GIVING_TUPLES:
-            new = GIVING_TUPLES[op_name(value)](self, value)
-            if new is not None:
-                self.image_tuples[var] = (
-                    {0} if op_name(value) == "relax.nn.batch_norm" else set(range(len(var.ty.fields)))
-                )
-        elif op_name(value) in GIVING_IMAGES or op_name(value) in ELEMENTWISE:
-            new = GIVING_IMAGES.get(op_name(value), _follow)(self, value)
-            if new is not None:
+        else:
+            record = record_of(value)
+            convert = record.channels_last or (_follow if record.kind is Kind.ELEMENTWISE else None)
+            new = convert(self, value) if convert is not None else None
+        if isinstance(new, Images):
+            if new.fields is None:
                 self.images.add(var)
-        if new is None and op_name(value) in READING_IMAGES:
-            new = READING_IMAGES[op_name(value)](self, value)
+            else:
+                self.image_tuples[var] = set(new.fields)
+            new = new.expr
         if new is None:
             new = substitute(self._old_layout(value), self.env)
         is_leaf = isinstance(new, relax.Var | Constant | relax.Tuple)
@@ -131,7 +129,17 @@ class _Conversion:
         return value
 
 
-Handler = Callable[[_Conversion, relax.Call], Expr | None]
+@dataclass(frozen=True)
+class Images:
+    """A converted call whose result is stored as NHWC."""
+
+    expr: Expr
+    fields: Sequence[int] | None = None
+    """Of a tuple, the fields that are; None for a single tensor."""
+
+
+Handler = Callable[[_Conversion, relax.Call], "Images | Expr | None"]
+"""A call on channels-last images; a plain expression for a result that is no image, None to keep the old layout."""
 
 
 def _attributes(call: relax.Call, *names: str) -> dict[str, object]:
@@ -141,34 +149,38 @@ def _attributes(call: relax.Call, *names: str) -> dict[str, object]:
 # ---- operators that want images --------------------------------------------------------------------------------------
 
 
-def _conv2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
+@rule("channels_last", "relax.nn.conv2d")
+def _conv2d(conversion: _Conversion, call: relax.Call) -> Images | None:
     if (call.attrs.data_layout, call.attrs.kernel_layout) != ("NCHW", "OIHW"):
         return None
     x, weight = call.args
     geometry = _attributes(call, "strides", "padding", "dilation", "groups")
     kernel = conversion.permuted(weight, TO_HWIO)
-    return R.nn.conv2d(conversion.nhwc(x), kernel, **geometry, data_layout="NHWC", kernel_layout="HWIO")
+    return Images(R.nn.conv2d(conversion.nhwc(x), kernel, **geometry, data_layout="NHWC", kernel_layout="HWIO"))
 
 
-def _conv2d_transpose(conversion: _Conversion, call: relax.Call) -> Expr | None:
+@rule("channels_last", "relax.nn.conv2d_transpose")
+def _conv2d_transpose(conversion: _Conversion, call: relax.Call) -> Images | None:
     """A transposed convolution is the data gradient of a convolution that maps its output to its input."""
     if (call.attrs.data_layout, call.attrs.kernel_layout) != ("NCHW", "IOHW"):
         return None
     x, weight = call.args
     geometry = _attributes(call, "strides", "padding", "dilation", "groups")
     size = list(shape_of(call)[2:])
-    return conv2d_data_gradient(conversion.nhwc(x), conversion.permuted(weight, TO_HWIO), **geometry, size=size)
+    return Images(conv2d_data_gradient(conversion.nhwc(x), conversion.permuted(weight, TO_HWIO), **geometry, size=size))
 
 
-def _pool2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
+@rule("channels_last", "relax.nn.max_pool2d", "relax.nn.avg_pool2d")
+def _pool2d(conversion: _Conversion, call: relax.Call) -> Images | None:
     if call.attrs.layout != "NCHW":
         return None
     window = _attributes(call, "pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad")
     operator = R.nn.max_pool2d if op_name(call) == "relax.nn.max_pool2d" else R.nn.avg_pool2d
-    return operator(conversion.nhwc(call.args[0]), **window, layout="NHWC", out_layout="NHWC")
+    return Images(operator(conversion.nhwc(call.args[0]), **window, layout="NHWC", out_layout="NHWC"))
 
 
-def _adaptive_pool2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
+@rule("channels_last", "relax.nn.adaptive_avg_pool2d")
+def _adaptive_pool2d(conversion: _Conversion, call: relax.Call) -> Images | None:
     """Where the output divides the input this is an average over equal windows."""
     height, width = shape_of(call.args[0])[2:]
     out_h, out_w = shape_of(call)[2:]
@@ -176,12 +188,13 @@ def _adaptive_pool2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
         return None
     x = conversion.nhwc(call.args[0])
     if (out_h, out_w) == (1, 1):
-        return R.mean(x, axis=[1, 2], keepdims=True)
+        return Images(R.mean(x, axis=[1, 2], keepdims=True))
     window = [height // out_h, width // out_w]
-    return R.nn.avg_pool2d(x, pool_size=window, strides=window, layout="NHWC", out_layout="NHWC")
+    return Images(R.nn.avg_pool2d(x, pool_size=window, strides=window, layout="NHWC", out_layout="NHWC"))
 
 
-def _resize2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
+@rule("channels_last", "relax.image.resize2d")
+def _resize2d(conversion: _Conversion, call: relax.Call) -> Images | None:
     if call.attrs.layout != "NCHW" or not conversion.is_image(call.args[0]):
         return None
     names = (
@@ -193,72 +206,86 @@ def _resize2d(conversion: _Conversion, call: relax.Call) -> Expr | None:
         "cubic_exclude",
         "extrapolation_value",
     )
-    return R.image.resize2d(conversion.nhwc(call.args[0]), call.args[1], layout="NHWC", **_attributes(call, *names))
+    return Images(
+        R.image.resize2d(conversion.nhwc(call.args[0]), call.args[1], layout="NHWC", **_attributes(call, *names))
+    )
 
 
 # ---- operators that follow their operand -----------------------------------------------------------------------------
 
 
-def _follow(conversion: _Conversion, call: relax.Call) -> Expr | None:
+def _follow(conversion: _Conversion, call: relax.Call) -> Images | None:
     """Element by element: as soon as one operand is stored as an image, all are."""
     tensors = [arg for arg in call.args if isinstance(arg.ty, relax.TensorType)]
     if not any(conversion.is_image(arg) for arg in tensors) or any(len(shape_of(arg)) > 4 for arg in tensors):
         return None
     args = [conversion.nhwc(arg) if isinstance(arg.ty, relax.TensorType) else arg for arg in call.args]
-    return relax.Call(call.op, args, call.attrs, call.ty_args)
+    return Images(relax.Call(call.op, args, call.attrs, call.ty_args))
 
 
 def _with_axis(operator: Callable[..., Expr]) -> Handler:
     """Operators with one operand and one axis."""
 
-    def convert(conversion: _Conversion, call: relax.Call) -> Expr | None:
+    def convert(conversion: _Conversion, call: relax.Call) -> Images | None:
         if not conversion.is_image(call.args[0]):
             return None
-        return operator(conversion.stored(call.args[0]), STORED_AXIS[int(call.attrs.axis) % 4])
+        return Images(operator(conversion.stored(call.args[0]), STORED_AXIS[int(call.attrs.axis) % 4]))
 
     return convert
 
 
-def _prelu(conversion: _Conversion, call: relax.Call) -> Expr | None:
+rule("channels_last", "relax.nn.softmax")(_with_axis(R.nn.softmax))
+rule("channels_last", "relax.nn.log_softmax")(_with_axis(R.nn.log_softmax))
+rule("channels_last", "relax.flip")(_with_axis(R.flip))
+
+
+@rule("channels_last", "relax.nn.prelu")
+def _prelu(conversion: _Conversion, call: relax.Call) -> Images | None:
     x, slopes = call.args
     if not conversion.is_image(x):
         return None
-    return R.nn.prelu(conversion.stored(x), conversion.stored(slopes), STORED_AXIS[int(call.attrs.axis) % 4])
+    return Images(R.nn.prelu(conversion.stored(x), conversion.stored(slopes), STORED_AXIS[int(call.attrs.axis) % 4]))
 
 
-def _group_norm(conversion: _Conversion, call: relax.Call) -> Expr | None:
+@rule("channels_last", "relax.nn.group_norm")
+def _group_norm(conversion: _Conversion, call: relax.Call) -> Images | None:
     x, gamma, beta = call.args
     if not conversion.is_image(x):
         return None
-    return R.nn.group_norm(
-        conversion.stored(x),
-        conversion.stored(gamma),
-        conversion.stored(beta),
-        num_groups=int(call.attrs.num_groups),
-        channel_axis=STORED_AXIS[int(call.attrs.channel_axis) % 4],
-        axes=[STORED_AXIS[axis % 4] for axis in plain(call.attrs.axes)],
-        epsilon=float(call.attrs.epsilon),
-        center=bool(call.attrs.center),
-        scale=bool(call.attrs.scale),
+    return Images(
+        R.nn.group_norm(
+            conversion.stored(x),
+            conversion.stored(gamma),
+            conversion.stored(beta),
+            num_groups=int(call.attrs.num_groups),
+            channel_axis=STORED_AXIS[int(call.attrs.channel_axis) % 4],
+            axes=[STORED_AXIS[axis % 4] for axis in plain(call.attrs.axes)],
+            epsilon=float(call.attrs.epsilon),
+            center=bool(call.attrs.center),
+            scale=bool(call.attrs.scale),
+        )
     )
 
 
-def _concat(conversion: _Conversion, call: relax.Call) -> Expr | None:
+@rule("channels_last", "relax.concat")
+def _concat(conversion: _Conversion, call: relax.Call) -> Images | None:
     parts = call.args[0].fields if isinstance(call.args[0], relax.Tuple) else []
     if not any(conversion.is_image(part) for part in parts):
         return None
-    return R.concat([conversion.nhwc(part) for part in parts], axis=STORED_AXIS[int(call.attrs.axis) % 4])
+    return Images(R.concat([conversion.nhwc(part) for part in parts], axis=STORED_AXIS[int(call.attrs.axis) % 4]))
 
 
-def _strided_slice(conversion: _Conversion, call: relax.Call) -> Expr | None:
+@rule("channels_last", "relax.strided_slice")
+def _strided_slice(conversion: _Conversion, call: relax.Call) -> Images | None:
     x, axes, *bounds = call.args
     if not conversion.is_image(x):
         return None
     stored_axes = [STORED_AXIS[int(axis) % 4] for axis in axes.fields]
-    return R.strided_slice(conversion.stored(x), stored_axes, *bounds)
+    return Images(R.strided_slice(conversion.stored(x), stored_axes, *bounds))
 
 
-def _pad(conversion: _Conversion, call: relax.Call) -> Expr | None:
+@rule("channels_last", "relax.nn.pad")
+def _pad(conversion: _Conversion, call: relax.Call) -> Images | None:
     x, *value = call.args
     if not conversion.is_image(x) and not (len(shape_of(x)) == 4 and _is_spatial_padding(plain(call.attrs.pad_width))):
         return None
@@ -269,7 +296,7 @@ def _pad(conversion: _Conversion, call: relax.Call) -> Expr | None:
     if constant is None:
         return None
     fill = float(constant)
-    return R.nn.pad(conversion.nhwc(x), new, call.attrs.pad_mode, fill)
+    return Images(R.nn.pad(conversion.nhwc(x), new, call.attrs.pad_mode, fill))
 
 
 def _is_spatial_padding(widths: Sequence[int]) -> bool:
@@ -277,72 +304,54 @@ def _is_spatial_padding(widths: Sequence[int]) -> bool:
     return not any(widths[:4]) and any(widths[4:])
 
 
-def _reduction_kept(conversion: _Conversion, call: relax.Call) -> Expr | None:
-    """A reduction that keeps its axes gives an image again."""
-    if not conversion.is_image(call.args[0]) or not call.attrs.keepdims or call.attrs.axis is None:
-        return None
-    return _reduce(conversion, call, keepdims=True)
-
-
-def _reduce(conversion: _Conversion, call: relax.Call, *, keepdims: bool) -> Expr:
-    axes = None if call.attrs.axis is None else [STORED_AXIS[axis % 4] for axis in plain(call.attrs.axis)]
-    operator = getattr(R, op_name(call).removeprefix("relax."))
-    return operator(conversion.stored(call.args[0]), axis=axes, keepdims=keepdims)
-
-
-GIVING_IMAGES: dict[str, Handler] = {
-    "relax.nn.conv2d": _conv2d,
-    "relax.nn.conv2d_transpose": _conv2d_transpose,
-    "relax.nn.max_pool2d": _pool2d,
-    "relax.nn.avg_pool2d": _pool2d,
-    "relax.nn.adaptive_avg_pool2d": _adaptive_pool2d,
-    "relax.image.resize2d": _resize2d,
-    "relax.nn.softmax": _with_axis(R.nn.softmax),
-    "relax.nn.log_softmax": _with_axis(R.nn.log_softmax),
-    "relax.flip": _with_axis(R.flip),
-    "relax.nn.prelu": _prelu,
-    "relax.nn.group_norm": _group_norm,
-    "relax.concat": _concat,
-    "relax.strided_slice": _strided_slice,
-    "relax.nn.pad": _pad,
-    **dict.fromkeys([f"relax.{name}" for name in ("sum", "mean", "max", "min", "variance", "std")], _reduction_kept),
-}
-
-
-def _batch_norm(conversion: _Conversion, call: relax.Call) -> Expr | None:
+@rule("channels_last", "relax.nn.batch_norm")
+def _batch_norm(conversion: _Conversion, call: relax.Call) -> Images | None:
     x, *rest = call.args
     if not conversion.is_image(x) or int(call.attrs.axis) != 1:
         return None
     names = ("epsilon", "center", "scale", "momentum", "training")
-    return R.nn.batch_norm(
-        conversion.stored(x), *(conversion.stored(arg) for arg in rest), axis=3, **_attributes(call, *names)
+    return Images(
+        R.nn.batch_norm(
+            conversion.stored(x), *(conversion.stored(arg) for arg in rest), axis=3, **_attributes(call, *names)
+        ),
+        [0],
     )
 
 
-def _split(conversion: _Conversion, call: relax.Call) -> Expr | None:
+@rule("channels_last", "relax.split")
+def _split(conversion: _Conversion, call: relax.Call) -> Images | None:
     if not conversion.is_image(call.args[0]):
         return None
-    return R.split(
-        conversion.stored(call.args[0]), plain(call.attrs.indices_or_sections), STORED_AXIS[int(call.attrs.axis) % 4]
+    return Images(
+        R.split(
+            conversion.stored(call.args[0]),
+            plain(call.attrs.indices_or_sections),
+            STORED_AXIS[int(call.attrs.axis) % 4],
+        ),
+        range(len(call.ty.fields)),
     )
-
-
-GIVING_TUPLES: dict[str, Handler] = {"relax.nn.batch_norm": _batch_norm, "relax.split": _split}
 
 
 # ---- operators that read an image and give something else ------------------------------------------------------------
 
 
-def _reduction(conversion: _Conversion, call: relax.Call) -> Expr | None:
-    if not conversion.is_image(call.args[0]) or (call.attrs.keepdims and call.attrs.axis is not None):
+@rule("channels_last", *(f"relax.{name}" for name in ("sum", "mean", "max", "min", "variance", "std")))
+def _reduction(conversion: _Conversion, call: relax.Call) -> Images | Expr | None:
+    """A reduction that keeps its axes gives an image again."""
+    if not conversion.is_image(call.args[0]):
         return None
-    reduced = _reduce(conversion, call, keepdims=bool(call.attrs.keepdims))
-    axes = range(4) if call.attrs.axis is None else [axis % 4 for axis in plain(call.attrs.axis)]
-    left = [axis for axis in (0, 2, 3, 1) if axis not in axes]
+    axes = None if call.attrs.axis is None else [axis % 4 for axis in plain(call.attrs.axis)]
+    operator, keepdims = getattr(R, op_name(call).removeprefix("relax.")), bool(call.attrs.keepdims)
+    stored = None if axes is None else [STORED_AXIS[axis] for axis in axes]
+    reduced = operator(conversion.stored(call.args[0]), axis=stored, keepdims=keepdims)
+    if keepdims and axes is not None:
+        return Images(reduced)
+    left = [axis for axis in (0, 2, 3, 1) if axis not in (range(4) if axes is None else axes)]
     order = [left.index(axis) for axis in sorted(left)]
     return reduced if order == sorted(order) else R.permute_dims(reduced, order)
 
 
+@rule("channels_last", "relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 def _reshape(conversion: _Conversion, call: relax.Call) -> Expr | None:
     """Moving the channels changes nothing where there is one channel or one pixel."""
     x = call.args[0]
@@ -354,6 +363,7 @@ def _reshape(conversion: _Conversion, call: relax.Call) -> Expr | None:
     return R.reshape(conversion.stored(x), shape_of(call))
 
 
+@rule("channels_last", "relax.permute_dims")
 def _permute_dims(conversion: _Conversion, call: relax.Call) -> Expr | None:
     if not conversion.is_image(call.args[0]):
         return None
@@ -361,13 +371,3 @@ def _permute_dims(conversion: _Conversion, call: relax.Call) -> Expr | None:
     order = [STORED_AXIS[axis % 4] for axis in axes]
     stored = conversion.stored(call.args[0])
     return stored if order == [0, 1, 2, 3] else R.permute_dims(stored, order)
-
-
-READING_IMAGES: dict[str, Handler] = {
-    "relax.reshape": _reshape,
-    "relax.flatten": _reshape,
-    "relax.squeeze": _reshape,
-    "relax.expand_dims": _reshape,
-    "relax.permute_dims": _permute_dims,
-    **dict.fromkeys([f"relax.{name}" for name in ("sum", "mean", "max", "min", "variance", "std")], _reduction),
-}

@@ -24,7 +24,7 @@ from ..ir import (
     update_function,
     used_vars,
 )
-from ..operators.families import RESHAPES
+from ..operators.record import Kind, kind_of
 
 
 @tvm.transform.module_pass(opt_level=0, name="SelectEarly")
@@ -60,7 +60,7 @@ class SelectEarly:
                 args[index] = selected[key]
             if var not in narrowed:  # the selection itself: its operand is narrow, only a dropped axis remains
                 return args[0] if shape_of(args[0]) == shape_of(var) else R.reshape(args[0], shape_of(var))
-            if op_name(value) in RESHAPES:
+            if kind_of(value) is Kind.RESHAPE:
                 return R.reshape(args[0], narrowed[var].of(shape_of(var)))
             return relax.Call(value.op, args, value.attrs, value.ty_args)
 

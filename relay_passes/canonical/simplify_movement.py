@@ -12,7 +12,7 @@ from tvm import IRModule, relax
 from tvm.relax import op as R
 
 from ..ir import Expr, constant_value, dtype_of, eliminate_dead, op_name, rewrite, shape_of, update_function
-from ..operators.families import RESHAPES
+from ..operators.record import Kind, kind_of
 from ..operators.registry import plain
 
 BROADCASTING = frozenset(
@@ -48,7 +48,7 @@ class SimplifyMovement:
                 value = R.reshape(value.args[0], shape_of(var))
             if op_name(value) == "relax.broadcast_to" and shape_of(value.args[0]) == shape_of(var):
                 return value.args[0]
-            if op_name(value) not in RESHAPES and op_name(value) != "relax.permute_dims":
+            if kind_of(value) is not Kind.RESHAPE and op_name(value) != "relax.permute_dims":
                 return value
             chain = _extended(chains, value, shape_of(var))
             if chain is None:
@@ -101,7 +101,7 @@ def _extended(chains: dict[relax.Var, _Chain], value: relax.Call, result: tuple[
         return None
     shape = shape_of(source)
     chain = chains.get(source, _Chain(source, (), shape))
-    if op_name(value) in RESHAPES:
+    if kind_of(value) is Kind.RESHAPE:
         return _Chain(chain.root, chain.moves, result)
     axes = plain(value.attrs.axes)
     axes = tuple(reversed(range(len(shape)))) if axes is None else tuple(axis % len(shape) for axis in axes)

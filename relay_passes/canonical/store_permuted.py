@@ -11,7 +11,7 @@ from tvm import IRModule, relax
 
 from ..ir import Expr, bindings_of, eliminate_dead, op_name, rewrite, shape_of, update_function, used_vars
 from ..ir.trained_part import TrainedPart
-from ..operators.families import RESHAPES
+from ..operators.record import Kind, kind_of
 from ..operators.registry import plain
 
 
@@ -108,7 +108,7 @@ def _common_permutations(func: relax.Function, names: set[str]) -> tuple[dict[st
             if var not in views:
                 continue
             name, shape = views[var]
-            if op_name(value) in RESHAPES:
+            if kind_of(value) is Kind.RESHAPE:
                 views[binding.var] = (name, shape_of(binding.var))
             elif op_name(value) == "relax.permute_dims":
                 axes = plain(value.attrs.axes) or tuple(reversed(range(len(shape))))

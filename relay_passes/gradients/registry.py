@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from tvm import relax
 
+from ..errors import RegistrationError
 from ..ir import Expr
 from ..ir.trained_part import TrainedPart as Piece
+from ..operators.record import all_records, describe, open_record, record_of
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,28 @@ Rule = Callable[[Use], Expr]
 
 
 @dataclass(frozen=True)
-class _Entry:
+class GradientRule:
+    """The rule of one operand."""
+
     rule: Rule
     pieces: bool
 
 
-_RULES: dict[tuple[str, int], _Entry] = {}
-_FLAT: set[str] = set()
-
-
 def gradient(op: str, operand: int = 0, *, pieces: bool = False) -> Callable[[Rule], Rule]:
     """Register the rule for one operand of ``op``. With ``pieces`` it can give the gradient of a part of the
-    operand."""
+    operand.
+
+    Raises
+    ------
+    RegistrationError
+        The operand has a rule already.
+    """
 
     def register(rule: Rule) -> Rule:
-        _RULES[op, operand] = _Entry(rule, pieces)
+        rules = open_record(op).gradients
+        if operand in rules:
+            raise RegistrationError(f"operand {operand} of '{op}' has a gradient already")
+        rules[operand] = GradientRule(rule, pieces)
         return rule
 
     return register
@@ -65,26 +74,27 @@ def gradient(op: str, operand: int = 0, *, pieces: bool = False) -> Callable[[Ru
 def flat(*ops: str) -> None:
     """Declare operators whose gradient is zero wherever it exists (rounding, comparison): no path leads through
     them."""
-    _FLAT.update(ops)
+    for op in ops:
+        describe(op, is_flat=True)
 
 
 def is_flat(op: str) -> bool:
     """Whether no gradient ever passes through ``op``."""
-    return op in _FLAT
+    return record_of(op).is_flat
 
 
 def rule_for(op: str, operand: int) -> Rule | None:
     """The rule of an operand, None where there is none."""
-    entry = _RULES.get((op, operand))
+    entry = record_of(op).gradients.get(operand)
     return entry.rule if entry else None
 
 
 def takes_pieces(op: str, operand: int) -> bool:
     """Whether a parameter read there can be trained in part."""
-    entry = _RULES.get((op, operand))
+    entry = record_of(op).gradients.get(operand)
     return entry is not None and entry.pieces
 
 
 def supported_operators() -> list[str]:
     """The names of all operators with at least one rule, sorted."""
-    return sorted({op for op, _ in _RULES} | _FLAT)
+    return [record.name for record in all_records() if record.gradients or record.is_flat]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,9 +32,11 @@ from ..ir import (
     used_vars,
 )
 from ..ir.places import places_of
+from ..operators import aliases, training  # noqa: F401 - their records
+from ..operators.record import record_of
 from ..operators.registry import attributes_of, plain
-from ..operators.views import VIEWS
-from .not_finite import NOT_FINITE, Legalize, call_kernel
+from . import not_finite  # noqa: F401 - its kernels
+from .legalization import Legalize, call_kernel, legalizations, legalizes, legalizes_for_target
 
 
 @tvm.transform.module_pass(opt_level=0, name="ChooseKernels")
@@ -101,8 +102,7 @@ def _no_kernel(value: relax.Call, target: Target) -> str:
 
 
 def _legalized(mod: IRModule, target: Target) -> IRModule:
-    chosen = {name: functools.partial(choose, target) for name, choose in WITH_TARGET.items()}
-    return relax.transform.LegalizeOps(KERNELS | chosen)(mod)
+    return relax.transform.LegalizeOps(legalizations(target))(mod)
 
 
 def _left_over(mod: IRModule, name: str) -> str:
@@ -115,7 +115,7 @@ def _left_over(mod: IRModule, name: str) -> str:
             loops = not all(isinstance(buffer.elem_offset, tirx.IntImm) for buffer in kernel.params)  # written by hand
             if loops and "call_packed" in kernel.script():
                 return "TVM's calls a library that no program brings along"
-        elif operator.startswith(("relax.", "pock.")) and operator not in VIEWS:
+        elif operator.startswith(("relax.", "pock.")) and not record_of(operator).is_alias:
             return "TVM has none for this target"
     return ""
 
@@ -162,6 +162,7 @@ def _moved(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr,
 # ---- convolutions ----------------------------------------------------------------------------------------------------
 
 
+@legalizes("relax.nn.conv2d")
 def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     attrs = call.attrs
     if (attrs.data_layout, attrs.kernel_layout) != ("NHWC", "HWIO"):
@@ -175,6 +176,7 @@ def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return _product(builder, conv2d_kernels.conv2d, x, weight, **geometry)
 
 
+@legalizes_for_target("pock.conv2d_data_gradient")
 def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Of a dense convolution, the kernel reads the weight along its input channels. All phases of a stride get the same
     number of rows and columns: an image that a stride does not divide is computed to the next multiple of it."""
@@ -193,6 +195,7 @@ def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: rel
     return _cropped_product(builder, shape, kernel, grad, weight, **attributes)
 
 
+@legalizes_for_target("pock.conv2d_weight_gradient")
 def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Few results and many pixels: parts of the pixels are summed in parallel, if their sums are small beside X, and it
     takes that to have work for all cores, or to read X from memory only once."""
@@ -223,6 +226,7 @@ def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Exp
 # ---- matrix products and sums ----------------------------------------------------------------------------------------
 
 
+@legalizes_for_target("pock.matmul")
 def _matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Columns that fill no vector are padded, and rows that fill no tile computed to the end of the last one."""
     a, b = call.args
@@ -238,6 +242,7 @@ def _matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> re
     return _cropped_product(builder, shape_of(call), matmul_kernels.matmul, a, padded, **options)
 
 
+@legalizes_for_target("pock.packed_matmul")
 def _packed_matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     *_, rows, columns = shape_of(call)
     return _product(
@@ -245,11 +250,13 @@ def _packed_matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call
     )
 
 
+@legalizes("pock.unpack_bits")
 def _unpack_bits(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Fused as an element-wise operator is, with the product whose results it masks."""
     return _product(builder, bits.unpack_bits, *call.args, pattern=ELEMENTWISE, **attributes_of(call))
 
 
+@legalizes_for_target("relax.sum")
 def _sum(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """A sum over everything but the channels is cut into parts that run in parallel."""
     (x,), attrs = call.args, call.attrs
@@ -266,6 +273,7 @@ def _sum(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax
 # ---- others ----------------------------------------------------------------------------------------------------------
 
 
+@legalizes("relax.take")
 def _take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, indices = call.args
     axis = call.attrs.axis
@@ -274,12 +282,14 @@ def _take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return builder.call_te(indexing.take, x, indices, axis=int(axis) % len(shape_of(x)), primfunc_name_hint="take")
 
 
+@legalizes("relax.gather_elements")
 def _gather_elements(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, indices = call.args
     axis = int(call.attrs.axis) % len(shape_of(x))
     return builder.call_te(indexing.take_along, x, indices, axis=axis, primfunc_name_hint="take_along")
 
 
+@legalizes("relax.index_tensor")
 def _index_tensor(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, indices = call.args
     return builder.call_te(indexing.index_tensor, x, list(indices.fields), primfunc_name_hint="index_tensor")
@@ -295,6 +305,7 @@ def _scan(kernel: Callable[..., Any]) -> Legalize:
     return legalize
 
 
+@legalizes("relax.nn.pad")
 def _pad(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Constants around the elements; the other modes are TVM's."""
     if call.attrs.pad_mode != "constant":
@@ -303,12 +314,14 @@ def _pad(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return _moved(builder, topi.nn.pad, call.args[0], pad_before=widths[0::2], pad_after=widths[1::2], pad_value=value)
 
 
+@legalizes("relax.strided_slice")
 def _strided_slice(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     axes, begin, end, strides = slice_bounds(call.args)
     x = call.args[0]
     return _moved(builder, topi.strided_slice, x, begin=begin, end=end, strides=strides, axes=axes)
 
 
+@legalizes_for_target("relax.permute_dims")
 def _permute_dims(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     (x,), shape = call.args, shape_of(call.args[0])
     axes = [int(axis) for axis in call.attrs.axes] if call.attrs.axes is not None else list(range(len(shape)))[::-1]
@@ -319,6 +332,7 @@ def _permute_dims(target: Target, builder: relax.BlockBuilder, call: relax.Call)
     return relax.op.call_tir(kernel, [x], out_ty=relax.TensorType([shape[axis] for axis in axes], "float32"))
 
 
+@legalizes("relax.nn.softmax")
 def _softmax(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     (x,) = call.args
     if int(call.attrs.axis) not in (-1, len(shape_of(x)) - 1):
@@ -336,37 +350,21 @@ def _function(function: Callable[[Any], Any]) -> Legalize:
     return legalize
 
 
+@legalizes("pock.part", "pock.join")
 def _as_it_is(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """A view: memory is planned so that it needs no kernel."""
     return call
 
 
-KERNELS: dict[str, Legalize] = NOT_FINITE | {
-    "pock.part": _as_it_is,
-    "pock.join": _as_it_is,
-    "relax.nn.conv2d": _conv2d,
-    "relax.nn.pad": _pad,
-    "relax.strided_slice": _strided_slice,
-    "relax.take": _take,
-    "relax.gather_elements": _gather_elements,
-    "relax.cumsum": _scan(topi.cumsum),
-    "relax.cumprod": _scan(topi.cumprod),
-    "relax.index_tensor": _index_tensor,
-    "pock.unpack_bits": _unpack_bits,
-    "relax.nn.softmax": _softmax,
-    "relax.exp": _function(functions.exp),
-    "relax.erf": _function(functions.erf),
-    "relax.tanh": _function(functions.tanh),
-    "relax.sigmoid": _function(functions.sigmoid),
-    "relax.nn.silu": _function(functions.silu),
-    "relax.nn.gelu": _function(functions.gelu),
-    "relax.nn.gelu_tanh": _function(functions.gelu_tanh),
-}
-WITH_TARGET: dict[str, Callable[[Target, relax.BlockBuilder, relax.Call], relax.Expr]] = {
-    "pock.conv2d_data_gradient": _conv2d_data_gradient,
-    "pock.conv2d_weight_gradient": _conv2d_weight_gradient,
-    "pock.matmul": _matmul,
-    "pock.packed_matmul": _packed_matmul,
-    "relax.sum": _sum,
-    "relax.permute_dims": _permute_dims,
-}
+for _name, _legalize in {
+    "cumsum": _scan(topi.cumsum),
+    "cumprod": _scan(topi.cumprod),
+    "exp": _function(functions.exp),
+    "erf": _function(functions.erf),
+    "tanh": _function(functions.tanh),
+    "sigmoid": _function(functions.sigmoid),
+    "nn.silu": _function(functions.silu),
+    "nn.gelu": _function(functions.gelu),
+    "nn.gelu_tanh": _function(functions.gelu_tanh),
+}.items():
+    legalizes(f"relax.{_name}")(_legalize)

@@ -12,14 +12,7 @@ from schedules.kernels import elementwise, pooling, reduction
 
 from ..ir import Expr, constant_value, dtype_of, is_float, normalized_axes, shape_of
 from ..operators.registry import plain
-
-Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
-"""Puts the call of a kernel in the place of an operator's."""
-
-
-def call_kernel(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
-    """A call of a kernel that is defined as a tensor expression."""
-    return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, **options)
+from .legalization import Legalize, call_kernel, legalizes
 
 
 def _each(kernel: Callable[..., Any], *attributes: str) -> Legalize:
@@ -52,11 +45,13 @@ def _number(expr: Expr) -> tirx.Expr | None:
     return tirx.const(value.item(), dtype_of(expr)) if value is not None and value.shape == () else None
 
 
+@legalizes("relax.clip")
 def _clip(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, low, high = call.args
     return call_kernel(builder, elementwise.hardtanh, x, low=plain(low.value), high=plain(high.value))
 
 
+@legalizes("relax.equal")
 def _equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """``x == x`` asks which elements are not NaN; TVM knows the answer too soon."""
     a, b = call.args
@@ -65,12 +60,14 @@ def _equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return binary._binary(topi.equal)(builder, call)
 
 
+@legalizes("relax.subtract")
 def _subtract(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     if is_float(call):
         return _pairs(elementwise.subtract)(builder, call)
     return binary._binary(topi.subtract)(builder, call)
 
 
+@legalizes("relax.multiply")
 def _multiply(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     for x, factor in (call.args, list(call.args)[::-1]):
         number = _number(factor)
@@ -90,6 +87,7 @@ def _reduction(kernel: Callable[..., Any]) -> Legalize:
     return legalize
 
 
+@legalizes("relax.nn.max_pool2d")
 def _max_pool2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     attrs = call.attrs
     if attrs.layout != "NHWC" or attrs.out_layout not in ("", "NHWC"):
@@ -98,27 +96,23 @@ def _max_pool2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return call_kernel(builder, pooling.max_pool2d, call.args[0], **window, out_size=shape_of(call)[1:3])
 
 
-NOT_FINITE: dict[str, Legalize] = {
-    "relax.nn.selu": _each(elementwise.selu),
-    "relax.nn.softplus": _each(elementwise.softplus, "beta", "threshold"),
-    "relax.nn.relu": _each(elementwise.relu),
-    "relax.clip": _clip,
-    "relax.maximum": _pairs(elementwise.maximum),
-    "relax.minimum": _pairs(elementwise.minimum),
-    "relax.max": _reduction(reduction.largest),
-    "relax.min": _reduction(reduction.smallest),
-    "relax.variance": _reduction(reduction.variance),
-    "relax.std": _reduction(reduction.std),
-    "relax.argmax": _reduction(reduction.argmax),
-    "relax.argmin": _reduction(reduction.argmin),
-    "relax.nn.max_pool2d": _max_pool2d,
-    "relax.isnan": _each(elementwise.isnan),
-    "relax.isinf": _each(elementwise.isinf),
-    "relax.isfinite": _each(elementwise.isfinite),
-    "relax.equal": _equal,
-    "relax.not_equal": _pairs(elementwise.not_equal),
-    "relax.logical_not": _each(elementwise.logical_not),
-    "relax.power": _pairs(elementwise.power),
-    "relax.subtract": _subtract,
-    "relax.multiply": _multiply,
-}
+for _name, _legalize in {
+    "nn.selu": _each(elementwise.selu),
+    "nn.softplus": _each(elementwise.softplus, "beta", "threshold"),
+    "nn.relu": _each(elementwise.relu),
+    "maximum": _pairs(elementwise.maximum),
+    "minimum": _pairs(elementwise.minimum),
+    "max": _reduction(reduction.largest),
+    "min": _reduction(reduction.smallest),
+    "variance": _reduction(reduction.variance),
+    "std": _reduction(reduction.std),
+    "argmax": _reduction(reduction.argmax),
+    "argmin": _reduction(reduction.argmin),
+    "isnan": _each(elementwise.isnan),
+    "isinf": _each(elementwise.isinf),
+    "isfinite": _each(elementwise.isfinite),
+    "not_equal": _pairs(elementwise.not_equal),
+    "logical_not": _each(elementwise.logical_not),
+    "power": _pairs(elementwise.power),
+}.items():
+    legalizes(f"relax.{_name}")(_legalize)

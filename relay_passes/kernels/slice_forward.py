@@ -30,8 +30,8 @@ from ..ir import (
     update_function,
     used_vars,
 )
-from ..operators.families import BATCHED, ELEMENTWISE, REDUCTIONS, RESHAPES
-from ..operators.views import join, part
+from ..operators.aliases import join, part
+from ..operators.record import Kind, kind_of
 
 SAVED = 0.97
 """Of the memory in use at the peak, as far as it can be told before kernels are chosen: more left is not worth it."""
@@ -41,15 +41,15 @@ START = 64 * 2**10
 """Bytes that are moved in the time in which a kernel begins and ends."""
 DEARER = 1 / 16
 """What slices may move again (weights, and the starts of kernels), as a share of what is moved anyway."""
-MADE = (
-    BATCHED
-    | REDUCTIONS
-    | {"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.winograd_output"}
-    | {"pock.safe_softmax", "relax.nn.softmax", "relax.nn.log_softmax"}
-)
-"""What is sure to become a kernel that writes its result, not a view of something else."""
-FUSED = ELEMENTWISE | RESHAPES
-"""What becomes a part of another kernel, or none."""
+WRITING_KINDS = (Kind.PER_IMAGE, Kind.REDUCTION)
+WRITING = frozenset({"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.winograd_output"}) | {
+    "pock.safe_softmax",
+    "relax.nn.softmax",
+    "relax.nn.log_softmax",
+}
+"""Operators that are sure to become a kernel which writes its result, by kind and by name."""
+FUSED_KINDS = (Kind.ELEMENTWISE, Kind.RESHAPE)
+"""Operators that become a part of another kernel, or none."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="SliceForward")
@@ -156,11 +156,11 @@ class _Usage:
 
     def _shared(self, at: int, binding: relax.VarBinding) -> int | None:
         """The memory of an operand that a binding's result lies in; None where it needs its own."""
-        name, value = op_name(binding.value), binding.value
+        value = binding.value
         operands = [var for var in used_vars(value) if var in self.memory]
-        if name in RESHAPES or isinstance(value, relax.TupleGetItem | relax.Var):
+        if kind_of(value) is Kind.RESHAPE or isinstance(value, relax.TupleGetItem | relax.Var):
             return self.memory[operands[0]] if operands else None
-        if name not in ELEMENTWISE:
+        if kind_of(value) is not Kind.ELEMENTWISE:
             return None
         for var in operands:
             if self.spans[self.memory[var]][1] == at and bytes_of(var) == bytes_of(binding.var):
@@ -209,7 +209,7 @@ class _Usage:
                     read.add(var)
                     weights += bytes_of(var)
             moved += bytes_of(binding.var)
-            calls += op_name(binding.value) not in FUSED
+            calls += kind_of(binding.value) not in FUSED_KINDS
             for number in ends.get(at, []):
                 if number in entered:
                     crossing -= self.sizes[number]
@@ -259,11 +259,11 @@ class _Usage:
 def _is_made(binding: relax.VarBinding) -> bool:
     """Whether a kernel is sure to write a result: TVM makes views of what only moves or copies (``x * 1``)."""
     name = op_name(binding.value)
-    if name in MADE:
+    if name in WRITING or kind_of(binding.value) in WRITING_KINDS:
         return True
     is_copy = name in ("relax.astype", "relax.grad.no_grad", "relax.nn.dropout")
     has_constant = any(isinstance(arg, Constant) for _, _, arg in operands(binding.value))
-    return name in ELEMENTWISE and is_float(binding.var) and not (is_copy or has_constant)
+    return kind_of(binding.value) is Kind.ELEMENTWISE and is_float(binding.var) and not (is_copy or has_constant)
 
 
 def _sliced(func: relax.Function, cut: Cut, samples: Samples) -> relax.Function:

@@ -8,7 +8,7 @@ import tvm
 from tvm import IRModule, relax
 
 from ..ir import bindings_of, op_name, rewrite, update_function, used_vars
-from ..operators.views import VIEWS
+from ..operators.record import record_of
 
 
 @tvm.transform.module_pass(opt_level=0, name="OrderUpdates")
@@ -65,7 +65,7 @@ def _behind_views(bindings: list[relax.VarBinding]) -> dict[relax.Var, list[rela
     """For each view, tuple or field of one the variables whose memory it shows."""
     behind: dict[relax.Var, list[relax.Var]] = {}
     for binding in bindings:
-        if op_name(binding.value) in VIEWS or not isinstance(binding.value, relax.Call):
+        if record_of(binding.value).is_alias or not isinstance(binding.value, relax.Call):
             behind[binding.var] = _read(binding, behind)
     return behind
 

@@ -14,12 +14,17 @@ import tvm
 from tvm import relax
 from tvm.ir import _ffi_api
 
+from ..errors import RegistrationError
+from .record import describe
+
 InferType = Callable[[relax.Call], Any]
 Kernel = Callable[..., Any]
 
+_REGISTERED: set[str] = set()
+
 
 def register_operator(
-    name: str, arguments: list[str], infer_type: InferType, kernel: Kernel
+    name: str, arguments: list[str], infer_type: InferType, kernel: Kernel, **facts: Any
 ) -> Callable[..., relax.Call]:
     """Register the pure operator ``name`` and return a function that makes calls of it.
 
@@ -34,7 +39,18 @@ def register_operator(
     kernel : callable
         ``kernel(*tensors, **attributes)`` gives the result as a ``te.Tensor``: what the operator computes. A tuple
         comes as a list.
+    facts
+        What stands in its record (:class:`~relay_passes.operators.record.OperatorRecord`).
+
+    Raises
+    ------
+    RegistrationError
+        There is an operator of this name already.
     """
+    if name in _REGISTERED:
+        raise RegistrationError(f"there is an operator '{name}' already")
+    _REGISTERED.add(name)
+    describe(name, **facts)
     if name not in tvm.ir.Op.list_op_names():
         _ffi_api.RegisterOp(name, f"{name}: see relay_passes/operators")
     op = tvm.ir.Op.get(name)

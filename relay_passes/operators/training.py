@@ -10,6 +10,7 @@ from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels import winograd as winograd_kernels
 
 from ..ir import dtype_of, shape_of
+from .record import Kind
 from .registry import attributes_of, register_operator
 
 
@@ -111,7 +112,9 @@ conv2d_data_gradient = register_operator(
 conv2d_weight_gradient = register_operator(
     "pock.conv2d_weight_gradient", ["x", "grad"], _conv2d_weight_gradient_type, conv2d_kernels.conv2d_weight_gradient
 )
-max_pool2d_argmax = register_operator("pock.max_pool2d_argmax", ["x"], _argmax_type, pooling.max_pool2d_argmax)
+max_pool2d_argmax = register_operator(
+    "pock.max_pool2d_argmax", ["x"], _argmax_type, pooling.max_pool2d_argmax, kind=Kind.PER_IMAGE
+)
 max_pool2d_gradient = register_operator(
     "pock.max_pool2d_gradient",
     ["argmax", "grad"],
@@ -134,11 +137,11 @@ cross_entropy_gradient = register_operator(
 )
 pack_bits = register_operator("pock.pack_bits", ["x"], _packed_bits_type, bits.pack_bits)
 unpack_bits = register_operator("pock.unpack_bits", ["bits"], _unpacked_bits_type, bits.unpack_bits)
-hardtanh = register_operator("pock.hardtanh", ["x"], _like_first, elementwise.hardtanh)
-elu = register_operator("pock.elu", ["x"], _like_first, elementwise.elu)
-expm1 = register_operator("pock.expm1", ["x"], _like_first, elementwise.expm1)
-log1p = register_operator("pock.log1p", ["x"], _like_first, elementwise.log1p)
-root = register_operator("pock.root", ["x"], _like_first, elementwise.root)
+hardtanh = register_operator("pock.hardtanh", ["x"], _like_first, elementwise.hardtanh, kind=Kind.ELEMENTWISE)
+elu = register_operator("pock.elu", ["x"], _like_first, elementwise.elu, kind=Kind.ELEMENTWISE)
+expm1 = register_operator("pock.expm1", ["x"], _like_first, elementwise.expm1, kind=Kind.ELEMENTWISE)
+log1p = register_operator("pock.log1p", ["x"], _like_first, elementwise.log1p, kind=Kind.ELEMENTWISE)
+root = register_operator("pock.root", ["x"], _like_first, elementwise.root, kind=Kind.ELEMENTWISE)
 safe_softmax = register_operator("pock.safe_softmax", ["x"], _like_first, functions.safe_softmax)
 embedding_gradient = register_operator(
     "pock.embedding_gradient", ["indices", "grad"], _table_type, indexing.embedding_gradient

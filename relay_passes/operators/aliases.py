@@ -1,4 +1,4 @@
-"""Operators that compute nothing: what they give lies in the memory of what they read, or the other way round.
+"""Operators that alias memory: the result lies in that of the operand, or the operands in that of the result.
 
 (Their kernels are for pipelines that do not plan memory as :class:`~relay_passes.PlanArena` does.)
 """
@@ -24,9 +24,7 @@ def _join_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType((rows * len(parts), *rest), dtype_of(parts[0]))
 
 
-part = register_operator("pock.part", ["x"], _part_type, indexing.part)
+part = register_operator("pock.part", ["x"], _part_type, indexing.part, is_alias=True)
 """``part(x, index=i, count=n)``: of ``n`` equal parts along the first axis, number ``i``."""
-join = register_operator("pock.join", ["parts"], _join_type, indexing.join)
+join = register_operator("pock.join", ["parts"], _join_type, indexing.join, is_alias=True)
 """``join(tuple)``: parts of the same shape one behind another along the first axis. Each is written in its place."""
-VIEWS = frozenset({"relax.reshape", "pock.part", "pock.join"})
-"""What a planned program needs no kernel for."""

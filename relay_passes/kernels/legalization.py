@@ -1,0 +1,50 @@
+"""Rules that put calls of kernels in the place of an operator's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from tvm import relax
+
+from schedules.target import Target
+
+from ..ir import Expr
+from ..operators.record import all_records, rule
+
+Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
+"""A call of an operator in, a call of a kernel out; further calls go to the builder."""
+
+
+def legalizes(*names: str) -> Callable[[Legalize], Legalize]:
+    """Register the decorated function as what legalises some operators, on any target."""
+
+    def register(legalize: Legalize) -> Legalize:
+        rule("kernel", *names)(lambda _target: legalize)
+        return legalize
+
+    return register
+
+
+ForTarget = Callable[[Target, relax.BlockBuilder, relax.Call], relax.Expr]
+
+
+def legalizes_for_target(*names: str) -> Callable[[ForTarget], ForTarget]:
+    """Register the decorated function, which takes the target first, as what legalises some operators."""
+
+    def register(legalize: ForTarget) -> ForTarget:
+        rule("kernel", *names)(lambda target: functools.partial(legalize, target))
+        return legalize
+
+    return register
+
+
+def legalizations(target: Target) -> dict[str, Legalize]:
+    """What legalises each operator that TVM's own kernels do not suit."""
+    return {record.name: record.kernel(target) for record in all_records() if record.kernel is not None}
+
+
+def call_kernel(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
+    """A call of a kernel that is defined as a tensor expression."""
+    return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, **options)
