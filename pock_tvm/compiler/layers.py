@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
 from typing import Any
 
 from tvm import relax
 
 from relay_passes.analysis.macs import macs_of, multiplies_weight
 from relay_passes.ir import Expr, bindings_of, bytes_of, is_kept, used_vars
+from relay_passes.ir.trained_part import Trained
 
 from ..frontend.structure import Layer, Structure
-from .pipeline import Piece
 
 
-def layer_report(structure: Structure, trained: Mapping[str, Piece], step: relax.Function) -> list[dict[str, Any]]:
+def layer_report(structure: Structure, trained: Trained, step: relax.Function) -> list[dict[str, Any]]:
     """One entry for each embedding, and then one a layer, in the order in which they run.
 
     ``step`` is the training function with its backward graph. An entry has ``name`` (of the weight, without its last
@@ -107,7 +106,7 @@ def _saved_by(step: relax.Function, starts: list[int], of_parameters: set[relax.
     return saved
 
 
-def layer_share(name: str, structure: Structure, trained: Mapping[str, Piece]) -> float:
+def layer_share(name: str, structure: Structure, trained: Trained) -> float:
     """Which part of a weight is trained."""
     if name not in trained:
         return 0.0
@@ -116,7 +115,7 @@ def layer_share(name: str, structure: Structure, trained: Mapping[str, Piece]) -
     return 1.0 if piece is None or channels is None else len(piece[1]) / (channels.count * channels.per_channel)
 
 
-def _trained(name: str, structure: Structure, trained: Mapping[str, Piece]) -> str:
+def _trained(name: str, structure: Structure, trained: Trained) -> str:
     if name not in trained:
         return "frozen"
     piece = trained[name]
@@ -126,7 +125,7 @@ def _trained(name: str, structure: Structure, trained: Mapping[str, Piece]) -> s
     return f"{len(piece[1]) // channels.per_channel}/{channels.count}"
 
 
-def _bias(layer: Layer, layers: list[Layer], structure: Structure, trained: Mapping[str, Piece]) -> str:
+def _bias(layer: Layer, layers: list[Layer], structure: Structure, trained: Trained) -> str:
     """``full`` if any bias or scale between this layer and the next is trained, ``-`` if there is none."""
     following = min((other.position for other in layers if other.position > layer.position), default=None)
     between = [

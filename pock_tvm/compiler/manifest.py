@@ -10,7 +10,7 @@ from tvm import relax
 from relay_passes.canonical.store_permuted import Stored
 from relay_passes.ir import Constant, append, bindings_of, dtype_of, op_name, shape_of
 from relay_passes.ir.append import states_of
-from relay_passes.ir.trained_part import TrainedPart
+from relay_passes.ir.trained_part import Trained
 from relay_passes.kernels.lift_frozen import prepared_name
 from relay_passes.memory.call_list import CallList
 from relay_passes.operators.registry import plain
@@ -31,7 +31,7 @@ from ..frontend.structure import inputs_of
 
 
 def weight_records(
-    model: Model, trained: Mapping[str, TrainedPart | None], stored: Mapping[str, Stored], statistics: Collection[str]
+    model: Model, trained: Trained, stored: Mapping[str, Stored], statistics: Collection[str]
 ) -> list[Parameter]:
     """The model's parameters and buffers.
 

@@ -67,7 +67,7 @@ from relay_passes.canonical.store_permuted import stored_parts
 from relay_passes.ir import shape_of, type_bytes
 from relay_passes.ir.append import states_of
 from relay_passes.ir.places import grouped_names, kernel_places
-from relay_passes.ir.trained_part import TrainedPart
+from relay_passes.ir.trained_part import Trained
 from relay_passes.kernels.winograd import uses_winograd
 from relay_passes.memory.budget import within_budget
 from relay_passes.memory.call_list import CallList, call_list_of
@@ -82,15 +82,12 @@ from .phases import Phases
 FORWARD, TRAIN, ACCUMULATE, PREDICT, PREPARE = "main", "train_step", "accumulate_step", "predict", "prepare"
 ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
 
-Piece = TrainedPart | None
-"""The trained part of a parameter; None for all of it."""
-
 
 @dataclass(frozen=True)
 class Training:
     """What is trained and how, in plain values: everything the phases need to know."""
 
-    trained: Mapping[str, Piece]
+    trained: Trained
     """The trained parameters by name, pieces along axes of the parameter as the forward module declares it."""
     loss: Mapping[str, Any] = field(default_factory=lambda: {"kind": "cross_entropy"})
     """The fields of :class:`relay_passes.AppendLoss`."""
@@ -335,7 +332,7 @@ def training_graph(phases: Phases, training: Training) -> IRModule:
 
 
 def training_pipeline(
-    train: Sequence[str] | Mapping[str, Piece],
+    train: Sequence[str] | Trained,
     loss: str | Mapping[str, Any] = "cross_entropy",
     optimizer: Mapping[str, Any] | None = None,
     **options: Any,

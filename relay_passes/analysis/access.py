@@ -1,4 +1,4 @@
-"""Which positions of its operands a call reads to compute some positions of its result."""
+"""Tells which positions of its operands a call reads to compute some positions of its result."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ class Selection:
         return Selection(axis, self.first, self.end)
 
     def taken(self, x: Expr) -> Expr:
-        """What is selected of ``x``."""
+        """The selected part of ``x``."""
         return R.strided_slice(x, [self.axis], [self.first], [self.end])
 
     def of(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of what is selected."""
+        """The shape of the selected part of a value of this shape."""
         return (*shape[: self.axis], self.end - self.first, *shape[self.axis + 1 :])
 
 
-Demands = list["Selection | None"]
-"""What positions of each operand a call reads: None for all of them. Of a tuple, the same of each field."""
+Reads = list["Selection | None"]
+"""The positions of each operand that a call reads; None for all of them. Of a tuple, the same of each field."""
 
 
-def demands(value: Expr, selection: Selection) -> Demands | None:
-    """What a call reads to compute a selection of its result (of each of them); None where it does not treat the
-    positions apart."""
+def reads(value: Expr, selection: Selection) -> Reads | None:
+    """The positions of the operands that a selection of the result (of each result) needs; None where the operator
+    mixes positions along that axis."""
     record = record_of(value)
     find = record.reads or OF_KIND.get(record.kind)
     return None if find is None else find(value, selection)
 
 
-# ---- rules: a call and a selection of its result in, the demands out -------------------------------------------------
+# ---- rules: a call and a selection of its result in, the reads out ---------------------------------------------------
 
 
-def _of_elements(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_elements(call: relax.Call, selection: Selection) -> Reads | None:
     if not isinstance(call.ty, relax.TensorType):
         return None
     return [_broadcast(arg, selection, len(shape_of(call))) for arg in call.args]
 
 
-def _of_images(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_images(call: relax.Call, selection: Selection) -> Reads | None:
     layout = getattr(call.attrs, "data_layout", None) or getattr(call.attrs, "layout", "NHWC")
     return _of_first(call, selection) if selection.axis == 0 and str(layout).startswith("N") else None
 
 
-def _of_reduction(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_reduction(call: relax.Call, selection: Selection) -> Reads | None:
     rank = len(shape_of(call.args[0]))
     reduced = normalized_axes(plain(call.attrs.axis), rank)
     left = [each for each in range(rank) if call.attrs.keepdims or each not in reduced]
@@ -69,7 +69,7 @@ def _of_reduction(call: relax.Call, selection: Selection) -> Demands | None:
     return None if axis in reduced else _of_first(call, selection.along(axis))
 
 
-def _of_reshape(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_reshape(call: relax.Call, selection: Selection) -> Reads | None:
     axis = _same_axis(shape_of(call.args[0]), shape_of(call), selection.axis)
     return None if axis is None else _of_first(call, selection.along(axis))
 
@@ -83,30 +83,30 @@ OF_KIND = {
 
 
 @rule("reads", "relax.nn.softmax", "relax.nn.log_softmax")
-def _of_softmax(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_softmax(call: relax.Call, selection: Selection) -> Reads | None:
     return _of_rows(call, selection, [int(call.attrs.axis)])
 
 
 @rule("reads", "pock.safe_softmax")
-def _of_safe_softmax(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_safe_softmax(call: relax.Call, selection: Selection) -> Reads | None:
     return _of_rows(call, selection, [-1])
 
 
 @rule("reads", "pock.normalize")
-def _of_normalize(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_normalize(call: relax.Call, selection: Selection) -> Reads | None:
     return _of_rows(call, selection, plain(call.attrs["axes"]))
 
 
-def _of_rows(call: relax.Call, selection: Selection, axes: Sequence[int]) -> Demands | None:
+def _of_rows(call: relax.Call, selection: Selection, axes: Sequence[int]) -> Reads | None:
     """Of an operator whose results depend on each other along some axes."""
     rank = len(shape_of(call))
     return None if selection.axis in [axis % rank for axis in axes] else _of_elements(call, selection)
 
 
 @rule("reads", "pock.matmul")
-def _of_product(call: relax.Call, selection: Selection) -> Demands:
+def _of_product(call: relax.Call, selection: Selection) -> Reads:
     """Rows are those of the first operand, columns those of the second; the axes before them are those of both."""
-    found: Demands = []
+    found: Reads = []
     rank = len(shape_of(call))
     for index, arg in enumerate(call.args):
         if selection.axis < rank - 2:
@@ -120,17 +120,17 @@ def _of_product(call: relax.Call, selection: Selection) -> Demands:
 
 
 @rule("reads", "relax.concat")
-def _of_concat(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_concat(call: relax.Call, selection: Selection) -> Reads | None:
     return None if int(call.attrs.axis or 0) % len(shape_of(call)) == selection.axis else [selection]
 
 
 @rule("reads", "relax.split")
-def _of_split(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_split(call: relax.Call, selection: Selection) -> Reads | None:
     return None if int(call.attrs.axis) % len(shape_of(call.args[0])) == selection.axis else [selection]
 
 
 @rule("reads", "relax.take")
-def _of_look_up(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_look_up(call: relax.Call, selection: Selection) -> Reads | None:
     """The axes of the indices stand in place of the one that is looked up."""
     if call.attrs.axis is None:
         return None
@@ -144,14 +144,14 @@ def _of_look_up(call: relax.Call, selection: Selection) -> Demands | None:
 
 
 @rule("reads", "pock.winograd_output")
-def _of_winograd_output(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_winograd_output(call: relax.Call, selection: Selection) -> Reads | None:
     """Of whole images [n, h, w, c] all tiles [16, n * tiles, c]."""
     count = shape_of(call.args[0])[1] // shape_of(call)[0]
     return [Selection(1, selection.first * count, selection.end * count)] if selection.axis == 0 else None
 
 
 @rule("reads", "pock.winograd_input")
-def _of_winograd_input(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_winograd_input(call: relax.Call, selection: Selection) -> Reads | None:
     """Of all tiles [16, n * tiles, c] of some images, those images [n, h, w, c]."""
     count = shape_of(call)[1] // shape_of(call.args[0])[0]
     is_whole = selection.axis == 1 and selection.first % count == selection.end % count == 0
@@ -159,31 +159,31 @@ def _of_winograd_input(call: relax.Call, selection: Selection) -> Demands | None
 
 
 @rule("reads", "relax.permute_dims")
-def _of_transpose(call: relax.Call, selection: Selection) -> Demands:
+def _of_transpose(call: relax.Call, selection: Selection) -> Reads:
     rank = len(shape_of(call))
     axes = plain(call.attrs.axes) or tuple(reversed(range(rank)))
     return [selection.along(axes[selection.axis] % rank)]
 
 
 @rule("reads", "relax.strided_slice")
-def _of_slice(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_slice(call: relax.Call, selection: Selection) -> Reads | None:
     rank = len(shape_of(call.args[0]))
     is_cut = selection.axis in {each % rank for each in slice_bounds(call.args)[0]}
     return None if is_cut else _of_first(call, selection)
 
 
 @rule("reads", "pock.pack_bits", "pock.unpack_bits")
-def _of_bits(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_bits(call: relax.Call, selection: Selection) -> Reads | None:
     return None if selection.axis == int(call.attrs["axis"]) else [selection]
 
 
 @rule("reads", "relax.nn.pad")
-def _of_padding(call: relax.Call, selection: Selection) -> Demands | None:
+def _of_padding(call: relax.Call, selection: Selection) -> Reads | None:
     widths = plain(call.attrs.pad_width)[2 * selection.axis : 2 * selection.axis + 2]
     return None if any(widths) else _of_first(call, selection)
 
 
-def _of_first(call: relax.Call, selection: Selection) -> Demands:
+def _of_first(call: relax.Call, selection: Selection) -> Reads:
     """A selection of the first operand; all of the others."""
     return [selection] + [None] * (len(call.args) - 1)
 

@@ -1,4 +1,4 @@
-"""What of a function treats the samples of a batch apart, and how it runs on a part of the batch."""
+"""Finds the batch axis of each value, and runs operators on a part of the batch."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from tvm.relax import op as R
 from ..ir import CALLS, Expr, bindings_of, bytes_of, op_name, operands, shape_of, used_vars
 from ..operators.record import Kind, kind_of
 from ..operators.training import winograd_output
-from .access import Selection, demands
+from .access import Selection, reads
 
 REPEATS = ("relax.broadcast_to", "relax.full")
-"""What makes the same again and again."""
+"""Operators whose result may repeat one value for each sample."""
 
 
 @dataclass
-class Samples:
-    """The samples of the batch that a function runs on."""
+class BatchAxis:
+    """The batch that a function runs on, and where it lies in each value."""
 
     batch: int
     inputs: frozenset[relax.Var]
-    """The inputs that have a row for each sample; the others all samples share."""
-    apart: dict[relax.Var, Selection]
-    """What treats the samples apart, with the first sample's share of it."""
-    alike: dict[relax.Var, Selection] = field(default_factory=dict)
-    """What is the same for each sample, and made of nothing that is apart, with one sample's share of it."""
+    """Inputs with a row for each sample. All samples share the others."""
+    batched: dict[relax.Var, Selection]
+    """Values that treat each sample by itself, with the first sample's part of them."""
+    repeated: dict[relax.Var, Selection] = field(default_factory=dict)
+    """Values that hold the same for each sample and depend on no input, with one sample's part of them."""
     needs: dict[relax.Var, Collection[relax.Var]] = field(default_factory=dict)
-    """For what is computed apart or alike the operands of which a share needs a share; of the others it needs all."""
-    late: dict[relax.Var, Expr] = field(default_factory=dict)
-    """What needs several samples of something that is apart, or anything late, by its value; in order."""
+    """By batched or repeated value: the operands of which a part needs that part. It needs the others whole."""
+    mixed: dict[relax.Var, Expr] = field(default_factory=dict)
+    """Values that mix samples (a batch mean), or depend on such values, with what they are bound to; in order."""
 
     def on_part(self, whole: relax.Var, call: Expr, count: int) -> Expr:
-        """The operator that makes ``whole``, on one of ``count`` parts of the batch; ``call`` has there what it
-        ``needs`` of that part."""
+        """Shrink ``call``, which makes ``whole``, to one of ``count`` parts of the batch.
+
+        Its operands are already parts where :attr:`needs` names them; shapes in its arguments are divided here.
+        """
         name = op_name(call)
         is_reshape = kind_of(call) is Kind.RESHAPE
         if not is_reshape and name not in (*REPEATS, "pock.winograd_output"):
             return call
         shape = list(shape_of(whole))
-        shape[(self.apart.get(whole) or self.alike[whole]).axis] //= count
+        shape[(self.batched.get(whole) or self.repeated[whole]).axis] //= count
         if name == "relax.full":
             return R.full(shape, call.args[1], call.attrs.dtype)
         if name == "relax.broadcast_to":
@@ -49,30 +51,30 @@ class Samples:
         return R.reshape(call.args[0], shape) if is_reshape else winograd_output(*call.args, shape=tuple(shape))
 
     def share(self, var: Expr) -> Selection | None:
-        """One sample's share of something that is apart or alike."""
-        return (self.apart.get(var) or self.alike.get(var)) if isinstance(var, relax.Var) else None
+        """One sample's part of a batched or repeated value."""
+        return (self.batched.get(var) or self.repeated.get(var)) if isinstance(var, relax.Var) else None
 
 
-def samples_of(func: relax.Function) -> Samples:
-    """The samples of a dataflow function whose first parameters, as many as ``num_input`` says, are its inputs."""
+def batch_axis_of(func: relax.Function) -> BatchAxis:
+    """Analyse a dataflow function whose first ``num_input`` parameters are its inputs."""
     batch = batch_of(func)
     rows = frozenset(x for x in _inputs(func) if batch > 1 and shape_of(x)[:1] == (batch,))
-    samples = Samples(batch, rows, dict.fromkeys(rows, Selection(0, 0, 1)))
+    samples = BatchAxis(batch, rows, dict.fromkeys(rows, Selection(0, 0, 1)))
     for binding in bindings_of(func):
         var, value = binding.var, binding.value
         read = used_vars(value)
-        found = None if any(each in samples.late for each in read) else _share(binding, samples)
+        found = None if any(each in samples.mixed for each in read) else _share(binding, samples)
         if found is not None:
             share, samples.needs[var] = found
-            is_apart = any(each in samples.apart for each in samples.needs[var])
-            (samples.apart if is_apart else samples.alike)[var] = share
-        elif any(each in samples.apart or each in samples.late for each in read):
-            samples.late[var] = value
+            is_batched = any(each in samples.batched for each in samples.needs[var])
+            (samples.batched if is_batched else samples.repeated)[var] = share
+        elif any(each in samples.batched or each in samples.mixed for each in read):
+            samples.mixed[var] = value
     return samples
 
 
 def batch_of(func: relax.Function) -> int:
-    """How many samples a function runs on: the first extent of its largest input."""
+    """The batch size of a function: the first extent of its largest input."""
     largest = max(_inputs(func), key=bytes_of, default=None)
     return shape_of(largest)[0] if largest is not None and shape_of(largest) else 1
 
@@ -82,11 +84,11 @@ def _inputs(func: relax.Function) -> list[relax.Var]:
 
 
 Found = tuple[Selection, Collection[relax.Var]]
-"""The first sample's share of a result, and the operands of which it needs the first sample's share."""
+"""The first sample's part of a result, and the operands of which it needs the first sample's part."""
 
 
-def _share(binding: relax.VarBinding, samples: Samples) -> Found | None:
-    """The share of a result that needs no more than the first sample's of all that is apart; None if there is none."""
+def _share(binding: relax.VarBinding, samples: BatchAxis) -> Found | None:
+    """Find the part of a result that needs the first sample's part of all batched operands; None if there is none."""
     value = binding.value
     if isinstance(value, relax.TupleGetItem | relax.Var):
         source = value.tuple_value if isinstance(value, relax.TupleGetItem) else value
@@ -108,20 +110,20 @@ def _share(binding: relax.VarBinding, samples: Samples) -> Found | None:
     return None
 
 
-def _repeats(value: relax.Call, samples: Samples) -> bool:
-    """Whether a value is the same for each sample because it was made so."""
+def _repeats(value: relax.Call, samples: BatchAxis) -> bool:
+    """Whether an operator of ``REPEATS`` repeats its value for each sample."""
     shape = shape_of(value)
     if shape[:1] != (samples.batch,):
         return False
     if op_name(value) == "relax.full":
         return True
     source = shape_of(value.args[0])
-    return value.args[0] not in samples.apart and (len(source) < len(shape) or source[0] == 1)
+    return value.args[0] not in samples.batched and (len(source) < len(shape) or source[0] == 1)
 
 
-def _needed(value: relax.Call, share: Selection, samples: Samples) -> Collection[relax.Var] | None:
-    """The operands of which a share of the result needs the first sample's share, if that is all that it needs of what
-    is apart."""
+def _needed(value: relax.Call, share: Selection, samples: BatchAxis) -> Collection[relax.Var] | None:
+    """The operands of which ``share`` of the result needs the first sample's part; None if it needs more of a batched
+    one."""
     name = op_name(value)
     if kind_of(value) is Kind.RESHAPE:  # rows behind one another stay so
         rows = shape_of(value.args[0])[:1]
@@ -130,7 +132,7 @@ def _needed(value: relax.Call, share: Selection, samples: Samples) -> Collection
     if name == "relax.broadcast_to":
         axis = share.axis - (len(shape_of(value)) - len(shape_of(value.args[0])))
         return [value.args[0]] if axis >= 0 and samples.share(value.args[0]) == share.along(axis) else None
-    found = demands(value, share)
+    found = reads(value, share)
     if found is None:
         return None
     needed, whole = set(), set()
@@ -141,4 +143,5 @@ def _needed(value: relax.Call, share: Selection, samples: Samples) -> Collection
             needed.add(arg)
         else:
             return None
-    return None if any(arg in samples.apart or arg in needed for arg in whole if isinstance(arg, relax.Var)) else needed
+    reads_all = any(arg in samples.batched or arg in needed for arg in whole if isinstance(arg, relax.Var))
+    return None if reads_all else needed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import tvm
@@ -12,10 +11,9 @@ from tvm.relax import op as R
 
 from ..errors import PassError
 from ..ir import Expr, bindings_of, made_by, op_name, rewrite, scalar, shape_of, update_function, used_vars
+from ..ir.trained_part import Trained
 from ..operators.training import normalize
 from .expand_normalization import along_axis
-
-Selection = Mapping[str, tuple[int, Sequence[int]] | None]
 
 
 @tvm.transform.module_pass(opt_level=0, name="FoldBatchNorm")
@@ -38,7 +36,7 @@ class FoldBatchNorm:
     become further results, named by the attribute ``state_updates``.
     """
 
-    trained: Selection = field(default_factory=dict)
+    trained: Trained = field(default_factory=dict)
     """The trained parameters, as in :class:`Backward`."""
     statistics: str = "frozen"
     function: str = "main"
@@ -52,7 +50,7 @@ class FoldBatchNorm:
 @dataclass
 class _Folding:
     func: relax.Function
-    trained: Selection
+    trained: Trained
     statistics: str
 
     def run(self) -> relax.Function:

@@ -9,7 +9,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
-from ..analysis.access import Demands, Selection, demands
+from ..analysis.access import Reads, Selection, reads
 from ..ir import (
     Expr,
     bindings_of,
@@ -69,17 +69,17 @@ class SelectEarly:
 
 def _plan(
     func: relax.Function, whole: Collection[relax.Var]
-) -> tuple[dict[relax.Var, Selection], dict[relax.Var, Demands]]:
+) -> tuple[dict[relax.Var, Selection], dict[relax.Var, Reads]]:
     """Find the values to narrow, each with the positions that all its readers select; and for these values and the
     selections themselves, the positions that they demand of each operand."""
     requested: dict[relax.Var, set[Selection | None]] = {var: {None} for var in used_vars(func.body.body)}
     narrowed: dict[relax.Var, Selection] = {}
-    demanded: dict[relax.Var, Demands] = {}
+    demanded: dict[relax.Var, Reads] = {}
     for binding in reversed(bindings_of(func)):
         var, value = binding.var, binding.value
         selection = next(iter(requested[var])) if len(requested.get(var, ())) == 1 and not is_kept(var) else None
         own = selection_of(value)
-        needed = _demands(value, selection, whole) if selection is not None and own is None else None
+        needed = _reads(value, selection, whole) if selection is not None and own is None else None
         if selection is not None and needed is not None:
             narrowed[var], demanded[var] = selection, needed
         elif own is not None:
@@ -92,10 +92,10 @@ def _plan(
     return narrowed, demanded
 
 
-def _demands(value: Expr, selection: Selection, whole: Collection[relax.Var]) -> Demands | None:
+def _reads(value: Expr, selection: Selection, whole: Collection[relax.Var]) -> Reads | None:
     """The positions of each operand from which a call computes a selection of its result. None where that would narrow
     a tuple or a value of ``whole``."""
-    operand_selections = demands(value, selection)
+    operand_selections = reads(value, selection)
     if operand_selections is None or any(
         demand and (arg in whole or isinstance(arg, relax.Tuple))
         for demand, arg in zip(operand_selections, value.args, strict=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import IRModule, relax
 
-from ..analysis.batch_axis import Samples, samples_of
+from ..analysis.batch_axis import BatchAxis, batch_axis_of
 from ..errors import BatchError
 from ..ir import (
     Expr,
@@ -45,7 +45,7 @@ class SplitBatch:
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
-        samples = samples_of(func)
+        samples = batch_axis_of(func)
         if samples.batch % self.count:
             raise BatchError(f"a batch of {samples.batch} cannot be cut into {self.count} equal micro-batches")
         why = _why_whole(func, samples)
@@ -59,7 +59,7 @@ class SplitBatch:
                 part = relax.TensorType((rows // self.count, *rest), dtype_of(param))
                 params[index] = env[param] = relax.Var(param.name, part)
 
-        wholes: dict[relax.Var, relax.Var] = {}  # what is alike, all of it and a part
+        wholes: dict[relax.Var, relax.Var] = {}  # repeated values: the whole one and its part
         parts: dict[relax.Var, relax.Var] = {}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
@@ -67,7 +67,7 @@ class SplitBatch:
                 return value
             own = {wholes[each]: parts[each] for each in samples.needs[var] if each in wholes}
             part = samples.on_part(var, substitute(value, own), self.count)
-            if var in samples.apart:
+            if var in samples.batched:
                 return part
             wholes[var], parts[var] = builder.emit(value, var.name), builder.emit(part, var.name)
             return wholes[var]
@@ -79,11 +79,11 @@ class SplitBatch:
 
 def why_whole(func: relax.Function) -> str:
     """Why a network needs its whole batch at once; empty where it can run on parts of it."""
-    return _why_whole(func, samples_of(func))
+    return _why_whole(func, batch_axis_of(func))
 
 
-def _why_whole(func: relax.Function, samples: Samples) -> str:
-    mixed = next((value for value in samples.late.values() if not isinstance(value, relax.Tuple)), None)
+def _why_whole(func: relax.Function, samples: BatchAxis) -> str:
+    mixed = next((value for value in samples.mixed.values() if not isinstance(value, relax.Tuple)), None)
     if mixed is not None:
         return f"'{op_name(mixed)}' needs several samples at once"
     if any(not _has_rows(result, samples) for result in returned(func)):
@@ -91,7 +91,7 @@ def _why_whole(func: relax.Function, samples: Samples) -> str:
     return ""
 
 
-def _has_rows(result: Expr, samples: Samples) -> bool:
+def _has_rows(result: Expr, samples: BatchAxis) -> bool:
     """Whether a result holds what belongs to one sample after the other, along its first axis."""
-    share = made_by(samples.apart, result)
+    share = made_by(samples.batched, result)
     return share is not None and share.axis == 0

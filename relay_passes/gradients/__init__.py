@@ -12,10 +12,9 @@ from . import (
     reduction,
     trigonometric,
 )
-from .registry import Piece, Rule, Use, flat, gradient, is_flat, rule_for, supported_operators, takes_pieces
+from .registry import Rule, Use, flat, gradient, is_flat, rule_for, supported_operators, takes_pieces
 
 __all__ = [
-    "Piece",
     "Rule",
     "Use",
     "flat",

@@ -10,9 +10,10 @@ from tvm.relax import op as R
 
 from ..errors import PassError
 from ..ir import Expr, shape_of
+from ..ir.trained_part import TrainedPart
 from ..operators.registry import attributes_of, plain
 from ..operators.training import conv2d_data_gradient, conv2d_weight_gradient, gather_channels
-from .registry import Piece, Use, gradient
+from .registry import Use, gradient
 
 
 def geometry(call: relax.Call) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def transposed_conv2d_weight(use: Use) -> Expr:
 
 
 def _weight_gradient(
-    x: Expr, grad: Expr, geometry: dict[str, Any], weight: tuple[int, ...], piece: Piece | None
+    x: Expr, grad: Expr, geometry: dict[str, Any], weight: tuple[int, ...], piece: TrainedPart | None
 ) -> Expr:
     """Build the weight gradient, of the trained part alone where there is one.
 

@@ -15,7 +15,7 @@ from tvm import relax
 
 from ..errors import RegistrationError
 from ..ir import Expr
-from ..ir.trained_part import TrainedPart as Piece
+from ..ir.trained_part import TrainedPart
 from ..operators.record import all_records, describe, open_record, record_of
 
 
@@ -32,7 +32,7 @@ class Use:
     it."""
     field: int | None = None
     """The position in a tuple operand, as in ``concat``."""
-    piece: Piece | None = None
+    piece: TrainedPart | None = None
     """Where the operand is a parameter trained in part: which part. Only rules registered with ``pieces`` see one."""
 
     @property

@@ -12,6 +12,7 @@ from schedules.kernels import update
 
 from ..errors import PassError
 from . import Expr, dtype_of, results_of, rewrite, shape_of, update_function
+from .trained_part import TrainedPart
 
 GRADIENT_SUM = "gradient_sum"
 """The state slot of gradient sums, where several steps share one update."""
@@ -61,11 +62,15 @@ class InPlaceWriter:
         self.states[name] = [slot, owner]
         return self.parameter(name, ty)
 
-    def layout(self, name: str, piece: tuple[int, Sequence[int]] | None) -> update.Layout:
+    def layout(self, name: str, piece: TrainedPart | None) -> update.Layout:
         """The layout of a parameter and its trained part, for an update kernel."""
         param = self.params[name]
         shape, dtype = shape_of(param), dtype_of(param)
-        return update.Layout(shape, dtype) if piece is None else update.Layout(shape, dtype, piece[0], len(piece[1]))
+        return (
+            update.Layout(shape, dtype)
+            if piece is None
+            else update.Layout(shape, dtype, piece.axis, len(piece.indices))
+        )
 
     def assign(self, target: relax.Var, value: Expr, *, accumulate: bool) -> None:
         """``target = value`` or ``target += value``."""
@@ -82,14 +87,14 @@ class InPlaceWriter:
         kernel: tirx.PrimFunc,
         name: str,
         operands: list[Expr],
-        piece: tuple[int, Sequence[int]] | None,
+        piece: TrainedPart | None,
         also: Sequence[int],
     ) -> None:
         """Call ``kernel(parameter, *operands[, channels])``, which writes the parameter and the arguments at positions
         ``also``."""
         args = [self.params[name], *operands]
         if piece is not None:
-            args.append(relax.const(list(piece[1]), "int32"))
+            args.append(relax.const(list(piece.indices), "int32"))
         self._call(kind, kernel, args, [0, *also])
 
     def _call(self, name: str, kernel: tirx.PrimFunc, args: list[Expr], indices: list[int]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 
 class TrainedPart(NamedTuple):
@@ -14,3 +15,12 @@ class TrainedPart(NamedTuple):
     axis: int
     indices: tuple[int, ...]
     """Positions along ``axis``, ascending."""
+
+
+Trained: TypeAlias = Mapping[str, TrainedPart | None]
+"""The trained parameters by name, with the trained part of each; None for all of it."""
+
+
+def plain_parts(trained: Mapping[str, tuple[int, Sequence[int]] | None]) -> dict[str, TrainedPart | None]:
+    """Trained parameters whose parts may be pairs of any kind, such as ``(axis, [index, …])``."""
+    return {name: part and TrainedPart(part[0], tuple(part[1])) for name, part in trained.items()}

@@ -11,7 +11,7 @@ import numpy as np
 import tvm
 from tvm import IRModule, relax
 
-from ..analysis.batch_axis import Samples, samples_of
+from ..analysis.batch_axis import BatchAxis, batch_axis_of
 from ..errors import PassError
 from ..ir import (
     CALLS,
@@ -120,10 +120,10 @@ class _Usage:
     def __init__(self, func: relax.Function, frozen: Collection[str]) -> None:
         self.bindings = bindings_of(func)
         self.constant = constant_vars(func, frozen)
-        self.samples = samples = samples_of(func)
-        self.batch, self.inputs, self.apart = samples.batch, samples.inputs, samples.apart
-        self.late = samples.late
-        """What needs several images of something that is apart: it comes after all slices."""
+        self.samples = samples = batch_axis_of(func)
+        self.batch, self.inputs, self.batched = samples.batch, samples.inputs, samples.batched
+        self.mixed = samples.mixed
+        """Values that mix images. They come after all slices."""
         self._measure(set(used_vars(func.body.body)))
 
     def _measure(self, returned: Collection[relax.Var]) -> None:
@@ -195,17 +195,17 @@ class _Usage:
         entered: set[int] = set()
         read: set[relax.Var] = set()
         for at, binding in enumerate(self.bindings):
-            if binding.var in self.late:
+            if binding.var in self.mixed:
                 least = max(least, float(self.live[at]))
-            if binding.var not in self.apart:
+            if binding.var not in self.batched:
                 continue
             number = self.memory[binding.var]
             if number not in entered:
                 entered.add(number)
                 crossing += self.sizes[number]
             for var in used_vars(binding.value):
-                moved += bytes_of(var) if var in self.apart else 0
-                if var not in self.apart and var not in read:
+                moved += bytes_of(var) if var in self.batched else 0
+                if var not in self.batched and var not in read:
                     read.add(var)
                     weights += bytes_of(var)
             moved += bytes_of(binding.var)
@@ -226,13 +226,13 @@ class _Usage:
         change = np.zeros(len(self.bindings) + 1)
         needs: dict[relax.Var, int] = {}  # what is computed again -> the bytes that it is made of
         for at, binding in enumerate(self.bindings):
-            if binding.var not in self.apart or _is_made(binding):
+            if binding.var not in self.batched or _is_made(binding):
                 continue
-            read = [var for var in used_vars(binding.value) if var in self.apart and var not in self.inputs]
+            read = [var for var in used_vars(binding.value) if var in self.batched and var not in self.inputs]
             needs[binding.var] = sum(needs.get(var, bytes_of(var)) for var in read)
             readers = self.readers.get(binding.var, [])
             is_inside = all(
-                reader < len(self.bindings) and self.bindings[reader].var in self.apart for reader in readers
+                reader < len(self.bindings) and self.bindings[reader].var in self.batched for reader in readers
             )
             change[at] += needs[binding.var]
             change[max(readers, default=at) if is_inside else -1] -= needs[binding.var]
@@ -240,14 +240,14 @@ class _Usage:
 
     def _inside(self, last: int) -> tuple[set[relax.Var], list[relax.Var], set[relax.Var]]:
         """The fields ``inside``, ``joined`` and ``again`` of a cut."""
-        before = [binding for binding in self.bindings[: last + 1] if binding.var in self.apart]
+        before = [binding for binding in self.bindings[: last + 1] if binding.var in self.batched]
         inside, joined, again = {binding.var for binding in before}, [], set()
         for binding in reversed(before):
             var = binding.var
             readers = [self.bindings[at].var if at < len(self.bindings) else None for at in self.readers.get(var, [])]
             if all(reader in inside and reader not in again for reader in readers):
                 continue
-            if _is_made(binding) and self.apart[var].axis == 0:
+            if _is_made(binding) and self.batched[var].axis == 0:
                 joined.append(var)
                 continue
             again.add(var)
@@ -266,7 +266,7 @@ def _is_made(binding: relax.VarBinding) -> bool:
     return kind_of(binding.value) is Kind.ELEMENTWISE and is_float(binding.var) and not (is_copy or has_constant)
 
 
-def _sliced(func: relax.Function, cut: Cut, samples: Samples) -> relax.Function:
+def _sliced(func: relax.Function, cut: Cut, samples: BatchAxis) -> relax.Function:
     """The function with what is inside a cut computed slice by slice."""
     bindings = bindings_of(func)
     before, behind = bindings[: cut.last + 1], bindings[cut.last + 1 :]
@@ -280,13 +280,13 @@ def _sliced(func: relax.Function, cut: Cut, samples: Samples) -> relax.Function:
         env[binding.var] = value if isinstance(value, relax.Tuple) else builder.emit(value, binding.var.name)
 
     sliced = [binding for binding in before if binding.var in cut.inside]
-    late: list[relax.VarBinding] = []  # what reads what is joined comes after it
+    mixed: list[relax.VarBinding] = []  # what reads what is joined comes after it
     needs = set(cut.inside)
     for binding in before:
         if binding.var in cut.inside and binding.var not in cut.again:
             continue
         if any(var in needs for var in used_vars(binding.value)):
-            late.append(binding)
+            mixed.append(binding)
             needs.add(binding.var)
         else:
             emit(binding)
@@ -299,16 +299,16 @@ def _sliced(func: relax.Function, cut: Cut, samples: Samples) -> relax.Function:
 
     needed = {each for binding in sliced for each in samples.needs[binding.var]}
     for binding in reversed(before):
-        if binding.var in samples.alike and binding.var in needed:
+        if binding.var in samples.repeated and binding.var in needed:
             needed.update(samples.needs[binding.var])
-    alike: dict[relax.Var, Expr] = {}  # the same in each slice
+    repeated: dict[relax.Var, Expr] = {}  # the same in each slice
     for binding in before:
-        if binding.var in samples.alike and binding.var in needed:
-            alike[binding.var] = emit_part(binding, alike)
+        if binding.var in samples.repeated and binding.var in needed:
+            repeated[binding.var] = emit_part(binding, repeated)
     parts: dict[relax.Var, list[Expr]] = {var: [] for var in cut.joined}
     inputs = [x for x in func.params if x in samples.inputs]
     for index in range(cut.slices):
-        own = alike | {x: builder.emit(part(x, index=index, count=cut.slices), x.name) for x in inputs}
+        own = repeated | {x: builder.emit(part(x, index=index, count=cut.slices), x.name) for x in inputs}
         for binding in sliced:
             own[binding.var] = emit_part(binding, own)
         for var, made in parts.items():
@@ -317,7 +317,7 @@ def _sliced(func: relax.Function, cut: Cut, samples: Samples) -> relax.Function:
         env[var] = builder.emit(join(relax.Tuple(made)), var.name)
         if shape_of(env[var]) != shape_of(var):
             raise PassError(f"parts of '{var.name}' came to the shape {shape_of(env[var])}, not {shape_of(var)}")
-    for binding in [*late, *behind]:
+    for binding in [*mixed, *behind]:
         emit(binding)
     body = builder.normalize(substitute(func.body.body, env))
     emitted = list(builder._end_block().bindings)

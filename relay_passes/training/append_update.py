@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,7 @@ from schedules.kernels import update
 from ..errors import PassError
 from ..ir import Expr, bytes_of, dtype_of, op_name, scalar, shape_of
 from ..ir.append import GRADIENT_SUM, InPlaceWriter
-
-Selection = Mapping[str, tuple[int, Sequence[int]] | None]
+from ..ir.trained_part import Trained, TrainedPart, plain_parts
 
 # For each kind of optimizer: its hyperparameters with their defaults, the names of its states, the number of rates that
 # a step reads, and its kernel.
@@ -57,7 +56,7 @@ class AppendUpdate:
 
     optimizer: Mapping[str, Any]
     """``kind`` (sgd or adam), and the hyperparameters that differ from ``DEFAULTS``."""
-    trained: Selection
+    trained: Trained
     """The trained parameters, as in :class:`Backward`."""
     clip_norm: float | None = None
     """Largest norm of all gradients together; they are scaled down to it (``torch.nn.utils.clip_grad_norm_``)."""
@@ -74,7 +73,7 @@ class AppendUpdate:
         return InPlaceWriter(mod, self.function).append(self._updates)
 
     def _updates(self, writer: InPlaceWriter, grads: dict[str, Expr]) -> None:
-        kind = self.optimizer["kind"]
+        kind, trained = self.optimizer["kind"], plain_parts(self.trained)
         options = DEFAULTS[kind] | {name: value for name, value in self.optimizer.items() if name != "kind"}
         sums = {}
         if self.accumulated:
@@ -87,19 +86,19 @@ class AppendUpdate:
             vectors["clip"] = self._clip(writer, grads, self.clip_norm)
         for name, grad in grads.items():
             states = [writer.state(state, name, grad.ty) for state in STATES[kind](options)]
-            grad, scale = self._unscaled(writer, grad, self.trained[name])
+            grad, scale = self._unscaled(writer, grad, trained[name])
             read_vectors = vectors | scale
             lengths = {vector: shape_of(value)[0] for vector, value in read_vectors.items()}
-            layout = writer.layout(name, self.trained[name])
-            for part, rows in self._parts(writer, grad, self.trained[name]):
+            layout = writer.layout(name, trained[name])
+            for part, rows in self._parts(writer, grad, trained[name]):
                 kernel = KERNELS[kind](replace(layout, part=part), **options, vectors=lengths)
                 operands = [rows, *states, *read_vectors.values()]
-                writer.write(kind, kernel, name, operands, self.trained[name], also=range(2, 2 + len(states)))
+                writer.write(kind, kernel, name, operands, trained[name], also=range(2, 2 + len(states)))
         for total in sums.values():
             writer.clear(total)
 
     def _parts(
-        self, writer: InPlaceWriter, grad: Expr, piece: tuple[int, Sequence[int]] | None
+        self, writer: InPlaceWriter, grad: Expr, piece: TrainedPart | None
     ) -> list[tuple[tuple[int, int] | None, Expr]]:
         """Split the gradient of a large matrix product into row ranges of at most ``LARGE_GRADIENT`` bytes, each with
         an update of its own: one part exists at a time (:class:`SplitGradients`). Other gradients have one range,
@@ -114,9 +113,7 @@ class AppendUpdate:
         bounds = [(first, first + rows) for first in range(0, shape[0], rows)]
         return [(bound, writer.emit(R.strided_slice(grad, [0], [bound[0]], [bound[1]]))) for bound in bounds]
 
-    def _unscaled(
-        self, writer: InPlaceWriter, grad: Expr, piece: tuple[int, Sequence[int]] | None
-    ) -> tuple[Expr, dict[str, Expr]]:
+    def _unscaled(self, writer: InPlaceWriter, grad: Expr, piece: TrainedPart | None) -> tuple[Expr, dict[str, Expr]]:
         """Split off the scale by channel that folded batch norm multiplies a gradient with. The update multiplies
         instead, so that the product is never materialised."""
         product = writer.made(grad)

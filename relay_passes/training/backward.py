@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import tvm
@@ -11,7 +10,7 @@ from tvm import IRModule, relax
 
 from .. import gradients
 from ..errors import MissingGradient, Obstacle, PassError
-from ..gradients import Piece, Use
+from ..gradients import Use
 from ..ir import (
     Expr,
     NamingBuilder,
@@ -30,9 +29,7 @@ from ..ir import (
     used_vars,
 )
 from ..ir.places import Place, places_of
-
-Selection = Mapping[str, tuple[int, Sequence[int]] | None]
-
+from ..ir.trained_part import Trained, TrainedPart, plain_parts
 
 EXPANDED_BY = {
     "relax.nn.batch_norm": "FoldBatchNorm",
@@ -68,7 +65,7 @@ class Backward:
         A marked operand has no rule, or its rule does not cover this case; :func:`obstacles` lists all of them.
     """
 
-    trained: Selection
+    trained: Trained
     """The trained parameters by name: None for a whole one, else ``(axis, indices)``, the part of it to train."""
     function: str = "main"
     """The function to differentiate."""
@@ -85,7 +82,7 @@ class Backward:
         return update_function(mod, self.function, func)
 
 
-def obstacles(func: relax.Function, trained: Selection) -> list[Obstacle]:
+def obstacles(func: relax.Function, trained: Trained) -> list[Obstacle]:
     """List all reasons for which :class:`Backward` refuses a function: operators on a trained path that have no
     gradient, and parameters that cannot be trained in part."""
     walk = _Walk(func, trained)
@@ -96,15 +93,12 @@ def obstacles(func: relax.Function, trained: Selection) -> list[Obstacle]:
 @dataclass
 class _Walk:
     func: relax.Function
-    selection: Selection
+    selection: Trained
     contributions: dict[relax.Var, dict[int | None, list[Expr]]] = field(default_factory=dict)
     obstacles: list[Obstacle] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.trained = {
-            name: Piece(piece[0], tuple(piece[1])) if piece is not None else None
-            for name, piece in self.selection.items()
-        }
+        self.trained = plain_parts(self.selection)
         self.bindings = bindings_of(self.func)
         by_name = {param.name: param for param in self.func.params}
         unknown = [name for name in self.trained if name not in by_name]
@@ -284,7 +278,7 @@ def _sum(builder: relax.BlockBuilder, parts: list[Expr], name: str) -> Expr:
     return total
 
 
-def _grad_shape(operand: relax.Var, piece: Piece | None) -> tuple[int, ...]:
+def _grad_shape(operand: relax.Var, piece: TrainedPart | None) -> tuple[int, ...]:
     """The shape of the gradient of an operand, or of its trained part."""
     shape = list(shape_of(operand))
     if piece is not None:
