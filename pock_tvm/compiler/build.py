@@ -19,6 +19,7 @@ from tvm.support import cc
 from tvm.target import Target
 
 from relay_passes.ir import first_line
+from relay_passes.memory.lower_to_executor import emit_call
 from schedules.decisions import DEFAULTS, Decisions
 
 from ..device.runtime import CALL_KERNEL, CORES, pack_objects
@@ -118,7 +119,7 @@ def call_kernel(kernels: Mapping[str, int]) -> tirx.PrimFunc:
         for number, (name, count) in enumerate(sorted(kernels.items())):
             with T.If(vector[0] == number), T.Then():
                 operands = [T.reinterpret("handle", vector[1 + at]) for at in range(count)]
-                T.evaluate(T.call_extern("int32", name, *operands))
+                emit_call(name, operands)
     return builder.get().with_attr("global_symbol", CALL_KERNEL)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ProgramError
+from .errors import PockError, ProgramError
 
 ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
 
@@ -41,13 +41,24 @@ class Library:
         return tvm.runtime.tensor(np.array(addresses, dtype="int64"))
 
     def run(self, entry: str, table: Any) -> None:
-        """Call an entry point."""
+        """Call an entry point.
+
+        Raises
+        ------
+        PockError
+            It stopped at a kernel that failed: what it had written by then stays written.
+        """
         if entry not in self._functions:
             try:
                 self._functions[entry] = self._module[entry]
             except AttributeError as error:
                 raise ProgramError(f"this program has no '{entry}': compile it again with this version") from error
-        self._functions[entry](table)
+        try:
+            self._functions[entry](table)
+        except RuntimeError as error:
+            raise PockError(
+                f"'{entry}' stopped: {error}. Free memory, restore a checkpoint and go on from there"
+            ) from error
 
 
 _pool = threading.local()

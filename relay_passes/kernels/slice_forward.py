@@ -60,8 +60,8 @@ class SliceForward:
     In, out: dataflow functions; the first parameters, so many as the attribute ``num_input`` says, are the inputs. The
     peak of a sparse scheme is its forward pass: early activations are large, and nothing is kept of them. Slices use
     the same memory one after the other; what the rest of the step reads of them is joined, each part being written in
-    its place (:mod:`~relay_passes.operators.views`). Cut and number of slices are chosen for the lowest peak that costs
-    little time: weights are read, and kernels begin, once for each slice.
+    its place (:mod:`~relay_passes.operators.aliases`). Cut and number of slices are chosen for the lowest peak that
+    costs little time: weights are read, and kernels begin, once for each slice.
 
     ``steps`` are sliced first; the other ``functions``, which run in the same arena, as far as that still lowers it.
     What is made of ``frozen`` parameters alone will be made before any step and takes no part in this.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -20,7 +21,8 @@ class LowerToExecutor:
 
     In: what :class:`ListCalls` gives; every kernel is a PrimFunc of the module, under a name of its own as a symbol
     (:class:`NameKernels`: one named ``exp`` would be the C library's). Out: a PrimFunc of the same name and with the
-    same call list. Nothing but the calls happens at run time: no allocation, no dispatch, no checks.
+    same call list. Nothing but the calls happens at run time, and a look at what each returns: no allocation, no
+    dispatch.
     """
 
     function: str = "main"
@@ -34,7 +36,7 @@ class LowerToExecutor:
 def executor(calls: CallList) -> tirx.PrimFunc:
     """A function that takes one int64 vector of addresses, the table's and the arena's, and makes the calls.
 
-    Each kernel is called as a C function of pointers.
+    Each kernel is called as a C function of pointers. The first that fails ends the run.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("executor")
@@ -46,7 +48,18 @@ def executor(calls: CallList) -> tirx.PrimFunc:
 
         for call in calls.calls:
             if isinstance(call, KernelCall):
-                T.evaluate(T.call_extern("int32", call.kernel, *map(pointer, call.operands)))
+                emit_call(call.kernel, [pointer(place) for place in call.operands])
             else:
                 T.evaluate(T.call_extern("handle", "memcpy", pointer(call.to), pointer(call.source), call.size))
     return builder.get()
+
+
+def emit_call(kernel: str, operands: Sequence[tirx.Expr]) -> None:
+    """Emit the call of a kernel, a C function of pointers, into the function that is being built: it fails where the
+    kernel returns anything but 0."""
+    with T.Assert(T.call_extern("int32", kernel, *operands) == 0, NO_RESOURCES):
+        pass
+
+
+NO_RESOURCES = "a kernel got no memory for its scratch, or no threads to run on"
+"""Nothing else makes a kernel fail. One text for all calls keeps executors small."""

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
 import pock_tvm as pock
 from pock_tvm.compiler.targets import linker_for, resolve_target
 from pock_tvm.device.profile import example, profile
 from pock_tvm.device.runtime import machine_triple
 from tests.pock_tvm.networks import small
+from tests.schedules.kernels import built
 
 LINKER = linker_for(resolve_target("host"))
 ELF = b"\x7fELF"
@@ -104,3 +107,15 @@ def test_a_compiler_of_another_machine_that_fails_is_an_error(broken, monkeypatc
     monkeypatch.setenv("PATH", str(broken.parent))
     with pytest.raises(pock.PockError, match=f"{name}.*no developer tools were found$"):
         pock.compile(small(4), target="riscv/sifive-u74", scheme=pock.Scheme({"head.*": "full"}))
+
+
+def test_a_kernel_that_fails_ends_the_run() -> None:
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("kernel")
+        x = T.arg("x", T.Buffer((1,), "float32"))
+        with T.Assert(x[0] > 0, "what the kernel says"):
+            pass
+    kernel = built(builder.get())
+    kernel(np.ones(1, "float32"))
+    with pytest.raises(pock.PockError, match="'call_kernel' stopped: a kernel got no memory"):
+        kernel(np.zeros(1, "float32"))

@@ -10,11 +10,16 @@ from tvm.relax import op as R
 from relay_passes import ChooseKernels, ListCalls, LowerToExecutor, NameKernels, PlanArena
 from relay_passes.errors import PassError
 from relay_passes.memory.call_list import Copy, KernelCall, Place, call_list_of
-from tests.relay_passes.modules import function
+from tests.relay_passes.modules import TARGET, function
 
 
 def planned(body, params) -> tvm.IRModule:
-    passes = [ChooseKernels(["main"]), relax.transform.RewriteDataflowReshape(), NameKernels(["main"]), PlanArena()]
+    passes = [
+        ChooseKernels(["main"], TARGET),
+        relax.transform.RewriteDataflowReshape(),
+        NameKernels(["main"]),
+        PlanArena(),
+    ]
     return tvm.transform.Sequential(passes)(function(params, body))
 
 
