@@ -22,6 +22,7 @@ from ..ir import (
     CALLS,
     Expr,
     bindings_of,
+    bytes_of,
     dtype_of,
     first_line,
     op_name,
@@ -208,7 +209,7 @@ def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: r
     tiles = math.ceil(out_channels / 32) if is_depthwise else math.prod(taps) * group_in * out_channels / 256
     most = math.prod(shape_of(x)) // math.prod(result)
     needs_parts = any(padding) and not is_depthwise
-    is_large = 4 * (math.prod(shape_of(x)) + math.prod(shape_of(grad))) > target.traits.cores * target.traits.l2_bytes
+    is_large = bytes_of(x) + bytes_of(grad) > target.traits.cores * target.traits.l2_bytes
     want = 4 * target.traits.cores if needs_parts or is_large else math.ceil(4 * target.traits.cores / tiles)
     chunks = parts((batch, height), min(want, most)) if most > 1 else (1, 1)
     if needs_parts and (chunks == (1, 1) or groups > 1):

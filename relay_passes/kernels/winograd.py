@@ -7,12 +7,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import tvm
-from tvm import IRModule, relax
+from tvm import DataType, IRModule, relax
 from tvm.relax import op as R
 
 from schedules.kernels.winograd import STEP, TAPS, TILE, tiles
 
-from ..ir import Expr, bindings_of, constant_vars, op_name, rewrite, shape_of, update_function
+from ..ir import Expr, bindings_of, constant_vars, dtype_of, op_name, rewrite, shape_of, update_function
 from ..operators.registry import attributes_of, plain
 from ..operators.training import (
     matmul,
@@ -85,7 +85,7 @@ class Winograd:
             and (is_frozen or pixels >= self.fewest_pixels)
             and math.prod(taps) * inputs * outputs * pixels >= self.fewest_multiplications
             and min(inputs, outputs) >= FEWEST_CHANNELS
-            and 4 * TILE**2 * count * (inputs + outputs) <= MOST_BYTES
+            and DataType(dtype_of(x)).itemsize * TILE**2 * count * (inputs + outputs) <= MOST_BYTES
         )
 
 
