@@ -1,1 +1,1 @@
-"""Loop nests for the kernels of training, per family of target."""
+"""Kernel definitions and schedules for training, by target family."""

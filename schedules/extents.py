@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 
 def divisors(extent: int) -> list[int]:
-    """Divisors of an extent, smallest first."""
+    """Return the divisors of an extent, smallest first."""
     return [n for n in range(1, extent + 1) if extent % n == 0]
 
 
 def parts(extents: Sequence[int], want: int) -> tuple[int, ...]:
-    """Equal parts to cut each axis of a long sum into, so that there are at least ``want`` together, where possible.
+    """Split the axes of a long reduction into at least ``want`` equal chunks in total, where possible.
 
-    The first axis is cut first: a part is then contiguous in memory.
+    Returns the number of chunks of each axis. The first axis is split first: its chunks are contiguous in memory.
     """
     counts = []
     for extent in extents:

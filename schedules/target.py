@@ -1,4 +1,4 @@
-"""What the compiler knows of a machine: the interface between the passes and a back end."""
+"""Interface between the passes and a back end: traits, layouts, schedules, lowering."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ class Traits:
     """A CPU with vector registers."""
 
     lanes: int
-    """Floats in a vector register."""
+    """float32 lanes of a vector register."""
     registers: int
-    """Vector registers."""
+    """Number of vector registers."""
     cores: int
     l2_bytes: int = 512 * 1024
-    """Second cache, a core's share of it."""
+    """L2 cache per core, in bytes."""
 
 
 class Layouts(Protocol):
-    """Sizes that passes give the operands of products, so that register tiles cover them exactly."""
+    """Operand sizes of products, chosen by passes so that register tiles leave no tail."""
 
     def vector_lanes(self, columns: int) -> int:
-        """Lanes of the vectors that divide ``columns`` contiguous results."""
+        """Return the lanes of a vector along ``columns`` contiguous results: a divisor of ``columns``."""
 
     def rounded_rows(self, rows: int, columns: int) -> int:
-        """Rows to compute of a product of ``rows`` x ``columns``: a few more where those have a much better tile."""
+        """Return the rows to compute of a ``rows`` x ``columns`` product: slightly more for a much better tile."""
 
     def strip_width(self, rows: int, columns: int) -> int:
-        """Columns of one strip of a packed second operand: those of a register tile."""
+        """Return the columns per strip of a packed second operand: the width of a register tile."""
 
 
 class Target(Protocol):
-    """A machine that kernels are made for. A plain value: equal targets give equal kernels."""
+    """A machine to compile kernels for. A plain value: equal targets give equal kernels."""
 
     @property
     def traits(self) -> Traits:
-        """What the machine has."""
+        """Traits of the machine."""
 
     @property
     def layouts(self) -> Layouts:
-        """How operands are laid out for its schedules."""
+        """Operand layouts that suit the target's schedules."""
 
     def schedule(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
-        """Schedule one kernel; one that comes scheduled, or that nothing suits, stays as it is.
+        """Schedule one kernel. One that comes scheduled, or that no rule suits, is returned unchanged.
 
         Raises
         ------
         DecisionError
-            The schedule does not offer what is decided.
+            A decision names a choice or an option that the schedule does not offer.
         """
 
     def options(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
-        """The choices of a kernel's schedule by name, behind some decisions."""
+        """Return the choices that a kernel's schedule offers under ``decisions``, by name."""
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
-        """Lower a scheduled kernel to what the target's code generator takes, under its ``global_symbol``."""
+        """Lower a scheduled kernel to a module for the target's code generator, under its ``global_symbol``."""

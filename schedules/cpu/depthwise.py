@@ -1,4 +1,4 @@
-"""Depthwise convolution and its gradients: a few pixels of a vector of channels stay in registers."""
+"""Depthwise convolution and its gradients: register tiles of a few pixels by one vector of channels."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .tile import (
 
 
 def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
-    """``Y[n, h, w, c] = sum_{r, s} X[n, .., c] * W[r, s, c]``, the taps unrolled.
+    """Schedule ``Y[n, h, w, c] = sum_{r, s} X[n, .., c] * W[r, s, c]`` with the taps unrolled.
 
-    Pixels next to each other share inputs, which then are loaded once.
+    Adjacent pixels of a tile share input loads.
     """
     spatial, reduced = split_by_kind(sch, block)
     *rows, column = spatial
@@ -37,14 +37,14 @@ def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Cho
 
 
 def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
-    """``dX[n, h, w, c] = sum_{r, s} dY[n, .., c] * W[r, s, c]``, phase by phase of a stride."""
+    """Schedule ``dX[n, h, w, c] = sum_{r, s} dY[n, .., c] * W[r, s, c]``, one stride phase at a time."""
     spatial, reduced = split_by_kind(sch, block)
     rows, phases = split_phases(sch, block, spatial[:-1])
     _tile(sch, block, traits, rows, spatial[-1], reduced, phases, choices)
 
 
 def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
-    """``dW[.., r, s, 0, c] = sum X[n, .., c] * dY[n, h, w, c]``: all taps of a vector of channels at a time."""
+    """Schedule ``dW[.., r, s, 0, c] = sum X[n, .., c] * dY[n, h, w, c]`` in tiles of taps by channel vectors."""
     spatial, reduced = split_by_kind(sch, block)
     *parts, r, s, one, column = spatial
     tile = choose_tile(sch, [r, s, one], column, traits, choices)
@@ -73,9 +73,9 @@ def _tile(
 
 
 def _tiles(rows: list[int], columns: int, traits: Traits) -> list[Tile]:
-    """Tiles of one vector, most pixels first, and high ones before wide ones: they read from more places at a time.
+    """Return tiles of one channel vector, most pixels first, and tall before wide: they read more rows at a time.
 
-    Unlike in a product every operand is a vector: weights and inputs want registers too, and get three of four.
+    Results get a quarter of the registers: unlike in a matrix product, weights and inputs are vectors too.
     """
     _, height, width = rows
     lanes = vector_lanes(columns, traits.lanes)

@@ -1,4 +1,4 @@
-"""What any kernel gets that no rule knows: inlined, parallel outside, vectorised inside."""
+"""Fallback schedule of any kernel: inlined, parallel outer loops, vectorised inner loop."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from .tile import Unsuited, extent_of, extents_of, is_reduction, split_by_kind, 
 
 
 def fallback(sch: s_tir.Schedule, choices: Choices, traits: Traits) -> None:
-    """Inline element-wise producers, then run each remaining block parallel over its outer and vectorised over its
-    inner loop.
+    """Inline element-wise producers, then parallelise outer loops and vectorise the inner loop of each other block.
 
-    Decisions, of each block: ``<block>.lanes`` and ``<block>.parallel`` (loops, from outside), or ``<block>.squares``.
+    Decisions per block: ``<block>.lanes`` and ``<block>.parallel`` (number of outer loops), or ``<block>.squares``.
     """
     root = sch.get_sblock("root")
     for block in sch.get_child_blocks(root)[:-1]:
@@ -58,7 +57,7 @@ def _parallel_and_vector(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, c
 
 
 def _read_across(sch: s_tir.Schedule, block: SBlockRV, spatial: list[LoopRV]) -> int | None:
-    """Which loop runs along contiguous elements of something that is read, where it is not the last: a transpose."""
+    """Return the index of a loop, not the last, that is contiguous in an input: a transpose. None without."""
     stmt = sch.get(block)
     variables = [iter_var.var for iter_var in stmt.iter_vars]
     for region in stmt.reads:
@@ -69,7 +68,7 @@ def _read_across(sch: s_tir.Schedule, block: SBlockRV, spatial: list[LoopRV]) ->
 
 
 def _square_tiles(sch: s_tir.Schedule, spatial: list[LoopRV], across: int, traits: Traits) -> None:
-    """Move squares, so that every cache line that is read is used up before it is gone."""
+    """Tile in squares, so that each cache line that is read is used up before its eviction."""
     lanes = [vector_lanes(extent_of(sch, spatial[axis]), traits.lanes) for axis in (across, -1)]
     outer, inner = zip(
         *(sch.split(spatial[axis], [None, size]) for axis, size in zip((across, -1), lanes, strict=True)), strict=True
@@ -83,7 +82,7 @@ def _square_tiles(sch: s_tir.Schedule, spatial: list[LoopRV], across: int, trait
 
 
 def _parallel_loops(extents: list[int], traits: Traits) -> int:
-    """How many of the outer loops it takes to have work for all cores, evenly: few, for cheap indices inside."""
+    """Return the fewest outer loops that give balanced work to all cores. Fewer loops mean cheaper index arithmetic."""
     for count in range(1, len(extents) + 1):
         tasks = math.prod(extents[:count])
         if tasks % traits.cores == 0 or tasks >= 8 * traits.cores:

@@ -1,4 +1,4 @@
-"""Lowers scheduled kernels to C functions for LLVM."""
+"""Lowering of scheduled kernels to C functions for LLVM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEVICE_TYPE_CPU = 1
 
 
 def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
-    """Lower a scheduled kernel to ``int <global_symbol>(pointer, …)``, a module that LLVM takes."""
+    """Lower a scheduled kernel to a module for LLVM, with the function ``int <global_symbol>(pointer, …)``."""
     symbol = func.attrs["global_symbol"]
     mod = tirx.transform.BindTarget(target.with_host(target))(IRModule({symbol: _without_offsets(func)}))
     with tvm.transform.PassContext():
@@ -22,10 +22,10 @@ def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
 
 
 def _without_offsets(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The kernel with every argument at its pointer.
+    """Drop the element offsets of the arguments: each starts at its pointer.
 
-    What TVM writes as loops (sorting, scattering, scans) declares its buffers at unknown offsets, which only its own
-    calling convention would fill in.
+    TVM's kernels written as loops (sort, scatter, scan) declare buffers with symbolic offsets, which only TVM's packed
+    calling convention binds.
     """
     known = {
         param: tirx.decl_buffer(param.shape, str(param.ty.dtype), param.name, layout=None)
@@ -48,7 +48,7 @@ LOWERING = [
     tirx.transform.BF16ComputeLegalize(),
     tirx.transform.NarrowDataType(32),
     s_tir.transform.LoopPartition(),
-    tirx.transform.ConvertSSA(),  # an inlined block brings its names along
+    tirx.transform.ConvertSSA(),  # inlining a block duplicates its variables
     tirx.transform.VectorizeLoop(True),
     tirx.transform.StorageRewrite(),
     s_tir.transform.HoistIfThenElse(),
@@ -60,14 +60,14 @@ LOWERING = [
     s_tir.transform.RewriteUnsafeSelect(),
     tirx.transform.CommonSubexprElim(),
 ]
-"""From a schedule to loops over flat memory (as ``tvm.s_tir.pipeline.default_s_tir_pipeline``, for C functions)."""
+"""Passes from a schedule to loops over flat memory: ``tvm.s_tir.pipeline.default_s_tir_pipeline``, for C functions."""
 
 
 def as_c_function(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """A kernel as ``int name(pointer, …)``, in the place of TVM's packed calling convention.
+    """Give a kernel the signature ``int name(pointer, …)`` instead of TVM's packed calling convention.
 
-    An executor calls a kernel thousands of times a second with tensors that are right by construction: there is nothing
-    to unpack and nothing to check. (Stands where ``tirx.transform.MakePackedAPI`` does.)
+    An executor calls kernels thousands of times a second, with tensors of known shape and dtype: nothing needs
+    unpacking or checking. Replaces ``tirx.transform.MakePackedAPI``.
     """
     pointers = [
         tirx.Var(f"{param.name}_ptr", tvm.ir.PointerType(tvm.ir.PrimType(str(param.ty.dtype)))) for param in func.params
@@ -76,7 +76,7 @@ def as_c_function(func: tirx.PrimFunc) -> tirx.PrimFunc:
     body: tirx.Stmt = tirx.SeqStmt([*buffers, func.body])
     for key, value in (("device_type", DEVICE_TYPE_CPU), ("device_id", 0)):
         body = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.const(value, "int32"), body)
-    # Behind the scope of the device: what the body allocates is freed at the end of that scope.
+    # Return after the device scope, at whose end the body's allocations are freed.
     body = tirx.SeqStmt([body, tirx.Return(tirx.const(0, "int32"))])
     raw = tirx.PrimFunc(pointers, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
     return raw.with_attr("calling_conv", 1)

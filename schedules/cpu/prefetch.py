@@ -1,4 +1,4 @@
-"""Asks for the memory that a register tile will be written to before the tile is computed."""
+"""Prefetch of a register tile's destination before the tile is computed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tvm import IRModule, tirx
 
 @tirx.transform.prim_func_pass(opt_level=0, name="pock.PrefetchResults")
 def prefetch_results(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.PassContext) -> tirx.PrimFunc:
-    """Prefetch, before a loop that sums into registers, what the stores behind it write.
+    """Prefetch, before a loop that reduces into registers, what the stores after it write.
 
-    A result that is in no cache must be fetched before it can be written. Behind the loop the core would wait for it,
-    tile after tile; asked for before the loop, it is there in time. In, out: flat loops, unrolled and vectorised.
+    A store to an uncached line waits for the line to be fetched. A prefetch before the loop overlaps with the
+    reduction. In, out: flat loops, unrolled and vectorised.
     """
     return func.with_body(_visit(func.body))
 
@@ -38,7 +38,7 @@ def _visit(stmt: tirx.Stmt) -> tirx.Stmt:
 
 
 def _prefetches(behind: Sequence[tirx.Stmt]) -> list[tirx.Stmt]:
-    """One for each vector that the stores at the beginning of ``behind`` write to memory, or read there beside."""
+    """Return a prefetch for each vector that the leading stores of ``behind`` write, or read from a buffer as large."""
     found: list[tirx.Stmt] = []
     for stmt in behind:
         if not isinstance(stmt, tirx.BufferStore):
@@ -50,7 +50,7 @@ def _prefetches(behind: Sequence[tirx.Stmt]) -> list[tirx.Stmt]:
     return found
 
 
-FOR_READING, FOR_WRITING = (0, 3, 1), (1, 3, 1)  # of llvm.prefetch: into all caches, data
+FOR_READING, FOR_WRITING = (0, 3, 1), (1, 3, 1)  # arguments of llvm.prefetch: read or write, all caches, data
 
 
 def _prefetch(buffer: tirx.Buffer, place: tirx.Expr, how: tuple[int, int, int]) -> tirx.Stmt:
@@ -63,7 +63,7 @@ def _is_as_large(buffer: tirx.Buffer, other: tirx.Buffer) -> bool:
 
 
 def _loads(expr: tirx.Expr) -> Iterator[tvm.ir.TensorLoad]:
-    """The vectors that an expression reads."""
+    """Yield the vector loads of an expression."""
     if isinstance(expr, tvm.ir.TensorLoad):
         if len(expr.indices) == 1 and isinstance(expr.indices[0], tirx.Ramp):
             yield expr

@@ -1,4 +1,4 @@
-"""Products of training: matrix products, convolutions and their gradients, as register tiles."""
+"""Register-tiled products: matrix products, convolutions and their gradients."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from .tile import (
 )
 
 PACKED_ROWS = 48
-"""Rows of a result from which a copy of the strip that they all read pays."""
+"""Fewest result rows for which packing a strip of B pays."""
 
 
 def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
-    """``Y[rows, columns] = sum A * B`` where B, and Y, are contiguous along the columns.
+    """Schedule ``Y[rows, columns] = sum A * B`` where B and Y are contiguous along the columns.
 
-    A matrix product (batches of it too), a convolution (implicit GEMM: rows are pixels), or its data gradient: a
-    convolution for each phase of a stride. Where B is larger than half of the second cache, strips of its columns are
-    the outer loop, and are packed.
+    Covers matrix products (also batched), convolutions (implicit GEMM: rows are pixels) and their data gradients (one
+    convolution per stride phase). If B exceeds half of the L2 cache, strips of its columns are the outer loop, packed
+    where that pays.
 
     Decisions: ``tile``, ``columns_first``, ``pack`` and those of :func:`register_tile`.
     """
@@ -73,7 +73,7 @@ def _is_balanced(tasks: int, traits: Traits) -> bool:
 
 
 def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
-    """``dW[.., r, s, i, o] = sum X * dY`` over pixels: a tile is some channels i by some channels o.
+    """Schedule ``dW[.., r, s, i, o] = sum X * dY`` over pixels, in tiles of input by output channels.
 
     Decisions: ``tile`` and those of :func:`block_by_block`, or of :func:`register_tile`.
     """
@@ -91,16 +91,16 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choice
 
 @dataclass(frozen=True)
 class _Operands:
-    """How the loops over the results of a product use its second operand, B."""
+    """Spatial loops of a product, by their use of its second operand, B."""
 
     index: int
-    """Which of the block's reads B is."""
+    """Position of B among the block's reads."""
     outer: list[LoopRV]
-    """Loops that B depends on: a batch of products."""
+    """Loops that B depends on: the batch."""
     rows: list[LoopRV]
-    """Those that it does not, less the columns."""
+    """Loops that B does not depend on."""
     size: int
-    """Bytes of one B."""
+    """Bytes of one B of the batch."""
 
 
 def _operands(sch: s_tir.Schedule, block: SBlockRV, spatial: list[LoopRV]) -> _Operands:

@@ -1,4 +1,4 @@
-"""Sums over pixels or tokens, and kernels that work row by row: softmax, layer and RMS norm."""
+"""Reductions over pixels or tokens, and row-wise kernels: softmax, layer and RMS norm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tile import Unsuited, extent_of, extents_of, is_reduction, split_by_kind, 
 
 
 def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
-    """``Y[.., k] = sum X[.., k]``: a few vectors of sums stay in registers.
+    """Schedule ``Y[.., k] = sum X[.., k]`` with a few vectors of sums in registers.
 
     Decisions: ``vectors``.
     """
@@ -38,12 +38,12 @@ def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: C
 
 
 def row_wise(sch: s_tir.Schedule, choices: Choices, traits: Traits) -> None:
-    """Blocks that all work on the same rows, summing along the last axis: each row goes through all of them at once.
+    """Fuse blocks that reduce along the last axes of the same rows into one loop over rows.
 
-    Softmax, layer norm, RMS norm, their gradients: whatever has reductions over the last axes and then a result of full
-    rank. A sum runs over vectors of neighbours first, and then over the lanes.
+    Applies to softmax, layer norm, RMS norm and their gradients: reductions over the last axes, then a result of full
+    rank. A reduction accumulates vectors first, then sums their lanes.
 
-    Decisions: ``parallel``, and ``<block>.vectors`` of each sum.
+    Decisions: ``parallel``, and ``<block>.vectors`` of each reduction.
     """
     *inner, last = sch.get_child_blocks(sch.get_sblock("root"))
     loops = sch.get_loops(last)
@@ -80,7 +80,10 @@ def row_wise(sch: s_tir.Schedule, choices: Choices, traits: Traits) -> None:
 
 
 def _sum_by_lane(sch: s_tir.Schedule, block: SBlockRV, depth: int, traits: Traits, choices: Choices) -> SBlockRV | None:
-    """A block that sums every n-th element of a row, n lanes; ``block`` then sums the lanes. None for odd rows."""
+    """Split off a block that sums every n-th element of a row into n lanes; ``block`` then sums the lanes.
+
+    Returns None where no n divides the row, or n is its length.
+    """
     reduced = sch.get_loops(block)[depth:]
     loop: LoopRV = sch.fuse(*reduced) if len(reduced) > 1 else reduced[0]
     extent = extent_of(sch, loop)

@@ -1,4 +1,4 @@
-"""Chooses the schedule of a kernel: that of the operator which its main block computes, or the fallback."""
+"""Schedule selection: the rule of a kernel's main block, or the fallback."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ RULES: dict[str, Rule] = {
     "pock.depthwise_conv2d_weight_gradient": depthwise.weight_gradient,
     "pock.channel_sum": reduction.channel_sum,
 }
-"""Schedules by the ``schedule_rule`` that the definitions in ``schedules/kernels`` give their main block."""
+"""Rules by the ``schedule_rule`` attribute of main blocks in ``schedules/kernels``."""
 
 
 def schedule(func: tirx.PrimFunc, traits: Traits, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
-    """Schedule one kernel; one that comes scheduled, or that nothing suits, stays as it is.
+    """Schedule one kernel. One that comes scheduled, or that no rule suits, is returned unchanged.
 
     Raises
     ------
     DecisionError
-        The schedule does not offer what is decided.
+        A decision names a choice or an option that the schedule does not offer.
     """
     return _scheduled(func, traits, decisions)[0]
 
 
 def options(func: tirx.PrimFunc, traits: Traits, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
-    """The choices of a kernel's schedule by name, in the order in which they are made, behind some decisions."""
+    """Return the choices that a kernel's schedule offers under ``decisions``, by name, in the order they are made."""
     return _scheduled(func, traits, decisions)[1]
 
 
@@ -62,7 +62,7 @@ def _scheduled(func: tirx.PrimFunc, traits: Traits, decisions: Decisions) -> tup
 
 
 def _rules(sch: s_tir.Schedule, traits: Traits) -> Iterator[Callable[[s_tir.Schedule, Choices], None]]:
-    """What to try, best first."""
+    """Yield the rules to try, best first."""
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         stmt = sch.get(block)
         rule = RULES.get(stmt.annotations.get("schedule_rule"))

@@ -1,4 +1,4 @@
-"""CPUs that LLVM generates code for, as a target of the compiler."""
+"""Target of the compiler for CPUs that LLVM generates code for."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .traits import traits_of
 
 @dataclass(frozen=True)
 class CpuLayouts:
-    """Sizes that suit register tiles (:class:`schedules.target.Layouts`)."""
+    """Operand sizes that suit register tiles (:class:`schedules.target.Layouts`)."""
 
     traits: Traits
 
     def vector_lanes(self, columns: int) -> int:
-        """Lanes of the vectors that divide ``columns`` contiguous results."""
+        """Return the lanes of a vector along ``columns`` contiguous results: a divisor of ``columns``."""
         return vector_lanes(columns, self.traits.lanes)
 
     def rounded_rows(self, rows: int, columns: int) -> int:
-        """Rows to compute of a product of ``rows`` x ``columns``."""
+        """Return the rows to compute of a ``rows`` x ``columns`` product."""
         return rounded_rows(rows, columns, self.traits)
 
     def strip_width(self, rows: int, columns: int) -> int:
-        """Columns of one strip of a packed second operand."""
+        """Return the columns per strip of a packed second operand."""
         return tiles([self.rounded_rows(rows, columns)], columns, self.traits)[0].width
 
 
@@ -43,15 +43,15 @@ class CpuTarget:
 
     @property
     def layouts(self) -> CpuLayouts:
-        """How operands are laid out for register tiles."""
+        """Operand layouts that suit register tiles."""
         return CpuLayouts(self.traits)
 
     def schedule(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
-        """Schedule one kernel; one that comes scheduled, or that nothing suits, stays as it is."""
+        """Schedule one kernel. One that comes scheduled, or that no rule suits, is returned unchanged."""
         return schedule(func, self.traits, decisions)
 
     def options(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
-        """The choices of a kernel's schedule by name, behind some decisions."""
+        """Return the choices that a kernel's schedule offers under ``decisions``, by name."""
         return options(func, self.traits, decisions)
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
@@ -60,5 +60,5 @@ class CpuTarget:
 
 
 def cpu_target(llvm: tvm.target.Target) -> CpuTarget:
-    """The CPU that an LLVM target of TVM describes."""
+    """Make the target of the CPU that TVM's LLVM target describes."""
     return CpuTarget(traits_of(llvm), llvm)

@@ -1,4 +1,4 @@
-"""Register tiles: a small block of a product's results stays in vector registers over the whole reduction."""
+"""Register tiles: a small block of results stays in vector registers over the whole reduction."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..target import Traits
 
 
 class Unsuited(Exception):
-    """A schedule does not suit a kernel: another one is tried."""
+    """Mismatch of a schedule and a kernel: the next rule is tried."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How many results a register tile holds along each loop over rows, and how many columns, as vectors."""
+    """Extents of a register tile: results along each row loop, and columns as vectors of lanes."""
 
     rows: tuple[int, ...]
     lanes: int
@@ -39,7 +39,7 @@ class Tile:
 
 
 def extent_of(sch: s_tir.Schedule, loop: LoopRV) -> int:
-    """How often a loop runs."""
+    """Return the extent of a loop, which must be constant."""
     extent = sch.get(loop).extent
     if not isinstance(extent, tirx.IntImm):
         raise Unsuited("the extent of a loop is not constant")
@@ -47,17 +47,17 @@ def extent_of(sch: s_tir.Schedule, loop: LoopRV) -> int:
 
 
 def extents_of(sch: s_tir.Schedule, loops: Sequence[LoopRV]) -> list[int]:
-    """How often each loop runs."""
+    """Return the extent of each loop."""
     return [extent_of(sch, loop) for loop in loops]
 
 
 def is_reduction(sch: s_tir.Schedule, block: SBlockRV) -> bool:
-    """Whether a block sums something."""
+    """Return whether a block has a reduction axis."""
     return any(int(iter_var.iter_type) == 2 for iter_var in sch.get(block).iter_vars)
 
 
 def split_by_kind(sch: s_tir.Schedule, block: SBlockRV) -> tuple[list[LoopRV], list[LoopRV]]:
-    """The loops of an untouched block: over results, and over what is summed."""
+    """Return the spatial loops and the reduction loops of an unscheduled block."""
     kinds = [int(iter_var.iter_type) for iter_var in sch.get(block).iter_vars]
     loops = sch.get_loops(block)
     if len(loops) != len(kinds) or any(kind not in (0, 2) for kind in kinds):
@@ -67,7 +67,7 @@ def split_by_kind(sch: s_tir.Schedule, block: SBlockRV) -> tuple[list[LoopRV], l
 
 
 def vector_lanes(columns: int, most: int) -> int:
-    """Lanes of the vectors along ``columns`` contiguous results: what divides them, powers of two first."""
+    """Return the lanes of a vector along ``columns`` results: a divisor, at most ``most``, powers of two first."""
     lanes = most
     while lanes > 4 and columns % lanes:
         lanes //= 2
@@ -77,10 +77,10 @@ def vector_lanes(columns: int, most: int) -> int:
 
 
 def tiles(rows: Sequence[int], columns: int, traits: Traits) -> list[Tile]:
-    """Register tiles that cover ``rows`` x ``columns`` results exactly, the most promising first.
+    """Return register tiles that cover ``rows`` x ``columns`` results without a tail, lowest estimated cost first.
 
-    A tile of ``t`` rows and ``v`` vectors loads t + v operands for t * v multiplications, and needs enough of them in
-    flight to hide their latency; two registers are for operands.
+    A tile of t rows and v vectors does t + v loads for t * v multiply-adds, and needs enough of them in flight to hide
+    their latency. Operands take v + 1 registers.
     """
     lanes = vector_lanes(columns, traits.lanes)
     found = []
@@ -96,7 +96,7 @@ def tiles(rows: Sequence[int], columns: int, traits: Traits) -> list[Tile]:
 
 
 def _cost(tile: Tile, results: int, traits: Traits) -> float:
-    """About how long a multiplication takes, in units of the shortest that there is."""
+    """Estimate the time per multiply-add, relative to peak throughput."""
     size = tile.height * tile.vectors
     loads = (tile.height + tile.vectors) / size
     latency = max(1.0, 10 / size)
@@ -106,7 +106,7 @@ def _cost(tile: Tile, results: int, traits: Traits) -> float:
 
 
 def rounded_rows(rows: int, columns: int, traits: Traits) -> int:
-    """``rows``, or a few more if those have a much better tile: 197 is a prime, 198 is 33 times 6."""
+    """Return ``rows``, or slightly more for a much better tile: 197 is prime, 198 is 33 times 6."""
 
     def cost(count: int) -> float:
         best = tiles([count], columns, traits)[0]
@@ -121,20 +121,21 @@ MOST_SPARE_ROWS = 7
 
 
 def choose_tile(sch: s_tir.Schedule, rows: Sequence[LoopRV], column: LoopRV, traits: Traits, choices: Choices) -> Tile:
-    """A register tile for loops over results."""
+    """Choose a register tile for loops over results."""
     return decided_tile(choices, tiles(extents_of(sch, rows), extent_of(sch, column), traits))
 
 
 def decided_tile(choices: Choices, offered: Sequence[Tile]) -> Tile:
-    """The tile that ``tile`` decides on, as its extents along rows and columns; the first by default."""
+    """Return the tile of the decision ``tile``: its extents along rows and columns. Default: the first."""
     by_extents = {(*tile.rows, tile.width): tile for tile in offered}
     return by_extents[choices.choose("tile", list(by_extents), next(iter(by_extents)))]
 
 
 def split_phases(sch: s_tir.Schedule, block: SBlockRV, rows: list[LoopRV]) -> tuple[list[LoopRV], list[LoopRV]]:
-    """For a data gradient with strides: loops over results, and over the phases of height and width.
+    """Split the row loops of a strided data gradient by phase: position modulo stride.
 
-    All results of one phase read the same taps, so that no inserted zero is multiplied.
+    Returns the row loops, and the phase loops of height and width (none for stride 1). All results of one phase read
+    the same taps, so no inserted zero is multiplied.
     """
     strides = strides_of(sch, block)
     if all(stride == 1 for stride in strides):
@@ -148,13 +149,12 @@ def split_phases(sch: s_tir.Schedule, block: SBlockRV, rows: list[LoopRV]) -> tu
 
 
 def strides_of(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
-    """The strides of the convolution that a data gradient belongs to; none for anything else."""
+    """Return the strides of a data gradient's convolution; empty for other blocks."""
     return [int(stride) for stride in sch.get(block).annotations.get("strides", [])]
 
 
 def rows_in_cache(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> int:
-    """For a weight gradient: rows of dY's pixels which, with those of X that belong to them, fill half of the second
-    cache."""
+    """Return how many rows of dY, with the matching rows of X, fill half of the L2 cache in a weight gradient."""
     operands = [[int(extent) for extent in region.source.ty.shape] for region in sch.get(block).reads]
     images = [shape for shape in operands if len(shape) == RANK_OF_IMAGES]
     rows = min(shape[1] for shape in images)
@@ -165,13 +165,14 @@ RANK_OF_IMAGES = 4
 
 
 def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
-    """Inline what is computed element by element behind ``block``, with what it reads beside, into the last of it: the
-    epilogue. None without one.
+    """Inline the element-wise consumers of ``block``, and their other producers, into the last consumer: the epilogue.
+
+    Returns the epilogue, or None without consumers.
 
     Raises
     ------
     Unsuited
-        What comes behind gives results that the block does not have: no tile of the block's would write them.
+        The epilogue has results beyond those of ``block``, which no tile would write.
     """
     last = None
     consumers = sch.get_consumers(block)
@@ -196,7 +197,7 @@ def _shape(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
 
 
 def _has_more(shape: Sequence[int], than: Sequence[int]) -> bool:
-    """Whether a result is longer than another along an axis; of one of another rank, whether its size differs."""
+    """Return whether ``shape`` exceeds ``than`` along an axis; for different ranks, whether their sizes differ."""
     if _joins_strips(shape, than):
         than = [*than[:-2], shape[-1]]
     if len(shape) != len(than):
@@ -205,7 +206,7 @@ def _has_more(shape: Sequence[int], than: Sequence[int]) -> bool:
 
 
 def _joins_strips(shape: Sequence[int], strips: Sequence[int]) -> bool:
-    """Whether a result of this shape has as columns the strips of columns of another, side by side."""
+    """Return whether ``shape`` joins column strips: [.., count, width] to [.., count * width]."""
     return len(shape) + 1 == len(strips) and shape[-1] == strips[-2] * strips[-1]
 
 
@@ -228,13 +229,13 @@ def register_tile(
 ) -> None:
     """Hold a tile of the results of ``block`` in registers, and run tiles in parallel.
 
-    Loops, from outside: ``outer``, those over tiles of ``rows``, with the first of ``phases`` before the last of them,
-    those over tiles of the ``column`` (``columns_first``: before those over rows, so that a strip of the second operand
-    stays in cache), the other ``phases``, ``reduced``, and the tile itself. Phases are unrolled; neighbouring results
-    are of different ones. The first ``parallel`` loops (by default all down to the tile) are fused and run in parallel.
-    ``unroll_reduced`` loops of the reduction are unrolled, from the first. Where the first operand is padded, each task
-    pads what it needs, an image at a time. ``pack``: each task starts with a copy of what it needs of this operand, by
-    its position: a strip of a wide matrix lies in too few sets of a cache, and on too many pages.
+    Loops, outermost first: ``outer``; tiles of ``rows``, with ``phases[0]`` before the last of them; tiles of
+    ``column``; ``phases[1:]``; ``reduced``; the tile. ``columns_first``: column tiles precede row tiles, so that a
+    strip of the second operand stays in cache. Phases are unrolled: adjacent results belong to different ones. The
+    first ``parallel`` loops (default: all tile loops) are fused and run in parallel. The first ``unroll_reduced``
+    reduction loops are unrolled. A padded first operand is padded per task, one image at a time. ``pack``: position of
+    an operand of which each task first copies its part. A strip of a wide matrix maps to too few cache sets, and to too
+    many pages.
 
     Decisions: ``parallel``, ``unroll_reduced`` and, where tasks pad, ``tiles_of_task``.
     """
@@ -278,7 +279,7 @@ def register_tile(
 
 
 def _in_strips(sch: s_tir.Schedule, block: SBlockRV, width: int) -> None:
-    """Let a block run over strips of so many of its columns."""
+    """Split the columns of a block into strips of ``width``."""
 
     def strips(*at: tirx.Var) -> list[tirx.Expr]:
         return [*at[:-1], tirx.indexdiv(at[-1], width), tirx.indexmod(at[-1], width)]
@@ -287,21 +288,23 @@ def _in_strips(sch: s_tir.Schedule, block: SBlockRV, width: int) -> None:
 
 
 def _unrolled(sch: s_tir.Schedule, reduced: Sequence[LoopRV], choices: Choices, default: int) -> int:
-    """How many loops of a reduction are unrolled, from the first."""
+    """Return how many reduction loops to unroll, from the first."""
     rounds = [math.prod(extents_of(sch, reduced[:count])) for count in range(len(reduced) + 1)]
     offered = [count for count, each in enumerate(rounds) if each <= MOST_UNROLLED or count == default]
     return choices.choose("unroll_reduced", offered, default)
 
 
 MOST_UNROLLED = 64
-"""Rounds of a reduction that a decision may unroll: a tile's code then still fits the cache for instructions."""
+"""Most reduction iterations that a decision may unroll: the tile's code still fits the instruction cache."""
 
 
 def _tiles_of_task(
     sch: s_tir.Schedule, tasks: Sequence[LoopRV], padded: SBlockRV, traits: Traits, choices: Choices
 ) -> int:
-    """How many tiles, from top to bottom of an image, make one task: neighbours share what is padded. By default as
-    many as leave the same work to every core, and as the second cache has room for."""
+    """Return how many vertically adjacent tiles form a task: neighbours share padded rows.
+
+    The default is the largest that balances the cores and fits a quarter of the L2 cache.
+    """
     *images, rows = extents_of(sch, tasks)
     _, *image = (int(extent) for extent in sch.get(padded).writes[0].source.ty.shape)
     row_bytes = 4 * math.prod(image) // rows
@@ -326,11 +329,11 @@ def block_by_block(
     between: Sequence[LoopRV] = (),
     most: int,
 ) -> None:
-    """Add a few results up in memory, tile by tile for each block of a long sum, so that the operands are read once.
+    """Accumulate a small result in memory over blocks of a long reduction, so that the operands are read once.
 
-    Loops, from outside: ``tasks``, fused and run in parallel; the first of ``reduced``; blocks of at most ``most``
-    rounds of the second; ``between`` and the loops over tiles; the rounds of a block, the other ``reduced`` and the
-    tile. LLVM keeps a tile in registers within a block. Each task pads what it needs of the first operand.
+    Loops, outermost first: ``tasks``, fused and parallel; ``reduced[0]``; blocks of at most ``most`` iterations of
+    ``reduced[1]``; ``between`` and the tile loops; the iterations of a block; ``reduced[2:]``; the tile. LLVM keeps a
+    tile in registers within a block. Each task pads its part of the first operand.
 
     Decisions: ``rounds_of_block``.
     """
@@ -352,7 +355,7 @@ def block_by_block(
 
 
 def _copy_at(sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int) -> None:
-    """Copy, in each round of ``loop``, what is read there of the result of ``block``."""
+    """Compute in each iteration of ``loop`` the part of ``block``'s result that is read there."""
     sch.compute_at(block, loop)
     vectorize_inner(sch, block, vector_lanes(extent_of(sch, sch.get_loops(block)[-1]), lanes))
 
@@ -360,7 +363,7 @@ def _copy_at(sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int) -> 
 def _split_tile(
     sch: s_tir.Schedule, tile: Tile, rows: Sequence[LoopRV], column: LoopRV
 ) -> tuple[list[LoopRV], LoopRV, list[LoopRV]]:
-    """The loops over tiles of rows and of columns, and those inside a tile, the vector last."""
+    """Split loops by tile: return those over row tiles, over column tiles, and inside a tile (vector last)."""
     pairs = [sch.split(loop, [None, size]) for loop, size in zip(rows, tile.rows, strict=True)]
     column_outer, column_inner = sch.split(column, [None, tile.width])
     return (
@@ -371,7 +374,7 @@ def _split_tile(
 
 
 def vectorize_inner(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
-    """Vectorise the innermost loop of a block; what is left of a short one is unrolled."""
+    """Vectorise the innermost loop of a block, unless it has a tail; unroll a short loop over vectors."""
     loop = sch.get_loops(block)[-1]
     extent = extent_of(sch, loop)
     if lanes == 1 or extent % lanes:

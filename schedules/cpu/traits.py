@@ -1,4 +1,4 @@
-"""The traits of a CPU, from TVM's target."""
+"""Traits of a CPU, from TVM's target."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..target import Traits
 
 
 def traits_of(target: Target) -> Traits:
-    """The traits of an LLVM target: x86 with AVX-512, AVX2 or SSE, or ARM with NEON."""
+    """Return the traits of an LLVM target: x86 with AVX-512, AVX2 or SSE, or ARM with NEON."""
     cores = int(target.attrs.get("num-cores") or 1)
     triple = str(target.attrs.get("mtriple") or "")
     if triple.startswith(("aarch64", "arm")):

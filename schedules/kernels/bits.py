@@ -1,6 +1,6 @@
-"""Booleans as bits.
+"""Booleans packed as bits.
 
-The bits of a byte are elements along one axis, far apart: whole vectors of neighbours are packed and unpacked at once.
+The bits of a byte are strided along one axis: adjacent bytes are packed and unpacked as whole vectors.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ BITS = 8
 
 
 def packed_shape(shape: Sequence[int], axis: int) -> tuple[int, ...]:
-    """The shape of the bytes of booleans of a shape."""
+    """Return the shape of the bytes for booleans of ``shape``, packed along ``axis``."""
     return (*shape[:axis], math.ceil(shape[axis] / BITS), *shape[axis + 1 :])
 
 
 def pack_bits(x: te.Tensor, *, axis: int) -> te.Tensor:
-    """Bit b of byte j along ``axis`` is ``x[j + b * bytes]``: bool to uint8, ``bytes`` an eighth as long."""
+    """Pack bool into uint8, an eighth as long along ``axis``: bit b of byte j is ``x[j + b * bytes]``."""
     extent = int(x.shape[axis])
     shape = packed_shape([int(d) for d in x.shape], axis)
     count = shape[axis]
@@ -38,7 +38,7 @@ def pack_bits(x: te.Tensor, *, axis: int) -> te.Tensor:
 
 
 def unpack_bits(bits: te.Tensor, *, axis: int, extent: int) -> te.Tensor:
-    """What :func:`pack_bits` packed."""
+    """Undo :func:`pack_bits`: uint8 to bool, of ``extent`` along ``axis``."""
     count = int(bits.shape[axis])
 
     def unpacked(*index: tirx.Var) -> tirx.Expr:

@@ -1,7 +1,7 @@
-"""What a two-dimensional convolution and its two gradients compute, channels last.
+"""Two-dimensional convolution and its two gradients, channels last.
 
-Activations are [N, H, W, C]; weights are [R, S, C_in / groups, C_out], with the output channels of one group next to
-each other, as in PyTorch. ``padding`` is (top, left, bottom, right).
+Activations: [N, H, W, C]. Weights: [R, S, C_in / groups, C_out], the output channels of a group adjacent, as in
+PyTorch. ``padding``: (top, left, bottom, right).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> te.Tensor:
-    """``Y[n, h, w, o] = sum_{r, s, i} X[n, h * stride + r * dilation - pad, …, i] * W[r, s, i, o]``."""
+    """Compute ``Y[n, h, w, o] = sum_{r, s, i} X[n, h * stride + r * dilation - pad, …, i] * W[r, s, i, o]``."""
     batch, height, width, _ = (int(extent) for extent in x.shape)
     kernel_h, kernel_w, group_in, out_channels = (int(extent) for extent in weight.shape)
     padded = pad_spatial(x, padding)
@@ -61,11 +61,10 @@ def conv2d_data_gradient(
     size: Sequence[int],
     transposed: bool = False,
 ) -> te.Tensor:
-    """``dX[n, h, w, i] = sum_{r, s, o} dY[n, (h + pad - r * dilation) / stride, …, o] * W[r, s, i, o]``.
+    """Compute ``dX[n, h, w, i] = sum_{r, s, o} dY[n, (h + pad - r * dilation) / stride, …, o] * W[r, s, i, o]``.
 
-    Only the (r, s) for which the division leaves no remainder and the row and column exist count. ``size`` is the
-    height and width of X. ``transposed``: the weight comes as [R, S, C_out, C_in / groups]. Also the forward form of a
-    transposed convolution.
+    Sums over the (r, s) for which the division is exact and the position lies in dY. ``size``: height and width of X.
+    ``transposed``: the weight is [R, S, C_out, C_in / groups]. Also the forward form of a transposed convolution.
     """
     batch, out_h, out_w, out_channels = (int(extent) for extent in grad.shape)
     kernel_h, kernel_w = (int(extent) for extent in weight.shape[:2])
@@ -77,7 +76,7 @@ def conv2d_data_gradient(
     padded = pad_spatial(grad, [*before, *after])
 
     def tap(position: tirx.Expr, axis: int, k: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
-        """The row (or column) of the padded dY behind a position of dX and a tap, and whether there is one."""
+        """Return the row (or column) of the padded dY for a position of dX and a tap, and whether it exists."""
         shifted = position + padding[axis] - k * dilation[axis] + strides[axis] * before[axis]
         return tirx.indexdiv(shifted, strides[axis]), tirx.indexmod(shifted, strides[axis]) == 0
 
@@ -127,11 +126,11 @@ def conv2d_weight_gradient(
     kernel_size: Sequence[int],
     chunks: Sequence[int] = (1, 1),
 ) -> te.Tensor:
-    """``dW[r, s, i, o] = sum_{n, h, w} X[n, h * stride + r * dilation - pad, …, i] * dY[n, h, w, o]``.
+    """Compute ``dW[r, s, i, o] = sum_{n, h, w} X[n, h * stride + r * dilation - pad, …, i] * dY[n, h, w, o]``.
 
-    The number of channels of X decides how many input channels the result has: a channel-sparse gradient is this with
-    the trained channels of X gathered. With ``chunks`` other than (1, 1) the result has two more axes in front: one sum
-    for each of so many parts of the batch and of the rows of dY, which must divide them.
+    The channels of X set the input channels of dW: for a channel-sparse gradient, X has its trained channels gathered.
+    ``chunks``: number of equal parts of the batch and of the rows of dY, divisors of them. Other than (1, 1), it adds
+    two leading axes of partial sums to the result.
     """
     batch, out_h, out_w, out_channels = (int(extent) for extent in grad.shape)
     group_in = int(x.shape[3]) // groups
@@ -161,17 +160,17 @@ def conv2d_weight_gradient(
 
 
 def in_channel(o: tirx.Expr, i: tirx.Expr, group_in: int, group_out: int, groups: int) -> tirx.Expr:
-    """The input channel behind channel ``i`` of the group that output channel ``o`` belongs to."""
+    """Return the input channel of channel ``i`` in the group of output channel ``o``."""
     return i if groups == 1 else tirx.indexdiv(o, group_out) * group_in + i
 
 
 def output_extent(extent: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """The height or width of a convolution's result."""
+    """Return the height or width of a convolution's result."""
     return (extent + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def pad_spatial(x: te.Tensor, padding: Sequence[int]) -> te.Tensor:
-    """X with zeros around each image; X itself where there is nothing to add."""
+    """Zero-pad each image. Returns X itself without padding."""
     if not any(padding):
         return x
     return topi.nn.pad(x, [0, padding[0], padding[1], 0], [0, padding[2], padding[3], 0], name="padded")

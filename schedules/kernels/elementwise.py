@@ -1,8 +1,8 @@
-"""What element-wise operators compute where TVM's own kernels lose values that are not finite.
+"""Element-wise operators whose TVM kernels lose non-finite values.
 
-NaN and infinities pass through as in PyTorch. TVM's simplifier treats floats as if they were ordered numbers: it folds
-``x == x``, ``x * 0``, ``x - x`` and turns ``not (x < y)`` into ``x >= y``; its maximum is ``x > y ? x : y``. So bounds
-are written here as ``x < low ? low : x``, which keeps NaN (and is one instruction on x86), and negations as selections.
+NaN and infinities propagate as in PyTorch. TVM's simplifier treats floats as ordered: it folds ``x == x``, ``x * 0``
+and ``x - x``, and turns ``not (x < y)`` into ``x >= y``; its maximum is ``x > y ? x : y``. So bounds are written
+as ``x < low ? low : x``, which keeps NaN (and is one instruction on x86), and negations as selects.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Operand: TypeAlias = te.Tensor | tirx.Expr
 
 
 def pairs(a: Operand, b: Operand, function: Callable[[Scalar, Scalar], Scalar], name: str) -> te.Tensor:
-    """``function`` of the elements of two operands that are broadcast against each other; one may be a number."""
+    """Apply ``function`` to two operands, broadcast against each other; one may be a scalar."""
     shapes = [list(x.shape) for x in (a, b) if isinstance(x, te.Tensor)]
     shape = broadcast_shape(*shapes) if len(shapes) == 2 else shapes[0]
 
@@ -40,13 +40,13 @@ def pairs(a: Operand, b: Operand, function: Callable[[Scalar, Scalar], Scalar], 
 
 
 def relu(x: te.Tensor) -> te.Tensor:
-    """``max(x, 0)``."""
+    """Compute ``max(x, 0)``."""
     zero = tirx.const(0, x.dtype)
     return elementwise(x, lambda value: tirx.Select(value < zero, zero, value), "relu")
 
 
 def hardtanh(x: te.Tensor, *, low: float, high: float) -> te.Tensor:
-    """``min(max(x, low), high)``, for ``low <= high``."""
+    """Compute ``min(max(x, low), high)``, for ``low <= high``."""
     lower, upper = tirx.const(low, x.dtype), tirx.const(high, x.dtype)
 
     def bounded(value: Scalar) -> Scalar:
@@ -56,17 +56,17 @@ def hardtanh(x: te.Tensor, *, low: float, high: float) -> te.Tensor:
 
 
 def maximum(a: Operand, b: Operand) -> te.Tensor:
-    """The larger of two; NaN where either is."""
+    """Compute the larger of two; NaN propagates."""
     return pairs(a, b, lambda x, y: _winner(x, y, lambda one, other: one < other), "maximum")
 
 
 def minimum(a: Operand, b: Operand) -> te.Tensor:
-    """The smaller of two; NaN where either is."""
+    """Compute the smaller of two; NaN propagates."""
     return pairs(a, b, lambda x, y: _winner(x, y, lambda one, other: other < one), "minimum")
 
 
 def _winner(x: Scalar, y: Scalar, loses: Callable[[Scalar, Scalar], Scalar]) -> Scalar:
-    """What of two numbers does not lose. ``loses(y, x) ? x : y`` is y where either is NaN."""
+    """Return the operand that does not lose. ``loses(y, x) ? x : y`` is y where either is NaN."""
     if is_constant(y):
         return tirx.Select(loses(x, y), y, x)
     winner = tirx.Select(loses(y, x), x, y)
@@ -77,27 +77,27 @@ def _winner(x: Scalar, y: Scalar, loses: Callable[[Scalar, Scalar], Scalar]) -> 
 
 
 def not_equal(a: Operand, b: Operand) -> te.Tensor:
-    """Whether two differ, as NaN does from everything."""
+    """Return whether two differ; NaN differs from everything."""
     return pairs(a, b, lambda x, y: negated(x == y), "not_equal")
 
 
 def isnan(x: te.Tensor) -> te.Tensor:
-    """Whether an element is no number."""
+    """Return whether an element is NaN."""
     return elementwise(x, functions.isnan, "isnan")
 
 
 def isinf(x: te.Tensor) -> te.Tensor:
-    """Whether an element is an infinity."""
+    """Return whether an element is infinite."""
     return elementwise(x, lambda value: tirx.abs(value) == tirx.const(math.inf, x.dtype), "isinf")
 
 
 def isfinite(x: te.Tensor) -> te.Tensor:
-    """Whether an element is neither."""
+    """Return whether an element is finite."""
     return elementwise(x, lambda value: tirx.abs(value) < tirx.const(math.inf, x.dtype), "isfinite")
 
 
 def logical_not(x: te.Tensor) -> te.Tensor:
-    """The opposite of a boolean."""
+    """Negate a boolean."""
     return elementwise(x, negated, "logical_not")
 
 
@@ -105,12 +105,12 @@ def logical_not(x: te.Tensor) -> te.Tensor:
 
 
 def subtract(a: Operand, b: Operand) -> te.Tensor:
-    """``a - b``, also where both are the same infinity. (LLVM makes one subtraction of this.)"""
+    """Compute ``a - b`` as ``a + b * -1``, which TVM does not fold. (LLVM makes it one subtraction.)"""
     return pairs(a, b, lambda x, y: x + y * tirx.const(-1, dtype_of(y)), "subtract")
 
 
 def times_zero(x: te.Tensor) -> te.Tensor:
-    """``x * 0``."""
+    """Compute ``x * 0``: NaN for NaN and infinities."""
     zero, nan = tirx.const(0, x.dtype), tirx.const(math.nan, x.dtype)
     return elementwise(
         x, lambda value: tirx.Select(tirx.abs(value) < tirx.const(math.inf, x.dtype), zero, nan), "times_zero"
@@ -118,7 +118,7 @@ def times_zero(x: te.Tensor) -> te.Tensor:
 
 
 def power(a: Operand, b: Operand) -> te.Tensor:
-    """``a ** b``; of some constant exponents, as in PyTorch, by products and roots."""
+    """Compute ``a ** b``; for some constant exponents, as in PyTorch, by products and roots."""
 
     def of(x: Scalar, y: Scalar) -> Scalar:
         exponent = y.value if is_constant(y) else None
@@ -128,7 +128,7 @@ def power(a: Operand, b: Operand) -> te.Tensor:
 
 
 def _pow(x: Scalar, y: Scalar) -> Scalar:
-    """TVM's power without its warning of exponents from 3 on, which are right."""
+    """Compute TVM's power without its warning about exponents from 3 on, whose results are right."""
     return tirx.call_intrin(dtype_of(x), "tirx.pow", x, y) if is_float(x) else tirx.power(x, y)
 
 
@@ -146,9 +146,9 @@ POWERS: dict[float, Callable[[Scalar], Scalar]] = {
 
 
 def elu(x: te.Tensor, *, alpha: float, scale: float, input_scale: float) -> te.Tensor:
-    """``scale * (x where x > 0 else alpha * (e^(input_scale * x) - 1))``."""
+    """Compute ``scale * (x where x > 0 else alpha * (e^(input_scale * x) - 1))``."""
     zero, below, above, inside = (tirx.const(value, x.dtype) for value in (0, alpha * scale, scale, input_scale))
-    # The exponential of what is selected anyway: it never overflows beside a positive x.
+    # A select evaluates both branches: the exponent is clamped at 0, lest a positive x overflow.
     return elementwise(
         x,
         lambda value: tirx.Select(
@@ -159,31 +159,31 @@ def elu(x: te.Tensor, *, alpha: float, scale: float, input_scale: float) -> te.T
 
 
 def selu(x: te.Tensor) -> te.Tensor:
-    """The ELU whose results keep mean 0 and variance 1."""
+    """Compute the ELU whose results keep mean 0 and variance 1."""
     return elu(x, alpha=SELU_ALPHA, scale=SELU_SCALE, input_scale=1.0)
 
 
 def softplus(x: te.Tensor, *, beta: float, threshold: float) -> te.Tensor:
-    """``log(1 + e^(beta x)) / beta``; x where ``beta x`` is beyond the threshold."""
+    """Compute ``log(1 + e^(beta x)) / beta``; x where ``beta x`` exceeds ``threshold``."""
     return elementwise(x, lambda value: functions.softplus(value, beta, threshold), "softplus")
 
 
 def expm1(x: te.Tensor) -> te.Tensor:
-    """``e^x - 1``."""
+    """Compute ``e^x - 1``."""
     return elementwise(x, functions.expm1, "expm1")
 
 
 def log1p(x: te.Tensor) -> te.Tensor:
-    """``log(1 + x)``."""
+    """Compute ``log(1 + x)``."""
     return elementwise(x, functions.log1p, "log1p")
 
 
 def root(x: te.Tensor, *, degree: float) -> te.Tensor:
-    """``x ** (1 / degree)``."""
+    """Compute ``x ** (1 / degree)``."""
     of = tirx.sqrt if degree == 2 else lambda value: _pow(value, tirx.const(1 / degree, x.dtype))
-    return elementwise(x, of, "nth_root")  # "root" is what TVM calls the block around all others
+    return elementwise(x, of, "nth_root")  # TVM names the outermost block "root"
 
 
 def is_constant(x: Scalar) -> bool:
-    """Whether a number is known, and is not NaN."""
+    """Return whether an expression is a constant other than NaN."""
     return isinstance(x, tirx.IntImm) or (isinstance(x, tirx.FloatImm) and not math.isnan(x.value))

@@ -1,7 +1,7 @@
-"""Exponential functions that run in vector registers.
+"""Exponential functions that vectorise.
 
-LLVM calls the C library for each lane of ``exp``; these are polynomials, with a relative error of about 2e-7. NaN stays
-NaN. For float32 only: other types keep the C library's.
+LLVM calls the C library for each lane of ``exp``. These are polynomials, with a relative error of about 2e-7. NaN
+propagates. float32 only: other dtypes use the C library.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from tvm import te, tirx
 # Cephes, expf: minimax on [-log(2) / 2, log(2) / 2] of (exp(r) - 1 - r) / r^2.
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 LOG2_HIGH, LOG2_LOW = 0.693359375, -2.12194440e-4
-EXP_LOWEST, EXP_HIGHEST = -87.336544, 88.722839  # of a normal float32; beyond: 0 and infinity
+EXP_LOWEST, EXP_HIGHEST = -87.336544, 88.722839  # range of normal float32 results; outside: 0 and infinity
 EXPM1_LOWEST = -30.0  # below, e^x - 1 rounds to -1
 # Cephes, logf: (log(1 + r) - r + r^2 / 2) / r^3 on [sqrt(1 / 2) - 1, sqrt(2) - 1].
 LOG: tuple[float, ...] = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1)
 LOG += (-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
-BITS_OF_ONE, BITS_OF_ROOT = 0x3F800000, 0x3F3504F3  # of the float32 1 and sqrt(1 / 2)
+BITS_OF_ONE, BITS_OF_ROOT = 0x3F800000, 0x3F3504F3  # bit patterns of float32 1 and sqrt(1 / 2)
 # Cephes, tanhf: (tanh(x) - x) / x^3 for |x| < 0.625.
 TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 # Eigen, erf of single precision: x P(x^2) / Q(x^2) for |x| < 4.
@@ -30,7 +30,7 @@ ERF_Q += (-1.42647390514189e-02,)
 
 
 def exp(x: tirx.Expr) -> tirx.Expr:
-    """``e ** x``."""
+    """Compute ``e ** x``."""
     if dtype_of(x) != "float32":
         return tirx.exp(x)
 
@@ -43,7 +43,7 @@ def exp(x: tirx.Expr) -> tirx.Expr:
     def reduced(y: tirx.Expr, power: tirx.Expr) -> tirx.Expr:
         rest = y - power * _f(LOG2_HIGH) - power * _f(LOG2_LOW)
         value = let(rest, lambda r: _polynomial(EXP, r) * r * r + r + _f(1))
-        # 2^power in two factors: the largest power, 128, has no float32 of its own.
+        # 2^power as two factors: 2^128 overflows float32.
         half = tirx.Cast("int32", power) >> 1
         return value * _power_of_two(half) * _power_of_two(tirx.Cast("int32", power) - half)
 
@@ -51,7 +51,7 @@ def exp(x: tirx.Expr) -> tirx.Expr:
 
 
 def expm1(x: tirx.Expr) -> tirx.Expr:
-    """``e ** x - 1``, exact near 0."""
+    """Compute ``e ** x - 1``, accurate near 0."""
     if dtype_of(x) != "float32":
         return let(x, _expm1_by_log)
 
@@ -62,7 +62,7 @@ def expm1(x: tirx.Expr) -> tirx.Expr:
 
     def reduced(y: tirx.Expr, power: tirx.Expr) -> tirx.Expr:
         rest = y - power * _f(LOG2_HIGH) - power * _f(LOG2_LOW)
-        half = _power_of_two(tirx.Cast("int32", power) - 1)  # 2^power = 2 half: 2^128 has no float32 of its own
+        half = _power_of_two(tirx.Cast("int32", power) - 1)  # 2^power = 2 half: 2^128 overflows float32
         value = let(rest, lambda r: _polynomial(EXP, r) * r * r + r)
         return let(half, lambda h: (h * value + (h - _f(0.5))) * _f(2))
 
@@ -70,7 +70,7 @@ def expm1(x: tirx.Expr) -> tirx.Expr:
 
 
 def _expm1_by_log(x: tirx.Expr) -> tirx.Expr:
-    """``(u - 1) x / log(u)`` with u = e^x, whose rounding errors cancel. (Kahan; Higham, Accuracy and Stability of
+    """Compute ``(u - 1) x / log(u)`` with u = e^x: rounding errors cancel. (Kahan; Higham, Accuracy and Stability of
     Numerical Algorithms, 1.14.1.)"""
     one = tirx.const(1, dtype_of(x))
 
@@ -82,7 +82,7 @@ def _expm1_by_log(x: tirx.Expr) -> tirx.Expr:
 
 
 def log1p(x: tirx.Expr) -> tirx.Expr:
-    """``log(1 + x)``, exact near 0."""
+    """Compute ``log(1 + x)``, accurate near 0."""
     if dtype_of(x) != "float32":
         return tirx.log1p(x)
 
@@ -93,7 +93,7 @@ def log1p(x: tirx.Expr) -> tirx.Expr:
         return tirx.Select(x <= _f(-1), limit, tirx.Select(x < _f(math.inf), value, x))
 
     def reduced(x: tirx.Expr, bits: tirx.Expr, power: tirx.Expr) -> tirx.Expr:
-        """1 + x = 2^power (1 + r). Near 0, where r is x itself, adding 1 has not rounded it."""
+        """Evaluate with 1 + x = 2^power (1 + r). Near 0, r is x itself, free of the rounding of 1 + x."""
         mantissa = tirx.reinterpret("float32", tirx.bitwise_and(bits, tirx.const(0x7FFFFF, "int32")) + BITS_OF_ROOT)
         rest = tirx.Select(power == tirx.const(0, "int32"), x, mantissa - _f(1))
         count = tirx.Cast("float32", power)
@@ -110,7 +110,7 @@ def log1p(x: tirx.Expr) -> tirx.Expr:
 
 
 def softplus(x: tirx.Expr, beta: float, threshold: float) -> tirx.Expr:
-    """``log(1 + e ** (beta x)) / beta``; x where ``beta x`` is beyond the threshold."""
+    """Compute ``log(1 + e ** (beta x)) / beta``; x where ``beta x`` exceeds ``threshold``."""
     slope, most = tirx.const(beta, dtype_of(x)), tirx.const(threshold, dtype_of(x))
 
     def of(x: tirx.Expr) -> tirx.Expr:
@@ -121,13 +121,13 @@ def softplus(x: tirx.Expr, beta: float, threshold: float) -> tirx.Expr:
 
 
 def sigmoid(x: tirx.Expr) -> tirx.Expr:
-    """``1 / (1 + e ** -x)``."""
+    """Compute ``1 / (1 + e ** -x)``."""
     one = tirx.const(1, dtype_of(x))
     return one / (one + exp(tirx.const(0, dtype_of(x)) - x))
 
 
 def tanh(x: tirx.Expr) -> tirx.Expr:
-    """The hyperbolic tangent."""
+    """Compute the hyperbolic tangent."""
     if dtype_of(x) != "float32":
         return tirx.tanh(x)
 
@@ -140,7 +140,7 @@ def tanh(x: tirx.Expr) -> tirx.Expr:
 
 
 def erf(x: tirx.Expr) -> tirx.Expr:
-    """The error function."""
+    """Compute the error function."""
     if dtype_of(x) != "float32":
         return tirx.erf(x)
 
@@ -153,40 +153,40 @@ def erf(x: tirx.Expr) -> tirx.Expr:
 
 
 def gelu(x: tirx.Expr) -> tirx.Expr:
-    """``x * Phi(x)``, by the error function."""
+    """Compute ``x * Phi(x)`` with the error function."""
     half, one, root = (tirx.const(value, dtype_of(x)) for value in (0.5, 1, math.sqrt(0.5)))
     return let(x, lambda x: x * half * (one + erf(x * root)))
 
 
 def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
-    """``x * Phi(x)``, by PyTorch's approximation with tanh."""
+    """Compute ``x * Phi(x)`` with PyTorch's tanh approximation."""
     half, one, cubic, root = (tirx.const(value, dtype_of(x)) for value in (0.5, 1, 0.044715, math.sqrt(2 / math.pi)))
     return let(x, lambda x: x * half * (one + tanh(root * (x + cubic * x * x * x))))
 
 
 def silu(x: tirx.Expr) -> tirx.Expr:
-    """``x * sigmoid(x)``."""
+    """Compute ``x * sigmoid(x)``."""
     return let(x, lambda x: x * sigmoid(x))
 
 
 def elementwise(x: te.Tensor, function: Callable[[tirx.Expr], tirx.Expr], name: str = "") -> te.Tensor:
-    """``function`` of each element."""
+    """Apply ``function`` to each element."""
     return te.compute(x.shape, lambda *index: function(x(*index)), name=name or function.__name__)
 
 
 def softmax(x: te.Tensor) -> te.Tensor:
-    """``e ** x / sum e ** x`` along the last axis; NaN in a row of -inf."""
+    """Compute ``e ** x / sum e ** x`` along the last axis; NaN for a row of -inf."""
     return _softmax(x, lambda total: tirx.const(1, x.dtype) / total)
 
 
 def safe_softmax(x: te.Tensor) -> te.Tensor:
-    """``softmax(x)``, but 0 in a row of -inf: attention that is masked completely."""
+    """Compute ``softmax(x)``, but 0 for a row of -inf: fully masked attention."""
     zero, one = tirx.const(0, x.dtype), tirx.const(1, x.dtype)
     return _softmax(x, lambda total: tirx.Select(total == zero, zero, one / total))
 
 
 def _softmax(x: te.Tensor, inverse: Callable[[tirx.Expr], tirx.Expr]) -> te.Tensor:
-    # The largest of a row of -inf is the smallest number, of one with NaN any: their sums are 0 and NaN all the same.
+    # te.max of a row of -inf is the lowest finite number, of a row with NaN any: the sums are still 0 and NaN.
     *rows, length = x.shape
     a, b = te.reduce_axis((0, length), name="a"), te.reduce_axis((0, length), name="b")
     largest = te.compute(rows, lambda *row: te.max(x(*row, a), axis=a), name="largest")
@@ -197,7 +197,7 @@ def _softmax(x: te.Tensor, inverse: Callable[[tirx.Expr], tirx.Expr]) -> te.Tens
 
 
 def let(value: tirx.Expr, body: Callable[[tirx.Expr], tirx.Expr]) -> tirx.Expr:
-    """``body`` of a name for ``value``: what is read often is computed, and written down, once."""
+    """Bind ``value`` to a variable in ``body``, so that it is computed, and printed, once."""
     var = tirx.Var("t", dtype_of(value))
     return tirx.Let(var, value, body(var))
 
@@ -214,27 +214,27 @@ def _power_of_two(power: tirx.Expr) -> tirx.Expr:
 
 
 def unless_nan(x: tirx.Expr, value: tirx.Expr) -> tirx.Expr:
-    """``value``, but NaN where x is. (TVM vectorises no ``isnan``.)"""
+    """Return ``value``, but NaN where x is NaN. (TVM does not vectorise ``isnan``.)"""
     return tirx.Select(x <= tirx.const(math.inf, dtype_of(x)), value, x)
 
 
 def isnan(x: tirx.Expr) -> tirx.Expr:
-    """Whether a number is NaN."""
+    """Return whether a number is NaN."""
     return negated(x <= tirx.const(math.inf, dtype_of(x)))
 
 
 def negated(condition: tirx.Expr) -> tirx.Expr:
-    """The opposite of a condition, which may be a comparison with NaN."""
+    """Negate a condition, which may be a comparison with NaN."""
     return tirx.Select(condition, tirx.const(False, "bool"), tirx.const(True, "bool"))
 
 
 def dtype_of(x: tirx.Expr) -> str:
-    """The type of a number."""
+    """Return the dtype of an expression."""
     return str(x.ty.dtype)
 
 
 def is_float(x: tirx.Expr) -> bool:
-    """Whether a number can be NaN."""
+    """Return whether an expression has a float dtype, and so can be NaN."""
     return dtype_of(x).startswith(("float", "bfloat"))
 
 

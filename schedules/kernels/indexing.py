@@ -1,4 +1,4 @@
-"""What reading some elements computes, and the gradient of a table look-up."""
+"""Gathers, slices, padding and concatenation, and the gradient of an embedding."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tvm import te, tirx, topi
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-STRIPE = 64  # columns that one thread owns: threads never meet, so the sums have one order
+STRIPE = 64  # columns per thread: threads share no column, so the summation order is fixed
 
 
 def gather_channels(x: te.Tensor, channels: te.Tensor, *, axis: int) -> te.Tensor:
-    """``Y[…, k, …] = X[…, channels[k], …]``: what a channel-sparse weight gradient keeps of its activation.
+    """Compute ``Y[…, k, …] = X[…, channels[k], …]``: the activation that a channel-sparse weight gradient needs.
 
     ``channels``: int32 [count], all within the extent of ``axis``.
     """
@@ -23,9 +23,9 @@ def gather_channels(x: te.Tensor, channels: te.Tensor, *, axis: int) -> te.Tenso
 
 
 def take(x: te.Tensor, indices: te.Tensor, *, axis: int) -> te.Tensor:
-    """``Y[…, i, …] = X[…, indices[i], …]``.
+    """Compute ``Y[…, i, …] = X[…, indices[i], …]``.
 
-    Where an index lies outside, here and below, Y is NaN, or the smallest integer: PyTorch raises an IndexError.
+    Here and below, an index out of range gives NaN, or the smallest integer. PyTorch raises an IndexError.
     """
     rank = len(indices.shape)
     shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
@@ -38,12 +38,12 @@ def take(x: te.Tensor, indices: te.Tensor, *, axis: int) -> te.Tensor:
 
 
 def take_along(x: te.Tensor, indices: te.Tensor, *, axis: int) -> te.Tensor:
-    """``Y[i, j] = X[indices[i, j], j]`` for axis 0 of two, and so on; other axes of X may be longer."""
+    """Compute ``Y[i, j] = X[indices[i, j], j]`` for axis 0 of two, and so on. Other axes of X may be longer."""
     return te.compute(indices.shape, lambda *at: _checked(x, {axis: indices(*at)}, at), name="take_along")
 
 
 def index_tensor(x: te.Tensor, indices: Sequence[te.Tensor]) -> te.Tensor:
-    """``Y[…, :] = X[i[…], j[…], …, :]`` along the first axes, indices broadcast; negative ones count from the end."""
+    """Compute ``Y[…, :] = X[i[…], j[…], …, :]``. Indices broadcast; negative ones count from the end."""
     shape = list(np.broadcast_shapes(*(tuple(map(int, index.shape)) for index in indices)))
 
     def read(*at: tirx.Expr) -> tirx.Expr:
@@ -64,7 +64,7 @@ def _from_front(index: tirx.Expr, extent: tirx.Expr) -> tirx.Expr:
 
 
 def _checked(x: te.Tensor, indices: Mapping[int, tirx.Expr], at: Sequence[tirx.Expr]) -> tirx.Expr:
-    """X at a position whose places along the axes ``indices`` are read from tensors, and may lie outside."""
+    """Read X at a position, bounds-checked along the axes of ``indices``, which come from tensors."""
     places = [indices.get(axis, place) for axis, place in enumerate(at)]
     inside: list[tirx.Expr] = []
     for axis, index in indices.items():
@@ -76,10 +76,10 @@ def _checked(x: te.Tensor, indices: Mapping[int, tirx.Expr], at: Sequence[tirx.E
 
 
 def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.Tensor:
-    """``dTable[r, c] = sum over the positions p with indices[p] == r of grad[p, c]``.
+    """Compute ``dTable[r, c] = sum over the positions p with indices[p] == r of grad[p, c]``.
 
-    ``indices``: integers [positions], negative ones counted from the end, those that lie outside without a row to add
-    to; ``grad``: float [positions, columns].
+    ``indices``: integers [positions]; negative ones count from the end, those out of range are skipped. ``grad``: float
+    [positions, columns].
     """
     positions, columns = (int(extent) for extent in grad.shape)
     stripe = min(STRIPE, columns)
@@ -102,7 +102,7 @@ def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.
                                 T.buffer_store(table, table[at, c] + gradient[p, c], [at, c])
             return builder.get()
 
-    # Buffers of our own: te.extern would declare them at an unknown offset.
+    # Buffers are declared here: te.extern would give them symbolic offsets.
     read = [
         tirx.decl_buffer(tensor.shape, str(tensor.dtype), tensor.op.name, layout=None) for tensor in (indices, grad)
     ]
@@ -119,7 +119,7 @@ def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.
 
 
 def pad_columns(x: te.Tensor, *, columns: int) -> te.Tensor:
-    """X with zeros behind its last axis."""
+    """Zero-pad the end of the last axis to ``columns``."""
     extent = int(x.shape[-1])
     zero = tirx.const(0, x.dtype)
     return te.compute(
@@ -128,16 +128,16 @@ def pad_columns(x: te.Tensor, *, columns: int) -> te.Tensor:
 
 
 def crop(x: te.Tensor, *, shape: Sequence[int]) -> te.Tensor:
-    """The first elements of X along each axis."""
+    """Slice X to ``shape``, from the start of each axis."""
     return te.compute(tuple(shape), lambda *at: x(*at), name="crop")
 
 
 def part(x: te.Tensor, *, index: int, count: int) -> te.Tensor:
-    """Of ``count`` equal parts of X along its first axis number ``index``."""
+    """Return part ``index`` of ``count`` equal parts of X along its first axis."""
     rows = int(x.shape[0]) // count
     return te.compute((rows, *x.shape[1:]), lambda row, *rest: x(row + index * rows, *rest), name="part")
 
 
 def join(parts: Sequence[te.Tensor]) -> te.Tensor:
-    """Tensors one behind another along the first axis."""
+    """Concatenate tensors along the first axis."""
     return topi.concatenate(tuple(parts), axis=0)

@@ -1,4 +1,4 @@
-"""What cross-entropy and its gradient compute, from logits, without ever storing a probability."""
+"""Cross-entropy and its gradient from logits, without storing probabilities."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from .functions import exp
 
 
 def cross_entropy(logits: te.Tensor, labels: te.Tensor, *, ignore_index: int, label_smoothing: float) -> te.Tensor:
-    """The loss of each row, float [rows]: ``-sum_c target[c] * log softmax(logits)[c]``; 0 where the label is
-    ``ignore_index``.
+    """Compute ``-sum_c target[c] * log softmax(logits)[c]`` of each row; 0 for the label ``ignore_index``.
 
-    ``logits``: float [rows, classes]; ``labels``: integers [rows]. The target is 1 - smoothing + smoothing / classes at
-    the label and smoothing / classes elsewhere, as in ``torch.nn.CrossEntropyLoss``.
+    ``logits``: float [rows, classes]; ``labels``: integers [rows]; result: float [rows]. The target is 1 - smoothing +
+    smoothing / classes at the label and smoothing / classes elsewhere, as in ``torch.nn.CrossEntropyLoss``.
     """
     rows, classes = (int(extent) for extent in logits.shape)
     largest, total = _exp_sum(logits)
@@ -20,7 +19,7 @@ def cross_entropy(logits: te.Tensor, labels: te.Tensor, *, ignore_index: int, la
     zero = tirx.const(0, logits.dtype)
 
     def surprise(row: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
-        """``-log softmax``: the largest logit goes first, or it would round the rest away."""
+        """Compute ``-log softmax``. The largest logit is subtracted first, or it would round the rest away."""
         return log_total(row) - (logits(row, c) - largest(row))
 
     def at_label(row: tirx.Expr) -> tirx.Expr:
@@ -44,7 +43,7 @@ def cross_entropy(logits: te.Tensor, labels: te.Tensor, *, ignore_index: int, la
 def cross_entropy_gradient(
     logits: te.Tensor, labels: te.Tensor, grad: te.Tensor, *, ignore_index: int, label_smoothing: float
 ) -> te.Tensor:
-    """``d logits[row, c] = (softmax(logits)[row, c] - target[row, c]) * grad[row]``; ``grad``: float [rows]."""
+    """Compute ``d logits[row, c] = (softmax(logits)[row, c] - target[row, c]) * grad[row]``; ``grad``: float [rows]."""
     rows, classes = (int(extent) for extent in logits.shape)
     largest, total = _exp_sum(logits)
     zero, one = tirx.const(0, logits.dtype), tirx.const(1, logits.dtype)
@@ -54,7 +53,7 @@ def cross_entropy_gradient(
 
     def d_logits(row: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
         target = tirx.Select(labels(row) == tirx.Cast(labels.dtype, c), hit, share)
-        # A row that does not count has a gradient of 0, and of NaN where a probability is NaN.
+        # An ignored row has gradient 0, or NaN where a probability is NaN.
         weight = tirx.Select(_counts(labels, row, ignore_index), grad(row), zero)
         return (exp(logits(row, c) - largest(row)) * scale(row) - target) * weight
 
@@ -66,7 +65,7 @@ def _counts(labels: te.Tensor, row: tirx.Expr, ignore_index: int) -> tirx.Expr:
 
 
 def _exp_sum(logits: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
-    """The largest logit of each row, and the sum of ``e ** (logit - largest)``."""
+    """Compute the largest logit of each row, and the sum of ``e ** (logit - largest)``."""
     rows, classes = (int(extent) for extent in logits.shape)
     a, b = te.reduce_axis((0, classes), name="a"), te.reduce_axis((0, classes), name="b")
     largest = te.compute((rows,), lambda row: te.max(logits(row, a), axis=a), name="largest")

@@ -1,4 +1,4 @@
-"""What a matrix product computes, in all transpositions."""
+"""Matrix products, with either operand transposed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tvm import te, tirx
 def matmul(
     a: te.Tensor, b: te.Tensor, *, transpose_a: bool, transpose_b: bool, computed_rows: int | None = None
 ) -> te.Tensor:
-    """``C[.., i, j] = sum_k A[.., i, k] * B[.., k, j]``.
+    """Compute ``C[.., i, j] = sum_k A[.., i, k] * B[.., k, j]``.
 
-    ``a``: float [.., m, k] ([.., k, m] if ``transpose_a``); ``b``: float [.., k, n] ([.., n, k] if ``transpose_b``).
-    The leading dimensions broadcast against each other, as in NumPy. ``computed_rows``, at least m: so many rows are
-    computed, for a tile that does not divide m; those beyond repeat the last one and are not kept.
+    ``a``: float [.., m, k] ([.., k, m] if ``transpose_a``). ``b``: float [.., k, n] ([.., n, k] if ``transpose_b``).
+    The leading dimensions broadcast, as in NumPy. ``computed_rows``: rows to compute, at least m, for a tile that does
+    not divide m; extra rows repeat the last one and are dropped.
     """
     rows, reduced = _extents(a, transpose_a)
     computed = computed_rows or rows
@@ -34,10 +34,10 @@ def matmul(
 
 
 def packed_matmul(a: te.Tensor, strips: te.Tensor, *, computed_rows: int | None = None) -> te.Tensor:
-    """``C[.., i, j] = sum_k A[.., i, k] * B[.., k, j]`` of a B that comes in strips of its columns, one behind another.
+    """Compute ``C[.., i, j] = sum_k A[.., i, k] * B[.., k, j]`` with B packed in strips of its columns.
 
-    ``a``: float [.., m, k]; ``strips``: float [.., n / width, k, width], with the leading dimensions of ``a`` or none.
-    ``computed_rows`` as of :func:`matmul`.
+    ``a``: float [.., m, k]. ``strips``: float [.., n / width, k, width], with the leading dimensions of ``a`` or none.
+    ``computed_rows``: see :func:`matmul`.
     """
     *batch, rows, reduced = (int(extent) for extent in a.shape)
     *own, count, _, width = (int(extent) for extent in strips.shape)
@@ -62,13 +62,13 @@ def _extents(matrix: te.Tensor, transposed: bool) -> tuple[int, int]:
 
 
 def broadcast_shape(left: list[int], right: list[int]) -> tuple[int, ...]:
-    """The NumPy broadcast of two shapes."""
+    """Broadcast two shapes, as in NumPy."""
     rank = max(len(left), len(right))
     left, right = [1] * (rank - len(left)) + left, [1] * (rank - len(right)) + right
     return tuple(max(pair) for pair in zip(left, right, strict=True))
 
 
 def broadcast_index(index: list[tirx.Var], shape: list[tirx.Expr]) -> list[tirx.Expr]:
-    """Where to read a tensor of ``shape`` for the element ``index`` of what it is broadcast to."""
+    """Return the index into a tensor of ``shape`` for the element ``index`` of its broadcast."""
     aligned = index[len(index) - len(shape) :]
     return [0 if int(extent) == 1 else at for at, extent in zip(aligned, shape, strict=True)]

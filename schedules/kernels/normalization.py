@@ -1,4 +1,4 @@
-"""What normalisation and its gradient compute: one pair for layer, RMS, group, instance and batch norm."""
+"""Normalisation and its gradient: one pair for layer, RMS, group, instance and batch norm."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tvm import te, tirx
 
 
 def normalize(x: te.Tensor, *, axes: Sequence[int], epsilon: float, center: bool) -> te.Tensor:
-    """``(x - mean(x)) / sqrt(var(x) + epsilon)``, mean and (biased) variance over ``axes``.
+    """Compute ``(x - mean(x)) / sqrt(var(x) + epsilon)``, mean and (biased) variance over ``axes``.
 
-    Without ``center`` the mean counts as zero: RMS norm. The variance is summed around the mean, so that a large mean
-    does not drown it.
+    Without ``center`` the mean counts as zero: RMS norm. The variance sums squared deviations from the mean, to avoid
+    cancellation.
     """
     mean, deviation = _statistics(x, axes, epsilon, center)
     return te.compute(
@@ -23,10 +23,10 @@ def normalize(x: te.Tensor, *, axes: Sequence[int], epsilon: float, center: bool
 def normalize_gradient(
     x: te.Tensor, grad: te.Tensor, *, axes: Sequence[int], epsilon: float, center: bool
 ) -> te.Tensor:
-    """``dX = (dY - mean(dY) - Y * mean(dY * Y)) / sqrt(var(x) + epsilon)`` with Y = normalize(X); no mean(dY) without
-    ``center``.
+    """Compute ``dX = (dY - mean(dY) - Y * mean(dY * Y)) / sqrt(var(x) + epsilon)`` with Y = normalize(X).
 
-    Recomputes the statistics from X, so that a step need not keep Y. (Ba et al., Layer Normalization, 2016.)
+    Without ``center`` there is no mean(dY). Recomputes the statistics from X, so that a step need not keep Y. (Ba et
+    al., Layer Normalization, 2016.)
     """
     mean, deviation = _statistics(x, axes, epsilon, center)
 
@@ -56,7 +56,7 @@ def _statistics(x: te.Tensor, axes: Sequence[int], epsilon: float, center: bool)
 
 
 def _mean(x: te.Tensor, axes: Sequence[int], value: Callable[..., tirx.Expr], name: str) -> te.Tensor:
-    """The mean of ``value(*index)`` over ``axes``; the other axes stay."""
+    """Compute the mean of ``value(*index)`` over ``axes``, which are dropped."""
     extents = [int(extent) for extent in x.shape]
     reduced = {axis: te.reduce_axis((0, extents[axis]), name=f"r{axis}") for axis in axes}
     kept = [axis for axis in range(len(extents)) if axis not in reduced]

@@ -1,5 +1,7 @@
-"""What max-pooling and the gradients of pooling compute, channels last: activations are [N, H, W, C],
-``padding`` is (top, left, bottom, right)."""
+"""Max-pooling and the gradients of pooling, channels last.
+
+Activations: [N, H, W, C]. ``padding``: (top, left, bottom, right).
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,15 @@ def max_pool2d_argmax(
     dilation: Sequence[int],
     out_size: Sequence[int],
 ) -> te.Tensor:
-    """Which tap (row * width + column) of each window holds its maximum, as [N, H', W', C]: the first of equals, and
-    the last NaN where there is one, as in PyTorch.
+    """Return the tap (row * width + column) of each window's maximum, as [N, H', W', C].
 
-    The result is what a training step keeps instead of X: one byte each for windows of up to 256 taps, else an int32.
+    As in PyTorch, the first of equals, or the last NaN. A training step keeps it instead of X: uint8 for windows of up
+    to 256 taps, else int32.
     """
     dtype = argmax_dtype(pool_size)
 
     def place_of_maximum(left: tuple, right: tuple) -> tuple:
-        """Taps come in reverse order: of equals the later one wins, and the first NaN."""
+        """Combine two taps. Taps come in reverse order: of equals the later one wins, and the first NaN."""
         is_better = tirx.all(negated(right[1] < left[1]), negated(isnan(left[1])))
         return tuple(tirx.Select(is_better, new, old) for new, old in zip(right, left, strict=True))
 
@@ -53,7 +55,7 @@ def max_pool2d(
     dilation: Sequence[int],
     out_size: Sequence[int],
 ) -> te.Tensor:
-    """The maximum of each window, as [N, H', W', C]; NaN where there is one."""
+    """Compute the maximum of each window, as [N, H', W', C]; NaN propagates."""
     maximum = extremum(x.dtype, least=False)
     return _over_windows(
         x, lambda value, _tap: value, maximum, "max_pool2d", pool_size, strides, padding, dilation, out_size
@@ -71,21 +73,21 @@ def _over_windows(
     dilation: Sequence[int],
     out_size: Sequence[int],
 ) -> Any:
-    """Reduce ``element(value, tap)`` over the taps of each window, from the last to the first.
+    """Reduce ``element(value, tap)`` over the taps of each window, last to first.
 
-    Instead of a tap in the padding the nearest one inside is taken again, which changes no maximum. Of a window that
-    lies in the padding alone all values are -inf.
+    A tap in the padding is clamped to the nearest one inside, which changes no maximum. A window entirely in the
+    padding reads -inf.
     """
     batch, *image, channels = (int(extent) for extent in x.shape)
     taps = te.reduce_axis((0, pool_size[0]), name="r"), te.reduce_axis((0, pool_size[1]), name="s")
 
     def bounds(at: Any, axis: int) -> tuple[Any, Any]:
-        """The first and the last tap of a window inside the image."""
+        """Return the first and the last tap of a window inside the image."""
         start = at * strides[axis] - padding[axis]
         return (dilation[axis] - 1 - start) // dilation[axis], (image[axis] - 1 - start) // dilation[axis]
 
     def inside(at: tirx.Expr, axis: int) -> tuple[tirx.Expr, tirx.Expr]:
-        """A tap, and the row or column that it reads."""
+        """Return a clamped tap, and the row or column that it reads."""
         first, last = bounds(at, axis)
         tap: tirx.Expr = pool_size[axis] - 1 - taps[axis]
         starts, ends = (bounds(position, axis) for position in (0, out_size[axis] - 1))
@@ -111,7 +113,7 @@ def _over_windows(
 
 
 def argmax_dtype(pool_size: Sequence[int]) -> str:
-    """The smallest integer type that counts the taps of a window."""
+    """Return the smallest integer dtype that numbers the taps of a window."""
     return "uint8" if pool_size[0] * pool_size[1] <= 256 else "int32"
 
 
@@ -125,8 +127,10 @@ def max_pool2d_gradient(
     dilation: Sequence[int],
     size: Sequence[int],
 ) -> te.Tensor:
-    """Each element of X gets the gradients of the windows whose maximum it is. ``size`` is the height and width of
-    X."""
+    """Sum, for each element of X, the gradients of the windows whose maximum it is.
+
+    ``size``: height and width of X.
+    """
 
     def share(n: tirx.Expr, row: tirx.Expr, column: tirx.Expr, c: tirx.Expr, tap: tirx.Expr) -> tirx.Expr:
         chosen = argmax(n, row, column, c) == tirx.Cast(argmax.dtype, tap)
@@ -145,9 +149,10 @@ def avg_pool2d_gradient(
     count_include_pad: bool,
     size: Sequence[int],
 ) -> te.Tensor:
-    """Each element of X gets an equal share of the gradient of every window that it lies in.
+    """Sum, for each element of X, an equal share of the gradient of each window that contains it.
 
-    As in PyTorch, padding counts as part of a window on request, what ``ceil_mode`` adds beyond the padding never does.
+    As in PyTorch, ``count_include_pad`` counts padding as part of a window; what ``ceil_mode`` adds beyond never
+    counts.
     """
 
     def covered(start: tirx.Expr, axis: int) -> tirx.Expr:
@@ -172,7 +177,7 @@ def _gather_windows(
     dilation: Sequence[int],
     size: Sequence[int],
 ) -> te.Tensor:
-    """Sum ``share`` over the windows that each position of X lies in."""
+    """Sum ``share`` over the windows that contain each position of X."""
     batch, out_h, out_w, channels = (int(extent) for extent in grad.shape)
     r, s = te.reduce_axis((0, pool_size[0]), name="r"), te.reduce_axis((0, pool_size[1]), name="s")
 

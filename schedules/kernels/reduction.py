@@ -1,4 +1,4 @@
-"""Sums over everything but the channels, as bias gradients are, and variances, and extrema that NaN wins."""
+"""Channel sums (bias gradients), variances, and extrema that propagate NaN."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .functions import is_float, isnan, unless_nan
 
 
 def channel_sum(x: te.Tensor, *, chunks: Sequence[int]) -> te.Tensor:
-    """``Y[c0, c1, .., k] = sum X[.., k]`` over all axes but the last.
+    """Compute ``Y[c0, c1, .., k] = sum X[.., k]`` over all axes but the last.
 
-    The first axes are cut into so many ``chunks``, which must divide them; each has a sum of its own.
+    ``chunks``: number of equal parts of each leading axis, a divisor of it. Each part has its own sum.
     """
     *extents, channels = (int(extent) for extent in x.shape)
     lengths = [extent // count for extent, count in zip(extents, [*chunks, *[1] * len(extents)], strict=False)]
@@ -29,29 +29,29 @@ def channel_sum(x: te.Tensor, *, chunks: Sequence[int]) -> te.Tensor:
 
 
 def largest(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
-    """The largest element along some axes; NaN where there is one."""
+    """Compute the maximum along ``axes``; NaN propagates."""
     return _reduced(x, axes, keepdims, lambda at, _place: x(*at), extremum(x.dtype, least=False), "largest")
 
 
 def smallest(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
-    """The smallest element along some axes; NaN where there is one."""
+    """Compute the minimum along ``axes``; NaN propagates."""
     return _reduced(x, axes, keepdims, lambda at, _place: x(*at), extremum(x.dtype, least=True), "smallest")
 
 
 def argmax(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
-    """Where along some axes the largest element is: the first of equals, and the first NaN where there is one."""
+    """Return the int64 position of the maximum along ``axes``: the first of equals, or the first NaN."""
     return _first_place(x, largest(x, axes=axes, keepdims=True), axes, keepdims)
 
 
 def argmin(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
-    """Where along some axes the smallest element is: the first of equals, and the first NaN where there is one."""
+    """Return the int64 position of the minimum along ``axes``: the first of equals, or the first NaN."""
     return _first_place(x, smallest(x, axes=axes, keepdims=True), axes, keepdims)
 
 
 def variance(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
-    """The mean square of the differences from the mean along some axes; 0 where all elements are the same.
+    """Compute the biased variance along ``axes``; exactly 0 where all elements are equal.
 
-    Elements are taken from the first of them, whose mean would else be rounded, and differ from all.
+    The first element is subtracted from all: the mean of equal elements may round to another value.
     """
     scale = tirx.const(1 / math.prod(int(x.shape[axis]) for axis in axes), x.dtype)
 
@@ -69,13 +69,13 @@ def variance(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
 
 
 def std(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
-    """The root of :func:`variance`."""
+    """Compute the square root of :func:`variance`."""
     squares = variance(x, axes=axes, keepdims=keepdims)
     return te.compute(squares.shape, lambda *index: tirx.sqrt(squares(*index)), name="std")
 
 
 def extremum(dtype: str, *, least: bool) -> Callable[..., Any]:
-    """The reducer of the largest or ``least`` element, which NaN is."""
+    """Make the reducer of the maximum, or with ``least`` the minimum. NaN propagates."""
 
     def combine(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
         better = tirx.Select(right < left if least else right > left, right, left)
@@ -85,14 +85,14 @@ def extremum(dtype: str, *, least: bool) -> Callable[..., Any]:
 
 
 def worst(dtype: str, least: bool) -> tirx.Expr:
-    """What every element is as good as."""
+    """Return the identity of the maximum, or with ``least`` the minimum."""
     if str(dtype).startswith(("float", "bfloat")):
         return tirx.const(math.inf if least else -math.inf, dtype)
     return tirx.max_value(dtype) if least else tirx.min_value(dtype)
 
 
 def _first_place(x: te.Tensor, found: te.Tensor, axes: Sequence[int], keepdims: bool) -> te.Tensor:
-    """The first position along ``axes`` of what was found there. (TVM vectorises no reduction of pairs correctly.)"""
+    """Return the first position along ``axes`` of the value ``found``. (TVM vectorises reductions of pairs wrongly.)"""
     nowhere = tirx.max_value("int64")
 
     def element(at: Sequence[tirx.Expr], place: tirx.Expr) -> tirx.Expr:
@@ -113,7 +113,7 @@ def _reduced(
     reducer: Callable[..., Any],
     name: str,
 ) -> te.Tensor:
-    """Reduce ``element(index, place)`` along ``axes`` of X, the place being the position along them, row by row."""
+    """Reduce ``element(index, place)`` along ``axes`` of X; ``place`` is the row-major position along them."""
     extents = [int(extent) for extent in x.shape]
     reduced = {axis: te.reduce_axis((0, extents[axis]), name=f"r{axis}") for axis in axes}
     place: tirx.Expr = tirx.const(0, "int64")

@@ -1,4 +1,4 @@
-"""Transposes in vector registers: squares are loaded as rows and stored as columns."""
+"""Transposes in vector registers: square tiles are loaded as rows and stored as columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import OPAQUE
 
 
 def square_lanes(shape: Sequence[int], axes: Sequence[int], most: int) -> int | None:
-    """The side of the squares in which a tensor can be transposed: at most ``most``; None where none fits."""
+    """Return the side of a transpose's square tiles, at most ``most``; None if no square fits."""
     moved = (shape[-1], shape[axes[-1]])
     if axes[-1] == len(shape) - 1:
         return None
@@ -21,14 +21,14 @@ def square_lanes(shape: Sequence[int], axes: Sequence[int], most: int) -> int | 
 
 
 def transpose(shape: Sequence[int], axes: Sequence[int], dtype: str, lanes: int) -> tirx.PrimFunc:
-    """``Y = X.transpose(axes)`` where the last axis moves; X has the ``shape``.
+    """Build ``Y = X.transpose(axes)`` where the last axis moves; X has the ``shape``.
 
-    A square of ``lanes`` x ``lanes`` goes through log2(lanes) steps, each of which exchanges the off-diagonal halves of
-    squares half as large. The schedule primitives know no shuffles: it comes scheduled.
+    A ``lanes`` x ``lanes`` tile takes log2(lanes) shuffle steps, each of which swaps off-diagonal blocks. It comes
+    scheduled: TVM's schedule primitives have no shuffles.
     """
     rank, row_axis = len(shape), axes[-1]
     result = [shape[axis] for axis in axes]
-    x_strides, y_strides = _strides(shape), dict(zip(axes, _strides(result), strict=True))  # both by axes of X
+    x_strides, y_strides = _strides(shape), dict(zip(axes, _strides(result), strict=True))  # in the axis order of X
     counts = [extent // lanes if axis in (row_axis, rank - 1) else extent for axis, extent in enumerate(shape)]
     steps = [lanes if axis in (row_axis, rank - 1) else 1 for axis in range(rank)]
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):

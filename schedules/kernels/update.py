@@ -1,8 +1,8 @@
-"""What an optimizer does to a parameter, in place.
+"""In-place optimizer updates.
 
-Each builder makes a PrimFunc over one parameter. Where only a piece of it is trained, ``channels`` gives the position
-of each trained slice along ``axis``, and gradient and states have the shape of the piece. Where a parameter is updated
-part by part, the gradient has the shape of the part alone.
+Each builder makes a PrimFunc for one parameter. If only slices along ``axis`` are trained, ``channels`` holds their
+positions; gradient and states have the shape of this piece. If a parameter is updated part by part, the gradient has
+the shape of one part.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ class Layout:
     axis: int | None = None
     count: int = 0
     part: tuple[int, int] | None = None
-    """The rows, from the first to that before the last, that one of several updates is of."""
+    """Half-open range of rows that one of several updates covers."""
 
     @property
     def piece(self) -> tuple[int, ...]:
-        """The shape of the trained piece: of the states."""
+        """Shape of the trained piece, and of the states."""
         if self.axis is None:
             return self.shape
         return (*self.shape[: self.axis], self.count, *self.shape[self.axis + 1 :])
 
     @property
     def updated(self) -> tuple[int, ...]:
-        """The shape of what one update is of: of the gradient."""
+        """Shape that one update covers: that of the gradient."""
         return self.piece if self.part is None else (self.part[1] - self.part[0], *self.piece[1:])
 
     def shape_of(self, operand: str) -> tuple[int, ...]:
-        """The shape of the weight, its gradient, or a state."""
+        """Return the shape of the weight, its gradient, or a state."""
         return {"weight": self.shape, "gradient": self.updated}.get(operand, self.piece)
 
 
-LANES = 16  # elements of one vector operation; LLVM splits them where the target's vectors are shorter
+LANES = 16  # elements of a vector operation; LLVM splits it for shorter registers
 
 Body = Callable[[dict[str, Any]], dict[str, tirx.Expr]]
 
@@ -61,10 +61,11 @@ def sgd(
     weight_decay: float,
     vectors: Mapping[str, int],
 ) -> tirx.PrimFunc:
-    """``g += decay w; m = momentum m + share g; w -= lr (nesterov ? g + momentum m : m)``, as ``torch.optim.SGD``.
+    """Build the update of ``torch.optim.SGD``.
 
-    Operands: gradient [, momentum_buffer]; ``rates`` is [lr], and with dampening [lr, share]: 1 in the first update and
-    ``1 - dampening`` in all others. For ``vectors`` see :func:`elementwise_update`.
+    ``g += decay w; m = momentum m + share g; w -= lr (nesterov ? g + momentum m : m)``. Operands: gradient
+    [, momentum_buffer]. ``rates``: [lr], or with dampening [lr, share], where share is 1 in the first update and
+    ``1 - dampening`` afterwards. ``vectors``: see :func:`elementwise_update`.
     """
     const = _constants(layout)
 
@@ -91,10 +92,11 @@ def adam(
     decoupled: bool,
     vectors: Mapping[str, int],
 ) -> tirx.PrimFunc:
-    """``m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w -= step m / (sqrt(v) c + eps)``, as ``torch.optim.Adam``.
+    """Build the update of ``torch.optim.Adam``.
 
-    With ``decoupled`` the decay shrinks the weight instead of adding to the gradient: AdamW. Operands: gradient,
-    exp_avg, exp_avg_sq; ``rates`` is [lr, step = lr / (1 - b1^t), c = 1 / sqrt(1 - b2^t)].
+    ``m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w -= step m / (sqrt(v) c + eps)``. ``decoupled``: decay shrinks
+    the weight instead of adding to the gradient (AdamW). Operands: gradient, exp_avg, exp_avg_sq. ``rates``:
+    [lr, step = lr / (1 - b1^t), c = 1 / sqrt(1 - b2^t)].
     """
     const = _constants(layout)
 
@@ -114,7 +116,7 @@ def adam(
 
 
 def assign(layout: Layout, *, accumulate: bool) -> tirx.PrimFunc:
-    """``w = value``, or ``w += value``: a running statistic, or a sum of gradients over several steps."""
+    """Build ``w = value``, or ``w += value``: a running statistic, or gradient accumulation."""
     return elementwise_update(
         "accumulate" if accumulate else "assign",
         layout,
@@ -125,7 +127,7 @@ def assign(layout: Layout, *, accumulate: bool) -> tirx.PrimFunc:
 
 
 def clear(layout: Layout) -> tirx.PrimFunc:
-    """``w = 0``: a sum of gradients that was used up."""
+    """Build ``w = 0``: reset an accumulated gradient."""
     return elementwise_update("clear", layout, [], {}, lambda _v: {"weight": tirx.const(0, layout.dtype)})
 
 
@@ -134,7 +136,7 @@ def _constants(layout: Layout) -> Callable[[float], tirx.Expr]:
 
 
 def _decayed(v: dict[str, Any], const: Callable[[float], tirx.Expr], weight_decay: float) -> tirx.Expr:
-    """The gradient, times what is left to multiply it with, and the decay of the weight added."""
+    """Return the gradient, multiplied by clip factor and scale, plus weight decay."""
     g = v["gradient"]
     if "clip" in v:
         g = g * v["clip"][0]
@@ -146,14 +148,14 @@ def _decayed(v: dict[str, Any], const: Callable[[float], tirx.Expr], weight_deca
 def elementwise_update(
     name: str, layout: Layout, operands: Sequence[str], vectors: Mapping[str, int], body: Body
 ) -> tirx.PrimFunc:
-    """A PrimFunc that updates ``weight`` and some of ``operands`` element by element.
+    """Build a PrimFunc that updates ``weight`` and some of ``operands`` element by element.
 
-    Parameters, in order: ``weight``; the ``operands``, each in the shape of the piece, the gradient in that of the
-    part; the ``vectors``, float, of the given length; ``channels``, int32 [count], for a piece. ``body`` maps the
-    values at one element to assignments, made in order: what is read after it was assigned is the new value. It gets a
-    vector whole, except ``scale``, which has an element for each of the last axis.
+    Parameters, in order: ``weight``; ``operands``, shaped like the piece (the gradient: like the part); ``vectors``,
+    float, of the given lengths; ``channels``, int32 [count], for a piece. ``body`` maps the values at one element to
+    assignments, made in order: a read after an assignment sees the new value. It gets whole vectors, except ``scale``:
+    the element of the last axis.
 
-    It comes scheduled, as rows of vectors: the schedule primitives refuse blocks that write what they read.
+    It comes scheduled, as rows of vectors: TVM's schedule primitives refuse blocks that write what they read.
     """
     rows, per_row, inner = _rows(layout, by_channel="scale" in vectors)
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
@@ -197,8 +199,10 @@ def elementwise_update(
 
 
 def _rows(layout: Layout, by_channel: bool) -> tuple[int, int, int]:
-    """The update as rows of contiguous elements: how many, how many to one position in front of the axis, and how
-    long. ``by_channel``: a row is the last axis."""
+    """Return the update as contiguous rows: their number, their number per index before ``axis``, and their length.
+
+    ``by_channel``: a row is the last axis.
+    """
     if layout.axis is not None:
         return math.prod(layout.piece[: layout.axis + 1]), layout.count, math.prod(layout.piece[layout.axis + 1 :])
     size = math.prod(layout.updated)
@@ -209,5 +213,5 @@ def _rows(layout: Layout, by_channel: bool) -> tuple[int, int, int]:
 
 
 def _int64(shape: Sequence[int]) -> list[tirx.IntImm]:
-    """Relax's shapes are of 64-bit integers."""
+    """Return int64 extents, as in Relax's shapes."""
     return [tirx.IntImm("int64", extent) for extent in shape]
