@@ -12,13 +12,14 @@ from .decisions import DEFAULTS, Choice, Decisions
 
 @dataclass(frozen=True)
 class Traits:
-    """A CPU with vector registers."""
+    """What passes ask of a machine. One without vectors has one lane."""
 
     lanes: int
     """float32 lanes of a vector register."""
     registers: int
     """Number of vector registers."""
     cores: int
+    """Cores that kernels run on: 1 where schedules are serial."""
     l2_bytes: int = 512 * 1024
     """L2 cache per core, in bytes."""
 
@@ -30,10 +31,12 @@ class Layouts(Protocol):
         """Return the lanes of a vector along ``columns`` contiguous results: a divisor of ``columns``."""
 
     def rounded_rows(self, rows: int, columns: int) -> int:
-        """Return the rows to compute of a ``rows`` x ``columns`` product: slightly more for a much better tile."""
+        """Return the rows to compute of a ``rows`` x ``columns`` product, at least ``rows``: slightly more for a
+        much better tile."""
 
     def strip_width(self, rows: int, columns: int) -> int:
-        """Return the columns per strip of a packed second operand: the width of a register tile."""
+        """Return the columns per strip of a packed second operand: the width of a register tile, or 0 not
+        to pack it."""
 
 
 class Target(Protocol):
@@ -48,7 +51,8 @@ class Target(Protocol):
         """Operand layouts that suit the target's schedules."""
 
     def schedule(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
-        """Schedule one kernel. One that comes scheduled, or that no rule suits, is returned unchanged.
+        """Schedule one kernel. One that comes scheduled (``schedules.kernels.comes_scheduled``), or that no rule
+        suits, is returned unchanged.
 
         Raises
         ------

@@ -106,7 +106,8 @@ def check_text(check: Mapping[str, Any] | None) -> str:
     if check is None:
         return "not checked"
     rest = f"; not checked: {', '.join(check['unchecked'])}" if check["unchecked"] else ""
-    return f"checked against {check['against']} in {check['seconds']:.1f} s: equal{rest}"
+    build = " (this machine's build of it)" if "build" in check else ""
+    return f"checked against {check['against']} in {check['seconds']:.1f} s: equal{build}{rest}"
 
 
 def optimizer_of(text: str) -> Any:

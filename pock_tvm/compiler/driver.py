@@ -41,7 +41,7 @@ from .layers import layer_report
 from .manifest import index_limits, prepared_records, state_records, weight_records
 from .pipeline import Lowered, Training
 from .self_check import SelfCheck, reference_of
-from .targets import HOST, kernel_target, resolve_target, triple_of
+from .targets import kernel_target, resolve_target, runs_here, triple_of
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def compile(  # noqa: A001 - the name that users expect
     check : bool, optional
         Whether the program takes a step beside the framework that the model comes from, and has to equal it: outputs,
         loss, the update of every trained part and every statistic. By default where that framework is installed. Of a
-        program for another machine this machine's build is checked.
+        program whose instructions this machine lacks this machine's build is checked.
     check_with : pair of x and y, optional
         The batch to check with, as ``Trainer.step`` takes it; a synthetic one by default.
 
@@ -209,8 +209,9 @@ def compile(  # noqa: A001 - the name that users expect
         micro_batches=lowered.micro_batches,
         clip_norm=clip_norm,
     )
-    if str(target) == str(resolve_target(HOST)):
-        manifest["check"] = _checked(imported, program, list(selection), loss, optimizer, check, check_with, again)
+    if runs_here(target):
+        itself = functools.partial(again, target=target)
+        manifest["check"] = _checked(imported, program, list(selection), loss, optimizer, check, check_with, itself)
     else:
         with warnings.catch_warnings(action="ignore", category=PockWarning):
             here = again(imported, memory_budget=memory_budget, check=check, check_with=check_with)

@@ -17,6 +17,8 @@ from ..device.runtime import machine_triple
 from ..errors import PockError
 
 HOST = "host"
+TUNING = ("allow-", "false-deps-", "fast", "no-bypass-", "prefer-", "slow-", "tuning-")
+"""Beginnings of LLVM's features that say what is fast on a CPU, not what it has."""
 
 
 def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
@@ -64,6 +66,14 @@ def triple_of(target: Target) -> str:
 def is_this_machine(target: Target) -> bool:
     """Whether a target is of this machine's architecture and system."""
     return machine_triple(triple_of(target)) == machine_triple()
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine can run a program for the target: it has every instruction that LLVM may use for it."""
+    if not is_this_machine(target):
+        return False
+    missing = set(llvm.llvm_get_cpu_features(target)) - set(llvm.llvm_get_cpu_features(resolve_target(HOST)))
+    return all(feature.startswith(TUNING) for feature in missing)
 
 
 def linker_for(target: Target) -> str | None:

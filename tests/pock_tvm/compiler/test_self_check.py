@@ -15,6 +15,8 @@ from tvm import relax
 
 import pock_tvm as pock
 from pock_tvm.compiler.self_check.agreement import difference
+from pock_tvm.compiler.targets import resolve_target, runs_here
+from pock_tvm.device.runtime import machine_triple
 from pock_tvm.frontend import Model, load_model
 from relay_passes.gradients import registry
 from relay_passes.ir import bindings_of, op_name, rewrite, update_function
@@ -83,10 +85,20 @@ def test_a_program_keeps_how_it_was_checked(tmp_path) -> None:
     assert pock.compile(tokens(), build=False).manifest["check"] is None
 
 
+@pytest.mark.skipif(machine_triple() != "x86_64-linux", reason="needs an x86-64 CPU")
 def test_of_a_program_for_another_machine_the_hosts_build_is_checked() -> None:
-    program = pock.compile(tokens(), target={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"})
+    machines = [{"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": cpu} for cpu in ("sapphirerapids", "znver4")]
+    other = next(machine for machine in machines if not runs_here(resolve_target(machine)))
+    program = pock.compile(tokens(), target=other)
     assert program.manifest["check"]["build"] == "of the host"
     assert program.manifest["check"]["worst"]["difference"] > 0
+
+
+def test_a_program_that_runs_here_is_checked_itself_whatever_its_target_is_called() -> None:
+    target = {"kind": "llvm", "num-cores": 1}
+    assert runs_here(resolve_target(target))
+    assert "build" not in pock.compile(tokens(), target=target).manifest["check"]
+    assert not runs_here(resolve_target("raspberry-pi/4b-aarch64"))
 
 
 def test_a_users_batch_is_checked_as_a_step_would() -> None:
