@@ -18,8 +18,8 @@ from pock_tvm.compiler.self_check.agreement import difference
 from pock_tvm.compiler.targets import resolve_target, runs_here
 from pock_tvm.device.runtime import machine_triple
 from pock_tvm.frontend import Model, load_model
-from relay_passes.gradients import registry
 from relay_passes.ir import bindings_of, op_name, rewrite, update_function
+from relay_passes.operators.record import record_of
 from tests.pock_tvm.networks import Tokens, small, tokens
 
 
@@ -36,12 +36,10 @@ def altered(model: Model, name: str, change: Callable[[relax.Expr], relax.Expr])
 
 def break_rule(monkeypatch, op: str, operand: int, factor: float) -> None:
     """A gradient rule whose result is off by a factor."""
-    entry = registry._RULES[op, operand]
-    monkeypatch.setitem(
-        registry._RULES,
-        (op, operand),
-        replace(entry, rule=lambda use: entry.rule(use) * relax.const(factor, "float32")),
-    )
+    rules = record_of(op).gradients
+    entry = rules[operand]
+    broken = replace(entry, rule=lambda use: entry.rule(use) * relax.const(factor, "float32"))
+    monkeypatch.setitem(rules, operand, broken)
 
 
 def exported(model: nn.Module, *inputs: torch.Tensor) -> torch.export.ExportedProgram:
