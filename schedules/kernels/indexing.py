@@ -71,8 +71,12 @@ def _checked(x: te.Tensor, indices: Mapping[int, tirx.Expr], at: Sequence[tirx.E
         zero, end = (tirx.const(int(bound), str(index.ty.dtype)) for bound in (0, x.shape[axis]))
         inside += [index >= zero, index < end]
     dtype = str(x.dtype)
-    nothing = tirx.const(math.nan, dtype) if "float" in dtype else tirx.min_value(dtype)
+    nothing = tirx.const(math.nan, dtype) if "float" in dtype else _lowest(dtype)
     return tirx.if_then_else(tirx.all(*inside), x(*places), nothing)
+
+
+def _lowest(dtype: str) -> tirx.Expr:
+    return tirx.const(False, dtype) if dtype == "bool" else tirx.min_value(dtype)
 
 
 def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.Tensor:

@@ -111,6 +111,7 @@ def test_look_ups_and_their_gradient(columns: int, dtype: str) -> None:
     indices = np.array([[3, -1, 0], [3, 10, -11]], dtype)
     np.testing.assert_array_equal(run(take, table, indices % 11, axis=0), table[indices])
     np.testing.assert_array_equal(run(take, table, np.array(3, dtype), axis=0), table[3])
+    np.testing.assert_array_equal(run(take, table > 0, indices % 11, axis=0), table[indices] > 0)
     np.testing.assert_array_equal(run(take, table, np.array(0, dtype), axis=1), table[:, 0])
     (grad,) = noise("gradient", (6, columns))
     expected = np.zeros((11, columns))
