@@ -1,4 +1,4 @@
-"""Phase 10: kernels and executors to one shared library, or to its objects where nothing links."""
+"""Phase 10: links kernels and executors into a shared library, or packs their objects if there is no linker."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from .targets import is_this_machine, kernel_target, linker_for, triple_of
 
 
 class Library(NamedTuple):
-    """The built kernels and executors of a program."""
+    """Built kernels and executors of a program."""
 
     code: bytes
-    """What :func:`pock_tvm.device.runtime.load_library` takes: a shared library, or its objects where this machine has
-    no linker."""
+    """Code for :func:`pock_tvm.device.runtime.load_library`: a shared library, or objects if this machine has no
+    linker."""
     kernels: bytes
-    """See :attr:`pock_tvm.Program.kernels`."""
+    """Objects and definitions of the kernels: see :attr:`pock_tvm.Program.kernels`."""
 
 
 def build_library(
@@ -47,19 +47,19 @@ def build_library(
 ) -> Library:
     """Compile the PrimFuncs of a module into a shared library.
 
-    ``executors`` are entry points of TVM's calling convention; everything else is a kernel: a C function of pointers
-    that returns 0. Kernels are built side by side, and only if they are not in the cache. Both mappings go by a
-    kernel's name: ``places`` says what of the network it computes, ``decisions`` what is decided of its schedule. One
-    more entry point, ``CALL_KERNEL``, calls a single kernel.
+    ``executors`` are entry points of TVM's calling convention. Other functions are kernels: C functions of pointers
+    that return 0. Kernels not in the cache are built in parallel. ``places`` (what of the network a kernel computes,
+    for messages) and ``decisions`` (its schedule's) are keyed by kernel name. An extra entry point, ``CALL_KERNEL``,
+    calls a single kernel.
 
     Raises
     ------
     BuildError
         A kernel cannot be built.
     PockError
-        Another machine's linker is needed, and is not there or fails.
+        The linker of another machine is missing or fails.
     """
-    linker = linker_for(target)  # where it is missing, that is said before kernels are built
+    linker = linker_for(target)  # first, so that a missing linker is reported before kernels are built
     functions = {var.name_hint: func for var, func in mod.functions.items()}
     kernels = {name: Kernel(func) for name, func in functions.items() if name not in executors}
     cache = KernelCache(target)
@@ -82,21 +82,21 @@ def build_library(
 
 
 def _packed(kernels: Mapping[str, Kernel], objects: Path) -> bytes:
-    """A zip file with object and definition of each kernel: see :attr:`pock_tvm.Program.kernels`."""
+    """Pack object and definition of each kernel into a zip file: see :attr:`pock_tvm.Program.kernels`."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, kernel in sorted(kernels.items()):
-            # Without a date: the same kernels give the same bytes.
+            # No timestamps: equal kernels give equal bytes.
             archive.writestr(zipfile.ZipInfo(f"{name}.o"), (objects / f"{name}.o").read_bytes(), zipfile.ZIP_DEFLATED)
             archive.writestr(zipfile.ZipInfo(f"{name}.json"), kernel.definition, zipfile.ZIP_DEFLATED)
     return packed.getvalue()
 
 
 def _link(objects: Sequence[Path], library: Path, linker: str, target: Target) -> bool:
-    """Whether a shared library was made of objects.
+    """Link objects into a shared library, and return whether that succeeded.
 
-    A compiler of this machine that does not link is as good as none: macOS has a placeholder that only offers to
-    install one, and on Linux the C library's development files may be missing.
+    A host compiler that fails to link is treated as missing: macOS has a placeholder that only offers to install one,
+    and Linux may lack the C library's development files.
     """
     try:
         cc.create_shared(str(library), [str(path) for path in objects], cc=linker)
@@ -109,9 +109,9 @@ def _link(objects: Sequence[Path], library: Path, linker: str, target: Target) -
 
 
 def call_kernel(kernels: Mapping[str, int]) -> tirx.PrimFunc:
-    """An entry point that calls one of the kernels, which are given by name and number of operands.
+    """Build an entry point that calls one kernel. ``kernels`` maps names to operand counts.
 
-    Its vector holds the number of the kernel, in alphabetical order, and the addresses of the operands.
+    Its int64 vector holds the index of the kernel in alphabetical order, then the addresses of the operands.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(CALL_KERNEL)
@@ -140,7 +140,7 @@ def _kernel_object(
         module = tvm.get_global_func("target.build.llvm")(
             machine.lower(machine.schedule(kernel.func, decisions)), target
         )
-    except Exception as error:  # whatever TVM or LLVM say, they do not say of which layer
+    except Exception as error:  # TVM and LLVM do not name the layer
         raise BuildError(
             f"the kernel for {places.get(name, name)} cannot be built: {first_line(error)}. Write the model without "
             "this operator, and report the fault"

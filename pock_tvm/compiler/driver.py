@@ -1,4 +1,4 @@
-"""``pock.compile``: a model and a scheme in, a program out."""
+"""``pock.compile``: compiles a model and a scheme into a program."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from .targets import kernel_target, resolve_target, runs_here, triple_of
 
 @contextlib.contextmanager
 def own_faults() -> Iterator[None]:
-    """Turn what TVM or Python raise into one line: a user cannot act on a trace of the compiler."""
+    """Turn exceptions of TVM or Python into a one-line error: users cannot act on a compiler's stack trace."""
     try:
         with of_passes():
             yield
@@ -100,42 +100,42 @@ def compile(  # noqa: A001 - the name that users expect
     target : optional
         ``"host"`` (the default), one of TVM's tags such as ``raspberry-pi/4b-aarch64``, or a TVM target.
     batch_norm : str, optional
-        ``"frozen"``: normalise with the running statistics, which is what fine-tuning wants, and the default; a warning
-        says so unless it is asked for. ``"batch"``: with those of each batch, and update the running ones, as PyTorch
+        ``"frozen"`` (the default): normalise with the running statistics, as fine-tuning usually does. Unless given, a
+        warning says so. ``"batch"``: normalise with each batch's statistics and update the running ones, as PyTorch
         does in training mode.
     accumulate : int
-        How many steps share one update; their mean gradient is used.
+        Number of steps that share one update, which uses their mean gradient.
     micro_batches : int, optional
-        In how many equal parts of the batch a step runs, one after the other, with gradients summed: the same update in
-        less memory and a little more time. By default one, or as many as a ``memory_budget`` needs.
+        Number of equal parts of the batch that a step runs one after the other, summing their gradients: the same
+        update in less memory and a little more time. By default one, or as many as ``memory_budget`` needs.
     clip_norm : float, optional
-        Scale the gradients down where the norm of all of them together is larger.
+        Largest global norm of the gradients. Larger gradients are scaled down to it.
     memory_budget : str or int, optional
-        The most memory that training may take beside the weights (arena, optimizer state, gradient sums): ``"64MB"``,
-        or bytes. Where it would take more, values are computed again rather than kept, the batch runs in micro-batches,
-        and at last Winograd's transforms, which take memory for time, are left out.
+        Largest memory for training besides the weights (arena, optimizer state, gradient sums): ``"64MB"``, or bytes.
+        To fit it, the batch is split into micro-batches, values are rematerialised, and, as a last resort, Winograd's
+        transforms, which trade memory for time, are left out.
     dump : path, optional
-        A folder to which the module is written after each phase.
+        Folder to which the module is written after each phase.
     build : bool
-        False leaves the kernels unbuilt: a program that tells what it costs, and cannot run.
+        False leaves the kernels unbuilt: the program reports its costs, but cannot run.
     check : bool, optional
-        Whether the program takes a step beside the framework that the model comes from, and has to equal it: outputs,
-        loss, the update of every trained part and every statistic. By default where that framework is installed. Of a
-        program whose instructions this machine lacks this machine's build is checked.
+        Whether to compare one step of the program with the framework that the model comes from: outputs, loss, the
+        update of every trained part, and every statistic. By default, if that framework is installed. If this machine
+        lacks instructions of the target, a build for this machine is checked instead.
     check_with : pair of x and y, optional
-        The batch to check with, as ``Trainer.step`` takes it; a synthetic one by default.
+        Batch to check with, as ``Trainer.step`` takes it; a synthetic one by default.
 
     Raises
     ------
     CheckError
-        The program does not do what the model does: the message names the layer or the parameter.
+        The program computes something else than the model. The message names the layer or the parameter.
     PockError
-        The model, the scheme or an option is at fault; the message says which and what to do.
+        The model, the scheme or an option is at fault. The message says which, and what to do.
 
     Warns
     -----
     PockWarning
-        An input that nothing reads, a parameter that no gradient reaches, statistics that stay as they are.
+        An input is never read, a parameter gets no gradient, or running statistics stay unchanged.
     """
     _check_options(
         scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
@@ -151,7 +151,7 @@ def compile(  # noqa: A001 - the name that users expect
     selection = scheme.resolve(imported)
     if not selection:
         raise OptionError(TRAINS_NOTHING)
-    # 2 to 9. The training graph; kernels, order, plan.
+    # 2 to 9. Training graph, kernels, order, memory plan.
     budget = None if memory_budget is None else parse_bytes(memory_budget)
     statistics = batch_norm or "frozen"
 
@@ -198,7 +198,7 @@ def compile(  # noqa: A001 - the name that users expect
     program = Program(manifest, library.code, dict(imported.weights), _constants(entries), library.kernels)
     if not build or check is False:
         return program
-    # Checked: the program takes a step beside PyTorch.
+    # Check: compare one step of the program with the framework.
     again = functools.partial(
         compile,
         scheme=scheme,
@@ -229,7 +229,7 @@ def _checked(
     given: tuple[Any, Any] | None,
     again: Callable[..., Program],
 ) -> dict[str, Any] | None:
-    """What a manifest says of the check of a program for this machine; None where nothing is there to check against."""
+    """Check a program on this machine. Return the manifest's record of it, or None if there is no reference."""
     manifest = program.manifest
     flops = sum(layer["forward_flops"] for layer in manifest["layers"])
     reference = reference_of(imported, trained, loss, manifest["options"]["batch_norm"], flops)
@@ -255,7 +255,7 @@ def _fitted(
     budget: int | None,
     dump: Path | None,
 ) -> Fit[Lowered] | TooLarge:
-    """Phases 1 to 9, in as many micro-batches as are wanted, or as the budget needs."""
+    """Run phases 1 to 9, with as many micro-batches as requested, or as the budget needs."""
     if micro_batches is not None or budget is None:
         counts = [micro_batches or 1]
     else:
@@ -265,7 +265,7 @@ def _fitted(
 
 
 def batch_parts(model: Model) -> list[int]:
-    """The numbers of micro-batches that a model's batch can be cut into, fewest first."""
+    """Return the numbers of micro-batches that divide a model's batch, in ascending order."""
     return divisors(batch_of(model.module["main"]))
 
 
@@ -281,7 +281,7 @@ OPTIONS = {
     "dump": PATH.or_none(),
     "build": FLAG,
 }
-"""What the options of ``compile`` may be, except those that decide over inputs, which the front end checks."""
+"""Valid values of the options of ``compile``, except those about inputs, which the front end checks."""
 
 
 def _check_options(**given: Any) -> None:

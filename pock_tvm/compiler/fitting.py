@@ -1,4 +1,4 @@
-"""In how many micro-batches a step runs to meet a budget."""
+"""Chooses the number of micro-batches that fits a budget."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ LITTLE = 1 / 8
 
 T = TypeVar("T")
 Attempt = Callable[[int, float], Fit[T] | TooLarge]
-"""Takes the number of micro-batches, and the largest share of a step's time that recomputation may take."""
+"""Compilation attempt: takes the number of micro-batches, and the largest share of a step's time for recomputation."""
 
 
 def fewest_parts(
     attempt: Attempt[T], counts: Sequence[int], budget: float, can_split: Callable[[], bool]
 ) -> Fit[T] | TooLarge:
-    """The first attempt that holds a budget, in one of these numbers of micro-batches; else the least that would do.
+    """Return the first attempt that fits the budget, over ``counts`` of micro-batches; else the smallest failure.
 
-    Micro-batches cost less than recomputation: each starts the kernels and reads the weights again, and no more. As few
-    as will do are taken, with little recomputation; where none will do, as much of it as it takes. ``can_split`` says
-    whether the network can run on parts of its batch at all.
+    Micro-batches cost less than recomputation: each only starts the kernels and reads the weights again. Try the counts
+    in order with little recomputation, then the first and the last with unlimited recomputation. ``can_split`` tells
+    whether the network can run on parts of its batch.
     """
     if len(counts) == 1:
         return attempt(counts[0], math.inf)
     failed: list[TooLarge] = []
-    large = 1.0  # in as many parts what did not fit might: state stays as it is, the arena shrinks no faster
+    large = 1.0  # Skip counts too small to fit: state is constant, and the arena shrinks at most in proportion.
     for count in counts:
         if count < large:
             continue

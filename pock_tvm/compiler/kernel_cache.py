@@ -1,4 +1,4 @@
-"""Built kernels, kept on disk: the second compile of a network builds nothing."""
+"""On-disk cache of built kernels: compiling a network again builds nothing."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from .. import __version__
 from ..device.files import replacing
 
 VARIABLE = "POCK_CACHE"
-"""The environment variable that names another folder for the cache, or is ``off``."""
+"""Environment variable with another folder for the cache, or ``off``."""
 UNUSED = 30 * 24 * 3600
-"""Seconds after which an unused folder of kernels is removed."""
+"""Seconds after which an unused cache folder is removed: 30 days."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel's definition: loops before any schedule."""
+    """Definition of a kernel: its loops before scheduling."""
 
     func: tirx.PrimFunc
 
     @property
     def name(self) -> str:
-        """Its symbol, from :class:`relay_passes.NameKernels`."""
+        """Symbol of the kernel, from :class:`relay_passes.NameKernels`."""
         return str(self.func.attrs["global_symbol"])
 
     @functools.cached_property
     def definition(self) -> str:
-        """The definition as ``tvm.ir.load_json`` reads it."""
+        """Definition as JSON for ``tvm.ir.load_json``."""
         return str(tvm.ir.save_json(self.func))
 
 
 class KernelCache:
-    """Object files of kernels for one target, by everything that decides what a kernel becomes.
+    """Cache of kernel object files for one target, keyed by everything that determines the object.
 
-    A folder for each target and state of the compiler; in it a file for each kernel and its decisions, by the kernel's
-    name (:class:`relay_passes.NameKernels`). Names and folders end in hashes: a file holds its whole key beside the
-    object, and only a kernel with an equal key gets it.
+    There is a folder for each target and compiler state, with a file for each kernel and its decisions, named after the
+    kernel (:class:`relay_passes.NameKernels`). Names contain hashes, so a file also stores its whole key, which must
+    match.
     """
 
     def __init__(self, target: Target) -> None:
@@ -64,17 +64,17 @@ class KernelCache:
                 os.utime(self.folder)
 
     def get(self, kernel: Kernel, decisions: Decisions = DEFAULTS) -> bytes | None:
-        """The object file of a kernel, if it was built before."""
+        """Return the object file of a kernel, or None if it is not cached."""
         if self.folder is None:
             return None
         try:
             stored, _, data = zlib.decompress(self._path(self.folder, kernel, decisions).read_bytes()).partition(b"\0")
-        except (OSError, zlib.error):  # not there, or cut short
+        except (OSError, zlib.error):  # missing or truncated
             return None
         return data if self._is_key_of(stored.decode(), kernel, decisions) else None
 
     def put(self, data: bytes, kernel: Kernel, decisions: Decisions = DEFAULTS) -> None:
-        """Keep the object file of a kernel. A cache that cannot be written is no reason to fail."""
+        """Store the object file of a kernel. Failures to write only disable the cache."""
         if self.folder is None:
             return
         key = f"{self._head(decisions)}\n{kernel.definition}"
@@ -95,7 +95,7 @@ class KernelCache:
         return f"{self.state} {_text(decisions)}"
 
     def _is_key_of(self, key: str, kernel: Kernel, decisions: Decisions) -> bool:
-        """Whether a stored key is that of a kernel; the names of variables do not count."""
+        """Return whether a stored key matches a kernel, up to variable names."""
         head, _, ir = key.partition("\n")
         return head == self._head(decisions) and (
             ir == kernel.definition or tvm_ffi.structural_equal(tvm.ir.load_json(ir), kernel.func, map_free_vars=True)
@@ -111,7 +111,7 @@ def _digest(text: str) -> str:
 
 
 def _remove_unused(root: Path) -> None:
-    """Remove folders that were not used for long: those of compilers that are gone, for the most part."""
+    """Remove folders unused for :data:`UNUSED` seconds, mainly of old compiler versions."""
     for folder in root.iterdir():
         if time.time() - folder.stat().st_mtime > UNUSED:
             shutil.rmtree(folder, ignore_errors=True)
@@ -119,7 +119,7 @@ def _remove_unused(root: Path) -> None:
 
 @functools.cache
 def _sources() -> str:
-    """A digest of everything that turns a definition into what LLVM takes: definitions, schedules, lowering."""
+    """Return a digest of the sources that turn a definition into LLVM's input: definitions, schedules, lowering."""
     digest = hashlib.sha256()
     for path in sorted(Path(schedules.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

@@ -1,4 +1,4 @@
-"""What a program does, layer by layer: what is trained, what it costs, what it keeps."""
+"""Reports a program by layer: what is trained, its cost, and the activations it saves."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..frontend.structure import Layer, Structure
 
 
 def layer_report(structure: Structure, trained: Trained, step: relax.Function) -> list[dict[str, Any]]:
-    """One entry for each embedding, and then one a layer, in the order in which they run.
+    """Return an entry for each embedding, and then for each layer, in execution order.
 
     ``step`` is the training function with its backward graph. An entry has ``name`` (of the weight, without its last
-    part), ``kind``, ``weight`` and ``bias``: what of them is trained (``frozen``, ``full`` or ``k/n``),
-    ``forward_flops`` and ``backward_flops`` (data and weight gradient) of what the step computes of it, and
-    ``saved_bytes``: what it keeps for the backward graph, itself and everything up to the next layer.
+    component), ``kind``, ``weight`` and ``bias`` (their trained part: ``frozen``, ``full`` or ``k/n``),
+    ``forward_flops`` and ``backward_flops`` (data and weight gradient) as far as the step computes them, and
+    ``saved_bytes``: the values kept for the backward graph from this layer up to the next.
     """
     layers = sorted(structure.layers, key=lambda layer: layer.position)
     uses, of_parameters = _products(step)
@@ -51,12 +51,12 @@ def layer_report(structure: Structure, trained: Trained, step: relax.Function) -
 
 
 def _owner(name: str) -> str:
-    """The module that a parameter belongs to."""
+    """Return the name of the module that owns a parameter."""
     return name.rpartition(".")[0] or name
 
 
 class _Product:
-    """Where the training function multiplies by a weight."""
+    """Product with a weight in the training function."""
 
     def __init__(self, forward: int, macs: int) -> None:
         self.forward = forward
@@ -65,9 +65,8 @@ class _Product:
 
 
 def _products(step: relax.Function) -> tuple[dict[str, _Product], set[relax.Var]]:
-    """For each weight where the product with it stands, and whether its data gradient is computed; and all values that
-    depend on parameters alone.
-    """
+    """Find the product with each weight, and whether its data gradient is computed. Also return all values that depend
+    on parameters alone."""
     roots: dict[Expr, frozenset[str]] = {param: frozenset([param.name]) for param in step.params}
     inputs = {param for param in step.params if param.name in _input_names(step)}
     found: dict[str, _Product] = {}
@@ -90,8 +89,7 @@ def _input_names(step: relax.Function) -> set[str]:
 
 
 def _saved_by(step: relax.Function, starts: list[int], of_parameters: set[relax.Var]) -> list[int]:
-    """The kept bytes between the start of each layer and that of the next; what comes before the first counts to the
-    first."""
+    """Return the saved bytes from the start of each layer to the next. Values before the first layer count to it."""
     order = sorted(range(len(starts)), key=starts.__getitem__)
     ordered = [starts[index] for index in order]
     saved = [0] * len(starts)
@@ -107,7 +105,7 @@ def _saved_by(step: relax.Function, starts: list[int], of_parameters: set[relax.
 
 
 def layer_share(name: str, structure: Structure, trained: Trained) -> float:
-    """Which part of a weight is trained."""
+    """Return the trained fraction of a weight."""
     if name not in trained:
         return 0.0
     piece = trained[name]
@@ -126,7 +124,8 @@ def _trained(name: str, structure: Structure, trained: Trained) -> str:
 
 
 def _bias(layer: Layer, layers: list[Layer], structure: Structure, trained: Trained) -> str:
-    """``full`` if any bias or scale between this layer and the next is trained, ``-`` if there is none."""
+    """Return ``full`` if any bias or scale between this layer and the next is trained, ``frozen`` if none is, ``-`` if
+    there is none."""
     following = min((other.position for other in layers if other.position > layer.position), default=None)
     between = [
         name

@@ -1,4 +1,4 @@
-"""The records of a manifest: the arrays that a trainer keeps, and the indices that inputs may hold."""
+"""Builds the records of a manifest: arrays that a trainer keeps, and valid indices of inputs."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from ..frontend.structure import inputs_of
 def weight_records(
     model: Model, trained: Trained, stored: Mapping[str, Stored], statistics: Collection[str]
 ) -> list[Parameter]:
-    """The model's parameters and buffers.
+    """Return the records of the model's parameters and buffers.
 
-    ``trained`` maps the trained ones to their trained parts in PyTorch's layout (None for all of one), ``stored`` those
-    that are stored in another layout to it; ``statistics`` names the buffers that a training step updates.
+    ``trained`` maps trained parameters to their trained parts in PyTorch's layout (None if whole), ``stored`` maps
+    parameters stored in another layout to that layout. ``statistics`` names the buffers that a training step updates.
     """
     records = []
     for name, array in model.weights.items():
@@ -50,7 +50,7 @@ def weight_records(
 
 
 def state_records(step: relax.Function) -> list[Parameter]:
-    """Optimizer state and gradient sums among the parameters of a training step."""
+    """Return the records of optimizer state and gradient sums among the parameters of a training step."""
     params, records = {param.name: param for param in step.params}, []
     for name, (slot, of) in states_of(step).items():
         shape, dtype = shape_of(params[name]), dtype_of(params[name])
@@ -61,13 +61,13 @@ def state_records(step: relax.Function) -> list[Parameter]:
 
 
 def prepared_records(prepare: CallList) -> list[Parameter]:
-    """The arrays that the entry point ``prepare`` computes from frozen parameters."""
+    """Return the records of the arrays that the entry point ``prepare`` computes from frozen parameters."""
     results = [tensor for tensor in prepare.table if tensor.name.startswith("result.")]
     return [Parameter(prepared_name(at), each.shape, each.dtype, PREPARED) for at, each in enumerate(results)]
 
 
 def index_limits(model: Model) -> dict[str, tuple[int, int]]:
-    """For each integer input by which something is read the lowest index, and how many positions there are."""
+    """Return, for each integer input used as an index, the lowest valid index and the number of positions."""
     func = model.module["main"]
     origin = inputs_of(func, len(model.inputs))
     limits: dict[str, tuple[int, int]] = {}
@@ -79,7 +79,7 @@ def index_limits(model: Model) -> dict[str, tuple[int, int]]:
 
 
 def _takes(func: relax.Function) -> list[LookUp]:
-    """The look-ups in tables that are not constant."""
+    """Return the look-ups in tables that are not constant."""
     found = []
     for binding in bindings_of(func):
         value = binding.value

@@ -1,4 +1,4 @@
-"""``pock.check``: lists what prevents a model from being compiled, and what a user should know of it."""
+"""``pock.check``: lists what prevents compiling a model, and what deserves a warning."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def check(
     shapes: Mapping[str, Sequence[int]] | None = None,
     batch_norm: str | None = None,
 ) -> list[Obstacle]:
-    """List all obstacles to compiling a model, then what only deserves a warning.
+    """List all obstacles to compiling a model, then all warnings.
 
-    The options are those of :func:`pock_tvm.compile`; ``scheme`` may also be a function that makes one for the imported
-    model. Where no obstacle is blocking, every phase but the building of kernels has run.
+    The options are those of :func:`pock_tvm.compile`. ``scheme`` may also be a function that makes one from the
+    imported model. Without a blocking obstacle, every phase except building kernels has run.
     """
     loss = as_loss(loss)
     try:
@@ -69,7 +69,7 @@ def _refusal(error: PockError) -> Obstacle:
 
 
 def _of_graph(model: Model, training: Training) -> tuple[list[Obstacle], Collection[str]]:
-    """The obstacles to the training graph and its kernels, and the parameters that a gradient reaches."""
+    """Return the obstacles to the training graph and its kernels, and the parameters that a gradient reaches."""
     obstacles: list[Obstacle] = []
     phases = Phases(model.module)
     gradients: Collection[str] = training.trained
@@ -88,7 +88,7 @@ def _of_graph(model: Model, training: Training) -> tuple[list[Obstacle], Collect
 
 
 def _of_plan(model: Model, **options: Any) -> list[Obstacle]:
-    """The obstacle to kernels and their memory plan, if any."""
+    """Return the obstacle to kernels and their memory plan, if any."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PockWarning)

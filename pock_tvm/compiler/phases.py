@@ -1,4 +1,4 @@
-"""Runs the steps of phases over a module: each is verified, and written down where a folder is given."""
+"""Runs the steps of phases on a module, verifies each, and dumps it if a folder is given."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ..errors import of_passes
 
 @dataclass
 class Phases:
-    """A module on its way through the phases. Every change to it is a step of a phase."""
+    """Module on its way through the phases. Every change to it is a step of a phase."""
 
     mod: IRModule
     dump: Path | None = None
-    """The folder for ``<phase>-<step>.py``; a letter behind the phase's number keeps its further steps in order."""
+    """Folder for ``<phase>-<step>.py``. A letter after the number keeps further steps of a phase in order."""
     after: dict[str, IRModule] = field(default_factory=dict)
-    """The module as each step left it."""
+    """Module after each step."""
     numbers: dict[str, int] = field(default_factory=dict)
-    """The phase of each step."""
+    """Phase number of each step."""
     places: dict[str, str] = field(default_factory=dict)
-    """What of the network each kernel computes, for a message."""
+    """Part of the network that each kernel computes, for messages."""
     costs: dict[str, float] = field(default_factory=dict)
-    """About how many seconds each kernel takes."""
+    """Estimated seconds of each kernel."""
     written: set[Path] = field(default_factory=set)
-    """The files of the dump, of all forks."""
+    """Files of the dump, of all forks."""
 
     def run(self, number: int, step: str, passes: Iterable[Pass], *checks: Check) -> IRModule:
         """Apply the passes of one step of a phase."""
@@ -41,9 +41,9 @@ class Phases:
         return self.enter(number, step, mod, *checks)
 
     def enter(self, number: int, step: str, mod: IRModule, *checks: Check) -> IRModule:
-        """Take what a step made of the module; ``checks`` are rules that hold from there on.
+        """Record the module after a step. ``checks`` are invariants that hold from then on.
 
-        They are looked at, as is what Relax asks of a module, where the environment variable ``POCK_VERIFY`` is 1.
+        They are verified, with Relax's well-formedness, if the environment variable ``POCK_VERIFY`` is 1.
         """
         self.mod = self.after[step] = mod
         self.numbers[step] = number
@@ -54,11 +54,11 @@ class Phases:
         return mod
 
     def fork(self) -> Phases:
-        """The same way so far, for what is run in more than one manner behind it."""
+        """Copy the state, to run later phases in several variants."""
         return replace(self, after=dict(self.after), numbers=dict(self.numbers))
 
     def settle(self) -> None:
-        """Leave the steps of this fork alone in the dump."""
+        """Keep only the steps of this fork in the dump."""
         for path in self.written:
             path.unlink(missing_ok=True)
         self.written.clear()

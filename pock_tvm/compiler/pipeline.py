@@ -1,7 +1,7 @@
-"""The compiler's table of contents: ten numbered phases from a model to a library.
+"""Pipeline of the compiler: ten numbered phases from a model to a library.
 
-:func:`lower` runs phases 1 to 9, and shows what is given up where a budget asks: the batch is cut, values are computed
-again, Winograd's transforms are left out. :func:`build` is phase 10.
+:func:`lower` runs phases 1 to 9. To fit a budget it splits the batch, rematerialises values, and as a last resort
+leaves out Winograd's transforms. :func:`build` is phase 10.
 """
 
 from __future__ import annotations
@@ -85,55 +85,55 @@ ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained and how, in plain values: everything the phases need to know."""
+    """Training options of the phases, as plain values."""
 
     trained: Trained
-    """The trained parameters by name, pieces along axes of the parameter as the forward module declares it."""
+    """Trained parameters by name, with parts along axes of the parameter as the forward module declares it."""
     loss: Mapping[str, Any] = field(default_factory=lambda: {"kind": "cross_entropy"})
-    """The fields of :class:`relay_passes.AppendLoss`."""
+    """Fields of :class:`relay_passes.AppendLoss`."""
     optimizer: Mapping[str, Any] = field(default_factory=lambda: {"kind": "sgd", "momentum": 0.0})
-    """The fields of :class:`relay_passes.AppendUpdate`'s ``optimizer``."""
+    """Fields of :class:`relay_passes.AppendUpdate`'s ``optimizer``."""
     batch_norm: str = "frozen"
-    """``frozen`` or ``batch``: the statistics that training normalises with."""
+    """Statistics that training normalises with: ``frozen`` or ``batch``."""
     accumulate: int = 1
-    """How many steps share one update."""
+    """Number of steps that share one update."""
     micro_batches: int = 1
-    """In how many parts of the batch a step runs, one after the other; gradients are summed over them."""
+    """Number of parts of the batch that a step runs one after the other, summing gradients."""
     clip_norm: float | None = None
     store_permuted: bool = True
-    """Store trained weights in the layout in which they are read; a weight that is trained in part has to be."""
+    """Store trained weights in the layout in which they are read. Required for weights trained in part."""
 
     @property
     def is_shared(self) -> bool:
-        """Whether several runs share one update: gradients are then summed."""
+        """Whether several runs share one update, so that gradients are summed."""
         return self.accumulate * self.micro_batches > 1
 
     @property
     def steps(self) -> list[str]:
-        """The functions that compute gradients."""
+        """Names of the functions that compute gradients."""
         return [TRAIN, ACCUMULATE] if self.is_shared else [TRAIN]
 
     @property
     def functions(self) -> list[str]:
-        """All functions from phase 6 on."""
+        """Names of all functions from phase 6 on."""
         return [PREDICT, *self.steps, PREPARE]
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """What phases 1 to 9 make of a model."""
+    """Result of phases 1 to 9."""
 
     module: IRModule
     """Kernels and executors as PrimFuncs."""
     entries: dict[str, CallList]
-    """The entry points by name."""
+    """Entry points by name."""
     micro_batches: int
     graph: IRModule
-    """The training graph of one micro-batch, as phase 5 left it."""
+    """Training graph of one micro-batch after phase 5."""
     step: relax.Function
-    """The training step of one micro-batch, as phase 4 left it."""
+    """Training step of one micro-batch after phase 4."""
     places: dict[str, str]
-    """What of the network each kernel computes, for a message."""
+    """Part of the network that each kernel computes, for messages."""
 
 
 def lower(
@@ -146,12 +146,12 @@ def lower(
     budget: int | None = None,
     dump: Path | None = None,
 ) -> Fit[Lowered] | TooLarge:
-    """Phases 1 to 9: from a forward module to kernels, and executors that call them on fixed addresses.
+    """Run phases 1 to 9: lower a forward module to kernels, and executors that call them on fixed addresses.
 
-    ``parameters`` names what of ``main`` the model keeps. ``counts`` are the numbers of micro-batches to choose from,
-    fewest first, ``budget`` the most bytes that arena, optimizer state and gradient sums may take together.
+    ``parameters`` names the parameters of ``main`` that the model keeps. ``counts`` are the numbers of micro-batches to
+    choose from, in ascending order. ``budget`` limits arena, optimizer state and gradient sums together, in bytes.
     """
-    # 1. Import: what the front end made of the model.
+    # 1. Import: done by the front end.
     phases = Phases(module, dump)
     phases.enter(1, "imported", module, parameters_are_told_apart)
     # 2. Canonicalise, for any number of micro-batches.
@@ -159,25 +159,25 @@ def lower(
 
     @functools.cache
     def graph(count: int) -> Phases:
-        """3 to 5. Loss, backward graph, update."""
+        """Run phases 3 to 5: loss, backward graph, update."""
         own = phases.fork()
         differentiate(own, replace(training, micro_batches=count))
         return own
 
     @functools.cache
     def kernels(count: int, winograd: bool) -> Phases:
-        """6 to 8. Kernels, epilogues, order."""
+        """Run phases 6 to 8: kernels, fusion, order."""
         own = graph(count).fork()
         order_kernels(own, parameters, replace(training, micro_batches=count), target, winograd=winograd)
         return own
 
     def attempt(count: int, max_slowdown: float) -> Fit[Lowered] | TooLarge:
-        """The end of 8, and 9. Recomputation for a budget; the plan."""
+        """Run the end of phase 8, rematerialisation for a budget, and phase 9, the plan."""
         own, state = replace(training, micro_batches=count), state_bytes(graph(count).mod[TRAIN])
         arena = None if budget is None else budget - state
         found = fit_arena(kernels(count, True), own, arena, max_slowdown)
         if isinstance(found, TooLarge) and math.isinf(max_slowdown) and has_winograd(kernels(count, True)):
-            # Winograd's transforms are larger than what they transform; they save time, and so go last.
+            # Winograd's transforms enlarge their operands but save time: dropped last.
             without = fit_arena(kernels(count, False), own, arena, max_slowdown)
             found = without if isinstance(without, Fit) else TooLarge(min(found.smallest, without.smallest))
         return found.beside(state) if isinstance(found, TooLarge) else Fit(plan(found.value, own))
@@ -185,15 +185,15 @@ def lower(
     def can_split() -> bool:
         return not any(why_whole(phases.mod[name]) for name in (TRAIN, PREDICT))
 
-    # Fewer samples at a time cost less than recomputation.
+    # Micro-batches cost less than recomputation.
     return fewest_parts(attempt, counts, math.inf if budget is None else budget, can_split)
 
 
 def canonicalise_forward(phases: Phases, training: Training) -> Training:
-    """Phase 2: one operator for each thing, channels last, trained weights stored as they are read.
+    """Phase 2: canonical operators, channels last, trained weights stored in the layout in which they are read.
 
-    Out: the functions ``train_step`` and ``predict``, still alike up to batch norm. Returns ``training`` with trained
-    parts along the axes of the parameters as they are stored from now on.
+    Out: the functions ``train_step`` and ``predict``, equal except for batch norm. Returns ``training`` with trained
+    parts along the axes of the stored parameters.
     """
     names = list(training.trained)
     shapes = {param.name: shape_of(param) for param in phases.mod[FORWARD].params}
@@ -209,7 +209,7 @@ def canonicalise_forward(phases: Phases, training: Training) -> Training:
 
 
 def differentiate(phases: Phases, training: Training) -> IRModule:
-    """Phases 3 to 5: loss, backward graph and update, of one micro-batch."""
+    """Phases 3 to 5: loss, backward graph and update of one micro-batch."""
     trained, count = training.trained, training.micro_batches
     if count > 1:
         phases.run(2, "split", [SplitBatch(count, name) for name in (TRAIN, PREDICT)])
@@ -221,7 +221,7 @@ def differentiate(phases: Phases, training: Training) -> IRModule:
     phases.run(4, "backward", [backward], only_trained, everything_is_needed(TRAIN))
     small = [relax.transform.EliminateCommonSubexpr(), SaveSmall(TRAIN), PackMasks(TRAIN)]
     phases.run(4, "saved", small, only_trained)
-    # 5. Update, in place; what shares an update only adds its gradients up.
+    # 5. Update, in place. Runs that share an update only accumulate gradients.
     updates: list[Pass] = [
         AppendUpdate(training.optimizer, trained, training.clip_norm, training.is_shared, TRAIN),
         SplitGradients(TRAIN),
@@ -234,9 +234,10 @@ def differentiate(phases: Phases, training: Training) -> IRModule:
 def order_kernels(
     phases: Phases, parameters: Sequence[str], training: Training, target: KernelTarget, *, winograd: bool = True
 ) -> None:
-    """Phases 6 to 8: kernels in the order in which they will run.
+    """Phases 6 to 8: kernels in execution order.
 
-    ``parameters`` names those of the model. What depends on frozen ones alone becomes the function ``prepare``.
+    ``parameters`` names those of the model. Computations on frozen ones alone are hoisted into the function
+    ``prepare``.
     """
     changed = {*training.trained, *written_statistics(phases.mod[TRAIN])}
     frozen = [name for name in parameters if name not in changed]
@@ -256,7 +257,7 @@ def order_kernels(
     names = grouped_names(before, phases.mod, training.functions)
     clean = [relax.transform.DeadCodeElimination(training.functions), relax.transform.RewriteDataflowReshape()]
     phases.run(7, "fused", [relax.transform.FuseTIR(), *clean], only_kernels)
-    # 8. Order: updates as soon as they may run. What is not worth keeping is computed again.
+    # 8. Order: updates as early as possible; cheap, long-lived values are rematerialised.
     updates_early = [OrderUpdates(name) for name in training.functions]
     phases.run(8, "ordered", [NameKernels(training.functions), *updates_early], updates_follow_reads)
     phases.places, phases.costs = kernel_places(phases.mod, names), kernel_seconds(phases.mod, training.functions)
@@ -264,10 +265,10 @@ def order_kernels(
 
 
 def fit_arena(phases: Phases, training: Training, budget: int | None, max_slowdown: float) -> Fit[Phases] | TooLarge:
-    """The end of phase 8: where a budget asks for it, more is computed again.
+    """End of phase 8: rematerialise more values if the budget requires it.
 
-    ``budget`` is the largest arena that will do, in bytes; ``max_slowdown`` the largest share of a step's time that
-    recomputation may take.
+    ``budget`` is the largest arena in bytes, ``max_slowdown`` the largest share of a step's time spent on
+    recomputation.
     """
     if budget is None:
         return Fit(phases)
@@ -280,9 +281,9 @@ def fit_arena(phases: Phases, training: Training, budget: int | None, max_slowdo
 
 
 def plan(phases: Phases, training: Training) -> Lowered:
-    """Phase 9: every temporary at a fixed offset of one arena; call lists, printed as executors."""
+    """Phase 9: place every temporary at a fixed offset of one arena, and lower call lists to executors."""
     phases.run(9, "planned", [PlanArena(name) for name in training.functions], ranges_are_apart)
-    # A step begins with the micro-batches that only accumulate: they are entry points only where steps do so, too.
+    # A step begins with micro-batches that only accumulate. They are entry points only if ``accumulate`` needs them.
     others, steps = training.micro_batches - 1, training.steps[: training.accumulate]
     listed = [ListCalls(name, 1, [ACCUMULATE] * others) for name in steps]
     listed += [ListCalls(PREDICT, None, [PREDICT] * others), ListCalls(PREPARE)]
@@ -302,31 +303,31 @@ def plan(phases: Phases, training: Training) -> Lowered:
 
 
 def build(lowered: Lowered, target: Target) -> Library:
-    """Phase 10: schedules and builds the kernels, and prints the call lists into executors; one library of all."""
+    """Phase 10: schedule and build the kernels, and link them with the executors into one library."""
     return build_library(lowered.module, list(lowered.entries), target, lowered.places)
 
 
 def state_bytes(step: relax.Function) -> int:
-    """The bytes of optimizer state and gradient sums among the parameters of a training step."""
+    """Return the bytes of optimizer state and gradient sums among the parameters of a training step."""
     states = states_of(step)
     return sum(type_bytes(param.ty) for param in step.params if param.name in states)
 
 
 def written_statistics(step: relax.Function) -> set[str]:
-    """The running statistics that a training step updates."""
+    """Return the names of the running statistics that a training step updates."""
     return {str(name) for name in step.attrs.get("state_updates", [])}
 
 
 def has_winograd(phases: Phases) -> bool:
-    """Whether Winograd's transforms were chosen for any product."""
+    """Return whether any product uses Winograd's transforms."""
     return any(uses_winograd(func) for _, func in functions_of(phases.after["products"]))
 
 
 def training_graph(phases: Phases, training: Training) -> IRModule:
-    """Phases 2 to 5: from a forward module to Relax functions that train and predict on the same parameters.
+    """Phases 2 to 5: from a forward module to Relax functions that train and predict with the same parameters.
 
-    In: a module whose ``main`` takes its inputs (attribute ``num_input``) and its parameters. Out: the functions
-    ``train_step``, ``predict`` and, where several runs share an update, ``accumulate_step``: of one micro-batch.
+    In: a module whose ``main`` takes its inputs (attribute ``num_input``) and its parameters. Out, for one micro-batch:
+    the functions ``train_step``, ``predict`` and, if several runs share an update, ``accumulate_step``.
     """
     return differentiate(phases, canonicalise_forward(phases, training))
 
@@ -337,11 +338,11 @@ def training_pipeline(
     optimizer: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Pass:
-    """TVM's pipeline ``pock_train``: phases 2 to 5 as one pass, for a plain TVM build.
+    """Return TVM's pipeline ``pock_train``: phases 2 to 5 as one pass, for a plain TVM build.
 
-    ``train`` names the parameters of ``main`` that are trained, or maps them to what of them is (None, or indices along
-    an axis); ``options`` are further fields of :class:`Training`. Parameters keep their layout unless one is trained in
-    part: then the attribute ``stored`` of ``train_step`` says how to reshape and permute each.
+    ``train`` names the trained parameters of ``main``, or maps them to their trained parts (None, or indices along an
+    axis). ``options`` are further fields of :class:`Training`. Parameters keep their layout unless one is trained in
+    part: then the attribute ``stored`` of ``train_step`` gives the reshape and permutation of each.
     """
     trained = dict(train) if isinstance(train, Mapping) else dict.fromkeys(train)
     training = Training(

@@ -1,4 +1,4 @@
-"""Targets: from what a user writes to what TVM builds for, and the linker that goes with it."""
+"""Resolves targets: a user's target to TVM's and to the kernels', and its linker."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ from ..errors import PockError
 
 HOST = "host"
 TUNING = ("allow-", "false-deps-", "fast", "no-bypass-", "prefer-", "slow-", "tuning-")
-"""Beginnings of LLVM's features that say what is fast on a CPU, not what it has."""
+"""Prefixes of LLVM features that only tune for a CPU and add no instructions."""
 
 
 def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
-    """The target of a program.
+    """Return the TVM target of a program.
 
-    ``"host"`` (the default) is this machine with all its vector instructions; otherwise one of TVM's tags
+    ``"host"`` (the default) is this machine with all its vector instructions. Otherwise give one of TVM's tags
     (``raspberry-pi/4b-aarch64``), a TVM target as JSON or dict, or a Target.
+
+    Raises
+    ------
+    PockError
+        The target is invalid, or not a CPU.
     """
     if isinstance(target, Target):
         found = target
@@ -54,22 +59,22 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
 
 
 def kernel_target(target: Target) -> KernelTarget:
-    """What the passes and the schedules know of a TVM target."""
+    """Return the target of the passes and schedules for a TVM target."""
     return cpu_target(target)
 
 
 def triple_of(target: Target) -> str:
-    """The target's LLVM triple; this machine's where it names none."""
+    """Return the target's LLVM triple, or this machine's if it has none."""
     return str(target.attrs.get("mtriple") or llvm.llvm_get_system_triple())
 
 
 def is_this_machine(target: Target) -> bool:
-    """Whether a target is of this machine's architecture and system."""
+    """Return whether a target has this machine's architecture and system."""
     return machine_triple(triple_of(target)) == machine_triple()
 
 
 def runs_here(target: Target) -> bool:
-    """Whether this machine can run a program for the target: it has every instruction that LLVM may use for it."""
+    """Return whether this machine can run a program for the target, i.e. has every instruction that LLVM may use."""
     if not is_this_machine(target):
         return False
     missing = set(llvm.llvm_get_cpu_features(target)) - set(llvm.llvm_get_cpu_features(resolve_target(HOST)))
@@ -77,13 +82,14 @@ def runs_here(target: Target) -> bool:
 
 
 def linker_for(target: Target) -> str | None:
-    """The C compiler that links a shared library for the target; None for this machine where it has none, since it
-    loads objects as well.
+    """Return the C compiler that links for the target.
+
+    Return None if this machine is the target and has none: it can load objects instead.
 
     Raises
     ------
     PockError
-        The target is another machine, and the compiler for it is not installed.
+        The target is another machine whose compiler is not installed.
     """
     triple = triple_of(target)
     toolchain = _toolchain(triple)
@@ -99,7 +105,7 @@ def linker_for(target: Target) -> str | None:
 
 
 def _toolchain(triple: str) -> str:
-    """The triple in Debian's spelling, which begins the names of its cross compilers: ``arm-linux-gnueabihf``."""
+    """Return the triple in Debian's spelling, the prefix of its cross compilers: ``arm-linux-gnueabihf``."""
     architecture, *_, system = triple.split("-")
     if architecture.startswith("armv"):
         architecture = "arm"

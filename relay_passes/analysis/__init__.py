@@ -1,1 +1,1 @@
-"""What a pass asks of a function."""
+"""Analyses of functions."""

@@ -1,4 +1,4 @@
-"""Tells which positions of its operands a call reads to compute some positions of its result."""
+"""Finds the positions of its operands that a call reads to compute some positions of its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..operators.registry import plain
 
 @dataclass(frozen=True)
 class Selection:
-    """The positions ``first`` to ``end`` (not included) along an axis, counted from the front."""
+    """Half-open range [``first``, ``end``) of positions along a non-negative axis."""
 
     axis: int
     first: int
@@ -27,20 +27,21 @@ class Selection:
         return Selection(axis, self.first, self.end)
 
     def taken(self, x: Expr) -> Expr:
-        """The selected part of ``x``."""
+        """Return the selected part of ``x``."""
         return R.strided_slice(x, [self.axis], [self.first], [self.end])
 
     def of(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of the selected part of a value of this shape."""
+        """Return the shape of the selected part of a value of this shape."""
         return (*shape[: self.axis], self.end - self.first, *shape[self.axis + 1 :])
 
 
 Reads = list["Selection | None"]
-"""The positions of each operand that a call reads; None for all of them. Of a tuple, the same of each field."""
+"""Positions that a call reads of each operand, or None for all of them. For a tuple operand they hold for each
+field."""
 
 
 def reads(value: Expr, selection: Selection) -> Reads | None:
-    """The positions of the operands that a selection of the result (of each result) needs; None where the operator
+    """Return the positions of the operands that a selection of the result (of each result) needs; None if the operator
     mixes positions along that axis."""
     record = record_of(value)
     find = record.reads or OF_KIND.get(record.kind)
@@ -98,14 +99,14 @@ def _of_normalize(call: relax.Call, selection: Selection) -> Reads | None:
 
 
 def _of_rows(call: relax.Call, selection: Selection, axes: Sequence[int]) -> Reads | None:
-    """Of an operator whose results depend on each other along some axes."""
+    """Rule of an operator that mixes positions along some axes only."""
     rank = len(shape_of(call))
     return None if selection.axis in [axis % rank for axis in axes] else _of_elements(call, selection)
 
 
 @rule("reads", "pock.matmul")
 def _of_product(call: relax.Call, selection: Selection) -> Reads:
-    """Rows are those of the first operand, columns those of the second; the axes before them are those of both."""
+    """Map rows to the first operand, columns to the second, and batch axes to both."""
     found: Reads = []
     rank = len(shape_of(call))
     for index, arg in enumerate(call.args):
@@ -131,7 +132,7 @@ def _of_split(call: relax.Call, selection: Selection) -> Reads | None:
 
 @rule("reads", "relax.take")
 def _of_look_up(call: relax.Call, selection: Selection) -> Reads | None:
-    """The axes of the indices stand in place of the one that is looked up."""
+    """Map the axes of the result: those of the indices replace the axis that is looked up."""
     if call.attrs.axis is None:
         return None
     table, indices = (shape_of(arg) for arg in call.args)
@@ -145,14 +146,14 @@ def _of_look_up(call: relax.Call, selection: Selection) -> Reads | None:
 
 @rule("reads", "pock.winograd_output")
 def _of_winograd_output(call: relax.Call, selection: Selection) -> Reads | None:
-    """Of whole images [n, h, w, c] all tiles [16, n * tiles, c]."""
+    """Map whole images [n, h, w, c] to their tiles [16, n * tiles, c]."""
     count = shape_of(call.args[0])[1] // shape_of(call)[0]
     return [Selection(1, selection.first * count, selection.end * count)] if selection.axis == 0 else None
 
 
 @rule("reads", "pock.winograd_input")
 def _of_winograd_input(call: relax.Call, selection: Selection) -> Reads | None:
-    """Of all tiles [16, n * tiles, c] of some images, those images [n, h, w, c]."""
+    """Map all tiles [16, n * tiles, c] of some images to those images [n, h, w, c]."""
     count = shape_of(call)[1] // shape_of(call.args[0])[0]
     is_whole = selection.axis == 1 and selection.first % count == selection.end % count == 0
     return [Selection(0, selection.first // count, selection.end // count)] if is_whole else None
@@ -184,12 +185,12 @@ def _of_padding(call: relax.Call, selection: Selection) -> Reads | None:
 
 
 def _of_first(call: relax.Call, selection: Selection) -> Reads:
-    """A selection of the first operand; all of the others."""
+    """Select from the first operand, and read the others whole."""
     return [selection] + [None] * (len(call.args) - 1)
 
 
 def _broadcast(arg: Expr, selection: Selection, rank: int) -> Selection | None:
-    """A selection of the result as one of an operand that may be broadcast to it."""
+    """Map a selection of the result to an operand that may be broadcast to it."""
     if not isinstance(arg.ty, relax.TensorType):
         return None
     shape = shape_of(arg)
@@ -198,7 +199,8 @@ def _broadcast(arg: Expr, selection: Selection, rank: int) -> Selection | None:
 
 
 def _same_axis(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:
-    """The axis of a reshape's operand that the reshape leaves as it is, as axis ``axis`` of its result."""
+    """Return the axis of a reshape's operand that becomes axis ``axis`` of its result unchanged; None if there is
+    none."""
     outer = math.prod(after[:axis])
     for index, extent in enumerate(before):
         if math.prod(before[:index]) == outer and extent == after[axis]:

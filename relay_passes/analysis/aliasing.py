@@ -1,4 +1,4 @@
-"""Which memory a variable of a function names."""
+"""Alias analysis: the buffer that each variable of a function names."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ..ir import Expr, bindings_of, bytes_of, op_name, returned, type_bytes
 from ..operators.record import record_of
 
 Output = tuple[relax.Var, int]
-"""One output of one call: the variable bound to the call, and the position in its result."""
+"""Output of a call: the variable bound to the call, and the position in its result."""
 Buffer = Output
-"""Memory of its own, named after the output that is written there: a kernel's, or what parts are joined to."""
+"""Allocation, named after the output written there: a kernel's, or that of a join."""
 
 
 class Aliasing:
-    """The buffers of a function, and which of them each variable is a view of.
+    """Alias analysis of a function: its buffers, and the variables that are views of them.
 
-    The function is a dataflow function of ``call_tir``, ``call_tir_inplace``, views and tuples. A reshape aliases what
-    it reshapes, a part aliases a range of the whole; what is joined is written where its parts lie.
+    The function is a dataflow function of ``call_tir``, ``call_tir_inplace``, views and tuples. A reshape aliases its
+    operand, a part aliases a range of the whole, and the operands of a join are written inside its buffer.
     """
 
     def __init__(self, func: relax.Function) -> None:
         self.bindings = bindings_of(func)
         self.values = {binding.var: binding.value for binding in self.bindings}
         self.inside: dict[Output, tuple[Buffer, int]] = {}
-        """For each output that is a part of a larger buffer that buffer, and the offset in it in bytes."""
+        """Outputs written inside a larger buffer: that buffer, and the offset in bytes."""
         for binding in self.bindings:
             if op_name(binding.value) == "pock.join":
                 self._join(binding)
@@ -42,20 +42,20 @@ class Aliasing:
             self.inside[made[0]] = ((binding.var, 0), index * bytes_of(part))
 
     def outputs(self, binding: relax.VarBinding) -> list[Output]:
-        """What a binding writes: one output for each of a ``call_tir``."""
+        """Return the outputs that a binding writes, one for each result of a ``call_tir``."""
         if op_name(binding.value) != "relax.call_tir":
             return []
         var = binding.var
         return [(var, index) for index in range(len(var.ty.fields) if isinstance(var.ty, relax.TupleType) else 1)]
 
     def buffer_of(self, output: Output) -> tuple[Buffer, int]:
-        """The buffer that an output is written to, and the offset in it in bytes."""
+        """Return the buffer that an output is written to, and its offset in bytes."""
         return self.inside.get(output, (output, 0))
 
     def buffers(self, expr: Expr) -> list[Buffer]:
-        """The buffers that an expression aliases; none for parameters, constants and what is written in place."""
+        """Return the buffers that an expression aliases; none for parameters, constants and in-place results."""
         found: list[Buffer] = []
-        waiting: list[tuple[Expr, int | None]] = [(expr, None)]  # expressions, and which field of them
+        waiting: list[tuple[Expr, int | None]] = [(expr, None)]  # expressions, with a tuple field or None for all
         while waiting:
             expr, field = waiting.pop()
             value: Any = self.values.get(expr) if isinstance(expr, relax.Var) else expr
@@ -79,7 +79,7 @@ class Aliasing:
         return found
 
     def offset(self, expr: Expr) -> int:
-        """The offset of a tensor in its buffer, or in its :meth:`origin`, in bytes."""
+        """Return the offset in bytes of a tensor in its buffer, or in its :meth:`origin`."""
         inside = 0
         while True:
             value: Any = self.values.get(expr) if isinstance(expr, relax.Var) else None
@@ -98,7 +98,7 @@ class Aliasing:
             expr = value if isinstance(value, relax.Var) else value.args[0]
 
     def origin(self, expr: Expr) -> Expr:
-        """The parameter or constant that an expression without a buffer aliases."""
+        """Return the parameter or constant that an expression without a buffer aliases."""
         while expr in self.values:
             value = self.values[expr]
             if op_name(value) == "relax.call_tir_inplace":
@@ -111,5 +111,5 @@ class Aliasing:
 
 
 def output_type(var: relax.Var, index: int) -> relax.TensorType:
-    """The type of one output of a call."""
+    """Return the type of one output of a call."""
     return var.ty.fields[index] if isinstance(var.ty, relax.TupleType) else var.ty

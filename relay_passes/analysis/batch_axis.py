@@ -1,4 +1,4 @@
-"""Finds the batch axis of each value, and runs operators on a part of the batch."""
+"""Finds the batch axis of each value, and shrinks operators to a part of the batch."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ REPEATS = ("relax.broadcast_to", "relax.full")
 
 @dataclass
 class BatchAxis:
-    """The batch that a function runs on, and where it lies in each value."""
+    """Batch size of a function, and the position of the batch in each value."""
 
     batch: int
     inputs: frozenset[relax.Var]
-    """Inputs with a row for each sample. All samples share the others."""
+    """Inputs with a row for each sample. The others are shared by all samples."""
     batched: dict[relax.Var, Selection]
-    """Values that treat each sample by itself, with the first sample's part of them."""
+    """Values computed for each sample independently, with the first sample's part."""
     repeated: dict[relax.Var, Selection] = field(default_factory=dict)
-    """Values that hold the same for each sample and depend on no input, with one sample's part of them."""
+    """Values that are equal for each sample and depend on no input, with one sample's part."""
     needs: dict[relax.Var, Collection[relax.Var]] = field(default_factory=dict)
-    """By batched or repeated value: the operands of which a part needs that part. It needs the others whole."""
+    """For a batched or repeated value, the operands of which a part needs only that part. Other operands are read
+    whole."""
     mixed: dict[relax.Var, Expr] = field(default_factory=dict)
-    """Values that mix samples (a batch mean), or depend on such values, with what they are bound to; in order."""
+    """Values that mix samples (a batch mean), or depend on such values, with their bound expressions, in order."""
 
     def on_part(self, whole: relax.Var, call: Expr, count: int) -> Expr:
-        """Shrink ``call``, which makes ``whole``, to one of ``count`` parts of the batch.
+        """Shrink ``call``, which computes ``whole``, to one of ``count`` parts of the batch.
 
-        Its operands are already parts where :attr:`needs` names them; shapes in its arguments are divided here.
+        The operands in :attr:`needs` are already parts. Shapes among the arguments are divided here.
         """
         name = op_name(call)
         is_reshape = kind_of(call) is Kind.RESHAPE
@@ -51,7 +52,7 @@ class BatchAxis:
         return R.reshape(call.args[0], shape) if is_reshape else winograd_output(*call.args, shape=tuple(shape))
 
     def share(self, var: Expr) -> Selection | None:
-        """One sample's part of a batched or repeated value."""
+        """Return one sample's part of a batched or repeated value; None for any other."""
         return (self.batched.get(var) or self.repeated.get(var)) if isinstance(var, relax.Var) else None
 
 
@@ -74,7 +75,7 @@ def batch_axis_of(func: relax.Function) -> BatchAxis:
 
 
 def batch_of(func: relax.Function) -> int:
-    """The batch size of a function: the first extent of its largest input."""
+    """Return the batch size of a function: the first extent of its largest input."""
     largest = max(_inputs(func), key=bytes_of, default=None)
     return shape_of(largest)[0] if largest is not None and shape_of(largest) else 1
 
@@ -84,11 +85,12 @@ def _inputs(func: relax.Function) -> list[relax.Var]:
 
 
 Found = tuple[Selection, Collection[relax.Var]]
-"""The first sample's part of a result, and the operands of which it needs the first sample's part."""
+"""First sample's part of a result, and the operands of which it needs only the first sample's part."""
 
 
 def _share(binding: relax.VarBinding, samples: BatchAxis) -> Found | None:
-    """Find the part of a result that needs the first sample's part of all batched operands; None if there is none."""
+    """Find the part of a result that needs only the first sample's part of all batched operands; None if there is
+    none."""
     value = binding.value
     if isinstance(value, relax.TupleGetItem | relax.Var):
         source = value.tuple_value if isinstance(value, relax.TupleGetItem) else value
@@ -111,7 +113,7 @@ def _share(binding: relax.VarBinding, samples: BatchAxis) -> Found | None:
 
 
 def _repeats(value: relax.Call, samples: BatchAxis) -> bool:
-    """Whether an operator of ``REPEATS`` repeats its value for each sample."""
+    """Return whether an operator of ``REPEATS`` repeats its value for each sample."""
     shape = shape_of(value)
     if shape[:1] != (samples.batch,):
         return False
@@ -122,10 +124,10 @@ def _repeats(value: relax.Call, samples: BatchAxis) -> bool:
 
 
 def _needed(value: relax.Call, share: Selection, samples: BatchAxis) -> Collection[relax.Var] | None:
-    """The operands of which ``share`` of the result needs the first sample's part; None if it needs more of a batched
-    one."""
+    """Return the operands of which ``share`` of the result needs only the first sample's part; None if it needs more of
+    a batched one."""
     name = op_name(value)
-    if kind_of(value) is Kind.RESHAPE:  # rows behind one another stay so
+    if kind_of(value) is Kind.RESHAPE:  # rows stay contiguous
         rows = shape_of(value.args[0])[:1]
         is_kept = rows and samples.share(value.args[0]) == Selection(0, 0, rows[0] // samples.batch)
         return [value.args[0]] if share.axis == 0 and is_kept else None

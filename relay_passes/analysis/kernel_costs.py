@@ -1,4 +1,4 @@
-"""What kernels cost, from their loops."""
+"""Estimates the costs of kernels from their loops."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from schedules.kernels import comes_scheduled
 
 
 def kernel_costs(mod: IRModule, entries: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What each kernel of a lowered module costs: ``flops``, two for each multiplication of its products, ``bytes``,
-    every operand read or written once, and ``kind``: the schedule rule of its largest product, ``""`` without one."""
+    """Return each kernel's cost: ``flops`` (two a multiplication of its products), ``bytes`` (every operand read or
+    written once), and ``kind`` (schedule rule of its largest product, ``""`` without one)."""
     return {var.name_hint: _cost(func) for var, func in mod.functions.items() if var.name_hint not in entries}
 
 
 def seconds(cost: Mapping[str, Any]) -> float:
-    """About how long a kernel takes, for comparisons: on a machine of 100 GFLOP/s and 20 GB/s."""
+    """Estimate a kernel's seconds on a machine of 100 GFLOP/s and 20 GB/s, for comparisons only."""
     return cost["flops"] / 100e9 + cost["bytes"] / 20e9
 
 
 def kernel_seconds(mod: IRModule, entries: Sequence[str]) -> dict[str, float]:
-    """About how many seconds each kernel of a module takes; ``entries`` names what is no kernel."""
+    """Estimate the seconds of each kernel of a module. ``entries`` names the functions that are not kernels."""
     return {name: seconds(cost) for name, cost in kernel_costs(mod, entries).items()}
 
 
@@ -34,11 +34,11 @@ def _cost(func: PrimFunc) -> dict[str, Any]:
     for param in func.params:
         size += math.prod(int(extent) for extent in param.ty.shape) * tvm.DataType(str(param.ty.dtype)).bits // 8
     products: list[tuple[float, str]] = []
-    if not comes_scheduled(func):  # not an update or a scatter, which multiply nothing
+    if not comes_scheduled(func):  # updates and scatters have no products
         sch = tvm.s_tir.Schedule(tvm.IRModule({"main": func}))
         for block in map(sch.get, sch.get_child_blocks(sch.get_sblock("root"))):
             if "schedule_rule" in block.annotations:
-                strides = block.annotations.get("strides", [1])  # of a data gradient: other taps fall between rows
+                strides = block.annotations.get("strides", [1])  # data gradient: 1 in prod(strides) taps counts
                 flops = 2 * math.prod(int(var.dom.extent) for var in block.iter_vars) / math.prod(map(int, strides))
                 products.append((flops, str(block.annotations["schedule_rule"])))
     kind = max(products)[1] if products else ""

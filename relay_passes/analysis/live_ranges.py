@@ -1,4 +1,4 @@
-"""From which step to which the buffers of a function are in use."""
+"""Live-range analysis of the buffers of a function."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tvm import relax
 from ..ir import CALLS, op_name, type_bytes, used_vars
 from .aliasing import Aliasing, Buffer, output_type
 
-ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
+ALIGNMENT = 64  # bytes: one cache line, and one AVX-512 vector
 
 
 @dataclass(frozen=True)
 class LiveRange:
-    """A temporary: its size in bytes, and the first and last step at which it is in use."""
+    """Live range of a temporary: its size in bytes, first step and last step."""
 
     name: str
     size: int
@@ -23,12 +23,12 @@ class LiveRange:
 
 
 class Liveness:
-    """The live range of every buffer of a function, in the order of its bindings."""
+    """Live ranges of all buffers of a function, in steps that count its bindings."""
 
     def __init__(self, func: relax.Function) -> None:
         self.aliasing = aliasing = Aliasing(func)
         self.span: dict[Buffer, tuple[int, int]] = {}
-        """The first and the last binding that uses a buffer: from its first write to its last read."""
+        """First and last binding that use each buffer, from first write to last read."""
         for step, binding in enumerate(aliasing.bindings):
             for output in aliasing.outputs(binding):
                 self._use(aliasing.buffer_of(output)[0], step)
@@ -38,13 +38,13 @@ class Liveness:
                         self._use(buffer, step)
         kept = {buffer for result in aliasing.results for buffer in aliasing.buffers(result)}
         self.temporaries = [buffer for buffer in self.span if buffer not in kept]
-        """The buffers that no result aliases: the caller keeps results."""
+        """Buffers that no result aliases. The caller keeps the results."""
 
     def _use(self, buffer: Buffer, step: int) -> None:
         self.span[buffer] = (self.span.get(buffer, (step, step))[0], step)
 
     def ranges(self) -> tuple[LiveRange, ...]:
-        """The live ranges of ``temporaries``, sizes rounded up to the alignment."""
+        """Return the live ranges of ``temporaries``, with sizes rounded up to the alignment."""
         return tuple(
             LiveRange(var.name, _aligned(type_bytes(output_type(var, index))), *self.span[var, index])
             for var, index in self.temporaries
@@ -52,7 +52,7 @@ class Liveness:
 
 
 def live_ranges(func: relax.Function) -> tuple[LiveRange, ...]:
-    """The live ranges of a function's temporaries."""
+    """Return the live ranges of a function's temporaries."""
     return Liveness(func).ranges()
 
 

@@ -1,4 +1,4 @@
-"""Multiplications of products with a weight."""
+"""Counts multiply-accumulates of products with a weight."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..operators.record import record_of, rule
 
 
 def multiplies_weight(value: Expr) -> bool:
-    """Whether a value is a product that may have a weight of the network as its second operand."""
+    """Return whether a value is a product whose second operand may be a weight."""
     return record_of(value).macs is not None
 
 
 def macs_of(product: relax.Call) -> int:
-    """Multiplications of a product with a weight; none of anything else."""
+    """Count the multiply-accumulates of a product with a weight; 0 for any other operator."""
     count = record_of(product).macs
     return count(product) if count is not None else 0
 
@@ -30,13 +30,13 @@ def _matmul(call: relax.Call) -> int:
 
 @rule("macs", "relax.nn.conv2d")
 def _conv2d(call: relax.Call) -> int:
-    """Of a weight [R, S, I, O]."""
+    """Count for a weight [R, S, I, O]."""
     _, weight = call.args
     return math.prod(shape_of(call)) * math.prod(shape_of(weight)[:3])
 
 
 @rule("macs", "pock.conv2d_data_gradient")
 def _transposed_convolution(call: relax.Call) -> int:
-    """The data gradient stands for a transposed convolution in a forward pass."""
+    """Count for a data gradient, which is a transposed convolution in a forward pass."""
     x, weight = call.args
     return math.prod(shape_of(x)) * math.prod(shape_of(weight)[:3])

@@ -1,7 +1,6 @@
-"""Checks a module after a phase: what Relax asks of it, and the rules of ours that hold from that phase on.
+"""Verifies a module after a phase: Relax's well-formedness, and our invariants from that phase on.
 
-A check shares no code with the pass whose work it looks at. It takes a module and says, a sentence each, what breaks
-its rule.
+A check shares no code with the pass that it checks. It takes a module and yields one sentence for each violation.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Check = Callable[[IRModule], Iterable[str]]
 
 
 class VerifyError(Exception):
-    """A phase left a module that breaks a rule: a fault of the compiler."""
+    """Violation of an invariant after a phase: a fault of the compiler."""
 
 
 def verify(mod: IRModule, where: str, checks: Iterable[Check]) -> None:
@@ -28,11 +27,11 @@ def verify(mod: IRModule, where: str, checks: Iterable[Check]) -> None:
     Raises
     ------
     VerifyError
-        It is not well formed, or one of ``checks`` finds a rule broken; ``where`` says in the message after what.
+        The module is malformed, or one of ``checks`` finds a violation. ``where`` names the phase in the message.
     """
     try:
         relax.analysis.well_formed(mod)
-    except Exception as error:  # each kind of fault has a kind of its own
+    except Exception as error:  # TVM raises a different class for each fault
         raise VerifyError(f"after {where}: the module is not well formed: {first_line(error)}") from error
     for check in checks:
         for broken in check(mod):
@@ -40,14 +39,14 @@ def verify(mod: IRModule, where: str, checks: Iterable[Check]) -> None:
 
 
 def functions_of(mod: IRModule) -> Iterator[tuple[str, relax.Function]]:
-    """The Relax functions of a module by name."""
+    """Yield the Relax functions of a module, with their names."""
     for var, func in mod.functions.items():
         if isinstance(func, relax.Function):
             yield var.name_hint, func
 
 
 def parameters_are_told_apart(mod: IRModule) -> Iterator[str]:
-    """Phase 1: each parameter has a name of its own, and inputs are parameters."""
+    """Phase 1: parameters have unique names, and inputs are parameters."""
     for name, func in functions_of(mod):
         names = [param.name for param in func.params]
         yield from (f"'{name}' has two parameters '{twice}'" for twice in set(names) if names.count(twice) > 1)
@@ -64,7 +63,7 @@ def batch_norms_are_folded(mod: IRModule) -> Iterator[str]:
 
 
 def returns_loss(function: str) -> Check:
-    """Phase 3: the first result of a function is one floating-point number."""
+    """Phase 3: the first result of a function is a floating-point scalar."""
 
     def check(mod: IRModule) -> Iterator[str]:
         loss = returned(mod[function])[0]
@@ -75,7 +74,7 @@ def returns_loss(function: str) -> Check:
 
 
 def only_trained_gradients(function: str, trained: Mapping[str, TrainedPart | None]) -> Check:
-    """Phase 4: a function returns gradients of trained parts, and no others."""
+    """Phase 4: a function returns gradients of trained parts only."""
 
     def check(mod: IRModule) -> Iterator[str]:
         func = mod[function]
@@ -95,9 +94,9 @@ def only_trained_gradients(function: str, trained: Mapping[str, TrainedPart | No
 
 
 def everything_is_needed(function: str) -> Check:
-    """Phase 4: a result needs each value. Where only trained parts have gradients, none is then of a frozen prefix.
+    """Phase 4: every value reaches a result. So no gradient of a frozen prefix is computed.
 
-    (Behind the elimination of common subexpressions this no longer holds: what it leaves dead stays until phase 7.)
+    (This no longer holds after common-subexpression elimination, whose dead values stay until phase 7.)
     """
 
     def check(mod: IRModule) -> Iterator[str]:
@@ -113,7 +112,7 @@ def everything_is_needed(function: str) -> Check:
 
 
 def only_trained_written(functions: Collection[str], trained: Collection[str]) -> Check:
-    """Phase 5: what is written in place are trained parameters, their states, and statistics."""
+    """Phase 5: in-place writes go only to trained parameters, their optimizer state, and running statistics."""
 
     def check(mod: IRModule) -> Iterator[str]:
         for name in functions:
@@ -129,7 +128,7 @@ def only_trained_written(functions: Collection[str], trained: Collection[str]) -
 
 
 def written_by(value: relax.Expr) -> list[relax.Var]:
-    """The variables that a call writes in place."""
+    """Return the variables that a call writes in place."""
     if op_name(value) != "relax.call_tir_inplace":
         return []
     fields = value.args[1].fields
@@ -137,7 +136,7 @@ def written_by(value: relax.Expr) -> list[relax.Var]:
 
 
 def only_kernels(mod: IRModule) -> Iterator[str]:
-    """Phases 6 and 7: functions call kernels of the module, and no operator of Relax but views."""
+    """Phases 6 and 7: functions call kernels of the module, and no Relax operators except views."""
     for name, func in functions_of(mod):
         for binding in bindings_of(func):
             operator = op_name(binding.value)
@@ -150,7 +149,7 @@ def only_kernels(mod: IRModule) -> Iterator[str]:
 
 
 def updates_follow_reads(mod: IRModule) -> Iterator[str]:
-    """Phase 8: behind an in-place write nothing but further writes reads what was written, or a view of it."""
+    """Phase 8: after an in-place write, only further writes read the memory written, directly or by a view."""
     for name, func in functions_of(mod):
         behind: dict[relax.Var, frozenset[relax.Var]] = {param: frozenset([param]) for param in func.params}
         written: set[relax.Var] = set()
@@ -162,10 +161,10 @@ def updates_follow_reads(mod: IRModule) -> Iterator[str]:
             elif operator in CALLS:
                 for var in read & written:
                     yield f"'{binding.var.name}' of '{name}' reads '{var.name}' behind its update"
-            else:  # a view, a tuple or a field of one
+            else:  # a view, a tuple or a tuple field
                 behind[binding.var] = read
 
 
 def only_executors(mod: IRModule) -> Iterator[str]:
-    """The end of phase 9: everything is a kernel or an executor."""
+    """End of phase 9: every function is a kernel or an executor."""
     yield from (f"'{name}' is no executor yet" for name, _ in functions_of(mod))

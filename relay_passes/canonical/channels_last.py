@@ -1,4 +1,4 @@
-"""Moves a network to channels-last, once, before it is differentiated."""
+"""Converts a network to channels-last, once, before differentiation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..operators.training import conv2d_data_gradient
 TO_NHWC = (0, 2, 3, 1)
 TO_NCHW = (0, 3, 1, 2)
 TO_HWIO = (2, 3, 1, 0)
-STORED_AXIS = {0: 0, 1: 3, 2: 1, 3: 2}  # where a logical axis of NCHW lies in NHWC
+STORED_AXIS = {0: 0, 1: 3, 2: 1, 3: 2}  # NCHW axis -> its position in NHWC
 
 
 @tvm.transform.module_pass(opt_level=0, name="ChannelsLast")
@@ -26,13 +26,12 @@ STORED_AXIS = {0: 0, 1: 3, 2: 1, 3: 2}  # where a logical axis of NCHW lies in N
 class ChannelsLast:
     """Store every image as [N, H, W, C] and every convolution weight as [R, S, I, O].
 
-    In: a dataflow function in PyTorch's layouts. Out: the same function with the same parameters and results;
-    convolutions and pooling work on NHWC, and operators between them follow, so that a transpose is left only where the
-    function itself enters or leaves images: at its inputs, its weights, and operators that know one layout (a
-    flattening, say).
+    In: a dataflow function in PyTorch's layouts. Out: the same function with the same parameters and results.
+    Convolutions and pooling work on NHWC, and operators between them follow. Transposes remain only at the boundaries:
+    inputs, weights, and operators with a fixed layout, such as a flattening.
 
-    Unlike ``relax.transform.ConvertLayout`` it passes through clip, reshaped biases, padding, slices and reductions,
-    where that leaves a pair of transposes around almost every convolution.
+    Unlike ``relax.transform.ConvertLayout``, the layout propagates through clip, reshaped biases, padding, slices and
+    reductions. There it would leave a pair of transposes around almost every convolution.
     """
 
     function: str = "main"
@@ -45,11 +44,11 @@ class ChannelsLast:
 class _Conversion:
     func: relax.Function
     env: dict[relax.Var, Expr] = field(default_factory=dict)
-    """The new value of each old variable: in the old layout unless it is in ``images``."""
+    """New value of each old variable, in the old layout unless the variable is in ``images``."""
     images: set[relax.Var] = field(default_factory=set)
-    """The old variables whose new value is stored as NHWC."""
+    """Old variables whose new value is stored as NHWC."""
     image_tuples: dict[relax.Var, set[int]] = field(default_factory=dict)
-    """The fields that are stored as NHWC of old variables that hold tuples."""
+    """For old variables that hold tuples, the fields stored as NHWC."""
     converted: dict[tuple[relax.Var, tuple[int, ...]], Expr] = field(default_factory=dict)
 
     def run(self) -> relax.Function:
@@ -84,16 +83,15 @@ class _Conversion:
         self.env[var] = new if is_leaf else self.builder.emit(new, var.name)
 
     def is_image(self, expr: Expr) -> bool:
-        """Whether the operand is stored as NHWC."""
+        """Return whether the operand is stored as NHWC."""
         return isinstance(expr, relax.Var) and expr in self.images
 
     def stored(self, expr: Expr) -> Expr:
-        """The operand as it is stored."""
+        """Return the operand in its stored layout."""
         return substitute(expr, self.env)
 
     def nhwc(self, expr: Expr) -> Expr:
-        """The operand in NHWC: as it is stored, or transposed now. Smaller ranks get leading axes, as broadcasting
-        does."""
+        """Return the operand in NHWC, transposed if necessary. Lower ranks get leading axes, as in broadcasting."""
         if self.is_image(expr):
             return self.stored(expr)
         shape = shape_of(expr)
@@ -111,7 +109,7 @@ class _Conversion:
         )
 
     def permuted(self, expr: Expr, axes: Sequence[int]) -> Expr:
-        """A stored operand with its axes permuted, made once."""
+        """Return a stored operand with its axes permuted. Equal permutations are emitted once."""
         stored = self.stored(expr)
         key = (stored, tuple(axes))
         if key not in self.converted:
@@ -119,7 +117,7 @@ class _Conversion:
         return self.converted[key]
 
     def _old_layout(self, value: Expr) -> Expr:
-        """``value`` with every operand that is stored as NHWC transposed back."""
+        """Return ``value`` with NHWC operands transposed back to NCHW."""
         if self.is_image(value):
             return self.permuted(value, TO_NCHW)
         if isinstance(value, relax.Tuple):
@@ -131,22 +129,23 @@ class _Conversion:
 
 @dataclass(frozen=True)
 class Images:
-    """A converted call whose result is stored as NHWC."""
+    """Converted call whose result is stored as NHWC."""
 
     expr: Expr
     fields: Sequence[int] | None = None
-    """Of a tuple, the fields that are; None for a single tensor."""
+    """Fields of a tuple that are stored as NHWC; None for a single tensor."""
 
 
 Handler = Callable[[_Conversion, relax.Call], "Images | Expr | None"]
-"""A call on channels-last images; a plain expression for a result that is no image, None to keep the old layout."""
+"""Conversion rule: returns the call on channels-last images, a plain expression if the result is not an image, or None
+to keep the old layout."""
 
 
 def _attributes(call: relax.Call, *names: str) -> dict[str, object]:
     return {name: plain(getattr(call.attrs, name)) for name in names}
 
 
-# ---- operators that want images --------------------------------------------------------------------------------------
+# ---- operators that require images -----------------------------------------------------------------------------------
 
 
 @rule("channels_last", "relax.nn.conv2d")
@@ -161,7 +160,7 @@ def _conv2d(conversion: _Conversion, call: relax.Call) -> Images | None:
 
 @rule("channels_last", "relax.nn.conv2d_transpose")
 def _conv2d_transpose(conversion: _Conversion, call: relax.Call) -> Images | None:
-    """A transposed convolution is the data gradient of a convolution that maps its output to its input."""
+    """Lower a transposed convolution to the data gradient of the convolution that maps its output to its input."""
     if (call.attrs.data_layout, call.attrs.kernel_layout) != ("NCHW", "IOHW"):
         return None
     x, weight = call.args
@@ -181,7 +180,7 @@ def _pool2d(conversion: _Conversion, call: relax.Call) -> Images | None:
 
 @rule("channels_last", "relax.nn.adaptive_avg_pool2d")
 def _adaptive_pool2d(conversion: _Conversion, call: relax.Call) -> Images | None:
-    """Where the output divides the input this is an average over equal windows."""
+    """Lower to an average over equal windows, where the output size divides the input size."""
     height, width = shape_of(call.args[0])[2:]
     out_h, out_w = shape_of(call)[2:]
     if call.attrs.layout != "NCHW" or height % out_h or width % out_w:
@@ -211,11 +210,11 @@ def _resize2d(conversion: _Conversion, call: relax.Call) -> Images | None:
     )
 
 
-# ---- operators that follow their operand -----------------------------------------------------------------------------
+# ---- operators that follow the layout of their operand ---------------------------------------------------------------
 
 
 def _follow(conversion: _Conversion, call: relax.Call) -> Images | None:
-    """Element by element: as soon as one operand is stored as an image, all are."""
+    """Convert an element-wise operator: if one operand is stored as NHWC, convert all."""
     tensors = [arg for arg in call.args if isinstance(arg.ty, relax.TensorType)]
     if not any(conversion.is_image(arg) for arg in tensors) or any(len(shape_of(arg)) > 4 for arg in tensors):
         return None
@@ -224,7 +223,7 @@ def _follow(conversion: _Conversion, call: relax.Call) -> Images | None:
 
 
 def _with_axis(operator: Callable[..., Expr]) -> Handler:
-    """Operators with one operand and one axis."""
+    """Convert an operator with one operand and one axis."""
 
     def convert(conversion: _Conversion, call: relax.Call) -> Images | None:
         if not conversion.is_image(call.args[0]):
@@ -300,7 +299,8 @@ def _pad(conversion: _Conversion, call: relax.Call) -> Images | None:
 
 
 def _is_spatial_padding(widths: Sequence[int]) -> bool:
-    """Padding of height and width alone comes before a convolution: it is worth being an image for."""
+    """Return whether only height and width are padded. Such padding precedes a convolution, so it is worth
+    converting."""
     return not any(widths[:4]) and any(widths[4:])
 
 
@@ -332,12 +332,12 @@ def _split(conversion: _Conversion, call: relax.Call) -> Images | None:
     )
 
 
-# ---- operators that read an image and give something else ------------------------------------------------------------
+# ---- operators that read an image and return something else ----------------------------------------------------------
 
 
 @rule("channels_last", *(f"relax.{name}" for name in ("sum", "mean", "max", "min", "variance", "std")))
 def _reduction(conversion: _Conversion, call: relax.Call) -> Images | Expr | None:
-    """A reduction that keeps its axes gives an image again."""
+    """Convert a reduction. With ``keepdims`` the result is an image."""
     if not conversion.is_image(call.args[0]):
         return None
     axes = None if call.attrs.axis is None else [axis % 4 for axis in plain(call.attrs.axis)]
@@ -353,7 +353,7 @@ def _reduction(conversion: _Conversion, call: relax.Call) -> Images | Expr | Non
 
 @rule("channels_last", "relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 def _reshape(conversion: _Conversion, call: relax.Call) -> Expr | None:
-    """Moving the channels changes nothing where there is one channel or one pixel."""
+    """Reshape the stored value, where one channel or one pixel makes both layouts equal in memory."""
     x = call.args[0]
     if not conversion.is_image(x):
         return None

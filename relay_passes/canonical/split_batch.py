@@ -1,4 +1,4 @@
-"""Makes a network run on a part of its batch."""
+"""Rewrites a network to run on a micro-batch."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ..ir import (
 )
 
 CUT = "cut_inputs"
-"""The attribute that names the inputs of which a function takes a part at a time."""
+"""Attribute that names the inputs of which each run takes one part."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="SplitBatch")
 @dataclass(frozen=True)
 class SplitBatch:
-    """Turn a network of a batch into the same network of one of ``count`` equal parts of it, a micro-batch.
+    """Rewrite a network from a batch to one of ``count`` equal micro-batches.
 
-    In, out: a dataflow function with the attribute ``num_input``. The inputs with a row for each sample are declared
-    with that many fewer; the attribute ``cut_inputs`` names them, for :class:`AppendLoss` and :class:`ListCalls`.
+    In, out: a dataflow function with the attribute ``num_input``. Inputs with a row for each sample get ``count`` times
+    fewer rows. The attribute ``cut_inputs`` names them, for :class:`AppendLoss` and :class:`ListCalls`.
 
     Raises
     ------
     BatchError
-        The batch cannot be cut into so many parts, or something needs several samples at once.
+        ``count`` does not divide the batch, or an operator mixes samples.
     """
 
     count: int
@@ -59,7 +59,7 @@ class SplitBatch:
                 part = relax.TensorType((rows // self.count, *rest), dtype_of(param))
                 params[index] = env[param] = relax.Var(param.name, part)
 
-        wholes: dict[relax.Var, relax.Var] = {}  # repeated values: the whole one and its part
+        wholes: dict[relax.Var, relax.Var] = {}  # repeated values: the whole value and its part
         parts: dict[relax.Var, relax.Var] = {}
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
@@ -78,7 +78,7 @@ class SplitBatch:
 
 
 def why_whole(func: relax.Function) -> str:
-    """Why a network needs its whole batch at once; empty where it can run on parts of it."""
+    """Return why a network cannot run on a part of its batch; empty if it can."""
     return _why_whole(func, batch_axis_of(func))
 
 
@@ -92,6 +92,6 @@ def _why_whole(func: relax.Function, samples: BatchAxis) -> str:
 
 
 def _has_rows(result: Expr, samples: BatchAxis) -> bool:
-    """Whether a result holds what belongs to one sample after the other, along its first axis."""
+    """Return whether a result stacks the samples along its first axis."""
     share = made_by(samples.batched, result)
     return share is not None and share.axis == 0

@@ -1,9 +1,9 @@
-"""The table of gradient rules: one function for each operand of each operator.
+"""Table of gradient rules: one function for each operand of each operator.
 
-A rule gets one :class:`Use` and returns the gradient of the loss with respect to that operand, in the operand's shape.
-The backward pass calls a rule only where that gradient is wanted, so nothing is built in order to be thrown away. To
-add an operator, write one function an operand and one row in ``tests/numeric/test_operators.py``. (The registry with an
-entry an operand is autograd's idea, ``autograd/numpy/numpy_vjps.py``.)
+A rule takes one :class:`Use` and returns the gradient of the loss with respect to that operand, in the operand's shape.
+The backward pass calls a rule only where that gradient is wanted, so it builds nothing that is dropped later. To add an
+operator, write one function for each operand and one row in ``tests/numeric/test_operators.py``. (Source: autograd's
+registry, one entry an operand, ``autograd/numpy/numpy_vjps.py``.)
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..operators.record import all_records, describe, open_record, record_of
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a value by an operator, on the way from a trained parameter to the loss."""
+    """Use of a value by an operator, on a path from a trained parameter to the loss."""
 
     call: relax.Call
-    """The forward call."""
+    """Forward call."""
     result: relax.Var
-    """Its result in the forward graph: reading it keeps it alive until the backward graph."""
+    """Result in the forward graph. Reading it extends its live range into the backward graph."""
     grad: Expr
-    """The gradient of the loss with respect to the result. A tuple result has one field each, None where nothing reads
-    it."""
+    """Gradient of the loss with respect to the result. A tuple result has one field each, None for unread fields."""
     field: int | None = None
-    """The position in a tuple operand, as in ``concat``."""
+    """Position in a tuple operand, as in ``concat``."""
     piece: TrainedPart | None = None
-    """Where the operand is a parameter trained in part: which part. Only rules registered with ``pieces`` see one."""
+    """Trained part, if the operand is a parameter trained in part. Only rules registered with ``pieces`` receive
+    one."""
 
     @property
     def args(self) -> list[Expr]:
@@ -45,15 +45,14 @@ Rule = Callable[[Use], Expr]
 
 @dataclass(frozen=True)
 class GradientRule:
-    """The rule of one operand."""
+    """Rule of one operand."""
 
     rule: Rule
     pieces: bool
 
 
 def gradient(op: str, operand: int = 0, *, pieces: bool = False) -> Callable[[Rule], Rule]:
-    """Register the rule for one operand of ``op``. With ``pieces`` it can give the gradient of a part of the
-    operand.
+    """Register the gradient rule of one operand of ``op``. With ``pieces`` the rule can return the gradient of a part.
 
     Raises
     ------
@@ -72,29 +71,29 @@ def gradient(op: str, operand: int = 0, *, pieces: bool = False) -> Callable[[Ru
 
 
 def flat(*ops: str) -> None:
-    """Declare operators whose gradient is zero wherever it exists (rounding, comparison): no path leads through
-    them."""
+    """Declare operators whose gradient is zero wherever it exists (rounding, comparison): no gradient path leads
+    through them."""
     for op in ops:
         describe(op, is_flat=True)
 
 
 def is_flat(op: str) -> bool:
-    """Whether no gradient ever passes through ``op``."""
+    """Return whether no gradient ever passes through ``op``."""
     return record_of(op).is_flat
 
 
 def rule_for(op: str, operand: int) -> Rule | None:
-    """The rule of an operand, None where there is none."""
+    """Return the rule of an operand, or None if there is none."""
     entry = record_of(op).gradients.get(operand)
     return entry.rule if entry else None
 
 
 def takes_pieces(op: str, operand: int) -> bool:
-    """Whether a parameter read there can be trained in part."""
+    """Return whether a parameter that is this operand can be trained in part."""
     entry = record_of(op).gradients.get(operand)
     return entry is not None and entry.pieces
 
 
 def supported_operators() -> list[str]:
-    """The names of all operators with at least one rule, sorted."""
+    """Return the names of all operators with a gradient rule or a zero gradient, sorted."""
     return [record.name for record in all_records() if record.gradients or record.is_flat]

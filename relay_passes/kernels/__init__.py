@@ -1,1 +1,1 @@
-"""Phases 6 and 7: which kernel computes what, and in which form."""
+"""Phases 6 and 7: kernel selection, weight layouts and fusion."""

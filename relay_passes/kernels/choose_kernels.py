@@ -1,4 +1,4 @@
-"""Replaces operators by calls of kernels."""
+"""Lowers operators to calls of kernels."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from .legalization import Legalize, call_kernel, legalizations, legalizes, legal
 @tvm.transform.module_pass(opt_level=0, name="ChooseKernels")
 @dataclass(frozen=True)
 class ChooseKernels:
-    """Turn every operator of a function into ``call_tir`` of the kernels that compute it.
+    """Lower every operator of a function to ``call_tir`` of the kernels that compute it.
 
-    In: functions of Relax and ``pock.*`` operators. Out: functions of ``call_tir``; equal kernels are one PrimFunc.
-    Products, sums, look-ups and exponentials get the kernels of ``schedules/kernels``, the rest TVM's own. What a
-    product wants of its operands (transposed, padded, cut into parts) is a kernel of its own here, so that what is made
-    of frozen weights can be made once, and memory for the rest is planned.
+    In: functions of Relax and ``pock.*`` operators. Out: functions of ``call_tir``; equal kernels share one PrimFunc.
+    Products, reductions, look-ups and exponentials get the kernels of ``schedules/kernels``, the rest TVM's own.
+    Transposing, padding or splitting an operand of a product is a separate kernel: work on frozen weights can then be
+    hoisted, and the memory planner sees the other results.
     """
 
     functions: Sequence[str]
@@ -58,7 +58,7 @@ class ChooseKernels:
         try:
             chosen = _legalized(mod, self.target)
             why = next(filter(None, (_left_over(chosen, name) for name in self.functions)), "")
-        except Exception as error:  # TVM's words do not say where
+        except Exception as error:  # TVM's message does not name the layer
             why = first_line(error)
         if why:
             found = without_kernel([mod[name] for name in self.functions], self.target)
@@ -67,7 +67,7 @@ class ChooseKernels:
 
 
 def without_kernel(functions: Iterable[relax.Function], target: Target) -> list[Obstacle]:
-    """List the operators of some functions that no kernel computes, each kind of call once."""
+    """List the operators that no kernel computes. Equal calls (operator, attributes, types) are reported once."""
     known: set[tuple] = set()
     found = []
     for func in functions:
@@ -90,7 +90,7 @@ def without_kernel(functions: Iterable[relax.Function], target: Target) -> list[
 
 
 def _no_kernel(value: relax.Call, target: Target) -> str:
-    """Why no kernel computes a call; nothing where one does."""
+    """Return why no kernel computes a call, or an empty string if one does."""
     env = {var: relax.Var(f"x{number}", var.ty) for number, var in enumerate(dict.fromkeys(used_vars(value)))}
     alone = relax.DataflowVar("alone", value.ty)
     block = relax.DataflowBlock([relax.VarBinding(alone, substitute(value, env))])
@@ -107,7 +107,7 @@ def _legalized(mod: IRModule, target: Target) -> IRModule:
 
 
 def _left_over(mod: IRModule, name: str) -> str:
-    """What is wrong with the first call of a function that no kernel of ours can stand for; empty where all is well."""
+    """Return why the first call without a usable kernel has none, or an empty string if every call has one."""
     for binding in bindings_of(mod[name]):
         value = binding.value
         operator = op_name(value)
@@ -122,17 +122,17 @@ def _left_over(mod: IRModule, name: str) -> str:
 
 
 OUT_ELEMENTWISE_FUSABLE = 4
-"""TVM's pattern of an operator that fuses with what comes after it, not with what comes before: the operands of a
-product are read many times over (``tvm::relay::OpPatternKind``)."""
+"""``OpPatternKind`` of products: fuses with consumers, not with producers, because a product reads each operand element
+many times (``tvm::relay::OpPatternKind``)."""
 
 
 ELEMENTWISE = 0
-"""That of an operator that may become a part of a product's epilogue."""
+"""``OpPatternKind`` of operators that may be fused into a product's epilogue."""
 
 
 INJECTIVE = 2
-"""That of an operator that moves elements. TVM takes padding at the end, or a slice from the start, for element-wise:
-every index is the same; fused with a product they would leave elements of the result unwritten."""
+"""``OpPatternKind`` of operators that move elements. TVM classifies padding at the end and slicing from the start as
+element-wise, since the indices match. Fused into a product, they would leave elements of the result unwritten."""
 
 
 def _product(
@@ -149,14 +149,14 @@ def _product(
 def _cropped_product(
     builder: relax.BlockBuilder, shape: Sequence[int], kernel: Callable[..., Any], *args: Expr, **options: Any
 ) -> relax.Call:
-    """The first elements, of the ``shape``, of a product that is larger than it has to be. What comes after is fused
-    with the cropping: a tile ends where the product does."""
+    """Crop a product that is computed larger than its result to ``shape``. Consumers fuse with the crop, because
+    register tiles extend past the result."""
     product = _product(builder, kernel, *args, pattern=OPAQUE, **options)
     return call_kernel(builder, indexing.crop, builder.emit(product), shape=shape)
 
 
 def _moved(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
-    """A call of a kernel that gives other positions than it reads."""
+    """Emit a kernel that moves elements, marked ``INJECTIVE``."""
     return _product(builder, kernel, *args, pattern=INJECTIVE, **options)
 
 
@@ -172,15 +172,15 @@ def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         name: plain(getattr(attrs, name)) for name in ("strides", "padding", "dilation", "groups")
     }
     x, weight = call.args
-    if geometry["groups"] not in (1, shape_of(x)[3]):  # neither dense nor depthwise: no schedule pads as it goes
+    if geometry["groups"] not in (1, shape_of(x)[3]):  # grouped: no schedule pads inside the loops
         x, geometry["padding"] = _padded(builder, x, geometry["padding"]), (0, 0, 0, 0)
     return _product(builder, conv2d_kernels.conv2d, x, weight, **geometry)
 
 
 @legalizes_for_target("pock.conv2d_data_gradient")
 def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Of a dense convolution, the kernel reads the weight along its input channels. All phases of a stride get the same
-    number of rows and columns: an image that a stride does not divide is computed to the next multiple of it."""
+    """Lower a data gradient. A dense one reads the weight transposed, along its input channels. All phases of a stride
+    compute equally many rows and columns: the image is rounded up to a multiple of the stride, then cropped."""
     grad, weight = call.args
     attributes = attributes_of(call)
     whole = [
@@ -198,8 +198,8 @@ def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: rel
 
 @legalizes_for_target("pock.conv2d_weight_gradient")
 def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Few results and many pixels: parts of the pixels are summed in parallel, if their sums are small beside X, and it
-    takes that to have work for all cores, or to read X from memory only once."""
+    """Split the reduction over pixels into partial sums that run in parallel. Done where the sums are small beside X
+    and the split is needed to occupy all cores or to read X from memory only once."""
     x, grad = call.args
     attributes, result = attributes_of(call), shape_of(call)
     batch, height, _, _ = shape_of(grad)
@@ -229,7 +229,7 @@ def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Exp
 
 @legalizes_for_target("pock.matmul")
 def _matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Columns that fill no vector are padded, and rows that fill no tile computed to the end of the last one."""
+    """Pad columns to whole vectors, and compute rows to the end of the last register tile."""
     a, b = call.args
     transposes = {name: bool(call.attrs[name]) for name in ("transpose_a", "transpose_b")}
     *_, rows, columns = shape_of(call)
@@ -253,13 +253,13 @@ def _packed_matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call
 
 @legalizes("pock.unpack_bits")
 def _unpack_bits(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Fused as an element-wise operator is, with the product whose results it masks."""
+    """Mark the kernel element-wise, so that it fuses with the product whose results it masks."""
     return _product(builder, bits.unpack_bits, *call.args, pattern=ELEMENTWISE, **attributes_of(call))
 
 
 @legalizes_for_target("relax.sum")
 def _sum(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """A sum over everything but the channels is cut into parts that run in parallel."""
+    """Split a sum over all axes but the channels into partial sums that run in parallel."""
     (x,), attrs = call.args, call.attrs
     shape = shape_of(x)
     axes = plain(attrs.axis)
@@ -297,7 +297,7 @@ def _index_tensor(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 
 def _scan(kernel: Callable[..., Any]) -> Legalize:
-    """A running sum or product along an axis; without one, over all elements."""
+    """Legalise a scan (running sum or product) along an axis, or over all elements without one."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         axis, exclusive = plain(call.attrs.axis), bool(call.attrs.exclusive)
@@ -308,7 +308,7 @@ def _scan(kernel: Callable[..., Any]) -> Legalize:
 
 @legalizes("relax.nn.pad")
 def _pad(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Constants around the elements; the other modes are TVM's."""
+    """Lower constant padding; other modes use TVM's kernels."""
     if call.attrs.pad_mode != "constant":
         return relax.transform.legalize_ops.nn._nn_pad(builder, call)
     widths, value = plain(call.attrs.pad_width), tirx.const(call.attrs.pad_value, dtype_of(call))
@@ -353,7 +353,7 @@ def _function(function: Callable[[Any], Any]) -> Legalize:
 
 @legalizes("pock.part", "pock.join")
 def _as_it_is(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """A view: memory is planned so that it needs no kernel."""
+    """Keep a view: the memory planner aliases it, so it needs no kernel."""
     return call
 
 

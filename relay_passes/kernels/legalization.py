@@ -1,4 +1,4 @@
-"""Rules that put calls of kernels in the place of an operator's."""
+"""Registers legalisation rules, which replace operators by calls of kernels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..ir import Expr
 from ..operators.record import all_records, rule
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
-"""A call of an operator in, a call of a kernel out; further calls go to the builder."""
+"""Legalisation rule: takes a call of an operator, returns a call of a kernel. Further calls go to the builder."""
 
 
 def legalizes(*names: str) -> Callable[[Legalize], Legalize]:
-    """Register the decorated function as what legalises some operators, on any target."""
+    """Register the decorated function as the legalisation of some operators, for any target."""
 
     def register(legalize: Legalize) -> Legalize:
         rule("kernel", *names)(lambda _target: legalize)
@@ -31,7 +31,7 @@ ForTarget = Callable[[Target, relax.BlockBuilder, relax.Call], relax.Expr]
 
 
 def legalizes_for_target(*names: str) -> Callable[[ForTarget], ForTarget]:
-    """Register the decorated function, which takes the target first, as what legalises some operators."""
+    """Register the decorated function, which takes the target first, as the legalisation of some operators."""
 
     def register(legalize: ForTarget) -> ForTarget:
         rule("kernel", *names)(lambda target: functools.partial(legalize, target))
@@ -41,10 +41,10 @@ def legalizes_for_target(*names: str) -> Callable[[ForTarget], ForTarget]:
 
 
 def legalizations(target: Target) -> dict[str, Legalize]:
-    """What legalises each operator that TVM's own kernels do not suit."""
+    """Return the legalisation of each operator that does not use TVM's own kernels."""
     return {record.name: record.kernel(target) for record in all_records() if record.kernel is not None}
 
 
 def call_kernel(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
-    """A call of a kernel that is defined as a tensor expression."""
+    """Emit a call of a kernel that is defined as a tensor expression."""
     return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, **options)

@@ -1,4 +1,4 @@
-"""Moves what depends on frozen parameters alone into a function that runs once."""
+"""Hoists computations on frozen parameters into a function that runs once."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ PREPARE = "prepare"
 
 
 def prepared_name(index: int) -> str:
-    """The name of the parameter that holds a field of what ``prepare`` returns."""
+    """Return the name of the parameter that holds one field of the result of ``prepare``."""
     return f"prepared.{index}"
 
 
 @tvm.transform.module_pass(opt_level=0, name="LiftFrozen")
 @dataclass(frozen=True)
 class LiftFrozen:
-    """Split functions into ``prepare``, which runs when a program is loaded, and the rest, which runs every step.
+    """Hoist computations on frozen parameters into ``prepare``, which runs when a program is loaded.
 
-    In: dataflow functions over the same frozen parameters. Out: the function ``prepare`` takes ``frozen`` in that order
-    and returns a tuple; each of ``functions`` has, instead of the frozen parameters, those fields of the tuple that it
-    reads, as parameters named ``prepared.<field>``; a frozen parameter that it reads as it is, or reshaped, stays a
-    parameter. So weights are transposed, folded with batch norm, packed and transformed once, and tables that depend on
-    nothing are computed once. What two functions need is computed and stored once.
+    In: dataflow functions over the same frozen parameters. Out: ``prepare`` takes ``frozen``, in that order, and
+    returns a tuple. In each of ``functions``, parameters ``prepared.<field>`` for the fields that it reads replace the
+    frozen parameters. A frozen parameter that is read unchanged or reshaped stays. So weights are transposed, folded
+    with batch norm, packed and transformed once, and constant tables are computed once. Functions share equal values.
     """
 
     frozen: Sequence[str]
@@ -61,18 +60,18 @@ class LiftFrozen:
 @dataclass
 class _Lifted:
     params: dict[str, relax.Var]
-    """The parameters of ``prepare``."""
+    """Parameters of ``prepare``."""
     bindings: list[tuple[relax.Var, Expr]] = field(default_factory=list)
-    """Its body so far."""
+    """Bindings of ``prepare``."""
     known: dict[tuple, relax.Var] = field(default_factory=dict)
-    """Its values by what they compute: two functions that compute the same share it."""
+    """Values of ``prepare`` by their computation (common subexpressions across functions)."""
     fields: dict[relax.Var, int] = field(default_factory=dict)
-    """The values that it returns, with their positions."""
+    """Values that ``prepare`` returns, with their tuple positions."""
     moved: dict[relax.Var, relax.Var] = field(default_factory=dict)
-    """For each lifted variable of a function the value of ``prepare`` that holds it."""
+    """Lifted variables of a function, with the values of ``prepare`` that hold them."""
 
     def collect(self, func: relax.Function) -> None:
-        """Copy what ``func`` computes from frozen parameters and constants into the body of ``prepare``."""
+        """Copy the computations of ``func`` on frozen parameters and constants into ``prepare``."""
         self.moved |= {param: self.params[param.name] for param in func.params if param.name in self.params}
         for binding in bindings_of(func):
             value = binding.value
@@ -82,8 +81,8 @@ class _Lifted:
                 self.moved[binding.var] = self._prepared(substitute(value, self.moved), binding.var)
 
     def _is_liftable(self, value: Expr) -> bool:
-        """A call that reads something, all of which is known before the first step. (Zeros need no memory between
-        steps.)"""
+        """Return whether a call has operands, all of them constant. (Calls without operands, such as zeros, would only
+        take memory between steps.)"""
         if op_name(value) in ("", "relax.call_tir_inplace") or not isinstance(value.ty, relax.TensorType):
             return False
         read = [arg for _, _, arg in operands(value) if isinstance(arg, relax.Var | Constant)]
@@ -98,8 +97,8 @@ class _Lifted:
         return self.known[key]
 
     def without_frozen(self, func: relax.Function) -> relax.Function:
-        """``func`` with parameters in place of what it reads of ``prepare``."""
-        read: dict[relax.Var, relax.Var] = {}  # value of prepare -> parameter that holds it
+        """Return ``func`` with parameters in place of the values of ``prepare`` that it reads."""
+        read: dict[relax.Var, relax.Var] = {}  # value of ``prepare`` -> the parameter that holds it
 
         def parameter_for(var: relax.Var) -> relax.Var:
             held = self.moved[var]
@@ -127,7 +126,7 @@ class _Lifted:
         return rewrite(shell, env=env)
 
     def prepare(self) -> relax.Function:
-        """The function that computes every field."""
+        """Build the function that computes every field."""
         results = sorted(self.fields, key=self.fields.__getitem__)
         block = relax.DataflowBlock([relax.VarBinding(var, value) for var, value in self.bindings])
         body = relax.SeqExpr([block], relax.Tuple(results))
@@ -139,7 +138,7 @@ class _Lifted:
 
 
 def _identity(arg: Expr) -> object:
-    """What two equal arguments have in common: being the same variable, or looking the same."""
+    """Return a key by which arguments are compared: the variable, or the structure of anything else."""
     if isinstance(arg, relax.Var | relax.GlobalVar):
         return arg
     if isinstance(arg, Constant):

@@ -1,4 +1,4 @@
-"""Names kernels after what they compute, so that equal ones are one, in this program and in others."""
+"""Names kernels by structural hash, so that equal kernels are shared within and across programs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tvm import IRModule, relax, tirx
 from ..ir import CALLS, Expr, op_name, rewrite
 
 LONGEST_NAME = 80
-"""Characters kept of a fused kernel's name, which lists its operators: names become those of files."""
+"""Characters kept of a fused kernel's name, which lists its operators. Names become file names."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="NameKernels")
 @dataclass(frozen=True)
 class NameKernels:
-    """Give every PrimFunc a name that ends in a hash of its structure, and merge those that are equal.
+    """Rename every PrimFunc to end in a structural hash, and merge equal ones.
 
-    In, out: functions of ``call_tir`` and the PrimFuncs that they call. The name does not depend on the program, the
-    names of variables, or the order in which kernels were made: a cache of built kernels can go by it.
+    In, out: functions of ``call_tir`` and the PrimFuncs that they call. The name is independent of the program, of
+    variable names and of the order in which kernels were made, so a cache of built kernels can use it as a key.
     """
 
     functions: Sequence[str]
@@ -45,13 +45,13 @@ class NameKernels:
 
 @dataclass
 class _Names:
-    """One name for each kernel that differs from the others."""
+    """Table of distinct kernels and their names."""
 
     known: dict[int, list[tuple[tvm.ir.GlobalVar, tirx.PrimFunc]]] = field(default_factory=dict)
-    """Kernels by hash, without a symbol: those that share one differ all the same."""
+    """Kernels without symbols, by hash. Colliding kernels share an entry."""
 
     def of(self, var: tvm.ir.GlobalVar, func: tirx.PrimFunc) -> tvm.ir.GlobalVar:
-        """The name of a kernel that is called ``var`` now."""
+        """Return the new name of the kernel that is called ``var`` now."""
         func = func.without_attr("global_symbol") if "global_symbol" in func.attrs else func
         digest = structural_hash(func)
         same_hash = self.known.setdefault(digest, [])
@@ -66,11 +66,11 @@ class _Names:
         return name
 
     def kernels(self) -> dict[tvm.ir.GlobalVar, tirx.PrimFunc]:
-        """The kernels by name, in the order in which they were found."""
+        """Return the kernels by name, in order of discovery."""
         named = (pair for pairs in self.known.values() for pair in pairs)
         return {name: func.with_attr("global_symbol", name.name_hint) for name, func in named}
 
 
 def structural_hash(func: tirx.PrimFunc) -> int:
-    """A hash of what a function is, whatever its variables are called; the same in every process."""
+    """Return a hash of a function's structure that ignores variable names and is the same in every process."""
     return tvm_ffi.structural_hash(func, map_free_vars=True) & 0xFFFFFFFFFFFFFFFF

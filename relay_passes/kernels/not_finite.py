@@ -1,4 +1,4 @@
-"""The kernels of operators whose kernels in TVM lose NaN and infinities, or round where PyTorch does not."""
+"""Legalises operators whose TVM kernels lose NaN or infinities, or round differently from PyTorch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .legalization import Legalize, call_kernel, legalizes
 
 
 def _each(kernel: Callable[..., Any], *attributes: str) -> Legalize:
-    """A kernel of one operand, and these attributes of the call."""
+    """Legalise by a kernel of one operand and the named attributes of the call."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         return call_kernel(
@@ -27,7 +27,7 @@ def _each(kernel: Callable[..., Any], *attributes: str) -> Legalize:
 
 
 def _pairs(kernel: Callable[..., Any]) -> Legalize:
-    """A kernel of two operands, one of which may be a number."""
+    """Legalise by a kernel of two operands, one of which may be a scalar constant."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         a, b = call.args
@@ -40,7 +40,7 @@ def _pairs(kernel: Callable[..., Any]) -> Legalize:
 
 
 def _number(expr: Expr) -> tirx.Expr | None:
-    """A constant that is a single number."""
+    """Return a scalar constant, or None for any other expression."""
     value = constant_value(expr)
     return tirx.const(value.item(), dtype_of(expr)) if value is not None and value.shape == () else None
 
@@ -53,7 +53,7 @@ def _clip(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 @legalizes("relax.equal")
 def _equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """``x == x`` asks which elements are not NaN; TVM knows the answer too soon."""
+    """Lower ``x == x``, which is false for NaN, to a NaN test: TVM would simplify it to true."""
     a, b = call.args
     if is_float(a) and a.same_as(b):
         return call_kernel(builder, elementwise.logical_not, builder.emit(call_kernel(builder, elementwise.isnan, a)))
@@ -77,7 +77,7 @@ def _multiply(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 
 def _reduction(kernel: Callable[..., Any]) -> Legalize:
-    """A kernel that gives one number for all positions along some axes."""
+    """Legalise by a kernel that reduces some axes."""
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         axes = plain(call.attrs.axis)

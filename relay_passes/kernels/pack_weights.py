@@ -1,4 +1,4 @@
-"""Stores frozen weights as the register tiles of a product read them."""
+"""Packs frozen weights into the strips that register tiles read."""
 
 from __future__ import annotations
 
@@ -28,25 +28,27 @@ from ..operators.registry import plain
 from ..operators.training import packed_matmul, winograd_weight
 
 FEW_ROWS = 256
-"""Of a result: for so few, reading the weight is much of the work, and strips one behind another are read faster."""
+"""Rows of a result up to which reading the weight dominates, so that packing pays for smaller weights."""
 LITTLE, LARGE = 1 / 8, 1 / 2
-"""Of the second cache: smaller weights, of results of few and of many rows, are read as fast as they are."""
+"""Largest weights left unpacked, for results of few and of many rows, relative to the L2 cache. Such weights are read
+as fast unpacked."""
 TRANSPOSED, CHANNELS_LAST = (1, 0), (2, 3, 1, 0)
-"""Axes by which a matrix is turned, and the weight of a convolution, which is [n, k, 1, 1] before."""
+"""Permutations that transpose a matrix, and that give the [1, 1, k, n] weight of a 1x1 convolution from [n, k, 1,
+1]."""
 MOVED = ("relax.permute_dims", "pock.winograd_weight")
-"""What makes a weight, and can make strips of it at once."""
+"""Operators that produce weights and can produce strips directly."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="PackWeights")
 @dataclass(frozen=True)
 class PackWeights:
-    """Cut weights that are made of ``frozen`` parameters alone into strips of their columns.
+    """Pack weights made only of ``frozen`` parameters into strips of their columns.
 
-    In, out: a dataflow function, products straightened. Tasks of a matrix product (a 1x1 convolution, or its data
-    gradient, is one) that has few rows, or a weight too large for the second cache, work on strips of the weight's
-    columns, each as wide as a register tile. A strip of a wide matrix lies in too few sets of a cache, and on too many
-    pages; :class:`LiftFrozen` stores the strips one behind another once and for all. (Goto and van de Geijn, Anatomy of
-    High-Performance Matrix Multiplication, 2008.)
+    In, out: a dataflow function, products straightened. Packs the weights of matrix products (1x1 convolutions and
+    their data gradients among them) that have few rows, or a weight too large for the L2 cache. Each task reads a strip
+    of columns as wide as a register tile. Strips of a row-major matrix map to few cache sets and many pages; packed
+    strips are contiguous. :class:`LiftFrozen` packs once. (Goto and van de Geijn, Anatomy of High-Performance Matrix
+    Multiplication, 2008.)
     """
 
     frozen: Collection[str]
@@ -71,7 +73,7 @@ class PackWeights:
         return update_function(mod, self.function, eliminate_dead(rewrite(func, visit)))
 
     def _width(self, value: Expr, constant: Collection[relax.Var]) -> int:
-        """The columns of a strip of a product's second operand; 0 where it is not to be packed."""
+        """Return the strip width, in columns, for a product's second operand; 0 if it stays unpacked."""
         if not _is_matrix_product(value):
             return 0
         weight, (*outer, rows, columns) = value.args[1], shape_of(value)
@@ -86,7 +88,7 @@ class PackWeights:
 
 
 def _is_matrix_product(value: Expr) -> bool:
-    """Whether a call multiplies matrices with one matrix, or each with its own."""
+    """Return whether a call is a matrix product whose second operand is one matrix or one matrix a batch element."""
     name = op_name(value)
     if name == "pock.matmul":
         is_plain = not (value.attrs["transpose_a"] or value.attrs["transpose_b"])
@@ -102,16 +104,16 @@ def _is_matrix_product(value: Expr) -> bool:
 
 @dataclass
 class _Strips:
-    """Weights as strips."""
+    """Weights packed into strips."""
 
     made: dict[relax.Var, Expr] = field(default_factory=dict)
-    """The calls of :data:`MOVED`."""
+    """Calls of :data:`MOVED` by the variables that hold them."""
 
     def of(self, builder: relax.BlockBuilder, product: relax.Call, width: int) -> Expr:
-        """The weight of a product, a [.., k, n] of its own, as [.., n / width, k, width].
+        """Pack the weight of a product, [.., k, n], into [.., n / width, k, width].
 
-        What was transformed or transposed comes as strips in one go: in two, ``prepare`` would need memory for what
-        lies between.
+        A transposed or transformed weight is packed in the same step: ``prepare`` then needs no memory for an
+        intermediate.
         """
         weight = product.args[1]
         maker = made_by(self.made, weight)

@@ -1,4 +1,4 @@
-"""Scales what a product makes, or reads, instead of a weight that changes every step."""
+"""Scales a product's result or gradient instead of a weight that changes every step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..ir import Expr, eliminate_dead, made_by, op_name, rewrite, shape_of, upda
 @tvm.transform.module_pass(opt_level=0, name="ScaleResults")
 @dataclass(frozen=True)
 class ScaleResults:
-    """Make ``conv2d(x, W * s)`` ``conv2d(x, W) * s``, where s scales output channels and W is one of ``live``.
+    """Rewrite ``conv2d(x, W * s)`` to ``conv2d(x, W) * s``, where s scales output channels and W is named in ``live``.
 
-    In, out: a dataflow function, channels last. Batch norm folded into a trained weight scales it in every step.
-    Scaling the result costs nothing, being part of the product's epilogue. For the data gradient s scales dY, where
-    that is smaller than W.
+    In, out: a dataflow function, channels last. ``live`` names the trained parameters. Batch norm folded into a trained
+    weight would scale it every step; scaling the result is free in the product's epilogue. For a data gradient s scales
+    dY, if that is smaller than W.
     """
 
     live: Collection[str]

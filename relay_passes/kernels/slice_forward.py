@@ -1,4 +1,4 @@
-"""Runs the first part of a step on a few images after the other."""
+"""Runs the start of the forward pass in slices of the batch, to lower peak memory."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ from ..operators.aliases import join, part
 from ..operators.record import Kind, kind_of
 
 SAVED = 0.97
-"""Of the memory in use at the peak, as far as it can be told before kernels are chosen: more left is not worth it."""
+"""Largest peak after slicing, relative to the estimated unsliced peak. A smaller saving is not worth it."""
 NEAR = 1.03
-"""Times the least memory that slices bring: fewer of them, and fewer operators, that come as near are as good."""
+"""Tolerance relative to the lowest peak. Within it, fewer slices and earlier cuts are preferred."""
 START = 64 * 2**10
-"""Bytes that are moved in the time in which a kernel begins and ends."""
+"""Cost of starting a kernel, as bytes of memory traffic that take as long."""
 DEARER = 1 / 16
-"""What slices may move again (weights, and the starts of kernels), as a share of what is moved anyway."""
+"""Largest extra memory traffic (weights read again, kernel starts) relative to the unsliced pass."""
 WRITING_KINDS = (Kind.PER_IMAGE, Kind.REDUCTION)
 WRITING = frozenset({"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.winograd_output"}) | {
     "pock.safe_softmax",
     "relax.nn.softmax",
     "relax.nn.log_softmax",
 }
-"""Operators that are sure to become a kernel which writes its result, by kind and by name."""
+"""Operators that always become a kernel with a result of its own, by kind and by name."""
 FUSED_KINDS = (Kind.ELEMENTWISE, Kind.RESHAPE)
-"""Operators that become a part of another kernel, or none."""
+"""Operators that are fused into another kernel, or need none."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="SliceForward")
 @dataclass(frozen=True)
 class SliceForward:
-    """Run operators from the inputs to a cut once for each slice of the batch, where that makes the peak lower.
+    """Run operators from the inputs to a cut once for each slice of the batch, if that lowers the peak.
 
-    In, out: dataflow functions; the first parameters, so many as the attribute ``num_input`` says, are the inputs. The
-    peak of a sparse scheme is its forward pass: early activations are large, and nothing is kept of them. Slices use
-    the same memory one after the other; what the rest of the step reads of them is joined, each part being written in
-    its place (:mod:`~relay_passes.operators.aliases`). Cut and number of slices are chosen for the lowest peak that
-    costs little time: weights are read, and kernels begin, once for each slice.
+    In, out: dataflow functions whose first ``num_input`` (an attribute) parameters are the inputs. A sparse scheme has
+    its peak in the forward pass: early activations are large and short-lived. Slices reuse the same memory one after
+    the other. Values that the rest of the step reads are joined, each part written in its place
+    (:mod:`~relay_passes.operators.aliases`). Cut and slice count minimise the peak within a limit on extra traffic:
+    each slice reads the weights and starts the kernels again.
 
-    ``steps`` are sliced first; the other ``functions``, which run in the same arena, as far as that still lowers it.
-    What is made of ``frozen`` parameters alone will be made before any step and takes no part in this.
+    ``steps`` are sliced first. The other ``functions`` share the arena, and are sliced only while that lowers its size.
+    Values made only of ``frozen`` parameters are ignored: they are hoisted later.
     """
 
     steps: Sequence[str]
@@ -83,23 +83,23 @@ class SliceForward:
 
 
 class Cut(NamedTuple):
-    """What runs in slices."""
+    """Cut of a function: the values that run in slices."""
 
     slices: int
     last: int
-    """The number of the last binding that may run in slices."""
+    """Index of the last binding that may run in slices."""
     inside: Collection[relax.Var]
-    """What is computed in slices."""
+    """Values computed in slices."""
     joined: Sequence[relax.Var]
-    """What the rest reads of it: each written by a kernel."""
+    """Sliced values that the rest reads, each written by a kernel."""
     again: Collection[relax.Var]
-    """What is computed behind the slices, too, because the rest reads it and it is a view of what is joined."""
+    """Values also recomputed after the slices: the rest reads them, and they may be views of joined values."""
     peak: float
-    """About how many bytes are in use at the peak then."""
+    """Estimated peak in bytes."""
 
 
 class _Tried(NamedTuple):
-    """A cut, and about how many bytes are in use at the peaks of the slices and of the rest."""
+    """Candidate cut, with the estimated peaks in bytes of the slices (``own``) and of the rest."""
 
     slices: int
     last: int
@@ -112,9 +112,9 @@ class _Tried(NamedTuple):
 
 
 class _Usage:
-    """How much memory a function uses, as far as it can be told from its operators.
+    """Memory use of a function, estimated from its operators.
 
-    An element-wise operator takes the place of an operand that nothing else reads: they become one kernel.
+    An element-wise operator reuses the memory of an operand that has no later reader: the two are fused.
     """
 
     def __init__(self, func: relax.Function, frozen: Collection[str]) -> None:
@@ -123,18 +123,18 @@ class _Usage:
         self.samples = samples = batch_axis_of(func)
         self.batch, self.inputs, self.batched = samples.batch, samples.inputs, samples.batched
         self.mixed = samples.mixed
-        """Values that mix images. They come after all slices."""
+        """Values that mix images. They run after all slices."""
         self._measure(set(used_vars(func.body.body)))
 
     def _measure(self, returned: Collection[relax.Var]) -> None:
-        """The memory of each variable, the first and last binding that use it, and the bytes in use at each."""
+        """Compute the memory of each variable, its live range in bindings, and the bytes in use at each binding."""
         self.readers: dict[relax.Var, list[int]] = {}
         for at, binding in enumerate(self.bindings):
             for var in used_vars(binding.value):
                 self.readers.setdefault(var, []).append(at)
         for var in returned:
             self.readers.setdefault(var, []).append(len(self.bindings))
-        self.memory: dict[relax.Var, int] = {}  # variable -> number of its memory
+        self.memory: dict[relax.Var, int] = {}  # variable -> index of its memory
         self.sizes: list[int] = []
         self.spans: list[list[int]] = []
         for at, binding in enumerate(self.bindings):
@@ -155,7 +155,7 @@ class _Usage:
         self.peak = float(self.live.max(initial=0))
 
     def _shared(self, at: int, binding: relax.VarBinding) -> int | None:
-        """The memory of an operand that a binding's result lies in; None where it needs its own."""
+        """Return the operand's memory that a binding's result reuses; None if it needs its own."""
         value = binding.value
         operands = [var for var in used_vars(value) if var in self.memory]
         if kind_of(value) is Kind.RESHAPE or isinstance(value, relax.TupleGetItem | relax.Var):
@@ -168,8 +168,9 @@ class _Usage:
         return None
 
     def best_cut(self, enough: float) -> Cut | None:
-        """The cut of the fewest slices that comes near the lowest peak, or below ``enough``; of such the earliest that
-        comes near the lowest peak of the slices themselves: what follows may take less than can be told here."""
+        """Choose the fewest slices whose peak is within ``NEAR`` of the lowest, or below ``enough``. Of their cuts,
+        choose the earliest whose slice peak is within ``NEAR`` of the lowest: the rest's estimate may be too high. None
+        if slicing does not help."""
         target = max(enough, SAVED * self.peak)
         found = [cut for cut in self._cuts() if cut.peak <= target]
         if self.peak <= enough or not found:
@@ -183,14 +184,14 @@ class _Usage:
         return Cut(slices, chosen.last, *self._inside(chosen.last), chosen.peak)
 
     def _cuts(self) -> list[_Tried]:
-        """Every cut that costs little."""
+        """List all cuts whose extra traffic is within ``DEARER``."""
         counts = [count for count in range(2, self.batch + 1) if self.batch % count == 0]
         behind = np.append(np.maximum.accumulate(self.live[::-1])[::-1], 0.0)
         ends: dict[int, list[int]] = {}
         for number, (_, last) in enumerate(self.spans):
             ends.setdefault(last, []).append(number)
-        inner = np.zeros(len(self.bindings))  # bytes in use of what dies before the cut
-        crossing = weights = moved = least = 0.0  # least: of what comes after the slices, and stands before the cut
+        inner = np.zeros(len(self.bindings))  # bytes in use of values that die before the cut
+        crossing = weights = moved = least = 0.0  # least: peak of mixed values, which run after the slices
         calls, found, again = 0, [], self._made_again()
         entered: set[int] = set()
         read: set[relax.Var] = set()
@@ -221,10 +222,10 @@ class _Usage:
         return found
 
     def _made_again(self) -> np.ndarray:
-        """For a cut behind each binding the bytes of what has to be joined only because something that the rest reads
-        is computed behind the slices, too."""
+        """Return, for a cut after each binding, the extra bytes to join because values that the rest reads are
+        recomputed after the slices."""
         change = np.zeros(len(self.bindings) + 1)
-        needs: dict[relax.Var, int] = {}  # what is computed again -> the bytes that it is made of
+        needs: dict[relax.Var, int] = {}  # recomputed value -> bytes of the values that it reads
         for at, binding in enumerate(self.bindings):
             if binding.var not in self.batched or _is_made(binding):
                 continue
@@ -239,7 +240,7 @@ class _Usage:
         return np.cumsum(change)
 
     def _inside(self, last: int) -> tuple[set[relax.Var], list[relax.Var], set[relax.Var]]:
-        """The fields ``inside``, ``joined`` and ``again`` of a cut."""
+        """Compute the fields ``inside``, ``joined`` and ``again`` of a cut."""
         before = [binding for binding in self.bindings[: last + 1] if binding.var in self.batched]
         inside, joined, again = {binding.var for binding in before}, [], set()
         for binding in reversed(before):
@@ -257,7 +258,7 @@ class _Usage:
 
 
 def _is_made(binding: relax.VarBinding) -> bool:
-    """Whether a kernel is sure to write a result: TVM makes views of what only moves or copies (``x * 1``)."""
+    """Return whether a kernel is certain to write a result. TVM makes views of mere moves and copies (``x * 1``)."""
     name = op_name(binding.value)
     if name in WRITING or kind_of(binding.value) in WRITING_KINDS:
         return True
@@ -267,7 +268,7 @@ def _is_made(binding: relax.VarBinding) -> bool:
 
 
 def _sliced(func: relax.Function, cut: Cut, samples: BatchAxis) -> relax.Function:
-    """The function with what is inside a cut computed slice by slice."""
+    """Build the function with the values inside a cut computed slice by slice."""
     bindings = bindings_of(func)
     before, behind = bindings[: cut.last + 1], bindings[cut.last + 1 :]
     builder = relax.BlockBuilder()
@@ -280,7 +281,7 @@ def _sliced(func: relax.Function, cut: Cut, samples: BatchAxis) -> relax.Functio
         env[binding.var] = value if isinstance(value, relax.Tuple) else builder.emit(value, binding.var.name)
 
     sliced = [binding for binding in before if binding.var in cut.inside]
-    mixed: list[relax.VarBinding] = []  # what reads what is joined comes after it
+    mixed: list[relax.VarBinding] = []  # values that depend on joined values come after the join
     needs = set(cut.inside)
     for binding in before:
         if binding.var in cut.inside and binding.var not in cut.again:
@@ -301,7 +302,7 @@ def _sliced(func: relax.Function, cut: Cut, samples: BatchAxis) -> relax.Functio
     for binding in reversed(before):
         if binding.var in samples.repeated and binding.var in needed:
             needed.update(samples.needs[binding.var])
-    repeated: dict[relax.Var, Expr] = {}  # the same in each slice
+    repeated: dict[relax.Var, Expr] = {}  # values that are the same in each slice
     for binding in before:
         if binding.var in samples.repeated and binding.var in needed:
             repeated[binding.var] = emit_part(binding, repeated)

@@ -1,4 +1,4 @@
-"""Transposes what a matrix product reads, so that its kernel reads everything along contiguous columns."""
+"""Transposes operands of matrix products, so that kernels read contiguous columns."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..operators.training import matmul
 @tvm.transform.module_pass(opt_level=0, name="StraightenProducts")
 @dataclass(frozen=True)
 class StraightenProducts:
-    """Make the second operand of every ``pock.matmul`` an untransposed one.
+    """Make the second operand of every ``pock.matmul`` untransposed.
 
     In, out: a dataflow function. The data gradient of a linear layer, ``dX = dY W^T``, reads the weight across its
-    columns. A weight that is made of ``frozen`` parameters alone is transposed, which :class:`LiftFrozen` does once. Of
-    one that training changes either the weight is transposed in every step, or, where that is less to move and leaves
-    whole vectors, dY is, and the result: ``dX^T = W dY^T``.
+    columns. A weight made only of ``frozen`` parameters is transposed, and :class:`LiftFrozen` hoists that. For a
+    trained weight, transpose the weight every step, or dY and the result, ``dX^T = W dY^T``: whichever moves less data
+    and keeps vectors whole.
     """
 
     frozen: Collection[str] = ()
@@ -51,11 +51,12 @@ class StraightenProducts:
 
 
 VECTOR = 16
-"""Rows of dY become columns when it is transposed, and should fill the vectors of every target, or be but one."""
+"""Elements that fill whole vectors on every target. The rows of dY become columns when transposed: there must be a
+multiple of this, or fewer."""
 
 
 def _reads_frozen(value: Expr, constant: set[relax.Var]) -> bool:
-    """Whether ``value`` is a product whose second operand never changes."""
+    """Return whether ``value`` is a product whose second operand is constant."""
     if op_name(value) != "pock.matmul":
         return False
     return not isinstance(value.args[1], relax.Var) or value.args[1] in constant

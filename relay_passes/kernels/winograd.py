@@ -1,4 +1,4 @@
-"""Convolves with 3x3 weights by Winograd's algorithm."""
+"""Computes 3x3 convolutions by Winograd's algorithm."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from ..operators.training import (
 )
 
 MOST_BYTES = 64 * 2**20
-"""Of the transformed input and output."""
+"""Largest size in bytes of the transformed input and output together."""
 FEWEST_CHANNELS = 32
 FEWEST_PIXELS = 1024
-"""Of the results, for a weight that changes: with less, its transform costs what the products save."""
+"""Fewest pixels of the result for a trained weight: below, transforming the weight costs what the products save."""
 CONVOLUTIONS = ("relax.nn.conv2d", "pock.conv2d_data_gradient", "pock.conv2d_weight_gradient")
 
 
 @tvm.transform.module_pass(opt_level=0, name="Winograd")
 @dataclass(frozen=True)
 class Winograd:
-    """Turn 3x3 convolutions of stride 1, and their gradients, into 16 matrix products.
+    """Rewrite 3x3 convolutions of stride 1, and their gradients, to 16 matrix products.
 
-    In, out: a dataflow function, channels last. The transform of weights that are made of ``frozen`` parameters alone
-    is left to :class:`LiftFrozen`; other weights are transformed each step. The transformed images are four times as
-    large as the images: it pays where the channels are enough for products to cost more than transforms.
+    In, out: a dataflow function, channels last. Transforms of weights made only of ``frozen`` parameters are hoisted by
+    :class:`LiftFrozen`; other weights are transformed each step. Transformed images are four times as large. The
+    rewrite pays with enough channels that products cost more than transforms.
     """
 
     frozen: Collection[str] = ()
     function: str = "main"
     fewest_multiplications: int = 20_000_000
-    """Of the convolution: below, the time saved is not worth the memory."""
+    """Multiplications of the convolution: below, the time saved is not worth the memory."""
     fewest_pixels: int = FEWEST_PIXELS
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
@@ -90,12 +90,12 @@ class Winograd:
 
 
 def uses_winograd(func: relax.Function) -> bool:
-    """Whether Winograd's transforms compute any product of a function."""
+    """Return whether a function has Winograd transforms."""
     return any(op_name(binding.value).startswith("pock.winograd") for binding in bindings_of(func))
 
 
 def _is_plain(call: relax.Call) -> bool:
-    """Whether a convolution, or a gradient of one, is dense, of stride 1, and channels last."""
+    """Return whether a convolution, or its gradient, is dense, of stride 1, undilated, and channels last."""
     if op_name(call) == "relax.nn.conv2d":
         attrs = call.attrs
         if attrs.kernel_layout != "HWIO":
@@ -108,7 +108,7 @@ def _is_plain(call: relax.Call) -> bool:
 
 
 def _padding(call: relax.Call) -> tuple[int, ...]:
-    """The padding with which 3x3 taps slide over the first operand: top, left, bottom, right."""
+    """Return the padding (top, left, bottom, right) with which 3x3 taps slide over the first operand."""
     if op_name(call) == "relax.nn.conv2d":
         return plain(call.attrs.padding)
     if op_name(call) == "pock.conv2d_weight_gradient":

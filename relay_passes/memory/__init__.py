@@ -1,1 +1,1 @@
-"""Phases 8 and 9: the order of kernels, what is recomputed, and where everything lies."""
+"""Phases 8 and 9: kernel order, rematerialisation, and the memory plan."""

@@ -1,4 +1,4 @@
-"""Recomputation until a plan holds a budget (phase 8)."""
+"""Rematerialises values until the arena fits a budget (phase 8)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .placement import arena_estimate
 from .recompute import Recomputed, recomputed
 
 PLANS = 6
-"""How often a plan that is too large is made again."""
+"""Largest number of plans tried for one function. The last rematerialises everything that saves memory."""
 
 
 def within_budget(
@@ -24,14 +24,14 @@ def within_budget(
     budget: int,
     max_slowdown: float = math.inf,
 ) -> Fit[IRModule] | TooLarge:
-    """Recompute values in training steps until their arena holds a budget, in bytes.
+    """Rematerialise values in training steps until their arena fits a budget, in bytes.
 
-    ``steps`` are the functions that may compute again, ``everything`` all that share the arena, ``costs`` the seconds
-    that each kernel takes, ``max_slowdown`` the largest share of a step's time spent on recomputation. A plan may need
-    a little more than the most bytes in use: the difference is then taken off.
+    ``steps`` are the functions that may recompute, ``everything`` all functions that share the arena, ``costs`` each
+    kernel's seconds, ``max_slowdown`` the largest share of a step's time spent on recomputation. A plan may exceed the
+    peak of bytes in use; the next attempt then lowers its target by the excess.
     """
     sizes = {name: arena_estimate(mod[name]) for name in everything}
-    # A plan holds all that is in use: within it nothing is computed again.
+    # The target is the whole plan's size, so nothing is recomputed.
     takes = {name: recomputed(mod[name], sizes[name], costs).seconds for name in steps}
 
     def again(name: str, target: int) -> Recomputed:
@@ -43,7 +43,7 @@ def within_budget(
         for attempt in range(PLANS):
             if best[1] <= budget:
                 break
-            # The last resort is to recompute all that saves anything.
+            # Last resort: rematerialise everything that saves memory.
             found = again(name, 0 if attempt == PLANS - 1 else max(target, 0))
             if found.peak > target and not math.isinf(max_slowdown):
                 best = min(best, (found.function, found.peak), key=lambda found: found[1])

@@ -1,4 +1,4 @@
-"""An entry point of a program as a value: what is called on which addresses, in which order."""
+"""Call list of an entry point: its kernel calls, in order, and the addresses of their operands."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..errors import PassError
 
 ATTRIBUTE = "call_list"
 COPY = "copy"
-"""Stands for a kernel's name in the record of a copy; a kernel's ends in a hash."""
+"""Marks the record of a copy, in place of a kernel's name. Kernel names end in a hash, so they never clash."""
 
 
 class Tensor(NamedTuple):
-    """What lies behind an address that an entry point takes."""
+    """Tensor at an address that an entry point takes."""
 
     name: str
     shape: tuple[int, ...]
@@ -24,7 +24,7 @@ class Tensor(NamedTuple):
 
 
 class Place(NamedTuple):
-    """An address: a position in the table, and an offset in bytes. The arena's position is one behind the table."""
+    """Address: an index into the table and an offset in bytes. The arena's index follows the table's last."""
 
     position: int
     offset: int
@@ -32,31 +32,31 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class KernelCall:
-    """A kernel, and where its operands lie, inputs first."""
+    """Call of a kernel, with the places of its operands, inputs first."""
 
     kernel: str
     operands: tuple[Place, ...]
 
     def record(self) -> list[Any]:
-        """``[kernel, [[position, offset], …]]``."""
+        """Return ``[kernel, [[position, offset], …]]``."""
         return [self.kernel, [list(place) for place in self.operands]]
 
 
 @dataclass(frozen=True)
 class Copy:
-    """So many bytes from one place to another."""
+    """Copy of ``size`` bytes between two places."""
 
     to: Place
     source: Place
     size: int
 
     def record(self) -> list[Any]:
-        """``["copy", [to, source], bytes]``."""
+        """Return ``["copy", [to, source], bytes]``."""
         return [COPY, [list(self.to), list(self.source)], self.size]
 
 
 class Region(NamedTuple):
-    """A temporary in the arena: offset and size in bytes, the first and the last call at which it is in use."""
+    """Temporary in the arena: offset and size in bytes, and its live range as first and last call."""
 
     name: str
     offset: int
@@ -67,20 +67,20 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class Workspace:
-    """The memory that an entry point needs beside what its table names: one arena."""
+    """Memory that an entry point needs besides its table: one arena."""
 
     arena_bytes: int
     lower_bound: int
-    """The most bytes in use at one call: no arena can be smaller."""
+    """Peak of bytes in use at one call. No arena can be smaller."""
     regions: tuple[Region, ...]
 
 
 @dataclass(frozen=True)
 class CallList:
-    """An entry point: its table of addresses, its calls in order, its workspace.
+    """Entry point: its address table, its calls in order, its workspace.
 
-    The table names parameters that are read, constants (``constant.<i>``, in the order of ``constants``) and results
-    (``result.<i>``). Whatever executes, prints or times an entry point reads this list.
+    The table names the parameters that are read, the constants (``constant.<i>``, in the order of ``constants``) and
+    the results (``result.<i>``). Executors, printers and profilers all read this list.
     """
 
     table: tuple[Tensor, ...]
@@ -90,11 +90,11 @@ class CallList:
 
     @property
     def arena(self) -> int:
-        """The position of the arena's address."""
+        """Position of the arena's address."""
         return len(self.table)
 
     def record(self) -> dict[str, Any]:
-        """The list as a manifest has it: plain values, without the constants."""
+        """Return the list as plain values for a manifest, without the constants."""
         return {
             "table": [{"name": name, "shape": list(shape), "dtype": dtype} for name, shape, dtype in self.table],
             "arena_bytes": self.workspace.arena_bytes,
@@ -105,17 +105,17 @@ class CallList:
 
 
 def attached(func: tvm.ir.BaseFunc, calls: CallList) -> tvm.ir.BaseFunc:
-    """The function with its call list: in a module it travels as an attribute."""
+    """Attach a call list to a function, as an attribute."""
     return func.with_attr(ATTRIBUTE, {**calls.record(), "constants": list(calls.constants)})
 
 
 def call_list_of(func: tvm.ir.BaseFunc) -> CallList:
-    """The call list of a function.
+    """Return the call list of a function.
 
     Raises
     ------
     PassError
-        It has none.
+        The function has none.
     """
     if func.attrs is None or ATTRIBUTE not in func.attrs:
         raise PassError("a function has no call list: run relay_passes.ListCalls first")

@@ -1,4 +1,4 @@
-"""The answer of a memory plan to a budget, as a value."""
+"""Results of fitting a plan to a memory budget."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Fit(Generic[T]):
-    """Something that holds its budget."""
+    """Value that fits its budget."""
 
     value: T
 
 
 @dataclass(frozen=True)
 class TooLarge:
-    """Nothing that was tried holds the budget."""
+    """Failure of every attempt to fit the budget."""
 
     smallest: int
-    """The bytes of the smallest budget that would do."""
+    """Smallest budget, in bytes, that an attempt would fit."""
     state: int = 0
-    """Those of them that no plan makes fewer: optimizer state and gradient sums."""
+    """Bytes of ``smallest`` that no plan can reduce: optimizer state and gradient sums."""
 
     def beside(self, state: int) -> TooLarge:
-        """The same answer to a budget that holds so many bytes of state, too."""
+        """Add ``state`` bytes, which the budget must also hold."""
         return TooLarge(self.smallest + state, self.state + state)

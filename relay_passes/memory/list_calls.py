@@ -1,4 +1,4 @@
-"""Makes the call list of a planned function."""
+"""Builds the call list of a planned function."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ARENA = "arena"
 class ListCalls:
     """Attach its :class:`CallList` to a planned function.
 
-    In: what :class:`PlanArena` gives. Out: the same function with its call list, for :func:`call_list_of` and
-    :class:`LowerToExecutor`. ``first_results`` limits the results to the first so many: the rest (what was updated in
-    place) the caller has already.
+    In: a function planned by :class:`PlanArena`. Out: the same function with its call list, for :func:`call_list_of`
+    and :class:`LowerToExecutor`. ``first_results`` limits the number of results; the caller already holds the others,
+    which are updated in place.
 
-    ``before`` names functions, planned too, whose calls come first. Each of them, and this one at last, then takes the
-    next part of the inputs that ``cut_inputs`` names (:class:`SplitBatch`), and writes the next row of each result.
+    ``before`` names planned functions whose calls come first. Each of them, and then this one, takes the next part of
+    the inputs in ``cut_inputs`` (:class:`SplitBatch`), and writes the next row of each result.
     """
 
     function: str = "main"
@@ -46,18 +46,18 @@ class ListCalls:
 
 
 Named = tuple[str, int]
-"""A place before the table has its order: a name in it, or that of the arena, and an offset in bytes."""
+"""Place before the table has its order: a table name or ``ARENA``, and an offset in bytes."""
 
 
 class _Part:
-    """The calls of one planned function, and what they are made on."""
+    """Calls of one planned function, and the places of their operands."""
 
     def __init__(self, func: relax.Function, first_results: int | None, constants: list[Expr]) -> None:
         self.func = func
         self.aliasing = aliasing = Aliasing(func)
         self.results = aliasing.results[:first_results]
         self.written: dict[Buffer, int] = {}
-        """The results that a kernel writes where the caller wants them; the others are copied there."""
+        """Results that a kernel writes straight to the caller's memory, by buffer. The others are copied."""
         for index, result in enumerate(self.results):
             for buffer in aliasing.buffers(result)[:1]:
                 self.written.setdefault(buffer, index)
@@ -73,7 +73,7 @@ class _Part:
             for index, result in enumerate(self.results)
             if index not in self.written.values()
         ]
-        # Bindings that call nothing (views) take no step.
+        # Views call no kernel and take no step.
         step = list(itertools.accumulate(op_name(binding.value) in CALLS for binding in aliasing.bindings))
         self.regions = [
             Region(str(name), int(offset), int(size), step[first] - 1, step[last] - 1)
@@ -81,13 +81,13 @@ class _Part:
         ]
 
     def types(self) -> dict[str, relax.TensorType]:
-        """What parameters and results hold."""
+        """Return the types of parameters and results, by name."""
         return {param.name: param.ty for param in self.func.params} | {
             f"result.{index}": result.ty for index, result in enumerate(self.results)
         }
 
     def _call(self, binding: relax.VarBinding) -> tuple[str, list[Named]]:
-        """The name of a kernel and where its operands lie."""
+        """Return a kernel's name and the places of its operands."""
         kernel, args = binding.value.args[0], list(binding.value.args[1].fields)
         places = [self._place(arg) for arg in args]
         outputs = self.aliasing.outputs(binding)
@@ -104,14 +104,14 @@ class _Part:
         return origin.name, offset
 
     def _in_buffer(self, buffer: Buffer, offset: int) -> Named:
-        """The place so many bytes into a temporary or a result."""
+        """Return the place ``offset`` bytes into a temporary or a result."""
         if buffer in self.written:
             return f"result.{self.written[buffer]}", offset
         return ARENA, self.offsets[buffer] + offset
 
 
 def _joined(parts: Sequence[_Part], constants: Sequence[Expr]) -> CallList:
-    """The calls of all parts, one part of the batch after the other."""
+    """Concatenate the calls of all parts of the batch."""
     whole = parts[-1]
     types = dict(item for part in parts for item in part.types().items())
     types |= {f"constant.{index}": constant.ty for index, constant in enumerate(constants)}
@@ -120,7 +120,7 @@ def _joined(parts: Sequence[_Part], constants: Sequence[Expr]) -> CallList:
     position = {name: index for index, name in enumerate([*names, ARENA])}
 
     def place(at: Named, number: int) -> Place:
-        """Of part ``number``: in an input that is cut and in a result, so many rows further."""
+        """Resolve a place for part ``number``: offset by whole parts in cut inputs and results."""
         name, offset = at
         return Place(position[name], offset + (number * type_bytes(types[name]) if name in rows else 0))
 
@@ -142,13 +142,13 @@ def _joined(parts: Sequence[_Part], constants: Sequence[Expr]) -> CallList:
 
 
 def _used(part: _Part) -> set[str]:
-    """The names of the table that the calls of a part use."""
+    """Return the table names that the calls of a part use."""
     places = [place for _, operands in part.kernels for place in operands]
     return {name for name, _ in [*places, *(place for to, source, _ in part.copies for place in (to, source))]}
 
 
 def _table_order(types: Iterable[str], used: set[str]) -> list[str]:
-    """Parameters that are used, then all constants, then all results."""
+    """Order the table: used parameters, then all constants, then all results."""
     kinds = ("constant.", "result.")
     names = list(types)
     params = [name for name in names if name in used and not name.startswith(kinds)]
@@ -156,7 +156,7 @@ def _table_order(types: Iterable[str], used: set[str]) -> list[str]:
 
 
 def _described(ty: relax.TensorType, count: int) -> tuple[tuple[int, ...], str]:
-    """Shape and element type of what lies at an address: of ``count`` parts, behind one another."""
+    """Return the shape and dtype at an address that holds ``count`` parts, stacked along the first axis."""
     shape = tuple(int(extent) for extent in ty.shape)
     if count > 1:
         shape = (count * shape[0], *shape[1:]) if shape else (count,)

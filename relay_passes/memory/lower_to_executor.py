@@ -1,4 +1,4 @@
-"""Prints a call list as a host function that does nothing but make its calls."""
+"""Lowers a call list to a host function."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from .call_list import CallList, KernelCall, Place, attached, call_list_of
 class LowerToExecutor:
     """Replace a planned Relax function by a host function that is a plain list of kernel calls.
 
-    In: what :class:`ListCalls` gives; every kernel is a PrimFunc of the module, under a name of its own as a symbol
-    (:class:`NameKernels`: one named ``exp`` would be the C library's). Out: a PrimFunc of the same name and with the
-    same call list. Nothing but the calls happens at run time, and a look at what each returns: no allocation, no
-    dispatch.
+    In: a function with the call list of :class:`ListCalls`. Every kernel is a PrimFunc of the module with a unique
+    symbol (:class:`NameKernels`: a symbol ``exp`` would clash with the C library). Out: a PrimFunc of the same name and
+    call list. At run time it calls kernels and checks their return codes: no allocation, no dispatch.
     """
 
     function: str = "main"
@@ -34,9 +33,9 @@ class LowerToExecutor:
 
 
 def executor(calls: CallList) -> tirx.PrimFunc:
-    """A function that takes one int64 vector of addresses, the table's and the arena's, and makes the calls.
+    """Build a function that takes one int64 vector of addresses, the table's and then the arena's, and makes the calls.
 
-    Each kernel is called as a C function of pointers. The first that fails ends the run.
+    Kernels are C functions of pointers. The first that fails ends the run.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("executor")
@@ -55,11 +54,10 @@ def executor(calls: CallList) -> tirx.PrimFunc:
 
 
 def emit_call(kernel: str, operands: Sequence[tirx.Expr]) -> None:
-    """Emit the call of a kernel, a C function of pointers, into the function that is being built: it fails where the
-    kernel returns anything but 0."""
+    """Emit the call of a kernel, a C function of pointers, and an assertion that it returns 0."""
     with T.Assert(T.call_extern("int32", kernel, *operands) == 0, NO_RESOURCES):
         pass
 
 
 NO_RESOURCES = "a kernel got no memory for its scratch, or no threads to run on"
-"""Nothing else makes a kernel fail. One text for all calls keeps executors small."""
+"""Error of a failing kernel: nothing else makes one fail. One text for all calls keeps executors small."""

@@ -1,4 +1,4 @@
-"""Puts each update where its gradient is made, so that the gradient dies at once."""
+"""Moves each update next to its gradient, to shorten the gradient's live range."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..operators.record import record_of
 @tvm.transform.module_pass(opt_level=0, name="OrderUpdates")
 @dataclass(frozen=True)
 class OrderUpdates:
-    """Move every in-place call up to the first place where it may run.
+    """Move every in-place call up to the first position where it may run.
 
-    In, out: a dataflow function of calls of kernels, views and tuples. An in-place call may run when its operands exist
-    and everything else that reads what it writes, or a view of it, has run: the data gradient of a layer still reads
-    the old weight.
+    In, out: a dataflow function of kernel calls, views and tuples. An in-place call may run once its operands exist and
+    all other readers of the memory that it writes have run, views included: a layer's data gradient still reads the old
+    weight.
     """
 
     function: str = "main"
@@ -35,7 +35,7 @@ class OrderUpdates:
             last_read.update(dict.fromkeys(_read(binding, behind), index))
 
         after: dict[int, list[relax.VarBinding]] = {}
-        # Updates keep their order where one writes what another reads or writes: the last places of both, by variable.
+        # Keep dependent updates in order. By variable: position of the last update that reads it, that writes it.
         reads: dict[relax.Var, int] = {}
         writes: dict[relax.Var, int] = {}
         for binding in updates:
@@ -62,7 +62,7 @@ class OrderUpdates:
 
 
 def _behind_views(bindings: list[relax.VarBinding]) -> dict[relax.Var, list[relax.Var]]:
-    """For each view, tuple or field of one the variables whose memory it shows."""
+    """Map each view, tuple or tuple field to the variables that it aliases."""
     behind: dict[relax.Var, list[relax.Var]] = {}
     for binding in bindings:
         if record_of(binding.value).is_alias or not isinstance(binding.value, relax.Call):
@@ -71,5 +71,5 @@ def _behind_views(bindings: list[relax.VarBinding]) -> dict[relax.Var, list[rela
 
 
 def _read(binding: relax.VarBinding, behind: dict[relax.Var, list[relax.Var]]) -> list[relax.Var]:
-    """What a bound value reads, and what lies behind that."""
+    """Return the variables that a bound value reads, with the variables that they alias."""
     return [each for var in used_vars(binding.value) for each in (var, *behind.get(var, ()))]

@@ -1,4 +1,4 @@
-"""Where temporaries lie in an arena: two that are in use at the same time, apart."""
+"""Places temporaries in an arena, so that no overlapping live ranges share bytes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..analysis.live_ranges import LiveRange, live_ranges
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each temporary lies in the arena."""
+    """Offset of each temporary in the arena."""
 
     ranges: tuple[LiveRange, ...]
     offsets: tuple[int, ...]
     size: int
-    """The size of the arena in bytes."""
+    """Arena size in bytes."""
 
 
 Overlaps = Sequence[Sequence[int]]
-"""For each live range the numbers of those that overlap it, itself among them."""
+"""For each live range, the indices of those that overlap it, itself included."""
 CHANGES = 30
-"""How often the order of a plan is changed."""
+"""Number of reorderings tried."""
 CLOSE = 1.01
-"""Times the lower bound: nearer to it nothing is moved any more."""
+"""Arena size relative to the lower bound at which the search stops."""
 MOVES, LARGEST, FRONT = 100, 24, 6
-"""How many moves are tried, of how many temporaries, and to how many places."""
+"""Moves tried, largest temporaries considered for each, and positions at the front."""
 ORDERS: tuple[Callable[[LiveRange], tuple[int, ...]], ...] = (
     lambda live: (-live.size, live.first),
     lambda live: (-live.size * (live.last - live.first + 1), live.first),
@@ -39,7 +39,7 @@ ORDERS: tuple[Callable[[LiveRange], tuple[int, ...]], ...] = (
 
 
 def lower_bound(ranges: Sequence[LiveRange]) -> int:
-    """The largest sum of the sizes of temporaries in use at one step: no plan for this order can be smaller."""
+    """Return the peak sum of live temporaries in bytes. No plan for this order can be smaller."""
     change: dict[int, int] = {}
     for live in ranges:
         change[live.first] = change.get(live.first, 0) + live.size
@@ -52,13 +52,13 @@ def lower_bound(ranges: Sequence[LiveRange]) -> int:
 
 
 def place(ranges: Sequence[LiveRange], moves: int = MOVES) -> Plan:
-    """The smallest of a few plans; the first one that needs no more than the lower bound, if one does.
+    """Return the smallest of several plans, or the first that reaches the lower bound.
 
-    Each places temporaries one by one in another order: largest first, largest product of size and time first, longest
-    first, or as they come. Then the best order is changed a few times: what reaches the top of the arena comes first.
-    (Joslin and Clements, Squeaky Wheel Optimization, 1999.) Where that leaves more than :data:`CLOSE` to the bound,
-    large temporaries in use beside what reaches the top are moved to the front, one at a time, as long as that does no
-    harm: so many ``moves`` are tried.
+    Each plan places temporaries greedily in a different order: by size, by size times lifetime, by lifetime, or by
+    first use. Then the best order is changed repeatedly: temporaries at the top of the arena go first. (Joslin and
+    Clements, Squeaky Wheel Optimization, 1999.) If the plan is still more than :data:`CLOSE` above the bound, up to
+    ``moves`` random moves are tried: a large temporary that overlaps one at the top goes to the front, and stays there
+    unless the arena grows.
     """
     bound, everything, overlapping = lower_bound(ranges), range(len(ranges)), _overlaps(ranges)
     tried: list[tuple[Plan, list[int]]] = []
@@ -81,12 +81,12 @@ def place(ranges: Sequence[LiveRange], moves: int = MOVES) -> Plan:
 
 
 def arena_estimate(func: relax.Function) -> int:
-    """About the bytes of a function's arena: the final plan is made with more care."""
+    """Estimate a function's arena in bytes. The final plan searches longer."""
     return place(live_ranges(func), moves=0).size
 
 
 def _moved(plan: Plan, overlapping: Overlaps, order: Sequence[int], moves: int, enough: float) -> Plan:
-    """A plan improved by moves to the front, until its size is ``enough``."""
+    """Improve a plan by moves to the front, until its size is at most ``enough``."""
     choose, ranges = random.Random(0), plan.ranges
     for _ in range(moves):
         if plan.size <= enough:
@@ -113,7 +113,7 @@ def _overlaps(ranges: Sequence[LiveRange]) -> Overlaps:
 
 
 def _planned(ranges: Sequence[LiveRange], overlapping: Overlaps, order: Sequence[int]) -> Plan:
-    """A plan that places temporaries in this order, each in the tightest gap between those in use with it."""
+    """Place temporaries in this order, each in the tightest gap between overlapping ones."""
     sizes = [live.size for live in ranges]
     offsets, ends = [-1] * len(sizes), [0] * len(sizes)
     for index in order:

@@ -1,4 +1,4 @@
-"""Gives every temporary of a function its place in one arena."""
+"""Places every temporary of a function in one arena."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .placement import lower_bound, place
 class PlanArena:
     """Choose the offset of every temporary in one arena.
 
-    In: a dataflow function of ``call_tir``, ``call_tir_inplace``, views and tuples, in the order in which it will
-    run. Out: the same function with attributes: ``arena_bytes`` and ``arena_lower_bound``, how large the arena is and
-    how large it has to be at least; ``arena_offsets``, for each binding the offsets of its outputs; ``arena_map``, each
-    temporary as (name, offset, size, first binding, last binding). Views lie where :class:`Aliasing` says. A result of
-    the function has the offset -1, because the caller keeps it.
+    In: a dataflow function of ``call_tir``, ``call_tir_inplace``, views and tuples, in execution order. Out: the same
+    function with attributes, in bytes: ``arena_bytes`` (size), ``arena_lower_bound`` (smallest possible size),
+    ``arena_offsets`` (the offsets of each binding's outputs), ``arena_map`` (each temporary's name, offset, size, first
+    binding and last binding). Views lie where :class:`Aliasing` places them. A result of the function has the offset
+    -1: it is the caller's memory.
     """
 
     function: str = "main"

@@ -1,4 +1,4 @@
-"""Trades time for memory: drops temporaries and computes them again where they are read next."""
+"""Trades time for memory: drops temporaries and rematerialises them at their next use."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from ..errors import PassError
 from ..ir import CALLS, bindings_of, bytes_of, op_name, rewrite, substitute, update_function, used_vars
 
 LONGEST_CHAIN = 12
-"""Kernels that are run again for one value, at most."""
+"""Largest number of kernels rerun for one value."""
 TRIED = 12
-"""Candidates whose effect is worked out exactly in each round."""
+"""Candidates evaluated exactly in each round."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="Recompute")
 @dataclass(frozen=True)
 class Recompute:
-    """Compute values again rather than keep them, until no more than ``budget`` bytes are in use at any step.
+    """Rematerialise values until at most ``budget`` bytes are in use at any step.
 
-    In, out: a dataflow function of ``call_tir`` in the order in which it will run. A kernel may run again where what it
-    reads still exists, or can be computed again itself, and where no update has changed a parameter that it reads.
-    Greedy: again and again the value that takes most off the steps above the budget for the time that it costs, by
-    ``costs``, the seconds that a kernel takes. (As in Kirisame et al., Dynamic Tensor Rematerialization, 2021, but at
-    compile time.)
+    In, out: a dataflow function of ``call_tir`` in execution order. A kernel may rerun where its operands still exist
+    or can be rematerialised too, and no update has changed a parameter that it reads. Greedy: each round picks the
+    value with the largest reduction of the excess over the budget per second recomputed. ``costs`` gives the seconds of
+    each kernel. (As in Kirisame et al., Dynamic Tensor Rematerialization, 2021, but at compile time.)
 
     Raises
     ------
@@ -50,17 +49,17 @@ class Recompute:
 
 
 class Recomputed(NamedTuple):
-    """What recomputation made of a function."""
+    """Function after rematerialisation."""
 
     function: relax.Function
     peak: int
-    """The most bytes that it uses at a step."""
+    """Peak of bytes in use at a step."""
     seconds: float
-    """What it takes, by the costs of its kernels."""
+    """Estimated time, summed over its kernels."""
 
 
 def recomputed(func: relax.Function, budget: int, costs: Mapping[str, float], seconds: float = math.inf) -> Recomputed:
-    """The function as near to the budget as recomputation for at most so many ``seconds`` more brings it."""
+    """Bring a function's peak as near to ``budget`` bytes as at most ``seconds`` of recomputation can."""
     calls = _Calls.of(func, costs)
     order = _fit(calls, budget, seconds)
     peak = max(_profile(order, calls.sizes)[0], default=0)
@@ -70,14 +69,14 @@ def recomputed(func: relax.Function, budget: int, costs: Mapping[str, float], se
 
 @dataclass(frozen=True)
 class _Step:
-    """One call of a kernel: the values that it reads and writes, by their numbers in :class:`_Calls`."""
+    """Call of a kernel, with the values that it reads and writes as indices into :class:`_Calls`."""
 
     binding: relax.VarBinding
     reads: tuple[int, ...]
     writes: int | None
-    """None where it only updates parameters, or writes parts of larger values."""
+    """None if it only updates parameters or fills parts of larger values."""
     fills: tuple[int, ...]
-    """The values of which it writes a part."""
+    """Values of which it writes a part."""
     params: frozenset[relax.Var]
     changes: frozenset[relax.Var]
     """Parameters that it updates in place."""
@@ -86,11 +85,11 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Calls:
-    """The calls of a function, and the values that they hand on. The search compares values often: by number."""
+    """Calls of a function, and the values passed between them. Values are integers, for cheap comparison."""
 
     steps: list[_Step]
     sizes: list[int]
-    """The bytes of each value; what the caller keeps takes none."""
+    """Bytes of each value; 0 for memory that the caller keeps."""
 
     @classmethod
     def of(cls, func: relax.Function, costs: Mapping[str, float]) -> _Calls:
@@ -120,12 +119,12 @@ class _Calls:
 
 
 Interval = tuple[int, int, int]
-"""A value, the step that writes it, and the last that reads it."""
+"""Live range of one copy of a value: the value, the step that writes it, the last step that reads it."""
 
 
 def _profile(order: Sequence[_Step], sizes: Sequence[int]) -> tuple[list[int], list[Interval]]:
-    """The bytes in use at each step, and the intervals in which values are: one for each time that they are written."""
-    current = [-1] * len(sizes)  # the interval of each value's latest copy
+    """Return the bytes in use at each step, and the live ranges: one for each time a value is written."""
+    current = [-1] * len(sizes)  # index of the live range of each value's latest copy
     values: list[int] = []
     firsts: list[int] = []
     lasts: list[int] = []
@@ -153,7 +152,7 @@ def _excess(live: Sequence[int], budget: int) -> int:
 
 
 def _fit(calls: _Calls, budget: int, seconds: float) -> list[_Step]:
-    """The order with recomputations that gets as near to the budget as this search gets in time."""
+    """Find an order with recomputations whose peak is as near to the budget as the search gets within ``seconds``."""
     order = list(calls.steps)
     makers = {step.writes: step for step in order if step.writes is not None}
     while True:
@@ -181,8 +180,8 @@ def _candidates(
     sizes: Sequence[int],
     peak: int,
 ) -> list[tuple[list[_Step], int]]:
-    """What could be dropped during the step ``peak``: the steps that compute it again, and before which step; largest
-    for its cost first."""
+    """List the values that could be dropped during the step ``peak``: the steps that recompute each and the position of
+    its next use, by bytes per second recomputed, largest first."""
     found = []
     spans: dict[int, list[tuple[int, int]]] = {}
     for value, first, last in intervals:
@@ -203,13 +202,14 @@ def _candidates(
 
 
 def _again(value: int, is_there: Callable[[int], bool], makers: Mapping[int, _Step]) -> list[_Step] | None:
-    """The steps that compute a value from others that are there, in order; None where that takes too many."""
+    """Return the steps that recompute a value from values still in use, in order; None if there are more than
+    ``LONGEST_CHAIN``, or it cannot be recomputed."""
     steps: list[_Step] = []
-    waiting = [value]  # each computed for the one in front of it
+    waiting = [value]  # stack: each is computed for the one before it
     while waiting:
         maker = makers.get(waiting[-1])
         if maker is None or maker.changes or isinstance(maker.binding.var.ty, relax.TupleType):
-            return None  # written part by part, or with something else
+            return None  # written part by part, or as one output of several
         if len(steps) + len(waiting) > LONGEST_CHAIN:
             return None
         made = {step.writes for step in steps}
@@ -225,7 +225,7 @@ def _again(value: int, is_there: Callable[[int], bool], makers: Mapping[int, _St
 
 
 def _rebuilt(func: relax.Function, order: Sequence[_Step]) -> relax.Function:
-    """The function with its calls in this order; a step that stands in it twice runs twice."""
+    """Rebuild the function with its calls in this order. A step that occurs twice runs twice."""
     views = {binding.var: binding.value for binding in bindings_of(func) if op_name(binding.value) not in CALLS}
     bindings: list[relax.VarBinding] = []
     newest: dict[relax.Var, relax.Var] = {}
@@ -233,7 +233,7 @@ def _rebuilt(func: relax.Function, order: Sequence[_Step]) -> relax.Function:
     viewed: set[relax.Var] = set()
 
     def current(var: relax.Var) -> relax.Var:
-        """The latest value of a variable; views are made anew, of the latest value of what they view."""
+        """Return the latest copy of a variable. A view is rebuilt on the latest copy of its operand."""
         latest: dict[relax.Var, relax.Var] = {}
         waiting = [var]
         while waiting:

@@ -1,4 +1,4 @@
-"""Computes again what saves much memory and takes next to no time, although no budget asks for it."""
+"""Rematerialises values that are cheap to compute and long-lived, without a budget."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from .placement import arena_estimate
 from .recompute import recomputed
 
 WORTH = 20
-"""Percent of the arena that a percent of a step's time has to save."""
+"""Percent of the arena that recomputation must save for each percent of a step's time."""
 SHARES = [1 - 0.05 * step for step in range(1, 13)]
-"""Parts of the arena that are tried, one after the other."""
+"""Arena targets tried in turn, relative to the original size."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="RecomputeCheap")
 @dataclass(frozen=True)
 class RecomputeCheap:
-    """Recompute values that are cheap to compute and long-lived.
+    """Rematerialise values that are cheap to compute and long-lived.
 
-    In, out: dataflow functions of ``call_tir`` in the order in which they will run. An activation that is a factor
-    times another one that is kept anyway, attention's weights beside its keys and queries: reading them again from
-    memory would take as long.
+    In, out: dataflow functions of ``call_tir`` in execution order. Examples: an activation that is a scaled copy of a
+    saved one, or attention weights beside saved keys and queries. Reading them back from memory would take as long.
     """
 
     functions: Sequence[str]
     costs: Mapping[str, float]
-    """The seconds that each kernel takes."""
+    """Seconds of each kernel."""
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         for name in self.functions:
@@ -39,10 +38,10 @@ class RecomputeCheap:
 
 
 def _best(func: relax.Function, costs: Mapping[str, float]) -> relax.Function:
-    """The function whose arena and time together are least, of those for smaller and smaller arenas."""
+    """Return the function with the best trade of arena size for time, over smaller and smaller arenas."""
     best, size = func, arena_estimate(func)
-    whole = found = recomputed(func, size, costs)  # a plan holds all that is in use: nothing is computed again
-    if not whole.seconds or not size:  # no kernels, or none that hand anything on
+    whole = found = recomputed(func, size, costs)  # the target is the plan's size, so nothing is recomputed
+    if not whole.seconds or not size:  # no kernels, or no temporaries
         return best
     least, misses = 1.0, 0
     for share in SHARES:

@@ -1,4 +1,4 @@
-"""Checks of phase 9: where things lie, worked out from plans and call lists alone."""
+"""Checks of phase 9: memory placement, derived from plans and call lists alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .call_list import ATTRIBUTE, CallList, Copy, Place, Region, call_list_of
 
 
 def ranges_are_apart(mod: IRModule) -> Iterator[str]:
-    """No two overlapping live ranges share bytes of the arena, and none lies outside."""
+    """Check that overlapping live ranges share no bytes of the arena, and that all lie inside it."""
     for name, func in functions_of(mod):
         regions = [Region(str(region), *map(int, numbers)) for region, *numbers in func.attrs["arena_map"]]
         yield from (f"in '{name}' {broken}" for broken in _shared(regions, int(func.attrs["arena_bytes"])))
@@ -34,7 +34,7 @@ def _shared(regions: Sequence[Region], size: int) -> Iterator[str]:
 
 
 def operands_are_inside(mod: IRModule) -> Iterator[str]:
-    """Every operand of every call lies inside its tensor; in the arena, inside a region that is in use at that call."""
+    """Check that every operand lies inside its tensor or, in the arena, inside a region in use at that call."""
     sizes = {
         var.name_hint: [_bytes(param.ty.shape, str(param.ty.dtype)) for param in func.params]
         for var, func in mod.functions.items()

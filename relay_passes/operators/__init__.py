@@ -1,1 +1,1 @@
-"""Operators that training adds to Relax, and the registry that they stand in."""
+"""Operators that training adds to Relax, and the registry of all operators."""

@@ -1,6 +1,6 @@
-"""Operators that alias memory: the result lies in that of the operand, or the operands in that of the result.
+"""Operators that alias memory: the result lies in the operand, or the operands lie in the result.
 
-(Their kernels are for pipelines that do not plan memory as :class:`~relay_passes.PlanArena` does.)
+(Their kernels serve pipelines whose memory plan does not alias them as :class:`~relay_passes.PlanArena` does.)
 """
 
 from __future__ import annotations
@@ -25,6 +25,6 @@ def _join_type(call: relax.Call) -> relax.TensorType:
 
 
 part = register_operator("pock.part", ["x"], _part_type, indexing.part, is_alias=True)
-"""``part(x, index=i, count=n)``: of ``n`` equal parts along the first axis, number ``i``."""
+"""``part(x, index=i, count=n)``: part ``i`` of ``n`` equal parts along the first axis."""
 join = register_operator("pock.join", ["parts"], _join_type, indexing.join, is_alias=True)
-"""``join(tuple)``: parts of the same shape one behind another along the first axis. Each is written in its place."""
+"""``join(tuple)``: concatenates parts of equal shape along the first axis. Each part is written in its place."""

@@ -1,7 +1,7 @@
-"""One record an operator: all that the passes know of it.
+"""Operator records: one for each operator, with everything the passes know of it.
 
-Facts of Relax's operators stand here; those of our own are given with their registration (:func:`register_operator`).
-Rules stand in the room of the pass that calls them, and are put into the record by :func:`rule`. Nothing is said twice.
+Facts about Relax's operators are in this file, those about ours in their registration (:func:`register_operator`).
+Rules are in the package of the pass that calls them, and enter the record through :func:`rule`.
 """
 
 from __future__ import annotations
@@ -16,62 +16,62 @@ from ..ir import Expr, op_name
 
 
 class Kind(Enum):
-    """What operators do that several passes treat alike."""
+    """Classes of operators that several passes treat in the same way."""
 
     OTHER = auto()
     ELEMENTWISE = auto()
     """Compute each element of the result from the same element of the operands, which may broadcast."""
     RESHAPE = auto()
-    """Give the same elements in the same order in another shape."""
+    """Change the shape; elements and their order stay."""
     REDUCTION = auto()
-    """Give one number for all positions along some axes."""
+    """Reduce some axes."""
     PER_IMAGE = auto()
-    """Treat the images of the first operand apart, whatever else they read."""
+    """Process each image of the first operand independently. Other operands may be read whole."""
 
 
 @dataclass
 class OperatorRecord:
-    """What is known of one operator. Where a rule is None, the passes have no special treatment for it."""
+    """Facts and rules of one operator. Where a rule is None, passes use their default."""
 
     name: str
     kind: Kind = Kind.OTHER
     is_alias: bool = False
-    """Computes nothing in a planned program: result and operand share memory."""
+    """True if result and operand share memory in a planned program: nothing is computed."""
     is_flat: bool = False
-    """The gradient is zero wherever it exists (rounding, comparison): no path leads through."""
+    """True if the gradient is zero wherever it exists (rounding, comparison). No gradient path leads through it."""
     gradients: dict[int, Any] = field(default_factory=dict)
     """Gradient rules by operand: see ``gradients.registry``."""
     reads: Callable[..., Any] | None = None
-    """Positions of the operands that a selection of the result reads: see ``analysis.access``."""
+    """Finds the operand positions that a selection of the result reads: see ``analysis.access``."""
     macs: Callable[..., int] | None = None
-    """Multiplications of a product with a weight, its second operand: see ``analysis.macs``."""
+    """Counts the multiply-accumulates of a product with a weight, its second operand: see ``analysis.macs``."""
     channels_last: Callable[..., Any] | None = None
-    """The operator on channels-last images: see ``canonical.channels_last``."""
+    """Rewrites the operator for channels-last images: see ``canonical.channels_last``."""
     kernel: Callable[..., Any] | None = None
-    """The kernels to call in its place; TVM's own where None: see ``kernels.choose_kernels``."""
+    """Legalises the operator; None for TVM's own legalisation: see ``kernels.choose_kernels``."""
 
 
 _RECORDS: dict[str, OperatorRecord] = {}
 
 
 def record_of(value: Expr | str) -> OperatorRecord:
-    """The record of an operator, by its name or by a call of it; an empty one for anything else."""
+    """Return the record of an operator, given its name or a call of it; an empty one for anything else."""
     name = value if isinstance(value, str) else op_name(value)
     return _RECORDS.get(name) or OperatorRecord(name)
 
 
 def kind_of(value: Expr) -> Kind:
-    """The kind of the operator that a value calls."""
+    """Return the kind of the operator that a value calls."""
     return record_of(value).kind
 
 
 def all_records() -> list[OperatorRecord]:
-    """The records of all operators that anything is known of, by name."""
+    """Return all records, sorted by operator name."""
     return [_RECORDS[name] for name in sorted(_RECORDS)]
 
 
 def describe(name: str, **facts: Any) -> None:
-    """Put facts or rules into the record of an operator.
+    """Add facts or rules to the record of an operator.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def describe(name: str, **facts: Any) -> None:
 
 
 def open_record(name: str) -> OperatorRecord:
-    """The record of an operator to write to; a new one where there is none."""
+    """Return the record of an operator for writing; create it if there is none."""
     return _RECORDS.setdefault(name, OperatorRecord(name))
 
 
@@ -94,7 +94,7 @@ Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 
 def rule(fact: str, *names: str) -> Callable[[Rule], Rule]:
-    """Put the decorated function into the records of some operators, as their ``fact``."""
+    """Register the decorated function as the ``fact`` of some operators."""
 
     def register(function: Rule) -> Rule:
         for name in names:

@@ -1,8 +1,8 @@
 """Registers Relax operators from Python.
 
-Relax has no operators for the products of training (the weight gradient of a convolution, say). Those that the gradient
-rules need are added here as ordinary Relax operators: they have a type rule (``FInferType``) and a legalisation
-(``FLegalize``), so that every pass of TVM can handle them, and print as ``R.call`` nodes named ``pock.*``.
+Relax lacks operators for the products of training, such as the weight gradient of a convolution. They are added here as
+ordinary Relax operators, named ``pock.*``. Each has a type rule (``FInferType``) and a legalisation (``FLegalize``), so
+every TVM pass can handle it, and prints as an ``R.call`` node.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ def register_operator(
     Parameters
     ----------
     name : str
-        The operator's name, ``pock.…``.
+        Name of the operator, ``pock.…``.
     arguments : list of str
-        The names of its tensor arguments; everything else is an attribute.
+        Names of its tensor arguments. Everything else is an attribute.
     infer_type : callable
-        ``infer_type(call)`` gives the type of the result from ``call.args`` and ``call.attrs``.
+        ``infer_type(call)`` returns the type of the result from ``call.args`` and ``call.attrs``.
     kernel : callable
-        ``kernel(*tensors, **attributes)`` gives the result as a ``te.Tensor``: what the operator computes. A tuple
-        comes as a list.
+        ``kernel(*tensors, **attributes)`` returns the result as a ``te.Tensor``. A tuple argument is passed as a list.
     facts
-        What stands in its record (:class:`~relay_passes.operators.record.OperatorRecord`).
+        Fields of its record (:class:`~relay_passes.operators.record.OperatorRecord`).
 
     Raises
     ------
     RegistrationError
-        There is an operator of this name already.
+        An operator of this name exists already.
     """
     if name in _REGISTERED:
         raise RegistrationError(f"there is an operator '{name}' already")
@@ -54,7 +53,7 @@ def register_operator(
     if name not in tvm.ir.Op.list_op_names():
         _ffi_api.RegisterOp(name, f"{name}: see relay_passes/operators")
     op = tvm.ir.Op.get(name)
-    if op.get_attr("FInferType") is None:  # has_attr answers True for every name
+    if op.get_attr("FInferType") is None:  # has_attr returns True for every name
         op.set_num_inputs(len(arguments))
         for argument in arguments:
             op.add_argument(argument, "Tensor", argument)
@@ -74,12 +73,12 @@ def register_operator(
 
 
 def attributes_of(call: relax.Call) -> dict[str, Any]:
-    """The attributes of a ``pock.*`` call as plain Python values."""
+    """Return the attributes of a ``pock.*`` call as plain Python values."""
     return {key: plain(value) for key, value in call.attrs.items()}
 
 
 def plain(value: Any) -> Any:
-    """An FFI value as a plain Python one: arrays become tuples, integer nodes integers."""
+    """Convert an FFI value to a plain Python one: arrays to tuples, integer and float nodes to numbers."""
     if isinstance(value, bool | int | float | str) or value is None:
         return value
     if isinstance(value, tvm.tirx.IntImm | tvm.tirx.FloatImm):

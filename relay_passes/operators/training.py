@@ -1,4 +1,4 @@
-"""The operators that training needs and Relax lacks. What each computes stands in ``schedules/kernels``."""
+"""Operators that training needs and Relax lacks. Their definitions are in ``schedules/kernels``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _packed_type(call: relax.Call) -> relax.TensorType:
 
 
 def _spatial_type(call: relax.Call, channels: int, dtype: str | None = None) -> relax.TensorType:
-    """[N, size of X, channels]: the type of a gradient with respect to an image."""
+    """Return the type of a gradient with respect to an image: [N, size of X, channels]."""
     return relax.TensorType(
         (shape_of(call.args[0])[0], *attributes_of(call)["size"], channels), dtype or dtype_of(call.args[0])
     )
