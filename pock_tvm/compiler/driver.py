@@ -15,7 +15,6 @@ import numpy as np
 import tvm
 
 from relay_passes.analysis.batch_axis import batch_of
-from relay_passes.analysis.kernel_costs import kernel_costs
 from relay_passes.canonical.store_permuted import stored_of
 from relay_passes.ir import first_line
 from relay_passes.memory.call_list import CallList
@@ -192,7 +191,7 @@ def compile(  # noqa: A001 - the name that users expect
         "aliases": imported.aliases,
         "entries": {name: calls.record() for name, calls in entries.items()},
         "layers": layer_report(structure_of(imported), selection, lowered.step),
-        "kernels": kernel_costs(lowered.module, list(entries)),
+        "kernels": lowered.kernels,
         "check": None,
     }
     program = Program(manifest, library.code, dict(imported.weights), _constants(entries), library.kernels)

@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import IRModule
 from tvm.ir.transform import Pass
 
+from relay_passes.analysis.kernel_costs import seconds
 from relay_passes.analysis.verify import Check, verify
 
 from ..errors import of_passes
@@ -29,8 +31,8 @@ class Phases:
     """Phase number of each step."""
     places: dict[str, str] = field(default_factory=dict)
     """Part of the network that each kernel computes, for messages."""
-    costs: dict[str, float] = field(default_factory=dict)
-    """Estimated seconds of each kernel."""
+    kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Costs of each kernel, from phase 8 on: see :func:`relay_passes.analysis.kernel_costs.kernel_costs`."""
     written: set[Path] = field(default_factory=set)
     """Files of the dump, of all forks."""
 
@@ -52,6 +54,11 @@ class Phases:
             with of_passes():
                 verify(mod, f"phase {number}, {step}", checks)
         return mod
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Estimated seconds of each kernel."""
+        return {name: seconds(cost) for name, cost in self.kernels.items()}
 
     def fork(self) -> Phases:
         """Copy the state, to run later phases in several variants."""

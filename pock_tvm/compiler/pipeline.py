@@ -48,7 +48,7 @@ from relay_passes import (
     UnifyProducts,
     Winograd,
 )
-from relay_passes.analysis.kernel_costs import kernel_seconds
+from relay_passes.analysis.kernel_costs import kernel_costs
 from relay_passes.analysis.verify import (
     batch_norms_are_folded,
     everything_is_needed,
@@ -134,6 +134,8 @@ class Lowered:
     """Training step of one micro-batch after phase 4."""
     places: dict[str, str]
     """Part of the network that each kernel computes, for messages."""
+    kernels: dict[str, dict[str, Any]]
+    """Costs of each kernel."""
 
 
 def lower(
@@ -260,8 +262,8 @@ def order_kernels(
     # 8. Order: updates as early as possible; cheap, long-lived values are rematerialised.
     updates_early = [OrderUpdates(name) for name in training.functions]
     phases.run(8, "ordered", [NameKernels(training.functions), *updates_early], updates_follow_reads)
-    phases.places, phases.costs = kernel_places(phases.mod, names), kernel_seconds(phases.mod, training.functions)
-    phases.run(8, "cheap", [RecomputeCheap(training.steps, phases.costs)], updates_follow_reads)
+    phases.places, phases.kernels = kernel_places(phases.mod, names), kernel_costs(phases.mod, training.functions)
+    phases.run(8, "cheap", [RecomputeCheap(training.steps, phases.seconds)], updates_follow_reads)
 
 
 def fit_arena(phases: Phases, training: Training, budget: int | None, max_slowdown: float) -> Fit[Phases] | TooLarge:
@@ -272,7 +274,7 @@ def fit_arena(phases: Phases, training: Training, budget: int | None, max_slowdo
     """
     if budget is None:
         return Fit(phases)
-    found = within_budget(phases.mod, training.steps, training.functions, phases.costs, budget, max_slowdown)
+    found = within_budget(phases.mod, training.steps, training.functions, phases.seconds, budget, max_slowdown)
     if isinstance(found, TooLarge):
         return found
     phases = phases.fork()
@@ -299,6 +301,7 @@ def plan(phases: Phases, training: Training) -> Lowered:
         phases.after["update"],
         phases.after["saved"][TRAIN],
         phases.places,
+        phases.kernels,
     )
 
 

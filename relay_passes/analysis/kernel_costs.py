@@ -24,11 +24,6 @@ def seconds(cost: Mapping[str, Any]) -> float:
     return cost["flops"] / 100e9 + cost["bytes"] / 20e9
 
 
-def kernel_seconds(mod: IRModule, entries: Sequence[str]) -> dict[str, float]:
-    """Estimate the seconds of each kernel of a module. ``entries`` names the functions that are not kernels."""
-    return {name: seconds(cost) for name, cost in kernel_costs(mod, entries).items()}
-
-
 def _cost(func: PrimFunc) -> dict[str, Any]:
     size = 0
     for param in func.params:

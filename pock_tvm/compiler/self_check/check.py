@@ -166,7 +166,8 @@ class SelfCheck:
     def _nearby(self, weights: Weights, batches: list[Batch]) -> Measured | None:
         try:
             return self.reference.measure(_nearby(weights), batches)
-        except (RuntimeError, IndexError, ValueError):  # the noise may leave the domain of an operator
+        except (RuntimeError, IndexError, ValueError) as error:  # the noise may leave the domain of an operator
+            log.info("%s cannot run this model with weights nearby: %s", self.reference.name, error)
             return None
 
     def _exact(self, weights: Weights, batches: list[Batch]) -> Measured | None:
