@@ -38,21 +38,13 @@ class RecoverOperators:
     function: str = "main"
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        made: dict[relax.Var, Expr] = {}
+        made: dict[relax.Var, relax.Call] = {}
 
-        def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
-            for recover in (_normalization, _gelu, _silu):
-                recovered = recover(value, made)
-                if recovered is not None:
-                    value = recovered
-                    break
-            if not isinstance(value, relax.Call):
-                return value
-            new = builder.emit(value, var.name)
-            made[new] = value
-            return new
+        def visit(_builder: relax.BlockBuilder, _var: relax.Var, value: Expr) -> Expr:
+            recovered = (recover(value, made) for recover in (_normalization, _gelu, _silu))
+            return next((each for each in recovered if each is not None), value)
 
-        return update_function(mod, self.function, eliminate_dead(rewrite(mod[self.function], visit)))
+        return update_function(mod, self.function, eliminate_dead(rewrite(mod[self.function], visit, made=made)))
 
 
 Made = Mapping[relax.Var, Expr]

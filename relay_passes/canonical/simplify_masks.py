@@ -23,7 +23,7 @@ class SimplifyMasks:
     function: str = "main"
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        made: dict[relax.Var, Expr] = {}
+        made: dict[relax.Var, relax.Call] = {}
 
         def mask_of(expr: Expr) -> np.ndarray | None:
             """The value of a constant, or of one that is broadcast."""
@@ -49,13 +49,9 @@ class SimplifyMasks:
                         and shape_of(x) == shape_of(var)
                     ):
                         return x
-            if not isinstance(value, relax.Call):
-                return value
-            new = builder.emit(value, var.name)
-            made[new] = value
-            return new
+            return value
 
-        return update_function(mod, self.function, eliminate_dead(rewrite(mod[self.function], visit)))
+        return update_function(mod, self.function, eliminate_dead(rewrite(mod[self.function], visit, made=made)))
 
 
 def _unmasked_softmax(value: relax.Call, mask: np.ndarray | None, made: dict[relax.Var, Expr]) -> Expr | None:

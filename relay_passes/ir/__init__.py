@@ -222,12 +222,14 @@ def rewrite(
     params: Sequence[relax.Var] | None = None,
     env: Mapping[relax.Var, Expr] | None = None,
     result: Callable[[relax.BlockBuilder, Expr], Expr] | None = None,
+    made: dict[relax.Var, relax.Call] | None = None,
 ) -> relax.Function:
     """Rebuild a dataflow function binding by binding, as one dataflow block.
 
     ``visit(builder, var, value)`` gets each bound value with its operands already rewritten. It returns the
     replacement: an expression to bind, or a variable or constant to use directly. ``params`` replaces the parameters,
-    and ``env`` maps the old ones to expressions. ``result(builder, body)`` replaces the returned value.
+    and ``env`` maps the old ones to expressions. ``result(builder, body)`` replaces the returned value. ``made`` is
+    filled with the call that each new variable is bound to, for :func:`made_by`.
     """
     env = dict(env or {})
     new_params = list(func.params if params is None else params)
@@ -240,6 +242,8 @@ def rewrite(
         value = visit(builder, binding.var, substitute(binding.value, env))
         is_leaf = isinstance(value, relax.Var | Constant | relax.Tuple)
         env[binding.var] = new = value if is_leaf else builder.emit(value, binding.var.name)
+        if made is not None and isinstance(value, relax.Call):
+            made[new] = value
         if is_kept(binding.var) and isinstance(new, relax.Var):
             kept.append(new)
     body, builder.name = substitute(func.body.body, env), ""
