@@ -383,6 +383,7 @@ READS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "embedding": lambda table, index: F.embedding(index, table),
     "index": lambda table, index: table[index],
     "two indices": lambda table, index: table[index, index * 0 + 2][:, None],
+    "two indices, both outside": lambda table, index: table[index, index][:, None],
     "gather": lambda table, index: table.gather(0, index[:, None].expand(-1, 3)),
     "one of each row": lambda table, index: table.t()[:, :3].gather(1, index[:3, None]),
 }

@@ -11,6 +11,7 @@ from tvm.relax import op as R
 
 from relay_passes.ir import Expr, constant_value, dtype_of, is_float, scalar, shape_of
 
+from ..indices import coordinate, counted_from_front
 from .evaluation import evaluate_node
 from .registry import Known, Node, converter, refuse
 
@@ -21,8 +22,7 @@ def _from_front(node: Node, indices: Expr, extent: int) -> Expr:
     if known is not None:
         refuse((known < -extent).any() or (known >= extent).any(), f"an index lies outside of {extent} positions")
         return relax.const(np.where(known < 0, known + extent, known), dtype_of(indices))
-    wrapped = R.add(indices, scalar(extent, indices))
-    return node.emit(R.where(R.less(indices, scalar(0, indices)), wrapped, indices))
+    return counted_from_front(node.emit, indices, extent)
 
 
 @converter("Gather")
@@ -58,10 +58,8 @@ def gather_nd(node: Node, x: Expr, indices: Expr, *, batch_dims: int = 0) -> Exp
     for axis in range(count):
         column = node.emit(R.squeeze(R.strided_slice(indices, [len(places) - 1], [axis], [axis + 1]), [-1]))
         column = _from_front(node, column, shape[axis])
-        if count > 1 and constant_value(column) is None:  # a coordinate out of bounds must not alias another element
-            front, end = scalar(0, column), scalar(shape[axis], column)
-            inside = R.logical_and(R.greater_equal(column, front), R.less(column, end))
-            column = node.emit(R.where(inside, column, scalar(-int(np.prod(shape)), column)))
+        if count > 1 and constant_value(column) is None:
+            column = coordinate(node.emit, column, shape[axis], int(np.prod(shape)))
         flat = column if flat is None else node.emit(R.add(R.multiply(flat, scalar(shape[axis], flat)), column))
     refuse(flat is None, "it has no coordinates")
     table = node.emit(R.reshape(x, (int(np.prod(shape[:count])), *shape[count:])))

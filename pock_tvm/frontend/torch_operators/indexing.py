@@ -11,12 +11,10 @@ from tvm.relax import op as R
 
 from relay_passes.ir import Expr, constant_value, dtype_of, is_float, shape_of
 
+from ..indices import coordinate, counted_from_front, where_inside
 from .movement import permute
 from .reductions import chosen_along
 from .registry import Site, Unsupported, converter, normalized
-
-FAR = relax.const(1 << 40, "int64")
-"""An index beyond every axis, even after multiplication with an extent."""
 
 
 @converter("embedding.default")
@@ -67,13 +65,7 @@ def _or_nan(at: Site, x: Expr, index: Expr, extent: int) -> Expr:
     """Replace values read out of bounds by NaN; PyTorch raises there."""
     if constant_value(index) is not None:
         return x
-    return _inside_or(at, index, extent, x, at.cast(math.nan))
-
-
-def _inside_or(at: Site, index: Expr, extent: int, x: Expr, other: Expr) -> Expr:
-    zero, end = (relax.const(bound, dtype_of(index)) for bound in (0, extent))
-    inside = at.emit(R.logical_and(at.emit(R.greater_equal(index, zero)), at.emit(R.less(index, end))))
-    return at.emit(R.where(inside, x, other))
+    return where_inside(at.emit, index, extent, x, at.cast(math.nan))
 
 
 def _cut(at: Site, x: Expr, axis: int, shape: Sequence[int]) -> Expr:
@@ -105,10 +97,9 @@ def index_tensors(at: Site, x: Expr, indices: Sequence[Expr | None]) -> Expr:
         x, first = permute(at, x, used + [axis for axis in range(rank) if axis not in used]), 0
     shape = shape_of(x)
     extents = shape[first : first + len(used)]
-    places = [
-        _from_front(at, index, extent, one_of_several=len(given) > 1)
-        for index, extent in zip(given, extents, strict=True)
-    ]
+    count = math.prod(extents)
+    among = count if len(given) > 1 else None
+    places = [_from_front(at, index, extent, among) for index, extent in zip(given, extents, strict=True)]
     if _is_grid(places):
         for axis, place in enumerate(places, first):
             x = _read(at, x, at.reshape(place, (math.prod(shape_of(place)),)), axis)
@@ -116,7 +107,7 @@ def index_tensors(at: Site, x: Expr, indices: Sequence[Expr | None]) -> Expr:
     place = places[0]
     for index, extent in zip(places[1:], extents[1:], strict=True):
         place = _plus(at, _times(at, place, extent), index)
-    merged = at.reshape(x, (*shape[:first], math.prod(extents), *shape[first + len(used) :]))
+    merged = at.reshape(x, (*shape[:first], count, *shape[first + len(used) :]))
     return at.emit(R.take(merged, place, first))
 
 
@@ -139,22 +130,17 @@ def _read(at: Site, x: Expr, places: Expr, axis: int) -> Expr:
     return at.emit(R.take(x, places, axis))
 
 
-def _from_front(at: Site, index: Expr, extent: int, *, one_of_several: bool = False) -> Expr:
-    """Convert negative indices to positions from the front.
-
-    With ``one_of_several`` coordinates, an index out of bounds becomes ``FAR``, so that the flat position is out of
-    bounds too.
-    """
+def _from_front(at: Site, index: Expr, extent: int, count: int | None = None) -> Expr:
+    """Convert negative indices to positions from the front. With ``count``, the index is one of several coordinates
+    of ``count`` elements."""
     known = constant_value(index)
     if known is not None:
         if known.size and not (-extent <= known.min() and known.max() < extent):
             raise Unsupported(f"reads position {known.max()} of {extent}")
         return relax.const(np.where(known < 0, known + extent, known), "int64")
     at.looked_up(index, extent, from_end=True)
-    index = at.cast(index, "int64")
-    behind = at.emit(R.less(index, relax.const(0, "int64")))
-    index = at.emit(R.where(behind, _plus(at, index, relax.const(extent, "int64")), index))
-    return _inside_or(at, index, extent, index, FAR) if one_of_several else index
+    index = counted_from_front(at.emit, at.cast(index, "int64"), extent)
+    return index if count is None else coordinate(at.emit, index, extent, count)
 
 
 def _plus(at: Site, x: Expr, y: Expr) -> Expr:

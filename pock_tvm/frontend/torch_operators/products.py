@@ -84,9 +84,14 @@ def convolution_of(
     rank = len(shape_of(weight)) - 2
     operator = {1: R.nn.conv1d, 2: R.nn.conv2d, 3: R.nn.conv3d}[rank]
     strides, pads, dilations = (extents(value, rank) for value in (stride, padding, dilation))
-    x = input if len(shape_of(input)) == rank + 2 else at.emit(R.expand_dims(input, 0))
+    x = _batch_of(at, input, rank)
     y = at.emit(operator(x, weight, strides, pads, dilations, groups))
     return at.reshape(_with_bias(at, y, bias, rank), at.shape)
+
+
+def _batch_of(at: Site, x: Expr, rank: int) -> Expr:
+    """A batch of images of ``rank`` dimensions; of one where ``x`` is a single image."""
+    return x if len(shape_of(x)) == rank + 2 else at.emit(R.expand_dims(x, 0))
 
 
 @converter("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
@@ -104,7 +109,7 @@ def transposed_convolution(
     """Convert a transposed convolution; a 1D one becomes a 2D one of height 1."""
     rank = len(shape_of(weight)) - 2
     strides, pads, extra, dilations = (extents(v, rank) for v in (stride, padding, output_padding, dilation))
-    x = input if len(shape_of(input)) == rank + 2 else at.emit(R.expand_dims(input, 0))
+    x = _batch_of(at, input, rank)
     if rank == 1:
         x, weight = (at.emit(R.expand_dims(operand, 2)) for operand in (x, weight))
         strides, pads, extra, dilations = [1, *strides], [0, *pads], [0, *extra], [1, *dilations]
