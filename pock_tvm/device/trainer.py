@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -74,14 +75,14 @@ class Trainer:
 
     def __repr__(self) -> str:
         trained = len(self.program.trained)
-        return f"Trainer({self.steps} steps, {trained} of {len(self._weights())} weights trained, {self.program!r})"
+        return f"Trainer({self.steps} steps, {trained} of {len(self._weights)} weights trained, {self.program!r})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
         """A trainer of the same program that goes on by itself from the same state."""
         twin = memo[id(self)] = Trainer(self.program, threads=self._threads)
         twin._set_weights(self.program.weights | self._current())
         twin._replaced = dict(self._replaced)
-        for name in self._states():
+        for name in self._states:
             twin._fill(name, self._arrays[name])
         twin.steps = self.steps
         return twin
@@ -174,7 +175,7 @@ class Trainer:
 
     def _current(self) -> dict[str, np.ndarray]:
         """The weights that are not the program's any more."""
-        return self._replaced | {name: self._unstored(name) for name in self._live()}
+        return self._replaced | {name: self._unstored(name) for name in self._live}
 
     def optimizer_state(self, kind: str) -> dict[str, np.ndarray]:
         """One state of the optimizer (``momentum_buffer``, ``exp_avg``, ``exp_avg_sq``) of every weight that is trained
@@ -202,28 +203,27 @@ class Trainer:
             if name not in aliases or aliases[name] not in state
         }
         arrays = {aliases.get(name, name): array for name, array in arrays.items()}
-        weights = self._weights()
-        missing = [name for name in weights if name not in arrays]
-        unknown = [name for name in arrays if name not in weights]
+        missing = [name for name in self._weights if name not in arrays]
+        unknown = [name for name in arrays if name not in self._weights]
         if missing or unknown:
             what = f"'{missing[0]}' is missing" if missing else f"'{unknown[0]}' is no weight of the program"
             raise CheckpointError(
                 f"the state does not fit the program: {what} ({len(missing)} missing, {len(unknown)} unknown)"
             )
         self._check_shapes(arrays)
-        self._set_weights({name: array.astype(weights[name].dtype) for name, array in arrays.items()})
+        self._set_weights({name: array.astype(self._weights[name].dtype) for name, array in arrays.items()})
         self._replaced = {
             name: array.copy()
             for name, array in arrays.items()
-            if name not in self._live() and not np.array_equal(array, self.program.weights[name])
+            if name not in self._live and not np.array_equal(array, self.program.weights[name])
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint: what training has changed, the optimizer's state, and the number of steps."""
         require("the path of a checkpoint", path, PATH, CheckpointError)
-        state = {f"weight.{name}": self._unstored(name) for name in self._live()}
+        state = {f"weight.{name}": self._unstored(name) for name in self._live}
         state |= {f"weight.{name}": array for name, array in self._replaced.items()}
-        state |= {f"state.{name}": self._arrays[name] for name in self._states()}
+        state |= {f"state.{name}": self._arrays[name] for name in self._states}
         fingerprint = fingerprint_of(self._parameters.values(), self.program.manifest["optimizer"])
         write_checkpoint(path, state, self.steps, fingerprint)
 
@@ -240,12 +240,12 @@ class Trainer:
         weights = {name.removeprefix("weight."): array for name, array in state.items() if name.startswith("weight.")}
         states = {name.removeprefix("state."): array for name, array in state.items() if name.startswith("state.")}
         self._check_shapes(weights)
-        if set(states) != set(self._states()) or any(
+        if set(states) != set(self._states) or any(
             array.shape != self._arrays[name].shape for name, array in states.items()
         ):
             raise CheckpointError(f"'{path}' does not hold the optimizer state of this program")
         self._set_weights(self.program.weights | weights)
-        self._replaced = {name: array for name, array in weights.items() if name not in self._live()}
+        self._replaced = {name: array for name, array in weights.items() if name not in self._live}
         for name, array in states.items():
             self._fill(name, array)
         self.steps = steps
@@ -297,14 +297,17 @@ class Trainer:
         if name in self._arrays:  # an input that nothing reads has no memory
             np.copyto(self._arrays[name], values, casting="same_kind")
 
+    @functools.cached_property
     def _weights(self) -> dict[str, Parameter]:
         """The model's parameters and buffers."""
         return {name: parameter for name, parameter in self._parameters.items() if parameter.is_weight}
 
+    @functools.cached_property
     def _live(self) -> list[str]:
         """The weights that training changes: parameters, and running statistics."""
-        return [name for name, weight in self._weights().items() if weight.trained != FROZEN and name in self._arrays]
+        return [name for name, weight in self._weights.items() if weight.trained != FROZEN and name in self._arrays]
 
+    @functools.cached_property
     def _states(self) -> list[str]:
         """The arrays of optimizer state and gradient sums."""
         return [name for name, parameter in self._parameters.items() if parameter.is_state]
@@ -315,7 +318,7 @@ class Trainer:
 
     def _set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Put weights where the entry points read them: as they are stored, and prepared."""
-        for name, weight in self._weights().items():
+        for name, weight in self._weights.items():
             if name in self._arrays:
                 np.copyto(self._arrays[name], weight.store(weights[name]))
         if "prepare" not in self._entries:
@@ -326,9 +329,8 @@ class Trainer:
         self._library.run("prepare", self._table("prepare", frozen, prepared))
 
     def _check_shapes(self, arrays: Mapping[str, np.ndarray]) -> None:
-        weights = self._weights()
         for name, array in arrays.items():
-            if name not in weights:
+            if name not in self._weights:
                 raise CheckpointError(f"'{name}' is no weight of the program")
-            if array.shape != weights[name].shape:
-                raise CheckpointError(f"'{name}' has the shape {weights[name].shape}, not {array.shape}")
+            if array.shape != self._weights[name].shape:
+                raise CheckpointError(f"'{name}' has the shape {self._weights[name].shape}, not {array.shape}")

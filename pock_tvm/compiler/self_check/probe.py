@@ -37,7 +37,7 @@ class Probe(Trainer):
     def start(self, weights: Weights) -> None:
         """Reset to some weights, zero optimizer state and step 0."""
         self.load_state_dict(weights)
-        for name in self._states():
+        for name in self._states:
             self._arrays[name][...] = 0
         self.steps = 0
 
@@ -89,11 +89,11 @@ class Probe(Trainer):
 
     def live_weights(self) -> dict[str, np.ndarray]:
         """The weights that a step may change, in PyTorch's layout."""
-        return {name: np.array(self._unstored(name)) for name in self._live()}
+        return {name: np.array(self._unstored(name)) for name in self._live}
 
     def check_frozen(self, weights: Weights, after: Weights) -> None:
         """Refuse a program whose step changes anything that is not trained."""
-        for name, weight in self._weights().items():
+        for name, weight in self._weights.items():
             if name not in self._arrays or weight.trained == STATISTICS:
                 continue
             now = after[name] if name in after else self._unstored(name)

@@ -127,7 +127,7 @@ class _Restoring:
         An initializer without metadata (a folded bias, say) counts as merged if it holds one value throughout, and
         several modules read it.
         """
-        notes = [[self.kinds[name][0] for name in note if name in self.kinds] for note in self._notes()]
+        notes = self._noted_parameters()
         owners: dict[str, str] = {}
         copies: dict[tuple[str, str], str] = {}
         noted = {
@@ -155,9 +155,8 @@ class _Restoring:
 
     def restore_zero_biases(self) -> None:
         """Restore biases that the exporter dropped because they were zero, where a node's metadata names them."""
-        for node, note in zip(self.graph.node, self._notes(), strict=True):
+        for node, read in zip(self.graph.node, self._noted_parameters(), strict=True):
             weight = self.initializers.get(node.input[1]) if len(node.input) == 2 else None
-            read = [self.kinds[name][0] for name in note if name in self.kinds]
             axis = _output_axis(node)
             if axis is None or weight is None or len(read) != 2 or read[1] in self.initializers:
                 continue
@@ -268,10 +267,9 @@ class _Restoring:
     def _is_merged(self, lost: Sequence[str]) -> bool:
         """Check for merged computations: a node reads a value twice, where its metadata names a second one of the same
         operator, lost with its parameter: ``Concat(expand, expand)`` for ``cat([expand, expand_1])``."""
-        notes = self._notes()
-        read = {self.kinds[name][0] for note in notes for name in note[1:] if name in self.kinds}
-        if read.issuperset(lost):
+        if {name for read in self._noted_parameters() for name in read}.issuperset(lost):
             return False
+        notes = self._notes()
         made = {
             output: note[0] for node, note in zip(self.graph.node, notes, strict=True) if note for output in node.output
         }
@@ -288,6 +286,10 @@ class _Restoring:
     def _notes(self) -> list[list[str]]:
         """List the FX values in each node's metadata (``dynamo=True``): its result, then its operands."""
         return [re.findall(r"%(\w+)", _metadata(node).get(_FX_NODE, "")) for node in self.graph.node]
+
+    def _noted_parameters(self) -> list[list[str]]:
+        """List the parameters and buffers that each node's metadata names, by PyTorch's names."""
+        return [[self.kinds[name][0] for name in note if name in self.kinds] for note in self._notes()]
 
     def _is_parameter(self, tensor: onnx.TensorProto) -> bool:
         if self.kinds:
