@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .memory.plan_arena import PlanArena
     from .memory.recompute import Recompute
     from .memory.recompute_cheap import RecomputeCheap
+    from .memory.reserve_scratch import ReserveScratch
     from .training.accumulate_gradients import AccumulateGradients
     from .training.append_loss import AppendLoss
     from .training.append_update import AppendUpdate
@@ -67,6 +68,7 @@ _HOME = {
     "PlanArena": "memory.plan_arena",
     "Recompute": "memory.recompute",
     "RecomputeCheap": "memory.recompute_cheap",
+    "ReserveScratch": "memory.reserve_scratch",
     "RecoverOperators": "canonical.recover_operators",
     "SaveSmall": "training.save_small",
     "ScaleResults": "kernels.scale_results",

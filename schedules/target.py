@@ -64,4 +64,10 @@ class Target(Protocol):
         """Return the choices that a kernel's schedule offers under ``decisions``, by name."""
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
-        """Lower a scheduled kernel to a module for the target's code generator, under its ``global_symbol``."""
+        """Lower a scheduled kernel to a module for the target's code generator, under its ``global_symbol``.
+
+        A kernel that needs scratch (:meth:`scratch_bytes`) takes its address as its last operand.
+        """
+
+    def scratch_bytes(self, func: tirx.PrimFunc) -> int:
+        """Return the bytes of memory that a scheduled kernel needs besides its operands, for all its workers."""

@@ -20,7 +20,6 @@ from relay_passes.ir import first_line
 from relay_passes.memory.call_list import CallList
 from relay_passes.memory.fit import Fit, TooLarge
 from schedules.extents import divisors
-from schedules.target import Target
 
 from .. import __version__
 from ..device import optimizers
@@ -36,11 +35,12 @@ from ..quantities import parse_bytes
 from ..schemes.scheme import Scheme
 from . import pipeline
 from .build import Library
+from .kernel_builder import KernelBuilder
 from .layers import layer_report
 from .manifest import index_limits, prepared_records, state_records, weight_records
 from .pipeline import Lowered, Training
 from .self_check import SelfCheck, reference_of
-from .targets import kernel_target, resolve_target, runs_here, triple_of
+from .targets import resolve_target, runs_here, triple_of
 
 
 @contextlib.contextmanager
@@ -154,8 +154,9 @@ def compile(  # noqa: A001 - the name that users expect
     budget = None if memory_budget is None else parse_bytes(memory_budget)
     statistics = batch_norm or "frozen"
 
+    builder = KernelBuilder(target)
     training = Training(selection, vars(loss), optimizer.kernel, statistics, accumulate, clip_norm=clip_norm)
-    found = _fitted(imported, training, kernel_target(target), micro_batches, budget, Path(dump) if dump else None)
+    found = _fitted(imported, training, builder, micro_batches, budget, Path(dump) if dump else None)
     if isinstance(found, TooLarge):
         raise MemoryBudgetError(
             f"memory_budget={memory_budget!r} is too small: the smallest that would do is {found.smallest} bytes "
@@ -166,7 +167,7 @@ def compile(  # noqa: A001 - the name that users expect
     for each in observations(imported, selection, lowered.step.attrs["gradients"], batch_norm):
         warnings.warn(str(each), PockWarning, stacklevel=3)
     # 10. Schedule and build.
-    library = pipeline.build(lowered, target) if build else Library(b"", b"")
+    library = pipeline.build(lowered, builder) if build else Library(b"", b"")
     step, entries = lowered.graph[pipeline.TRAIN], lowered.entries
     stored = stored_of(lowered.graph[pipeline.PREDICT])
     records = weight_records(imported, selection, stored, pipeline.written_statistics(step))
@@ -249,7 +250,7 @@ def _is_amount(value: object) -> bool:
 def _fitted(
     imported: Model,
     training: Training,
-    target: Target,
+    builder: KernelBuilder,
     micro_batches: int | None,
     budget: int | None,
     dump: Path | None,
@@ -260,7 +261,7 @@ def _fitted(
     else:
         counts = [1] if training.batch_norm == "batch" else batch_parts(imported)
     names = list(imported.weights)
-    return pipeline.lower(imported.module, names, training, target, counts=counts, budget=budget, dump=dump)
+    return pipeline.lower(imported.module, names, training, builder, counts=counts, budget=budget, dump=dump)
 
 
 def batch_parts(model: Model) -> list[int]:

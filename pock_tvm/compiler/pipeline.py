@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import IRModule, relax
+from tvm import IRModule, relax, tirx
 from tvm.ir.transform import Pass
-from tvm.target import Target
 
 from relay_passes import (
     AccumulateGradients,
@@ -36,6 +35,7 @@ from relay_passes import (
     PackWeights,
     PlanArena,
     RecomputeCheap,
+    ReserveScratch,
     SaveSmall,
     ScaleResults,
     SelectEarly,
@@ -73,10 +73,10 @@ from relay_passes.memory.budget import within_budget
 from relay_passes.memory.call_list import CallList, call_list_of
 from relay_passes.memory.fit import Fit, TooLarge
 from relay_passes.memory.verify import operands_are_inside, ranges_are_apart
-from schedules.target import Target as KernelTarget
 
 from .build import Library, build_library
 from .fitting import fewest_parts
+from .kernel_builder import KernelBuilder
 from .phases import Phases
 
 FORWARD, TRAIN, ACCUMULATE, PREDICT, PREPARE = "main", "train_step", "accumulate_step", "predict", "prepare"
@@ -142,7 +142,7 @@ def lower(
     module: IRModule,
     parameters: Sequence[str],
     training: Training,
-    target: KernelTarget,
+    builder: KernelBuilder,
     *,
     counts: Sequence[int] = (1,),
     budget: int | None = None,
@@ -170,7 +170,7 @@ def lower(
     def kernels(count: int, winograd: bool) -> Phases:
         """Run phases 6 to 8: kernels, fusion, order."""
         own = graph(count).fork()
-        order_kernels(own, parameters, replace(training, micro_batches=count), target, winograd=winograd)
+        order_kernels(own, parameters, replace(training, micro_batches=count), builder, winograd=winograd)
         return own
 
     def attempt(count: int, max_slowdown: float) -> Fit[Lowered] | TooLarge:
@@ -234,7 +234,7 @@ def differentiate(phases: Phases, training: Training) -> IRModule:
 
 
 def order_kernels(
-    phases: Phases, parameters: Sequence[str], training: Training, target: KernelTarget, *, winograd: bool = True
+    phases: Phases, parameters: Sequence[str], training: Training, builder: KernelBuilder, *, winograd: bool = True
 ) -> None:
     """Phases 6 to 8: kernels in execution order.
 
@@ -248,11 +248,12 @@ def order_kernels(
     straight = [StraightenProducts(frozen, name) for name in functions]
     scaled = [ScaleResults(list(training.trained), name) for name in functions]
     transformed = [Winograd(frozen, name) for name in functions] if winograd else []
-    packed = [PackWeights(frozen, target, name) for name in functions]
+    packed = [PackWeights(frozen, builder.kernel_target, name) for name in functions]
     sliced = SliceForward(training.steps, functions, frozen)
     phases.run(6, "products", [*scaled, *straight, *transformed, sliced, *packed])
+    chosen = ChooseKernels(functions, builder.kernel_target)
     views = relax.transform.RewriteDataflowReshape()
-    phases.run(6, "kernels", [ChooseKernels(functions, target), views, LiftFrozen(frozen, functions)], only_kernels)
+    phases.run(6, "kernels", [chosen, views, LiftFrozen(frozen, functions)], only_kernels)
     # 7. Fuse epilogues and element-wise chains.
     before = phases.mod
     phases.run(7, "grouped", [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()])
@@ -264,6 +265,10 @@ def order_kernels(
     phases.run(8, "ordered", [NameKernels(training.functions), *updates_early], updates_follow_reads)
     phases.places, phases.kernels = kernel_places(phases.mod, names), kernel_costs(phases.mod, training.functions)
     phases.run(8, "cheap", [RecomputeCheap(training.steps, phases.seconds)], updates_follow_reads)
+    # Kernels are scheduled here: how much scratch they need decides the plan.
+    kernels = [func for func in phases.mod.functions.values() if isinstance(func, tirx.PrimFunc)]
+    scratch = builder.scratch(kernels, phases.places)
+    phases.run(8, "scratch", [ReserveScratch(training.functions, scratch)])
 
 
 def fit_arena(phases: Phases, training: Training, budget: int | None, max_slowdown: float) -> Fit[Phases] | TooLarge:
@@ -305,9 +310,9 @@ def plan(phases: Phases, training: Training) -> Lowered:
     )
 
 
-def build(lowered: Lowered, target: Target) -> Library:
-    """Phase 10: schedule and build the kernels, and link them with the executors into one library."""
-    return build_library(lowered.module, list(lowered.entries), target, lowered.places)
+def build(lowered: Lowered, builder: KernelBuilder) -> Library:
+    """Phase 10: build the kernels, and link them with the executors into one library."""
+    return build_library(lowered.module, lowered.entries, builder, lowered.places)
 
 
 def state_bytes(step: relax.Function) -> int:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 from tvm import relax
 
-from ..ir import CALLS, op_name, type_bytes, used_vars
+from ..ir import CALLS, bindings_of, op_name, type_bytes, used_vars
 from .aliasing import Aliasing, Buffer, output_type
 
 ALIGNMENT = 64  # bytes: one cache line, and one AVX-512 vector
+SCRATCH = "scratch"
+"""Attribute of a function with the bytes of scratch by kernel (:class:`relay_passes.ReserveScratch`), and the name of
+its live ranges."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,36 @@ class Liveness:
         kept = {buffer for result in aliasing.results for buffer in aliasing.buffers(result)}
         self.temporaries = [buffer for buffer in self.span if buffer not in kept]
         """Buffers that no result aliases. The caller keeps the results."""
+        self.scratch = scratch_of(func)
+        """Bytes of scratch by binding, for the calls that need any."""
 
     def _use(self, buffer: Buffer, step: int) -> None:
         self.span[buffer] = (self.span.get(buffer, (step, step))[0], step)
 
     def ranges(self) -> tuple[LiveRange, ...]:
-        """Return the live ranges of ``temporaries``, with sizes rounded up to the alignment."""
-        return tuple(
+        """Return the live ranges of ``temporaries``, then of ``scratch``, with sizes rounded up to the alignment."""
+        temporaries = (
             LiveRange(var.name, _aligned(type_bytes(output_type(var, index))), *self.span[var, index])
             for var, index in self.temporaries
         )
+        scratch = (LiveRange(SCRATCH, _aligned(size), step, step) for step, size in self.scratch.items())
+        return (*temporaries, *scratch)
 
 
 def live_ranges(func: relax.Function) -> tuple[LiveRange, ...]:
     """Return the live ranges of a function's temporaries."""
     return Liveness(func).ranges()
+
+
+def scratch_of(func: relax.Function) -> dict[int, int]:
+    """Return the bytes of scratch by binding, for the calls that need any."""
+    sizes = func.attrs.get(SCRATCH, {}) if func.attrs else {}
+    kernels = {
+        step: binding.value.args[0].name_hint
+        for step, binding in enumerate(bindings_of(func))
+        if op_name(binding.value) in CALLS
+    }
+    return {step: int(sizes[kernel]) for step, kernel in kernels.items() if kernel in sizes}
 
 
 def _aligned(size: int) -> int:

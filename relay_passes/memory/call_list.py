@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class KernelCall:
-    """Call of a kernel, with the places of its operands, inputs first."""
+    """Call of a kernel, with the places of its operands: inputs, outputs, then scratch if it needs any."""
 
     kernel: str
     operands: tuple[Place, ...]

@@ -62,10 +62,15 @@ class _Part:
             for buffer in aliasing.buffers(result)[:1]:
                 self.written.setdefault(buffer, index)
         self.offsets: dict[Buffer, int] = {}
+        self.scratch: dict[relax.Var, int] = {}
+        """Offset of the scratch of each binding that needs any."""
         for binding, offsets in zip(aliasing.bindings, func.attrs["arena_offsets"], strict=True):
-            for output, offset in zip(aliasing.outputs(binding), offsets, strict=True):
+            outputs = aliasing.outputs(binding)
+            for output, offset in zip(outputs, offsets, strict=False):
                 buffer, inside = aliasing.buffer_of(output)
                 self.offsets[buffer] = int(offset) - inside
+            if len(offsets) > len(outputs):
+                self.scratch[binding.var] = int(offsets[-1])
         self.constants = constants
         self.kernels = [self._call(binding) for binding in aliasing.bindings if op_name(binding.value) in CALLS]
         self.copies = [
@@ -90,8 +95,10 @@ class _Part:
         """Return a kernel's name and the places of its operands."""
         kernel, args = binding.value.args[0], list(binding.value.args[1].fields)
         places = [self._place(arg) for arg in args]
-        outputs = self.aliasing.outputs(binding)
-        return kernel.name_hint, places + [self._in_buffer(*self.aliasing.buffer_of(output)) for output in outputs]
+        places += [self._in_buffer(*self.aliasing.buffer_of(output)) for output in self.aliasing.outputs(binding)]
+        if binding.var in self.scratch:
+            places.append((ARENA, self.scratch[binding.var]))
+        return kernel.name_hint, places
 
     def _place(self, expr: Expr) -> Named:
         buffers, offset = self.aliasing.buffers(expr), self.aliasing.offset(expr)

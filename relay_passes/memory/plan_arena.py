@@ -20,9 +20,9 @@ class PlanArena:
 
     In: a dataflow function of ``call_tir``, ``call_tir_inplace``, views and tuples, in execution order. Out: the same
     function with attributes, in bytes: ``arena_bytes`` (size), ``arena_lower_bound`` (smallest possible size),
-    ``arena_offsets`` (the offsets of each binding's outputs), ``arena_map`` (each temporary's name, offset, size, first
-    binding and last binding). Views lie where :class:`Aliasing` places them. A result of the function has the offset
-    -1: it is the caller's memory.
+    ``arena_offsets`` (the offsets of each binding's outputs, then of its scratch if it needs any), ``arena_map`` (each
+    temporary's name, offset, size, first binding and last binding). Views lie where :class:`Aliasing` places them. A
+    result of the function has the offset -1: it is the caller's memory.
     """
 
     function: str = "main"
@@ -32,7 +32,8 @@ class PlanArena:
         liveness = Liveness(func)
         aliasing = liveness.aliasing
         plan = place(liveness.ranges())
-        at = dict(zip(liveness.temporaries, plan.offsets, strict=True))
+        at = dict(zip(liveness.temporaries, plan.offsets, strict=False))
+        scratch = dict(zip(liveness.scratch, plan.offsets[len(at) :], strict=True))
 
         def offset(output: Output) -> int:
             buffer, inside = aliasing.buffer_of(output)
@@ -41,7 +42,10 @@ class PlanArena:
         attributes = {
             "arena_bytes": plan.size,
             "arena_lower_bound": lower_bound(plan.ranges),
-            "arena_offsets": [[offset(output) for output in aliasing.outputs(each)] for each in bindings_of(func)],
+            "arena_offsets": [
+                [offset(output) for output in aliasing.outputs(each)] + ([scratch[step]] if step in scratch else [])
+                for step, each in enumerate(bindings_of(func))
+            ],
             "arena_map": [
                 [live.name, offset, live.size, live.first, live.last]
                 for live, offset in zip(plan.ranges, plan.offsets, strict=True)

@@ -81,6 +81,8 @@ class _Step:
     changes: frozenset[relax.Var]
     """Parameters that it updates in place."""
     cost: float
+    scratch: int
+    """Bytes in use during this call alone."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class _Calls:
         numbers = {var: number for number, var in enumerate(dict.fromkeys(var for var, _ in liveness.span))}
         params = set(func.params)
         steps = []
-        for binding in bindings_of(func):
+        for position, binding in enumerate(bindings_of(func)):
             value = binding.value
             if op_name(value) not in CALLS:
                 continue
@@ -114,7 +116,8 @@ class _Calls:
                 aliasing.inside[output][0][0] for output in aliasing.outputs(binding) if output in aliasing.inside
             ]
             fills = tuple(numbers[var] for var in joined)
-            steps.append(_Step(binding, roots, numbers.get(binding.var), fills, touched, changes, cost))
+            scratch = liveness.scratch.get(position, 0)
+            steps.append(_Step(binding, roots, numbers.get(binding.var), fills, touched, changes, cost, scratch))
         return cls(steps, [0 if var in kept else bytes_of(var) for var in numbers])
 
 
@@ -144,7 +147,8 @@ def _profile(order: Sequence[_Step], sizes: Sequence[int]) -> tuple[list[int], l
     for value, first, last in zip(values, firsts, lasts, strict=True):
         change[first] += sizes[value]
         change[last + 1] -= sizes[value]
-    return list(itertools.accumulate(change[:-1])), list(zip(values, firsts, lasts, strict=True))
+    in_use = [size + step.scratch for size, step in zip(itertools.accumulate(change[:-1]), order, strict=True)]
+    return in_use, list(zip(values, firsts, lasts, strict=True))
 
 
 def _excess(live: Sequence[int], budget: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 from tvm import IRModule, tirx
 
+from ..analysis.live_ranges import SCRATCH
 from ..analysis.verify import functions_of
 from .call_list import ATTRIBUTE, CallList, Copy, Place, Region, call_list_of
 
@@ -47,14 +48,23 @@ def operands_are_inside(mod: IRModule) -> Iterator[str]:
         for number, call in enumerate(calls.calls):
             if isinstance(call, Copy):
                 operands = [(call.to, call.size), (call.source, call.size)]
-            elif len(sizes.get(call.kernel, [])) != len(call.operands):
-                yield f"call {number} of '{var.name_hint}' gives '{call.kernel}' {len(call.operands)} operands"
-                continue
             else:
-                operands = list(zip(call.operands, sizes[call.kernel], strict=True))
+                params, scratch = sizes.get(call.kernel, []), _scratch(calls, number)
+                if len(call.operands) != len(params) + len(scratch):
+                    yield f"call {number} of '{var.name_hint}' gives '{call.kernel}' {len(call.operands)} operands"
+                    continue
+                if list(call.operands[len(params) :]) != scratch:
+                    yield f"call {number} of '{var.name_hint}' gives '{call.kernel}' the scratch of another call"
+                operands = list(zip(call.operands, params, strict=False))
             for place, size in operands:
                 if not _is_inside(calls, number, place, size):
                     yield f"call {number} of '{var.name_hint}' has {size} bytes at {tuple(place)}, which lie outside"
+
+
+def _scratch(calls: CallList, number: int) -> list[Place]:
+    """Return the place of the scratch that is in use during a call: none if it has none."""
+    regions = [each for each in calls.workspace.regions if each.name == SCRATCH and each.first == number == each.last]
+    return [Place(calls.arena, region.offset) for region in regions]
 
 
 def _is_inside(calls: CallList, number: int, place: Place, size: int) -> bool:

@@ -7,17 +7,22 @@ from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
 
 from .prefetch import prefetch_results
+from .scratch import place_scratch
 
 DEVICE_TYPE_CPU = 1
 
 
-def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
-    """Lower a scheduled kernel to a module for LLVM, with the function ``int <global_symbol>(pointer, …)``."""
+def lower(func: tirx.PrimFunc, target: Target, workers: int) -> IRModule:
+    """Lower a scheduled kernel to a module for LLVM, with the function ``int <global_symbol>(pointer, …)``.
+
+    A kernel that needs scratch takes its address last. :func:`scratch_of` says how many bytes that is
+    for ``workers`` parallel workers.
+    """
     symbol = func.attrs["global_symbol"]
     mod = tirx.transform.BindTarget(target.with_host(target))(IRModule({symbol: _without_offsets(func)}))
     with tvm.transform.PassContext():
         mod = tvm.transform.Sequential(LOWERING)(mod)
-        mod = IRModule({symbol: as_c_function(mod[symbol])})
+        mod = IRModule({symbol: as_c_function(mod[symbol], workers)})
         return tvm.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(mod)
 
 
@@ -63,7 +68,7 @@ LOWERING = [
 """Passes from a schedule to loops over flat memory: ``tvm.s_tir.pipeline.default_s_tir_pipeline``, for C functions."""
 
 
-def as_c_function(func: tirx.PrimFunc) -> tirx.PrimFunc:
+def as_c_function(func: tirx.PrimFunc, workers: int) -> tirx.PrimFunc:
     """Give a kernel the signature ``int name(pointer, …)`` instead of TVM's packed calling convention.
 
     An executor calls kernels thousands of times a second, with tensors of known shape and dtype: nothing needs
@@ -73,10 +78,22 @@ def as_c_function(func: tirx.PrimFunc) -> tirx.PrimFunc:
         tirx.Var(f"{param.name}_ptr", tvm.ir.PointerType(tvm.ir.PrimType(str(param.ty.dtype)))) for param in func.params
     ]
     buffers = [tirx.DeclBuffer(param, data=pointer) for param, pointer in zip(func.params, pointers, strict=True)]
-    body: tirx.Stmt = tirx.SeqStmt([*buffers, func.body])
+    scratch = tirx.Var("scratch_ptr", tvm.ir.PointerType(tvm.ir.PrimType("uint8")))
+    placed, size = place_scratch(func.body, scratch, workers)
+    body: tirx.Stmt = tirx.SeqStmt([*buffers, placed])
     for key, value in (("device_type", DEVICE_TYPE_CPU), ("device_id", 0)):
         body = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.const(value, "int32"), body)
     # Return after the device scope, at whose end the body's allocations are freed.
     body = tirx.SeqStmt([body, tirx.Return(tirx.const(0, "int32"))])
-    raw = tirx.PrimFunc(pointers, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
-    return raw.with_attr("calling_conv", 1)
+    params = [*pointers, scratch] if size else pointers
+    raw = tirx.PrimFunc(params, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
+    return raw.with_attr("calling_conv", 1).with_attr(SCRATCH, size)
+
+
+def scratch_of(mod: IRModule) -> int:
+    """Return the bytes of scratch that a lowered kernel takes."""
+    (func,) = mod.functions.values()
+    return int(func.attrs[SCRATCH])
+
+
+SCRATCH = "scratch_bytes"

@@ -9,8 +9,9 @@ from tvm import IRModule, tirx
 
 from ..decisions import DEFAULTS, Choice, Decisions
 from ..target import Traits
-from .lower import lower
+from .lower import lower, scratch_of
 from .schedule import options, schedule
+from .scratch import needs_scratch
 from .tile import rounded_rows, tiles, vector_lanes
 from .traits import traits_of
 
@@ -56,7 +57,13 @@ class CpuTarget:
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to a C function of pointers, under its ``global_symbol``."""
-        return lower(func, self.llvm)
+        return lower(func, self.llvm, self.traits.cores)
+
+    def scratch_bytes(self, func: tirx.PrimFunc) -> int:
+        """Return the bytes of memory that a scheduled kernel needs besides its operands, for all its workers."""
+        if not needs_scratch(func.body):
+            return 0  # as most do not: lowering takes longer than scheduling
+        return scratch_of(self.lower(func))
 
 
 def cpu_target(llvm: tvm.target.Target) -> CpuTarget:

@@ -1,0 +1,123 @@
+"""Kernels of one target: each is scheduled, lowered and built once, and kept in the cache on disk."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.target import Target
+
+from relay_passes.ir import first_line
+from schedules.decisions import DEFAULTS, Decisions
+
+from ..device.runtime import CORES
+from ..errors import BuildError
+from .kernel_cache import Kernel, KernelCache
+from .targets import kernel_target
+
+HEAD = 8
+"""Bytes before an object in the cache: the kernel's scratch, in bytes, as a little-endian integer."""
+T = TypeVar("T")
+
+
+@dataclass
+class _Known:
+    """What is known of a kernel: its scratch, and its schedule or its object."""
+
+    kernel: Kernel
+    scratch: int
+    scheduled: tirx.PrimFunc | None = None
+    code: bytes | None = None
+
+
+class KernelBuilder:
+    """Builder of kernels for one target. ``decisions`` are those of their schedules, by kernel name."""
+
+    def __init__(self, target: Target, decisions: Mapping[str, Decisions] = MappingProxyType({})) -> None:
+        self.target = target
+        self.kernel_target = kernel_target(target)
+        """The target as passes and schedules know it."""
+        self._decisions = decisions
+        self._cache = KernelCache(target)
+        self._known: dict[str, _Known] = {}
+
+    def scratch(self, functions: Sequence[tirx.PrimFunc], places: Mapping[str, str]) -> dict[str, int]:
+        """Return the bytes of scratch of each kernel that needs any, by name. Errors: as :meth:`objects`."""
+        found = self._each(functions, places, self._find)
+        return {name: known.scratch for name, known in found.items() if known.scratch}
+
+    def objects(self, functions: Sequence[tirx.PrimFunc], places: Mapping[str, str], folder: Path) -> list[Path]:
+        """Write the object file of each kernel into a folder, as ``<kernel>.o``. Kernels are built in parallel.
+
+        ``places`` says, for messages, what of the network each kernel computes.
+
+        Raises
+        ------
+        BuildError
+            A kernel cannot be built.
+        """
+
+        def build(kernel: Kernel) -> Path:
+            known, path = self._find(kernel), folder / f"{kernel.name}.o"
+            if known.scheduled is not None:
+                self._code(known, path)
+            path.write_bytes(known.code or b"")
+            return path
+
+        return list(self._each(functions, places, build).values())
+
+    def _each(
+        self, functions: Sequence[tirx.PrimFunc], places: Mapping[str, str], work: Callable[[Kernel], T]
+    ) -> dict[str, T]:
+        """Work on kernels in parallel, and return the results by name."""
+
+        def named(func: tirx.PrimFunc) -> tuple[str, T]:
+            kernel = Kernel(func)
+            with _named(places.get(kernel.name, kernel.name)):
+                return kernel.name, work(kernel)
+
+        with ThreadPoolExecutor(CORES) as pool:
+            return dict(pool.map(named, functions))
+
+    def _find(self, kernel: Kernel) -> _Known:
+        """Return what is known of a kernel: from before, from the cache, or by scheduling it."""
+        known = self._known.get(kernel.name)
+        # Names contain a hash. Kernels of two modules may share it.
+        if known is None or not tvm_ffi.structural_equal(known.kernel.func, kernel.func, map_free_vars=True):
+            decisions = self._decisions.get(kernel.name, DEFAULTS)
+            stored = self._cache.get(kernel, decisions)
+            if stored is not None:
+                known = _Known(kernel, int.from_bytes(stored[:HEAD], "little"), code=stored[HEAD:])
+            else:
+                scheduled = self.kernel_target.schedule(kernel.func, decisions)
+                known = _Known(kernel, self.kernel_target.scratch_bytes(scheduled), scheduled)
+            self._known[kernel.name] = known
+        return known
+
+    def _code(self, known: _Known, path: Path) -> None:
+        """Generate the code of a scheduled kernel, and keep it."""
+        module = self.kernel_target.lower(known.scheduled)
+        tvm.get_global_func("target.build.llvm")(module, self.target).write_to_file(str(path), "o")
+        known.code, known.scheduled = path.read_bytes(), None
+        head = known.scratch.to_bytes(HEAD, "little")
+        self._cache.put(head + known.code, known.kernel, self._decisions.get(known.kernel.name, DEFAULTS))
+
+
+@contextlib.contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Name the layer of a kernel that cannot be built: TVM and LLVM do not."""
+    try:
+        yield
+    except Exception as error:
+        raise BuildError(
+            f"the kernel for {place} cannot be built: {first_line(error)}. Write the model without this operator, and "
+            "report the fault"
+        ) from error
