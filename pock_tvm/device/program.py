@@ -152,7 +152,8 @@ class Program:
         """Bytes that a trainer holds.
 
         ``parameters``: weights as the steps read them; ``optimizer_state``; ``gradient_sums``, where steps share an
-        update; ``arena``: temporaries and kept activations; ``lower_bound``: how large the arena has to be at least.
+        update; ``arena``: temporaries and kept activations; ``scratch``: the part of the arena that one kernel's own
+        buffers take at most; ``lower_bound``: how large the arena has to be at least.
         """
         entries = {name: entry for name, entry in self.manifest["entries"].items() if name != "prepare"}
         read = {tensor["name"] for entry in entries.values() for tensor in entry["table"]}
@@ -165,6 +166,7 @@ class Program:
             "optimizer_state": sizes[OPTIMIZER],
             "gradient_sums": sizes[GRADIENT_SUM],
             "arena": max(entry["arena_bytes"] for entry in entries.values()),
+            "scratch": max((size for entry in entries.values() for size in _scratch_of(entry)), default=0),
             "lower_bound": max(entry["arena_lower_bound"] for entry in entries.values()),
         }
 
@@ -175,6 +177,11 @@ def kernel_calls(entry: Mapping[str, Any]) -> list[tuple[str, list[list[int]]]]:
     What the entry copies is left out: its record is ``["copy", [to, from], bytes]``.
     """
     return [(call[0], call[1]) for call in entry["calls"] if call[0] != "copy"]
+
+
+def _scratch_of(entry: Mapping[str, Any]) -> list[int]:
+    """The bytes of each call's scratch."""
+    return [size for name, _, size, *_ in entry["arena_map"] if name == "scratch"]
 
 
 def _parts_of(manifest: Any) -> Mapping[str, str]:

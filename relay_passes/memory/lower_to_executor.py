@@ -55,9 +55,9 @@ def executor(calls: CallList) -> tirx.PrimFunc:
 
 def emit_call(kernel: str, operands: Sequence[tirx.Expr]) -> None:
     """Emit the call of a kernel, a C function of pointers, and an assertion that it returns 0."""
-    with T.Assert(T.call_extern("int32", kernel, *operands) == 0, NO_RESOURCES):
+    with T.Assert(T.call_extern("int32", kernel, *operands) == 0, NO_THREADS):
         pass
 
 
-NO_RESOURCES = "a kernel got no memory for its scratch, or no threads to run on"
+NO_THREADS = "a kernel got no threads to run on"
 """Error of a failing kernel: nothing else makes one fail. One text for all calls keeps executors small."""

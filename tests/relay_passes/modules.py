@@ -11,16 +11,18 @@ from tvm import relax
 from tvm.relax import op as R
 
 from pock_tvm.compiler import pipeline
+from pock_tvm.compiler.kernel_builder import KernelBuilder
 from pock_tvm.compiler.phases import Phases
 from pock_tvm.compiler.pipeline import Training
 from pock_tvm.frontend import Model, load_model
 from relay_passes import ChooseKernels, NameKernels
 from relay_passes.ir import bindings_of, op_name, shape_of
-from schedules.cpu import CpuTarget
-from schedules.target import Traits
 from tests.pock_tvm.networks import small
 
-TARGET = CpuTarget(Traits(lanes=16, registers=32, cores=2), tvm.target.Target("llvm"))
+BUILDER = KernelBuilder(
+    tvm.target.Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "skylake-avx512", "num-cores": 2})
+)
+TARGET = BUILDER.kernel_target
 
 
 def function(
@@ -62,7 +64,7 @@ def trained_phases(trained: dict[str, Any], **options: Any) -> Phases:
     phases = Phases(imported.module)
     training = Training(trained, **options)
     pipeline.training_graph(phases, training)
-    pipeline.order_kernels(phases, list(imported.weights), training, TARGET)
+    pipeline.order_kernels(phases, list(imported.weights), training, BUILDER)
     pipeline.plan(phases, training)
     return phases
 

@@ -16,6 +16,7 @@ from pock_tvm.compiler.build import call_kernel
 from pock_tvm.compiler.targets import resolve_target
 from pock_tvm.device.runtime import ALIGNMENT, CALL_KERNEL, aligned, load_library, pack_objects
 from schedules.cpu import cpu_target
+from schedules.cpu.lower import lower, scratch_of
 from schedules.cpu.schedule import schedule
 from schedules.target import Traits
 
@@ -64,16 +65,21 @@ def call(func: tirx.PrimFunc, *arrays: np.ndarray, times: int = 1) -> Any:
     return results if times > 1 else results[0]
 
 
-def built(func: tirx.PrimFunc) -> Callable[..., None]:
+def built(func: tirx.PrimFunc, workers: int = TRAITS["host"].cores) -> Callable[..., None]:
     """A scheduled function, compiled for this machine. It works in place on aligned arrays, and on copies of others."""
-    mod = cpu_target(HOST).lower(func.with_attr("global_symbol", "kernel"))
-    kernel = object_of(tvm.get_global_func("target.build.llvm")(mod, HOST))
-    library = load_library(pack_objects({"kernel.o": kernel, "entry.o": entry(len(func.params))}))
+    mod = lower(func.with_attr("global_symbol", "kernel"), HOST, workers)
+    kernel, scratch = object_of(tvm.get_global_func("target.build.llvm")(mod, HOST)), scratch_of(mod)
+    library = load_library(pack_objects({"kernel.o": kernel, "entry.o": entry(len(func.params) + bool(scratch))}))
 
     def call(*arrays: np.ndarray) -> None:
         operands = [array if array.ctypes.data % ALIGNMENT == 0 else _aligned_copy(array) for array in arrays]
         assert all(operand.flags.c_contiguous for operand in operands)
+        around: list[np.ndarray] = []
+        if scratch:
+            memory, around = _guarded([scratch], "uint8")
+            operands.append(memory)
         library.run(CALL_KERNEL, library.table([0, *(operand.ctypes.data for operand in operands)]))
+        assert all((memory == 0xFF).all() for memory in around), "written outside of the scratch"
 
     return call
 

@@ -55,6 +55,12 @@ def test_a_program_needs_no_compiler(objects, tmp_path) -> None:
     assert len(profile(trainer, x, y, repeat=1)) == len(program.manifest["entries"]["train_step"]["calls"])
 
 
+def test_a_step_allocates_nothing(objects) -> None:
+    memory = objects.memory()
+    assert 0 < memory["scratch"] < memory["arena"]  # its convolutions pad
+    assert b"AllocWorkspace" not in objects.library
+
+
 def test_a_compiler_that_does_not_link_is_as_good_as_none(objects, broken) -> None:
     assert compiled(str(broken.parent)).library == objects.library
 

@@ -12,6 +12,7 @@ from tvm.relax import op as R
 
 from pock_tvm.compiler.phases import Phases
 from relay_passes import CopyFunction, DropFunctions
+from relay_passes.analysis.live_ranges import SCRATCH
 from relay_passes.analysis.verify import (
     VerifyError,
     batch_norms_are_folded,
@@ -179,6 +180,15 @@ def test_an_operand_outside_is_noticed(phases) -> None:
         assert len(found) == 1 and f"call {number} of" in found[0]
         fewer = replace(call, operands=call.operands[1:])
         assert "operands" in broken(calls=(*calls.calls[:number], fewer, *calls.calls[number + 1 :]))[0]
+    # Scratch that is passed to no kernel, and to another kernel than it is reserved for.
+    assert any(region.name == SCRATCH for region in calls.workspace.regions)
+    number = next(region.first for region in calls.workspace.regions if region.name == SCRATCH)
+    call = calls.calls[number]
+    assert isinstance(call, KernelCall)
+    *operands, scratch = call.operands
+    for changed, said in ((operands, "operands"), ([*operands, scratch._replace(offset=0)], "of another call")):
+        moved = replace(call, operands=tuple(changed))
+        assert said in broken(calls=(*calls.calls[:number], moved, *calls.calls[number + 1 :]))[0]
     regions = [region._replace(last=region.last - 1) for region in calls.workspace.regions]
     assert broken(workspace=replace(calls.workspace, regions=tuple(regions)))
 

@@ -45,7 +45,7 @@ def memory_map(func) -> list[tuple[int, int, int, int]]:
                 regions[region][1] = number
             types = binding.var.ty.fields if isinstance(binding.var.ty, relax.TupleType) else [binding.var.ty]
             mine = []
-            for offset, ty in zip(offsets[number], types, strict=True):
+            for offset, ty in zip(offsets[number][: len(types)], types, strict=True):
                 size = int(np.prod([int(extent) for extent in ty.shape])) * max(
                     1, np.dtype(str(ty.dtype.dtype)).itemsize
                 )
@@ -62,6 +62,12 @@ def memory_map(func) -> list[tuple[int, int, int, int]]:
             behind[binding.var] = found
             if name == "pock.join":
                 joined.append(found)
+        if name.startswith("relax.call_tir"):
+            outputs = len(types) if name == "relax.call_tir" else 0
+            scratch = func.attrs["scratch"].get(value.args[0].name_hint)
+            assert len(offsets[number]) == outputs + (scratch is not None)
+            if scratch is not None:
+                regions.append([number, number, offsets[number][-1], offsets[number][-1] + int(scratch)])
     for parts in joined:
         starts, ends = [regions[part][2] for part in parts], [regions[part][3] for part in parts]
         assert min(starts) < 0 or starts[1:] == ends[:-1], "parts do not lie one behind another"
