@@ -295,7 +295,7 @@ def _check_options(**given: Any) -> None:
 
 def _constants(entries: Mapping[str, CallList]) -> dict[str, np.ndarray]:
     return {
-        f"{name}/constant.{index}": np.ascontiguousarray(value.numpy())
-        for name, calls in entries.items()
-        for index, value in enumerate(calls.constants)
+        name: np.ascontiguousarray(value.numpy())
+        for calls in entries.values()
+        for name, value in calls.constants.items()
     }

@@ -41,11 +41,9 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
     kernels = kernel_calls(program.manifest["entries"]["train_step"])
     addresses = trainer._tables["train_step"].numpy().tolist()
     times: list[list[float]] = [[] for _ in kernels]
-    number = {kernel: at for at, kernel in enumerate(sorted(program.manifest["kernels"]))}
     library = trainer._library
     calls = [
-        library.table([number[kernel], *(addresses[at] + offset for at, offset in places)])
-        for kernel, places in kernels
+        trainer.kernel_table(kernel, [addresses[at] + offset for at, offset in places]) for kernel, places in kernels
     ]
     for _ in range(repeat):
         for call, record in zip(calls, times, strict=True):

@@ -148,6 +148,11 @@ class Program:
                     return tuple(tensor["shape"]), tensor["dtype"]
         return None
 
+    def constant(self, entry: str, name: str) -> np.ndarray:
+        """A constant by its name in the table of an entry point."""
+        # In files written before entry points shared them, each has its own.
+        return self.constants[name] if name in self.constants else self.constants[f"{entry}/{name}"]
+
     def memory(self) -> dict[str, int]:
         """Bytes that a trainer holds.
 

@@ -16,8 +16,6 @@ import numpy as np
 
 from .errors import PockError, ProgramError
 
-ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
-
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Cores that this process may use."""
 
@@ -115,14 +113,6 @@ def _load_objects(data: bytes) -> Any:
         objects = [archive.read(name) for name in archive.namelist()]
     # It would ask a C++ compiler where the C++ library is, which kernels do not use: there is none to ask.
     return tvm_ffi_orcjit.default_session().load_module(objects, cxx=os.devnull)
-
-
-def aligned(shape: Sequence[int], dtype: str) -> np.ndarray:
-    """An array of zeros that starts at a multiple of the alignment."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    memory = np.zeros(size + ALIGNMENT, dtype=np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def machine_triple(triple: str | None = None) -> str:

@@ -16,9 +16,11 @@ from .checkpoint import fingerprint_of, read_checkpoint, write_checkpoint
 from .errors import CheckpointError, InputError, ProgramError
 from .inputs import Data, Inputs
 from .losses import Loss
+from .memory import aligned, aligned_copy
 from .parameters import FROZEN, FULL, PREPARED, Parameter
+from .prepare import Preparation
 from .program import Program
-from .runtime import CORES, THREADS, aligned, load_library, machine_triple, use_threads
+from .runtime import CALL_KERNEL, CORES, THREADS, load_library, machine_triple, use_threads
 
 CORES_USED = whole("a number of cores, at least 1", 1)
 PROGRAM = one_of("what pock.compile returned, or the path of a program that was saved", Program, str, os.PathLike)
@@ -68,7 +70,8 @@ class Trainer:
         """How many steps were taken."""
         self._arrays: dict[str, np.ndarray] = {}
         self._replaced: dict[str, np.ndarray] = {}
-        self._arena = aligned((max(entry["arena_bytes"] for entry in self._entries.values()),), "uint8")
+        self._constants: dict[str, np.ndarray] = {}
+        self._arena = aligned((self.program.memory()["arena"],), "uint8")
         self._allocate()
         self._set_weights(self.program.weights)
         self._bind()
@@ -281,7 +284,9 @@ class Trainer:
         for tensor in self._entries[entry]["table"]:
             name = tensor["name"]
             if name.startswith("constant."):
-                array = self.program.constants[f"{entry}/{name}"]
+                if name not in self._constants:
+                    self._constants[name] = aligned_copy(self.program.constant(entry, name))
+                array = self._constants[name]
             elif name.startswith("result."):
                 array = results[int(name.removeprefix("result."))]
             else:
@@ -324,9 +329,24 @@ class Trainer:
         if "prepare" not in self._entries:
             return
         prepared = [self._arrays[name] for name, each in self._parameters.items() if each.origin == PREPARED]
-        read = [tensor["name"] for tensor in self._entries["prepare"]["table"]]
-        frozen = {name: np.ascontiguousarray(weights[name]) for name in read if name in self._parameters}
-        self._library.run("prepare", self._table("prepare", frozen, prepared))
+
+        def source(name: str) -> np.ndarray:
+            return aligned_copy(weights[name] if name in weights else self.program.constant("prepare", name))
+
+        use_threads(self._threads)
+        Preparation(self._entries["prepare"], source, prepared, self._call_kernel).run()
+
+    def _call_kernel(self, kernel: str, addresses: Sequence[int]) -> None:
+        """Call one kernel with the addresses of its operands."""
+        self._library.run(CALL_KERNEL, self.kernel_table(kernel, addresses))
+
+    def kernel_table(self, kernel: str, addresses: Sequence[int]) -> Any:
+        """The vector that the entry point :data:`CALL_KERNEL` takes."""
+        return self._library.table([self._kernel_numbers[kernel], *addresses])
+
+    @functools.cached_property
+    def _kernel_numbers(self) -> dict[str, int]:
+        return {kernel: number for number, kernel in enumerate(sorted(self.program.manifest["kernels"]))}
 
     def _check_shapes(self, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():

@@ -128,13 +128,26 @@ class _Lifted:
     def prepare(self) -> relax.Function:
         """Build the function that computes every field."""
         results = sorted(self.fields, key=self.fields.__getitem__)
-        block = relax.DataflowBlock([relax.VarBinding(var, value) for var, value in self.bindings])
+        block = relax.DataflowBlock([relax.VarBinding(var, value) for var, value in self._one_by_one(results)])
         body = relax.SeqExpr([block], relax.Tuple(results))
         shell = relax.Function(
             list(self.params.values()), body, is_pure=True, ret_ty=relax.TupleType([var.ty for var in results])
         )
         func = rewrite(shell)
         return eliminate_dead(func).with_attr("global_symbol", PREPARE)
+
+    def _one_by_one(self, results: Sequence[relax.Var]) -> list[tuple[relax.Var, Expr]]:
+        """Order the bindings so that each result follows what it alone needs: temporaries then live shortly."""
+        values, order = dict(self.bindings), dict[relax.Var, Expr]()
+        waiting = list(reversed(results))
+        while waiting:
+            var = waiting[-1]
+            missing = [read for read in used_vars(values[var]) if read in values and read not in order]
+            if var in order or not missing:
+                order[waiting.pop()] = values[var]
+            else:
+                waiting += missing
+        return list(order.items())
 
 
 def _identity(arg: Expr) -> object:

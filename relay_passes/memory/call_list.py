@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import tvm
@@ -79,14 +79,14 @@ class Workspace:
 class CallList:
     """Entry point: its address table, its calls in order, its workspace.
 
-    The table names the parameters that are read, the constants (``constant.<i>``, in the order of ``constants``) and
-    the results (``result.<i>``). Executors, printers and profilers all read this list.
+    The table names the parameters that are read, the constants (``constant.<digest>``), each once, and the results
+    (``result.<i>``). Executors, printers and profilers all read this list.
     """
 
     table: tuple[Tensor, ...]
     calls: tuple[KernelCall | Copy, ...]
     workspace: Workspace
-    constants: tuple[tvm.runtime.Tensor, ...] = ()
+    constants: Mapping[str, tvm.runtime.Tensor] = field(default_factory=dict)
 
     @property
     def arena(self) -> int:
@@ -106,7 +106,7 @@ class CallList:
 
 def attached(func: tvm.ir.BaseFunc, calls: CallList) -> tvm.ir.BaseFunc:
     """Attach a call list to a function, as an attribute."""
-    return func.with_attr(ATTRIBUTE, {**calls.record(), "constants": list(calls.constants)})
+    return func.with_attr(ATTRIBUTE, {**calls.record(), "constants": dict(calls.constants)})
 
 
 def call_list_of(func: tvm.ir.BaseFunc) -> CallList:
@@ -125,7 +125,7 @@ def call_list_of(func: tvm.ir.BaseFunc) -> CallList:
         tuple(Tensor(str(row["name"]), tuple(map(int, row["shape"])), str(row["dtype"])) for row in record["table"]),
         tuple(_call(*call) for call in record["calls"]),
         Workspace(int(record["arena_bytes"]), int(record["arena_lower_bound"]), tuple(regions)),
-        tuple(record["constants"]),
+        {str(name): value for name, value in record["constants"].items()},
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -36,7 +37,7 @@ class ListCalls:
     before: Sequence[str] = ()
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        names, constants = (*self.before, self.function), list[Expr]()
+        names, constants = (*self.before, self.function), dict[str, Constant]()
         for name in names:
             if "arena_offsets" not in mod[name].attrs:
                 raise PassError(f"function '{name}' has no plan: run relay_passes.PlanArena first")
@@ -52,7 +53,7 @@ Named = tuple[str, int]
 class _Part:
     """Calls of one planned function, and the places of their operands."""
 
-    def __init__(self, func: relax.Function, first_results: int | None, constants: list[Expr]) -> None:
+    def __init__(self, func: relax.Function, first_results: int | None, constants: dict[str, Constant]) -> None:
         self.func = func
         self.aliasing = aliasing = Aliasing(func)
         self.results = aliasing.results[:first_results]
@@ -106,8 +107,9 @@ class _Part:
             return self._in_buffer(buffers[0], offset)
         origin = self.aliasing.origin(expr)
         if isinstance(origin, Constant):
-            self.constants.append(origin)
-            return f"constant.{len(self.constants) - 1}", offset
+            name = constant_name(origin)
+            self.constants[name] = origin
+            return name, offset
         return origin.name, offset
 
     def _in_buffer(self, buffer: Buffer, offset: int) -> Named:
@@ -117,11 +119,11 @@ class _Part:
         return ARENA, self.offsets[buffer] + offset
 
 
-def _joined(parts: Sequence[_Part], constants: Sequence[Expr]) -> CallList:
+def _joined(parts: Sequence[_Part], constants: Mapping[str, Constant]) -> CallList:
     """Concatenate the calls of all parts of the batch."""
     whole = parts[-1]
     types = dict(item for part in parts for item in part.types().items())
-    types |= {f"constant.{index}": constant.ty for index, constant in enumerate(constants)}
+    types |= {name: constant.ty for name, constant in constants.items()}
     rows = set(whole.func.attrs.get(CUT, ())) | {name for name in types if name.startswith("result.")}
     names = _table_order(types, {name for part in parts for name in _used(part)})
     position = {name: index for index, name in enumerate([*names, ARENA])}
@@ -144,8 +146,14 @@ def _joined(parts: Sequence[_Part], constants: Sequence[Expr]) -> CallList:
         tuple(table),
         tuple(calls),
         Workspace(size, bound, tuple(regions)),
-        tuple(constant.value for constant in constants),
+        {name: constant.value for name, constant in constants.items()},
     )
+
+
+def constant_name(constant: Constant) -> str:
+    """Return ``constant.<digest of type and bytes>``: equal constants of all entry points are one."""
+    content = str(constant.ty).encode() + constant.value.numpy().tobytes()
+    return f"constant.{hashlib.sha256(content).hexdigest()[:24]}"
 
 
 def _used(part: _Part) -> set[str]:

@@ -14,7 +14,8 @@ from tvm import te, tirx
 
 from pock_tvm.compiler.build import call_kernel
 from pock_tvm.compiler.targets import resolve_target
-from pock_tvm.device.runtime import ALIGNMENT, CALL_KERNEL, aligned, load_library, pack_objects
+from pock_tvm.device.memory import ALIGNMENT, aligned
+from pock_tvm.device.runtime import CALL_KERNEL, load_library, pack_objects
 from schedules.cpu import cpu_target
 from schedules.cpu.lower import lower, scratch_of
 from schedules.cpu.schedule import schedule

@@ -8,7 +8,7 @@ import tvm
 from tvm import tirx
 from tvm.script import tirx as T
 
-from pock_tvm.device.runtime import aligned
+from pock_tvm.device.memory import aligned
 from schedules.cpu.lower import lower, scratch_of
 from schedules.cpu.scratch import ALIGNMENT, needs_scratch
 from schedules.kernels.conv2d import conv2d

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pock_tvm.device.runtime import aligned
+from pock_tvm.device.memory import aligned
 from schedules.kernels.transpose import square_lanes, transpose
 from tests.schedules.kernels import built, noise
 

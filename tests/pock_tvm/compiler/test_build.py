@@ -123,5 +123,5 @@ def test_a_kernel_that_fails_ends_the_run() -> None:
             pass
     kernel = built(builder.get())
     kernel(np.ones(1, "float32"))
-    with pytest.raises(pock.PockError, match="'call_kernel' stopped: a kernel got no memory"):
+    with pytest.raises(pock.PockError, match="'call_kernel' stopped: a kernel got no threads"):
         kernel(np.zeros(1, "float32"))

@@ -17,7 +17,7 @@ from relay_passes.analysis.aliasing import Aliasing
 from relay_passes.ir import bindings_of, bytes_of, op_name
 from relay_passes.memory.fit import Fit
 from relay_passes.memory.recompute import recomputed
-from tests.relay_passes.modules import TARGET, function
+from tests.relay_passes.modules import BUILDER, function
 
 FRAMES = 150
 """Calls inside calls that a compiler may need whatever the network's depth is."""
@@ -51,7 +51,7 @@ def lowered(layers: int) -> Lowered:
     """All phases but the building of kernels."""
     mod, names = residual(layers)
     training = Training(dict.fromkeys(names), {"kind": "cross_entropy"})
-    found = lower(mod, names, training, TARGET)
+    found = lower(mod, names, training, BUILDER)
     assert isinstance(found, Fit)
     return found.value
 

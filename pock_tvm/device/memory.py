@@ -1,0 +1,65 @@
+"""Memory that is given back as soon as it is dropped, and files that are mapped instead of read."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Sequence
+
+import numpy as np
+
+ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
+LARGE = 64 * 1024
+"""Bytes from which an array has pages of its own. The C library keeps what it gets back for a while, and reports of a
+process's memory then count it."""
+HUGE = 4 * 1024 * 1024
+"""Bytes from which huge pages are asked for, as NumPy does: they spare the look-up of addresses."""
+
+
+def aligned(shape: Sequence[int], dtype: str) -> np.ndarray:
+    """An array of zeros that starts at a multiple of the alignment."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    if size < LARGE or not hasattr(mmap, "MAP_PRIVATE"):
+        memory = np.zeros(size + ALIGNMENT, dtype=np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        return memory[start : start + size].view(dtype).reshape(shape)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype=dtype).reshape(shape)
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy that starts at a multiple of the alignment."""
+    copy = aligned(array.shape, str(array.dtype))
+    copy[...] = array
+    return copy
+
+
+DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
+    "F16": "float16", "F32": "float32", "F64": "float64",
+}  # fmt: skip
+"""NumPy's names of the types that a safetensors file knows."""
+
+
+def tensors_in(data: memoryview) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, as views of it: nothing is read before it is used.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header, body = json.loads(bytes(data[8 : 8 + length])), data[8 + length :]
+    arrays = {}
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        (start, end), shape, dtype = tensor["data_offsets"], tensor["shape"], np.dtype(DTYPES[tensor["dtype"]])
+        if not 0 <= start <= end <= len(body) or end - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"'{name}' lies outside the file")
+        arrays[name] = np.frombuffer(body[start:end], dtype=dtype).reshape(shape)
+    return arrays
