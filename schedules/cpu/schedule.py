@@ -16,6 +16,7 @@ from ..target import Traits
 from . import depthwise, product, reduction
 from .fallback import fallback
 from .tile import Unsuited
+from .update import update
 
 Rule = Callable[[s_tir.Schedule, SBlockRV, Traits, Choices], None]
 RULES: dict[str, Rule] = {
@@ -27,6 +28,7 @@ RULES: dict[str, Rule] = {
     "pock.depthwise_conv2d_data_gradient": depthwise.data_gradient,
     "pock.depthwise_conv2d_weight_gradient": depthwise.weight_gradient,
     "pock.channel_sum": reduction.channel_sum,
+    "pock.update": update,
 }
 """Rules by the ``schedule_rule`` attribute of main blocks in ``schedules/kernels``."""
 
