@@ -103,7 +103,7 @@ def scaled(model: TimeModel, target: Any) -> TimeModel:
     own, other = (kernel_target(resolve_target(each)).traits for each in (None, target))
     if target is None or other == own:
         return model
-    slower = own.lanes * own.cores / (other.lanes * other.cores)
+    slower = own.peak / other.peak
     return replace(
         model,
         flop={kind: rate * slower for kind, rate in model.flop.items()},

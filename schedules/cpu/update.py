@@ -7,14 +7,14 @@ from tvm.s_tir.schedule import SBlockRV
 
 from ..decisions import Choices
 from ..kernels import SMALL
-from ..target import Traits
 from .tile import extents_of
+from .traits import CpuTraits
 
 ROW_LENGTHS = (4096, 1024, 256, 64)
 """Elements per task of an update that covers one long row, best first."""
 
 
-def update(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
+def update(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     """Run rows in parallel, and the elements of a row as vectors. The tail of a row is a scalar loop.
 
     Decisions: ``parallel``, ``lanes`` and, where there is one row, ``row_length``.

@@ -17,10 +17,10 @@ from pock_tvm.frontend import Model, load_model
 from relay_passes import ChooseKernels, NameKernels
 from relay_passes.ir import bindings_of, op_name, shape_of
 from schedules.cpu import CpuTarget
-from schedules.target import Traits
+from schedules.cpu.traits import CpuTraits
 from tests.pock_tvm.networks import small
 
-TARGET = CpuTarget(Traits(lanes=16, registers=32, cores=2), tvm.target.Target("llvm"))
+TARGET = CpuTarget(CpuTraits(lanes=16, registers=32, cores=2), tvm.target.Target("llvm"))
 
 
 def function(

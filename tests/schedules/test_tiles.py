@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tvm.target import Target
 
+from schedules.cpu import CpuTarget
 from schedules.cpu.tile import tiles, vector_lanes
 from schedules.cpu.traits import traits_of
 from schedules.extents import parts
-from schedules.target import Traits
-from tests.schedules.kernels import TRAITS
+from tests.schedules.kernels import CPUS
 
 EXTENTS = st.integers(1, 300)
 
@@ -34,8 +34,9 @@ def test_traits(target: dict[str, object], lanes: int, registers: int) -> None:
     assert (traits.lanes, traits.registers, traits.cores) == (lanes, registers, 4)
 
 
-@given(rows=st.lists(EXTENTS, min_size=1, max_size=3), columns=EXTENTS, traits=st.sampled_from(list(TRAITS.values())))
-def test_tiles_cover_everything_and_fit_into_registers(rows: list[int], columns: int, traits: Traits) -> None:
+@given(rows=st.lists(EXTENTS, min_size=1, max_size=3), columns=EXTENTS, cpu=st.sampled_from(list(CPUS.values())))
+def test_tiles_cover_everything_and_fit_into_registers(rows: list[int], columns: int, cpu: CpuTarget) -> None:
+    traits = cpu.traits
     found = tiles(rows, columns, traits)
     assert found
     for tile in found:
