@@ -11,7 +11,7 @@ from tvm.target import Target
 
 from schedules.cpu import CpuTarget
 from schedules.cpu.tile import tiles, vector_lanes
-from schedules.cpu.traits import traits_of
+from schedules.cpu.traits import CpuTraits, traits_of
 from schedules.extents import parts
 from tests.schedules.kernels import CPUS
 
@@ -43,6 +43,14 @@ def test_tiles_cover_everything_and_fit_into_registers(rows: list[int], columns:
         assert columns % tile.width == 0 and tile.lanes <= traits.lanes
         assert all(extent % part == 0 for extent, part in zip(rows, tile.rows, strict=True))
         assert tile.height * tile.vectors + tile.vectors + 1 <= traits.registers
+
+
+def test_all_tiles_that_fit_are_offered() -> None:
+    """60 rows, and three vectors of sixteen lanes."""
+    heights = [(1,), (2,), (3,), (4,), (5,), (6,), (10,), (12,), (15,), (20,), (30,)]
+    low = [tile for tile in heights if 3 * tile[0] + 3 + 1 <= 32]
+    found = {(tile.rows, tile.width) for tile in tiles([60], 48, CpuTraits(lanes=16, registers=32, cores=2))}
+    assert found == {(rows, 16) for rows in heights} | {(rows, 48) for rows in low}
 
 
 @given(columns=EXTENTS)
