@@ -99,7 +99,7 @@ def calibrate(task: Task, structure: Structure, group: Iterable[Candidate]) -> T
 
 
 def scaled(model: TimeModel, target: Any) -> TimeModel:
-    """Scale the time model of this machine to another by vector width and number of cores."""
+    """Scale the time model of this machine to another by peak throughput: on CPUs, vector width and cores."""
     own, other = (kernel_target(resolve_target(each)).traits for each in (None, target))
     if target is None or other == own:
         return model

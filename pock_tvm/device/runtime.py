@@ -16,7 +16,8 @@ import numpy as np
 
 from .errors import PockError, ProgramError
 
-ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
+ALIGNMENT = 64
+"""Alignment of the arena and of states, in bytes: at least that of the offsets in a memory plan."""
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Cores that this process may use."""
