@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,25 +12,26 @@ from tvm import IRModule, tirx
 from .decisions import DEFAULTS, Choice, Decisions
 
 
-@dataclass(frozen=True)
-class Traits:
-    """What passes ask of a machine. One without vectors has one lane."""
+@dataclass(frozen=True, kw_only=True)
+class Traits(ABC):
+    """What passes ask of a machine. Each back end adds what its schedules need: vectors, warps, matrix units."""
 
-    lanes: int
-    """float32 lanes of a vector register."""
-    registers: int
-    """Number of vector registers."""
     cores: int
-    """Cores that kernels run on: 1 where schedules are serial."""
-    l2_bytes: int = 512 * 1024
-    """L2 cache per core, in bytes."""
+    """Cores, or multiprocessors, that run tasks side by side: 1 where schedules are serial."""
+    cache_bytes: int
+    """Cache per core that a task shares with no other core, in bytes."""
+
+    @property
+    @abstractmethod
+    def peak(self) -> float:
+        """Multiply-adds that can start at once, for ratios between machines."""
 
 
 class Layouts(Protocol):
     """Operand sizes of products, chosen by passes so that register tiles leave no tail."""
 
-    def vector_lanes(self, columns: int) -> int:
-        """Return the lanes of a vector along ``columns`` contiguous results: a divisor of ``columns``."""
+    def padded_columns(self, columns: int) -> int:
+        """Return the columns to compute of a product, at least ``columns``: more where that fills whole vectors."""
 
     def rounded_rows(self, rows: int, columns: int) -> int:
         """Return the rows to compute of a ``rows`` x ``columns`` product, at least ``rows``: slightly more for a
@@ -37,6 +40,9 @@ class Layouts(Protocol):
     def strip_width(self, rows: int, columns: int) -> int:
         """Return the columns per strip of a packed second operand: the width of a register tile, or 0 not
         to pack it."""
+
+    def transposes_alone(self, shape: Sequence[int], axes: Sequence[int], dtype: str) -> bool:
+        """Return whether a transpose of ``shape`` is best a kernel of its own, not fused with its neighbours."""
 
 
 class Target(Protocol):

@@ -99,11 +99,11 @@ def calibrate(task: Task, structure: Structure, group: Iterable[Candidate]) -> T
 
 
 def scaled(model: TimeModel, target: Any) -> TimeModel:
-    """Scale the time model of this machine to another by vector width and number of cores."""
+    """Scale the time model of this machine to another by peak throughput: on CPUs, vector width and cores."""
     own, other = (kernel_target(resolve_target(each)).traits for each in (None, target))
     if target is None or other == own:
         return model
-    slower = own.lanes * own.cores / (other.lanes * other.cores)
+    slower = own.peak / other.peak
     return replace(
         model,
         flop={kind: rate * slower for kind, rate in model.flop.items()},

@@ -27,6 +27,7 @@ BATCH_NORM = Annotated[
 ]
 BATCH = Annotated[int | None, typer.Option(help="The batch, where the model leaves it open")]
 SHAPE = Annotated[list[str] | None, typer.Option(help="The shape of an input: input_ids=8,128")]
+TARGET = Annotated[str, typer.Option(help="host, a tag of TVM's such as raspberry-pi/4b-aarch64, or a target as JSON")]
 THREADS = Annotated[int | None, typer.Option(help="Cores to run on; all by default")]
 CHECKPOINT = Annotated[Path | None, typer.Option(help="A checkpoint to go on from, or to write")]
 MEAN = Annotated[str | None, typer.Option(help="Mean of each channel in 0 … 1, such as 0.485,0.456,0.406")]

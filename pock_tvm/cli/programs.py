@@ -23,6 +23,7 @@ from .common import (
     SCHEME,
     SHAPE,
     STD,
+    TARGET,
     THREADS,
     LrSchedule,
     app,
@@ -49,9 +50,7 @@ def compile_(
     ] = "sgd:momentum=0.9",
     batch: BATCH = None,
     shape: SHAPE = None,
-    target: Annotated[
-        str, typer.Option(help="host, a tag of TVM's such as raspberry-pi/4b-aarch64, or a target as JSON")
-    ] = "host",
+    target: TARGET = "host",
     batch_norm: BATCH_NORM = None,
     accumulate: Annotated[int, typer.Option(help="Steps that share one update")] = 1,
     micro_batches: Annotated[
@@ -116,6 +115,7 @@ def check(
     loss: LOSS = "cross_entropy",
     batch: BATCH = None,
     shape: SHAPE = None,
+    target: TARGET = "host",
     batch_norm: BATCH_NORM = None,
 ) -> None:
     """List everything that stands between a network and its program; exit code 2 if anything does."""
@@ -131,6 +131,7 @@ def check(
             loss=loss,
             batch=batch,
             shapes=shapes_of(shape or []),
+            target=target,
             batch_norm=batch_norm,
         )
     console = Console()

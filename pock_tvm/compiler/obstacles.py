@@ -7,10 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tvm import relax
+from tvm.target import Target
 
 from relay_passes.canonical.store_permuted import stored_parts
 from relay_passes.kernels.choose_kernels import without_kernel
 from relay_passes.training import backward
+from schedules.target import Target as KernelTarget
 
 from ..device.losses import Loss, as_loss
 from ..device.optimizers import SGD
@@ -22,7 +24,7 @@ from .driver import TRAINS_NOTHING, own_faults
 from .driver import compile as compile_program
 from .phases import Phases
 from .pipeline import TRAIN, Training, training_graph
-from .targets import kernel_target, resolve_target
+from .targets import kernel_target, linker_for, resolve_target
 
 
 def check(
@@ -32,14 +34,20 @@ def check(
     loss: str | Loss = "cross_entropy",
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    target: Any = None,
     batch_norm: str | None = None,
 ) -> list[Obstacle]:
     """List all obstacles to compiling a model, then all warnings.
 
     The options are those of :func:`pock_tvm.compile`. ``scheme`` may also be a function that makes one from the
     imported model. Without a blocking obstacle, every phase except building kernels has run.
+
+    Raises
+    ------
+    PockError
+        The loss or the target is invalid.
     """
-    loss = as_loss(loss)
+    loss, target = as_loss(loss), resolve_target(target)
     try:
         with own_faults():
             imported = load_model(model, batch=batch, shapes=shapes)
@@ -57,18 +65,18 @@ def check(
     if not selection:
         return obstacles or [Obstacle("", "", "", TRAINS_NOTHING)]
     training = Training(selection, vars(loss), SGD().kernel, batch_norm or "frozen")
-    graph, gradients = _of_graph(imported, training)
+    graph, gradients = _of_graph(imported, training, kernel_target(target))
     obstacles += graph
     if not obstacles:
-        obstacles += _of_plan(imported, scheme=chosen, loss=loss, batch_norm=batch_norm)
-    return obstacles + observations(imported, selection, gradients, batch_norm)
+        obstacles += _of_plan(imported, scheme=chosen, loss=loss, target=target, batch_norm=batch_norm)
+    return obstacles + _of_linker(target) + observations(imported, selection, gradients, batch_norm)
 
 
 def _refusal(error: PockError) -> Obstacle:
     return Obstacle("", "", "", str(error))
 
 
-def _of_graph(model: Model, training: Training) -> tuple[list[Obstacle], Collection[str]]:
+def _of_graph(model: Model, training: Training, target: KernelTarget) -> tuple[list[Obstacle], Collection[str]]:
     """Return the obstacles to the training graph and its kernels, and the parameters that a gradient reaches."""
     obstacles: list[Obstacle] = []
     phases = Phases(model.module)
@@ -84,7 +92,7 @@ def _of_graph(model: Model, training: Training) -> tuple[list[Obstacle], Collect
     except PockError as error:
         obstacles.append(_refusal(error))
     functions = [func for func in phases.mod.functions.values() if isinstance(func, relax.Function)]
-    return obstacles + without_kernel(functions, kernel_target(resolve_target(None))), gradients
+    return obstacles + without_kernel(functions, target), gradients
 
 
 def _of_plan(model: Model, **options: Any) -> list[Obstacle]:
@@ -93,6 +101,15 @@ def _of_plan(model: Model, **options: Any) -> list[Obstacle]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PockWarning)
             compile_program(model, **options, build=False)
+    except PockError as error:
+        return [_refusal(error)]
+    return []
+
+
+def _of_linker(target: Target) -> list[Obstacle]:
+    """Return the obstacle to linking for a target: no C compiler, if any."""
+    try:
+        linker_for(target)
     except PockError as error:
         return [_refusal(error)]
     return []

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-ALIGNMENT = 64  # bytes: one cache line, and one vector of AVX-512
+ALIGNMENT = 64
+"""Alignment of the arena and of states, in bytes: at least that of the offsets in a memory plan."""
 LARGE = 64 * 1024
 """Bytes from which an array has pages of its own. The C library keeps what it gets back for a while, and reports of a
 process's memory then count it."""

@@ -83,6 +83,14 @@ OF_KIND = {
 }
 
 
+@rule("reads", "relax.nn.prelu")
+def _of_prelu(call: relax.Call, selection: Selection) -> Reads:
+    """Map one axis to the slopes, which have no others."""
+    x, slopes = (shape_of(arg) for arg in call.args)
+    has_slopes = slopes[0] > 1 and selection.axis == int(call.attrs.axis) % len(x)
+    return [selection, selection.along(0) if has_slopes else None]
+
+
 @rule("reads", "relax.nn.softmax", "relax.nn.log_softmax")
 def _of_softmax(call: relax.Call, selection: Selection) -> Reads | None:
     return _of_rows(call, selection, [int(call.attrs.axis)])

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tvm
-from tvm import IRModule
-from tvm.tirx import PrimFunc
+from tvm import IRModule, tirx
 
 from schedules.kernels import comes_scheduled
 
@@ -24,15 +23,16 @@ def seconds(cost: Mapping[str, Any]) -> float:
     return cost["flops"] / 100e9 + cost["bytes"] / 20e9
 
 
-def _cost(func: PrimFunc) -> dict[str, Any]:
+def _cost(func: tirx.PrimFunc) -> dict[str, Any]:
     size = 0
     for param in func.params:
         size += math.prod(int(extent) for extent in param.ty.shape) * tvm.DataType(str(param.ty.dtype)).bits // 8
     products: list[tuple[float, str]] = []
-    if not comes_scheduled(func):  # updates and scatters have no products
+    if not comes_scheduled(func):  # scatters have no products
         sch = tvm.s_tir.Schedule(tvm.IRModule({"main": func}))
         for block in map(sch.get, sch.get_child_blocks(sch.get_sblock("root"))):
-            if "schedule_rule" in block.annotations:
+            is_product = any(int(var.iter_type) == tirx.IterVar.CommReduce for var in block.iter_vars)
+            if "schedule_rule" in block.annotations and is_product:
                 strides = block.annotations.get("strides", [1])  # data gradient: 1 in prod(strides) taps counts
                 flops = 2 * math.prod(int(var.dom.extent) for var in block.iter_vars) / math.prod(map(int, strides))
                 products.append((flops, str(block.annotations["schedule_rule"])))

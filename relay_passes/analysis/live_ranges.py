@@ -9,7 +9,9 @@ from tvm import relax
 from ..ir import CALLS, bindings_of, op_name, type_bytes, used_vars
 from .aliasing import Aliasing, Buffer, output_type
 
-ALIGNMENT = 64  # bytes: one cache line, and one AVX-512 vector
+ALIGNMENT = 64
+"""Alignment of offsets in the arena, in bytes: one cache line, and one AVX-512 vector. Whatever runs a program aligns
+the start of the arena as well."""
 SCRATCH = "scratch"
 """Attribute of a function with the bytes of scratch by kernel (:class:`relay_passes.ReserveScratch`), and the name of
 its live ranges."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from tvm.relax import op as R
 
-from ..ir import Expr
+from ..ir import Expr, shape_of
+from .registry import Use
 
 
 def sum_to(grad: Expr, have: Sequence[int], want: Sequence[int]) -> Expr:
@@ -20,3 +21,8 @@ def sum_to(grad: Expr, have: Sequence[int], want: Sequence[int]) -> Expr:
     if not kept_ones:
         return R.sum(grad, axis=axes)
     return R.reshape(R.sum(grad, axis=axes, keepdims=True), want)
+
+
+def to_operand(use: Use, operand: int, grad: Expr) -> Expr:
+    """Sum a gradient of the result's shape over the axes along which an operand was broadcast."""
+    return sum_to(grad, shape_of(use.result), shape_of(use.args[operand]))

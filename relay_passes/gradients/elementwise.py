@@ -10,7 +10,7 @@ from tvm.relax import op as R
 from schedules.kernels.elementwise import SELU_ALPHA, SELU_SCALE
 
 from ..ir import Expr, constant_value, dtype_of, scalar, shape_of
-from .broadcasting import sum_to
+from .broadcasting import to_operand
 from .registry import Use, flat, gradient
 
 flat(
@@ -19,60 +19,55 @@ flat(
 )
 
 
-def _to_operand(use: Use, operand: int, grad: Expr) -> Expr:
-    """Sum a gradient of the result's shape over the axes along which an operand was broadcast."""
-    return sum_to(grad, shape_of(use.result), shape_of(use.args[operand]))
-
-
 # ---- two operands ----------------------------------------------------------------------------------------------------
 
 
 @gradient("relax.add", 0)
 def add_left(use: Use) -> Expr:
     """z = x + y: dx = dz."""
-    return _to_operand(use, 0, use.grad)
+    return to_operand(use, 0, use.grad)
 
 
 @gradient("relax.add", 1)
 def add_right(use: Use) -> Expr:
     """z = x + y: dy = dz."""
-    return _to_operand(use, 1, use.grad)
+    return to_operand(use, 1, use.grad)
 
 
 @gradient("relax.subtract", 0)
 def subtract_left(use: Use) -> Expr:
     """z = x - y: dx = dz."""
-    return _to_operand(use, 0, use.grad)
+    return to_operand(use, 0, use.grad)
 
 
 @gradient("relax.subtract", 1)
 def subtract_right(use: Use) -> Expr:
     """z = x - y: dy = -dz."""
-    return R.negative(_to_operand(use, 1, use.grad))
+    return R.negative(to_operand(use, 1, use.grad))
 
 
 @gradient("relax.multiply", 0)
 def multiply_left(use: Use) -> Expr:
     """z = x * y: dx = dz * y."""
-    return _to_operand(use, 0, use.grad * use.args[1])
+    return to_operand(use, 0, use.grad * use.args[1])
 
 
 @gradient("relax.multiply", 1)
 def multiply_right(use: Use) -> Expr:
     """z = x * y: dy = dz * x."""
-    return _to_operand(use, 1, use.grad * use.args[0])
+    return to_operand(use, 1, use.grad * use.args[0])
 
 
 @gradient("relax.divide", 0)
 def divide_left(use: Use) -> Expr:
     """z = x / y: dx = dz / y."""
-    return _to_operand(use, 0, use.grad / use.args[1])
+    return to_operand(use, 0, use.grad / use.args[1])
 
 
 @gradient("relax.divide", 1)
 def divide_right(use: Use) -> Expr:
     """z = x / y: dy = -dz * (z / y)."""
-    return R.negative(_to_operand(use, 1, use.grad * (use.result / use.args[1])))
+    return R.negative(to_operand(use, 1, use.grad * (use.result / use.args[1])))
 
 
 @gradient("relax.power", 0)
@@ -85,9 +80,9 @@ def power_base(use: Use) -> Expr:
         if value == 0:
             return R.zeros(shape_of(x), dtype_of(x))
         slope = x if value == 2 else R.power(x, scalar(value - 1, x))
-        return _to_operand(use, 0, use.grad * (slope * scalar(value, x)))
+        return to_operand(use, 0, use.grad * (slope * scalar(value, x)))
     slope = use.grad * (y * R.power(x, y - scalar(1, y)))
-    return _to_operand(use, 0, R.where(R.equal(y, scalar(0, y)), scalar(0, y), slope))
+    return to_operand(use, 0, R.where(R.equal(y, scalar(0, y)), scalar(0, y), slope))
 
 
 @gradient("relax.power", 1)
@@ -95,7 +90,7 @@ def power_exponent(use: Use) -> Expr:
     """z = x ** y: dy = dz * z * log(x), and 0 where x = 0 and y >= 0."""
     x, y = use.args
     is_flat = R.logical_and(R.equal(x, scalar(0, x)), R.greater_equal(y, scalar(0, y)))
-    return _to_operand(use, 1, R.where(is_flat, scalar(0, x), use.grad * (use.result * R.log(x))))
+    return to_operand(use, 1, R.where(is_flat, scalar(0, x), use.grad * (use.result * R.log(x))))
 
 
 def _extremum(use: Use, operand: int, wins: Callable[[Expr, Expr], Expr]) -> Expr:
@@ -103,7 +98,7 @@ def _extremum(use: Use, operand: int, wins: Callable[[Expr, Expr], Expr]) -> Exp
     mine, other = use.args[operand], use.args[1 - operand]
     zero, half = scalar(0, use.result), scalar(0.5, use.result)
     share = R.where(wins(other, mine), zero, R.where(R.equal(mine, other), use.grad * half, use.grad))
-    return _to_operand(use, operand, share)
+    return to_operand(use, operand, share)
 
 
 @gradient("relax.maximum", 0)
@@ -133,13 +128,13 @@ def minimum_right(use: Use) -> Expr:
 @gradient("relax.where", 1)
 def where_true(use: Use) -> Expr:
     """z = c ? x : y: dx = c ? dz : 0."""
-    return _to_operand(use, 1, R.where(use.args[0], use.grad, scalar(0, use.result)))
+    return to_operand(use, 1, R.where(use.args[0], use.grad, scalar(0, use.result)))
 
 
 @gradient("relax.where", 2)
 def where_false(use: Use) -> Expr:
     """z = c ? x : y: dy = c ? 0 : dz."""
-    return _to_operand(use, 2, R.where(use.args[0], scalar(0, use.result), use.grad))
+    return to_operand(use, 2, R.where(use.args[0], scalar(0, use.result), use.grad))
 
 
 # ---- activations -----------------------------------------------------------------------------------------------------

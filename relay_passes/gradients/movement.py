@@ -11,7 +11,7 @@ from tvm.relax import op as R
 from ..errors import PassError
 from ..ir import Expr, dtype_of, normalized_axes, shape_of, slice_bounds
 from ..operators.registry import plain
-from .broadcasting import sum_to
+from .broadcasting import to_operand
 from .registry import Use, gradient
 
 
@@ -55,7 +55,7 @@ def permute_dims(use: Use) -> Expr:
 @gradient("relax.broadcast_to")
 def broadcast_to(use: Use) -> Expr:
     """y = x broadcast: dx = the sum of dy over the broadcast axes."""
-    return sum_to(use.grad, shape_of(use.result), shape_of(use.args[0]))
+    return to_operand(use, 0, use.grad)
 
 
 @gradient("relax.concat")

@@ -14,7 +14,7 @@ from schedules.extents import parts
 from schedules.kernels import OPAQUE, SMALL, bits, functions, indexing, reduction
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import matmul as matmul_kernels
-from schedules.kernels.transpose import square_lanes, transpose
+from schedules.kernels.transpose import transpose
 from schedules.target import Target
 
 from ..errors import Obstacle, PassError
@@ -209,7 +209,7 @@ def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: r
     tiles = math.ceil(out_channels / 32) if is_depthwise else math.prod(taps) * group_in * out_channels / 256
     most = math.prod(shape_of(x)) // math.prod(result)
     needs_parts = any(padding) and not is_depthwise
-    is_large = bytes_of(x) + bytes_of(grad) > target.traits.cores * target.traits.l2_bytes
+    is_large = bytes_of(x) + bytes_of(grad) > target.traits.cores * target.traits.cache_bytes
     want = 4 * target.traits.cores if needs_parts or is_large else math.ceil(4 * target.traits.cores / tiles)
     chunks = parts((batch, height), min(want, most)) if most > 1 else (1, 1)
     if needs_parts and (chunks == (1, 1) or groups > 1):
@@ -229,13 +229,12 @@ def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Exp
 
 @legalizes_for_target("pock.matmul")
 def _matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Pad columns to whole vectors, and compute rows to the end of the last register tile."""
+    """Pad columns as the target's vectors like them, and compute rows to the end of the last register tile."""
     a, b = call.args
     transposes = {name: bool(call.attrs[name]) for name in ("transpose_a", "transpose_b")}
     *_, rows, columns = shape_of(call)
-    lanes = target.traits.lanes
-    whole = math.ceil(columns / lanes) * lanes
-    if transposes["transpose_b"] or columns < lanes or 2 * target.layouts.vector_lanes(columns) > lanes:
+    whole = columns if transposes["transpose_b"] else target.layouts.padded_columns(columns)
+    if whole == columns:
         computed = target.layouts.rounded_rows(rows, columns)
         return _product(builder, matmul_kernels.matmul, a, b, **transposes, computed_rows=computed)
     options = transposes | {"computed_rows": target.layouts.rounded_rows(rows, whole)}
@@ -326,11 +325,9 @@ def _strided_slice(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 def _permute_dims(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     (x,), shape = call.args, shape_of(call.args[0])
     axes = [int(axis) for axis in call.attrs.axes] if call.attrs.axes is not None else list(range(len(shape)))[::-1]
-    lanes = square_lanes(shape, axes, target.traits.lanes) if math.prod(shape) > SMALL else None
-    if lanes is None or dtype_of(x) != "float32":
-        return call_kernel(builder, topi.transpose, x, axes=axes)
-    kernel = builder.add_func(transpose(shape, axes, "float32", lanes), "transpose")
-    return relax.op.call_tir(kernel, [x], out_ty=relax.TensorType([shape[axis] for axis in axes], "float32"))
+    if target.layouts.transposes_alone(shape, axes, dtype_of(x)):
+        return _product(builder, transpose, x, pattern=OPAQUE, axes=axes)
+    return call_kernel(builder, topi.transpose, x, axes=axes)
 
 
 @legalizes("relax.nn.softmax")

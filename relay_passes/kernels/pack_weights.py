@@ -30,7 +30,7 @@ from ..operators.training import packed_matmul, winograd_weight
 FEW_ROWS = 256
 """Rows of a result up to which reading the weight dominates, so that packing pays for smaller weights."""
 LITTLE, LARGE = 1 / 8, 1 / 2
-"""Largest weights left unpacked, for results of few and of many rows, relative to the L2 cache. Such weights are read
+"""Largest weights left unpacked, for results of few and of many rows, relative to a core's cache. Such weights are read
 as fast unpacked."""
 TRANSPOSED, CHANNELS_LAST = (1, 0), (2, 3, 1, 0)
 """Permutations that transpose a matrix, and that give the [1, 1, k, n] weight of a 1x1 convolution from [n, k, 1,
@@ -45,10 +45,10 @@ class PackWeights:
     """Pack weights made only of ``frozen`` parameters into strips of their columns.
 
     In, out: a dataflow function, products straightened. Packs the weights of matrix products (1x1 convolutions and
-    their data gradients among them) that have few rows, or a weight too large for the L2 cache. Each task reads a strip
-    of columns as wide as a register tile. Strips of a row-major matrix map to few cache sets and many pages; packed
-    strips are contiguous. :class:`LiftFrozen` packs once. (Goto and van de Geijn, Anatomy of High-Performance Matrix
-    Multiplication, 2008.)
+    their data gradients among them) that have few rows, or a weight too large for a core's cache. Each task reads a
+    strip of columns as wide as a register tile. Strips of a row-major matrix map to few cache sets and many pages;
+    packed strips are contiguous. :class:`LiftFrozen` packs once. (Goto and van de Geijn, Anatomy of High-Performance
+    Matrix Multiplication, 2008.)
     """
 
     frozen: Collection[str]
@@ -78,11 +78,11 @@ class PackWeights:
             return 0
         weight, (*outer, rows, columns) = value.args[1], shape_of(value)
         batch = 1 if len(shape_of(weight)) == 2 else math.prod(shape_of(weight)[:-2])
-        share = bytes_of(weight) // batch / self.target.traits.l2_bytes
+        share = bytes_of(weight) // batch / self.target.traits.cache_bytes
         if isinstance(weight, relax.Var) and weight not in constant:
             return 0
         has_few_rows = math.prod(outer) * rows // batch <= FEW_ROWS
-        if columns % self.target.traits.lanes or share <= (LITTLE if has_few_rows else LARGE):
+        if share <= (LITTLE if has_few_rows else LARGE):
             return 0
         return self.target.layouts.strip_width(rows, columns)
 

@@ -106,11 +106,12 @@ def rule(fact: str, *names: str) -> Callable[[Rule], Rule]:
 
 _KINDS = {
     Kind.ELEMENTWISE: """
-        abs acos acosh add asin asinh atan atanh astype bitwise_and bitwise_or ceil clip cos cosh divide equal erf exp
-        floor floor_divide floor_mod grad.no_grad greater greater_equal isfinite isinf isnan less less_equal log
-        logical_and logical_not logical_or maximum minimum mod multiply negative nn.dropout nn.gelu nn.gelu_tanh
-        nn.leakyrelu nn.relu nn.selu nn.silu nn.softplus not_equal ones_like power round rsqrt sigmoid sign sin sinh
-        sqrt square subtract tan tanh trunc where zeros_like
+        abs acos acosh add asin asinh atan atan2 atanh astype bitwise_and bitwise_not bitwise_or bitwise_xor ceil clip
+        cos cosh divide equal erf exp floor floor_divide floor_mod full_like grad.no_grad greater greater_equal isfinite
+        isinf isnan left_shift less less_equal log log_add_exp logical_and logical_not logical_or logical_xor maximum
+        minimum mod multiply negative nn.dropout nn.gelu nn.gelu_tanh nn.leakyrelu nn.prelu nn.relu nn.selu nn.silu
+        nn.softplus not_equal ones_like power right_shift round rsqrt sigmoid sign sin sinh sqrt square subtract tan
+        tanh trunc where zeros_like
     """,
     Kind.RESHAPE: "expand_dims flatten reshape squeeze",
     Kind.REDUCTION: "max mean min prod std sum variance",

@@ -10,7 +10,6 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..decisions import Choices
 from ..extents import divisors
-from ..target import Traits
 from .tile import (
     Tile,
     block_by_block,
@@ -24,9 +23,10 @@ from .tile import (
     split_phases,
     vector_lanes,
 )
+from .traits import CpuTraits
 
 
-def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
+def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     """Schedule ``Y[n, h, w, c] = sum_{r, s} X[n, .., c] * W[r, s, c]`` with the taps unrolled.
 
     Adjacent pixels of a tile share input loads.
@@ -36,14 +36,14 @@ def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Cho
     _tile(sch, block, traits, rows, column, reduced, [], choices)
 
 
-def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
+def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     """Schedule ``dX[n, h, w, c] = sum_{r, s} dY[n, .., c] * W[r, s, c]``, one stride phase at a time."""
     spatial, reduced = split_by_kind(sch, block)
     rows, phases = split_phases(sch, block, spatial[:-1])
     _tile(sch, block, traits, rows, spatial[-1], reduced, phases, choices)
 
 
-def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
+def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     """Schedule ``dW[.., r, s, 0, c] = sum X[n, .., c] * dY[n, h, w, c]`` in tiles of taps by channel vectors."""
     spatial, reduced = split_by_kind(sch, block)
     *parts, r, s, one, column = spatial
@@ -58,7 +58,7 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choice
 def _tile(
     sch: s_tir.Schedule,
     block: SBlockRV,
-    traits: Traits,
+    traits: CpuTraits,
     rows: list[LoopRV],
     column: LoopRV,
     reduced: list[LoopRV],
@@ -72,7 +72,7 @@ def _tile(
     )
 
 
-def _tiles(rows: list[int], columns: int, traits: Traits) -> list[Tile]:
+def _tiles(rows: list[int], columns: int, traits: CpuTraits) -> list[Tile]:
     """Return tiles of one channel vector, most pixels first, and tall before wide: they read more rows at a time.
 
     Results get a quarter of the registers: unlike in a matrix product, weights and inputs are vectors too.

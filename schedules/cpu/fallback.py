@@ -11,11 +11,11 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from ..decisions import Choices
 from ..extents import divisors
 from ..kernels import SMALL
-from ..target import Traits
 from .tile import Unsuited, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes
+from .traits import CpuTraits
 
 
-def fallback(sch: s_tir.Schedule, choices: Choices, traits: Traits) -> None:
+def fallback(sch: s_tir.Schedule, choices: Choices, traits: CpuTraits) -> None:
     """Inline element-wise producers, then parallelise outer loops and vectorise the inner loop of each other block.
 
     Decisions per block: ``<block>.lanes`` and ``<block>.parallel`` (number of outer loops), or ``<block>.squares``.
@@ -30,7 +30,7 @@ def fallback(sch: s_tir.Schedule, choices: Choices, traits: Traits) -> None:
             _parallel_and_vector(sch, block, traits, choices)
 
 
-def _parallel_and_vector(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
+def _parallel_and_vector(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     spatial, reduced = split_by_kind(sch, block)
     if not spatial:
         return
@@ -67,7 +67,7 @@ def _read_across(sch: s_tir.Schedule, block: SBlockRV, spatial: list[LoopRV]) ->
     return None
 
 
-def _square_tiles(sch: s_tir.Schedule, spatial: list[LoopRV], across: int, traits: Traits) -> None:
+def _square_tiles(sch: s_tir.Schedule, spatial: list[LoopRV], across: int, traits: CpuTraits) -> None:
     """Tile in squares, so that each cache line that is read is used up before its eviction."""
     lanes = [vector_lanes(extent_of(sch, spatial[axis]), traits.lanes) for axis in (across, -1)]
     outer, inner = zip(
@@ -81,7 +81,7 @@ def _square_tiles(sch: s_tir.Schedule, spatial: list[LoopRV], across: int, trait
         sch.vectorize(inner[1])
 
 
-def _parallel_loops(extents: list[int], traits: Traits) -> int:
+def _parallel_loops(extents: list[int], traits: CpuTraits) -> int:
     """Return the fewest outer loops that give balanced work to all cores. Fewer loops mean cheaper index arithmetic."""
     for count in range(1, len(extents) + 1):
         tasks = math.prod(extents[:count])

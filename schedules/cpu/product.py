@@ -10,7 +10,6 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx.analysis import undefined_vars
 
 from ..decisions import Choices
-from ..target import Traits
 from .tile import (
     Unsuited,
     block_by_block,
@@ -22,12 +21,13 @@ from .tile import (
     split_by_kind,
     split_phases,
 )
+from .traits import CpuTraits
 
 PACKED_ROWS = 48
 """Fewest result rows for which packing a strip of B pays."""
 
 
-def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
+def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     """Schedule ``Y[rows, columns] = sum A * B`` where B and Y are contiguous along the columns.
 
     Covers matrix products (also batched), convolutions (implicit GEMM: rows are pixels) and their data gradients (one
@@ -43,7 +43,7 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choic
     rows, phases = split_phases(sch, block, operands.rows)
     tile = choose_tile(sch, rows, column, traits, choices)
     strips = math.prod(extents_of(sch, operands.outer)) * (extent_of(sch, column) // tile.width)
-    columns_first = choices.choose("columns_first", (False, True), operands.size > traits.l2_bytes // 2)
+    columns_first = choices.choose("columns_first", (False, True), operands.size > traits.cache_bytes // 2)
     depth, parallel, pack = len(operands.outer), None, None
     if phases or sch.get_producers(block):
         parallel = depth + 2
@@ -68,11 +68,11 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choic
     )
 
 
-def _is_balanced(tasks: int, traits: Traits) -> bool:
+def _is_balanced(tasks: int, traits: CpuTraits) -> bool:
     return tasks % traits.cores == 0 or tasks >= 8 * traits.cores
 
 
-def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
+def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     """Schedule ``dW[.., r, s, i, o] = sum X * dY`` over pixels, in tiles of input by output channels.
 
     Decisions: ``tile`` and those of :func:`block_by_block`, or of :func:`register_tile`.

@@ -9,11 +9,11 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..decisions import Choices
 from ..kernels import SMALL
-from ..target import Traits
 from .tile import Unsuited, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes, vectorize_inner
+from .traits import CpuTraits
 
 
-def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: Choices) -> None:
+def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     """Schedule ``Y[.., k] = sum X[.., k]`` with a few vectors of sums in registers.
 
     Decisions: ``vectors``.
@@ -37,7 +37,7 @@ def channel_sum(sch: s_tir.Schedule, block: SBlockRV, traits: Traits, choices: C
     sch.decompose_reduction(block, reduced[0])
 
 
-def row_wise(sch: s_tir.Schedule, choices: Choices, traits: Traits) -> None:
+def row_wise(sch: s_tir.Schedule, choices: Choices, traits: CpuTraits) -> None:
     """Fuse blocks that reduce along the last axes of the same rows into one loop over rows.
 
     Applies to softmax, layer norm, RMS norm and their gradients: reductions over the last axes, then a result of full
@@ -79,7 +79,9 @@ def row_wise(sch: s_tir.Schedule, choices: Choices, traits: Traits) -> None:
         sch.decompose_reduction(block, step)
 
 
-def _sum_by_lane(sch: s_tir.Schedule, block: SBlockRV, depth: int, traits: Traits, choices: Choices) -> SBlockRV | None:
+def _sum_by_lane(
+    sch: s_tir.Schedule, block: SBlockRV, depth: int, traits: CpuTraits, choices: Choices
+) -> SBlockRV | None:
     """Split off a block that sums every n-th element of a row into n lanes; ``block`` then sums the lanes.
 
     Returns None where no n divides the row, or n is its length.

@@ -12,12 +12,15 @@ from tvm.s_tir.schedule import SBlockRV
 
 from ..decisions import DEFAULTS, Choice, Choices, Decisions
 from ..kernels import comes_scheduled
-from ..target import Traits
 from . import depthwise, product, reduction
 from .fallback import fallback
 from .tile import Unsuited
+from .traits import CpuTraits
+from .transpose import transpose
+from .update import update
 
-Rule = Callable[[s_tir.Schedule, SBlockRV, Traits, Choices], None]
+Rule = Callable[[s_tir.Schedule, SBlockRV, CpuTraits, Choices], tirx.PrimFunc | None]
+"""Schedules a kernel by its main block, or returns it written anew where TVM's schedule primitives do not suffice."""
 RULES: dict[str, Rule] = {
     "pock.matmul": product.product,
     "pock.conv2d": product.product,
@@ -27,11 +30,13 @@ RULES: dict[str, Rule] = {
     "pock.depthwise_conv2d_data_gradient": depthwise.data_gradient,
     "pock.depthwise_conv2d_weight_gradient": depthwise.weight_gradient,
     "pock.channel_sum": reduction.channel_sum,
+    "pock.transpose": transpose,
+    "pock.update": update,
 }
 """Rules by the ``schedule_rule`` attribute of main blocks in ``schedules/kernels``."""
 
 
-def schedule(func: tirx.PrimFunc, traits: Traits, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
+def schedule(func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
     """Schedule one kernel. One that comes scheduled, or that no rule suits, is returned unchanged.
 
     Raises
@@ -42,26 +47,28 @@ def schedule(func: tirx.PrimFunc, traits: Traits, decisions: Decisions = DEFAULT
     return _scheduled(func, traits, decisions)[0]
 
 
-def options(func: tirx.PrimFunc, traits: Traits, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
+def options(func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
     """Return the choices that a kernel's schedule offers under ``decisions``, by name, in the order they are made."""
     return _scheduled(func, traits, decisions)[1]
 
 
-def _scheduled(func: tirx.PrimFunc, traits: Traits, decisions: Decisions) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
+def _scheduled(func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
     found, choices = func, Choices(decisions)
     if not comes_scheduled(func):
         mod = tvm.IRModule({"main": func})
         for rule in _rules(s_tir.Schedule(mod), traits):
             sch, tried = s_tir.Schedule(mod), Choices(decisions)
             with contextlib.suppress(Unsuited, s_tir.ScheduleError):
-                rule(sch, tried)
-                found, choices = sch.mod["main"].with_attrs(func.attrs), tried
+                found = (rule(sch, tried) or sch.mod["main"]).with_attrs(func.attrs)
+                choices = tried
                 break
     choices.close()
     return found, choices.offered
 
 
-def _rules(sch: s_tir.Schedule, traits: Traits) -> Iterator[Callable[[s_tir.Schedule, Choices], None]]:
+def _rules(
+    sch: s_tir.Schedule, traits: CpuTraits
+) -> Iterator[Callable[[s_tir.Schedule, Choices], tirx.PrimFunc | None]]:
     """Yield the rules to try, best first."""
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         stmt = sch.get(block)
@@ -72,5 +79,5 @@ def _rules(sch: s_tir.Schedule, traits: Traits) -> Iterator[Callable[[s_tir.Sche
     yield functools.partial(fallback, traits=traits)
 
 
-def _by_name(sch: s_tir.Schedule, choices: Choices, rule: Rule, name: str, traits: Traits) -> None:
-    rule(sch, sch.get_sblock(name), traits, choices)
+def _by_name(sch: s_tir.Schedule, choices: Choices, rule: Rule, name: str, traits: CpuTraits) -> tirx.PrimFunc | None:
+    return rule(sch, sch.get_sblock(name), traits, choices)

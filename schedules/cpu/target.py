@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm
 from tvm import IRModule, tirx
 
 from ..decisions import DEFAULTS, Choice, Decisions
-from ..target import Traits
+from ..kernels import SMALL
 from .lower import lower, scratch_of
 from .schedule import options, schedule
 from .scratch import needs_scratch
 from .tile import rounded_rows, tiles, vector_lanes
-from .traits import traits_of
+from .traits import CpuTraits, traits_of
+from .transpose import square_lanes
 
 
 @dataclass(frozen=True)
 class CpuLayouts:
     """Operand sizes that suit register tiles (:class:`schedules.target.Layouts`)."""
 
-    traits: Traits
+    traits: CpuTraits
 
-    def vector_lanes(self, columns: int) -> int:
-        """Return the lanes of a vector along ``columns`` contiguous results: a divisor of ``columns``."""
-        return vector_lanes(columns, self.traits.lanes)
+    def padded_columns(self, columns: int) -> int:
+        """Return the columns to compute of a product: whole vectors, where those of ``columns`` would be short."""
+        lanes = self.traits.lanes
+        is_padded = columns >= lanes and 2 * vector_lanes(columns, lanes) <= lanes
+        return math.ceil(columns / lanes) * lanes if is_padded else columns
 
     def rounded_rows(self, rows: int, columns: int) -> int:
         """Return the rows to compute of a ``rows`` x ``columns`` product."""
         return rounded_rows(rows, columns, self.traits)
 
     def strip_width(self, rows: int, columns: int) -> int:
-        """Return the columns per strip of a packed second operand."""
+        """Return the columns per strip of a packed second operand: 0, not to pack it, unless vectors are whole."""
+        if columns % self.traits.lanes:
+            return 0
         return tiles([self.rounded_rows(rows, columns)], columns, self.traits)[0].width
+
+    def transposes_alone(self, shape: Sequence[int], axes: Sequence[int], dtype: str) -> bool:
+        """Return whether a transpose is done in vector registers, by shuffles."""
+        return dtype == "float32" and math.prod(shape) > SMALL and bool(square_lanes(shape, axes, self.traits))
 
 
 @dataclass(frozen=True)
 class CpuTarget:
     """A CPU (:class:`schedules.target.Target`)."""
 
-    traits: Traits
+    traits: CpuTraits
     llvm: tvm.target.Target
 
     @property

@@ -12,7 +12,7 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..decisions import Choices
 from ..extents import divisors
-from ..target import Traits
+from .traits import CpuTraits
 
 
 class Unsuited(Exception):
@@ -76,11 +76,11 @@ def vector_lanes(columns: int, most: int) -> int:
     return max(n for n in range(1, most + 1) if columns % n == 0)
 
 
-def tiles(rows: Sequence[int], columns: int, traits: Traits) -> list[Tile]:
+def tiles(rows: Sequence[int], columns: int, traits: CpuTraits) -> list[Tile]:
     """Return register tiles that cover ``rows`` x ``columns`` results without a tail, lowest estimated cost first.
 
     A tile of t rows and v vectors does t + v loads for t * v multiply-adds, and needs enough of them in flight to hide
-    their latency. Operands take v + 1 registers.
+    their latency. Operands take v + 1 registers, which bounds the number of tiles: about 20, 66 at most seen.
     """
     lanes = vector_lanes(columns, traits.lanes)
     found = []
@@ -92,10 +92,10 @@ def tiles(rows: Sequence[int], columns: int, traits: Traits) -> list[Tile]:
             )
             if innermost_first and height * vectors + vectors + 1 <= traits.registers:
                 found.append(Tile(split, lanes, vectors))
-    return sorted(found, key=lambda tile: _cost(tile, math.prod(rows) * columns, traits))[:16]
+    return sorted(found, key=lambda tile: _cost(tile, math.prod(rows) * columns, traits))
 
 
-def _cost(tile: Tile, results: int, traits: Traits) -> float:
+def _cost(tile: Tile, results: int, traits: CpuTraits) -> float:
     """Estimate the time per multiply-add, relative to peak throughput."""
     size = tile.height * tile.vectors
     loads = (tile.height + tile.vectors) / size
@@ -105,7 +105,7 @@ def _cost(tile: Tile, results: int, traits: Traits) -> float:
     return balance * latency * (1 + 0.5 * loads)
 
 
-def rounded_rows(rows: int, columns: int, traits: Traits) -> int:
+def rounded_rows(rows: int, columns: int, traits: CpuTraits) -> int:
     """Return ``rows``, or slightly more for a much better tile: 197 is prime, 198 is 33 times 6."""
 
     def cost(count: int) -> float:
@@ -120,7 +120,9 @@ def rounded_rows(rows: int, columns: int, traits: Traits) -> int:
 MOST_SPARE_ROWS = 7
 
 
-def choose_tile(sch: s_tir.Schedule, rows: Sequence[LoopRV], column: LoopRV, traits: Traits, choices: Choices) -> Tile:
+def choose_tile(
+    sch: s_tir.Schedule, rows: Sequence[LoopRV], column: LoopRV, traits: CpuTraits, choices: Choices
+) -> Tile:
     """Choose a register tile for loops over results."""
     return decided_tile(choices, tiles(extents_of(sch, rows), extent_of(sch, column), traits))
 
@@ -153,12 +155,12 @@ def strides_of(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
     return [int(stride) for stride in sch.get(block).annotations.get("strides", [])]
 
 
-def rows_in_cache(sch: s_tir.Schedule, block: SBlockRV, traits: Traits) -> int:
+def rows_in_cache(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits) -> int:
     """Return how many rows of dY, with the matching rows of X, fill half of the L2 cache in a weight gradient."""
     operands = [[int(extent) for extent in region.source.ty.shape] for region in sch.get(block).reads]
     images = [shape for shape in operands if len(shape) == RANK_OF_IMAGES]
     rows = min(shape[1] for shape in images)
-    return traits.l2_bytes // 2 // max(1, sum(4 * math.prod(shape[1:]) // rows for shape in images))
+    return traits.cache_bytes // 2 // max(1, sum(4 * math.prod(shape[1:]) // rows for shape in images))
 
 
 RANK_OF_IMAGES = 4
@@ -217,7 +219,7 @@ def register_tile(
     rows: Sequence[LoopRV],
     column: LoopRV,
     reduced: Sequence[LoopRV],
-    traits: Traits,
+    traits: CpuTraits,
     choices: Choices,
     *,
     outer: Sequence[LoopRV] = (),
@@ -299,7 +301,7 @@ MOST_UNROLLED = 64
 
 
 def _tiles_of_task(
-    sch: s_tir.Schedule, tasks: Sequence[LoopRV], padded: SBlockRV, traits: Traits, choices: Choices
+    sch: s_tir.Schedule, tasks: Sequence[LoopRV], padded: SBlockRV, traits: CpuTraits, choices: Choices
 ) -> int:
     """Return how many vertically adjacent tiles form a task: neighbours share padded rows.
 
@@ -311,7 +313,7 @@ def _tiles_of_task(
     default = max(
         n
         for n in divisors(rows)
-        if n == 1 or (math.prod(images) * rows // n % traits.cores == 0 and n * row_bytes <= traits.l2_bytes // 4)
+        if n == 1 or (math.prod(images) * rows // n % traits.cores == 0 and n * row_bytes <= traits.cache_bytes // 4)
     )
     return choices.choose("tiles_of_task", divisors(rows), default)
 

@@ -9,5 +9,6 @@ OPAQUE = 8
 
 
 def comes_scheduled(func: tirx.PrimFunc) -> bool:
-    """Return whether a kernel was written as loops: one opaque block."""
+    """Return whether a kernel was written as loops: one opaque block. Its parallel loops are over independent tasks,
+    which a target gives to its workers."""
     return "tirx.is_scheduled" in func.attrs or func.body.block.name_hint != "root"

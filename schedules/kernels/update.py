@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from . import OPAQUE, SMALL
+from . import OPAQUE
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Layout:
         return {"weight": self.shape, "gradient": self.updated}.get(operand, self.piece)
 
 
-LANES = 16  # elements of a vector operation; LLVM splits it for shorter registers
+READ = ("gradient", "value")
+"""Operands that an update does not write."""
 
 Body = Callable[[dict[str, Any]], dict[str, tirx.Expr]]
 
@@ -74,8 +75,9 @@ def sgd(
         step = {}
         if momentum:
             added = g * v["rates"][1] if dampening else g
-            step["momentum_buffer"] = v["momentum_buffer"] * const(momentum) + added
-            g = g + v["momentum_buffer"] * const(momentum) if nesterov else v["momentum_buffer"]
+            buffer = T.bind(v["momentum_buffer"] * const(momentum) + added)
+            step["momentum_buffer"] = buffer
+            g = g + buffer * const(momentum) if nesterov else buffer
         return step | {"weight": v["weight"] - v["rates"][0] * g}
 
     operands = ["gradient", "momentum_buffer"] if momentum else ["gradient"]
@@ -105,11 +107,13 @@ def adam(
         weight = v["weight"]
         if decoupled and weight_decay:
             weight = weight * (const(1) - v["rates"][0] * const(weight_decay))
-        denominator = tirx.sqrt(v["exp_avg_sq"]) * v["rates"][2] + const(epsilon)
+        mean = T.bind(v["exp_avg"] * const(beta1) + g * const(1 - beta1))
+        square = T.bind(v["exp_avg_sq"] * const(beta2) + g * g * const(1 - beta2))
+        denominator = tirx.sqrt(square) * v["rates"][2] + const(epsilon)
         return {
-            "exp_avg": v["exp_avg"] * const(beta1) + g * const(1 - beta1),
-            "exp_avg_sq": v["exp_avg_sq"] * const(beta2) + g * g * const(1 - beta2),
-            "weight": weight - v["rates"][1] * v["exp_avg"] / denominator,
+            "exp_avg": mean,
+            "exp_avg_sq": square,
+            "weight": weight - v["rates"][1] * mean / denominator,
         }
 
     return elementwise_update("adam", layout, ["gradient", "exp_avg", "exp_avg_sq"], vectors, body)
@@ -152,49 +156,44 @@ def elementwise_update(
 
     Parameters, in order: ``weight``; ``operands``, shaped like the piece (the gradient: like the part); ``vectors``,
     float, of the given lengths; ``channels``, int32 [count], for a piece. ``body`` maps the values at one element to
-    assignments, made in order: a read after an assignment sees the new value. It gets whole vectors, except ``scale``:
-    the element of the last axis.
+    new ones, the weight's last: they are written in this order. It gets whole vectors, except ``scale``: the element of
+    the last axis.
 
-    It comes scheduled, as rows of vectors: TVM's schedule primitives refuse blocks that write what they read.
+    One block over contiguous rows, of which there is one unless the layout has more. It writes a second view of what it
+    reads: TVM's schedule primitives refuse blocks that write the buffers they read. An element depends on no other.
     """
     rows, per_row, inner = _rows(layout, by_channel="scale" in vectors)
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         T.func_name(name)
         # Opaque: FuseTIR cannot fuse calls that write two operands in place.
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
+        T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
         params = {
             operand: T.arg(operand, T.Buffer(_int64(layout.shape_of(operand)), layout.dtype))
             for operand in ("weight", *operands)
         }
         whole = {vector: T.arg(vector, T.Buffer(_int64([length]), layout.dtype)) for vector, length in vectors.items()}
         channels = T.arg("channels", T.Buffer(_int64([layout.count]), "int32")) if layout.axis is not None else None
-        flat = {
-            operand: T.decl_buffer((math.prod(layout.shape_of(operand)),), layout.dtype, data=buffer.data)
-            for operand, buffer in params.items()
-        }
-        before = layout.part[0] * math.prod(layout.piece[1:]) if layout.part is not None else 0
 
-        def at_element(row: tirx.Expr, column: tirx.Expr) -> None:
+        def view(operand: str) -> tirx.Buffer:
+            return T.decl_buffer((math.prod(layout.shape_of(operand)),), layout.dtype, data=params[operand].data)
+
+        old = {operand: view(operand) for operand in params}
+        new = {operand: view(operand) for operand in params if operand not in READ}
+        before = layout.part[0] * math.prod(layout.piece[1:]) if layout.part is not None else 0
+        with T.grid(rows, inner) as at, T.sblock(name):
+            row, column = (T.axis.spatial(extent, index) for extent, index in zip((rows, inner), at, strict=True))
+            T.sblock_attr({"schedule_rule": "pock.update"})
             own = row * inner + column
             place = weight_place = own + before if before else own
             if channels is not None and layout.axis is not None:
                 outer, index = tirx.indexdiv(row, per_row), tirx.indexmod(row, per_row)
                 weight_place = (outer * layout.shape[layout.axis] + channels[index]) * inner + column
-            places = dict.fromkeys(flat, place) | {"weight": weight_place, "gradient": own}
-            values = {operand: buffer[places[operand]] for operand, buffer in flat.items()} | whole
+            places = dict.fromkeys(params, place) | {"weight": weight_place, "gradient": own}
+            values: dict[str, Any] = {operand: buffer[places[operand]] for operand, buffer in old.items()} | whole
             if "scale" in whole:
                 values["scale"] = whole["scale"][column]
-            for target, value in body(values).items():
-                T.buffer_store(flat[target], value, [places[target]])
-
-        run = T.parallel if math.prod(layout.updated) > SMALL else T.serial
-        with run(rows) as row:
-            if inner >= LANES:
-                with T.serial(inner // LANES) as vector, T.vectorized(LANES) as lane:
-                    at_element(row, vector * LANES + lane)
-            if inner % LANES:
-                with T.serial(inner % LANES) as rest:
-                    at_element(row, inner // LANES * LANES + rest)
+            for operand, value in body(values).items():
+                T.buffer_store(new[operand], value, [places[operand]])
     return builder.get()
 
 
@@ -206,9 +205,7 @@ def _rows(layout: Layout, by_channel: bool) -> tuple[int, int, int]:
     if layout.axis is not None:
         return math.prod(layout.piece[: layout.axis + 1]), layout.count, math.prod(layout.piece[layout.axis + 1 :])
     size = math.prod(layout.updated)
-    if by_channel:
-        return size // layout.shape[-1], 1, layout.shape[-1]
-    inner = next((extent for extent in (4096, 1024, 256, 64) if size % extent == 0), size)
+    inner = layout.shape[-1] if by_channel else size
     return size // inner, 1, inner
 
 

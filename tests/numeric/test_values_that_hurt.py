@@ -22,8 +22,7 @@ import pock_tvm
 from relay_passes import Backward, ChooseKernels, PackMasks, SaveSmall
 from relay_passes.ir import scalar
 from relay_passes.operators import training as pock
-from schedules.cpu import cpu_target
-from tests.schedules.kernels import HOST
+from tests.schedules.kernels import HOST, LLVM
 
 VALUES = [0.0, -0.0, 1e-8, -1e-8, 0.5, -0.5, 1, -1, 3, -3, 6, 88.8, -88.8, 1e4, -1e4, 3e38, -3e38, np.inf, -np.inf]
 VALUES += [np.nan]
@@ -214,17 +213,15 @@ def computed(
             output = builder.emit_output(relax.Tuple([loss, *results]))
         builder.emit_func_output(output)
     names = [param.name for group in params for param in group]
-    passes = [Backward(dict.fromkeys(names)), SaveSmall(), PackMasks(), ChooseKernels(["main"], cpu_target(HOST))]
+    passes = [Backward(dict.fromkeys(names)), SaveSmall(), PackMasks(), ChooseKernels(["main"], HOST)]
     fuse = [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps(), relax.transform.FuseTIR()]
     mod = tvm.transform.Sequential([*passes, *fuse])(builder.get())
     assert list(mod["main"].attrs["gradients"]) == names
     functions = {
-        var: cpu_target(HOST).schedule(func).with_attr("tirx.is_scheduled", True)
-        if isinstance(func, tvm.tirx.PrimFunc)
-        else func
+        var: HOST.schedule(func).with_attr("tirx.is_scheduled", True) if isinstance(func, tvm.tirx.PrimFunc) else func
         for var, func in mod.functions.items()
     }
-    machine = relax.VirtualMachine(tvm.compile(tvm.IRModule(functions), HOST), tvm.cpu())
+    machine = relax.VirtualMachine(tvm.compile(tvm.IRModule(functions), LLVM), tvm.cpu())
     _, *all_results = machine["main"](*(tvm.runtime.tensor(operand) for _ in rows for operand in operands))
     arrays = [result.numpy() for result in all_results]
     count = len(names)

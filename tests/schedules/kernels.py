@@ -16,30 +16,33 @@ from pock_tvm.compiler.build import call_kernel
 from pock_tvm.compiler.targets import resolve_target
 from pock_tvm.device.memory import ALIGNMENT, aligned
 from pock_tvm.device.runtime import CALL_KERNEL, load_library, pack_objects
-from schedules.cpu import cpu_target
-from schedules.cpu.lower import lower, scratch_of
-from schedules.cpu.schedule import schedule
-from schedules.target import Traits
+from schedules.cpu import CpuTarget, cpu_target
+from schedules.cpu.lower import scratch_of
+from schedules.cpu.traits import CpuTraits
+from schedules.target import Target
 
-HOST = resolve_target("host")
-TRAITS = {
-    "host": cpu_target(HOST).traits,
-    "avx2": Traits(lanes=8, registers=16, cores=2),
-    "neon": Traits(lanes=4, registers=32, cores=4),
+LLVM = resolve_target("host")
+HOST = cpu_target(LLVM)
+CPUS = {
+    "host": HOST,
+    "avx2": CpuTarget(CpuTraits(lanes=8, registers=16, cores=2), LLVM),
+    "neon": CpuTarget(CpuTraits(lanes=4, registers=32, cores=4), LLVM),
 }
 """Every schedule runs on this machine, whatever CPU its tiles are meant for."""
+TARGETS: dict[str, Target] = {**CPUS}
+"""What every definition is tested on, by the fixture ``target``; :func:`built` runs its kernels."""
 
 Kernel = Callable[..., te.Tensor]
 
 
-def run(kernel: Kernel, *arrays: np.ndarray, traits: Traits = TRAITS["host"], **options: Any) -> np.ndarray:
+def run(kernel: Kernel, *arrays: np.ndarray, target: Target = HOST, **options: Any) -> np.ndarray:
     """What a scheduled kernel makes of arrays."""
-    return call(scheduled(kernel, *arrays, traits=traits, **options), *arrays)
+    return call(scheduled(kernel, *arrays, target=target, **options), *arrays, target=target)
 
 
-def scheduled(kernel: Kernel, *arrays: np.ndarray, traits: Traits = TRAITS["host"], **options: Any) -> tirx.PrimFunc:
+def scheduled(kernel: Kernel, *arrays: np.ndarray, target: Target = HOST, **options: Any) -> tirx.PrimFunc:
     """The schedule of a kernel of operands like the arrays."""
-    return schedule(defined(kernel, *arrays, **options), traits)
+    return target.schedule(defined(kernel, *arrays, **options))
 
 
 def defined(kernel: Kernel, *arrays: np.ndarray, **options: Any) -> tirx.PrimFunc:
@@ -51,10 +54,10 @@ def defined(kernel: Kernel, *arrays: np.ndarray, **options: Any) -> tirx.PrimFun
     return te.create_prim_func([*operands, kernel(*operands, **options)], index_dtype_override="int64")
 
 
-def call(func: tirx.PrimFunc, *arrays: np.ndarray, times: int = 1) -> Any:
+def call(func: tirx.PrimFunc, *arrays: np.ndarray, target: Target = HOST, times: int = 1) -> Any:
     """The result of a function (or a list of what it is each time): its last parameter, which it has to fill and no
     more."""
-    function = built(func)
+    function = built(func, target)
     result_type = func.params[-1].ty
     shape, dtype = [int(extent) for extent in result_type.shape], str(result_type.dtype)
     results = []
@@ -66,10 +69,10 @@ def call(func: tirx.PrimFunc, *arrays: np.ndarray, times: int = 1) -> Any:
     return results if times > 1 else results[0]
 
 
-def built(func: tirx.PrimFunc, workers: int = TRAITS["host"].cores) -> Callable[..., None]:
+def built(func: tirx.PrimFunc, target: Target = HOST) -> Callable[..., None]:
     """A scheduled function, compiled for this machine. It works in place on aligned arrays, and on copies of others."""
-    mod = lower(func.with_attr("global_symbol", "kernel"), HOST, workers)
-    kernel, scratch = object_of(tvm.get_global_func("target.build.llvm")(mod, HOST)), scratch_of(mod)
+    mod = target.lower(func.with_attr("global_symbol", "kernel"))
+    kernel, scratch = object_of(tvm.get_global_func("target.build.llvm")(mod, LLVM)), scratch_of(mod)
     library = load_library(pack_objects({"kernel.o": kernel, "entry.o": entry(len(func.params) + bool(scratch))}))
 
     def call(*arrays: np.ndarray) -> None:
@@ -88,7 +91,7 @@ def built(func: tirx.PrimFunc, workers: int = TRAITS["host"].cores) -> Callable[
 @functools.cache
 def entry(operands: int) -> bytes:
     """The object that calls a kernel of so many operands."""
-    return object_of(tirx.build(tvm.IRModule({CALL_KERNEL: call_kernel({"kernel": operands})}), target=HOST))
+    return object_of(tirx.build(tvm.IRModule({CALL_KERNEL: call_kernel({"kernel": operands})}), target=LLVM))
 
 
 def object_of(module: tvm.runtime.Module) -> bytes:
@@ -96,6 +99,11 @@ def object_of(module: tvm.runtime.Module) -> bytes:
         path = Path(directory) / "module.o"
         module.write_to_file(str(path), "o")
         return path.read_bytes()
+
+
+def is_cpu(target: Target) -> bool:
+    """Whether a target's loops are a CPU's: those that :func:`traces` and :func:`is_one_nest` know."""
+    return isinstance(target, CpuTarget)
 
 
 def traces(func: tirx.PrimFunc) -> set[str]:

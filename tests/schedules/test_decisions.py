@@ -11,16 +11,22 @@ import tvm
 import tvm_ffi
 from tvm import te, tirx, topi
 
-from schedules.cpu.schedule import options, schedule
+from schedules.cpu import CpuTarget
+from schedules.cpu.traits import CpuTraits
 from schedules.decisions import Choices, DecisionError
 from schedules.kernels.conv2d import conv2d, conv2d_data_gradient, conv2d_weight_gradient
 from schedules.kernels.functions import softmax
 from schedules.kernels.matmul import matmul
 from schedules.kernels.reduction import channel_sum
-from schedules.target import Traits
-from tests.schedules.kernels import Kernel, assert_close, call, defined, noise
+from schedules.kernels.transpose import transpose
+from schedules.kernels.update import Layout, assign
+from schedules.target import Target
+from tests.schedules.kernels import LLVM, Kernel, assert_close, built, call, defined, noise
 
-TRAITS = Traits(lanes=8, registers=16, cores=2, l2_bytes=4096)
+TARGETS: dict[str, Target] = {
+    "cpu": CpuTarget(CpuTraits(lanes=8, registers=16, cores=2, cache_bytes=4096), LLVM),
+}
+"""Small caches, so that small kernels have the choices of large ones."""
 PLAIN = {"transpose_a": False, "transpose_b": False}
 ONCE = {"strides": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1)}
 TWICE = ONCE | {"strides": (2, 2)}
@@ -58,9 +64,15 @@ KERNELS: dict[str, tuple[Kernel, list[tuple[int, ...]], dict[str, Any]]] = {
         ONCE | {"groups": 16, "kernel_size": (3, 3), "chunks": (2, 1)},
     ),
     "sum over rows": (channel_sum, [(8, 6, 64)], {"chunks": (2, 3)}),
+    "transpose": (transpose, [(2, 16, 24)], {"axes": (0, 2, 1)}),
     "rows": (softmax, [(6, 96)], {}),
     "fallback": (across, [(2, 12, 16), (2, 16, 12)], {}),
 }
+
+
+@pytest.fixture(params=TARGETS.values(), ids=TARGETS)
+def target(request: pytest.FixtureRequest) -> Target:
+    return request.param
 
 
 def kernel_of(name: str) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
@@ -69,45 +81,61 @@ def kernel_of(name: str) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
     return defined(kernel, *arrays, **given), arrays
 
 
-def alternatives(func: tirx.PrimFunc) -> Iterator[dict[str, Any]]:
+def alternatives(func: tirx.PrimFunc, target: Target) -> Iterator[dict[str, Any]]:
     """Each option but the defaults, alone, and with it those of the choices that it opens."""
-    first = options(func, TRAITS)
+    first = target.options(func)
     for name, choice in first.items():
         for option in choice.options:
             if option == choice.default:
                 continue
             yield {name: option}
-            for other, opened in options(func, TRAITS, {name: option}).items():
+            for other, opened in target.options(func, {name: option}).items():
                 if other not in first:
                     yield from ({name: option, other: each} for each in opened.options if each != opened.default)
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_the_defaults_are_options_like_any_other(name: str) -> None:
+def test_the_defaults_are_options_like_any_other(name: str, target: Target) -> None:
     func, _ = kernel_of(name)
-    choices = options(func, TRAITS)
+    choices = target.options(func)
     assert choices and all(choice.default in choice.options for choice in choices.values())
     stated = {name: choice.default for name, choice in choices.items()}
-    tvm.ir.assert_structural_equal(schedule(func, TRAITS, stated), schedule(func, TRAITS))
+    tvm.ir.assert_structural_equal(target.schedule(func, stated), target.schedule(func))
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_every_option_computes_the_same(name: str) -> None:
+def test_every_option_computes_the_same(name: str, target: Target) -> None:
     func, arrays = kernel_of(name)
-    default = schedule(func, TRAITS)
-    expected, seen = call(default, *arrays), [default]
-    for decisions in alternatives(func):
-        scheduled = schedule(func, TRAITS, decisions)
-        if not any(tvm_ffi.structural_equal(scheduled, other) for other in seen):
-            assert_close(call(scheduled, *arrays), expected)
-            seen.append(scheduled)
-    assert len(seen) > 2
+    default, *others = schedules_of(func, target)
+    expected = call(default, *arrays, target=target)
+    for scheduled in others:
+        assert_close(call(scheduled, *arrays, target=target), expected)
+
+
+def schedules_of(func: tirx.PrimFunc, target: Target) -> list[tirx.PrimFunc]:
+    """The default schedule and all others that decisions lead to."""
+    found = [target.schedule(func)]
+    for decisions in alternatives(func, target):
+        scheduled = target.schedule(func, decisions)
+        if not any(tvm_ffi.structural_equal(scheduled, other) for other in found):
+            found.append(scheduled)
+    assert len(found) > 1
+    return found
+
+
+@pytest.mark.parametrize("shape", [(64, 16), (5, 7)], ids=str)
+def test_every_option_of_an_update_computes_the_same(shape: tuple[int, ...], target: Target) -> None:
+    weight, value = noise("update", shape, shape)
+    for scheduled in schedules_of(assign(Layout(shape, "float32"), accumulate=True), target):
+        (updated,) = noise("update", shape)
+        built(scheduled, target)(updated, value)
+        np.testing.assert_array_equal(updated, weight + value)
 
 
 def test_decisions_from_a_file_are_lists() -> None:
-    func, _ = kernel_of("product")
-    *_, tile = options(func, TRAITS)["tile"].options
-    tvm.ir.assert_structural_equal(schedule(func, TRAITS, {"tile": list(tile)}), schedule(func, TRAITS, {"tile": tile}))
+    (func, _), cpu = kernel_of("product"), TARGETS["cpu"]
+    *_, tile = cpu.options(func)["tile"].options
+    tvm.ir.assert_structural_equal(cpu.schedule(func, {"tile": list(tile)}), cpu.schedule(func, {"tile": tile}))
 
 
 @pytest.mark.parametrize(
@@ -119,17 +147,17 @@ def test_decisions_from_a_file_are_lists() -> None:
     ],
 )
 def test_what_is_not_offered_is_an_error(decisions: dict[str, Any], message: str) -> None:
-    func, _ = kernel_of("product")
-    for function in (schedule, options):
+    (func, _), cpu = kernel_of("product"), TARGETS["cpu"]
+    for function in (cpu.schedule, cpu.options):
         with pytest.raises(DecisionError, match=message):
-            function(func, TRAITS, decisions)
+            function(func, decisions)
 
 
-def test_a_kernel_that_comes_scheduled_has_no_choices() -> None:
+def test_a_kernel_that_comes_scheduled_has_no_choices(target: Target) -> None:
     func = kernel_of("product")[0].with_attr("tirx.is_scheduled", True)
-    assert options(func, TRAITS) == {}
+    assert target.options(func) == {}
     with pytest.raises(DecisionError, match="no choice is named 'tile'; there are none"):
-        schedule(func, TRAITS, {"tile": (12, 8)})
+        target.schedule(func, {"tile": (12, 8)})
 
 
 def test_choices_are_recorded_as_they_are_made() -> None:

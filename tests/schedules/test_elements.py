@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from scipy import special
 from tvm import te, tirx, topi
 
+from schedules.cpu import CpuTarget
 from schedules.kernels.bits import pack_bits, packed_shape, unpack_bits
 from schedules.kernels.conv2d import pad_spatial
 from schedules.kernels.elementwise import hardtanh
 from schedules.kernels.indexing import embedding_gradient, gather_channels, index_tensor, take, take_along
 from schedules.kernels.pooling import avg_pool2d_gradient, max_pool2d_argmax, max_pool2d_gradient
-from tests.schedules.kernels import TRAITS, assert_close, call, doubles, noise, run, scheduled, traces
+from schedules.target import Target
+from tests.schedules.kernels import TARGETS, assert_close, call, doubles, noise, run, scheduled, traces
 
 Shape = tuple[int, ...]
 
@@ -65,9 +67,8 @@ def positions(
         yield h, w, [tap for tap in taps if 0 <= tap[1] < shape[1] and 0 <= tap[2] < shape[2]]
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("name", WINDOWS)
-def test_max_pool(name: str, traits: str) -> None:
+def test_max_pool(name: str, target: Target) -> None:
     shape, out, options = WINDOWS[name]
     x, grad = noise(name, shape, out)
     x[...] = np.round(2 * x)  # many are equal: the first one counts
@@ -77,16 +78,15 @@ def test_max_pool(name: str, traits: str) -> None:
         chosen[:, h, w] = np.array([tap for tap, _, _ in taps])[best]
         for at, (_, row, column) in enumerate(taps):
             expected[:, row, column] += (best == at) * grad[:, h, w]
-    argmax = run(max_pool2d_argmax, x, **options, out_size=out[1:3], traits=TRAITS[traits])
+    argmax = run(max_pool2d_argmax, x, **options, out_size=out[1:3], target=target)
     assert argmax.dtype == ("int32" if name == "17x16" else "uint8")
     np.testing.assert_array_equal(argmax, chosen)
-    assert_close(run(max_pool2d_gradient, argmax, grad, **options, size=shape[1:3], traits=TRAITS[traits]), expected)
+    assert_close(run(max_pool2d_gradient, argmax, grad, **options, size=shape[1:3], target=target), expected)
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("counts", [False, True], ids=["of the image", "of the padding too"])
 @pytest.mark.parametrize("name", WINDOWS)
-def test_average_pool_gradient(name: str, counts: bool, traits: str) -> None:
+def test_average_pool_gradient(name: str, counts: bool, target: Target) -> None:
     shape, out, options = WINDOWS[name]
     (grad,) = noise(name, out)
     top, left, bottom, right = options["padding"]
@@ -97,7 +97,7 @@ def test_average_pool_gradient(name: str, counts: bool, traits: str) -> None:
     for h, w, taps in positions(shape, out, options):
         for _, row, column in taps:
             expected[:, row, column] += grad[:, h, w].astype("float64") / (inside[h, w] if counts else len(taps))
-    result = run(avg_pool2d_gradient, grad, **options, count_include_pad=counts, size=shape[1:3], traits=TRAITS[traits])
+    result = run(avg_pool2d_gradient, grad, **options, count_include_pad=counts, size=shape[1:3], target=target)
     assert_close(result, expected)
 
 
@@ -151,14 +151,13 @@ def test_what_was_read_of_rows_that_are_not_trained_adds_to_none() -> None:
     assert_close(call(func, indices, grad), np.stack([grad[1], np.zeros(5), grad[2]]))
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])
-def test_gathered_channels(axis: int, traits: str) -> None:
+def test_gathered_channels(axis: int, target: Target) -> None:
     (x,) = noise("gather", (3, 7, 17, 33))
     channels = np.array([2, 0, 2, 1], "int32")
-    result = run(gather_channels, x, channels, axis=axis, traits=TRAITS[traits])
+    result = run(gather_channels, x, channels, axis=axis, target=target)
     np.testing.assert_array_equal(result, x.take(channels, axis))
-    np.testing.assert_array_equal(run(take, x, channels, axis=axis, traits=TRAITS[traits]), x.take(channels, axis))
+    np.testing.assert_array_equal(run(take, x, channels, axis=axis, target=target), x.take(channels, axis))
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------
@@ -203,12 +202,11 @@ OTHERS: dict[str, tuple[Callable[..., te.Tensor], Callable[..., np.ndarray], tup
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("name", OTHERS)
-def test_fallback(name: str, traits: str) -> None:
+def test_fallback(name: str, target: Target) -> None:
     kernel, reference, shapes = OTHERS[name]
     arrays = noise(name, *shapes)
-    assert_close(run(kernel, *arrays, traits=TRAITS[traits]), np.asarray(reference(*doubles(*arrays))))
+    assert_close(run(kernel, *arrays, target=target), np.asarray(reference(*doubles(*arrays))))
 
 
 TRANSPOSES: list[tuple[Shape, Sequence[int]]] = [
@@ -225,27 +223,25 @@ TRANSPOSES: list[tuple[Shape, Sequence[int]]] = [
 ]
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize(("shape", "axes"), TRANSPOSES, ids=str)
-def test_transpose(shape: Shape, axes: Sequence[int], traits: str) -> None:
+def test_transpose(shape: Shape, axes: Sequence[int], target: Target) -> None:
     (x,) = noise("transpose", shape)
-    np.testing.assert_array_equal(run(topi.transpose, x, axes=axes, traits=TRAITS[traits]), x.transpose(axes))
+    np.testing.assert_array_equal(run(topi.transpose, x, axes=axes, target=target), x.transpose(axes))
 
 
-@pytest.mark.parametrize("traits", TRAITS)
-def test_large_results_run_in_parallel_and_small_ones_do_not(traits: str) -> None:
+def test_large_results_run_in_parallel_and_small_ones_do_not(cpu: CpuTarget) -> None:
     for length, kinds in ((128, {"vectorized"}), (4096, {"vectorized", "parallel"})):
         x, y = noise("parallel", (24, length), (24, length))
-        assert traces(scheduled(relu_of_sum, x, y, traits=TRAITS[traits])) == kinds
+        assert traces(scheduled(relu_of_sum, x, y, target=cpu)) == kinds
 
 
 @settings(max_examples=15, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 40), min_size=2, max_size=4).filter(lambda shape: np.prod(shape) < 200_000),
-    traits=st.sampled_from(list(TRAITS)),
+    target=st.sampled_from(list(TARGETS.values())),
     data=st.data(),
 )
-def test_any_shape(shape: list[int], traits: str, data: st.DataObject) -> None:
+def test_any_shape(shape: list[int], target: Target, data: st.DataObject) -> None:
     """A transpose, with an element-wise operator before it and a broadcast behind."""
     axes = data.draw(st.permutations(range(len(shape))))
     last = shape[axes[-1]]
@@ -254,7 +250,7 @@ def test_any_shape(shape: list[int], traits: str, data: st.DataObject) -> None:
         return relu_of_sum(topi.transpose(topi.negative(x), axes), y)
 
     x, y = noise("any", tuple(shape), (last,))
-    np.testing.assert_array_equal(run(kernel, x, y, traits=TRAITS[traits]), np.maximum(-x.transpose(axes) + y, 0))
+    np.testing.assert_array_equal(run(kernel, x, y, target=target), np.maximum(-x.transpose(axes) + y, 0))
 
 
 # ---- bits ------------------------------------------------------------------------------------------------------------
@@ -264,15 +260,15 @@ def test_any_shape(shape: list[int], traits: str, data: st.DataObject) -> None:
 @given(
     shape=st.lists(st.sampled_from([1, 3, 7, 8, 14, 17, 24, 33]), min_size=1, max_size=3).map(tuple),
     last=st.booleans(),
-    traits=st.sampled_from(list(TRAITS)),
+    target=st.sampled_from(list(TARGETS.values())),
 )
-def test_booleans_go_into_bits_and_come_back(shape: Shape, last: bool, traits: str) -> None:
+def test_booleans_go_into_bits_and_come_back(shape: Shape, last: bool, target: Target) -> None:
     axis = len(shape) - 1 if last else 0
     (x,) = noise(f"bits {shape}", shape)
-    bits = run(pack_bits, x > 0, traits=TRAITS[traits], axis=axis)
+    bits = run(pack_bits, x > 0, target=target, axis=axis)
     count = packed_shape(shape, axis)[axis]
     assert count == -(-shape[axis] // 8)
     padded = np.concatenate([x > 0, np.zeros((*shape[:axis], 8 * count - shape[axis], *shape[axis + 1 :]), bool)], axis)
     parts = np.stack(np.split(padded, 8, axis), -1)
     np.testing.assert_array_equal(bits, np.packbits(parts, axis=-1, bitorder="little")[..., 0])
-    np.testing.assert_array_equal(run(unpack_bits, bits, traits=TRAITS[traits], axis=axis, extent=shape[axis]), x > 0)
+    np.testing.assert_array_equal(run(unpack_bits, bits, target=target, axis=axis, extent=shape[axis]), x > 0)

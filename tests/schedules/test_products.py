@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import te, tirx, topi
 
+from schedules.cpu import CpuTarget
 from schedules.kernels.conv2d import conv2d, conv2d_data_gradient, conv2d_weight_gradient
 from schedules.kernels.matmul import matmul, packed_matmul
-from tests.schedules.kernels import TRAITS, Kernel, assert_close, call, doubles, noise, scheduled, traces
+from schedules.target import Target
+from tests.schedules.kernels import HOST, TARGETS, Kernel, assert_close, call, doubles, is_cpu, noise, scheduled, traces
 
 Shape = tuple[int, ...]
 Reference = Callable[..., np.ndarray]
@@ -39,8 +41,8 @@ class Row:
     def expected(self) -> np.ndarray:
         return self.reference(*doubles(*self.arrays()), **self.options)
 
-    def schedule(self, traits: str = "host") -> tirx.PrimFunc:
-        return scheduled(self.kernel, *self.arrays(), traits=TRAITS[traits], **self.options)
+    def schedule(self, target: Target = HOST) -> tirx.PrimFunc:
+        return scheduled(self.kernel, *self.arrays(), target=target, **self.options)
 
 
 # ---- what the kernels should compute ---------------------------------------------------------------------------------
@@ -294,21 +296,19 @@ GRADIENTS = [
 ROWS = [*PRODUCTS, *(row for convolution in CONVOLUTIONS for row in convolution.rows()), *GRADIENTS]
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_product(row: Row, traits: str) -> None:
-    func = row.schedule(traits)
-    assert is_tiled(func) == row.tiled
-    first, second = call(func, *row.arrays(), times=2)
+def test_product(row: Row, target: Target) -> None:
+    func = row.schedule(target)
+    assert not is_cpu(target) or is_tiled(func) == row.tiled
+    first, second = call(func, *row.arrays(), target=target, times=2)
     assert_close(first, row.expected())
     assert first.tobytes() == second.tobytes()
 
 
-@pytest.mark.parametrize("traits", TRAITS)
-def test_strips_of_a_wide_operand_are_packed(traits: str) -> None:
+def test_strips_of_a_wide_operand_are_packed(cpu: CpuTarget) -> None:
     rows = [row for row in ROWS if "packed" in row.name and row.kernel in (matmul, conv2d)]
     assert len(rows) == 7
-    assert all("_global" in row.schedule(traits).script() for row in rows)
+    assert all("_global" in row.schedule(cpu).script() for row in rows)
 
 
 def is_tiled(func: tirx.PrimFunc) -> bool:
@@ -391,10 +391,10 @@ def test_epilogue(row: Row, epilogue: str) -> None:
         return behind(row.kernel(*operands[:count], **options), *operands[count:])
 
     arrays = [*row.arrays(), *beside]
-    for traits in ("host", "neon"):
-        func = scheduled(fused, *arrays, traits=TRAITS[traits], **row.options)
-        assert is_tiled(func) == row.tiled
-        assert_close(call(func, *arrays), reference(result, *doubles(*beside)))
+    for target in (TARGETS["host"], TARGETS["neon"]):
+        func = scheduled(fused, *arrays, target=target, **row.options)
+        assert not is_cpu(target) or is_tiled(func) == row.tiled
+        assert_close(call(func, *arrays, target=target), reference(result, *doubles(*beside)))
 
 
 MOVED: dict[str, tuple[Callable[[te.Tensor], te.Tensor], Callable[[np.ndarray], np.ndarray]]] = {
@@ -432,15 +432,15 @@ CHANNELS = st.sampled_from([1, 3, 7, 8, 16, 17, 24, 33])
     columns=st.integers(1, 70),
     batch=st.sampled_from([((), ()), ((2,), (2,)), ((3,), ()), ((), (3,)), ((2, 1), (3,)), ((1, 3), (2, 3))]),
     transpose=st.sampled_from(["NN", "NT", "TN", "TT"]),
-    traits=st.sampled_from(list(TRAITS)),
+    target=st.sampled_from(list(TARGETS.values())),
 )
 def test_any_matrix_product(
-    rows: int, terms: int, columns: int, batch: tuple[Shape, Shape], transpose: str, traits: str
+    rows: int, terms: int, columns: int, batch: tuple[Shape, Shape], transpose: str, target: Target
 ) -> None:
     a = (terms, rows) if transpose[0] == "T" else (rows, terms)
     b = (columns, terms) if transpose[1] == "T" else (terms, columns)
     row = product("", (*batch[0], *a), (*batch[1], *b), transpose)
-    assert_close(call(row.schedule(traits), *row.arrays()), row.expected())
+    assert_close(call(row.schedule(target), *row.arrays(), target=target), row.expected())
 
 
 @st.composite
@@ -460,7 +460,7 @@ def convolutions(draw: st.DrawFn) -> Convolution:
 
 
 @settings(max_examples=15, deadline=None)
-@given(convolution=convolutions(), traits=st.sampled_from(list(TRAITS)))
-def test_any_convolution(convolution: Convolution, traits: str) -> None:
+@given(convolution=convolutions(), target=st.sampled_from(list(TARGETS.values())))
+def test_any_convolution(convolution: Convolution, target: Target) -> None:
     for row in convolution.rows():
-        assert_close(call(row.schedule(traits), *row.arrays()), row.expected())
+        assert_close(call(row.schedule(target), *row.arrays(), target=target), row.expected())

@@ -16,7 +16,19 @@ from schedules.kernels.functions import softmax
 from schedules.kernels.loss import cross_entropy, cross_entropy_gradient
 from schedules.kernels.normalization import normalize, normalize_gradient
 from schedules.kernels.reduction import channel_sum
-from tests.schedules.kernels import TRAITS, assert_close, call, doubles, is_one_nest, noise, run, scheduled, traces
+from schedules.target import Target
+from tests.schedules.kernels import (
+    TARGETS,
+    assert_close,
+    call,
+    doubles,
+    is_cpu,
+    is_one_nest,
+    noise,
+    run,
+    scheduled,
+    traces,
+)
 
 Shape = tuple[int, ...]
 IGNORED = -100
@@ -63,21 +75,20 @@ NORMALIZED: list[tuple[Shape, tuple[int, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("center", [True, False], ids=["around the mean", "around zero"])
 @pytest.mark.parametrize(("shape", "axes"), NORMALIZED, ids=str)
-def test_normalize(shape: Shape, axes: tuple[int, ...], center: bool, traits: str) -> None:
+def test_normalize(shape: Shape, axes: tuple[int, ...], center: bool, target: Target) -> None:
     x, grad = noise("normalize", shape, shape)
     x += 0.5
     options: dict[str, Any] = {"axes": list(axes), "epsilon": 1e-5, "center": center}
-    forward = scheduled(normalize, x, traits=TRAITS[traits], **options)
-    backward = scheduled(normalize_gradient, x, grad, traits=TRAITS[traits], **options)
+    forward = scheduled(normalize, x, target=target, **options)
+    backward = scheduled(normalize_gradient, x, grad, target=target, **options)
     rows_are_contiguous = axes == tuple(range(len(shape)))[-len(axes) :] and len(axes) < len(shape)
-    assert is_one_nest(forward) == is_one_nest(backward) == rows_are_contiguous
-    assert_close(call(forward, x), normalize_reference(*doubles(x), **options))
+    assert not is_cpu(target) or is_one_nest(forward) == is_one_nest(backward) == rows_are_contiguous
+    assert_close(call(forward, x, target=target), normalize_reference(*doubles(x), **options))
     gradient = normalize_gradient_reference(*doubles(x, grad), **options)
     largest_term = np.abs(grad).max() * statistics(*doubles(x), **options)[1].max()  # the terms of short rows cancel
-    np.testing.assert_allclose(call(backward, x, grad), gradient, rtol=1e-5, atol=1e-5 * largest_term)
+    np.testing.assert_allclose(call(backward, x, grad, target=target), gradient, rtol=1e-5, atol=1e-5 * largest_term)
 
 
 def test_a_large_mean_does_not_drown_the_variance() -> None:
@@ -92,14 +103,13 @@ def test_a_large_mean_does_not_drown_the_variance() -> None:
 # ---- softmax ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("shape", [(5, 1), (1, 3), (3, 7), (17, 17), (24, 24), (2, 3, 5, 33), (4, 2, 64, 128), (3, 197), (2, 1000)], ids=str)  # fmt: skip
-def test_softmax(shape: Shape, traits: str) -> None:
+def test_softmax(shape: Shape, target: Target) -> None:
     (x,) = noise("softmax", shape)
     x *= 5
-    func = scheduled(softmax, x, traits=TRAITS[traits])
-    assert is_one_nest(func)
-    result = call(func, x)
+    func = scheduled(softmax, x, target=target)
+    assert not is_cpu(target) or is_one_nest(func)
+    result = call(func, x, target=target)
     np.testing.assert_allclose(
         result, special.softmax(*doubles(x), axis=-1), rtol=3e-6
     )  # of x - max the last bit counts
@@ -130,24 +140,23 @@ def targets(labels: np.ndarray, classes: int, smoothing: float) -> np.ndarray:
 CLASSES = [(1, 3), (5, 1), (7, 2), (4, 7), (17, 17), (3, 24), (24, 33), (33, 1000)]
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("shape", CLASSES, ids=str)
-def test_cross_entropy(shape: Shape, smoothing: float, traits: str) -> None:
+def test_cross_entropy(shape: Shape, smoothing: float, target: Target) -> None:
     rows, classes = shape
     logits, grad = noise("logits", shape, (rows,))
     logits *= 4
     labels = np.random.default_rng(rows).integers(0, classes, rows).astype("int64" if smoothing else "int32")
     labels[2::3] = IGNORED
     counts = labels != IGNORED
-    options: dict[str, Any] = {"ignore_index": IGNORED, "label_smoothing": smoothing, "traits": TRAITS[traits]}
-    target = targets(labels, classes, smoothing)
-    expected = -(target * log_softmax(*doubles(logits))).sum(1) * counts
+    options: dict[str, Any] = {"ignore_index": IGNORED, "label_smoothing": smoothing, "target": target}
+    wanted = targets(labels, classes, smoothing)
+    expected = -(wanted * log_softmax(*doubles(logits))).sum(1) * counts
     np.testing.assert_allclose(run(cross_entropy, logits, labels, **options), expected, rtol=2e-6, atol=1e-5)
-    gradient = (special.softmax(*doubles(logits), axis=1) - target) * (grad * counts)[:, None]
+    gradient = (special.softmax(*doubles(logits), axis=1) - wanted) * (grad * counts)[:, None]
     func = scheduled(cross_entropy_gradient, logits, labels, grad, **options)
-    assert is_one_nest(func)
-    result = call(func, logits, labels, grad)
+    assert not is_cpu(target) or is_one_nest(func)
+    result = call(func, logits, labels, grad, target=target)
     np.testing.assert_allclose(result, gradient, rtol=1e-5, atol=1e-6)
     assert (result[~counts] == 0).all()
 
@@ -179,13 +188,12 @@ SUMS: list[tuple[Shape, tuple[int, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize(("shape", "chunks"), SUMS, ids=str)
-def test_channel_sum(shape: Shape, chunks: tuple[int, ...], traits: str) -> None:
+def test_channel_sum(shape: Shape, chunks: tuple[int, ...], target: Target) -> None:
     (x,) = noise("sum", shape)
-    func = scheduled(channel_sum, x, chunks=chunks, traits=TRAITS[traits])
-    assert "local" in traces(func)
-    first, second = call(func, x, times=2)
+    func = scheduled(channel_sum, x, chunks=chunks, target=target)
+    assert not is_cpu(target) or "local" in traces(func)
+    first, second = call(func, x, target=target, times=2)
     assert_close(first, channel_sum_reference(*doubles(x), chunks))
     assert first.tobytes() == second.tobytes()
 
@@ -221,9 +229,9 @@ def test_channel_sum_of_what_is_computed_on_the_way() -> None:
     last=st.sampled_from([1, 3, 7, 16, 17, 24, 33, 48, 130]),
     over=st.integers(1, 4),
     center=st.booleans(),
-    traits=st.sampled_from(list(TRAITS)),
+    target=st.sampled_from(list(TARGETS.values())),
 )
-def test_any_rows(shape: list[int], last: int, over: int, center: bool, traits: str) -> None:
+def test_any_rows(shape: list[int], last: int, over: int, center: bool, target: Target) -> None:
     shape = [*shape, last]
     axes = list(range(len(shape)))[-min(over, len(shape) - 1) :]
     x, grad = noise("any", tuple(shape), tuple(shape))
@@ -232,9 +240,9 @@ def test_any_rows(shape: list[int], last: int, over: int, center: bool, traits: 
         "epsilon": 0.1,
         "center": center,
     }  # rows may be short and their values close
-    assert_close(run(normalize, x, traits=TRAITS[traits], **options), normalize_reference(*doubles(x), **options))
+    assert_close(run(normalize, x, target=target, **options), normalize_reference(*doubles(x), **options))
     gradient = normalize_gradient_reference(*doubles(x, grad), **options)
-    result = run(normalize_gradient, x, grad, traits=TRAITS[traits], **options)
+    result = run(normalize_gradient, x, grad, target=target, **options)
     np.testing.assert_allclose(result, gradient, rtol=1e-5, atol=1e-5 * np.abs(grad).max())
-    result = run(softmax, x, traits=TRAITS[traits])
+    result = run(softmax, x, target=target)
     np.testing.assert_allclose(result, special.softmax(*doubles(x), axis=-1), rtol=3e-6)

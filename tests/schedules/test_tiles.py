@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tvm.target import Target
 
+from schedules.cpu import CpuTarget
 from schedules.cpu.tile import tiles, vector_lanes
-from schedules.cpu.traits import traits_of
+from schedules.cpu.traits import CpuTraits, traits_of
 from schedules.extents import parts
-from schedules.target import Traits
-from tests.schedules.kernels import TRAITS
+from tests.schedules.kernels import CPUS
 
 EXTENTS = st.integers(1, 300)
 
@@ -34,14 +34,23 @@ def test_traits(target: dict[str, object], lanes: int, registers: int) -> None:
     assert (traits.lanes, traits.registers, traits.cores) == (lanes, registers, 4)
 
 
-@given(rows=st.lists(EXTENTS, min_size=1, max_size=3), columns=EXTENTS, traits=st.sampled_from(list(TRAITS.values())))
-def test_tiles_cover_everything_and_fit_into_registers(rows: list[int], columns: int, traits: Traits) -> None:
+@given(rows=st.lists(EXTENTS, min_size=1, max_size=3), columns=EXTENTS, cpu=st.sampled_from(list(CPUS.values())))
+def test_tiles_cover_everything_and_fit_into_registers(rows: list[int], columns: int, cpu: CpuTarget) -> None:
+    traits = cpu.traits
     found = tiles(rows, columns, traits)
     assert found
     for tile in found:
         assert columns % tile.width == 0 and tile.lanes <= traits.lanes
         assert all(extent % part == 0 for extent, part in zip(rows, tile.rows, strict=True))
         assert tile.height * tile.vectors + tile.vectors + 1 <= traits.registers
+
+
+def test_all_tiles_that_fit_are_offered() -> None:
+    """60 rows, and three vectors of sixteen lanes."""
+    heights = [(1,), (2,), (3,), (4,), (5,), (6,), (10,), (12,), (15,), (20,), (30,)]
+    low = [tile for tile in heights if 3 * tile[0] + 3 + 1 <= 32]
+    found = {(tile.rows, tile.width) for tile in tiles([60], 48, CpuTraits(lanes=16, registers=32, cores=2))}
+    assert found == {(rows, 16) for rows in heights} | {(rows, 48) for rows in low}
 
 
 @given(columns=EXTENTS)

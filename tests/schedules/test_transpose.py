@@ -1,13 +1,15 @@
-"""Transposes in registers, which must move every element to its place."""
+"""Transposes that are kernels of their own, which must move every element to its place."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from pock_tvm.device.memory import aligned
-from schedules.kernels.transpose import square_lanes, transpose
-from tests.schedules.kernels import built, noise
+from schedules.cpu import CpuTarget
+from schedules.cpu.transpose import square_lanes
+from schedules.kernels.transpose import transpose
+from schedules.target import Target
+from tests.schedules.kernels import HOST, noise, run, scheduled
 
 CASES = [
     ("matrix", (48, 32), (1, 0), 16),
@@ -17,21 +19,32 @@ CASES = [
     ("first to last", (16, 5, 3, 32), (3, 1, 2, 0), 16),
     ("everything turned", (4, 3, 2, 8), (3, 2, 1, 0), 4),
     ("others move too", (2, 3, 8, 4), (1, 3, 0, 2), 4),
+    ("no square fits", (17, 64), (1, 0), 0),
 ]
 
 
 @pytest.mark.parametrize(("name", "shape", "axes", "lanes"), CASES, ids=[case[0] for case in CASES])
-def test_transpose(name: str, shape: tuple[int, ...], axes: tuple[int, ...], lanes: int) -> None:
+def test_transpose(name: str, shape: tuple[int, ...], axes: tuple[int, ...], lanes: int, target: Target) -> None:
     (x,) = noise(name, shape)
-    expected = np.ascontiguousarray(x.transpose(axes))
-    y = aligned(expected.shape, "float32")
-    assert square_lanes(shape, axes, 16) == lanes
-    built(transpose(shape, axes, "float32", lanes))(x, y)
-    assert np.array_equal(y, expected)
+    assert np.array_equal(run(transpose, x, axes=axes, target=target), x.transpose(axes))
 
 
-def test_squares_fit_both_axes_and_the_target() -> None:
-    assert square_lanes((64, 64), (1, 0), 4) == 4
-    assert square_lanes((64, 24), (1, 0), 16) == 8
-    assert square_lanes((17, 64), (1, 0), 16) is None
-    assert square_lanes((2, 16, 16), (1, 0, 2), 16) is None
+@pytest.mark.parametrize(("name", "shape", "axes", "lanes"), CASES, ids=[case[0] for case in CASES])
+def test_a_cpu_shuffles_squares_that_fit(
+    name: str, shape: tuple[int, ...], axes: tuple[int, ...], lanes: int, cpu: CpuTarget
+) -> None:
+    (x,) = noise(name, shape)
+    side = min(lanes, cpu.traits.lanes)
+    assert square_lanes(shape, axes, cpu.traits)[:1] == [side] * (side > 0)
+    script = scheduled(transpose, x, axes=axes, target=cpu).script()
+    assert ("T.Shuffle" in script) == (side > 0)
+    assert side == 0 or f", 1, {side})" in script
+
+
+def test_only_large_transposes_that_move_the_last_axis_are_alone() -> None:
+    alone = HOST.layouts.transposes_alone
+    assert alone((256, 128), (1, 0), "float32")
+    assert not alone((64, 64), (1, 0), "float32")
+    assert not alone((17, 1024), (1, 0), "float32")
+    assert not alone((16, 16, 128), (1, 0, 2), "float32")
+    assert not alone((256, 128), (1, 0), "int32")

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from tvm import tirx
 
+from schedules.cpu import CpuTarget
 from schedules.kernels.update import Layout, adam, assign, clear, sgd
+from schedules.target import Target
 from tests.schedules.kernels import assert_close, built, doubles, noise
 
 CHANNELS = [4, 0, 2]
@@ -67,19 +69,19 @@ UPDATES: dict[str, tuple[Callable[..., tirx.PrimFunc], dict[str, Any], Callable[
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", UPDATES)
-def test_update(name: str, layout: str) -> None:
+def test_update(name: str, layout: str, target: Target) -> None:
     """Only the trained piece changes; the first operand is the gradient and the others are states, updated too."""
-    _check(name, LAYOUTS[layout], {})
+    _check(name, LAYOUTS[layout], {}, target)
 
 
 @pytest.mark.parametrize("layout", ["3x33", "24x1x7", "3x3x16x128"])
 @pytest.mark.parametrize("name", ["sgd, momentum", "sgd, nesterov", "adam, decay", "adamw"])
-def test_update_that_scales_its_gradient(name: str, layout: str) -> None:
+def test_update_that_scales_its_gradient(name: str, layout: str, target: Target) -> None:
     described = LAYOUTS[layout]
-    _check(name, described, {"scale": np.linspace(-1, 2, described.shape[-1])})
+    _check(name, described, {"scale": np.linspace(-1, 2, described.shape[-1])}, target)
 
 
-def _check(name: str, layout: Layout, scale: dict[str, np.ndarray]) -> None:
+def _check(name: str, layout: Layout, scale: dict[str, np.ndarray], target: Target) -> None:
     build, options, reference, count, vectors = UPDATES[name]
     weight, *operands = noise(name, layout.shape, *[layout.piece] * count)
     for square in operands[2:]:
@@ -93,7 +95,7 @@ def _check(name: str, layout: Layout, scale: dict[str, np.ndarray]) -> None:
     given = vectors | scale
     lengths = {"vectors": {vector: len(values) for vector, values in given.items()}} if given else {}
     channels = [] if layout.axis is None else [np.array(CHANNELS, "int32")]
-    built(build(layout, **options, **lengths))(
+    built(target.schedule(build(layout, **options, **lengths)), target)(
         weight, *operands, *(np.array(values, "float32") for values in given.values()), *channels
     )
     for actual, wanted in zip([weight, *operands[1:]], [expected, *states], strict=True):
@@ -104,7 +106,7 @@ def _check(name: str, layout: Layout, scale: dict[str, np.ndarray]) -> None:
     ("shape", "part"), [((64, 65), (16, 48)), ((3, 33), (1, 2)), ((6, 256), (4, 6)), ((5,), (0, 3))]
 )
 @pytest.mark.parametrize("name", ["sgd", "sgd, momentum", "adamw"])
-def test_update_of_a_part(name: str, shape: tuple[int, ...], part: tuple[int, int]) -> None:
+def test_update_of_a_part(name: str, shape: tuple[int, ...], part: tuple[int, int], target: Target) -> None:
     """Weight and states are whole, the gradient has the rows of the part: nothing else changes."""
     build, options, reference, count, vectors = UPDATES[name]
     layout = Layout(shape, "float32", part=part)
@@ -121,6 +123,26 @@ def test_update_of_a_part(name: str, shape: tuple[int, ...], part: tuple[int, in
         whole[rows] = new
     lengths = {vector: len(values) for vector, values in vectors.items()}
     given = (np.array(values, "float32") for values in vectors.values())
-    built(build(layout, **options, vectors=lengths))(weight, gradient, *states, *given)
+    built(target.schedule(build(layout, **options, vectors=lengths)), target)(weight, gradient, *states, *given)
     for actual, wanted in zip([weight, *states], expected, strict=True):
         assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("layout", "vectors", "tail"),
+    [
+        (Layout((3, 33), "float32"), True, 99),
+        (Layout((3, 32), "float32"), True, 0),
+        (Layout((3,), "float32"), False, 0),
+        (Layout((64, 1000), "float32"), True, 0),
+        (Layout((5, 33), "float32", 0, 3), True, 33),
+    ],
+    ids=["tail", "whole", "short", "large", "rows"],
+)
+def test_vectors_are_as_wide_as_those_of_the_cpu(layout: Layout, vectors: bool, tail: int, cpu: CpuTarget) -> None:
+    """The tail of a row is a loop of its own, and a large parameter is updated on all cores."""
+    lanes = cpu.traits.lanes
+    script = cpu.schedule(clear(layout)).script()
+    assert (f"T.vectorized({lanes})" in script) == vectors == ("T.vectorized" in script)
+    assert (f"range({tail // lanes * lanes}, {tail})" in script) == bool(tail)
+    assert ("T.parallel" in script) == (layout.shape[0] == 64)

@@ -12,7 +12,8 @@ from schedules.kernels.winograd import (
     transform_weight,
     transform_weight_gradient,
 )
-from tests.schedules.kernels import TRAITS, assert_close, doubles, noise, run
+from schedules.target import Target
+from tests.schedules.kernels import assert_close, doubles, noise, run
 from tests.schedules.test_products import conv2d_reference, weight_gradient_reference
 
 CASES = {
@@ -25,36 +26,33 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("name", CASES)
-def test_winograd(name: str, traits: str) -> None:
+def test_winograd(name: str, target: Target) -> None:
     shape, outputs, padding = CASES[name]
     x, weight = noise(name, shape, (3, 3, shape[3], outputs))
     expected = conv2d_reference(*doubles(x, weight), groups=1, strides=(1, 1), dilation=(1, 1), padding=padding)
-    images = run(transform_input, x, traits=TRAITS[traits], padding=padding)
-    weights = run(transform_weight, weight, traits=TRAITS[traits])
+    images = run(transform_input, x, target=target, padding=padding)
+    weights = run(transform_weight, weight, target=target)
     products = np.matmul(images, weights)
-    assert_close(run(transform_output, products, traits=TRAITS[traits], shape=expected.shape), expected, 1e-4)
+    assert_close(run(transform_output, products, target=target, shape=expected.shape), expected, 1e-4)
 
 
-@pytest.mark.parametrize("traits", TRAITS)
-def test_weights_in_strips(traits: str) -> None:
+def test_weights_in_strips(target: Target) -> None:
     (weight,) = noise("strips", (3, 3, 7, 48))
-    whole = run(transform_weight, weight, traits=TRAITS[traits])
-    strips = run(transform_weight, weight, traits=TRAITS[traits], width=16)
+    whole = run(transform_weight, weight, target=target)
+    strips = run(transform_weight, weight, target=target, width=16)
     np.testing.assert_array_equal(np.concatenate(np.moveaxis(strips, 1, 0), axis=-1), whole)
 
 
-@pytest.mark.parametrize("traits", TRAITS)
 @pytest.mark.parametrize("name", CASES)
-def test_weight_gradient(name: str, traits: str) -> None:
+def test_weight_gradient(name: str, target: Target) -> None:
     shape, outputs, padding = CASES[name]
     weight_shape = (3, 3, shape[3], outputs)
     x, weight = noise(name, shape, weight_shape)
     geometry = {"groups": 1, "strides": (1, 1), "dilation": (1, 1), "padding": padding}
     (grad,) = noise(name, conv2d_reference(*doubles(x, weight), **geometry).shape)
     expected = weight_gradient_reference(*doubles(x, grad), kernel_size=(3, 3), **geometry)
-    images = run(transform_input, x, traits=TRAITS[traits], padding=padding)
-    grads = run(transform_gradient, grad, traits=TRAITS[traits])
+    images = run(transform_input, x, target=target, padding=padding)
+    grads = run(transform_gradient, grad, target=target)
     sums = np.matmul(images.transpose(0, 2, 1), grads)
-    assert_close(run(transform_weight_gradient, sums, traits=TRAITS[traits]), expected, 1e-4)
+    assert_close(run(transform_weight_gradient, sums, target=target), expected, 1e-4)

@@ -152,6 +152,9 @@ def test_check_lists_obstacles_before_compiling(place) -> None:
         "nothing stands",
     ):
         assert text in " ".join(done.stdout.split()), text
+    done = pock("check", place / "net.pt2", "--batch", 4, "--scheme", "head", "--target", "abacus")
+    assert done.returncode != 0
+    assert "'abacus' is no target" in done.stderr
     (place / "odd.json").write_text(json.dumps({"head.*": "full", "tail.*": "full", "hat": 0.5}))
     done = pock("check", place / "net.pt2", "--batch", 4, "--scheme", place / "odd.json", "--batch-norm", "frozen")
     assert done.returncode == 2

@@ -20,7 +20,7 @@ from relay_passes.ir import bindings_of, op_name, shape_of
 from relay_passes.kernels import name_kernels
 from relay_passes.operators.training import conv2d_data_gradient, conv2d_weight_gradient, matmul
 from schedules.cpu import CpuTarget
-from schedules.target import Traits
+from schedules.cpu.traits import CpuTraits
 from tests.relay_passes.modules import TARGET, function, kernels, operators, random, run
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ PACKED = {
     "data gradient": (pointwise_gradient, (2, 7, 9, 33), (1, 1, 48, 33)),
     "Winograd's": (lambda *args: convolution(*args), (1, 7, 9, 33), (3, 3, 33, 48)),
 }
-CACHE = CpuTarget(Traits(lanes=16, registers=32, cores=2, l2_bytes=2**14), tvm.target.Target("llvm"))
+CACHE = CpuTarget(CpuTraits(lanes=16, registers=32, cores=2, cache_bytes=2**14), tvm.target.Target("llvm"))
 
 
 @pytest.mark.parametrize("name", PACKED)

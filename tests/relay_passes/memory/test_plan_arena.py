@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from relay_passes.analysis.live_ranges import LiveRange
+from pock_tvm.device import runtime
+from relay_passes.analysis.live_ranges import ALIGNMENT, LiveRange
 from relay_passes.kernels import slice_forward
 from relay_passes.memory.placement import lower_bound, place
 from tests.relay_passes.modules import model, operators, trained_phases
@@ -129,3 +130,8 @@ def test_any_set_of_live_ranges_is_placed_without_overlap(wanted: list[LiveRange
     steps = range(60)
     most = max((sum(life.size for life in wanted if life.first <= step <= life.last) for step in steps), default=0)
     assert lower_bound(wanted) == most <= plan.size
+
+
+def test_the_arena_starts_as_aligned_as_its_offsets_are() -> None:
+    assert runtime.ALIGNMENT % ALIGNMENT == 0
+    assert runtime.aligned((100,), "uint8").ctypes.data % ALIGNMENT == 0

@@ -51,4 +51,5 @@ def test_a_new_operator_is_a_record_and_a_gradient() -> None:
     describe("relax.new", kind=Kind.ELEMENTWISE)
     gradient("relax.new")(lambda use: use.grad)
     assert "relax.new" in supported_operators()
+    assert record_of("relax.floor").is_flat and "relax.floor" not in supported_operators()
     assert record_of("relax.new").kind is Kind.ELEMENTWISE
