@@ -14,8 +14,10 @@ from pock_tvm.compiler import pipeline
 from pock_tvm.compiler.phases import Phases
 from pock_tvm.compiler.pipeline import Training
 from pock_tvm.frontend import Model, load_model
+from pock_tvm.schemes.scheme import with_trained
 from relay_passes import ChooseKernels, NameKernels
 from relay_passes.ir import bindings_of, op_name, shape_of
+from relay_passes.ir.trained_part import plain_parts
 from schedules.cpu import CpuTarget
 from schedules.target import Traits
 from tests.pock_tvm.networks import small
@@ -59,10 +61,10 @@ def model() -> Model:
 def trained_phases(trained: dict[str, Any], **options: Any) -> Phases:
     """All phases of compiling the small network, each module kept."""
     imported = model()
-    phases = Phases(imported.module)
+    phases = Phases(imported.module, parameters=with_trained(imported.parameters, plain_parts(trained)))
     training = Training(trained, **options)
     pipeline.training_graph(phases, training)
-    pipeline.order_kernels(phases, list(imported.weights), training, TARGET)
+    pipeline.order_kernels(phases, training, TARGET)
     pipeline.plan(phases, training)
     return phases
 

@@ -81,7 +81,7 @@ SCHEMES = {
 def test_nothing_overlaps(scheme: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slice_forward, "START", 0)  # small as the network is, it is run in slices
     monkeypatch.setattr(slice_forward, "DEARER", 1)
-    phases = trained_phases(SCHEMES[scheme] or dict.fromkeys(model().parameters), **options)
+    phases = trained_phases(SCHEMES[scheme] or dict.fromkeys(model().trainable), **options)
     planned = phases.after["planned"]
     assert ("pock.join" in operators(planned, "train_step")) == (scheme == "last")
     for name, func in (
