@@ -188,7 +188,7 @@ def compile(  # noqa: A001 - the name that users expect
         "kernels": lowered.kernels,
         "check": None,
     }
-    program = Program(manifest, library.code, imported.weights, _constants(lowered.entries), library.kernels)
+    program = Program(manifest, library.code, dict(imported.weights), _constants(lowered.entries), library.kernels)
     if not build or check is False:
         return program
     # Check: compare one step of the program with the framework.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -71,6 +72,7 @@ class Model:
     trainable: tuple[str, ...]
     """Names of the floating-point parameters, in the order of first use."""
     requires_grad: dict[str, bool] = field(default_factory=dict)
+    """Whether PyTorch trains each of ``trainable``."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Tied weights: further names of shared parameters, with the name that owns the value."""
     mutated: tuple[str, ...] = ()
@@ -104,7 +106,7 @@ class Model:
             if name not in params and np.dtype(record.dtype).kind == "f":
                 raise ModelError(f"the imported model has no place for the weight '{name}'; please report this model")
 
-    @property
+    @functools.cached_property
     def weights(self) -> dict[str, np.ndarray]:
         """Initial values of all parameters and persistent buffers, by name, in PyTorch's layout."""
         return {name: record.initial for name, record in self.parameters.items() if record.initial is not None}
