@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..compiler.driver import batch_parts
+from ..compiler.fitting import batch_parts
 from ..errors import BatchError, ContributionError, MemoryBudgetError, PockError
 from ..frontend.structure import Structure
 from ..schemes.scheme import Scheme

@@ -14,12 +14,9 @@ from typing import Any
 import numpy as np
 import tvm
 
-from relay_passes.analysis.batch_axis import batch_of
-from relay_passes.canonical.store_permuted import stored_of
 from relay_passes.ir import first_line
 from relay_passes.memory.call_list import CallList
-from relay_passes.memory.fit import Fit, TooLarge
-from schedules.extents import divisors
+from relay_passes.memory.fit import TooLarge
 
 from .. import __version__
 from ..device import optimizers
@@ -28,17 +25,17 @@ from ..device.losses import KINDS, Loss, as_loss
 from ..device.optimizers import SGD, Adam, Optimizer
 from ..device.program import FORMAT, Program
 from ..errors import CompilerError, MemoryBudgetError, OptionError, PockError, PockWarning, of_passes
-from ..frontend import Model, load_model
+from ..frontend import Model
 from ..frontend.observations import observations
 from ..frontend.structure import structure_of
 from ..quantities import parse_bytes
 from ..schemes.scheme import Scheme
 from . import pipeline
 from .build import Library
+from .index_limits import index_limits
 from .kernel_builder import KernelBuilder
 from .layers import layer_report
-from .manifest import index_limits, prepared_records, state_records, weight_records
-from .pipeline import Lowered, Training
+from .pipeline import Training
 from .self_check import SelfCheck, reference_of
 from .targets import resolve_target, runs_here, triple_of
 
@@ -144,19 +141,20 @@ def compile(  # noqa: A001 - the name that users expect
         raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
     loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
     accumulate, micro_batches = int(accumulate), micro_batches and int(micro_batches)
-    # 1. Import.
-    imported = load_model(model, batch=batch, shapes=shapes)
+    # Phase 1.
+    imported = pipeline.import_model(model, batch=batch, shapes=shapes)
     scheme = scheme or Scheme.full()
     selection = scheme.resolve(imported)
     if not selection:
         raise OptionError(TRAINS_NOTHING)
-    # 2 to 9. Training graph, kernels, order, memory plan.
+    # Phases 2 to 9.
     budget = None if memory_budget is None else parse_bytes(memory_budget)
     statistics = batch_norm or "frozen"
-
     builder = KernelBuilder(target)
     training = Training(selection, vars(loss), optimizer.kernel, statistics, accumulate, clip_norm=clip_norm)
-    found = _fitted(imported, training, builder, micro_batches, budget, Path(dump) if dump else None)
+    found = pipeline.lower(
+        imported, training, builder, micro_batches=micro_batches, budget=budget, dump=Path(dump) if dump else None
+    )
     if isinstance(found, TooLarge):
         raise MemoryBudgetError(
             f"memory_budget={memory_budget!r} is too small: the smallest that would do is {found.smallest} bytes "
@@ -166,12 +164,8 @@ def compile(  # noqa: A001 - the name that users expect
     lowered = found.value
     for each in observations(imported, selection, lowered.step.attrs["gradients"], batch_norm):
         warnings.warn(str(each), PockWarning, stacklevel=3)
-    # 10. Schedule and build.
+    # Phase 10.
     library = pipeline.build(lowered, builder) if build else Library(b"", b"")
-    step, entries = lowered.graph[pipeline.TRAIN], lowered.entries
-    stored = stored_of(lowered.graph[pipeline.PREDICT])
-    records = weight_records(imported, selection, stored, pipeline.written_statistics(step))
-    records += [*state_records(step), *prepared_records(entries[pipeline.PREPARE])]
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},
@@ -188,14 +182,14 @@ def compile(  # noqa: A001 - the name that users expect
         "inputs": [vars(spec) for spec in imported.inputs],
         "outputs": [vars(spec) for spec in imported.outputs],
         "index_limits": index_limits(imported),
-        "parameters": {record.name: record.to_json() for record in records},
+        "parameters": {name: record.to_json() for name, record in lowered.parameters.items()},
         "aliases": imported.aliases,
-        "entries": {name: calls.record() for name, calls in entries.items()},
+        "entries": {name: calls.record() for name, calls in lowered.entries.items()},
         "layers": layer_report(structure_of(imported), selection, lowered.step),
         "kernels": lowered.kernels,
         "check": None,
     }
-    program = Program(manifest, library.code, dict(imported.weights), _constants(entries), library.kernels)
+    program = Program(manifest, library.code, dict(imported.weights), _constants(lowered.entries), library.kernels)
     if not build or check is False:
         return program
     # Check: compare one step of the program with the framework.
@@ -245,28 +239,6 @@ def _checked(
 
 def _is_amount(value: object) -> bool:
     return isinstance(value, str) or is_number(value)
-
-
-def _fitted(
-    imported: Model,
-    training: Training,
-    builder: KernelBuilder,
-    micro_batches: int | None,
-    budget: int | None,
-    dump: Path | None,
-) -> Fit[Lowered] | TooLarge:
-    """Run phases 1 to 9, with as many micro-batches as requested, or as the budget needs."""
-    if micro_batches is not None or budget is None:
-        counts = [micro_batches or 1]
-    else:
-        counts = [1] if training.batch_norm == "batch" else batch_parts(imported)
-    names = list(imported.weights)
-    return pipeline.lower(imported.module, names, training, builder, counts=counts, budget=budget, dump=dump)
-
-
-def batch_parts(model: Model) -> list[int]:
-    """Return the numbers of micro-batches that divide a model's batch, in ascending order."""
-    return divisors(batch_of(model.module["main"]))
 
 
 OPTIONS = {

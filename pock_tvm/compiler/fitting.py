@@ -6,7 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from relay_passes.analysis.batch_axis import batch_of
 from relay_passes.memory.fit import Fit, TooLarge
+from schedules.extents import divisors
+
+from ..frontend import Model
 
 LITTLE = 1 / 8
 """Largest share of a step's time that recomputation may take before more micro-batches are tried instead."""
@@ -14,6 +18,11 @@ LITTLE = 1 / 8
 T = TypeVar("T")
 Attempt = Callable[[int, float], Fit[T] | TooLarge]
 """Compilation attempt: takes the number of micro-batches, and the largest share of a step's time for recomputation."""
+
+
+def batch_parts(model: Model) -> list[int]:
+    """Return the numbers of micro-batches that divide a model's batch, in ascending order."""
+    return divisors(batch_of(model.module["main"]))
 
 
 def fewest_parts(

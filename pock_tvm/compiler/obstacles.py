@@ -17,13 +17,13 @@ from schedules.target import Target as KernelTarget
 from ..device.losses import Loss, as_loss
 from ..device.optimizers import SGD
 from ..errors import CompilerError, MissingGradient, ModelError, Obstacle, PockError, PockWarning
-from ..frontend import Model, load_model
+from ..frontend import Model
 from ..frontend.observations import observations
 from ..schemes.scheme import Scheme
 from .driver import TRAINS_NOTHING, own_faults
 from .driver import compile as compile_program
 from .phases import Phases
-from .pipeline import TRAIN, Training, training_graph
+from .pipeline import TRAIN, Training, import_model, training_graph
 from .targets import kernel_target, linker_for, resolve_target
 
 
@@ -50,7 +50,7 @@ def check(
     loss, target = as_loss(loss), resolve_target(target)
     try:
         with own_faults():
-            imported = load_model(model, batch=batch, shapes=shapes)
+            imported = import_model(model, batch=batch, shapes=shapes)
     except ModelError as error:
         return list(error.obstacles) or [_refusal(error)]
     except CompilerError as error:
@@ -87,7 +87,7 @@ def _of_graph(model: Model, training: Training, target: KernelTarget) -> tuple[l
             gradients = [str(name) for name in phases.after["backward"][TRAIN].attrs["gradients"]]
     except MissingGradient:
         func = phases.after["loss"][TRAIN]
-        shapes = {name: array.shape for name, array in model.weights.items()}
+        shapes = {name: record.shape for name, record in model.parameters.items()}
         obstacles += backward.obstacles(func, stored_parts(func, training.trained, shapes))
     except PockError as error:
         obstacles.append(_refusal(error))

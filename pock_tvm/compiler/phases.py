@@ -16,6 +16,7 @@ from relay_passes.analysis.kernel_costs import seconds
 from relay_passes.analysis.verify import Check, verify
 
 from ..errors import of_passes
+from .parameters import Parameters
 
 
 @dataclass
@@ -25,6 +26,8 @@ class Phases:
     mod: IRModule
     dump: Path | None = None
     """Folder for ``<phase>-<step>.py``. A letter after the number keeps further steps of a phase in order."""
+    parameters: Parameters = field(default_factory=dict)
+    """Records of the parameters, with what the phases so far have filled in and added."""
     after: dict[str, IRModule] = field(default_factory=dict)
     """Module after each step."""
     numbers: dict[str, int] = field(default_factory=dict)

@@ -1,7 +1,14 @@
 """Pipeline of the compiler: ten numbered phases from a model to a library.
 
-:func:`lower` runs phases 1 to 9. To fit a budget it splits the batch, rematerialises values, and as a last resort
-leaves out Winograd's transforms. :func:`build` is phase 10.
+- 1 import: :func:`import_model`
+- 2 canonicalise: :func:`canonicalise_forward`
+- 3 loss, 4 backward, 5 update: :func:`differentiate`
+- 6 choose kernels, 7 fuse, 8 order: :func:`order_kernels`, and for a budget :func:`fit_arena`
+- 9 plan: :func:`plan`
+- 10 schedule and build: :func:`build`
+
+:func:`lower` runs phases 2 to 9. To fit a budget it splits the batch, rematerialises values, and as a last resort
+leaves out Winograd's transforms.
 """
 
 from __future__ import annotations
@@ -61,25 +68,28 @@ from relay_passes.analysis.verify import (
     returns_loss,
     updates_follow_reads,
 )
-from relay_passes.canonical.canonicalise import canonicalise
+from relay_passes.canonical.canonicalise import move_channels_last, unify_operators
 from relay_passes.canonical.split_batch import why_whole
 from relay_passes.canonical.store_permuted import stored_parts
-from relay_passes.ir import shape_of, type_bytes
-from relay_passes.ir.append import states_of
+from relay_passes.ir import shape_of
 from relay_passes.ir.places import grouped_names, kernel_places
 from relay_passes.ir.trained_part import Trained
+from relay_passes.kernels.lift_frozen import PREPARE
 from relay_passes.kernels.winograd import uses_winograd
 from relay_passes.memory.budget import within_budget
 from relay_passes.memory.call_list import CallList, call_list_of
 from relay_passes.memory.fit import Fit, TooLarge
 from relay_passes.memory.verify import operands_are_inside, ranges_are_apart
 
+from ..frontend import Model, load_model
+from ..schemes.scheme import with_trained
 from .build import Library, build_library
-from .fitting import fewest_parts
+from .fitting import batch_parts, fewest_parts
 from .kernel_builder import KernelBuilder
+from .parameters import Parameters, with_layouts, with_prepared, with_states
 from .phases import Phases
 
-FORWARD, TRAIN, ACCUMULATE, PREDICT, PREPARE = "main", "train_step", "accumulate_step", "predict", "prepare"
+FORWARD, TRAIN, ACCUMULATE, PREDICT = "main", "train_step", "accumulate_step", "predict"
 ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
 
 
@@ -121,15 +131,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Lowered:
-    """Result of phases 1 to 9."""
+    """Result of phases 2 to 9."""
 
     module: IRModule
     """Kernels and executors as PrimFuncs."""
     entries: dict[str, CallList]
     """Entry points by name."""
+    parameters: Parameters
+    """Records of every array that a trainer keeps beside inputs and results."""
     micro_batches: int
-    graph: IRModule
-    """Training graph of one micro-batch after phase 5."""
     step: relax.Function
     """Training step of one micro-batch after phase 4."""
     places: dict[str, str]
@@ -138,24 +148,28 @@ class Lowered:
     """Costs of each kernel."""
 
 
+def import_model(model: Any, *, batch: int | None = None, shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
+    """Phase 1: forward module and parameter records of a user's model, every dimension bound."""
+    return load_model(model, batch=batch, shapes=shapes)
+
+
 def lower(
-    module: IRModule,
-    parameters: Sequence[str],
+    model: Model,
     training: Training,
     builder: KernelBuilder,
     *,
-    counts: Sequence[int] = (1,),
+    micro_batches: int | None = None,
     budget: int | None = None,
     dump: Path | None = None,
 ) -> Fit[Lowered] | TooLarge:
-    """Run phases 1 to 9: lower a forward module to kernels, and executors that call them on fixed addresses.
+    """Run phases 2 to 9: lower a model to kernels, and executors that call them on fixed addresses.
 
-    ``parameters`` names the parameters of ``main`` that the model keeps. ``counts`` are the numbers of micro-batches to
-    choose from, in ascending order. ``budget`` limits arena, optimizer state and gradient sums together, in bytes.
+    ``micro_batches``: by default one, or as many as the budget needs. ``budget`` limits arena, optimizer state and
+    gradient sums together, in bytes.
     """
-    # 1. Import: done by the front end.
-    phases = Phases(module, dump)
-    phases.enter(1, "imported", module, parameters_are_told_apart)
+    # 1. Import, by the front end. What the scheme trains is filled into the records.
+    phases = Phases(model.module, dump, with_trained(model.parameters, training.trained))
+    phases.enter(1, "imported", model.module, parameters_are_told_apart)
     # 2. Canonicalise, for any number of micro-batches.
     training = canonicalise_forward(phases, training)
 
@@ -170,12 +184,12 @@ def lower(
     def kernels(count: int, winograd: bool) -> Phases:
         """Run phases 6 to 8: kernels, fusion, order."""
         own = graph(count).fork()
-        order_kernels(own, parameters, replace(training, micro_batches=count), builder, winograd=winograd)
+        order_kernels(own, replace(training, micro_batches=count), builder, winograd=winograd)
         return own
 
     def attempt(count: int, max_slowdown: float) -> Fit[Lowered] | TooLarge:
         """Run the end of phase 8, rematerialisation for a budget, and phase 9, the plan."""
-        own, state = replace(training, micro_batches=count), state_bytes(graph(count).mod[TRAIN])
+        own, state = replace(training, micro_batches=count), state_bytes(graph(count).parameters)
         arena = None if budget is None else budget - state
         found = fit_arena(kernels(count, True), own, arena, max_slowdown)
         if isinstance(found, TooLarge) and math.isinf(max_slowdown) and has_winograd(kernels(count, True)):
@@ -187,7 +201,9 @@ def lower(
     def can_split() -> bool:
         return not any(why_whole(phases.mod[name]) for name in (TRAIN, PREDICT))
 
-    # Micro-batches cost less than recomputation.
+    # Micro-batches cost less than recomputation. Batch statistics need the whole batch at once.
+    is_fixed = micro_batches is not None or budget is None or training.batch_norm == "batch"
+    counts = [micro_batches or 1] if is_fixed else batch_parts(model)
     return fewest_parts(attempt, counts, math.inf if budget is None else budget, can_split)
 
 
@@ -199,9 +215,10 @@ def canonicalise_forward(phases: Phases, training: Training) -> Training:
     """
     names = list(training.trained)
     shapes = {param.name: shape_of(param) for param in phases.mod[FORWARD].params}
-    phases.run(2, "canonical", [*canonicalise(), SelectEarly(names)])
+    phases.run(2, "canonical", [*unify_operators(), *move_channels_last(), SelectEarly(names)])
     phases.run(2, "stored", [StorePermuted(names if training.store_permuted else []), UnifyProducts(live=names)])
     training = replace(training, trained=stored_parts(phases.mod[FORWARD], training.trained, shapes))
+    phases.parameters = with_layouts(phases.parameters, phases.mod[FORWARD])
     phases.run(2, "copied", [CopyFunction([TRAIN, PREDICT], FORWARD), DropFunctions([FORWARD])])
     statistics = {TRAIN: training.batch_norm, PREDICT: "frozen"}
     folded = [FoldBatchNorm(training.trained, kind, name) for name, kind in statistics.items()]
@@ -230,19 +247,17 @@ def differentiate(phases: Phases, training: Training) -> IRModule:
     ]
     if training.is_shared:
         updates = [CopyFunction([ACCUMULATE], TRAIN), *updates, AccumulateGradients(ACCUMULATE)]
-    return phases.run(5, "update", updates, only_trained_written(training.steps, trained))
+    mod = phases.run(5, "update", updates, only_trained_written(training.steps, trained))
+    phases.parameters = with_states(phases.parameters, mod[TRAIN])
+    return mod
 
 
-def order_kernels(
-    phases: Phases, parameters: Sequence[str], training: Training, builder: KernelBuilder, *, winograd: bool = True
-) -> None:
+def order_kernels(phases: Phases, training: Training, builder: KernelBuilder, *, winograd: bool = True) -> None:
     """Phases 6 to 8: kernels in execution order.
 
-    ``parameters`` names those of the model. Computations on frozen ones alone are hoisted into the function
-    ``prepare``.
+    Computations on frozen parameters alone are hoisted into the function ``prepare``.
     """
-    changed = {*training.trained, *written_statistics(phases.mod[TRAIN])}
-    frozen = [name for name in parameters if name not in changed]
+    frozen = [name for name, record in phases.parameters.items() if record.is_frozen]
     functions = [PREDICT, *training.steps]
     # 6. Choose kernels.
     straight = [StraightenProducts(frozen, name) for name in functions]
@@ -254,6 +269,7 @@ def order_kernels(
     chosen = ChooseKernels(functions, builder.kernel_target)
     views = relax.transform.RewriteDataflowReshape()
     phases.run(6, "kernels", [chosen, views, LiftFrozen(frozen, functions)], only_kernels)
+    phases.parameters = with_prepared(phases.parameters, phases.mod)
     # 7. Fuse epilogues and element-wise chains.
     before = phases.mod
     phases.run(7, "grouped", [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()])
@@ -302,8 +318,8 @@ def plan(phases: Phases, training: Training) -> Lowered:
     return Lowered(
         module,
         {name: call_list_of(module[name]) for name in names},
+        phases.parameters,
         training.micro_batches,
-        phases.after["update"],
         phases.after["saved"][TRAIN],
         phases.places,
         phases.kernels,
@@ -315,15 +331,9 @@ def build(lowered: Lowered, builder: KernelBuilder) -> Library:
     return build_library(lowered.module, lowered.entries, builder, lowered.places)
 
 
-def state_bytes(step: relax.Function) -> int:
-    """Return the bytes of optimizer state and gradient sums among the parameters of a training step."""
-    states = states_of(step)
-    return sum(type_bytes(param.ty) for param in step.params if param.name in states)
-
-
-def written_statistics(step: relax.Function) -> set[str]:
-    """Return the names of the running statistics that a training step updates."""
-    return {str(name) for name in step.attrs.get("state_updates", [])}
+def state_bytes(parameters: Parameters) -> int:
+    """Return the bytes of optimizer state and gradient sums."""
+    return sum(record.nbytes for record in parameters.values() if record.is_state)
 
 
 def has_winograd(phases: Phases) -> bool:

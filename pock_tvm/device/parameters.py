@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,11 +48,19 @@ class Parameter:
     """Of optimizer state and gradient sums the parameter that they belong to."""
     slot: str = ""
     """Of optimizer state its name in PyTorch: ``momentum_buffer``, ``exp_avg``, ``exp_avg_sq``."""
+    initial: np.ndarray | None = field(default=None, repr=False, compare=False)
+    """Of a model's own parameter its value before training, in PyTorch's layout; a manifest leaves it out. None of all
+    others: state begins as zeros, and ``prepare`` computes the rest."""
 
     @property
     def is_weight(self) -> bool:
         """Whether it is a parameter or buffer of the model."""
         return self.origin == MODEL
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it is a parameter or buffer of the model that no step changes."""
+        return self.is_weight and self.trained == FROZEN
 
     @property
     def is_state(self) -> bool:
@@ -82,8 +90,8 @@ class Parameter:
         return record
 
     @classmethod
-    def from_json(cls, name: str, record: Mapping[str, Any]) -> Parameter:
-        """The record that :meth:`to_json` made."""
+    def from_json(cls, name: str, record: Mapping[str, Any], initial: np.ndarray | None) -> Parameter:
+        """The record that :meth:`to_json` made, with its initial value."""
         stored = record.get("stored")
         return cls(
             name,
@@ -94,4 +102,5 @@ class Parameter:
             stored and Layout(tuple(stored["shape"]), tuple(stored["axes"])),
             record.get("of", ""),
             record.get("slot", ""),
+            initial,
         )

@@ -124,7 +124,7 @@ class Program:
     def parameters(self) -> dict[str, Parameter]:
         """Every array that a trainer keeps beside inputs and results, by name."""
         records = self.manifest["parameters"]
-        return {name: Parameter.from_json(name, record) for name, record in records.items()}
+        return {name: Parameter.from_json(name, record, self.weights.get(name)) for name, record in records.items()}
 
     @property
     def trained(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from tvm import IRModule, relax
 
 from relay_passes.ir import bindings_of, dtype_of, shape_of, used_vars
 
+from ..device.parameters import Parameter
 from ..errors import ModelError
 
 
@@ -29,6 +31,11 @@ class LookUp(NamedTuple):
     index: relax.Var
     extent: int
     from_end: bool
+
+
+def records_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Parameter]:
+    """Make the records of a model's parameters and buffers from their values, in PyTorch's layout."""
+    return {name: Parameter(name, array.shape, str(array.dtype), initial=array) for name, array in arrays.items()}
 
 
 def in_order_of_use(main: relax.Function, names: Sequence[str]) -> tuple[str, ...]:
@@ -51,7 +58,7 @@ def result_specs(main: relax.Function, names: Sequence[str]) -> tuple[TensorSpec
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A forward module with its weights under PyTorch's names. Compared by identity.
+    """A forward module and the records of its parameters, under PyTorch's names. Compared by identity.
 
     ``module`` has one function, ``main``: parameters are the inputs, then every floating-point parameter and persistent
     buffer, each named as in PyTorch and in PyTorch's layout; it returns the outputs. All shapes are static.
@@ -60,11 +67,12 @@ class Model:
     module: IRModule
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    weights: dict[str, np.ndarray]
-    """All parameters and persistent buffers by name, in PyTorch's layout."""
-    parameters: tuple[str, ...]
-    """Floating-point parameters, in the order of first use."""
+    parameters: dict[str, Parameter]
+    """Records of all parameters and persistent buffers, by name, with their initial values."""
+    trainable: tuple[str, ...]
+    """Names of the floating-point parameters, in the order of first use."""
     requires_grad: dict[str, bool] = field(default_factory=dict)
+    """Whether PyTorch trains each of ``trainable``."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Tied weights: further names of shared parameters, with the name that owns the value."""
     mutated: tuple[str, ...] = ()
@@ -77,7 +85,7 @@ class Model:
     """For each node of PyTorch's decomposed graph, the variable of ``module`` that holds its value."""
 
     def __post_init__(self) -> None:
-        """Check that every parameter has a value of its shape and type, and every weight a parameter.
+        """Check that every parameter of ``main`` has a record of its shape and type, and every record a parameter.
 
         Raises
         ------
@@ -86,14 +94,19 @@ class Model:
         """
         params = {param.name: param for param in self.module["main"].params[len(self.inputs) :]}
         for name, param in params.items():
-            array = self.weights.get(name)
-            if array is None:
+            record = self.parameters.get(name)
+            if record is None:
                 raise ModelError(f"parameter '{name}' of the imported model has no value; please report this model")
-            if (array.shape, array.dtype.name) != (shape_of(param), dtype_of(param)):
+            if (record.shape, record.dtype) != (shape_of(param), dtype_of(param)):
                 raise ModelError(
-                    f"the value of parameter '{name}' is {array.dtype.name}{list(array.shape)}, the imported model "
+                    f"the value of parameter '{name}' is {record.dtype}{list(record.shape)}, the imported model "
                     f"takes {dtype_of(param)}{list(shape_of(param))}; please report this model"
                 )
-        for name in self.weights:
-            if name not in params and self.weights[name].dtype.kind == "f":
+        for name, record in self.parameters.items():
+            if name not in params and np.dtype(record.dtype).kind == "f":
                 raise ModelError(f"the imported model has no place for the weight '{name}'; please report this model")
+
+    @functools.cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Initial values of all parameters and persistent buffers, by name, in PyTorch's layout."""
+        return {name: record.initial for name, record in self.parameters.items() if record.initial is not None}

@@ -10,7 +10,7 @@ from onnx import inliner, numpy_helper
 from relay_passes.ir import dtype_of, shape_of
 
 from ..errors import ModelError, PockWarning
-from .model import Model, TensorSpec, in_order_of_use, result_specs
+from .model import Model, TensorSpec, in_order_of_use, records_of, result_specs
 from .onnx.evaluation import reference_outputs
 from .onnx.inputs import Shapes, bind_inputs
 from .onnx.parameters import restore_parameters
@@ -54,8 +54,8 @@ def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, an
         module=module,
         inputs=tuple(TensorSpec(param.name, shape_of(param), dtype_of(param)) for param in main.params[:count]),
         outputs=result_specs(main, [value.name for value in bound.graph.output]),
-        weights={param.name: numpy_helper.to_array(arrays[param.name]) for param in main.params[count:]},
-        parameters=in_order_of_use(main, trainable),
+        parameters=records_of({param.name: numpy_helper.to_array(arrays[param.name]) for param in main.params[count:]}),
+        trainable=in_order_of_use(main, trainable),
         requires_grad=dict.fromkeys(trainable, True),
         source=bound,
     )

@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 
 from relay_passes.analysis.macs import macs_of, multiplies_weight
-from relay_passes.canonical.canonicalise import canonicalise
+from relay_passes.canonical.canonicalise import move_channels_last, unify_operators
 from relay_passes.ir import Expr, bindings_of, op_name, operands, shape_of, used_vars
 from relay_passes.operators.record import Kind, kind_of
 from relay_passes.operators.registry import plain
@@ -125,7 +125,8 @@ _CACHE: weakref.WeakKeyDictionary[Model, Structure] = weakref.WeakKeyDictionary(
 def structure_of(model: Model) -> Structure:
     """Read the structure of a model; cached by model."""
     if model not in _CACHE:
-        _CACHE[model] = _Reader(model, tvm.transform.Sequential(canonicalise())(model.module)["main"]).read()
+        canonical = tvm.transform.Sequential([*unify_operators(), *move_channels_last()])(model.module)
+        _CACHE[model] = _Reader(model, canonical["main"]).read()
     return _CACHE[model]
 
 
@@ -140,7 +141,7 @@ class _Reader:
     them."""
 
     def read(self) -> Structure:
-        parameters = set(self.model.parameters)
+        parameters = set(self.model.trainable)
         self.behind = {
             param: (param.name, tuple(range(len(shape_of(param)))))
             for param in self.func.params

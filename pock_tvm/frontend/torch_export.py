@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from relay_passes.ir import dtype_of, shape_of
 
 from ..errors import ModelError
-from .model import Model, TensorSpec, in_order_of_use, result_specs
+from .model import Model, TensorSpec, in_order_of_use, records_of, result_specs
 from .torch_graph import prepared, summary
 from .torch_translate import Translation, translate
 
@@ -37,8 +37,8 @@ def import_exported_program(exported: ExportedProgram, *, batch: int | None, sha
         module=translation.module,
         inputs=inputs,
         outputs=result_specs(main, [str(name) for name in exported.graph_signature.user_outputs]),
-        weights={name: tensor.numpy() for name, tensor in state.items() if name not in aliases},
-        parameters=in_order_of_use(main, trainable),
+        parameters=records_of({name: tensor.numpy() for name, tensor in state.items() if name not in aliases}),
+        trainable=in_order_of_use(main, trainable),
         requires_grad={name: exported.state_dict[name].requires_grad for name in trainable},
         aliases=aliases,
         mutated=tuple(exported.graph_signature.buffers_to_mutate.values()),

@@ -99,7 +99,7 @@ def scheme_table(schemes: Mapping[str, Mapping[str, TrainedPart | None]], model:
     table = Table(title="schemes")
     for name in ("scheme", "parameters", "numbers", "share"):
         table.add_column(name, justify="left" if name == "scheme" else "right")
-    total = sum(model.weights[name].size for name in model.parameters)
+    total = sum(model.weights[name].size for name in model.trainable)
     for name, trained in schemes.items():
         numbers = sum(_size(model.weights[parameter], part) for parameter, part in trained.items())
         table.add_row(name, str(len(trained)), f"{numbers:,}", f"{100 * numbers / total:.1f} %")

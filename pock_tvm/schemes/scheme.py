@@ -8,7 +8,7 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ import numpy as np
 
 from ..device.arguments import PATH, Kind, is_whole, require, whole
 from ..device.files import replacing
+from ..device.parameters import FULL, Parameter
 from ..errors import SchemeError
 
 if TYPE_CHECKING:
-    from relay_passes.ir.trained_part import TrainedPart
+    from relay_passes.ir.trained_part import Trained, TrainedPart
 
     from ..frontend import Model
     from ..frontend.structure import Structure
@@ -154,7 +155,7 @@ class Scheme:
         faults = self._unmatched(model)
         trained: dict[str, TrainedPart | None] = {}
         tied_names = {owner: alias for alias, owner in model.aliases.items()}
-        for name in model.parameters:
+        for name in model.trainable:
             rule = self._rule_of(name, tied_names.get(name))
             if rule == "full":
                 trained[name] = None
@@ -173,7 +174,7 @@ class Scheme:
 
     def _unmatched(self, model: Model) -> list[SchemeError]:
         """List an error for each pattern that matches no parameter."""
-        names = [*model.parameters, *model.aliases]
+        names = [*model.trainable, *model.aliases]
         faults = []
         for pattern in self.rules:
             if not any(_matches(name, pattern) for name in names):
@@ -181,6 +182,16 @@ class Scheme:
                 hint = f"; the nearest are {', '.join(near)}" if near else ""
                 faults.append(SchemeError(f"'{pattern}' names no parameter of the model{hint}"))
         return faults
+
+
+def with_trained(parameters: Mapping[str, Parameter], trained: Trained) -> dict[str, Parameter]:
+    """Fill a resolved scheme into parameter records: what is trained of each."""
+    return {**parameters} | {
+        name: replace(
+            parameters[name], trained=FULL if part is None else {"axis": part.axis, "indices": list(part.indices)}
+        )
+        for name, part in trained.items()
+    }
 
 
 def _matches(name: str, pattern: str) -> bool:

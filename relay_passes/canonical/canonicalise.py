@@ -1,4 +1,4 @@
-"""The passes of phase 2 in their order."""
+"""The passes of phase 2 that depend on the forward function alone, in their order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from .simplify_movement import SimplifyMovement
 from .unify_products import UnifyProducts
 
 
-def canonicalise() -> list[Pass]:
-    """List the passes that leave one operator for each concept, channels last."""
-    recover = [relax.transform.EliminateCommonSubexpr(), RecoverOperators(), ExpandNormalization(), SimplifyMasks()]
-    return [*recover, UnifyProducts(), ChannelsLast(), FoldPadding(), SimplifyMovement()]
+def unify_operators() -> list[Pass]:
+    """List the passes that leave one operator for each concept: what exporters took apart is recovered."""
+    common = relax.transform.EliminateCommonSubexpr()
+    return [common, RecoverOperators(), ExpandNormalization(), SimplifyMasks(), UnifyProducts()]
+
+
+def move_channels_last() -> list[Pass]:
+    """List the passes that move the channels last, and then fold padding and data movement. They follow
+    :func:`unify_operators`."""
+    return [ChannelsLast(), FoldPadding(), SimplifyMovement()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import tvm
 from tvm import IRModule, relax
@@ -14,22 +15,8 @@ from ..ir.trained_part import TrainedPart
 from ..operators.record import Kind, kind_of
 from ..operators.registry import plain
 
-
-@dataclass(frozen=True)
-class Stored:
-    """The stored layout of a parameter: its array reshaped to ``shape``, with its axes permuted by ``axes``."""
-
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-
-    def position(self, axis: int, original: Sequence[int]) -> int:
-        """Map an axis of the array of shape ``original`` to its axis in the stored array."""
-        before = math.prod(original[:axis])
-        candidates = range(len(self.shape))
-        reshaped = next(
-            i for i in candidates if math.prod(self.shape[:i]) == before and self.shape[i] == original[axis]
-        )
-        return self.axes.index(reshaped)
+Stored: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""The stored layout of a parameter: the shape to which its array is reshaped, and the order of its axes then."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="StorePermuted")
@@ -38,9 +25,9 @@ class StorePermuted:
     """Move the transpose of a parameter out of the function, to the code that stores the parameter.
 
     In: a dataflow function. Out: each of ``parameters`` whose reads are all the same ``permute_dims`` (perhaps of a
-    reshape) has the permuted shape, and the attribute ``stored`` gives its ``[shape, axes]`` of :class:`Stored`. So
-    linear weights become [in, out] and convolution weights [R, S, I, O], and their gradients and updates run along
-    contiguous channels.
+    reshape) has the permuted shape, and the attribute ``stored`` gives its ``[shape, axes]``: the shape of that reshape
+    and the permutation. So linear weights become [in, out] and convolution weights [R, S, I, O], and their gradients
+    and updates run along contiguous channels.
     """
 
     parameters: Sequence[str]
@@ -54,10 +41,8 @@ class StorePermuted:
         for param in func.params:
             new = param
             if param.name in stored:
-                layout = stored[param.name]
-                new = relax.Var(
-                    param.name, relax.TensorType([layout.shape[axis] for axis in layout.axes], param.ty.dtype.dtype)
-                )
+                shape, axes = stored[param.name]
+                new = relax.Var(param.name, relax.TensorType([shape[axis] for axis in axes], param.ty.dtype.dtype))
                 env |= dict.fromkeys(readers[param.name], new)
             new_params.append(new)
 
@@ -65,18 +50,12 @@ class StorePermuted:
             return env.get(var, value)
 
         new_func = eliminate_dead(rewrite(func, visit, params=new_params))
-        return update_function(
-            mod,
-            self.function,
-            new_func.with_attr("stored", {name: [layout.shape, layout.axes] for name, layout in stored.items()}),
-        )
+        return update_function(mod, self.function, new_func.with_attr("stored", stored))
 
 
 def stored_of(func: relax.Function) -> dict[str, Stored]:
     """Read the attribute ``stored`` of a function: the layout of each parameter that has one."""
-    return {
-        str(name): Stored(*(plain(part) for part in layout)) for name, layout in func.attrs.get("stored", {}).items()
-    }
+    return {str(name): (plain(shape), plain(axes)) for name, (shape, axes) in func.attrs.get("stored", {}).items()}
 
 
 def stored_parts(
@@ -88,11 +67,19 @@ def stored_parts(
     """
     stored = stored_of(func)
     return {
-        name: TrainedPart(stored[name].position(part[0], shapes[name]), part[1])
+        name: TrainedPart(_stored_axis(stored[name], part[0], shapes[name]), part[1])
         if part is not None and name in stored
         else part
         for name, part in trained.items()
     }
+
+
+def _stored_axis(layout: Stored, axis: int, original: Sequence[int]) -> int:
+    """Map an axis of the array of shape ``original`` to its axis in the stored array."""
+    shape, axes = layout
+    before = math.prod(original[:axis])
+    reshaped = next(i for i in range(len(shape)) if math.prod(shape[:i]) == before and shape[i] == original[axis])
+    return axes.index(reshaped)
 
 
 def _common_permutations(func: relax.Function, names: set[str]) -> tuple[dict[str, Stored], dict[str, list[relax.Var]]]:
@@ -112,7 +99,7 @@ def _common_permutations(func: relax.Function, names: set[str]) -> tuple[dict[st
                 views[binding.var] = (name, shape_of(binding.var))
             elif op_name(value) == "relax.permute_dims":
                 axes = plain(value.attrs.axes) or tuple(reversed(range(len(shape))))
-                layouts.setdefault(name, set()).add(Stored(shape, tuple(axis % len(shape) for axis in axes)))
+                layouts.setdefault(name, set()).add((shape, tuple(axis % len(shape) for axis in axes)))
                 readers.setdefault(name, []).append(binding.var)
             else:
                 layouts.setdefault(name, set()).add(None)

@@ -15,8 +15,10 @@ from pock_tvm.compiler.kernel_builder import KernelBuilder
 from pock_tvm.compiler.phases import Phases
 from pock_tvm.compiler.pipeline import Training
 from pock_tvm.frontend import Model, load_model
+from pock_tvm.schemes.scheme import with_trained
 from relay_passes import ChooseKernels, NameKernels
 from relay_passes.ir import bindings_of, op_name, shape_of
+from relay_passes.ir.trained_part import plain_parts
 from tests.pock_tvm.networks import small
 
 BUILDER = KernelBuilder(
@@ -61,10 +63,10 @@ def model() -> Model:
 def trained_phases(trained: dict[str, Any], **options: Any) -> Phases:
     """All phases of compiling the small network, each module kept."""
     imported = model()
-    phases = Phases(imported.module)
+    phases = Phases(imported.module, parameters=with_trained(imported.parameters, plain_parts(trained)))
     training = Training(trained, **options)
     pipeline.training_graph(phases, training)
-    pipeline.order_kernels(phases, list(imported.weights), training, BUILDER)
+    pipeline.order_kernels(phases, training, BUILDER)
     pipeline.plan(phases, training)
     return phases
 

@@ -71,7 +71,7 @@ class SelfCheck:
         if zero_gradients:  # comparing zeros proves nothing: check again with weights that give other gradients
             for name in zero_gradients:
                 del unchecked[name]
-            self._agree(_with_noise(weights, self.model.parameters))
+            self._agree(_with_noise(weights, self.model.trainable))
         if not self.probe.tells_gradients:
             unchecked |= dict.fromkeys(self.program.trained, "an Adam without epsilon hides its gradient")
         seconds, (difference, what) = time.perf_counter() - start, self.comparison.worst
@@ -132,7 +132,7 @@ class SelfCheck:
         gradients = {name: g for name, g in ours.gradients.items() if g is not None}
         self.comparison.unchecked |= {name: ZERO for name, gradient in gradients.items() if not gradient.any()}
         directions = Directions(lambda moved: self.probe.loss(moved, batches), trained)
-        self.comparison.unchecked |= directions.check(weights, gradients, self.model.parameters)
+        self.comparison.unchecked |= directions.check(weights, gradients, self.model.trainable)
 
     # ---- the batches -------------------------------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ class SelfCheck:
             found = self._first_wrong_layer(weights, batch)
             layer = f"the first layer that differs is {found[0]}: {found[1]}" if found else f"{name} is {failing[name]}"
             return f"the program does not compute what {reference} does: {layer}. {REPORT}"
-        order = [gradient_of(parameter) for parameter in self.model.parameters]
+        order = [gradient_of(parameter) for parameter in self.model.trainable]
         name = max(failing, key=order.index)
         others = f" ({len(failing) - 1} further gradients differ)" if len(failing) > 1 else ""
         return f"the program does not train as {reference} does: {name} is {failing[name]}{others}. {REPORT}"

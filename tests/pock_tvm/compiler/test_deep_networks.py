@@ -13,6 +13,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from pock_tvm.compiler.pipeline import Lowered, Training, lower
+from pock_tvm.frontend.model import Model, TensorSpec, records_of
 from relay_passes.analysis.aliasing import Aliasing
 from relay_passes.ir import bindings_of, bytes_of, op_name
 from relay_passes.memory.fit import Fit
@@ -32,7 +33,7 @@ def few_frames() -> Iterator[None]:
     sys.setrecursionlimit(limit)
 
 
-def residual(layers: int, width: int = 16) -> tuple[tvm.IRModule, list[str]]:
+def residual(layers: int, width: int = 16) -> Model:
     """A network of residual blocks, each a matrix product with a norm in front of it."""
     params = {"x": (8, width)} | {f"{index}.weight": (width, width) for index in range(layers)}
     params |= {f"{index}.bias": (width,) for index in range(layers)}
@@ -44,14 +45,17 @@ def residual(layers: int, width: int = 16) -> tuple[tvm.IRModule, list[str]]:
             x = emit(x + emit(R.nn.relu(y)))
         return x
 
-    return function(params, body), list(params)[1:]
+    mod = function(params, body)
+    spec = TensorSpec("x", params.pop("x"), "float32")
+    zeros = {name: np.zeros(shape, "float32") for name, shape in params.items()}
+    return Model(mod, (spec,), (spec,), records_of(zeros), tuple(params))
 
 
 def lowered(layers: int) -> Lowered:
     """All phases but the building of kernels."""
-    mod, names = residual(layers)
-    training = Training(dict.fromkeys(names), {"kind": "cross_entropy"})
-    found = lower(mod, names, training, BUILDER)
+    model = residual(layers)
+    training = Training(dict.fromkeys(model.trainable), {"kind": "cross_entropy"})
+    found = lower(model, training, BUILDER)
     assert isinstance(found, Fit)
     return found.value
 

@@ -60,7 +60,7 @@ def test_a_failed_attempt_runs_no_phase_again(exported, monkeypatch) -> None:
 
     counted("canonicalise_forward", lambda _args, _options: ())
     counted("differentiate", lambda args, _options: (args[0].micro_batches,))
-    counted("order_kernels", lambda args, options: (args[1].micro_batches, options["winograd"]))
+    counted("order_kernels", lambda args, options: (args[0].micro_batches, options["winograd"]))
     with pytest.raises(pock.PockError, match="the smallest that would do"):
         pock.compile(exported, build=False, memory_budget=1000)
     assert ("differentiate", 4) in runs and set(runs.values()) == {1}

@@ -17,9 +17,33 @@ from tests.pock_tvm.networks import Small, small
 def test_parameters_have_pytorchs_names_and_the_order_of_their_use() -> None:
     model = load_model(small(), batch=3)
     assert model.inputs[0].shape == (3, 3, 8, 8)
-    assert list(model.parameters)[:3] == ["stem.weight", "stem.bias", "blocks.0.conv1.weight"]
-    assert set(model.parameters) == {name for name, _ in Small().named_parameters()}
-    assert set(model.weights) == set(Small().state_dict())
+    assert list(model.trainable)[:3] == ["stem.weight", "stem.bias", "blocks.0.conv1.weight"]
+    assert set(model.trainable) == {name for name, _ in Small().named_parameters()}
+
+
+def test_every_parameter_and_buffer_has_a_record_with_its_value() -> None:
+    exported = small(4)
+    model = load_model(exported)
+    assert list(model.parameters) == list(exported.state_dict)
+    for name, tensor in exported.state_dict.items():
+        record = model.parameters[name]
+        assert (record.name, record.shape, record.dtype) == (name, tuple(tensor.shape), str(tensor.dtype)[6:])
+        assert (record.origin, record.trained, record.layout) == ("model", "frozen", None)
+        np.testing.assert_array_equal(record.initial, tensor.detach().numpy())
+
+
+def test_a_tied_weight_has_one_record() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.embed(ids))
+
+    model = load_model(torch.export.export(Tied().eval(), (torch.zeros(2, 3, dtype=torch.long),)))
+    assert list(model.parameters) == ["embed.weight"] and model.aliases == {"head.weight": "embed.weight"}
 
 
 def test_a_dynamic_batch_is_bound_at_compile_time(tmp_path) -> None:

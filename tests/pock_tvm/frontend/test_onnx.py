@@ -17,7 +17,7 @@ from tvm import IRModule, relax
 
 import pock_tvm as pock
 from pock_tvm.errors import ModelError
-from pock_tvm.frontend.model import Model, TensorSpec
+from pock_tvm.frontend.model import Model, TensorSpec, records_of
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -279,7 +279,7 @@ def test_folded_weights_keep_their_names_and_values() -> None:
     x = torch.randn(2, 3, 7, 7)
     file = exported(model.eval(), x, dynamo=False)
     ours = imported(file, batch=2)
-    assert len(ours.parameters) == 4
+    assert len(ours.trainable) == 4
     np.testing.assert_allclose(outputs_of(ours, {"x": x.numpy()})[0], model(x).detach().numpy(), atol=1e-5)
 
 
@@ -306,8 +306,8 @@ def test_buffers_and_constants_are_not_trained() -> None:
             return self.linear((x + self.shift) * self.scale) * torch.tensor([0.5, 3.0])
 
     model = imported(exported(Scaled().eval(), torch.randn(2, 3), dynamo=True), batch=2)
-    assert set(model.parameters) == {"linear.weight", "linear.bias", "scale"}
-    assert set(model.weights) == {"linear.weight", "linear.bias", "scale", "shift"}
+    assert set(model.trainable) == {"linear.weight", "linear.bias", "scale"}
+    assert set(model.parameters) == {"linear.weight", "linear.bias", "scale", "shift"}
 
 
 @pytest.mark.parametrize(
@@ -328,4 +328,4 @@ def test_a_model_that_lost_a_weight_does_not_exist(weights: dict[str, np.ndarray
         builder.emit_func_output(y)
     spec = TensorSpec("x", (3,), "float32")
     with pytest.raises(ModelError, match=complaint):
-        Model(IRModule({"main": builder.get()["main"]}), (spec,), (spec,), weights, ("w",))
+        Model(IRModule({"main": builder.get()["main"]}), (spec,), (spec,), records_of(weights), ("w",))

@@ -11,6 +11,7 @@ import torch
 import pock_tvm as pock
 from pock_tvm.errors import SchemeError
 from pock_tvm.frontend import load_model
+from pock_tvm.schemes.scheme import with_trained
 from tests.pock_tvm.networks import Small, small, tokens
 
 
@@ -55,14 +56,25 @@ def test_a_ratio_of_an_embedding_trains_its_first_rows() -> None:
         pock.Scheme({"words.weight": [40]}).resolve(exported)
 
 
+def test_a_scheme_fills_in_what_is_trained(model) -> None:
+    scheme = pock.Scheme({"*.conv2.weight": [1, 3], "head.*": "full"})
+    records = with_trained(model.parameters, scheme.resolve(model))
+    assert list(records) == list(model.parameters)
+    some = {"axis": 1, "indices": [1, 3]}
+    assert {name: record.trained for name, record in records.items() if record.trained != "frozen"} == {
+        "blocks.0.conv2.weight": some, "blocks.1.conv2.weight": some, "head.weight": "full", "head.bias": "full",
+    }  # fmt: skip
+    assert all(record.trained == "frozen" for record in model.parameters.values()), "the model's own records stay"
+
+
 def test_named_schemes(model) -> None:
     def trained(scheme: pock.Scheme) -> set[str]:
         return set(scheme.resolve(model))
 
     head = {"head.weight", "head.bias"}
-    assert trained(pock.Scheme.full()) == set(model.parameters)
+    assert trained(pock.Scheme.full()) == set(model.trainable)
     assert trained(pock.Scheme.head_only(model)) == head
-    assert trained(pock.Scheme.bias_only(model)) == {name for name in model.parameters if name.endswith("bias")} | head
+    assert trained(pock.Scheme.bias_only(model)) == {name for name in model.trainable if name.endswith("bias")} | head
     assert trained(pock.Scheme.bias_only(model, last=2)) == {"blocks.1.bn.bias", "blocks.1.conv2.bias"} | head
     assert trained(pock.Scheme.bias_only(model, last=0)) == head
     assert trained(pock.Scheme.last_layers(model, 2)) == {"blocks.1.conv2.weight", "blocks.1.conv2.bias"} | head

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from pock_tvm.device import runtime
+from pock_tvm.device import memory
 from relay_passes.analysis.live_ranges import ALIGNMENT, LiveRange
 from relay_passes.kernels import slice_forward
 from relay_passes.memory.placement import lower_bound, place
@@ -88,7 +88,7 @@ SCHEMES = {
 def test_nothing_overlaps(scheme: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slice_forward, "START", 0)  # small as the network is, it is run in slices
     monkeypatch.setattr(slice_forward, "DEARER", 1)
-    phases = trained_phases(SCHEMES[scheme] or dict.fromkeys(model().parameters), **options)
+    phases = trained_phases(SCHEMES[scheme] or dict.fromkeys(model().trainable), **options)
     planned = phases.after["planned"]
     assert ("pock.join" in operators(planned, "train_step")) == (scheme == "last")
     for name, func in (
@@ -133,5 +133,5 @@ def test_any_set_of_live_ranges_is_placed_without_overlap(wanted: list[LiveRange
 
 
 def test_the_arena_starts_as_aligned_as_its_offsets_are() -> None:
-    assert runtime.ALIGNMENT % ALIGNMENT == 0
+    assert memory.ALIGNMENT % ALIGNMENT == 0
     assert runtime.aligned((100,), "uint8").ctypes.data % ALIGNMENT == 0

@@ -51,7 +51,7 @@ def test_a_budget_out_of_reach_is_refused() -> None:
 
 
 def test_nothing_is_computed_again_from_what_was_overwritten() -> None:
-    phases = trained_phases(dict.fromkeys(model().parameters))
+    phases = trained_phases(dict.fromkeys(model().trainable))
     step = phases.after["ordered"]["train_step"]
     func = recomputed(step, 0, {}).function
     bindings = bindings_of(func)
