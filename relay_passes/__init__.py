@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .kernels.name_kernels import NameKernels
     from .kernels.pack_weights import PackWeights
     from .kernels.scale_results import ScaleResults
+    from .kernels.share_frozen import ShareFrozen
     from .kernels.slice_forward import SliceForward
     from .kernels.straighten_products import StraightenProducts
     from .kernels.winograd import Winograd
@@ -72,6 +73,7 @@ _HOME = {
     "RecoverOperators": "canonical.recover_operators",
     "SaveSmall": "training.save_small",
     "ScaleResults": "kernels.scale_results",
+    "ShareFrozen": "kernels.share_frozen",
     "SelectEarly": "canonical.select_early",
     "SimplifyMasks": "canonical.simplify_masks",
     "SimplifyMovement": "canonical.simplify_movement",

@@ -63,6 +63,10 @@ def compile_(
             help="Most memory beside the weights, such as 64MB: recompute, or run in micro-batches, where it takes more"
         ),
     ] = None,
+    copies: Annotated[
+        int,
+        typer.Option(help="Copies of a frozen weight: with 2, backward products have their own", min=1, max=2),
+    ] = 1,
     dump: Annotated[Path | None, typer.Option(help="A folder for the module after each phase")] = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Take a step beside PyTorch, and refuse a program that differs")
@@ -96,6 +100,7 @@ def compile_(
             micro_batches=micro_batches,
             clip_norm=clip_norm,
             memory_budget=memory_budget,
+            copies=copies,
             dump=dump,
             check=None if check else False,
         )

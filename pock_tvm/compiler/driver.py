@@ -73,6 +73,7 @@ def compile(  # noqa: A001 - the name that users expect
     micro_batches: int | None = None,
     clip_norm: float | None = None,
     memory_budget: str | int | None = None,
+    copies: int = 1,
     dump: str | os.PathLike[str] | None = None,
     build: bool = True,
     check: bool | None = None,
@@ -110,6 +111,10 @@ def compile(  # noqa: A001 - the name that users expect
         Largest memory for training besides the weights (arena, optimizer state, gradient sums): ``"64MB"``, or bytes.
         To fit it, the batch is split into micro-batches, values are rematerialised, and, as a last resort, Winograd's
         transforms, which trade memory for time, are left out.
+    copies : int
+        Number of copies of a frozen weight that a trainer may keep. With 1, products of the backward graph read the
+        weight that those of the forward graph do, and transpose it each step. With 2 they may have one of their own:
+        a little faster, for up to twice the memory.
     dump : path, optional
         Folder to which the module is written after each phase.
     build : bool
@@ -135,7 +140,8 @@ def compile(  # noqa: A001 - the name that users expect
     """
     _check_options(
         scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
-        micro_batches=micro_batches, clip_norm=clip_norm, memory_budget=memory_budget, dump=dump, build=build,
+        micro_batches=micro_batches, clip_norm=clip_norm, memory_budget=memory_budget, copies=copies, dump=dump,
+        build=build,
     )  # fmt: skip
     if check is False and check_with is not None:
         raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
@@ -151,7 +157,9 @@ def compile(  # noqa: A001 - the name that users expect
     budget = None if memory_budget is None else parse_bytes(memory_budget)
     statistics = batch_norm or "frozen"
     builder = KernelBuilder(target)
-    training = Training(selection, vars(loss), optimizer.kernel, statistics, accumulate, clip_norm=clip_norm)
+    training = Training(
+        selection, vars(loss), optimizer.kernel, statistics, accumulate, clip_norm=clip_norm, copies=copies
+    )
     found = pipeline.lower(
         imported, training, builder, micro_batches=micro_batches, budget=budget, dump=Path(dump) if dump else None
     )
@@ -178,6 +186,7 @@ def compile(  # noqa: A001 - the name that users expect
             "accumulate": accumulate,
             "micro_batches": lowered.micro_batches,
             "clip_norm": clip_norm and float(clip_norm),
+            "copies": copies,
         },
         "inputs": [vars(spec) for spec in imported.inputs],
         "outputs": [vars(spec) for spec in imported.outputs],
@@ -202,6 +211,7 @@ def compile(  # noqa: A001 - the name that users expect
         accumulate=accumulate,
         micro_batches=lowered.micro_batches,
         clip_norm=clip_norm,
+        copies=copies,
     )
     if runs_here(target):
         itself = functools.partial(again, target=target)
@@ -250,6 +260,7 @@ OPTIONS = {
     "micro_batches": whole("a number of parts of a batch, at least 1", 1).or_none(),
     "clip_norm": number("a positive number", above=0).or_none(),
     "memory_budget": Kind("an amount of memory: '64MB', or a number of bytes", _is_amount).or_none(),
+    "copies": Kind("1 or 2", lambda value: value in (1, 2)),
     "dump": PATH.or_none(),
     "build": FLAG,
 }

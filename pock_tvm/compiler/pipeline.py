@@ -46,6 +46,7 @@ from relay_passes import (
     SaveSmall,
     ScaleResults,
     SelectEarly,
+    ShareFrozen,
     SimplifyMovement,
     SliceForward,
     SplitBatch,
@@ -75,6 +76,7 @@ from relay_passes.ir import shape_of
 from relay_passes.ir.places import grouped_names, kernel_places
 from relay_passes.ir.trained_part import Trained
 from relay_passes.kernels.lift_frozen import PREPARE
+from relay_passes.kernels.share_frozen import tables_of
 from relay_passes.kernels.winograd import uses_winograd
 from relay_passes.memory.budget import within_budget
 from relay_passes.memory.call_list import CallList, call_list_of
@@ -110,6 +112,8 @@ class Training:
     micro_batches: int = 1
     """Number of parts of the batch that a step runs one after the other, summing gradients."""
     clip_norm: float | None = None
+    copies: int = 1
+    """Copies of a frozen weight that may be kept: 2 keeps one for the forward and one for the backward products."""
     store_permuted: bool = True
     """Store trained weights in the layout in which they are read. Required for weights trained in part."""
 
@@ -260,12 +264,15 @@ def order_kernels(phases: Phases, training: Training, builder: KernelBuilder, *,
     frozen = [name for name, record in phases.parameters.items() if record.is_frozen]
     functions = [PREDICT, *training.steps]
     # 6. Choose kernels.
-    straight = [StraightenProducts(frozen, name) for name in functions]
+    tables = tables_of(phases.mod[PREDICT], frozen) if training.copies == 1 else set()
+    moved = [name for name in frozen if name not in tables]
+    straight = [StraightenProducts(moved, name) for name in functions]
     scaled = [ScaleResults(list(training.trained), name) for name in functions]
     transformed = [Winograd(frozen, name) for name in functions] if winograd else []
-    packed = [PackWeights(frozen, builder.kernel_target, name) for name in functions]
+    packed = [PackWeights(moved, builder.kernel_target, name) for name in functions]
     sliced = SliceForward(training.steps, functions, frozen)
-    phases.run(6, "products", [*scaled, *straight, *transformed, sliced, *packed])
+    shared = [ShareFrozen(frozen, functions)] if training.copies == 1 else []
+    phases.run(6, "products", [*scaled, *straight, *transformed, sliced, *packed, *shared])
     chosen = ChooseKernels(functions, builder.kernel_target)
     views = relax.transform.RewriteDataflowReshape()
     phases.run(6, "kernels", [chosen, views, LiftFrozen(frozen, functions)], only_kernels)

@@ -38,6 +38,7 @@ from ..operators.record import record_of
 from ..operators.registry import attributes_of, plain
 from . import not_finite  # noqa: F401 - its kernels
 from .legalization import Legalize, call_kernel, legalizations, legalizes, legalizes_for_target
+from .lift_frozen import EACH_STEP
 
 
 @tvm.transform.module_pass(opt_level=0, name="ChooseKernels")
@@ -187,7 +188,7 @@ def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: rel
         math.ceil(extent / step) * step for extent, step in zip(attributes["size"], attributes["strides"], strict=True)
     ]
     attributes["size"] = whole
-    if attributes["groups"] == 1:
+    if attributes["groups"] == 1 and not attributes.get("transposed", False):
         weight = builder.emit(_permute_dims(target, builder, relax.op.permute_dims(weight, (0, 1, 3, 2))))
         attributes["transposed"] = True
     kernel, shape = conv2d_kernels.conv2d_data_gradient, shape_of(call)
@@ -248,6 +249,11 @@ def _packed_matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call
     return _product(
         builder, matmul_kernels.packed_matmul, *call.args, computed_rows=target.layouts.rounded_rows(rows, columns)
     )
+
+
+@legalizes("pock.strips_matmul")
+def _strips_matmul(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    return _product(builder, matmul_kernels.strips_matmul, *call.args)
 
 
 @legalizes("pock.unpack_bits")
@@ -328,6 +334,14 @@ def _permute_dims(target: Target, builder: relax.BlockBuilder, call: relax.Call)
     if target.layouts.transposes_alone(shape, axes, dtype_of(x)):
         return _product(builder, transpose, x, pattern=OPAQUE, axes=axes)
     return call_kernel(builder, topi.transpose, x, axes=axes)
+
+
+@legalizes("pock.relayout")
+def _relayout(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    attrs = {"op_pattern": OPAQUE, EACH_STEP: True}
+    return builder.call_te(
+        transpose, call.args[0], primfunc_name_hint="relayout", primfunc_attrs=attrs, **attributes_of(call)
+    )
 
 
 @legalizes("relax.nn.softmax")

@@ -22,6 +22,8 @@ from ..ir import (
 )
 
 PREPARE = "prepare"
+EACH_STEP = "pock.each_step"
+"""Attribute of a kernel that is not hoisted: its result would be another copy of what it reads."""
 
 
 def prepared_name(index: int) -> str:
@@ -44,7 +46,8 @@ class LiftFrozen:
     functions: Sequence[str]
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        lifted = _Lifted(self._frozen_params(mod))
+        stay = {var.name_hint for var, func in mod.functions.items() if func.attrs and EACH_STEP in func.attrs}
+        lifted = _Lifted(self._frozen_params(mod), stay)
         for name in self.functions:
             lifted.collect(mod[name])
         rebuilt = {name: lifted.without_frozen(mod[name]) for name in self.functions}
@@ -61,6 +64,8 @@ class LiftFrozen:
 class _Lifted:
     params: dict[str, relax.Var]
     """Parameters of ``prepare``."""
+    stay: set[str]
+    """Kernels that are not lifted."""
     bindings: list[tuple[relax.Var, Expr]] = field(default_factory=list)
     """Bindings of ``prepare``."""
     known: dict[tuple, relax.Var] = field(default_factory=dict)
@@ -84,6 +89,8 @@ class _Lifted:
         """Return whether a call has operands, all of them constant. (Calls without operands, such as zeros, would only
         take memory between steps.)"""
         if op_name(value) in ("", "relax.call_tir_inplace") or not isinstance(value.ty, relax.TensorType):
+            return False
+        if op_name(value) == "relax.call_tir" and value.args[0].name_hint in self.stay:
             return False
         read = [arg for _, _, arg in operands(value) if isinstance(arg, relax.Var | Constant)]
         return bool(read) and all(var in self.moved for var in used_vars(value))

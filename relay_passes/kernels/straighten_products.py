@@ -39,8 +39,7 @@ class StraightenProducts:
             a, b = value.args
             rows, columns, reduced = math.prod(shape_of(value)[:-1]), shape_of(value)[-1], shape_of(b)[-1]
             is_linear = len(shape_of(b)) == 2 and not value.attrs["transpose_a"]
-            few = rows * (columns + reduced) < columns * reduced and (rows % VECTOR == 0 or rows < VECTOR)
-            if is_linear and var not in fixed and few:
+            if is_linear and var not in fixed and turning_pays(rows, reduced, columns):
                 flat = builder.emit(R.reshape(a, (rows, reduced)))
                 turned = builder.emit(matmul(b, _transposed(builder, flat), transpose_a=False, transpose_b=False))
                 return R.reshape(_transposed(builder, turned), shape_of(value))
@@ -53,6 +52,12 @@ class StraightenProducts:
 VECTOR = 16
 """Elements that fill whole vectors on every target. The rows of dY become columns when transposed: there must be a
 multiple of this, or fewer."""
+
+
+def turning_pays(rows: int, reduced: int, columns: int) -> bool:
+    """Return whether transposing X and the result of ``X W``, [rows, reduced] by [reduced, columns], is cheaper than
+    transposing W, and keeps vectors whole."""
+    return rows * (columns + reduced) < columns * reduced and (rows % VECTOR == 0 or rows < VECTOR)
 
 
 def _reads_frozen(value: Expr, constant: set[relax.Var]) -> bool:

@@ -51,11 +51,22 @@ class Winograd:
         func = mod[self.function]
         constant = constant_vars(func, self.frozen)
         chosen = {binding.var for binding in bindings_of(func) if self._is_suited(binding.value, constant)}
+        across = {
+            binding.var
+            for binding in bindings_of(func)
+            if op_name(binding.value) == "pock.conv2d_data_gradient" and binding.value.args[1] in constant
+        }
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
             if var not in chosen:
                 return value
             x, other = value.args
+            if var in across:
+                # Read across, the transform of the forward product is that of the turned kernel.
+                images = builder.emit(winograd_input(x, padding=_padding(value), turned=True))
+                weight = builder.emit(R.permute_dims(builder.emit(winograd_weight(other)), [0, 2, 1]))
+                products = builder.emit(matmul(images, weight, transpose_a=False, transpose_b=False))
+                return winograd_output(products, shape=shape_of(value), turned=True)
             images = builder.emit(winograd_input(x, padding=_padding(value)))
             if op_name(value) == "pock.conv2d_weight_gradient":
                 grads = builder.emit(winograd_gradient(other))

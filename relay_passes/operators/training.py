@@ -8,6 +8,7 @@ from schedules.kernels import bits, elementwise, functions, indexing, loss, norm
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels import winograd as winograd_kernels
+from schedules.kernels.transpose import transpose
 
 from ..ir import dtype_of, shape_of
 from .record import Kind
@@ -39,7 +40,9 @@ def _spatial_type(call: relax.Call, channels: int, dtype: str | None = None) -> 
 
 
 def _conv2d_data_gradient_type(call: relax.Call) -> relax.TensorType:
-    return _spatial_type(call, shape_of(call.args[1])[2] * int(call.attrs["groups"]))
+    attributes = attributes_of(call)
+    group_in = shape_of(call.args[1])[3 if attributes.get("transposed", False) else 2]
+    return _spatial_type(call, group_in * attributes["groups"])
 
 
 def _conv2d_weight_gradient_type(call: relax.Call) -> relax.TensorType:
@@ -86,7 +89,9 @@ def _winograd_input_type(call: relax.Call) -> relax.TensorType:
 
 
 def _winograd_weight_type(call: relax.Call) -> relax.TensorType:
-    return relax.TensorType((winograd_kernels.TILE**2, *shape_of(call.args[0])[2:]), dtype_of(call.args[0]))
+    (*_, inputs, outputs), width = shape_of(call.args[0]), attributes_of(call).get("width")
+    matrix = (outputs // width, inputs, width) if width else (inputs, outputs)
+    return relax.TensorType((winograd_kernels.TILE**2, *matrix), dtype_of(call.args[0]))
 
 
 def _winograd_gradient_type(call: relax.Call) -> relax.TensorType:
@@ -104,8 +109,20 @@ def _winograd_output_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType(attributes_of(call)["shape"], dtype_of(call.args[0]))
 
 
+def _strips_type(call: relax.Call) -> relax.TensorType:
+    *batch, _, rows, _ = shape_of(call.args[0])
+    return relax.TensorType((*batch, rows, shape_of(call.args[1])[-1]), dtype_of(call.args[0]))
+
+
+def _relayout_type(call: relax.Call) -> relax.TensorType:
+    shape = shape_of(call.args[0])
+    return relax.TensorType([shape[axis] for axis in attributes_of(call)["axes"]], dtype_of(call.args[0]))
+
+
+relayout = register_operator("pock.relayout", ["x"], _relayout_type, transpose)
 matmul = register_operator("pock.matmul", ["a", "b"], _matmul_type, matmul_kernels.matmul)
 packed_matmul = register_operator("pock.packed_matmul", ["a", "strips"], _packed_type, matmul_kernels.packed_matmul)
+strips_matmul = register_operator("pock.strips_matmul", ["strips", "b"], _strips_type, matmul_kernels.strips_matmul)
 conv2d_data_gradient = register_operator(
     "pock.conv2d_data_gradient", ["grad", "weight"], _conv2d_data_gradient_type, conv2d_kernels.conv2d_data_gradient
 )

@@ -56,6 +56,24 @@ def packed_matmul(a: te.Tensor, strips: te.Tensor, *, computed_rows: int | None 
     )
 
 
+def strips_matmul(strips: te.Tensor, b: te.Tensor) -> te.Tensor:
+    """Compute ``C[.., i, j] = sum_k A[.., i, k] * B[.., k, j]`` with A packed in strips of its columns.
+
+    ``strips``: float [.., k / width, m, width]. ``b``: float [.., k, n], with the same leading dimensions. It reads
+    across what :func:`packed_matmul` reads along: a register tile takes single elements of A.
+    """
+    *batch, count, rows, width = (int(extent) for extent in strips.shape)
+    columns = int(b.shape[-1])
+    strip, k = te.reduce_axis((0, count), name="strip"), te.reduce_axis((0, width), name="k")
+
+    def product(*index: tirx.Var) -> tirx.Expr:
+        *outer, i, j = index
+        return te.sum(strips(*outer, strip, i, k) * b(*outer, strip * width + k, j), axis=[strip, k])
+
+    shape = (*batch, rows, columns)
+    return te.compute(shape, product, name="matmul", attrs={"schedule_rule": "pock.matmul"})
+
+
 def _extents(matrix: te.Tensor, transposed: bool) -> tuple[int, int]:
     rows, columns = (int(extent) for extent in matrix.shape[-2:])
     return (columns, rows) if transposed else (rows, columns)

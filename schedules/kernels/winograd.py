@@ -89,10 +89,12 @@ Terms = Callable[[tirx.Expr], list[tuple[tirx.Expr | int, tirx.Expr]]]
 """Terms of a transform's row: row or column offsets in a tile, and their factors."""
 
 
-def _transform_tiles(x: te.Tensor, size: tuple[int, int, int, int], terms: Terms, name: str) -> te.Tensor:
+def _transform_tiles(
+    x: te.Tensor, size: tuple[int, int, int, int], terms: Terms, name: str, *, turned: bool = False
+) -> te.Tensor:
     """Compute ``T X T^T`` of each tile: X [N, .., .., C] to [16, N * tiles, C].
 
-    ``terms``: the rows of T. ``size``: N, tiles along height and width, C.
+    ``terms``: the rows of T. ``size``: N, tiles along height and width, C. ``turned``: see :func:`transform_input`.
     """
     batch, high, wide, channels = size
 
@@ -100,11 +102,18 @@ def _transform_tiles(x: te.Tensor, size: tuple[int, int, int, int], terms: Terms
         n, y, z = tirx.indexdiv(p, high * wide), tirx.indexmod(tirx.indexdiv(p, wide), high), tirx.indexmod(p, wide)
         return _sum(
             x(n, y * STEP + row, z * STEP + column, c) * (row_factor * factor)
-            for row, row_factor in terms(tirx.indexdiv(t, TILE))
-            for column, factor in terms(tirx.indexmod(t, TILE))
+            for row, row_factor in terms(_at(tirx.indexdiv(t, TILE), turned))
+            for column, factor in terms(_at(tirx.indexmod(t, TILE), turned))
         )
 
     return te.compute((TILE * TILE, batch * high * wide, channels), transformed, name=name)
+
+
+def _at(position: tirx.Expr, turned: bool) -> tirx.Expr:
+    """Return a position along an axis of a tile; ``turned``, the first and the last change places."""
+    if not turned:
+        return position
+    return tirx.Select(position == 0, TILE - 1, tirx.Select(position == TILE - 1, 0, position))
 
 
 def _sum(terms: Iterable[tirx.Expr]) -> tirx.Expr:
@@ -112,8 +121,12 @@ def _sum(terms: Iterable[tirx.Expr]) -> tirx.Expr:
     return functools.reduce(operator.add, terms)
 
 
-def transform_input(x: te.Tensor, *, padding: Sequence[int]) -> te.Tensor:
-    """Compute ``V = B^T X B``: X [N, H, W, I], with ``padding`` (top, left, bottom, right), to [16, N * tiles, I]."""
+def transform_input(x: te.Tensor, *, padding: Sequence[int], turned: bool = False) -> te.Tensor:
+    """Compute ``V = B^T X B``: X [N, H, W, I], with ``padding`` (top, left, bottom, right), to [16, N * tiles, I].
+
+    ``turned``: in the order of positions in which the transform of a kernel is that of the kernel turned by 180
+    degrees, as the data gradient reads it. Reversing the taps swaps the first and the last row of G.
+    """
     batch, height, width, channels = (int(extent) for extent in x.shape)
     top, left, *_ = padding
     high, wide = tiles_of_image((height, width), padding)
@@ -127,11 +140,14 @@ def transform_input(x: te.Tensor, *, padding: Sequence[int]) -> te.Tensor:
         second = tirx.Select(position == 2, 1, tirx.Select(position == TILE - 1, TILE - 1, 2))
         return [(first, plus), (second, tirx.Select(position == 1, plus, minus))]
 
-    return _transform_tiles(x, (batch, high, wide, channels), terms, "winograd_input")
+    return _transform_tiles(x, (batch, high, wide, channels), terms, "winograd_input", turned=turned)
 
 
-def transform_output(products: te.Tensor, *, shape: Sequence[int]) -> te.Tensor:
-    """Compute ``Y = A^T M A``: M [16, N * tiles, O] to Y of the ``shape`` [N, H, W, O]."""
+def transform_output(products: te.Tensor, *, shape: Sequence[int], turned: bool = False) -> te.Tensor:
+    """Compute ``Y = A^T M A``: M [16, N * tiles, O] to Y of the ``shape`` [N, H, W, O].
+
+    ``turned``: M is of a turned input (:func:`transform_input`).
+    """
     _, height, width, _ = shape
     high, wide = tiles(height), tiles(width)
 
@@ -144,7 +160,7 @@ def transform_output(products: te.Tensor, *, shape: Sequence[int]) -> te.Tensor:
         row, column = tirx.indexmod(h, STEP), tirx.indexmod(w, STEP)
         tile = (n * high + tirx.indexdiv(h, STEP)) * wide + tirx.indexdiv(w, STEP)
         return _sum(
-            products((row + k) * TILE + column + m, tile, o) * (sign(row, k) * sign(column, m))
+            products(_at(row + k, turned) * TILE + _at(column + m, turned), tile, o) * (sign(row, k) * sign(column, m))
             for k in range(TAPS)
             for m in range(TAPS)
         )

@@ -134,4 +134,4 @@ def test_any_set_of_live_ranges_is_placed_without_overlap(wanted: list[LiveRange
 
 def test_the_arena_starts_as_aligned_as_its_offsets_are() -> None:
     assert memory.ALIGNMENT % ALIGNMENT == 0
-    assert runtime.aligned((100,), "uint8").ctypes.data % ALIGNMENT == 0
+    assert memory.aligned((100,), "uint8").ctypes.data % ALIGNMENT == 0
