@@ -161,8 +161,8 @@ def start_or_resume(task: Task, output: Path, warn: Callable[[str], None]) -> tu
         ``output`` was measured on another model, other data or with other settings.
     """
     require("what is analysed", task, one_of("a pock.Task", Task))
-    model, structure, training, validation = open_task(task)
     check_folder(output)
+    model, structure, training, validation = open_task(task)
     training_digests, validation_digests = digests(training), digests(validation)
     known = set(training_digests)
     shared = sum(digest in known for digest in validation_digests)

@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from ..device.arguments import is_whole
 from ..device.files import replacing
-from ..errors import ContributionError, OptionError
+from ..device.form import Each, Maybe, check_form, is_extent, is_real
+from ..device.reading import read_json, reading
+from ..errors import ContributionError
 from ..training.fine_tuning import Recipe
 from .candidates import Candidate, WeightSet
 from .costs import Cost
@@ -19,13 +21,42 @@ from .task import Task
 
 FORMAT = "pock-contributions/2"
 
+CANDIDATE = {"biases": is_extent, "weight": str, "ratio": is_real}
+WEIGHT_SET = {
+    "biases": is_extent,
+    "weights": [
+        lambda pair: isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and is_real(pair[1])
+    ],
+}
+RUN = {"epochs": is_real, "seed": is_whole, "score": Maybe(is_real), "loss": Maybe(is_real)}
+COST = {
+    "memory": is_real,
+    "kept": Maybe(is_real),
+    "work": Maybe(Each(lambda work: isinstance(work, list) and len(work) == 3 and all(map(is_real, work)))),
+    "state": Maybe(is_real),
+    "gradients": Maybe(is_real),
+}
+CONTRIBUTIONS = {
+    "task": {"model": str, "data": str, "validation": str, "recipe": dict},
+    "fingerprint": Each({"shape": [is_extent], "values": str}),
+    "data": str,
+    "runs": [{"candidate": CANDIDATE, **RUN}],
+    "costs": [{**CANDIDATE, "cost": COST}],
+    "scores": [{**CANDIDATE, "score": is_real}],
+    "finished": bool,
+    "trials": Maybe([{"candidate": WEIGHT_SET, **RUN}]),
+    "kinds": Maybe([{"candidate": WEIGHT_SET, **RUN}]),
+    "rows": Maybe(Each([is_extent])),
+}
+"""The form of a file of contributions."""
+
 
 def write_contributions(path: str | os.PathLike[str], contributions: Mapping[str, Any]) -> None:
     """Write the fields of :class:`pock_tvm.Contributions` to a JSON file, atomically."""
     content = {
         "format": FORMAT,
         **contributions,
-        "task": asdict(contributions["task"]),
+        "task": {name: value for name, value in asdict(contributions["task"]).items() if name != "trust"},
         "runs": [asdict(run) for run in contributions["runs"]],
         "costs": [asdict(each) | {"cost": asdict(cost)} for each, cost in contributions["costs"].items()],
         "scores": [asdict(each) | {"score": score} for each, score in contributions["scores"].items()],
@@ -44,29 +75,28 @@ def read_contributions(path: str | os.PathLike[str]) -> dict[str, Any]:
     ContributionError
         The file is missing, damaged or of another format.
     """
-    try:
-        content = json.loads(Path(path).read_text())
+    missing = f"there is no file '{path}': 'pock analyze' makes one"
+    with reading(ContributionError, f"'{path}' holds no contributions, or is damaged ({{}})", missing):
+        content = read_json(path)
         if content["format"] != FORMAT:
             raise ContributionError(
-                f"'{path}' has the format {content['format']!r}, and this version reads {FORMAT!r}: analyze again"
+                f"'{path}' has the format {content['format']!r:.60}, and this version reads {FORMAT!r}: analyze again"
             )
+        check_form(content, CONTRIBUTIONS, "contributions")
         task = content["task"]
         return {
-            "task": Task(**task | {"recipe": Recipe(**task["recipe"])}),
+            # A stranger's file does not say that a stranger's model is to be trusted.
+            "task": Task(**task | {"recipe": Recipe(**task["recipe"]), "trust": False}),
             "fingerprint": content["fingerprint"],
             "data": content["data"],
             "runs": [Run(**run | {"candidate": Candidate(**run["candidate"])}) for run in content["runs"]],
             "costs": {_candidate(entry): Cost(**entry["cost"]) for entry in content["costs"]},
             "scores": {_candidate(entry): entry["score"] for entry in content["scores"]},
             "finished": bool(content["finished"]),
-            "trials": _runs_of_sets(content.get("trials", [])),
-            "kinds": _runs_of_sets(content.get("kinds", [])),
-            "rows": content.get("rows", {}),
+            "trials": _runs_of_sets(content.get("trials") or []),
+            "kinds": _runs_of_sets(content.get("kinds") or []),
+            "rows": content.get("rows") or {},
         }
-    except FileNotFoundError as error:
-        raise ContributionError(f"there is no file '{path}': 'pock analyze' makes one") from error
-    except (OSError, ValueError, KeyError, TypeError, OptionError) as error:
-        raise ContributionError(f"'{path}' holds no contributions, or is damaged ({error!r})") from error
 
 
 def _candidate(entry: Mapping[str, Any]) -> Candidate:

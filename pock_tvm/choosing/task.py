@@ -25,7 +25,7 @@ def _are_ratios(value: Any) -> bool:
     seeds=whole("a number of seeds, at least 1", 1),
     ratios=Kind("a sequence of shares in (0, 1]", _are_ratios),
     depths=whole("a number of depths, at least 1", 1).or_none(),
-    flip=FLAG, crop=FLAG,
+    flip=FLAG, crop=FLAG, trust=FLAG,
     preprocessing=one_of("a mapping: {'mean': […], 'std': […]}", Mapping),
 )  # fmt: skip
 @dataclass(frozen=True)
@@ -51,8 +51,10 @@ class Task:
     flip: bool = False
     crop: bool = False
     preprocessing: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    trust: bool = False
+    """Whether the model's file is read as it is, as :func:`pock_tvm.compile` has it. No file says this for another."""
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that results depend on, in JSON's types; paths are left out."""
         plain = json.loads(json.dumps(asdict(self)))
-        return {name: value for name, value in plain.items() if name not in ("model", "data", "validation")}
+        return {name: value for name, value in plain.items() if name not in ("model", "data", "validation", "trust")}

@@ -51,7 +51,7 @@ class RunResult:
 def open_model(task: Task) -> tuple[Model, Structure]:
     """Load a task's model, and read its structure."""
     shapes = tuple((name, tuple(shape)) for name, shape in task.shapes.items())
-    model = _loaded(task.model, _stamp(task.model), task.batch, shapes)
+    model = _loaded(task.model, _stamp(task.model), task.batch, shapes, task.trust)
     return model, structure_of(model)
 
 
@@ -135,8 +135,14 @@ def _model(task: Task) -> Model:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model: str, _stamp: Stamp, batch: int | None, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Model:
-    return load_model(model, batch=batch, shapes=dict(shapes))
+def _loaded(
+    model: str,
+    _stamp: Stamp,
+    batch: int | None,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    trust: bool,  # noqa: FBT001 - for the cache's sake
+) -> Model:
+    return load_model(model, batch=batch, shapes=dict(shapes), trust=trust)
 
 
 def _data(task: Task) -> tuple[ImageFolder | ArrayFile, ImageFolder | ArrayFile]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from .common import (
     MODEL,
     SHAPE,
     STD,
+    TRUST,
     LrSchedule,
     app,
     mb_text,
@@ -40,17 +40,21 @@ def schemes(
     model: MODEL,
     save: Annotated[str | None, typer.Option(help="Write one of them: its name")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write it")] = None,
+    trust: TRUST = False,
 ) -> None:
     """List the named schemes for a network, and what each trains."""
     from rich.console import Console
 
+    from ..device.files import check_folder
     from ..frontend import load_model
     from ..reports.tables import scheme_table
 
-    imported = load_model(model, any_shape=True)
-    if save is not None:
-        if output is None:
-            raise PockError("--save needs --output: the file to write the scheme to")
+    if save is not None and output is None:
+        raise PockError("--save needs --output: the file to write the scheme to")
+    if output is not None:
+        check_folder(output)
+    imported = load_model(model, any_shape=True, trust=trust)
+    if save is not None and output is not None:
         named_scheme(save, imported).save(output)
         return
     resolved = {}
@@ -88,6 +92,7 @@ def analyze(
     ] = False,
     scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler to run on: tcp://host:8786")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine; one a core")] = None,
+    trust: TRUST = False,
 ) -> None:
     """Measure what training each piece of a network brings, and what it takes."""
     from rich.console import Console
@@ -120,6 +125,7 @@ def analyze(
         flip=flip,
         crop=crop,
         preprocessing=preprocessing,
+        trust=trust,
     )
     if quick and kinds:
         raise PockError("--quick trains nothing, and --kinds trains a little: give one of them")
@@ -146,6 +152,7 @@ def search(
     latency: LATENCY = None,
     target: TARGET = None,
     profile: PROFILES = None,
+    trust: TRUST = False,
 ) -> None:
     """Find the scheme that brings most within a budget of memory and time."""
     from rich.console import Console
@@ -156,8 +163,8 @@ def search(
 
     console = Console(stderr=True)
     budgets = _budgets(memory, latency)
-    measured, profiles = _measured(contributions, model), [_records(path) for path in profile or []]
     check_folder(output)
+    measured, profiles = _measured(contributions, model, trust), [_records(path) for path in profile or []]
     with progress_bar(console) as progress:
         known = len(measured.costs)
         result = find(measured, **budgets, target=target, profiles=profiles, progress=progress)
@@ -187,18 +194,20 @@ def report(
     target: TARGET = None,
     profile: PROFILES = None,
     pictures: Annotated[Path | None, typer.Option(help="A folder for the pictures as PNG files")] = None,
+    trust: TRUST = False,
 ) -> None:
     """Draw contributions, costs and the chosen scheme into one HTML file."""
     from rich.console import Console
 
-    from ..device.files import check_folder
+    from ..device.files import check_folder, make_folder
     from ..reports.page import write_report
     from ..schemes.scheme import Scheme
 
     check_folder(output)
-
+    if pictures is not None:
+        make_folder(pictures)
     write_report(
-        _measured(contributions, model),
+        _measured(contributions, model, trust),
         output,
         scheme=None if scheme is None else Scheme.load(scheme),
         **_budgets(memory, latency),
@@ -219,8 +228,8 @@ def _budgets(memory: str | None, latency: str | None) -> dict[str, float | None]
     }
 
 
-def _measured(path: Path, model: Path | None) -> Any:
-    """Load contributions; ``model`` overrides the path of the network."""
+def _measured(path: Path, model: Path | None, trust: bool) -> Any:
+    """Load contributions; ``model`` overrides the path of the network, and ``trust`` is for it."""
     from dataclasses import replace
 
     from ..choosing.contributions import Contributions
@@ -231,20 +240,20 @@ def _measured(path: Path, model: Path | None) -> Any:
             f"pock: warning: the analysis of '{path}' is not finished: 'pock analyze' goes on where it was interrupted",
             err=True,
         )
-    if model is None:
-        return contributions
-    return replace(contributions, task=replace(contributions.task, model=str(model.resolve())))
+    network = contributions.task.model if model is None else str(model.resolve())
+    return replace(contributions, task=replace(contributions.task, model=network, trust=trust))
 
 
 def _records(path: Path) -> Any:
     """Read a profile that 'pock inspect --json' wrote."""
-    try:
-        records = json.loads(path.read_text())
-        return [{name: record[name] for name in ("kind", "flops", "bytes", "ms")} for record in records]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PockError(
-            f"'{path}' is no profile: write one by 'pock inspect PROGRAM --json FILE' ({error!r})"
-        ) from error
+    from ..device.form import check_form, is_real
+    from ..device.reading import read_json, reading
+
+    form = {"kind": str, "flops": is_real, "bytes": is_real, "ms": is_real}
+    with reading(PockError, f"'{path}' is no profile: write one by 'pock inspect PROGRAM --json FILE' ({{}})"):
+        records = read_json(path)
+        check_form(records, [form], "profile")
+        return [{name: record[name] for name in form} for record in records]
 
 
 def _ratios(text: str) -> list[float]:

@@ -30,6 +30,10 @@ SHAPE = Annotated[list[str] | None, typer.Option(help="The shape of an input: in
 TARGET = Annotated[str, typer.Option(help="host, a tag of TVM's such as raspberry-pi/4b-aarch64, or a target as JSON")]
 THREADS = Annotated[int | None, typer.Option(help="Cores to run on; all by default")]
 CHECKPOINT = Annotated[Path | None, typer.Option(help="A checkpoint to go on from, or to write")]
+TRUST = Annotated[
+    bool, typer.Option("--trust", help="Read the network's file as it is, though code that lies in it may run")
+]
+SIGNATURE = Annotated[Path | None, typer.Option(help="A public key: refuse a program that its owner has not signed")]
 MEAN = Annotated[str | None, typer.Option(help="Mean of each channel in 0 … 1, such as 0.485,0.456,0.406")]
 STD = Annotated[str | None, typer.Option(help="Standard deviation of each channel in 0 … 1")]
 
@@ -57,6 +61,7 @@ def _root(context: typer.Context) -> None:
 
 def as_options(text: str) -> str:
     """Rephrase a message about Python arguments for the command line: ``--batch`` for ``batch=``."""
+    text = text.replace("trust=True", "--trust")
     text = re.sub(r"shapes=\{'(\w+)': \(…\)\}", r"--shape \1=…", text)
     return re.sub(
         rf"\b({'|'.join(ARGUMENTS)})=('?)(\S?)",

@@ -22,9 +22,11 @@ from .common import (
     PROGRAM,
     SCHEME,
     SHAPE,
+    SIGNATURE,
     STD,
     TARGET,
     THREADS,
+    TRUST,
     LrSchedule,
     app,
     as_options,
@@ -74,6 +76,7 @@ def compile_(
     slim: Annotated[
         bool, typer.Option("--slim", help="Leave out what only bundles for other devices are printed from")
     ] = False,
+    trust: TRUST = False,
 ) -> None:
     """Compile a network into a training program."""
     from rich.console import Console
@@ -87,7 +90,7 @@ def compile_(
     console = Console(stderr=True)
     preprocessing = Preprocessing.beside(model)
     with console.status(f"reading {model.name}"):
-        imported = load_model(model, batch=batch, shapes=shapes_of(shape or []))
+        imported = load_model(model, batch=batch, shapes=shapes_of(shape or []), trust=trust)
     with console.status("compiling"):
         program = compile_program(
             imported,
@@ -122,6 +125,7 @@ def check(
     shape: SHAPE = None,
     target: TARGET = "host",
     batch_norm: BATCH_NORM = None,
+    trust: TRUST = False,
 ) -> None:
     """List everything that stands between a network and its program; exit code 2 if anything does."""
     from rich.console import Console
@@ -138,6 +142,7 @@ def check(
             shapes=shapes_of(shape or []),
             target=target,
             batch_norm=batch_norm,
+            trust=trust,
         )
     console = Console()
     if found:
@@ -163,18 +168,20 @@ def train(
     crop: Annotated[bool, typer.Option(help="Crop training images at random")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     threads: THREADS = None,
+    require_signature: SIGNATURE = None,
 ) -> None:
     """Train a program on your data."""
     import numpy as np
     from rich.console import Console
     from rich.progress import track
 
+    from ..device.program import Program
     from ..device.trainer import Trainer
     from ..training.data import Augmentation, evaluation_batches
     from ..training.fine_tuning import Recipe, steps_of, training_steps
 
     console = Console()
-    trainer = Trainer(program, threads=threads)
+    trainer = Trainer(Program.load(program, signature=require_signature), threads=threads)
     manifest = trainer.program.manifest
     warn_of_defaults(data, manifest.get("preprocessing", {}), mean, std)
     training = _samples(manifest, data, mean, std, Augmentation(flip, crop))
@@ -217,14 +224,16 @@ def evaluate(
     mean: MEAN = None,
     std: STD = None,
     threads: THREADS = None,
+    require_signature: SIGNATURE = None,
 ) -> None:
     """Measure loss and accuracy on data."""
     from rich.console import Console
 
+    from ..device.program import Program
     from ..device.trainer import Trainer
     from ..training.data import evaluation_batches
 
-    trainer = Trainer(program, threads=threads)
+    trainer = Trainer(Program.load(program, signature=require_signature), threads=threads)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     manifest = trainer.program.manifest
@@ -242,14 +251,18 @@ def inspect(
         Path | None, typer.Option("--json", help="Write the profile: what 'pock search --profile' reads")
     ] = None,
     threads: THREADS = None,
+    require_signature: SIGNATURE = None,
 ) -> None:
     """Show what a program trains, what it costs and what it holds in memory."""
     from rich.console import Console
 
+    from ..device.files import check_folder, replacing
     from ..device.program import Program
     from ..reports.tables import kernel_table, layer_table, memory_table, summary
 
-    loaded = Program.load(program)
+    for path in filter(None, (plot, json_output)):
+        check_folder(path)
+    loaded = Program.load(program, signature=require_signature)
     console = Console()
     if plot is not None:
         from ..reports.program_plots import draw_memory
@@ -263,9 +276,10 @@ def inspect(
         records = profile_step(Trainer(loaded, threads=threads), *example(loaded))
         console.print(kernel_table(records))
         if json_output is not None:
-            json_output.write_text(json.dumps(records, indent=1))
+            with replacing(json_output) as file:
+                file.write(json.dumps(records, indent=1).encode())
         return
-    console.print(summary(loaded))
+    console.print(summary(loaded), markup=False)
     console.print(layer_table(loaded))
     console.print(memory_table(loaded))
 
@@ -275,19 +289,34 @@ def export(
     program: PROGRAM,
     weights: Annotated[Path, typer.Option(help="The safetensors file to write")],
     checkpoint: CHECKPOINT = None,
+    require_signature: SIGNATURE = None,
 ) -> None:
     """Write the weights under PyTorch's names, for PyTorch to load."""
     import numpy as np
     import safetensors.numpy
 
+    from ..device.files import check_folder, replacing
+    from ..device.program import Program
     from ..device.trainer import Trainer
 
-    trainer = Trainer(program)
+    check_folder(weights)
+    trainer = Trainer(Program.load(program, signature=require_signature))
     if checkpoint is not None:
         trainer.restore(checkpoint)
-    safetensors.numpy.save_file(
-        {name: np.asarray(array, order="C") for name, array in trainer.weights().items()}, weights
-    )
+    arrays = {name: np.asarray(array, order="C") for name, array in trainer.weights().items()}
+    with replacing(weights) as file:
+        file.write(safetensors.numpy.save(arrays))
+
+
+@app.command()
+def sign(
+    program: PROGRAM,
+    key: Annotated[Path, typer.Option(help="A private Ed25519 key: ssh-keygen -t ed25519 -N '' -f KEY makes one")],
+) -> None:
+    """Sign a program, for devices that take signed ones only (--require-signature KEY.pub)."""
+    from ..device.container import sign_container
+
+    sign_container(program, key)
 
 
 @app.command()

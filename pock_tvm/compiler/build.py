@@ -18,7 +18,9 @@ from tvm.target import Target
 from relay_passes.memory.call_list import CallList, KernelCall
 from relay_passes.memory.lower_to_executor import emit_call
 
-from ..device.runtime import CALL_KERNEL, pack_objects
+from ..device.contract import WORDS
+from ..device.files import writing
+from ..device.runtime import CALL_KERNEL, CONTRACT, pack_objects
 from ..errors import PockError
 from .kernel_builder import KernelBuilder
 from .kernel_cache import Kernel
@@ -36,13 +38,17 @@ class Library(NamedTuple):
 
 
 def build_library(
-    mod: IRModule, entries: Mapping[str, CallList], builder: KernelBuilder, places: Mapping[str, str]
+    mod: IRModule,
+    entries: Mapping[str, CallList],
+    builder: KernelBuilder,
+    places: Mapping[str, str],
+    contract: Sequence[int] = (0,) * WORDS,
 ) -> Library:
     """Compile the PrimFuncs of a module into a shared library.
 
     ``entries`` are entry points of TVM's calling convention. Other functions are kernels: C functions of pointers that
-    return 0. ``places`` says, for messages, what of the network a kernel computes. An extra entry point,
-    ``CALL_KERNEL``, calls a single kernel.
+    return 0. ``places`` says, for messages, what of the network a kernel computes. Extra entry points: ``CALL_KERNEL``
+    calls a single kernel, ``CONTRACT`` tells ``contract`` (:mod:`pock_tvm.device.contract`).
 
     Raises
     ------
@@ -54,12 +60,13 @@ def build_library(
     linker = linker_for(builder.target)  # first, so that a missing linker is reported before kernels are built
     functions = {var.name_hint: func for var, func in mod.functions.items() if var.name_hint not in entries}
     calls = [call for entry in entries.values() for call in entry.calls if isinstance(call, KernelCall)]
-    with tempfile.TemporaryDirectory() as name:
+    with writing(tempfile.gettempdir()), tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         objects = [*builder.objects(list(functions.values()), places, directory), directory / "executors.o"]
         executors = {name: mod[name] for name in entries}
         operands = {name: len(func.params) for name, func in functions.items()}
         executors[CALL_KERNEL] = call_kernel(operands | {call.kernel: len(call.operands) for call in calls})
+        executors[CONTRACT] = tell(CONTRACT, contract)
         tirx.build(IRModule(executors), target=builder.target).write_to_file(str(objects[-1]), "o")
         packed = _packed(list(functions.values()), directory)
         library = directory / "program.so"
@@ -108,3 +115,13 @@ def call_kernel(kernels: Mapping[str, int]) -> tirx.PrimFunc:
                 operands = [T.reinterpret("handle", vector[1 + at]) for at in range(count)]
                 emit_call(name, operands)
     return builder.get().with_attr("global_symbol", CALL_KERNEL)
+
+
+def tell(name: str, numbers: Sequence[int]) -> tirx.PrimFunc:
+    """Build an entry point that writes constant numbers into its int64 vector."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        vector = T.arg("vector", T.Buffer((len(numbers),), "int64"))
+        for at, number in enumerate(numbers):
+            T.buffer_store(vector, T.int64(number), [at])
+    return builder.get().with_attr("global_symbol", name)

@@ -21,6 +21,8 @@ from relay_passes.memory.fit import TooLarge
 from .. import __version__
 from ..device import optimizers
 from ..device.arguments import FLAG, PATH, Kind, is_number, number, one_of, require, whole
+from ..device.contract import contract_of
+from ..device.files import make_folder
 from ..device.losses import KINDS, Loss, as_loss
 from ..device.optimizers import SGD, Adam, Optimizer
 from ..device.program import FORMAT, Program
@@ -37,7 +39,7 @@ from .kernel_builder import KernelBuilder
 from .layers import layer_report
 from .pipeline import Training
 from .self_check import SelfCheck, reference_of
-from .targets import resolve_target, runs_here, triple_of
+from .targets import instructions_of, resolve_target, runs_here, triple_of
 
 
 @contextlib.contextmanager
@@ -78,6 +80,7 @@ def compile(  # noqa: A001 - the name that users expect
     build: bool = True,
     check: bool | None = None,
     check_with: tuple[Any, Any] | None = None,
+    trust: bool = False,
 ) -> Program:
     """Compile a model into a training program.
 
@@ -125,6 +128,9 @@ def compile(  # noqa: A001 - the name that users expect
         lacks instructions of the target, a build for this machine is checked instead.
     check_with : pair of x and y, optional
         Batch to check with, as ``Trainer.step`` takes it; a synthetic one by default.
+    trust : bool
+        Read a ``.pt2`` file as it is, though PyTorch then runs code that may lie in it. Only files of pickled weights
+        or objects need it.
 
     Raises
     ------
@@ -146,9 +152,11 @@ def compile(  # noqa: A001 - the name that users expect
     if check is False and check_with is not None:
         raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
     loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
+    if dump is not None:
+        make_folder(dump)
     accumulate, micro_batches = int(accumulate), micro_batches and int(micro_batches)
     # Phase 1.
-    imported = pipeline.import_model(model, batch=batch, shapes=shapes)
+    imported = pipeline.import_model(model, batch=batch, shapes=shapes, trust=trust)
     scheme = scheme or Scheme.full()
     selection = scheme.resolve(imported)
     if not selection:
@@ -172,12 +180,10 @@ def compile(  # noqa: A001 - the name that users expect
     lowered = found.value
     for each in observations(imported, selection, lowered.step.attrs["gradients"], batch_norm):
         warnings.warn(str(each), PockWarning, stacklevel=3)
-    # Phase 10.
-    library = pipeline.build(lowered, builder) if build else Library(b"", b"")
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},
-        "target": {"triple": triple_of(target), "description": str(target)},
+        "target": {"triple": triple_of(target), "description": str(target), "instructions": instructions_of(target)},
         "scheme": scheme.rules,
         "loss": vars(loss),
         "optimizer": optimizers.to_json(optimizer),
@@ -198,7 +204,10 @@ def compile(  # noqa: A001 - the name that users expect
         "kernels": lowered.kernels,
         "check": None,
     }
-    program = Program(manifest, library.code, dict(imported.weights), _constants(lowered.entries), library.kernels)
+    # Phase 10.
+    constants = _constants(lowered.entries)
+    library = pipeline.build(lowered, builder, contract_of(manifest, constants)) if build else Library(b"", b"")
+    program = Program(manifest, library.code, dict(imported.weights), constants, library.kernels)
     if not build or check is False:
         return program
     # Check: compare one step of the program with the framework.

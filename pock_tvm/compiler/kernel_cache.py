@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,20 @@ from schedules.decisions import DEFAULTS, Decisions
 
 from .. import __version__
 from ..device.files import replacing
+from ..device.reading import MIB, read_file, reason
+from ..errors import PockWarning
 
 VARIABLE = "POCK_CACHE"
 """Environment variable with another folder for the cache, or ``off``."""
+DIGEST_BYTES = 32
+"""Bytes of SHA-256."""
+MOST_BYTES = 256 * MIB
+"""Most bytes of a file: larger ones are none of ours."""
 UNUSED = 30 * 24 * 3600
 """Seconds after which an unused cache folder is removed: 30 days."""
+
+_told: set[str] = set()
+"""Folders of which it was said that they cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +61,13 @@ class KernelCache:
     """Cache of kernel object files for one target, keyed by everything that determines the object.
 
     There is a folder for each target and compiler state, with a file for each kernel and its decisions, named after the
-    kernel (:class:`relay_passes.NameKernels`). Names contain hashes, so a file also stores its whole key, which must
-    match.
+    kernel (:class:`relay_passes.NameKernels`). A file begins with the digest of the rest, so that damaged ones are
+    built again. Names contain hashes, so a file also stores its whole key, which must match. Files are replaced whole:
+    any number of processes may share a cache.
     """
+
+    fault = ""
+    """Why objects could not be written; empty if all were."""
 
     def __init__(self, target: Target) -> None:
         place = os.environ.get(VARIABLE) or str(Path.home() / ".cache" / "pock-tvm")
@@ -68,24 +82,39 @@ class KernelCache:
         if self.folder is None:
             return None
         try:
-            stored, _, data = zlib.decompress(self._path(self.folder, kernel, decisions).read_bytes()).partition(b"\0")
-        except (OSError, zlib.error):  # missing or truncated
+            content = read_file(self._path(self.folder, kernel, decisions), MOST_BYTES)
+        except OSError:  # missing, or unreadable: it is built again
             return None
+        digest, packed = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if hashlib.sha256(packed).digest() != digest:
+            return None
+        stored, _, data = zlib.decompress(packed).partition(b"\0")
         return data if self._is_key_of(stored.decode(), kernel, decisions) else None
 
     def put(self, data: bytes, kernel: Kernel, decisions: Decisions = DEFAULTS) -> None:
-        """Store the object file of a kernel. Failures to write only disable the cache."""
-        if self.folder is None:
+        """Store the object file of a kernel. A failure to write is noted in :attr:`fault`, and ends all attempts."""
+        if self.folder is None or self.fault:
             return
-        key = f"{self._head(decisions)}\n{kernel.definition}"
+        packed = zlib.compress(f"{self._head(decisions)}\n{kernel.definition}".encode() + b"\0" + data, 1)
         try:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 _remove_unused(self.folder.parent)
             with replacing(self._path(self.folder, kernel, decisions)) as file:
-                file.write(zlib.compress(key.encode() + b"\0" + data, 1))
-        except OSError:
-            self.folder = None
+                file.write(hashlib.sha256(packed).digest() + packed)
+        except OSError as error:
+            self.fault = reason(error)
+
+    def warn(self) -> None:
+        """Say once in a process that a cache cannot be written."""
+        if self.fault and str(self.folder) not in _told:
+            _told.add(str(self.folder))
+            warnings.warn(
+                f"built kernels are not kept, so that compiling again takes as long: {self.fault}. {VARIABLE} names "
+                f"another folder than '{self.folder}', or is 'off'",
+                PockWarning,
+                stacklevel=2,
+            )
 
     def _path(self, folder: Path, kernel: Kernel, decisions: Decisions) -> Path:
         suffix = f"-{_digest(_text(decisions))}" if decisions else ""
@@ -113,8 +142,9 @@ def _digest(text: str) -> str:
 def _remove_unused(root: Path) -> None:
     """Remove folders unused for :data:`UNUSED` seconds, mainly of old compiler versions."""
     for folder in root.iterdir():
-        if time.time() - folder.stat().st_mtime > UNUSED:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process removed it
+            if time.time() - folder.stat().st_mtime > UNUSED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache

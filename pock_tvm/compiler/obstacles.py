@@ -36,6 +36,7 @@ def check(
     shapes: Mapping[str, Sequence[int]] | None = None,
     target: Any = None,
     batch_norm: str | None = None,
+    trust: bool = False,
 ) -> list[Obstacle]:
     """List all obstacles to compiling a model, then all warnings.
 
@@ -50,7 +51,7 @@ def check(
     loss, target = as_loss(loss), resolve_target(target)
     try:
         with own_faults():
-            imported = import_model(model, batch=batch, shapes=shapes)
+            imported = import_model(model, batch=batch, shapes=shapes, trust=trust)
     except ModelError as error:
         return list(error.obstacles) or [_refusal(error)]
     except CompilerError as error:

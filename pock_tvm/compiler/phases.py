@@ -15,6 +15,7 @@ from tvm.ir.transform import Pass
 from relay_passes.analysis.kernel_costs import seconds
 from relay_passes.analysis.verify import Check, verify
 
+from ..device.files import writing
 from ..errors import of_passes
 from .parameters import Parameters
 
@@ -81,7 +82,8 @@ class Phases:
         number = self.numbers[step]
         at = [name for name, phase in self.numbers.items() if phase == number].index(step)
         letter = chr(ord("a") + at) if at else ""
-        self.dump.mkdir(parents=True, exist_ok=True)
         path = self.dump / f"{number:02d}{letter}-{step}.py"
-        path.write_text(self.after[step].script())
+        with writing(path):
+            self.dump.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.after[step].script())
         self.written.add(path)

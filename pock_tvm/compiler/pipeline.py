@@ -152,9 +152,15 @@ class Lowered:
     """Costs of each kernel."""
 
 
-def import_model(model: Any, *, batch: int | None = None, shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
+def import_model(
+    model: Any,
+    *,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    trust: bool = False,
+) -> Model:
     """Phase 1: forward module and parameter records of a user's model, every dimension bound."""
-    return load_model(model, batch=batch, shapes=shapes)
+    return load_model(model, batch=batch, shapes=shapes, trust=trust)
 
 
 def lower(
@@ -333,9 +339,12 @@ def plan(phases: Phases, training: Training) -> Lowered:
     )
 
 
-def build(lowered: Lowered, builder: KernelBuilder) -> Library:
-    """Phase 10: build the kernels, and link them with the executors into one library."""
-    return build_library(lowered.module, lowered.entries, builder, lowered.places)
+def build(lowered: Lowered, builder: KernelBuilder, contract: Sequence[int]) -> Library:
+    """Phase 10: build the kernels, and link them with the executors into one library.
+
+    ``contract`` is the digest of the manifest and the constants that the library goes with.
+    """
+    return build_library(lowered.module, lowered.entries, builder, lowered.places, contract)
 
 
 def state_bytes(parameters: Parameters) -> int:

@@ -13,6 +13,7 @@ from relay_passes.ir import first_line
 from schedules.cpu import cpu_target
 from schedules.target import Target as KernelTarget
 
+from ..device.instructions import instruction_sets
 from ..device.runtime import machine_triple
 from ..errors import PockError
 
@@ -79,6 +80,11 @@ def runs_here(target: Target) -> bool:
         return False
     missing = set(llvm.llvm_get_cpu_features(target)) - set(llvm.llvm_get_cpu_features(resolve_target(HOST)))
     return all(feature.startswith(TUNING) for feature in missing)
+
+
+def instructions_of(target: Target) -> list[str]:
+    """Return the instruction sets that kernels for the target may use."""
+    return instruction_sets(map(str, llvm.llvm_get_cpu_features(target)))
 
 
 def linker_for(target: Target) -> str | None:

@@ -1,4 +1,4 @@
-"""Writes files atomically."""
+"""Writes files atomically, and finds out beforehand whether they can be written."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import IO
 
 from .errors import PockError
+from .reading import reason
+
+
+class WriteError(PockError, OSError):
+    """A file cannot be written: no folder, no permission, no room."""
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:
@@ -17,23 +22,58 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    PockError
-        The folder of ``path`` is missing.
+    WriteError
+        The folder of ``path`` is missing, forbidden, read-only or full, or ``path`` is a folder.
     """
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise PockError(f"'{path}' cannot be written: there is no folder '{folder}'")
+    target = Path(path).absolute()
+    if not target.parent.is_dir():
+        raise WriteError(f"'{path}' cannot be written: there is no folder '{target.parent}'")
+    if target.is_dir():
+        raise WriteError(f"'{path}' cannot be written: it is a folder")
+    with writing(path), tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:100]}.") as file:
+        file.write(b"\0" * PROBE_BYTES)
+
+
+PROBE_BYTES = 4096
+"""Bytes that are written to find out whether there is room: a block of most file systems."""
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder with those above it, before the work whose results it is to hold; raises as
+    :func:`check_folder`."""
+    with writing(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    check_folder(Path(path) / "file")
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the system says of a failed write into one line that names the file."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as fault:
+        raise WriteError(f"'{path}' cannot be written: {reason(fault)}") from fault
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a temporary file that replaces ``path`` when the block ends. After an error the old file stays."""
+    """Open a temporary file that replaces ``path`` when the block ends. After an error the old file stays.
+
+    Raises
+    ------
+    WriteError
+        There is no folder, no permission or no room.
+    """
     path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+    with writing(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
         try:
             yield file
+            file.flush()
         except BaseException:
             Path(file.name).unlink()
             raise
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+    with writing(path):
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(path)

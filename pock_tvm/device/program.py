@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import lzma
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from .arguments import PATH, require
+from .container import CONSTANTS, KERNELS, LIBRARY, WEIGHTS, read_container, write_container
 from .errors import ProgramError
-from .files import replacing
 from .format_1 import FORMAT_1, upgraded
+from .manifest_form import check_manifest
 from .parameters import FROZEN, GRADIENT_SUM, MODEL, OPTIMIZER, PREPARED, STATISTICS, Parameter
+from .reading import reading
 
 FORMAT = "pock-program/2"
-MANIFEST, LIBRARY, WEIGHTS, CONSTANTS = "manifest.json", "program.so", "weights.safetensors", "constants.safetensors"
-KERNELS = "kernels.zip"
-
-UNREADABLE = (
-    OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, MemoryError,
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-)  # fmt: skip
-"""What Python raises of a damaged zip file or of damaged JSON: unknown compression and encryption among it."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +26,10 @@ class Program:
     """A compiled training program: immutable. A :class:`Trainer` runs it.
 
     Saved, it is one zip file: ``manifest.json`` (versions, target, scheme, inputs and outputs, tables of addresses,
-    checksums), ``program.so`` (kernels and entry points: a shared library, or its objects), ``weights.safetensors``
-    (the initial weights under PyTorch's names and in its layouts), ``constants.safetensors`` and, unless it is slim,
-    ``kernels.zip`` (:attr:`kernels`).
+    checksums), ``manifest.sha256`` (its own checksum), ``program.so`` (kernels and entry points: a shared library, or
+    its objects), ``weights.safetensors`` (the initial weights under PyTorch's names and in its layouts),
+    ``constants.safetensors`` and, unless it is slim, ``kernels.zip`` (:attr:`kernels`). ``manifest.ed25519`` is the
+    signature, if somebody signed it.
     """
 
     manifest: dict[str, Any]
@@ -73,51 +62,31 @@ class Program:
         }
         if self.kernels and not slim:
             parts[KERNELS] = self.kernels
-        manifest = self.manifest | {
-            "checksums": {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
-        }
-        with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-            archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
-            for name, data in parts.items():
-                archive.writestr(name, data)
+        write_container(path, self.manifest, parts)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Program:
-        """Read a program.
+    def load(cls, path: str | os.PathLike[str], *, signature: str | os.PathLike[str] | None = None) -> Program:
+        """Read a program. Nothing of it runs.
+
+        With ``signature``, the file of an Ed25519 public key, it has to be signed by that key (``pock sign``).
 
         Raises
         ------
         ProgramError
-            The file is missing, truncated, altered, or of another format.
+            The file is missing, truncated, altered, of another format, or not signed by the key.
         """
         require("the path of a program", path, PATH, ProgramError)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                manifest = json.loads(archive.read(MANIFEST))
-                names = [LIBRARY, WEIGHTS, CONSTANTS, *([KERNELS] if KERNELS in _parts_of(manifest) else [])]
-                parts = {name: archive.read(name) for name in names}
-        except FileNotFoundError as error:
-            raise ProgramError(f"there is no program '{path}'") from error
-        except UNREADABLE as error:
-            raise ProgramError(
-                f"'{path}' is no program, or is damaged ({error}): compile it again, or copy it again"
-            ) from error
-        found = manifest.get("format") if isinstance(manifest, dict) else None
+        require("the key of a signature", signature, PATH.or_none(), ProgramError)
+        manifest, parts = read_container(path, signature)
+        found = manifest.get("format")
         if found not in (FORMAT, FORMAT_1):
             raise ProgramError(
-                f"'{path}' has the format {found!r}, and this version reads {FORMAT!r}: compile it again"
+                f"'{path}' has the format {found!r:.60}, and this version reads {FORMAT!r}: compile it again"
             )
-        checksums = _parts_of(manifest)
-        for name, data in parts.items():
-            if hashlib.sha256(data).hexdigest() != checksums.get(name):
-                raise ProgramError(
-                    f"'{path}' is damaged: the checksum of {name} is wrong. Compile it again, or copy it again"
-                )
-        try:
+        with reading(ProgramError, f"'{path}' is no program, or is damaged ({{}}): compile it again, or copy it again"):
+            manifest = upgraded(manifest) if found == FORMAT_1 else manifest
+            check_manifest(manifest)
             weights, constants = (safetensors.numpy.load(parts[name]) for name in (WEIGHTS, CONSTANTS))
-        except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise ProgramError(f"the weights of '{path}' cannot be read ({error}): compile it again") from error
-        manifest = upgraded(manifest) if found == FORMAT_1 else manifest
         return cls(manifest, parts[LIBRARY], weights, constants, parts.get(KERNELS, b""))
 
     @property
@@ -187,12 +156,6 @@ def kernel_calls(entry: Mapping[str, Any]) -> list[tuple[str, list[list[int]]]]:
 def _scratch_of(entry: Mapping[str, Any]) -> list[int]:
     """The bytes of each call's scratch."""
     return [size for name, _, size, *_ in entry["arena_map"] if name == "scratch"]
-
-
-def _parts_of(manifest: Any) -> Mapping[str, str]:
-    """The checksums of a file's parts by their names, as far as the manifest can be read."""
-    checksums = manifest.get("checksums") if isinstance(manifest, dict) else None
-    return checksums if isinstance(checksums, dict) else {}
 
 
 def _contiguous(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from .contract import WORDS
 from .errors import PockError, ProgramError
+from .reading import reading
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Cores that this process may use."""
@@ -58,6 +60,15 @@ class Library:
                 f"'{entry}' stopped: {error}. Free memory, restore a checkpoint and go on from there"
             ) from error
 
+    def contract(self) -> list[int] | None:
+        """The digest of the layouts and sizes that it was built for; None in one of an older version."""
+        table = self.table([0] * WORDS)
+        try:
+            self._module[CONTRACT](table)
+        except AttributeError:
+            return None
+        return table.numpy().tolist()
+
 
 _pool = threading.local()
 
@@ -72,6 +83,8 @@ def use_threads(count: int) -> None:
 FASTEST_CORES = 1  # a mode of TVM's pool (src/runtime/threading_backend.cc)
 
 
+CONTRACT = "contract"
+"""The entry point that writes the digest of what the library relies on: see :mod:`pock_tvm.device.contract`."""
 CALL_KERNEL = "call_kernel"
 """The entry point that calls one kernel: for the profile, which times each by itself."""
 
@@ -91,11 +104,16 @@ def load_library(data: bytes) -> Library:
     Raises
     ------
     ProgramError
-        Objects are loaded by ``apache-tvm-ffi-orcjit``, which is not installed.
+        It cannot be loaded; objects need ``apache-tvm-ffi-orcjit``.
     """
     if data.startswith(b"PK"):
-        return Library(_load_objects(data))
-    with tempfile.TemporaryDirectory() as directory:
+        with reading(ProgramError, "the program's library cannot be loaded ({}): compile it again"):
+            return Library(_load_objects(data))
+    hint = "the folder for temporary files needs room and has to let programs run (TMPDIR names another)"
+    with (
+        reading(ProgramError, f"the program's library cannot be loaded ({{}}): {hint}"),
+        tempfile.TemporaryDirectory() as directory,
+    ):
         path = Path(directory) / "program.so"
         path.write_bytes(data)
         return Library(tvm.runtime.load_module(str(path)))

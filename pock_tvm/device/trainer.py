@@ -13,13 +13,16 @@ from . import optimizers
 from .arguments import PATH, number, one_of, require, whole
 from .arrays import as_array, pairs_of
 from .checkpoint import fingerprint_of, read_checkpoint, write_checkpoint
+from .contract import check_contract, nbytes
 from .errors import CheckpointError, InputError, ProgramError
 from .inputs import Data, Inputs
+from .instructions import check_instructions
 from .losses import Loss
 from .memory import aligned, aligned_copy
 from .parameters import FROZEN, FULL, PREPARED, Parameter
 from .prepare import Preparation
 from .program import Program
+from .reading import reading
 from .runtime import CALL_KERNEL, CORES, THREADS, load_library, machine_triple, use_threads
 
 CORES_USED = whole("a number of cores, at least 1", 1)
@@ -59,9 +62,17 @@ class Trainer:
             )
         if not self.program.library:
             raise ProgramError("this program was only planned, not built: compile it without build=False")
+        check_instructions(manifest["target"].get("instructions", ()))
+        self._library = load_library(self.program.library)
+        with reading(ProgramError, "this program cannot be run ({}): compile it again, or copy it again"):
+            check_contract(manifest, self.program.constants, self._library.contract())
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Allocate and fill everything that the entry points read and write."""
+        manifest = self.program.manifest
         self._loss = Loss(**manifest["loss"])
         self._optimizer = optimizers.from_json(manifest["optimizer"])
-        self._library = load_library(self.program.library)
         self._parameters = self.program.parameters
         self._entries = manifest["entries"]
         self._inputs = Inputs(self.program, self._loss)
@@ -291,6 +302,8 @@ class Trainer:
                 array = results[int(name.removeprefix("result."))]
             else:
                 array = arrays[name]
+            if array.nbytes != nbytes(tensor):
+                raise ProgramError(f"'{name}' has {array.nbytes} bytes, and the program reads {nbytes(tensor)}")
             addresses.append(array.ctypes.data)
         return self._library.table([*addresses, self._arena.ctypes.data])
 

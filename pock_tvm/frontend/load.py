@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from relay_passes.ir import first_line
-
-from ..device.arguments import Kind, described, is_whole, require, whole
+from ..device.arguments import FLAG, Kind, described, is_whole, require, whole
+from ..device.reading import open_file, reading
 from ..errors import ModelError
+from .clean_export import clean_copy
 from .model import Model
 
 Shapes = Mapping[str, Sequence[int]]
 
 
+ONNX_BYTES = 2**31 - 1
+"""Most bytes of an ONNX file: what protobuf reads."""
 BATCH = whole("a number of samples, at least 1", 1)
 SHAPES = Kind("a mapping of input names to shapes, such as {'input_ids': (8, 128)}", lambda value: _are_shapes(value))
 
@@ -31,7 +34,14 @@ def _are_shapes(value: Any) -> bool:
     )
 
 
-def load_model(model: Any, *, batch: int | None = None, shapes: Shapes | None = None, any_shape: bool = False) -> Model:
+def load_model(
+    model: Any,
+    *,
+    batch: int | None = None,
+    shapes: Shapes | None = None,
+    any_shape: bool = False,
+    trust: bool = False,
+) -> Model:
     """Import a model for training.
 
     Parameters
@@ -44,24 +54,36 @@ def load_model(model: Any, *, batch: int | None = None, shapes: Shapes | None = 
         Sizes of further dynamic dimensions, such as a sequence length.
     any_shape : bool
         Bind remaining dynamic dimensions to any size that the model allows, for queries that do not depend on it.
+    trust : bool
+        Read a ``.pt2`` file as it is: PyTorch then runs code that lies in it. By default a cleaned copy is read
+        (:mod:`pock_tvm.frontend.clean_export`).
 
     Raises
     ------
     ModelError
-        The file cannot be read, a dynamic dimension stays unbound, or the model has unsupported operators.
+        The file cannot be read without running code that lies in it, or at all; a dynamic dimension stays unbound; or
+        the model has unsupported operators.
     """
     require("batch", batch, BATCH.or_none())
     require("shapes", shapes, SHAPES.or_none())
+    require("trust", trust, FLAG)
     if isinstance(model, Model):
         return model
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # PyTorch warns of its own programs
-        return _load(model, batch, shapes or {}, any_shape=any_shape)
+        return _load(model, batch, shapes or {}, any_shape=any_shape, trust=trust)
 
 
-def _load(model: Any, batch: int | None, shapes: Shapes, *, any_shape: bool) -> Model:
+def _load(model: Any, batch: int | None, shapes: Shapes, *, any_shape: bool, trust: bool) -> Model:
     if isinstance(model, str | os.PathLike):
-        model = _read(Path(model))
+        path = Path(model)
+        model = _read(path, trust=trust)
+        with reading(ModelError, f"'{path}' cannot be imported ({{}}): export or copy it again"):
+            return _imported(model, batch, shapes, any_shape=any_shape)
+    return _imported(model, batch, shapes, any_shape=any_shape)
+
+
+def _imported(model: Any, batch: int | None, shapes: Shapes, *, any_shape: bool) -> Model:
     kind = type(model).__module__.split(".")[0]
     if kind == "torch" and type(model).__name__ == "ExportedProgram":
         from .torch_export import import_exported_program
@@ -77,26 +99,27 @@ def _load(model: Any, batch: int | None, shapes: Shapes, *, any_shape: bool) -> 
     raise ModelError(f"{what} {described(model)}")
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, *, trust: bool) -> Any:
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".onnx": _read_onnx,
+        ".pt2": lambda path: _read_exported(path, trust=trust),
+    }
+    if path.suffix not in readers:
+        _refuse_kind(path)
+    damaged = f"'{path}' cannot be read as a {path.suffix} model, or is damaged ({{}}): export or copy it again"
+    with reading(ModelError, damaged, f"there is no model file '{path}'"):
+        try:
+            return readers[path.suffix](path)
+        except ImportError as error:
+            raise ModelError(
+                f"reading '{path.name}' needs the package '{error.name}': pip install "
+                f"'pock-tvm[{path.suffix[1:].replace('pt2', 'torch')}]'"
+            ) from error
+
+
+def _refuse_kind(path: Path) -> NoReturn:
     if not path.is_file():
         raise ModelError(f"there is no model file '{path}'")
-    try:
-        if path.suffix == ".onnx":
-            import onnx
-
-            return onnx.load(path)
-        if path.suffix == ".pt2":
-            return _read_exported(path)
-    except ImportError as error:
-        raise ModelError(
-            f"reading '{path.name}' needs the package '{error.name}': pip install "
-            f"'pock-tvm[{path.suffix[1:].replace('pt2', 'torch')}]'"
-        ) from error
-    except Exception as error:
-        why = first_line(error).partition(". ")[0]
-        raise ModelError(
-            f"'{path}' cannot be read as a {path.suffix} model, or is damaged ({why}): export or copy it again"
-        ) from error
     if path.suffix in (".pt", ".pth"):
         raise ModelError(
             f"'{path}' is neither a .pt2 nor a .onnx file; torch.save keeps weights, not the network: write "
@@ -105,13 +128,25 @@ def _read(path: Path) -> Any:
     raise ModelError(f"'{path}' is neither a .pt2 file (torch.export.save) nor a .onnx file")
 
 
-def _read_exported(path: Path) -> Any:
+def _read_onnx(path: Path) -> Any:
+    import onnx
+
+    with open_file(path, ONNX_BYTES) as file:
+        model = onnx.load_model_from_string(file.read())
+    onnx.load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def _read_exported(path: Path, *, trust: bool) -> Any:
     """Load an ExportedProgram, without the traceback that PyTorch logs before it raises on a damaged file."""
     import torch
 
     logger = logging.getLogger("torch.export")
     kept, logger.disabled = logger.disabled, True
     try:
-        return torch.export.load(path)
+        if trust:
+            return torch.export.load(path)
+        with tempfile.TemporaryDirectory() as folder:
+            return torch.export.load(clean_copy(path, Path(folder)))
     finally:
         logger.disabled = kept

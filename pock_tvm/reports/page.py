@@ -16,7 +16,7 @@ from ..choosing.runs import Gain
 from ..choosing.scheme_search import best_alternative, budgets_of, prepare_search
 from ..choosing.time_model import Profiles
 from ..choosing.worker import open_model
-from ..device.files import replacing
+from ..device.files import make_folder, replacing
 from ..errors import PockError
 from ..frontend.structure import Structure
 from ..schemes.scheme import Scheme
@@ -113,9 +113,10 @@ def write_report(
     with replacing(output) as file:
         file.write(text.encode())
     if pictures is not None:
-        Path(pictures).mkdir(parents=True, exist_ok=True)
+        make_folder(pictures)
         for name, data in drawn.items():
-            (Path(pictures) / f"{name}.png").write_bytes(data)
+            with replacing(Path(pictures) / f"{name}.png") as file:
+                file.write(data)
 
 
 def choice_of(scheme: Scheme, choices: Choices, structure: Structure) -> Choice | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..device.files import writing
 from ..device.program import Program
 from ..errors import PockError
 
@@ -64,6 +65,7 @@ def draw_memory(program: Program, path: Path) -> None:
     figure.colorbar(collection, ax=axes, label="kernels that it is kept for")
     axes.legend(loc="upper right")
     try:
-        figure.savefig(path, dpi=150)
+        with writing(path):
+            figure.savefig(path, dpi=150)
     except ValueError as error:
         raise PockError(f"'{path}': {error}") from error

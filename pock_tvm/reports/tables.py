@@ -48,10 +48,7 @@ def layer_table(program: Program) -> Table:
     for layer in layers:
         trained = layer["weight"] != "frozen" or layer["bias"] == "full"
         table.add_row(
-            layer["name"],
-            layer["kind"],
-            layer["weight"],
-            layer["bias"],
+            *(escape(layer[name]) for name in ("name", "kind", "weight", "bias")),
             *_amounts(layer),
             style=None if trained else "dim",
         )
@@ -123,7 +120,7 @@ def kernel_table(records: Sequence[Mapping[str, Any]]) -> Table:
     def add_row(own: Sequence[Mapping[str, Any]], name: str) -> None:
         ms, share, flops, size = (sum(record[what] for record in own) for what in ("ms", "share", "flops", "bytes"))
         rates = [f"{flops / ms / 1e6:.0f}" if flops else "", f"{size / ms / 1e6:.1f}"]
-        table.add_row(str(len(own)), f"{ms:.3f}", f"{100 * share:.1f}", *rates, name)
+        table.add_row(str(len(own)), f"{ms:.3f}", f"{100 * share:.1f}", *rates, escape(name))
 
     for kernel, own in sorted(calls.items(), key=lambda item: -sum(record["ms"] for record in item[1])):
         add_row(own, kernel)

@@ -9,7 +9,6 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from ..device.arguments import PATH, Kind, is_whole, require, whole
 from ..device.files import replacing
 from ..device.parameters import FULL, Parameter
+from ..device.reading import read_json, reading
 from ..errors import SchemeError
 
 if TYPE_CHECKING:
@@ -115,10 +115,8 @@ class Scheme:
     def load(cls, path: str | os.PathLike[str]) -> Scheme:
         """Read a scheme from a JSON file: an object of patterns."""
         require("the path of a scheme", path, PATH, SchemeError)
-        try:
-            rules = json.loads(Path(path).read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise SchemeError(f"'{path}' cannot be read as a scheme: {error}") from error
+        with reading(SchemeError, f"'{path}' cannot be read as a scheme: {{}}"):
+            rules = read_json(path)
         if not isinstance(rules, dict):
             raise SchemeError(
                 f"'{path}' is not a scheme: a scheme file is one JSON object of patterns, such as "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import io
+import math
 import os
-import tokenize
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..device.program import UNREADABLE
+from ..device.reading import MIB, open_archive, read_file, read_json, reading
 from ..errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
@@ -23,6 +24,16 @@ CROP_MARGIN = 1.15
 """Size of an image before random cropping, relative to the network's input."""
 COUNTING_BATCH = 1024
 """Samples that are read at a time to count rows of embeddings."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats of images that are decoded: others call programs, or are rarely tested."""
+IMAGE_BYTES = 256 * MIB
+"""Most bytes of an image file."""
+PIXELS = 52_000_000
+"""Most pixels of an image as stored, and as scaled to the network's size: a camera's 50 megapixels, 156 MB of RGB."""
+ARRAY_BYTES = 2**40
+"""Most bytes of an ``.npz`` file."""
+EXPANSION, FREE_BYTES = 20, 256 * MIB
+"""How many times larger than the file the arrays of a compressed ``.npz`` may be, and what they may take anyway."""
 CACHE_BYTES = 256 * 2**20
 """Bytes of decoded images that an :class:`ImageFolder` keeps for later epochs."""
 
@@ -43,11 +54,9 @@ class Preprocessing:
         file = Path(path).with_suffix(".json")
         if not file.is_file():
             return None
-        try:
-            content = json.loads(file.read_text())
+        with reading(DataError, f"'{file}' should hold mean and std, as lists of one number a channel: {{}}"):
+            content = read_json(file)
             return cls(*(tuple(float(value) for value in content[name]) for name in ("mean", "std")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"'{file}' should hold mean and std, as lists of one number a channel: {error}") from error
 
     def to_json(self) -> dict[str, list[float]]:
         """Return the preprocessing in the form of a manifest."""
@@ -96,15 +105,14 @@ class ImageFolder:
     ) -> None:
         root = Path(folder)
         if not root.is_dir():
-            raise DataError(f"there is no folder '{folder}'")
+            raise DataError(f"there is no folder '{folder}'" if not root.exists() else f"'{folder}' is no folder")
         if len(shape) != 4 or shape[1] not in (1, 3):
             raise DataError(
                 f"input '{name}' of shape {tuple(shape)} takes no images: images are [batch, 1 or 3, height, width]"
             )
-        self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-        files = {
-            label: sorted(f for f in (root / label).iterdir() if f.suffix.lower() in SUFFIXES) for label in self.classes
-        }
+        with reading(DataError, f"'{folder}' cannot be read as a folder of images: {{}}"):
+            self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+            files = {label: sorted(_images(root / label)) for label in self.classes}
         empty = [label for label, found in files.items() if not found]
         if not self.classes or empty:
             what = f"the folder of class '{empty[0]}' holds no images" if empty else "it holds no folders"
@@ -134,7 +142,8 @@ class ImageFolder:
 
     def content(self, index: int) -> bytes:
         """Return the bytes of an image file."""
-        return self.files[index].read_bytes()
+        with reading(DataError, f"'{self.files[index]}' cannot be read as an image: {{}}"):
+            return read_file(self.files[index], IMAGE_BYTES)
 
     def _image(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
         if rng is not None and self.augmentation.crop:
@@ -149,12 +158,22 @@ class ImageFolder:
 
     def _pixels(self, file: Path, rng: np.random.Generator | None) -> np.ndarray:
         """Decode an image at the network's size, as uint8 [height, width, channels]."""
-        try:
-            with Image.open(file) as opened:
-                image = opened.convert("RGB" if self.channels == 3 else "L")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, MemoryError) as error:
-            raise DataError(f"'{file}' cannot be read as an image: {error}") from error
+        with (
+            reading(DataError, f"'{file}' cannot be read as an image: {{}}"),
+            Image.open(io.BytesIO(read_file(file, IMAGE_BYTES)), formats=FORMATS) as opened,
+        ):
+            self._check_size(opened)
+            image = opened.convert("RGB" if self.channels == 3 else "L")
         return np.asarray(self._sized(image, rng)).reshape(self.height, self.width, self.channels)
+
+    def _check_size(self, image: Image.Image) -> None:
+        """Refuse an image before it is decoded if it, or what it is scaled to, takes too much memory."""
+        scale = max(self.width / image.width, self.height / image.height) * CROP_MARGIN
+        count, most = image.width * image.height, max(PIXELS, 8 * self.width * self.height)
+        if max(count, count * scale**2) > most:
+            raise ValueError(
+                f"{image.width} x {image.height} pixels are too many, or too long and thin: make it smaller"
+            )
 
     def _sized(self, image: Image.Image, rng: np.random.Generator | None) -> Image.Image:
         """Resize and crop an image to the network's size: its centre, or with ``rng`` a random part."""
@@ -177,15 +196,16 @@ class ArrayFile:
     classes: list[str] | None = None
 
     def __init__(self, path: str | os.PathLike[str], names: Sequence[str], *, has_target: bool = True) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                self.arrays = {name: file[name] for name in file.files}
-        except (*UNREADABLE, tokenize.TokenError, TypeError) as error:
-            raise DataError(f"'{path}' cannot be read as an .npz file: {error}") from error
         needed = [*names, "y"] if has_target else list(names)
-        missing = [name for name in needed if name not in self.arrays]
-        if missing:
-            raise DataError(f"'{path}' holds no array '{missing[0]}': it needs {', '.join(needed)}")
+        with (
+            reading(DataError, f"'{path}' cannot be read as an .npz file: {{}}", f"there is no file '{path}'"),
+            open_archive(path, ARRAY_BYTES, expansion=EXPANSION, free=FREE_BYTES) as archive,
+        ):
+            present = {name.removesuffix(".npy") for name in archive.namelist()}
+            missing = [name for name in needed if name not in present]
+            if missing:
+                raise DataError(f"'{path}' holds no array '{missing[0]}': it needs {', '.join(needed)}")
+            self.arrays = {name: _array(archive, f"{name}.npy") for name in needed}
         flat = [name for name in needed if not self.arrays[name].ndim]
         if flat:
             raise DataError(f"the array '{flat[0]}' of '{path}' is a single number: it has one row a sample")
@@ -211,6 +231,23 @@ class ArrayFile:
     def content(self, index: int) -> bytes:
         """Return the bytes of a sample's inputs."""
         return b"".join(self.arrays[name][index].tobytes() for name in self.names)
+
+
+def _images(folder: Path) -> list[Path]:
+    """List the image files of a class."""
+    return [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES]
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Read an array of numbers of an ``.npz`` file; its size is checked before it is allocated."""
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+        if math.prod(shape) * dtype.itemsize > archive.getinfo(name).file_size:
+            raise ValueError(f"{name} is cut off")
+    with archive.open(name) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def open_data(

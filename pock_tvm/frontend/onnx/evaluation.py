@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from ...errors import ModelError
 RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
+
+
+MOST_ELEMENTS, GROWTH = 2**25, 4
+"""Most elements of a computed constant: so many, or so many times those that it is computed from."""
 
 
 class GatherElements(OpRun):
@@ -38,8 +43,9 @@ def evaluate_node(node: onnx.NodeProto, opsets: Mapping[str, int], inputs: Seque
     Raises
     ------
     ModelError
-        The evaluator does not know the operator, or the node is wrong.
+        The evaluator does not know the operator, or the node is wrong, or its results are far larger than its inputs.
     """
+    _check_size(node, opsets, inputs)
     values = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
     graph = onnx.helper.make_graph(
         [node],
@@ -55,6 +61,25 @@ def evaluate_node(node: onnx.NodeProto, opsets: Mapping[str, int], inputs: Seque
     except Exception as error:
         raise ModelError(f"its constant inputs cannot be evaluated: {error}") from error
     return [next(results) if name else None for name in node.output]
+
+
+def _check_size(node: onnx.NodeProto, opsets: Mapping[str, int], inputs: Sequence[np.ndarray | None]) -> None:
+    """Refuse a node whose results would take much memory, as ``Expand`` makes them of few bytes."""
+    values = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
+    most = max(MOST_ELEMENTS, GROWTH * sum(array.size for array in values.values()))
+    types = {name: type_of(array) for name, array in values.items()}
+    known = {name: onnx.numpy_helper.from_array(array, name) for name, array in values.items() if array.size <= 1024}
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    try:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
+        inferred = onnx.shape_inference.infer_node_outputs(schema, node, types, known, opset_imports=imports)
+    except Exception as error:
+        raise ModelError(f"its constant inputs cannot be evaluated: {error}") from error
+    for name, result in inferred.items():
+        count = math.prod(max(dim.dim_value, 1) for dim in result.tensor_type.shape.dim)
+        if count > most:
+            raise ModelError(f"'{name}' is a constant of {count} elements: make it an input, or a smaller one")
 
 
 def type_of(array: np.ndarray) -> onnx.TypeProto:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
+import threading
 import time
+import warnings
 
 import pytest
 from tvm import te
 
+import pock_tvm as pock
 from pock_tvm.compiler import kernel_cache
 from pock_tvm.compiler.kernel_cache import UNUSED, Kernel, KernelCache
 from pock_tvm.compiler.targets import resolve_target
@@ -72,6 +76,55 @@ def test_a_file_that_was_cut_short_is_built_again(place) -> None:
     (path,) = place.glob("kernels/*/*.kernel")
     path.write_bytes(path.read_bytes()[:-5])
     assert KernelCache(HOST).get(kernel()) is None
+
+
+def test_no_flipped_bit_goes_unnoticed_and_what_is_damaged_is_built_again(place) -> None:
+    KernelCache(HOST).put(b"object" * 100, kernel())
+    (path,) = place.glob("kernels/*/*.kernel")
+    whole, rng = path.read_bytes(), random.Random(0)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        assert KernelCache(HOST).get(kernel()) is None
+    for content in (b"", b"\0", whole[:20], whole + b"\0"):
+        path.write_bytes(content)
+        assert KernelCache(HOST).get(kernel()) is None
+    KernelCache(HOST).put(b"object" * 100, kernel())
+    assert path.read_bytes() == whole
+
+
+def test_two_writers_leave_whole_files(place) -> None:
+    objects = [bytes([number]) * 200_000 for number in range(2)]
+    caches = [KernelCache(HOST) for _ in objects]
+    seen: set[bytes | None] = set()
+
+    def write(cache: KernelCache, data: bytes) -> None:
+        for _ in range(30):
+            cache.put(data, kernel())
+            seen.add(cache.get(kernel()))
+
+    threads = [threading.Thread(target=write, args=pair) for pair in zip(caches, objects, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen <= set(objects)
+    assert [cache.fault for cache in caches] == ["", ""]
+    assert len(list(place.glob("kernels/*/*"))) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_said_once(place, monkeypatch) -> None:
+    (place / "file").touch()
+    monkeypatch.setenv("POCK_CACHE", str(place / "file" / "below"))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            cache = KernelCache(HOST)
+            cache.put(b"object", kernel())
+            cache.put(b"object", kernel(9))
+            cache.warn()
+    assert [(each.category, "Not a directory" in str(each.message)) for each in said] == [(pock.PockWarning, True)]
 
 
 def test_what_nobody_asked_for_is_removed(place) -> None:

@@ -42,7 +42,9 @@ def test_a_profile_leaves_copies_out(program) -> None:
     step["calls"].append(["copy", [[len(step["table"]) - 1, 0], [0, 0]], 4])
     assert kernel_calls(step) == kernels
     copying = dataclasses.replace(program, manifest=manifest)
-    assert len(profile(pock.Trainer(copying), *example(copying), repeat=1)) == len(kernels)
+    trainer = pock.Trainer(program)
+    trainer.program = copying  # a trainer of its own would refuse what its library was not built for
+    assert len(profile(trainer, *example(copying), repeat=1)) == len(kernels)
     assert cost_of(copying) == cost_of(program)
 
 

@@ -33,7 +33,7 @@ def test_the_manifest_says_what_is_in_the_file(program, tmp_path) -> None:
     program.save(tmp_path / "p.pock")
     with zipfile.ZipFile(tmp_path / "p.pock") as archive:
         parts = {"program.so", "weights.safetensors", "constants.safetensors", "kernels.zip"}
-        assert set(archive.namelist()) == {"manifest.json", *parts}
+        assert set(archive.namelist()) == {"manifest.json", "manifest.sha256", *parts}
         manifest = json.loads(archive.read("manifest.json"))
     assert manifest["versions"]["pock_tvm"] == pock.__version__
     assert set(manifest["checksums"]) == parts

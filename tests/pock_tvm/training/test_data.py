@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
+import tracemalloc
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -125,3 +130,65 @@ def test_unusable_data_is_refused(folder, tmp_path) -> None:
             open_data(tmp_path / name, inputs, Preprocessing())
     with pytest.raises(DataError, match="cannot be read as an image"):
         open_data(tmp_path / "broken", [images], Preprocessing()).read(np.array([0]), None)
+
+
+def png(width: int, height: int) -> bytes:
+    """A picture of zeros, whatever its size: a file of some kilobytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">L", len(data)) + kind + data + struct.pack(">L", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj()
+    rows = b"".join(packer.compress(bytes(1 + width)) for _ in range(height)) + packer.flush()
+    head = struct.pack(">LLBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_hostile_pictures_are_refused_before_they_take_memory(folder) -> None:
+    for name, content in {
+        "many": png(1, 8)[:16] + struct.pack(">LL", 40_000, 40_000) + png(1, 8)[24:],
+        "long": png(1, 2_000_000),
+        "cut": png(9, 9)[:-30],
+        "other": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "empty": b"",
+    }.items():
+        (folder / "bright" / "0.png").write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(DataError, match="cannot be read as an image") as caught:
+            ImageFolder(folder, "x", (2, 3, 224, 224), Preprocessing()).read(np.array([0]), None)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert "\n" not in str(caught.value)
+        assert peak < 2**24, name
+    (folder / "bright" / "0.png").unlink()
+    os.mkfifo(folder / "bright" / "0.png")
+    with pytest.raises(DataError, match="no regular file"):
+        ImageFolder(folder, "x", SHAPE, Preprocessing()).read(np.array([0]), None)
+
+
+def test_hostile_arrays_are_refused_before_they_take_memory(tmp_path) -> None:
+    def member(shape: str, data: bytes = b"", dtype: str = "<f4") -> bytes:
+        head = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+        return b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head + data
+
+    bomb = member(f"({2**24},)", bytes(2**26))
+    hostile = {
+        "large": {"x.npy": member("(1000000000000,)"), "y.npy": member("(1,)", b"1234")},
+        "bomb": {f"{name}.npy": bomb for name in ("x", "y", "a", "b", "c", "d")},
+        "objects": {"x.npy": member("(1,)", b"cos\nsystem\n(S'true'\ntR.", "|O"), "y.npy": member("(1,)", b"1234")},
+        "none": {"x.npy": b"", "y.npy": b""},
+        "head": {"x.npy": member("(" * 99), "y.npy": b""},
+    }
+    for name, members in hostile.items():
+        with zipfile.ZipFile(tmp_path / "data.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            for each, data in members.items():
+                archive.writestr(each, data)
+        tracemalloc.start()
+        with pytest.raises(DataError, match="cannot be read as an .npz file") as caught:
+            ArrayFile(tmp_path / "data.npz", ["x"])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert "\n" not in str(caught.value)
+        assert peak < 2**24, name
+    np.savez_compressed(tmp_path / "data.npz", x=np.zeros((4, 1000), "float32"), y=np.zeros(4), other=np.zeros(9))
+    assert set(ArrayFile(tmp_path / "data.npz", ["x"]).arrays) == {"x", "y"}

@@ -1,0 +1,108 @@
+"""The zip file of a program: its parts, checksums over all of them, and a signature if somebody signed it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import ProgramError
+from .files import replacing
+from .reading import TEXT_BYTES, open_archive, parse_json, read_member, reading
+
+MANIFEST, LIBRARY, WEIGHTS, CONSTANTS = "manifest.json", "program.so", "weights.safetensors", "constants.safetensors"
+KERNELS = "kernels.zip"
+SEAL, SIGNATURE = "manifest.sha256", "manifest.ed25519"
+SEALED = "sealed"
+"""Entry of a manifest that says that its own checksum lies beside it: files of older versions have none."""
+MOST_BYTES = 2**40
+"""Most bytes of a program file."""
+OPTIONAL = (KERNELS, SEAL, SIGNATURE)
+
+
+def write_container(path: str | os.PathLike[str], manifest: Mapping[str, Any], parts: Mapping[str, bytes]) -> None:
+    """Write a manifest and the parts of a program, with checksums of both, to one file."""
+    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
+    text = json.dumps({**manifest, SEALED: True, "checksums": checksums}, indent=1).encode()
+    _write(path, {MANIFEST: text, SEAL: _seal(text), **parts})
+
+
+def read_container(
+    path: str | os.PathLike[str], signature: str | os.PathLike[str] | None = None
+) -> tuple[Any, dict[str, bytes]]:
+    """Read a manifest and the parts of a program, and check them.
+
+    ``signature`` is the file of a public key: then the manifest, which has the checksums of the parts, is signed by its
+    private key.
+
+    Raises
+    ------
+    ProgramError
+        The file is missing, damaged or altered, is no program, or has no such signature.
+    """
+    members = _members(path)
+    manifest = _manifest(path, members)
+    if signature is not None:
+        from .signature import check_signature
+
+        check_signature(path, members[MANIFEST], members.get(SIGNATURE), signature)
+    parts = {name: data for name, data in members.items() if name not in (MANIFEST, SEAL, SIGNATURE)}
+    checksums = manifest["checksums"]
+    for name in (LIBRARY, WEIGHTS, CONSTANTS, *filter(checksums.__contains__, [KERNELS])):
+        if name not in parts or hashlib.sha256(parts[name]).hexdigest() != checksums.get(name):
+            raise ProgramError(_damaged(path, f"the checksum of {name} is wrong"))
+    return manifest, {name: data for name, data in parts.items() if name in checksums}
+
+
+def sign_container(path: str | os.PathLike[str], key: str | os.PathLike[str]) -> None:
+    """Sign a program by the private key in a file; see :func:`pock_tvm.device.signature.signature_of`.
+
+    Raises
+    ------
+    ProgramError
+        The program is damaged, or the key cannot be used. The file is left as it was.
+    """
+    from .signature import signature_of
+
+    read_container(path)
+    members = _members(path)
+    _write(path, {**members, SIGNATURE: signature_of(members[MANIFEST], key)})
+
+
+def _members(path: str | os.PathLike[str]) -> dict[str, bytes]:
+    with (
+        reading(ProgramError, _damaged(path, "{}"), f"there is no program '{path}'"),
+        open_archive(path, MOST_BYTES) as archive,
+    ):
+        manifest = read_member(archive, MANIFEST, TEXT_BYTES)
+        present = set(archive.namelist())
+        names = [LIBRARY, WEIGHTS, CONSTANTS, *(name for name in OPTIONAL if name in present)]
+        return {MANIFEST: manifest, **{name: read_member(archive, name) for name in names}}
+
+
+def _manifest(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> dict[str, Any]:
+    with reading(ProgramError, _damaged(path, "{}")):
+        manifest = parse_json(members[MANIFEST])
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("checksums"), dict):
+        raise ProgramError(_damaged(path, "its manifest holds no checksums"))
+    sealed = SEALED in manifest or SEAL in members
+    if sealed and members.get(SEAL) != _seal(members[MANIFEST]):
+        raise ProgramError(_damaged(path, f"the checksum of {MANIFEST} is wrong"))
+    return manifest
+
+
+def _seal(manifest: bytes) -> bytes:
+    return hashlib.sha256(manifest).hexdigest().encode()
+
+
+def _damaged(path: str | os.PathLike[str], why: str) -> str:
+    return f"'{os.fspath(path)}' is no program, or is damaged ({why}): compile it again, or copy it again"
+
+
+def _write(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> None:
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
