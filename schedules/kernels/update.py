@@ -156,8 +156,8 @@ def elementwise_update(
 
     Parameters, in order: ``weight``; ``operands``, shaped like the piece (the gradient: like the part); ``vectors``,
     float, of the given lengths; ``channels``, int32 [count], for a piece. ``body`` maps the values at one element to
-    new ones, the weight's last: they are written in this order. It gets whole vectors, except ``scale``: the element of
-    the last axis.
+    new ones, the weight's last: they are written in this order, and what a later one needs of an earlier one is bound.
+    It gets whole vectors, except ``scale``: the element of the last axis.
 
     One block over contiguous rows, of which there is one unless the layout has more. It writes a second view of what it
     reads: TVM's schedule primitives refuse blocks that write the buffers they read. An element depends on no other.
