@@ -15,8 +15,9 @@ from tvm.script.ir_builder import tirx as T
 from tvm.support import cc
 from tvm.target import Target
 
-from relay_passes.memory.call_list import CallList, KernelCall
+from relay_passes.memory.call_list import CallList, Check, KernelCall
 from relay_passes.memory.lower_to_executor import emit_call
+from schedules.kernels import finite
 
 from ..device.runtime import CALL_KERNEL, pack_objects
 from ..errors import PockError
@@ -60,6 +61,8 @@ def build_library(
         executors = {name: mod[name] for name in entries}
         operands = {name: len(func.params) for name, func in functions.items()}
         executors[CALL_KERNEL] = call_kernel(operands | {call.kernel: len(call.operands) for call in calls})
+        checked = {call.dtype for entry in entries.values() for call in entry.calls if isinstance(call, Check)}
+        executors |= {finite.symbol(dtype): finite.all_finite(dtype) for dtype in checked}
         tirx.build(IRModule(executors), target=builder.target).write_to_file(str(objects[-1]), "o")
         packed = _packed(list(functions.values()), directory)
         library = directory / "program.so"

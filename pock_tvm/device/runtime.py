@@ -28,6 +28,19 @@ THREADS = min(int(_wanted), CORES) if _wanted.isdecimal() and int(_wanted) else 
 
 import tvm  # noqa: E402 - the variable above is read when the pool starts
 
+NOT_FINITE = "not finite: "
+"""How an entry point says that a check failed, before the check's position in its call list
+(``relay_passes.memory.lower_to_executor``)."""
+
+
+class CheckFailed(Exception):  # noqa: N818 - what a trainer makes an error of
+    """An entry point stopped at a check that found a number that is not finite; ``position`` is its place in the call
+    list."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(position)
+        self.position = position
+
 
 class Library:
     """The entry points of a program: each takes one vector of addresses."""
@@ -45,6 +58,8 @@ class Library:
 
         Raises
         ------
+        CheckFailed
+            It stopped at a number that is not finite.
         PockError
             It stopped at a kernel that failed: what it had written by then stays written.
         """
@@ -56,6 +71,9 @@ class Library:
         try:
             self._functions[entry](table)
         except RuntimeError as error:
+            said = str(error)
+            if said.startswith(NOT_FINITE):
+                raise CheckFailed(int(said.removeprefix(NOT_FINITE))) from error
             raise PockError(
                 f"'{entry}' stopped: {error}. Free memory, restore a checkpoint and go on from there"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,10 @@ from tvm import IRModule, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from schedules.kernels import finite
+
 from ..ir import update_function
-from .call_list import CallList, KernelCall, Place, attached, call_list_of
+from .call_list import CallList, Check, Copy, Place, attached, call_list_of
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerToExecutor")
@@ -35,8 +38,10 @@ class LowerToExecutor:
 def executor(calls: CallList) -> tirx.PrimFunc:
     """Build a function that takes one int64 vector of addresses, the table's and then the arena's, and makes the calls.
 
-    Kernels are C functions of pointers. The first that fails ends the run.
+    Kernels are C functions of pointers. The first that fails ends the run, and so does a check that finds a number that
+    is not finite: the message then ends with the check's position in the list.
     """
+    checks = any(isinstance(call, Check) for call in calls.calls)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("executor")
         addresses = T.arg("addresses", T.Buffer((len(calls.table) + 1,), "int64"))
@@ -45,11 +50,21 @@ def executor(calls: CallList) -> tirx.PrimFunc:
             start = T.reinterpret("handle", addresses[place.position])
             return T.handle_add_byte_offset(start, place.offset) if place.offset else start
 
-        for call in calls.calls:
-            if isinstance(call, KernelCall):
-                emit_call(call.kernel, [pointer(place) for place in call.operands])
-            else:
-                T.evaluate(T.call_extern("handle", "memcpy", pointer(call.to), pointer(call.source), call.size))
+        with contextlib.ExitStack() as scopes:
+            if checks:  # TVM asks of whoever allocates on which device, though the flag lies on the stack
+                for key, value in (("device_type", DEVICE_TYPE_CPU), ("device_id", 0)):
+                    scopes.enter_context(T.attr("default", key, value))
+                flag = T.alloc_buffer((1,), "int32")
+                T.buffer_store(flag, 0, [0])
+            for position, call in enumerate(calls.calls):
+                if isinstance(call, Copy):
+                    T.evaluate(T.call_extern("handle", "memcpy", pointer(call.to), pointer(call.source), call.size))
+                elif isinstance(call, Check):
+                    emit_call(finite.symbol(call.dtype), [pointer(call.place), T.int64(call.count), flag.data])
+                    with T.Assert(flag[0] == 0, [NOT_FINITE, str(position)]):
+                        pass
+                else:
+                    emit_call(call.kernel, [pointer(place) for place in call.operands])
     return builder.get()
 
 
@@ -59,5 +74,8 @@ def emit_call(kernel: str, operands: Sequence[tirx.Expr]) -> None:
         pass
 
 
+DEVICE_TYPE_CPU = 1
+NOT_FINITE = "not finite: "
+"""Error of a check, before its position in the call list."""
 NO_THREADS = "a kernel got no threads to run on"
 """Error of a failing kernel: nothing else makes one fail. One text for all calls keeps executors small."""
