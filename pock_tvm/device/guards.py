@@ -52,6 +52,6 @@ class Found:
         if self.written == STATE:
             consequence = "Updates made before it in that step stay: restore a checkpoint"
         elif dropped:
-            consequence = f"The {dropped} steps before it that share its update are dropped; nothing else has changed"
+            consequence = f"Earlier steps of the same update ({dropped}) are dropped; nothing else has changed"
         kind = NonFiniteInputError if self.kind == INPUT else NonFiniteError
         return kind(f"{what} is not finite: it holds NaN or infinity. {consequence}. {advice}")
