@@ -167,7 +167,10 @@ class Weighted(nn.Module):
         return (self.weight * x).sum() * 4
 
 
-@pytest.mark.parametrize(("clip_norm", "consequence"), [(None, r"Earlier steps of the same update \(1\) are dropped"), (1.0, "Nothing has changed")])
+@pytest.mark.parametrize(
+    ("clip_norm", "consequence"),
+    [(None, r"Earlier steps of the same update \(1\) are dropped"), (1.0, "Nothing has changed")],
+)
 def test_sums_that_overflow_are_not_applied(clip_norm, consequence) -> None:
     """Both gradients are finite, and their sum is not."""
     exported = torch.export.export(Weighted(), (torch.ones(5),))
