@@ -27,6 +27,11 @@ TEXTS = {
 """For each kind of tensor its name in messages, and what to do."""
 
 
+def is_checked(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry point makes any checks."""
+    return any(call[0] == CHECK for call in entry["calls"])
+
+
 @dataclass(frozen=True)
 class Found:
     """Tensor that is not finite."""

@@ -28,9 +28,9 @@ THREADS = min(int(_wanted), CORES) if _wanted.isdecimal() and int(_wanted) else 
 
 import tvm  # noqa: E402 - the variable above is read when the pool starts
 
-NOT_FINITE = "not finite: "
-"""How an entry point says that a check failed, before the check's position in its call list
-(``relay_passes.memory.lower_to_executor``)."""
+NOT_FINITE = "a number is not finite"
+"""Error of an entry point at a check (``relay_passes.memory.lower_to_executor``). The position in the call list,
+counted from 1, is then the last element of the entry point's vector."""
 
 
 class CheckFailed(Exception):  # noqa: N818 - what a trainer makes an error of
@@ -50,7 +50,7 @@ class Library:
         self._functions: dict[str, Any] = {}
 
     def table(self, addresses: Sequence[int]) -> Any:
-        """Addresses as an entry point takes them."""
+        """Addresses as an entry point takes them; behind them a number, if its call list holds checks."""
         return tvm.runtime.tensor(np.array(addresses, dtype="int64"))
 
     def run(self, entry: str, table: Any) -> None:
@@ -71,9 +71,8 @@ class Library:
         try:
             self._functions[entry](table)
         except RuntimeError as error:
-            said = str(error)
-            if said.startswith(NOT_FINITE):
-                raise CheckFailed(int(said.removeprefix(NOT_FINITE))) from error
+            if str(error).startswith(NOT_FINITE):
+                raise CheckFailed(int(table.numpy()[-1]) - 1) from error
             raise PockError(
                 f"'{entry}' stopped: {error}. Free memory, restore a checkpoint and go on from there"
             ) from error

@@ -320,7 +320,8 @@ class Trainer:
             else:
                 array = arrays[name]
             addresses.append(array.ctypes.data)
-        return self._library.table([*addresses, self._arena.ctypes.data])
+        found = [0] if guards.is_checked(self._entries[entry]) else []
+        return self._library.table([*addresses, self._arena.ctypes.data, *found])
 
     def _run(self, entry: str) -> None:
         use_threads(self._threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,33 +37,31 @@ class LowerToExecutor:
 def executor(calls: CallList) -> tirx.PrimFunc:
     """Build a function that takes one int64 vector of addresses, the table's and then the arena's, and makes the calls.
 
-    Kernels are C functions of pointers. The first that fails ends the run, and so does a check that finds a number that
-    is not finite: the message then ends with the check's position in the list.
+    Kernels are C functions of pointers. The first that fails ends the run. If the list holds checks, the vector has one
+    more element: the first check that fails ends the run, and leaves its position in the list there, counted from 1.
     """
-    checks = any(isinstance(call, Check) for call in calls.calls)
+    found = len(calls.table) + 1
+    checked = any(isinstance(call, Check) for call in calls.calls)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("executor")
-        addresses = T.arg("addresses", T.Buffer((len(calls.table) + 1,), "int64"))
+        addresses = T.arg("addresses", T.Buffer((found + checked,), "int64"))
 
         def pointer(place: Place) -> tirx.Expr:
             start = T.reinterpret("handle", addresses[place.position])
             return T.handle_add_byte_offset(start, place.offset) if place.offset else start
 
-        with contextlib.ExitStack() as scopes:
-            if checks:  # TVM asks of whoever allocates on which device, though the flag lies on the stack
-                for key, value in (("device_type", DEVICE_TYPE_CPU), ("device_id", 0)):
-                    scopes.enter_context(T.attr("default", key, value))
-                flag = T.alloc_buffer((1,), "int32")
-                T.buffer_store(flag, 0, [0])
-            for position, call in enumerate(calls.calls):
-                if isinstance(call, Copy):
-                    T.evaluate(T.call_extern("handle", "memcpy", pointer(call.to), pointer(call.source), call.size))
-                elif isinstance(call, Check):
-                    emit_call(finite.symbol(call.dtype), [pointer(call.place), T.int64(call.count), flag.data])
-                    with T.Assert(flag[0] == 0, [NOT_FINITE, str(position)]):
-                        pass
-                else:
-                    emit_call(call.kernel, [pointer(place) for place in call.operands])
+        if checked:
+            T.buffer_store(addresses, T.int64(0), [found])
+        for number, call in enumerate(calls.calls, 1):
+            if isinstance(call, Copy):
+                T.evaluate(T.call_extern("handle", "memcpy", pointer(call.to), pointer(call.source), call.size))
+            elif isinstance(call, Check):
+                mark = [T.address_of(addresses[found]), T.int64(number)]
+                emit_call(finite.symbol(call.dtype), [pointer(call.place), T.int64(call.count), *mark])
+                with T.Assert(addresses[found] == 0, NOT_FINITE):
+                    pass
+            else:
+                emit_call(call.kernel, [pointer(place) for place in call.operands])
     return builder.get()
 
 
@@ -74,8 +71,7 @@ def emit_call(kernel: str, operands: Sequence[tirx.Expr]) -> None:
         pass
 
 
-DEVICE_TYPE_CPU = 1
-NOT_FINITE = "not finite: "
-"""Error of a check, before its position in the call list."""
+NOT_FINITE = "a number is not finite"
+"""Error of a check. One text for all keeps executors small, too."""
 NO_THREADS = "a kernel got no threads to run on"
 """Error of a failing kernel: nothing else makes one fail. One text for all calls keeps executors small."""

@@ -37,9 +37,10 @@ def symbol(dtype: str) -> str:
 
 
 def all_finite(dtype: str) -> tirx.PrimFunc:
-    """Build ``int32 pock_all_finite_<dtype>(const <dtype> *numbers, int64 count, int32 *flag)``.
+    """Build ``int32 pock_all_finite_<dtype>(const <dtype> *numbers, int64 count, int64 *found, int64 mark)``.
 
-    It sets the flag to 1 if a number is infinite or NaN. Like a kernel it returns 0, unless it got no threads.
+    It writes the mark to ``found`` if a number is infinite or NaN. Like a kernel it returns 0, unless it got no
+    threads.
 
     A number is finite if its exponent is below the largest. The check is on integers: ``x * 0 == 0`` and ``x == x``
     are what simplifiers of floating-point code fold. It comes scheduled, for any count.
@@ -52,8 +53,8 @@ def all_finite(dtype: str) -> tirx.PrimFunc:
         T.func_attr({"global_symbol": symbol(dtype), "calling_conv": 1})
         T.func_ret(tirx.const(0, "int32").ty)
         pointer, count = T.arg("numbers", T.handle(bits)), T.arg("count", T.int64())
-        flag = T.arg("flag", T.handle("int32"))
-        numbers, found = T.decl_buffer((count,), bits, data=pointer), T.decl_buffer((1,), "int32", data=flag)
+        address, mark = T.arg("found", T.handle("int64")), T.arg("mark", T.int64())
+        numbers, found = T.decl_buffer((count,), bits, data=pointer), T.decl_buffer((1,), "int64", data=address)
 
         def check(first: tirx.Expr, size: tirx.Expr) -> None:
             """Check ``size`` numbers from ``first`` on: the largest of their magnitudes, read as integers, tells."""
@@ -70,7 +71,7 @@ def all_finite(dtype: str) -> tirx.PrimFunc:
             with T.serial(LANES) as lane:
                 T.buffer_store(largest, tirx.max(largest[0], lanes[lane]), [0])
             with T.If(largest[0] >= tirx.const(exponent, bits)), T.Then():
-                T.buffer_store(found, 1, [0])  # of several cores all write the same
+                T.buffer_store(found, mark, [0])  # of several cores all write the same
 
         with T.attr("default", "device_type", CPU), T.attr("default", "device_id", 0):
             with T.If(count <= 2 * BLOCK):

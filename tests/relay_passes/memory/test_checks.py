@@ -162,7 +162,7 @@ def test_finite_numbers_pass(checked) -> None:
     b = np.random.default_rng(0).integers(0, infinity, count + 3, dtype=whole)  # of all sizes, denormal ones too
     b[::2] |= sign
     b[:3] = infinity  # outside
-    library.run("entry", library.table([a.ctypes.data, b.ctypes.data, 0]))
+    library.run("entry", library.table([a.ctypes.data, b.ctypes.data, 0, 0]))
 
 
 @pytest.mark.parametrize("value", ["infinity", "minus infinity", "quiet NaN", "signalling NaN", "NaN of all ones"])
@@ -178,7 +178,7 @@ def test_one_bad_number_is_found_wherever_it_is(checked, value) -> None:
         "NaN of all ones": (1 << width) - 1,
     }[value]
     a, b = np.zeros(1, whole), np.zeros(count + 3, whole)
-    table = library.table([a.ctypes.data, b.ctypes.data, 0])
+    table = library.table([a.ctypes.data, b.ctypes.data, 0, 0])
     a[0] = bad
     with pytest.raises(CheckFailed) as caught:
         library.run("entry", table)
@@ -196,11 +196,11 @@ def test_one_bad_number_is_found_wherever_it_is(checked, value) -> None:
 
 
 def test_an_executor_goes_on_after_a_check_that_failed(checked) -> None:
-    """The flag of one run is not that of the next."""
+    """What one run found is not what the next finds."""
     dtype, count, library = checked
     whole, infinity = bits_of(dtype)
     a, b = np.array([infinity], whole), np.zeros(count + 3, whole)
-    table = library.table([a.ctypes.data, b.ctypes.data, 0])
+    table = library.table([a.ctypes.data, b.ctypes.data, 0, 0])
     for _ in range(3):
         a[0] = infinity
         with pytest.raises(CheckFailed):
