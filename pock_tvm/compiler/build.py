@@ -57,13 +57,17 @@ def build_library(
     calls = [call for entry in entries.values() for call in entry.calls if isinstance(call, KernelCall)]
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        objects = [*builder.objects(list(functions.values()), places, directory), directory / "executors.o"]
+        objects = builder.objects(list(functions.values()), places, directory)
         executors = {name: mod[name] for name in entries}
         operands = {name: len(func.params) for name, func in functions.items()}
         executors[CALL_KERNEL] = call_kernel(operands | {call.kernel: len(call.operands) for call in calls})
-        checked = {call.dtype for entry in entries.values() for call in entry.calls if isinstance(call, Check)}
-        executors |= {finite.symbol(dtype): finite.all_finite(dtype) for dtype in checked}
-        tirx.build(IRModule(executors), target=builder.target).write_to_file(str(objects[-1]), "o")
+        dtypes = {call.dtype for entry in entries.values() for call in entry.calls if isinstance(call, Check)}
+        modules = {"executors": executors}
+        # Apart from their callers: LLVM would inline them, hundreds of times.
+        modules |= {finite.symbol(dtype): {finite.symbol(dtype): finite.all_finite(dtype)} for dtype in sorted(dtypes)}
+        for name, content in modules.items():
+            objects.append(directory / f"{name}.o")
+            tirx.build(IRModule(content), target=builder.target).write_to_file(str(objects[-1]), "o")
         packed = _packed(list(functions.values()), directory)
         library = directory / "program.so"
         if linker is not None and _link(objects, library, linker, builder.target):
