@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .device.optimizers import SGD, Adam, AdamW
     from .device.program import Program
     from .device.trainer import Trainer
-    from .errors import CheckError, Obstacle, PockError, PockWarning
+    from .errors import CheckError, NonFiniteError, Obstacle, PockError, PockWarning
     from .schemes.scheme import Scheme
     from .training.fine_tuning import Recipe
 
@@ -29,6 +29,7 @@ _HOME = {
     "CheckError": "errors",
     "Contributions": "choosing.contributions",
     "Loss": "device.losses",
+    "NonFiniteError": "device.errors",
     "Obstacle": "errors",
     "PockError": "errors",
     "PockWarning": "errors",

@@ -8,7 +8,16 @@ from collections.abc import Iterator, Sequence
 from relay_passes import errors as passes
 from relay_passes.errors import Obstacle
 
-from .device.errors import CheckpointError, InputError, OptionError, PockError, PockWarning, ProgramError
+from .device.errors import (
+    CheckpointError,
+    InputError,
+    NonFiniteError,
+    NonFiniteInputError,
+    OptionError,
+    PockError,
+    PockWarning,
+    ProgramError,
+)
 
 __all__ = [
     "BatchError",
@@ -22,6 +31,8 @@ __all__ = [
     "MemoryBudgetError",
     "MissingGradient",
     "ModelError",
+    "NonFiniteError",
+    "NonFiniteInputError",
     "Obstacle",
     "OptionError",
     "PassError",

@@ -59,6 +59,12 @@ def compile_(
         int | None, typer.Option(help="Parts of the batch that a step runs one after the other; as a budget needs")
     ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of all gradients together")] = None,
+    guard: Annotated[
+        str,
+        typer.Option(
+            help="Against NaN and infinities: update checks before each update, step before the first of a step, or off"
+        ),
+    ] = "update",
     memory_budget: Annotated[
         str | None,
         typer.Option(
@@ -102,6 +108,7 @@ def compile_(
             accumulate=accumulate,
             micro_batches=micro_batches,
             clip_norm=clip_norm,
+            guard=guard,
             memory_budget=memory_budget,
             copies=copies,
             dump=dump,

@@ -15,8 +15,9 @@ from tvm.script.ir_builder import tirx as T
 from tvm.support import cc
 from tvm.target import Target
 
-from relay_passes.memory.call_list import CallList, KernelCall
+from relay_passes.memory.call_list import CallList, Check, KernelCall
 from relay_passes.memory.lower_to_executor import emit_call
+from schedules.kernels import finite
 
 from ..device.contract import WORDS
 from ..device.files import writing
@@ -62,12 +63,18 @@ def build_library(
     calls = [call for entry in entries.values() for call in entry.calls if isinstance(call, KernelCall)]
     with writing(tempfile.gettempdir()), tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        objects = [*builder.objects(list(functions.values()), places, directory), directory / "executors.o"]
+        objects = builder.objects(list(functions.values()), places, directory)
         executors = {name: mod[name] for name in entries}
         operands = {name: len(func.params) for name, func in functions.items()}
         executors[CALL_KERNEL] = call_kernel(operands | {call.kernel: len(call.operands) for call in calls})
         executors[CONTRACT] = tell(CONTRACT, contract)
-        tirx.build(IRModule(executors), target=builder.target).write_to_file(str(objects[-1]), "o")
+        dtypes = {call.dtype for entry in entries.values() for call in entry.calls if isinstance(call, Check)}
+        modules = {"executors": executors}
+        # Apart from their callers: LLVM would inline them, hundreds of times.
+        modules |= {finite.symbol(dtype): {finite.symbol(dtype): finite.all_finite(dtype)} for dtype in sorted(dtypes)}
+        for name, content in modules.items():
+            objects.append(directory / f"{name}.o")
+            tirx.build(IRModule(content), target=builder.target).write_to_file(str(objects[-1]), "o")
         packed = _packed(list(functions.values()), directory)
         library = directory / "program.so"
         if linker is not None and _link(objects, library, linker, builder.target):

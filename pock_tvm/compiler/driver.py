@@ -17,6 +17,7 @@ import tvm
 from relay_passes.ir import first_line
 from relay_passes.memory.call_list import CallList
 from relay_passes.memory.fit import TooLarge
+from relay_passes.memory.order_updates import GUARDS, OFF, UPDATE
 
 from .. import __version__
 from ..device import optimizers
@@ -74,6 +75,7 @@ def compile(  # noqa: A001 - the name that users expect
     accumulate: int = 1,
     micro_batches: int | None = None,
     clip_norm: float | None = None,
+    guard: str = UPDATE,
     memory_budget: str | int | None = None,
     copies: int = 1,
     dump: str | os.PathLike[str] | None = None,
@@ -110,6 +112,13 @@ def compile(  # noqa: A001 - the name that users expect
         update in less memory and a little more time. By default one, or as many as ``memory_budget`` needs.
     clip_norm : float, optional
         Largest global norm of the gradients. Larger gradients are scaled down to it.
+    guard : str
+        How a step is guarded against numbers that are not finite, in float inputs and target, loss and gradients; a
+        step that meets one raises :class:`NonFiniteError`. ``"update"`` (the default): nothing is applied that is not
+        finite. A bad input or loss changes nothing, nor does a bad gradient where gradients are clipped or summed over
+        steps or micro-batches. Elsewhere the updates before it in the step stay, and the trainer goes on only from a
+        checkpoint. ``"step"``: the first update waits for the last gradient, so that a step is applied as a whole or
+        not at all; all gradients are in memory at once. ``"off"``: no checks.
     memory_budget : str or int, optional
         Largest memory for training besides the weights (arena, optimizer state, gradient sums): ``"64MB"``, or bytes.
         To fit it, the batch is split into micro-batches, values are rematerialised, and, as a last resort, Winograd's
@@ -146,8 +155,8 @@ def compile(  # noqa: A001 - the name that users expect
     """
     _check_options(
         scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
-        micro_batches=micro_batches, clip_norm=clip_norm, memory_budget=memory_budget, copies=copies, dump=dump,
-        build=build,
+        micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, memory_budget=memory_budget, copies=copies,
+        dump=dump, build=build,
     )  # fmt: skip
     if check is False and check_with is not None:
         raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
@@ -166,7 +175,7 @@ def compile(  # noqa: A001 - the name that users expect
     statistics = batch_norm or "frozen"
     builder = KernelBuilder(target)
     training = Training(
-        selection, vars(loss), optimizer.kernel, statistics, accumulate, clip_norm=clip_norm, copies=copies
+        selection, vars(loss), optimizer.kernel, statistics, accumulate, clip_norm=clip_norm, guard=guard, copies=copies
     )
     found = pipeline.lower(
         imported, training, builder, micro_batches=micro_batches, budget=budget, dump=Path(dump) if dump else None
@@ -193,6 +202,7 @@ def compile(  # noqa: A001 - the name that users expect
             "micro_batches": lowered.micro_batches,
             "clip_norm": clip_norm and float(clip_norm),
             "copies": copies,
+            "guard": guard,
         },
         "inputs": [vars(spec) for spec in imported.inputs],
         "outputs": [vars(spec) for spec in imported.outputs],
@@ -221,6 +231,7 @@ def compile(  # noqa: A001 - the name that users expect
         micro_batches=lowered.micro_batches,
         clip_norm=clip_norm,
         copies=copies,
+        guard=guard,
     )
     if runs_here(target):
         itself = functools.partial(again, target=target)
@@ -247,7 +258,9 @@ def _checked(
     flops = sum(layer["forward_flops"] for layer in manifest["layers"])
     reference = reference_of(imported, trained, loss, manifest["options"]["batch_norm"], flops)
     if reference is not None:
-        return SelfCheck(imported, program, reference, optimizer, functools.partial(again, check=False), given).run()
+        return SelfCheck(
+            imported, program, reference, optimizer, functools.partial(again, check=False, guard=OFF), given
+        ).run()
     if wanted or given is not None:
         raise OptionError(
             "there is nothing to check this program against: its model was not imported from PyTorch or ONNX here. "
@@ -268,6 +281,7 @@ OPTIONS = {
     "accumulate": whole("a number of steps, at least 1", 1),
     "micro_batches": whole("a number of parts of a batch, at least 1", 1).or_none(),
     "clip_norm": number("a positive number", above=0).or_none(),
+    "guard": Kind("'update', 'step' or 'off'", lambda value: value in GUARDS),
     "memory_budget": Kind("an amount of memory: '64MB', or a number of bytes", _is_amount).or_none(),
     "copies": Kind("1 or 2", lambda value: value in (1, 2)),
     "dump": PATH.or_none(),

@@ -72,7 +72,9 @@ class KernelBuilder:
             path.write_bytes(known.code or b"")
             return path
 
-        return list(self._each(functions, places, build).values())
+        paths = list(self._each(functions, places, build).values())
+        self._cache.warn()
+        return paths
 
     def _each(
         self, functions: Sequence[tirx.PrimFunc], places: Mapping[str, str], work: Callable[[Kernel], T]

@@ -81,6 +81,7 @@ from relay_passes.kernels.winograd import uses_winograd
 from relay_passes.memory.budget import within_budget
 from relay_passes.memory.call_list import CallList, call_list_of
 from relay_passes.memory.fit import Fit, TooLarge
+from relay_passes.memory.order_updates import OFF, UPDATE
 from relay_passes.memory.verify import operands_are_inside, ranges_are_apart
 
 from ..frontend import Model, load_model
@@ -114,6 +115,8 @@ class Training:
     clip_norm: float | None = None
     copies: int = 1
     """Copies of a frozen weight that may be kept: 2 keeps one for the forward and one for the backward products."""
+    guard: str = UPDATE
+    """How steps are guarded against numbers that are not finite: a value of :class:`relay_passes.OrderUpdates`."""
     store_permuted: bool = True
     """Store trained weights in the layout in which they are read. Required for weights trained in part."""
 
@@ -290,7 +293,7 @@ def order_kernels(phases: Phases, training: Training, builder: KernelBuilder, *,
     clean = [relax.transform.DeadCodeElimination(training.functions), relax.transform.RewriteDataflowReshape()]
     phases.run(7, "fused", [relax.transform.FuseTIR(), *clean], only_kernels)
     # 8. Order: updates as early as possible; cheap, long-lived values are rematerialised.
-    updates_early = [OrderUpdates(name) for name in training.functions]
+    updates_early = [OrderUpdates(name, training.guard) for name in training.functions]
     phases.run(8, "ordered", [NameKernels(training.functions), *updates_early], updates_follow_reads)
     phases.places, phases.kernels = kernel_places(phases.mod, names), kernel_costs(phases.mod, training.functions)
     phases.run(8, "cheap", [RecomputeCheap(training.steps, phases.seconds)], updates_follow_reads)
@@ -321,7 +324,7 @@ def plan(phases: Phases, training: Training) -> Lowered:
     phases.run(9, "planned", [PlanArena(name) for name in training.functions], ranges_are_apart)
     # A step begins with micro-batches that only accumulate. They are entry points only if ``accumulate`` needs them.
     others, steps = training.micro_batches - 1, training.steps[: training.accumulate]
-    listed = [ListCalls(name, 1, [ACCUMULATE] * others) for name in steps]
+    listed = [ListCalls(name, 1, [ACCUMULATE] * others, checked=training.guard != OFF) for name in steps]
     listed += [ListCalls(PREDICT, None, [PREDICT] * others), ListCalls(PREPARE)]
     unlisted = DropFunctions([name for name in training.steps if name not in steps])
     phases.run(9, "calls", [*listed, unlisted], operands_are_inside)

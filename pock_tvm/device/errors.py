@@ -25,3 +25,11 @@ class ProgramError(PockError):
 
 class CheckpointError(PockError):
     """A checkpoint or a state does not fit the program, or is damaged."""
+
+
+class NonFiniteError(PockError):
+    """A step met a value that is not finite: in an input, the loss, a gradient or a weight."""
+
+
+class NonFiniteInputError(NonFiniteError, InputError):
+    """A step was given an input or a target that is not finite."""

@@ -6,21 +6,22 @@ from typing import Any
 
 from .arguments import is_number, is_whole
 from .form import Each, Maybe, check_form, is_dtype, is_extent, is_shape
+from .guards import CHECK
 from .parameters import GRADIENT_SUM, MODEL, OPTIMIZER, PREPARED
 
 TENSOR = {"name": str, "shape": is_shape, "dtype": is_dtype}
 
 
 def _is_call(value: Any) -> bool:
-    """Whether a value is ``[kernel, places]`` or ``["copy", places, bytes]``."""
-    return (
-        isinstance(value, list)
-        and len(value) in (2, 3)
-        and isinstance(value[0], str)
-        and isinstance(value[1], list)
-        and all(isinstance(place, list) and len(place) == 2 and all(map(is_extent, place)) for place in value[1])
-        and all(map(is_extent, value[2:]))
-    )
+    """Whether a value is ``[kernel, places]``, ``["copy", places, bytes]``, or a check (``guards.py``)."""
+    if not (isinstance(value, list) and len(value) > 1 and isinstance(value[0], str) and isinstance(value[1], list)):
+        return False
+    name, places, *rest = value
+    if not all(isinstance(place, list) and len(place) == 2 and all(map(is_extent, place)) for place in places):
+        return False
+    if name == CHECK:
+        return len(rest) == 5 and is_extent(rest[0]) and all(isinstance(each, str) for each in rest[1:])
+    return len(rest) < 2 and all(map(is_extent, rest))
 
 
 def _is_region(value: Any) -> bool:

@@ -14,6 +14,7 @@ from .arguments import PATH, require
 from .container import CONSTANTS, KERNELS, LIBRARY, WEIGHTS, read_container, write_container
 from .errors import ProgramError
 from .format_1 import FORMAT_1, upgraded
+from .guards import CHECK
 from .manifest_form import check_manifest
 from .parameters import FROZEN, GRADIENT_SUM, MODEL, OPTIMIZER, PREPARED, STATISTICS, Parameter
 from .reading import reading
@@ -148,9 +149,10 @@ class Program:
 def kernel_calls(entry: Mapping[str, Any]) -> list[tuple[str, list[list[int]]]]:
     """The kernels that an entry point calls, in order, each with its operands as [position in the table, bytes].
 
-    What the entry copies is left out: its record is ``["copy", [to, from], bytes]``.
+    Copies and checks are left out: their records are ``["copy", [to, from], bytes]`` and ``["check", [place], count,
+    dtype, kind, name, written]``.
     """
-    return [(call[0], call[1]) for call in entry["calls"] if call[0] != "copy"]
+    return [(call[0], call[1]) for call in entry["calls"] if call[0] not in ("copy", CHECK)]
 
 
 def _scratch_of(entry: Mapping[str, Any]) -> list[int]:

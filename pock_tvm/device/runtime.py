@@ -28,6 +28,19 @@ THREADS = min(int(_wanted), CORES) if _wanted.isdecimal() and int(_wanted) else 
 
 import tvm  # noqa: E402 - the variable above is read when the pool starts
 
+NOT_FINITE = "a number is not finite"
+"""Error of an entry point at a check (``relay_passes.memory.lower_to_executor``). The position in the call list,
+counted from 1, is then the last element of the entry point's vector."""
+
+
+class CheckFailed(Exception):  # noqa: N818 - what a trainer makes an error of
+    """An entry point stopped at a check that found a number that is not finite; ``position`` is its place in the call
+    list."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(position)
+        self.position = position
+
 
 class Library:
     """The entry points of a program: each takes one vector of addresses."""
@@ -37,7 +50,7 @@ class Library:
         self._functions: dict[str, Any] = {}
 
     def table(self, addresses: Sequence[int]) -> Any:
-        """Addresses as an entry point takes them."""
+        """Addresses as an entry point takes them; behind them a number, if its call list holds checks."""
         return tvm.runtime.tensor(np.array(addresses, dtype="int64"))
 
     def run(self, entry: str, table: Any) -> None:
@@ -45,6 +58,8 @@ class Library:
 
         Raises
         ------
+        CheckFailed
+            It stopped at a number that is not finite.
         PockError
             It stopped at a kernel that failed: what it had written by then stays written.
         """
@@ -56,6 +71,8 @@ class Library:
         try:
             self._functions[entry](table)
         except RuntimeError as error:
+            if str(error).startswith(NOT_FINITE):
+                raise CheckFailed(int(table.numpy()[-1]) - 1) from error
             raise PockError(
                 f"'{entry}' stopped: {error}. Free memory, restore a checkpoint and go on from there"
             ) from error

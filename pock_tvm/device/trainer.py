@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from . import optimizers
+from . import guards, optimizers
 from .arguments import PATH, number, one_of, require, whole
 from .arrays import as_array, pairs_of
 from .checkpoint import fingerprint_of, read_checkpoint, write_checkpoint
 from .contract import check_contract, nbytes
-from .errors import CheckpointError, InputError, ProgramError
+from .errors import CheckpointError, InputError, NonFiniteError, ProgramError
 from .inputs import Data, Inputs
 from .instructions import check_instructions
 from .losses import Loss
 from .memory import aligned, aligned_copy
-from .parameters import FROZEN, FULL, PREPARED, Parameter
+from .parameters import FROZEN, FULL, GRADIENT_SUM, PREPARED, Parameter
 from .prepare import Preparation
 from .program import Program
 from .reading import reading
-from .runtime import CALL_KERNEL, CORES, THREADS, load_library, machine_triple, use_threads
+from .runtime import CALL_KERNEL, CORES, THREADS, CheckFailed, load_library, machine_triple, use_threads
 
 CORES_USED = whole("a number of cores, at least 1", 1)
 PROGRAM = one_of("what pock.compile returned, or the path of a program that was saved", Program, str, os.PathLike)
@@ -79,6 +79,8 @@ class Trainer:
         self._accumulate = int(manifest["options"]["accumulate"])
         self.steps = 0
         """How many steps were taken."""
+        self._spoiled: str | None = None
+        """What a step met that is not finite, behind updates of its own: why this state is not one to go on from."""
         self._arrays: dict[str, np.ndarray] = {}
         self._replaced: dict[str, np.ndarray] = {}
         self._constants: dict[str, np.ndarray] = {}
@@ -93,6 +95,7 @@ class Trainer:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
         """A trainer of the same program that goes on by itself from the same state."""
+        self._refuse_spoiled()
         twin = memo[id(self)] = Trainer(self.program, threads=self._threads)
         twin._set_weights(self.program.weights | self._current())
         twin._replaced = dict(self._replaced)
@@ -113,7 +116,11 @@ class Trainer:
         ------
         InputError
             A wrong shape or type, a label or index out of range, or a learning rate that is no finite number.
+        NonFiniteError
+            An input, the loss or a gradient is NaN or infinite (``guard`` of :func:`pock_tvm.compile`). The message
+            says whether the state is as it was. If not, this trainer does nothing more until :meth:`restore`.
         """
+        self._refuse_spoiled()
         arrays = self._inputs.checked(x)
         target = self._inputs.target(y)
         require("lr", lr, LEARNING_RATE, InputError)
@@ -128,7 +135,10 @@ class Trainer:
         if "rates" in self._arrays:
             self._arrays["rates"][:] = self._optimizer.rates(lr, update)
         entry = "train_step" if last else "accumulate_step"
-        self._run(entry)
+        try:
+            self._run(entry)
+        except CheckFailed as failed:
+            raise self._left_at(guards.Found.at(self._entries[entry], failed.position)) from failed
         self.steps += 1
         return float(self._results[entry][0].sum())  # of micro-batches each has its share
 
@@ -143,6 +153,7 @@ class Trainer:
         InputError
             A wrong shape, type or number of samples, or an index out of range.
         """
+        self._refuse_spoiled()
         parts: list[list[np.ndarray]] = []
         for count, arrays in self._inputs.chunks(x):
             for name, array in arrays.items():
@@ -167,6 +178,24 @@ class Trainer:
         result = {"loss": loss / counted}
         return result | {"accuracy": right / counted} if self._loss.has_classes else result
 
+    def _left_at(self, found: guards.Found) -> NonFiniteError:
+        """Leave a step at a number that is not finite, as near to the state before the step as there is."""
+        dropped = 0
+        if found.written == guards.SUMS:  # the sums of several steps cannot be taken apart
+            dropped = self.steps % self._accumulate
+            for name, parameter in self._parameters.items():
+                if parameter.origin == GRADIENT_SUM:
+                    self._arrays[name][...] = 0
+            self.steps -= dropped
+        error = found.error(dropped)
+        if found.written == guards.STATE:
+            self._spoiled = str(error)
+        return error
+
+    def _refuse_spoiled(self) -> None:
+        if self._spoiled is not None:
+            raise NonFiniteError(f"this trainer stopped within a step, and goes on after restore(…): {self._spoiled}")
+
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,6 +212,7 @@ class Trainer:
 
     def weights(self) -> dict[str, np.ndarray]:
         """All weights as NumPy arrays of their own, under PyTorch's names and in its layouts."""
+        self._refuse_spoiled()
         current = self.program.weights | self._current()
         current |= {alias: current[owner] for alias, owner in self.program.manifest["aliases"].items()}
         return {name: np.array(array) for name, array in current.items()}
@@ -194,6 +224,7 @@ class Trainer:
     def optimizer_state(self, kind: str) -> dict[str, np.ndarray]:
         """One state of the optimizer (``momentum_buffer``, ``exp_avg``, ``exp_avg_sq``) of every weight that is trained
         as a whole, in PyTorch's layout."""
+        self._refuse_spoiled()
         states = {
             state.of: self._parameters[state.of].unstore(self._arrays[name])
             for name, state in self._parameters.items()
@@ -209,6 +240,7 @@ class Trainer:
         CheckpointError
             A name is missing or unknown, or a shape is wrong. The trainer is left as it was.
         """
+        self._refuse_spoiled()  # it would leave the optimizer's state spoiled
         require("the state", state, STATE, CheckpointError)
         aliases = self.program.manifest["aliases"]
         arrays = {
@@ -234,6 +266,7 @@ class Trainer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint: what training has changed, the optimizer's state, and the number of steps."""
+        self._refuse_spoiled()
         require("the path of a checkpoint", path, PATH, CheckpointError)
         state = {f"weight.{name}": self._unstored(name) for name in self._live}
         state |= {f"weight.{name}": array for name, array in self._replaced.items()}
@@ -262,7 +295,7 @@ class Trainer:
         self._replaced = {name: array for name, array in weights.items() if name not in self._live}
         for name, array in states.items():
             self._fill(name, array)
-        self.steps = steps
+        self.steps, self._spoiled = steps, None
 
     # ---- memory ------------------------------------------------------------------------------------------------------
 
@@ -305,7 +338,8 @@ class Trainer:
             if array.nbytes != nbytes(tensor):
                 raise ProgramError(f"'{name}' has {array.nbytes} bytes, and the program reads {nbytes(tensor)}")
             addresses.append(array.ctypes.data)
-        return self._library.table([*addresses, self._arena.ctypes.data])
+        found = [0] if guards.is_checked(self._entries[entry]) else []
+        return self._library.table([*addresses, self._arena.ctypes.data, *found])
 
     def _run(self, entry: str) -> None:
         use_threads(self._threads)

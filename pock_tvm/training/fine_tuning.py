@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..device.arguments import number, one_of, options
-from ..errors import InputError
+from ..errors import InputError, NonFiniteError
 from .data import Batch, DataSet, training_batches
 from .lr_schedules import SCHEDULES
 
@@ -60,6 +60,18 @@ def training_steps(recipe: Recipe, data: DataSet, batch: int, seed: int) -> Iter
 
 
 def fine_tune(trainer: Any, recipe: Recipe, data: DataSet, seed: int) -> bool:
-    """Train a :class:`pock_tvm.Trainer` by a recipe; stop and return False if the loss becomes NaN or infinite."""
+    """Train a :class:`pock_tvm.Trainer` by a recipe; stop and return False if it diverges: if its loss or a gradient
+    becomes NaN or infinite.
+
+    Raises
+    ------
+    InputError
+        The data does not suit the network, or holds NaN or infinity.
+    """
     batch = trainer.program.manifest["inputs"][0]["shape"][0]
-    return all(np.isfinite(trainer.step(x, y, lr=lr)) for (x, y), lr in training_steps(recipe, data, batch, seed))
+    try:
+        return all(np.isfinite(trainer.step(x, y, lr=lr)) for (x, y), lr in training_steps(recipe, data, batch, seed))
+    except InputError:
+        raise
+    except NonFiniteError:
+        return False

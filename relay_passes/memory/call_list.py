@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import tvm
 
 from ..errors import PassError
 
 ATTRIBUTE = "call_list"
-COPY = "copy"
-"""Marks the record of a copy, in place of a kernel's name. Kernel names end in a hash, so they never clash."""
+COPY, CHECK = "copy", "check"
+"""Mark the record of a copy or a check, in place of a kernel's name. Kernel names end in a hash, so they never
+clash."""
+
+INPUT, LOSS, GRADIENT, STATISTIC = "input", "loss", "gradient", "statistic"
+"""Kinds of tensors that a :class:`Check` reads."""
+WRITTEN = NOTHING, SUMS, STATE = "nothing", "sums", "state"
+"""What in-place calls have written before a :class:`Check`, in ascending order: nothing; gradient sums alone; weights,
+statistics or states of the optimizer."""
 
 
 class Tensor(NamedTuple):
@@ -55,6 +62,28 @@ class Copy:
         return [COPY, [list(self.to), list(self.source)], self.size]
 
 
+@dataclass(frozen=True)
+class Check:
+    """Check that the ``count`` numbers at a place are finite. If one is not, the entry point stops there."""
+
+    place: Place
+    count: int
+    dtype: str
+    kind: str
+    """What the tensor is: ``INPUT``, ``LOSS``, ``GRADIENT`` or ``STATISTIC``."""
+    name: str
+    """Name of the input, or of the parameter that the gradient or statistic belongs to."""
+    written: str
+    """What earlier calls have written in place: ``NOTHING``, ``SUMS`` or ``STATE``."""
+
+    def record(self) -> list[Any]:
+        """Return ``["check", [place], count, dtype, kind, name, written]``."""
+        return [CHECK, [list(self.place)], self.count, self.dtype, self.kind, self.name, self.written]
+
+
+Call: TypeAlias = KernelCall | Copy | Check
+
+
 class Region(NamedTuple):
     """Temporary in the arena: offset and size in bytes, and its live range as first and last call."""
 
@@ -84,7 +113,7 @@ class CallList:
     """
 
     table: tuple[Tensor, ...]
-    calls: tuple[KernelCall | Copy, ...]
+    calls: tuple[Call, ...]
     workspace: Workspace
     constants: Mapping[str, tvm.runtime.Tensor] = field(default_factory=dict)
 
@@ -129,9 +158,13 @@ def call_list_of(func: tvm.ir.BaseFunc) -> CallList:
     )
 
 
-def _call(kernel: Any, places: Iterable[Sequence[Any]], *size: Any) -> KernelCall | Copy:
+def _call(name: Any, places: Iterable[Sequence[Any]], *rest: Any) -> Call:
+    """Read one record of a list."""
     at = [Place(int(position), int(offset)) for position, offset in places]
-    if not size:
-        return KernelCall(str(kernel), tuple(at))
-    to, source = at
-    return Copy(to, source, int(size[0]))
+    if name == COPY:
+        to, source = at
+        return Copy(to, source, int(rest[0]))
+    if name == CHECK:
+        count, dtype, kind, of, written = rest
+        return Check(at[0], int(count), str(dtype), str(kind), str(of), str(written))
+    return KernelCall(str(name), tuple(at))

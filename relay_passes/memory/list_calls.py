@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import tvm
 from tvm import IRModule, relax
 
 from ..analysis.aliasing import Aliasing, Buffer
+from ..analysis.verify import written_by
 from ..canonical.split_batch import CUT
 from ..errors import PassError
-from ..ir import CALLS, Constant, Expr, op_name, type_bytes, update_function
-from .call_list import CallList, Copy, KernelCall, Place, Region, Tensor, Workspace, attached
+from ..ir import CALLS, Constant, Expr, dtype_of, is_float, op_name, shape_of, type_bytes, update_function
+from ..ir.append import GRADIENT_SUM, states_of
+from .call_list import (
+    GRADIENT,
+    INPUT,
+    LOSS,
+    NOTHING,
+    STATE,
+    STATISTIC,
+    SUMS,
+    WRITTEN,
+    Call,
+    CallList,
+    Check,
+    Copy,
+    KernelCall,
+    Place,
+    Region,
+    Tensor,
+    Workspace,
+    attached,
+)
 
 ARENA = "arena"
 
@@ -30,19 +53,26 @@ class ListCalls:
 
     ``before`` names planned functions whose calls come first. Each of them, and then this one, takes the next part of
     the inputs in ``cut_inputs`` (:class:`SplitBatch`), and writes the next row of each result.
+
+    With ``checked`` the list of a training step holds a :class:`Check` of every tensor of floating-point numbers that
+    may spoil its state, each before the calls that read it in place: inputs (``num_input``) first, the loss (the first
+    result) and the gradients as soon as they are written, while they are in the cache.
     """
 
     function: str = "main"
     first_results: int | None = None
     before: Sequence[str] = ()
+    checked: bool = False
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         names, constants = (*self.before, self.function), dict[str, Constant]()
         for name in names:
             if "arena_offsets" not in mod[name].attrs:
                 raise PassError(f"function '{name}' has no plan: run relay_passes.PlanArena first")
-        parts = {name: _Part(mod[name], self.first_results, constants) for name in dict.fromkeys(names)}
-        calls = _joined([parts[name] for name in names], constants)
+        parts = {
+            name: _Part(mod[name], self.first_results, constants, checked=self.checked) for name in dict.fromkeys(names)
+        }
+        calls = _joined([parts[name] for name in names], constants, checked=self.checked)
         return update_function(mod, self.function, attached(mod[self.function], calls))
 
 
@@ -50,10 +80,22 @@ Named = tuple[str, int]
 """Place before the table has its order: a table name or ``ARENA``, and an offset in bytes."""
 
 
+class _Listed(NamedTuple):
+    """Call with places that have no table yet."""
+
+    places: Sequence[Named]
+    make: Callable[..., Call]
+    """Makes the call of its places."""
+    writes: str = NOTHING
+    """What it writes in place: one of ``WRITTEN``."""
+
+
 class _Part:
     """Calls of one planned function, and the places of their operands."""
 
-    def __init__(self, func: relax.Function, first_results: int | None, constants: dict[str, Constant]) -> None:
+    def __init__(
+        self, func: relax.Function, first_results: int | None, constants: dict[str, Constant], *, checked: bool
+    ) -> None:
         self.func = func
         self.aliasing = aliasing = Aliasing(func)
         self.results = aliasing.results[:first_results]
@@ -73,16 +115,23 @@ class _Part:
             if len(offsets) > len(outputs):
                 self.scratch[binding.var] = int(offsets[-1])
         self.constants = constants
-        self.kernels = [self._call(binding) for binding in aliasing.bindings if op_name(binding.value) in CALLS]
-        self.copies = [
-            ((f"result.{index}", 0), self._place(result), type_bytes(result.ty))
+        checks = self._checks() if checked else {}
+        self.calls: list[_Listed] = []
+        at: list[int] = []
+        """Position of the kernel that each binding calls. Views call none, and take no position of their own."""
+        for binding in aliasing.bindings:
+            if op_name(binding.value) in CALLS:
+                at.append(len(self.calls))
+                self.calls += [self._call(binding), *checks.get(binding.var, ())]
+            else:
+                at.append(at[-1] if at else 0)
+        self.calls += [
+            _Listed([(f"result.{index}", 0), self._place(result)], partial(Copy, size=type_bytes(result.ty)))
             for index, result in enumerate(self.results)
             if index not in self.written.values()
         ]
-        # Views call no kernel and take no step.
-        step = list(itertools.accumulate(op_name(binding.value) in CALLS for binding in aliasing.bindings))
         self.regions = [
-            Region(str(name), int(offset), int(size), step[first] - 1, step[last] - 1)
+            Region(str(name), int(offset), int(size), at[first], at[last])
             for name, offset, size, first, last in func.attrs["arena_map"]
         ]
 
@@ -92,14 +141,40 @@ class _Part:
             f"result.{index}": result.ty for index, result in enumerate(self.results)
         }
 
-    def _call(self, binding: relax.VarBinding) -> tuple[str, list[Named]]:
-        """Return a kernel's name and the places of its operands."""
+    def _call(self, binding: relax.VarBinding) -> _Listed:
+        """Return the call of a kernel."""
         kernel, args = binding.value.args[0], list(binding.value.args[1].fields)
         places = [self._place(arg) for arg in args]
         places += [self._in_buffer(*self.aliasing.buffer_of(output)) for output in self.aliasing.outputs(binding)]
         if binding.var in self.scratch:
             places.append((ARENA, self.scratch[binding.var]))
-        return kernel.name_hint, places
+        return _Listed(places, lambda *at: KernelCall(kernel.name_hint, at), _writes(self.func, binding))
+
+    def _checks(self) -> dict[relax.Var, list[_Listed]]:
+        """Return the checks of the loss, and of what in-place calls read that other calls wrote: gradients, their sums,
+        statistics. The key is the binding whose call writes the last of it."""
+        last: dict[Buffer | relax.Var, relax.Var] = {}
+        found: dict[relax.Var, dict[Named, _Listed]] = {}
+
+        def check(value: Expr, kind: str, name: str) -> None:
+            source = next(iter(self.aliasing.buffers(value)), value)
+            if source in last and is_float(value):
+                place = self._place(value)
+                count = math.prod(shape_of(value))
+                make = partial(Check, count=count, dtype=dtype_of(value), kind=kind, name=name, written=NOTHING)
+                found.setdefault(last[source], {}).setdefault(place, _Listed([place], make))
+
+        for binding in self.aliasing.bindings:
+            written = set(written_by(binding.value))
+            for arg in binding.value.args[1].fields if written else ():
+                if arg not in written:
+                    check(arg, *_named(self.func, binding.value.args[1].fields[0].name))
+            last |= dict.fromkeys(
+                (self.aliasing.buffer_of(output)[0] for output in self.aliasing.outputs(binding)), binding.var
+            )
+            last |= dict.fromkeys(written, binding.var)
+        check(self.results[0], LOSS, "")
+        return {var: list(checks.values()) for var, checks in found.items()}
 
     def _place(self, expr: Expr) -> Named:
         buffers, offset = self.aliasing.buffers(expr), self.aliasing.offset(expr)
@@ -119,28 +194,44 @@ class _Part:
         return ARENA, self.offsets[buffer] + offset
 
 
-def _joined(parts: Sequence[_Part], constants: Mapping[str, Constant]) -> CallList:
+def _writes(func: relax.Function, binding: relax.VarBinding) -> str:
+    """Return what a call writes in place: one of ``WRITTEN``."""
+    states = states_of(func)
+    slots = {states.get(var.name, (STATE, ""))[0] for var in written_by(binding.value)}
+    return NOTHING if not slots else SUMS if slots == {GRADIENT_SUM} else STATE
+
+
+def _named(func: relax.Function, name: str) -> tuple[str, str]:
+    """Return kind and name of what is read to write a parameter in place."""
+    _, owner = states_of(func).get(name, (None, name))
+    return (STATISTIC if owner in func.attrs.get("state_updates", []) else GRADIENT), owner
+
+
+def _joined(parts: Sequence[_Part], constants: Mapping[str, Constant], *, checked: bool) -> CallList:
     """Concatenate the calls of all parts of the batch."""
     whole = parts[-1]
     types = dict(item for part in parts for item in part.types().items())
     types |= {name: constant.ty for name, constant in constants.items()}
     rows = set(whole.func.attrs.get(CUT, ())) | {name for name in types if name.startswith("result.")}
-    names = _table_order(types, {name for part in parts for name in _used(part)})
+    names = _table_order(types, {name for part in parts for listed in part.calls for name, _ in listed.places})
     position = {name: index for index, name in enumerate([*names, ARENA])}
+    table = [Tensor(name, *_described(types[name], len(parts) if name in rows else 1)) for name in names]
 
     def place(at: Named, number: int) -> Place:
         """Resolve a place for part ``number``: offset by whole parts in cut inputs and results."""
         name, offset = at
         return Place(position[name], offset + (number * type_bytes(types[name]) if name in rows else 0))
 
-    calls: list[KernelCall | Copy] = []
+    calls: list[Call] = list(_input_checks(whole.func, table)) if checked else []
     regions: list[Region] = []
+    written = NOTHING
     for number, part in enumerate(parts):
         start = len(calls)
         regions += [each._replace(first=each.first + start, last=each.last + start) for each in part.regions]
-        calls += [KernelCall(kernel, tuple(place(at, number) for at in places)) for kernel, places in part.kernels]
-        calls += [Copy(place(to, number), place(source, number), size) for to, source, size in part.copies]
-    table = [Tensor(name, *_described(types[name], len(parts) if name in rows else 1)) for name in names]
+        for places, make, writes in part.calls:
+            call = make(*(place(at, number) for at in places))
+            calls.append(replace(call, written=written) if isinstance(call, Check) else call)
+            written = max(written, writes, key=WRITTEN.index)
     size, bound = (max(int(part.func.attrs[name]) for part in parts) for name in ("arena_bytes", "arena_lower_bound"))
     return CallList(
         tuple(table),
@@ -156,10 +247,12 @@ def constant_name(constant: Constant) -> str:
     return f"constant.{hashlib.sha256(content).hexdigest()[:24]}"
 
 
-def _used(part: _Part) -> set[str]:
-    """Return the table names that the calls of a part use."""
-    places = [place for _, operands in part.kernels for place in operands]
-    return {name for name, _ in [*places, *(place for to, source, _ in part.copies for place in (to, source))]}
+def _input_checks(func: relax.Function, table: Sequence[Tensor]) -> Iterator[Check]:
+    """Yield the checks of the inputs that are read, each of all parts at once."""
+    inputs = {param.name for param in func.params[: int(func.attrs["num_input"])] if is_float(param)}
+    for position, (name, shape, dtype) in enumerate(table):
+        if name in inputs:
+            yield Check(Place(position, 0), math.prod(shape), dtype, INPUT, name, NOTHING)
 
 
 def _table_order(types: Iterable[str], used: set[str]) -> list[str]:

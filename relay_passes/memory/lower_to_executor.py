@@ -10,8 +10,10 @@ from tvm import IRModule, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from schedules.kernels import finite
+
 from ..ir import update_function
-from .call_list import CallList, KernelCall, Place, attached, call_list_of
+from .call_list import CallList, Check, Copy, Place, attached, call_list_of
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerToExecutor")
@@ -35,21 +37,31 @@ class LowerToExecutor:
 def executor(calls: CallList) -> tirx.PrimFunc:
     """Build a function that takes one int64 vector of addresses, the table's and then the arena's, and makes the calls.
 
-    Kernels are C functions of pointers. The first that fails ends the run.
+    Kernels are C functions of pointers. The first that fails ends the run. If the list holds checks, the vector has one
+    more element: the first check that fails ends the run, and leaves its position in the list there, counted from 1.
     """
+    found = len(calls.table) + 1
+    checked = any(isinstance(call, Check) for call in calls.calls)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("executor")
-        addresses = T.arg("addresses", T.Buffer((len(calls.table) + 1,), "int64"))
+        addresses = T.arg("addresses", T.Buffer((found + checked,), "int64"))
 
         def pointer(place: Place) -> tirx.Expr:
             start = T.reinterpret("handle", addresses[place.position])
             return T.handle_add_byte_offset(start, place.offset) if place.offset else start
 
-        for call in calls.calls:
-            if isinstance(call, KernelCall):
-                emit_call(call.kernel, [pointer(place) for place in call.operands])
-            else:
+        if checked:
+            T.buffer_store(addresses, T.int64(0), [found])
+        for number, call in enumerate(calls.calls, 1):
+            if isinstance(call, Copy):
                 T.evaluate(T.call_extern("handle", "memcpy", pointer(call.to), pointer(call.source), call.size))
+            elif isinstance(call, Check):
+                mark = [T.address_of(addresses[found]), T.int64(number)]
+                emit_call(finite.symbol(call.dtype), [pointer(call.place), T.int64(call.count), *mark])
+                with T.Assert(addresses[found] == 0, NOT_FINITE):
+                    pass
+            else:
+                emit_call(call.kernel, [pointer(place) for place in call.operands])
     return builder.get()
 
 
@@ -59,5 +71,7 @@ def emit_call(kernel: str, operands: Sequence[tirx.Expr]) -> None:
         pass
 
 
+NOT_FINITE = "a number is not finite"
+"""Error of a check. One text for all keeps executors small, too."""
 NO_THREADS = "a kernel got no threads to run on"
 """Error of a failing kernel: nothing else makes one fail. One text for all calls keeps executors small."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import tvm
 from tvm import IRModule, relax
 
-from ..ir import bindings_of, op_name, rewrite, update_function, used_vars
+from ..analysis.verify import written_by
+from ..ir import bindings_of, op_name, returned, rewrite, update_function, used_vars
+from ..ir.append import GRADIENT_SUM, states_of
 from ..operators.record import record_of
+
+GUARDS = OFF, UPDATE, STEP = "off", "update", "step"
+"""How in-place calls wait for the tensors that a :class:`relay_passes.memory.call_list.Check` may find fault with."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="OrderUpdates")
@@ -19,9 +25,15 @@ class OrderUpdates:
     In, out: a dataflow function of kernel calls, views and tuples. An in-place call may run once its operands exist and
     all other readers of the memory that it writes have run, views included: a layer's data gradient still reads the old
     weight.
+
+    With a guard they also wait for what is checked (:class:`ListCalls`). ``update``: for the loss, so that a loss that
+    is not finite changes nothing. Running statistics, which need little memory meanwhile, wait for the last gradient,
+    and so do weights whose gradients are added to sums. ``step``: every call waits for the last gradient, and all
+    gradients are in memory at once.
     """
 
     function: str = "main"
+    guard: str = OFF
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
@@ -30,6 +42,7 @@ class OrderUpdates:
         others = [binding for binding in bindings if op_name(binding.value) != "relax.call_tir_inplace"]
         position = {binding.var: index for index, binding in enumerate(others)}
         behind = _behind_views(others)
+        bound = self._bounds(func, updates, position)
         last_read: dict[relax.Var, int] = {}
         for index, binding in enumerate(others):
             last_read.update(dict.fromkeys(_read(binding, behind), index))
@@ -40,10 +53,10 @@ class OrderUpdates:
         writes: dict[relax.Var, int] = {}
         for binding in updates:
             read = _read(binding, behind)
-            written = [binding.value.args[1].fields[int(index)] for index in binding.value.attrs.inplace_indices]
+            written = written_by(binding.value)
             ready = [position.get(var, -1) for var in read] + [writes.get(var, -1) for var in read]
             free = [last_read.get(var, -1) for var in written] + [reads.get(var, -1) for var in written]
-            place = max(*ready, *free)
+            place = max(*ready, *free, bound(written))
             reads.update((var, max(place, reads.get(var, -1))) for var in read)
             writes.update((var, place) for var in (binding.var, *written))
             after.setdefault(place, []).append(binding)
@@ -59,6 +72,25 @@ class OrderUpdates:
             func.attrs,
         )
         return update_function(mod, self.function, rewrite(shell))
+
+    def _bounds(
+        self, func: relax.Function, updates: list[relax.VarBinding], position: dict[relax.Var, int]
+    ) -> Callable[[list[relax.Var]], int]:
+        """Return a function that gives the first position for a call that writes some parameters in place, as far as
+        the guard is concerned."""
+        if self.guard == OFF or not updates:
+            return lambda _written: -1
+        loss = position.get(returned(func)[0], -1)
+        last = max(loss, *(position.get(var, -1) for binding in updates for var in used_vars(binding.value)))
+        sums = {name for name, (slot, _) in states_of(func).items() if slot == GRADIENT_SUM}
+        statistics = set(map(str, func.attrs.get("state_updates", [])))
+
+        def bound(written: list[relax.Var]) -> int:
+            names = {var.name for var in written}
+            waits = self.guard == STEP or names <= statistics or (sums and not names <= sums)
+            return last if waits else loss
+
+        return bound
 
 
 def _behind_views(bindings: list[relax.VarBinding]) -> dict[relax.Var, list[relax.Var]]:

@@ -11,7 +11,7 @@ from tvm import IRModule, tirx
 
 from ..analysis.live_ranges import SCRATCH
 from ..analysis.verify import functions_of
-from .call_list import ATTRIBUTE, CallList, Copy, Place, Region, call_list_of
+from .call_list import ATTRIBUTE, CallList, Check, Copy, Place, Region, call_list_of
 
 
 def ranges_are_apart(mod: IRModule) -> Iterator[str]:
@@ -48,6 +48,8 @@ def operands_are_inside(mod: IRModule) -> Iterator[str]:
         for number, call in enumerate(calls.calls):
             if isinstance(call, Copy):
                 operands = [(call.to, call.size), (call.source, call.size)]
+            elif isinstance(call, Check):
+                operands = [(call.place, _bytes([call.count], call.dtype))]
             else:
                 params, scratch = sizes.get(call.kernel, []), _scratch(calls, number)
                 if len(call.operands) != len(params) + len(scratch):

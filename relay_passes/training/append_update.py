@@ -78,7 +78,13 @@ class AppendUpdate:
         sums = {}
         if self.accumulated:
             sums = {name: writer.state(GRADIENT_SUM, name, grad.ty) for name, grad in grads.items()}
-            grads = {name: writer.emit(sums[name] + grad) for name, grad in grads.items()}
+            if self.clip_norm is None:
+                # In place: a gradient that turns out not to be finite then comes before the first update.
+                for name, grad in grads.items():
+                    writer.assign(sums[name], grad, accumulate=True)
+                grads = dict(sums)
+            else:  # the norm reads the totals, and nothing but updates may read what was written in place
+                grads = {name: writer.emit(sums[name] + grad) for name, grad in grads.items()}
         dtypes = {dtype_of(grad) for grad in grads.values()} or {"float32"}
         rates = writer.parameter("rates", relax.TensorType((RATES[kind](options),), dtypes.pop()))
         vectors: dict[str, Expr] = {"rates": rates}

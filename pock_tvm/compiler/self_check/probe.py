@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ...device.optimizers import SGD, Optimizer
 from ...device.parameters import FULL, STATISTICS
 from ...device.trainer import Trainer
-from ...errors import CheckError
+from ...errors import CheckError, NonFiniteError
 from .measured import SCALE, Batch, Measured, Weights
 
 RATE = 0.125
@@ -36,6 +37,7 @@ class Probe(Trainer):
 
     def start(self, weights: Weights) -> None:
         """Reset to some weights, zero optimizer state and step 0."""
+        self._spoiled = None
         self.load_state_dict(weights)
         for name in self._states:
             self._arrays[name][...] = 0
@@ -83,9 +85,12 @@ class Probe(Trainer):
         return Batch(self._inputs.checked(x), self._inputs.target(y))
 
     def loss(self, weights: Weights, batches: list[Batch]) -> float:
-        """The mean training loss of batches, without an update."""
+        """The mean training loss of batches, without an update; NaN where a step meets a number that is not finite."""
         self.start(weights)
-        return float(np.mean([self.step(batch.inputs, batch.target, lr=0.0) for batch in batches]))
+        try:
+            return float(np.mean([self.step(batch.inputs, batch.target, lr=0.0) for batch in batches]))
+        except NonFiniteError:
+            return math.nan
 
     def live_weights(self) -> dict[str, np.ndarray]:
         """The weights that a step may change, in PyTorch's layout."""

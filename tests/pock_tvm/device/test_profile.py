@@ -25,7 +25,7 @@ def test_a_profile_covers_every_kernel_and_changes_nothing(program) -> None:
     trainer = pock.Trainer(program)
     before = {name: array.copy() for name, array in trainer._arrays.items() if name != "x"}
     records = profile(trainer, *example(program), repeat=2)
-    assert len(records) == len(program.manifest["entries"]["train_step"]["calls"])
+    assert len(records) == len(kernel_calls(program.manifest["entries"]["train_step"]))
     assert all(record["ms"] > 0 for record in records) and sum(record["share"] for record in records) == pytest.approx(
         1
     )
@@ -50,7 +50,7 @@ def test_a_profile_leaves_copies_out(program) -> None:
 
 def test_flops_of_kernels_are_those_of_layers(program) -> None:
     """A step multiplies what its layers' forward and backward passes do, up to the channel sums that are no products."""
-    kernels, calls = program.manifest["kernels"], program.manifest["entries"]["train_step"]["calls"]
+    kernels, calls = program.manifest["kernels"], kernel_calls(program.manifest["entries"]["train_step"])
     flops = sum(kernels[kernel]["flops"] for kernel, _ in calls if "sum" not in kernel)
     layers = sum(layer["forward_flops"] + layer["backward_flops"] for layer in program.manifest["layers"])
     assert flops == pytest.approx(layers, rel=0.05)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.relax import op as R
 
 from relay_passes import AppendUpdate, Backward, OrderUpdates
-from relay_passes.ir import bindings_of, op_name, used_vars
+from relay_passes.ir import bindings_of, op_name, returned, used_vars
 from tests.relay_passes.modules import function, operators, regression, trained_phases
 
 
@@ -39,3 +39,38 @@ def test_ordering_keeps_the_order_of_writes() -> None:
     trained = {"w": None, "b": None}
     mod = OrderUpdates()(AppendUpdate({"kind": "sgd"}, trained, clip_norm=1.0)(Backward(trained)(regression())))
     assert operators(mod).count("relax.call_tir_inplace") == 2
+
+
+def _calls(guard: str, **options) -> list[str]:
+    """The calls of a training step in order: ``loss``, ``write`` for in-place calls, ``kernel`` for others."""
+    trained = {f"blocks.{b}.conv2.weight": None for b in (0, 1)}
+    step = trained_phases(trained, guard=guard, batch_norm="batch", **options).after["ordered"]["train_step"]
+    loss = returned(step)[0]
+    names = {"relax.call_tir_inplace": "write", "relax.call_tir": "kernel"}
+    return ["loss" if each.var.same_as(loss) else names[op_name(each.value)]
+            for each in bindings_of(step) if op_name(each.value) in names]  # fmt: skip
+
+
+def test_a_guarded_update_waits_for_the_loss() -> None:
+    off, update = _calls("off"), _calls("update")
+    assert sorted(off) == sorted(update) and off.count("loss") == 1
+    assert "write" in off[: off.index("loss")], "statistics are written as soon as they are known"
+    assert "write" not in update[: update.index("loss")]
+    assert "kernel" in update[update.index("write") :]
+
+
+def test_a_guarded_step_waits_for_the_last_gradient() -> None:
+    step = _calls("step")
+    assert set(step[step.index("write") :]) == {"write"}
+
+
+def test_weights_beside_gradient_sums_wait_for_the_last() -> None:
+    trained = {f"blocks.{b}.conv2.weight": None for b in (0, 1)}
+    step = trained_phases(trained, guard="update", accumulate=2).after["ordered"]["train_step"]
+    written = [
+        binding.value.args[1].fields[0].name
+        for binding in bindings_of(step)
+        if op_name(binding.value).endswith("inplace")
+    ]
+    sums = [f"gradient_sum.{name}" for name in trained]
+    assert set(written[:2]) == set(sums) and set(written[2:4]) == set(trained) and set(written[4:]) == set(sums)
