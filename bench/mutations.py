@@ -371,7 +371,8 @@ def rechecked_program(path: Path, rng: random.Random, *, library: bool) -> bytes
     )
     from pock_tvm.device.program import FORMAT
 
-    manifest, parts = read_container(path)
+    manifest, found = read_container(path)
+    parts = {name: bytes(data) for name, data in found.items()}
     signature = b""
     if library:
         parts[LIBRARY] = flipped(parts[LIBRARY], rng)

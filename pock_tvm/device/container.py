@@ -7,11 +7,11 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from .errors import ProgramError
 from .files import replacing
-from .reading import TEXT_BYTES, open_archive, parse_json, read_member, reading
+from .reading import TEXT_BYTES, digest_of, map_member, open_archive, parse_json, read_member, reading
 
 MANIFEST, LIBRARY, WEIGHTS, CONSTANTS = "manifest.json", "program.so", "weights.safetensors", "constants.safetensors"
 KERNELS = "kernels.zip"
@@ -20,10 +20,12 @@ SEALED = "sealed"
 """Entry of a manifest that says that its own checksum lies beside it: files of older versions have none."""
 MOST_BYTES = 2**40
 """Most bytes of a program file."""
+Part: TypeAlias = bytes | memoryview
 OPTIONAL = (KERNELS, SEAL, SIGNATURE)
+MAPPED = (WEIGHTS, CONSTANTS, KERNELS)
 
 
-def write_container(path: str | os.PathLike[str], manifest: Mapping[str, Any], parts: Mapping[str, bytes]) -> None:
+def write_container(path: str | os.PathLike[str], manifest: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
     """Write a manifest and the parts of a program, with checksums of both, to one file."""
     checksums = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
     text = json.dumps({**manifest, SEALED: True, "checksums": checksums}, indent=1).encode()
@@ -32,29 +34,29 @@ def write_container(path: str | os.PathLike[str], manifest: Mapping[str, Any], p
 
 def read_container(
     path: str | os.PathLike[str], signature: str | os.PathLike[str] | None = None
-) -> tuple[Any, dict[str, bytes]]:
+) -> tuple[Any, dict[str, Part]]:
     """Read a manifest and the parts of a program, and check them.
 
     ``signature`` is the file of a public key: then the manifest, which has the checksums of the parts, is signed by its
-    private key.
+    private key. Weights, constants and kernels are views of the mapped file: only what is used takes memory.
 
     Raises
     ------
     ProgramError
         The file is missing, damaged or altered, is no program, or has no such signature.
     """
-    members = _members(path)
+    members, digests = _members(path)
     manifest = _manifest(path, members)
     if signature is not None:
         from .signature import check_signature
 
-        check_signature(path, members[MANIFEST], members.get(SIGNATURE), signature)
-    parts = {name: data for name, data in members.items() if name not in (MANIFEST, SEAL, SIGNATURE)}
+        check_signature(path, bytes(members[MANIFEST]), bytes(members.get(SIGNATURE, b"")) or None, signature)
     checksums = manifest["checksums"]
     for name in (LIBRARY, WEIGHTS, CONSTANTS, *filter(checksums.__contains__, [KERNELS])):
-        if name not in parts or hashlib.sha256(parts[name]).hexdigest() != checksums.get(name):
+        if digests.get(name, "") != checksums.get(name):
             raise ProgramError(_damaged(path, f"the checksum of {name} is wrong"))
-    return manifest, {name: data for name, data in parts.items() if name in checksums}
+    own = (MANIFEST, SEAL, SIGNATURE)
+    return manifest, {name: data for name, data in members.items() if name in checksums and name not in own}
 
 
 def sign_container(path: str | os.PathLike[str], key: str | os.PathLike[str]) -> None:
@@ -68,28 +70,32 @@ def sign_container(path: str | os.PathLike[str], key: str | os.PathLike[str]) ->
     from .signature import signature_of
 
     read_container(path)
-    members = _members(path)
-    _write(path, {**members, SIGNATURE: signature_of(members[MANIFEST], key)})
+    members, _ = _members(path)
+    _write(path, {**members, SIGNATURE: signature_of(bytes(members[MANIFEST]), key)})
 
 
-def _members(path: str | os.PathLike[str]) -> dict[str, bytes]:
+def _members(path: str | os.PathLike[str]) -> tuple[dict[str, Part], dict[str, str]]:
+    """Read the members of a program's file, and the SHA-256 of each."""
     with (
         reading(ProgramError, _damaged(path, "{}"), f"there is no program '{path}'"),
         open_archive(path, MOST_BYTES) as archive,
     ):
-        manifest = read_member(archive, MANIFEST, TEXT_BYTES)
+        members: dict[str, Part] = {MANIFEST: read_member(archive, MANIFEST, TEXT_BYTES)}
         present = set(archive.namelist())
-        names = [LIBRARY, WEIGHTS, CONSTANTS, *(name for name in OPTIONAL if name in present)]
-        return {MANIFEST: manifest, **{name: read_member(archive, name) for name in names}}
+        digests = {}
+        for name in (LIBRARY, WEIGHTS, CONSTANTS, *(name for name in OPTIONAL if name in present)):
+            members[name] = map_member(archive, name) if name in MAPPED else read_member(archive, name)
+            digests[name] = digest_of(archive, name)
+        return members, digests
 
 
-def _manifest(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> dict[str, Any]:
+def _manifest(path: str | os.PathLike[str], members: Mapping[str, Part]) -> dict[str, Any]:
     with reading(ProgramError, _damaged(path, "{}")):
-        manifest = parse_json(members[MANIFEST])
+        manifest = parse_json(bytes(members[MANIFEST]))
     if not isinstance(manifest, dict) or not isinstance(manifest.get("checksums"), dict):
         raise ProgramError(_damaged(path, "its manifest holds no checksums"))
     sealed = SEALED in manifest or SEAL in members
-    if sealed and members.get(SEAL) != _seal(members[MANIFEST]):
+    if sealed and members.get(SEAL) != _seal(bytes(members[MANIFEST])):
         raise ProgramError(_damaged(path, f"the checksum of {MANIFEST} is wrong"))
     return manifest
 
@@ -102,7 +108,7 @@ def _damaged(path: str | os.PathLike[str], why: str) -> str:
     return f"'{os.fspath(path)}' is no program, or is damaged ({why}): compile it again, or copy it again"
 
 
-def _write(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> None:
+def _write(path: str | os.PathLike[str], members: Mapping[str, Part]) -> None:
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, data in members.items():
             archive.writestr(name, data)

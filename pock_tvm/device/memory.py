@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from collections.abc import Sequence
 
 import numpy as np
+
+from .reading import parse_json
 
 ALIGNMENT = 64
 """Alignment of the arena and of states, in bytes: at least that of the offsets in a memory plan."""
@@ -38,6 +39,21 @@ def aligned_copy(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+def drop_pages(array: np.ndarray) -> None:
+    """Give back the memory that pages of a file take, if an array is a view of a mapped one: they are read again."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    # What can be written is no file's.
+    if (
+        isinstance(base, memoryview)
+        and base.readonly
+        and isinstance(base.obj, mmap.mmap)
+        and hasattr(mmap, "MADV_DONTNEED")
+    ):
+        base.obj.madvise(mmap.MADV_DONTNEED)
+
+
 DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
     "F16": "float16", "F32": "float32", "F64": "float64",
@@ -54,7 +70,7 @@ def tensors_in(data: memoryview) -> dict[str, np.ndarray]:
         The file is damaged.
     """
     length = int.from_bytes(data[:8], "little")
-    header, body = json.loads(bytes(data[8 : 8 + length])), data[8 + length :]
+    header, body = parse_json(bytes(data[8 : 8 + length])), data[8 + length :]
     arrays = {}
     for name, tensor in header.items():
         if name == "__metadata__":

@@ -11,11 +11,12 @@ import numpy as np
 import safetensors.numpy
 
 from .arguments import PATH, require
-from .container import CONSTANTS, KERNELS, LIBRARY, WEIGHTS, read_container, write_container
+from .container import CONSTANTS, KERNELS, LIBRARY, WEIGHTS, Part, read_container, write_container
 from .errors import ProgramError
 from .format_1 import FORMAT_1, upgraded
 from .guards import CHECK
 from .manifest_form import check_manifest
+from .memory import drop_pages, tensors_in
 from .parameters import FROZEN, GRADIENT_SUM, MODEL, OPTIMIZER, PREPARED, STATISTICS, Parameter
 from .reading import reading
 
@@ -37,7 +38,7 @@ class Program:
     library: bytes
     weights: dict[str, np.ndarray]
     constants: dict[str, np.ndarray]
-    kernels: bytes = b""
+    kernels: bytes | memoryview = b""
     """A zip file with ``<kernel>.o`` (its object) and ``<kernel>.json`` (its loops before any schedule, as
     ``tvm.ir.load_json`` reads them) for each kernel: the source of bundles for other devices. Empty in a slim
     program."""
@@ -56,7 +57,7 @@ class Program:
         A ``slim`` file leaves out :attr:`kernels`: a device needs no more.
         """
         require("the path of a program", path, PATH, ProgramError)
-        parts = {
+        parts: dict[str, Part] = {
             LIBRARY: self.library,
             WEIGHTS: safetensors.numpy.save(_contiguous(self.weights)),
             CONSTANTS: safetensors.numpy.save(_contiguous(self.constants)),
@@ -87,8 +88,14 @@ class Program:
         with reading(ProgramError, f"'{path}' is no program, or is damaged ({{}}): compile it again, or copy it again"):
             manifest = upgraded(manifest) if found == FORMAT_1 else manifest
             check_manifest(manifest)
-            weights, constants = (safetensors.numpy.load(parts[name]) for name in (WEIGHTS, CONSTANTS))
-        return cls(manifest, parts[LIBRARY], weights, constants, parts.get(KERNELS, b""))
+            weights, constants = (tensors_in(memoryview(parts[name])) for name in (WEIGHTS, CONSTANTS))
+        return cls(manifest, bytes(parts[LIBRARY]), weights, constants, parts.get(KERNELS, b""))
+
+    def release(self) -> None:
+        """Give back the memory of what was read from the mapped file: what is used again is read again."""
+        for arrays in (self.weights, self.constants):
+            for array in list(arrays.values())[:1]:  # one stands for all: they are views of one mapping
+                drop_pages(array)
 
     @property
     def parameters(self) -> dict[str, Parameter]:

@@ -6,13 +6,15 @@ Uses the standard library alone, and neither opens nor waits for what is no regu
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
+import mmap
 import os
 import stat
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from .errors import PockError
 
@@ -28,6 +30,8 @@ DIRECTORY_BYTES = 4 * MIB
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Compressions that are read. Python decodes those of other kinds without a bound on the result."""
 ENCRYPTED = 0x1
+LOCAL_HEADER = 30
+"""Bytes of a member's header before its name."""
 
 
 @contextlib.contextmanager
@@ -163,6 +167,33 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int | None = None) ->
     if most is not None and member.file_size > most:
         raise ValueError(f"its member {name!r} is larger than {_size(most)}")
     return archive.read(member)
+
+
+def map_member(archive: zipfile.ZipFile, name: str) -> bytes | memoryview:
+    """A member of an archive that :func:`open_archive` opened, as a view of the mapped file: what is not used takes no
+    memory. One that is compressed is read.
+
+    Raises
+    ------
+    ValueError, KeyError, zipfile.BadZipFile
+        It is missing, or damaged.
+    """
+    member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED or not member.file_size:
+        return archive.read(member)
+    pages = mmap.mmap(cast(BoundedFile, archive.fp).fileno(), 0, access=mmap.ACCESS_READ)
+    names = int.from_bytes(pages[member.header_offset + 26 : member.header_offset + 28], "little")
+    extra = int.from_bytes(pages[member.header_offset + 28 : member.header_offset + 30], "little")
+    start = member.header_offset + LOCAL_HEADER + names + extra
+    if start + member.file_size > len(pages):
+        raise zipfile.BadZipFile(f"its member {name!r} ends behind the file")
+    return memoryview(pages)[start : start + member.file_size]
+
+
+def digest_of(archive: zipfile.ZipFile, name: str) -> str:
+    """The SHA-256 of a member, read piece by piece."""
+    with archive.open(name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 class BoundedFile(io.BufferedReader):

@@ -373,12 +373,15 @@ class Trainer:
         for name, weight in self._weights.items():
             if name in self._arrays:
                 np.copyto(self._arrays[name], weight.store(weights[name]))
+                self.program.release()
         if "prepare" not in self._entries:
             return
         prepared = [self._arrays[name] for name, each in self._parameters.items() if each.origin == PREPARED]
 
         def source(name: str) -> np.ndarray:
-            return aligned_copy(weights[name] if name in weights else self.program.constant("prepare", name))
+            array = aligned_copy(weights[name] if name in weights else self.program.constant("prepare", name))
+            self.program.release()
+            return array
 
         use_threads(self._threads)
         Preparation(self._entries["prepare"], source, prepared, self._call_kernel).run()
