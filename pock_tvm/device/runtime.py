@@ -17,6 +17,7 @@ import numpy as np
 from .contract import WORDS
 from .errors import PockError, ProgramError
 from .reading import reading
+from .threads import in_one_thread
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Cores that this process may use."""
@@ -27,6 +28,7 @@ THREADS = min(int(_wanted), CORES) if _wanted.isdecimal() and int(_wanted) else 
 """Threads that kernels run on unless they are told otherwise."""
 
 import tvm  # noqa: E402 - the variable above is read when the pool starts
+import tvm_ffi  # noqa: E402
 
 NOT_FINITE = "a number is not finite"
 """Error of an entry point at a check (``relay_passes.memory.lower_to_executor``). The position in the call list,
@@ -45,8 +47,9 @@ class CheckFailed(Exception):  # noqa: N818 - what a trainer makes an error of
 class Library:
     """The entry points of a program: each takes one vector of addresses."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, threads: int = THREADS) -> None:
         self._module = module
+        self._threads = threads
         self._functions: dict[str, Any] = {}
 
     def table(self, addresses: Sequence[int]) -> Any:
@@ -54,7 +57,7 @@ class Library:
         return tvm.runtime.tensor(np.array(addresses, dtype="int64"))
 
     def run(self, entry: str, table: Any) -> None:
-        """Call an entry point.
+        """Call an entry point. Calls of several threads are made one after the other.
 
         Raises
         ------
@@ -68,8 +71,14 @@ class Library:
                 self._functions[entry] = self._module[entry]
             except AttributeError as error:
                 raise ProgramError(f"this program has no '{entry}': compile it again with this version") from error
+        function = self._functions[entry]
+
+        def call() -> None:
+            _use_threads(self._threads)
+            function(table)
+
         try:
-            self._functions[entry](table)
+            in_one_thread(call)
         except RuntimeError as error:
             if str(error).startswith(NOT_FINITE):
                 raise CheckFailed(int(table.numpy()[-1]) - 1) from error
@@ -90,7 +99,7 @@ class Library:
 _pool = threading.local()
 
 
-def use_threads(count: int) -> None:
+def _use_threads(count: int) -> None:
     """Set the number of threads for the kernels that this thread calls from now on."""
     if getattr(_pool, "threads", None) != count:
         tvm.get_global_func("runtime.config_threadpool")(FASTEST_CORES, count)
@@ -115,8 +124,9 @@ def pack_objects(objects: Mapping[str, bytes]) -> bytes:
     return packed.getvalue()
 
 
-def load_library(data: bytes) -> Library:
-    """Load a shared library, or objects that :func:`pack_objects` packed, from memory.
+def load_library(data: bytes, threads: int = THREADS) -> Library:
+    """Load a shared library, or objects that :func:`pack_objects` packed, from memory. It is unloaded with its last
+    use. Kernels run on so many threads.
 
     Raises
     ------
@@ -125,7 +135,7 @@ def load_library(data: bytes) -> Library:
     """
     if data.startswith(b"PK"):
         with reading(ProgramError, "the program's library cannot be loaded ({}): compile it again"):
-            return Library(_load_objects(data))
+            return Library(_load_objects(data), threads)
     hint = "the folder for temporary files needs room and has to let programs run (TMPDIR names another)"
     with (
         reading(ProgramError, f"the program's library cannot be loaded ({{}}): {hint}"),
@@ -133,7 +143,7 @@ def load_library(data: bytes) -> Library:
     ):
         path = Path(directory) / "program.so"
         path.write_bytes(data)
-        return Library(tvm.runtime.load_module(str(path)))
+        return Library(tvm_ffi.load_module(path, keep_module_alive=False), threads)
 
 
 def _load_objects(data: bytes) -> Any:

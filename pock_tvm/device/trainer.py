@@ -23,7 +23,7 @@ from .parameters import FROZEN, FULL, GRADIENT_SUM, PREPARED, Parameter
 from .prepare import Preparation
 from .program import Program
 from .reading import reading
-from .runtime import CALL_KERNEL, CORES, THREADS, CheckFailed, load_library, machine_triple, use_threads
+from .runtime import CALL_KERNEL, CORES, THREADS, CheckFailed, load_library, machine_triple
 
 CORES_USED = whole("a number of cores, at least 1", 1)
 PROGRAM = one_of("what pock.compile returned, or the path of a program that was saved", Program, str, os.PathLike)
@@ -63,7 +63,7 @@ class Trainer:
         if not self.program.library:
             raise ProgramError("this program was only planned, not built: compile it without build=False")
         check_instructions(manifest["target"].get("instructions", ()))
-        self._library = load_library(self.program.library)
+        self._library = load_library(self.program.library, self._threads)
         with reading(ProgramError, "this program cannot be run ({}): compile it again, or copy it again"):
             check_contract(manifest, self.program.constants, self._library.contract())
             self._prepare()
@@ -342,7 +342,6 @@ class Trainer:
         return self._library.table([*addresses, self._arena.ctypes.data, *found])
 
     def _run(self, entry: str) -> None:
-        use_threads(self._threads)
         self._library.run(entry, self._tables[entry])
 
     def _fill(self, name: str, values: np.ndarray) -> None:
@@ -383,7 +382,6 @@ class Trainer:
             self.program.release()
             return array
 
-        use_threads(self._threads)
         Preparation(self._entries["prepare"], source, prepared, self._call_kernel).run()
 
     def _call_kernel(self, kernel: str, addresses: Sequence[int]) -> None:
