@@ -35,6 +35,8 @@ class System:
 
     info: dict[str, Any]
     """The answer to the job, sent when the system is ready."""
+    base: int
+    """Bytes that the process takes without training: what it has imported, and the weights once."""
 
     def step(self) -> float:
         """Do one step, wait until it is done, and return its loss."""
@@ -52,10 +54,13 @@ class Ours(System):
 
     def __init__(self, job: Job) -> None:
         sys.modules["torch"] = None  # type: ignore[assignment] # keeps tvm_ffi from importing it
-        import pock_tvm as pock
+        from pock_tvm.device.program import Program
+        from pock_tvm.device.trainer import Trainer
 
-        self._program = pock.Program.load(job["program"])
-        self._trainer = pock.Trainer(self._program, threads=job["threads"])
+        imported = _status("VmRSS")
+        self._program = Program.load(job["program"])
+        self.base = imported + self._program.memory()["parameters"]
+        self._trainer = Trainer(self._program, threads=job["threads"])
         inputs, self._target = NETWORKS[job["model"]].data(job["batch"])
         self._inputs = list(inputs.values())
         layers = self._program.manifest["layers"]
@@ -108,6 +113,8 @@ class Torch(System):
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         self._target = torch.from_numpy(target)
         self._model, trained = net.build(), set(job["trained"])
+        _trim()
+        self.base = _status("VmRSS")
         if unknown := trained - {name for name, _ in self._model.named_parameters(remove_duplicate=False)}:
             raise ValueError(f"the program trains {sorted(unknown)[0]}, which is no parameter of PyTorch's")
         if variant != "default":
@@ -249,9 +256,16 @@ def _burst(system: System, seconds: float) -> list[float]:
     return times
 
 
-def _peak_rss() -> int:
+def _status(name: str) -> int:
+    """A number of bytes that Linux tells of this process."""
     status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith(name)).split()[1])
+
+
+def _trim() -> None:
+    """Give back what the C library keeps of freed memory."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def serve() -> None:
@@ -265,8 +279,7 @@ def serve() -> None:
 
     def rest() -> None:
         system.rest()
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+        _trim()
 
     system = _system(json.loads(sys.stdin.readline()))
     if isinstance(system, System):
@@ -284,4 +297,6 @@ def serve() -> None:
         elif request["do"] == "probe":
             reply({"gbytes": system.between_cores()})
         else:
-            reply({"rss_bytes": _peak_rss(), "info": system.info, "train_bytes": system.train_bytes()})
+            peak = _status("VmHWM")
+            added = peak - system.base if hasattr(system, "base") else None
+            reply({"rss_bytes": peak, "added": added, "info": system.info, "train_bytes": system.train_bytes()})

@@ -12,6 +12,10 @@ The machine is virtual. Its cores move between real ones, which share a cache at
 2.5 times as fast. So the bandwidth between cores is measured before and after every burst of steps. A burst counts if
 both were near the best, for every system alike (but at least the best two of each system).
 
+*Planned* is the memory that a system's own account gives to a step beside the weights. *RSS* is the peak of the
+process, and *added* what of it is neither import nor weights: for PyTorch, what lies above the process that has built
+the network.
+
 GFLOP/s count the products with weights of a program's step, forward and backward: the same number for all systems.
 MCUNet needs ../shared/data.
 """
@@ -306,6 +310,7 @@ def _record(m: Measurement, flops: float, peak: float) -> Record:
         "train_bytes": m.memory["train_bytes"],
         "arena_over_bound": m.worker.info.get("arena_over_bound"),
         "rss_bytes": m.memory["rss_bytes"] if m.system not in PEERS else None,  # their processes hold PyTorch as well
+        "added_bytes": m.memory["added"],
     }
 
 
@@ -318,7 +323,7 @@ def table(records: Sequence[Record]) -> Table:
         result.add_column(name, no_wrap=True)
     for name in ("step ms", "quartiles"):
         result.add_column(name, justify="right", no_wrap=True)
-    for name in ("GFLOP/s", "of peak", "training MiB", "RSS MiB"):
+    for name in ("GFLOP/s", "of peak", "planned MiB", "RSS MiB", "added MiB"):
         result.add_column(name, justify="right")
     for name in ("x torch full", "x best full", "x best same"):
         result.add_column(name, justify="right")
@@ -331,7 +336,7 @@ def table(records: Sequence[Record]) -> Table:
             f"{low:.2f} - {high:.2f}",
             f"{r['gflops']:.1f}",
             f"{100 * r['peak_fraction']:.0f} %",
-            *("-" if r[key] is None else f"{r[key] / MIB:.1f}" for key in ("train_bytes", "rss_bytes")),
+            *("-" if r[key] is None else f"{r[key] / MIB:.1f}" for key in ("train_bytes", "rss_bytes", "added_bytes")),
             *(
                 "-" if r[key] is None else f"{r[key]:.2f}"
                 for key in ("ratio_vs_torch_full", "ratio_vs_torch_best_full", "ratio_vs_torch_best_same")
