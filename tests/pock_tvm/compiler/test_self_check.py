@@ -268,3 +268,13 @@ def test_what_pytorch_itself_cannot_know_is_not_asked_of_us() -> None:
     theirs, ours = (exact + 1e-3 * np.random.default_rng(seed).standard_normal(1000) for seed in (1, 2))
     assert difference(ours, theirs, exact=lambda: exact) is None
     assert difference(ours, exact, exact=lambda: exact) is not None
+
+
+def test_numbers_that_are_not_finite_are_compared_without_a_guard() -> None:
+    """The program that is returned has its guard: what it computes behind a NaN is checked by a build without."""
+    x = torch.randn(4, 3, 8, 8)
+    x[1, 2, 3, 4] = torch.nan
+    program = pock.compile(small(4), batch_norm="frozen", check_with=(x.numpy(), np.arange(4)))
+    assert program.manifest["check"]["batch"] == "given" and program.manifest["options"]["guard"] == "update"
+    with pytest.raises(pock.NonFiniteError):
+        pock.Trainer(program).step(x.numpy(), np.arange(4), lr=0.1)

@@ -295,3 +295,18 @@ def test_images_are_checked_whatever_their_size() -> None:
 def test_a_guard_has_a_name(guard) -> None:
     with pytest.raises(pock.PockError, match="guard is 'update', 'step' or 'off'"):
         pock.compile(small(BATCH), guard=guard)
+
+
+def test_doubles_are_checked_as_doubles() -> None:
+    """1e300 is finite, and infinite as a float32."""
+    model = nn.Sequential(nn.Linear(3, 2, dtype=torch.float64))
+    exported = torch.export.export(model.eval(), (torch.zeros(4, 3, dtype=torch.float64),))
+    trainer = pock.Trainer(pock.compile(exported, loss="mse", check=False))
+    x, y = np.full((4, 3), 1e100), np.zeros((4, 2))
+    assert np.isfinite(trainer.step(x, y, lr=0.0))
+    x[3, 2] = np.inf
+    with pytest.raises(NonFiniteInputError):
+        trainer.step(x, y, lr=0.0)
+    x[3, 2] = 1e300
+    with pytest.raises(pock.NonFiniteError, match="the loss"):
+        trainer.step(x, y, lr=0.0)

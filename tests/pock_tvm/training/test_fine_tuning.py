@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 import pock_tvm as pock
 from pock_tvm.training.data import ArrayFile, digests
-from pock_tvm.training.fine_tuning import steps_of, training_steps
+from pock_tvm.training.fine_tuning import fine_tune, steps_of, training_steps
+from tests.pock_tvm.networks import small
 
 
 @pytest.fixture
@@ -63,3 +66,26 @@ def test_samples_are_told_apart_by_what_they_hold(data, tmp_path) -> None:
     one, other = digests(data), digests(ArrayFile(tmp_path / "other.npz", ["x"]))
     assert len(set(one)) == 10
     assert [digest in one for digest in other] == [True, True, False]
+
+
+@dataclass(frozen=True)
+class OneBatch:
+    """Four images and labels."""
+
+    images: np.ndarray
+
+    def __len__(self) -> int:
+        return 4
+
+    def read(self, indices: np.ndarray, _rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        return self.images[indices], indices
+
+
+def test_a_run_ends_where_it_diverges_and_refuses_data_that_is_not_finite() -> None:
+    program = pock.compile(small(4), batch_norm="frozen", check=False)
+    images = np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype="float32")
+    assert fine_tune(pock.Trainer(program), pock.Recipe(epochs=2), OneBatch(images), 0)
+    assert not fine_tune(pock.Trainer(program), pock.Recipe(epochs=5, lr=1e30), OneBatch(images), 0)
+    images[1, 2, 3, 4] = np.nan
+    with pytest.raises(pock.NonFiniteError, match="input 'x' is not finite"):
+        fine_tune(pock.Trainer(program), pock.Recipe(epochs=2), OneBatch(images), 0)
