@@ -35,6 +35,7 @@ COST = {
     "work": Maybe(Each(lambda work: isinstance(work, list) and len(work) == 3 and all(map(is_real, work)))),
     "state": Maybe(is_real),
     "gradients": Maybe(is_real),
+    "scratch": Maybe(is_real),
 }
 CONTRIBUTIONS = {
     "task": {"model": str, "data": str, "validation": str, "recipe": dict},

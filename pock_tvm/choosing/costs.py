@@ -28,6 +28,8 @@ class Cost:
     """Bytes of optimizer state and gradient sums, which do not depend on the batch."""
     gradients: float = 0.0
     """Bytes of all gradients; micro-batches sum them."""
+    scratch: float = 0.0
+    """Bytes of the arena that a kernel's own buffers take: of some images, however many there are."""
 
     @property
     def flops(self) -> float:
@@ -46,20 +48,22 @@ class Cost:
         pairs = {kind: (self.work.get(kind, nothing), other.work.get(kind, nothing)) for kind in kinds}
         work = {kind: [a - b for a, b in zip(*pair, strict=True)] for kind, pair in pairs.items()}
         memory, kept = self.memory - other.memory, self.kept - other.kept
-        return Cost(memory, kept, work, self.state - other.state, self.gradients - other.gradients)
+        fixed = (self.state - other.state, self.gradients - other.gradients, self.scratch - other.scratch)
+        return Cost(memory, kept, work, *fixed)
 
     def in_micro_batches(self, count: int) -> Cost:
         """Estimate the cost of the same step in ``count`` micro-batches.
 
-        Activations shrink to those of one micro-batch, gradients are summed beside the optimizer state, and each kernel
-        is called ``count`` times.
+        Activations shrink to those of one micro-batch, scratch does not, gradients are summed beside the optimizer state,
+        and each kernel is called ``count`` times.
         """
         if count == 1:
             return self
         state = self.state + self.gradients
-        memory, kept = (state + (size - self.state) / count for size in (self.memory, self.kept))
+        kept = state + (self.kept - self.state) / count
+        memory = state + (self.memory - self.state - self.scratch) / count + self.scratch
         work = {kind: (calls * count, flops, size) for kind, (calls, flops, size) in self.work.items()}
-        return Cost(memory, kept, work, state, self.gradients)
+        return Cost(memory, kept, work, state, self.gradients, self.scratch)
 
 
 def cost_of(program: Program) -> Cost:
@@ -69,7 +73,7 @@ def cost_of(program: Program) -> Cost:
     state = memory["optimizer_state"] + memory["gradient_sums"]
     saved = sum(layer["saved_bytes"] for layer in program.manifest["layers"])
     work = work_of([kernels[kernel] for kernel, _ in calls])
-    return Cost(memory["arena"] + state, saved + state, work, state, _gradient_bytes(program))
+    return Cost(memory["arena"] + state, saved + state, work, state, _gradient_bytes(program), memory["scratch"])
 
 
 def _gradient_bytes(program: Program) -> int:

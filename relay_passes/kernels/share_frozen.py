@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
 from tvm import IRModule, relax
@@ -12,7 +13,19 @@ from tvm.relax import op as R
 
 from schedules.extents import divisors
 
-from ..ir import Expr, bindings_of, eliminate_dead, op_name, rewrite, shape_of, substitute, update_function, used_vars
+from ..ir import (
+    Constant,
+    Expr,
+    bindings_of,
+    eliminate_dead,
+    op_name,
+    operands,
+    rewrite,
+    shape_of,
+    substitute,
+    update_function,
+    used_vars,
+)
 from ..ir.order import Order, original, permuted, transpose_between
 from ..operators.registry import attributes_of, plain
 from ..operators.training import (
@@ -30,19 +43,11 @@ ACROSS = (0, 1, 3, 2)
 
 
 @dataclass(frozen=True)
-class _Source:
-    """What layouts are of: a frozen parameter, or the Winograd transform of a weight."""
-
-    param: str
-    transformed: tuple[Order, tuple[int, ...]] | None = None
-    """Of a transform the order and the shape of the weight that it transforms."""
-
-
-@dataclass(frozen=True)
 class _Layout:
-    """Order in which a value has the elements of its source."""
+    """Order in which a value has the elements of its source: a value computed from frozen parameters alone."""
 
-    source: _Source
+    source: str
+    """Digest of the computation: the same in every function."""
     order: Order
 
 
@@ -62,8 +67,8 @@ class ShareFrozen:
     functions: Sequence[str]
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        kept: dict[_Source, Order] = {}
-        shared: set[_Source] = set()
+        kept: dict[str, Order] = {}
+        shared: set[str] = set()
         for name in self.functions:
             for layout in _read(mod[name], self.frozen):
                 if kept.setdefault(layout.source, layout.order) != layout.order:
@@ -86,58 +91,92 @@ def tables_of(func: relax.Function, names: Sequence[str]) -> set[str]:
     return {param.name for param in func.params if param in read} & set(names)
 
 
-def _frozen_params(func: relax.Function, frozen: Sequence[str]) -> dict[relax.Var, _Layout]:
-    """Return the layouts of the frozen parameters: as they are."""
-    names = set(frozen)
-    return {
-        param: _Layout(_Source(param.name), original(math.prod(shape_of(param))))
-        for param in func.params
-        if param.name in names
-    }
+class _Layouts:
+    """Layouts of the values that a function computes from frozen parameters alone."""
 
+    def __init__(self, func: relax.Function, frozen: Sequence[str]) -> None:
+        names = set(frozen)
+        self.known: dict[relax.Var, _Layout] = {}
+        self.sources: dict[str, Expr] = {}
+        """Value of each source; of a Winograd transform the weight that it transforms."""
+        self.transforms: set[str] = set()
+        for param in func.params:
+            if param.name in names:
+                self._begin(param, param.name)
 
-def _moved(value: Expr, known: Mapping[relax.Var, _Layout]) -> _Layout | None:
-    """Return the layout of a value that only moves or transforms one of a known layout."""
-    if isinstance(value, relax.Var):
-        return known.get(value)
-    name = op_name(value)
-    if name not in ("relax.reshape", "relax.permute_dims", "pock.winograd_weight") or value.args[0] not in known:
-        return None
-    layout, shape = known[value.args[0]], shape_of(value.args[0])
-    if name == "relax.reshape":
-        return layout
-    if name == "relax.permute_dims":
-        axes = plain(value.attrs.axes) or tuple(reversed(range(len(shape))))
-        order = permuted(layout.order, shape, axes)
-        return None if order is None else _Layout(layout.source, order)
-    if layout.source.transformed is not None:
-        return None
-    *_, inputs, outputs = shape
-    positions, width = math.prod(shape_of(value)) // (inputs * outputs), attributes_of(value).get("width")
-    order = original(positions * inputs * outputs)
-    if width:
-        order = permuted(order, (positions, inputs, outputs // width, width), (0, 2, 1, 3)) or order
-    return _Layout(_Source(layout.source.param, (layout.order, shape)), order)
+    def add(self, var: relax.Var, value: Expr) -> None:
+        """Take note of a binding."""
+        if isinstance(value, relax.Var) and value in self.known:
+            self.known[var] = self.known[value]
+        if not self.is_constant(value):
+            return
+        name = op_name(value)
+        layout = self.known.get(value.args[0]) if isinstance(value.args[0], relax.Var) else None
+        if layout is not None and name == "relax.reshape":
+            self.known[var] = layout
+        elif layout is not None and name == "relax.permute_dims":
+            shape = shape_of(value.args[0])
+            order = permuted(layout.order, shape, plain(value.attrs.axes) or tuple(reversed(range(len(shape)))))
+            if order is None:
+                self._begin(var, self._digest(value))
+            else:
+                self.known[var] = replace(layout, order=order)
+        elif layout is not None and name == "pock.winograd_weight":
+            self._transform(var, value)
+        else:
+            self._begin(var, self._digest(value))
+
+    def is_constant(self, value: Expr) -> bool:
+        """Return whether a call computes a tensor from frozen parameters alone."""
+        read = used_vars(value)
+        is_tensor = isinstance(value, relax.Call) and isinstance(value.ty, relax.TensorType)
+        return is_tensor and bool(read) and all(var in self.known for var in read)
+
+    def _begin(self, var: relax.Var, source: str) -> None:
+        self.known[var] = _Layout(source, original(math.prod(shape_of(var))))
+        self.sources[source] = var
+
+    def _transform(self, var: relax.Var, value: relax.Call) -> None:
+        """Take note of a Winograd transform, in strips or not: both are one source."""
+        weight, width = value.args[0], attributes_of(value).get("width")
+        *_, inputs, outputs = shape_of(weight)
+        positions = math.prod(shape_of(value)) // (inputs * outputs)
+        source = self._digest(winograd_weight(weight))
+        order = original(positions * inputs * outputs)
+        if width:
+            order = permuted(order, (positions, inputs, outputs // width, width), (0, 2, 1, 3)) or order
+        self.known[var] = _Layout(source, order)
+        self.sources[source] = weight
+        self.transforms.add(source)
+
+    def _digest(self, value: relax.Call) -> str:
+        content = hashlib.sha256(f"{op_name(value)} {value.attrs}".encode())
+        for _, _, arg in operands(value):
+            if isinstance(arg, relax.Var):
+                content.update(f"{self.known[arg]} {shape_of(arg)}".encode())
+            elif isinstance(arg, Constant):
+                content.update(str(arg.ty).encode() + arg.value.numpy().tobytes())
+            else:
+                content.update(str(arg).encode())
+        return content.hexdigest()
 
 
 def _read(func: relax.Function, frozen: Sequence[str]) -> Iterator[_Layout]:
     """Yield the layouts in which a function reads frozen weights."""
-    layouts = _frozen_params(func, frozen)
+    layouts = _Layouts(func, frozen)
     for binding in bindings_of(func):
-        layout = _moved(binding.value, layouts)
-        if layout is not None:
-            layouts[binding.var] = layout
-            continue
-        for var in used_vars(binding.value):
-            if var in layouts:
-                yield _as_read(binding.value, var, layouts[var])
+        layouts.add(binding.var, binding.value)
+        if binding.var not in layouts.known:
+            for var in used_vars(binding.value):
+                if var in layouts.known:
+                    yield _as_read(binding.value, var, layouts.known[var])
 
 
 def _as_read(value: Expr, var: relax.Var, layout: _Layout) -> _Layout:
     """Return the layout in which a call reads an operand: a data gradient will transpose its weight."""
     if _transposes_weight(value) and var.same_as(value.args[1]):
         order = permuted(layout.order, shape_of(var), ACROSS)
-        return layout if order is None else _Layout(layout.source, order)
+        return layout if order is None else replace(layout, order=order)
     return layout
 
 
@@ -151,11 +190,11 @@ def _transposes_weight(value: Expr) -> bool:
 class _Sharing:
     """Rewriter of one function. ``orders`` are those of the sources that are kept once."""
 
-    def __init__(self, func: relax.Function, frozen: Sequence[str], orders: Mapping[_Source, Order]) -> None:
+    def __init__(self, func: relax.Function, frozen: Sequence[str], orders: Mapping[str, Order]) -> None:
         self.func, self.orders = func, orders
-        self.layouts = _frozen_params(func, frozen)
+        self.layouts = _Layouts(func, frozen)
         """Layouts of the new function's values."""
-        self.kept: dict[_Source, Expr] = {}
+        self.kept: dict[str, Expr] = {}
         """Flat values in the orders that are kept."""
 
     def rewritten(self) -> relax.Function:
@@ -163,12 +202,11 @@ class _Sharing:
         return eliminate_dead(rewrite(self.func, self._visit))
 
     def _visit(self, builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
-        layout = _moved(value, self.layouts)
-        if layout is not None:
+        if self.layouts.is_constant(value):
             new = builder.emit(value, var.name)
-            self.layouts[new] = layout
+            self.layouts.add(new, value)
             return new
-        shared = [each for each in used_vars(value) if each in self.layouts and self._is_shared(each)]
+        shared = [each for each in used_vars(value) if each in self.layouts.known and self._is_shared(each)]
         if not shared:
             return value
         if _is_straight(value) and value.args[1] in shared:
@@ -177,16 +215,16 @@ class _Sharing:
                 if product is not None:
                     return product
         if _transposes_weight(value) and value.args[1] in shared:
-            layout = _as_read(value, value.args[1], self.layouts[value.args[1]])
+            layout = _as_read(value, value.args[1], self.layouts.known[value.args[1]])
             weight = self._made(builder, layout, [shape_of(value.args[1])[axis] for axis in ACROSS])
             if weight is None:
                 return value
             return conv2d_data_gradient(value.args[0], weight, **attributes_of(value), transposed=True)
-        made = {each: self._made(builder, self.layouts[each], shape_of(each)) for each in shared}
+        made = {each: self._made(builder, self.layouts.known[each], shape_of(each)) for each in shared}
         return substitute(value, {var: new for var, new in made.items() if new is not None})
 
     def _is_shared(self, var: relax.Var) -> bool:
-        return self.layouts[var].source in self.orders
+        return self.layouts.known[var].source in self.orders
 
     def _made(self, builder: relax.BlockBuilder, layout: _Layout, shape: Sequence[int]) -> Expr | None:
         """Make a layout from the kept one; None if no transpose leads there."""
@@ -202,7 +240,7 @@ class _Sharing:
 
     def _along(self, builder: relax.BlockBuilder, product: relax.Call) -> Expr | None:
         """Return a product with the kept copy if that is the weight in strips, of whatever width."""
-        matrix = _Matrix.of(product, self.layouts[product.args[1]].order)
+        matrix = _Matrix.of(product, self.layouts.known[product.args[1]].order)
         width = 0 if matrix is None else matrix.width_in(self._order_of(product))
         if matrix is None or width < VECTOR:
             return None
@@ -216,7 +254,7 @@ class _Sharing:
         ``Y^T = W^T X^T`` reads single elements of W, in any order. None where transposing W is cheaper.
         """
         x, weight = product.args
-        matrix = _Matrix.of(product, self.layouts[weight].order)
+        matrix = _Matrix.of(product, self.layouts.known[weight].order)
         across = None if matrix is None else matrix.transposed()
         if across is None:
             return None
@@ -237,22 +275,18 @@ class _Sharing:
         return R.reshape(builder.emit(R.permute_dims(result, _last_two(len(outer)))), shape_of(product))
 
     def _order_of(self, product: relax.Call) -> Order:
-        return self.orders[self.layouts[product.args[1]].source]
+        return self.orders[self.layouts.known[product.args[1]].source]
 
     def _kept_of(self, builder: relax.BlockBuilder, product: relax.Call) -> Expr:
-        return self._kept(builder, self.layouts[product.args[1]].source)
+        return self._kept(builder, self.layouts.known[product.args[1]].source)
 
-    def _kept(self, builder: relax.BlockBuilder, source: _Source) -> Expr:
-        """Return the flat value that is kept, made from the parameter in the same way in every function."""
+    def _kept(self, builder: relax.BlockBuilder, source: str) -> Expr:
+        """Return the flat value that is kept, made from its source in the same way in every function."""
         if source not in self.kept:
-            value: Expr = next(param for param in self.func.params if param.name == source.param)
-            size = math.prod(shape_of(value))
-            if source.transformed is not None:
-                order, shape = source.transformed
-                weight = builder.emit(R.reshape(_prepared(builder, value, size, order), shape))
-                value = builder.emit(winograd_weight(weight))
-                size = math.prod(shape_of(value))
-            self.kept[source] = _prepared(builder, value, size, self.orders[source])
+            value = self.layouts.sources[source]
+            if source in self.layouts.transforms:
+                value = builder.emit(winograd_weight(value))
+            self.kept[source] = _prepared(builder, value, self.orders[source])
         return self.kept[source]
 
 
@@ -301,8 +335,9 @@ def _is_straight(value: Expr) -> bool:
     return op_name(value) == "pock.matmul" and not (value.attrs["transpose_a"] or value.attrs["transpose_b"])
 
 
-def _prepared(builder: relax.BlockBuilder, value: Expr, size: int, order: Order) -> Expr:
+def _prepared(builder: relax.BlockBuilder, value: Expr, order: Order) -> Expr:
     """Bring a value into an order: a flat value, which :class:`LiftFrozen` computes once."""
+    size = math.prod(shape_of(value))
     way = transpose_between(original(size), order)
     if way is None or order == original(size):
         return builder.emit(R.reshape(value, (size,)))
