@@ -8,7 +8,16 @@ from collections.abc import Iterator, Sequence
 from relay_passes import errors as passes
 from relay_passes.errors import Obstacle
 
-from .device.errors import CheckpointError, InputError, OptionError, PockError, PockWarning, ProgramError
+from .device.errors import (
+    CheckpointError,
+    InputError,
+    NonFiniteError,
+    OptionError,
+    PockError,
+    PockWarning,
+    ProgramError,
+    WriteError,
+)
 
 __all__ = [
     "BatchError",
@@ -22,6 +31,7 @@ __all__ = [
     "MemoryBudgetError",
     "MissingGradient",
     "ModelError",
+    "NonFiniteError",
     "Obstacle",
     "OptionError",
     "PassError",
@@ -29,6 +39,7 @@ __all__ = [
     "PockWarning",
     "ProgramError",
     "SchemeError",
+    "WriteError",
     "of_passes",
 ]
 

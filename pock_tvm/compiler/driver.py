@@ -25,6 +25,7 @@ from schedules.target import Target
 from .. import __version__
 from ..device import optimizers
 from ..device.arguments import FLAG, PATH, Kind, is_number, number, one_of, require, whole
+from ..device.checksums import weight_checksums
 from ..device.losses import KINDS, Loss, as_loss
 from ..device.optimizers import SGD, Adam, Optimizer
 from ..device.program import FORMAT, Program
@@ -188,6 +189,7 @@ def compile(  # noqa: A001 - the name that users expect
         "outputs": [vars(spec) for spec in imported.outputs],
         "index_limits": index_limits(imported),
         "parameters": {record.name: record.to_json() for record in records},
+        "weight_crc32": weight_checksums(imported.weights),
         "aliases": imported.aliases,
         "entries": {name: calls.record() for name, calls in entries.items()},
         "layers": layer_report(structure_of(imported), selection, lowered.step),

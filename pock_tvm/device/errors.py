@@ -25,3 +25,15 @@ class ProgramError(PockError):
 
 class CheckpointError(PockError):
     """A checkpoint or a state does not fit the program, or is damaged."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is missing, incomplete or altered: an older one may do."""
+
+
+class WriteError(PockError, OSError):
+    """A file cannot be written: the disk is full or read-only, or the folder is missing or forbidden."""
+
+
+class NonFiniteError(PockError):
+    """A step met a value that is not finite: in an input, the loss, a gradient or a weight."""

@@ -1,15 +1,21 @@
-"""Writes files atomically."""
+"""Writes files so that neither a crash nor a full disk costs the old content."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-import tempfile
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from .errors import PockError
+from .errors import PockError, WriteError
+
+NEW_FILE = 0o666
+"""Permissions that a new file asks for; the umask takes its part."""
+
+_count = itertools.count()
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:
@@ -18,22 +24,102 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     Raises
     ------
     PockError
-        The folder of ``path`` is missing.
+        The folder of ``path`` is missing or takes no new files, or ``path`` is a folder.
     """
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise PockError(f"'{path}' cannot be written: there is no folder '{folder}'")
+    target = followed(path)
+    if not target.parent.is_dir():
+        raise PockError(f"'{path}' cannot be written: there is no folder '{target.parent}'")
+    if target.is_dir():
+        raise PockError(f"'{path}' cannot be written: it is a folder")
+    with writing(path):
+        probe = _temporary(target)
+        os.close(_created(probe))
+        probe.unlink()
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a temporary file that replaces ``path`` when the block ends. After an error the old file stays."""
-    path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+    """Open a new file beside ``path``, which replaces it when the block ends. After an error the old file stays.
+
+    The new content is on the disk before the old one goes, so that after a power cut there is either of them. Links are
+    followed. Permissions are those of the old file, otherwise what the umask leaves.
+
+    Raises
+    ------
+    WriteError
+        The disk is full or read-only, or the folder is missing or forbidden.
+    """
+    target = followed(path)
+    new = _temporary(target)
+    with writing(path):
         try:
-            yield file
+            with os.fdopen(_created(new), "wb") as file:
+                if target.exists():
+                    os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(target)
+            flush_folder(target.parent)
         except BaseException:
-            Path(file.name).unlink()
+            _remove(new)
             raise
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be written into one line that names it."""
+    try:
+        yield
+    except PockError:
+        raise
+    except OSError as error:
+        raise WriteError(f"'{path}' cannot be written: {error.strerror or error}") from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's names to the disk: until then a power cut may undo a rename."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove new files for ``path`` that processes of this machine left behind when they were killed."""
+    target = followed(path)
+    prefix = f".{target.name}.{os.uname().nodename}-"
+    for entry in target.parent.iterdir():
+        owner = entry.name.removeprefix(prefix).partition("-")[0]
+        if entry.name.startswith(prefix) and owner.isdecimal() and not _runs(int(owner)):
+            _remove(entry)
+
+
+def followed(path: str | os.PathLike[str]) -> Path:
+    """The file that a path leads to, links followed."""
+    return Path(os.path.realpath(path))
+
+
+def _temporary(target: Path) -> Path:
+    """A name beside ``target`` that no other writer has: of machine, process and turn."""
+    return target.with_name(f".{target.name}.{os.uname().nodename}-{os.getpid()}-{next(_count)}.tmp")
+
+
+def _created(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, NEW_FILE)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # on a read-only disk it stays; the error on its way says why
+        path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import optimizers
-from .arguments import PATH, number, one_of, require, whole
+from .arguments import FLAG, PATH, number, one_of, require, whole
 from .arrays import as_array, pairs_of
-from .checkpoint import fingerprint_of, read_checkpoint, write_checkpoint
-from .errors import CheckpointError, InputError, ProgramError
+from .checkpoint import newest_checkpoint, write_checkpoint
+from .checksums import weight_checksums
+from .errors import CheckpointError, InputError, OptionError, PockWarning, ProgramError
 from .inputs import Data, Inputs
 from .losses import Loss
-from .parameters import FROZEN, FULL, PREPARED, Parameter
+from .matching import Restored, match
+from .parameters import FROZEN, FULL, GRADIENT_SUM, PREPARED, Parameter
+from .parts import unstored_part
 from .program import Program
 from .runtime import CORES, THREADS, aligned, load_library, machine_triple, use_threads
+from .state import State, TrainingState
 
 CORES_USED = whole("a number of cores, at least 1", 1)
 PROGRAM = one_of("what pock.compile returned, or the path of a program that was saved", Program, str, os.PathLike)
 LEARNING_RATE = number("a learning rate: a finite number from 0", 0)
+KEPT = whole("a number of checkpoints to keep, at least 1", 1)
 STATE = one_of("a mapping of names to arrays, such as model.state_dict()", Mapping)
 
 
@@ -66,6 +72,11 @@ class Trainer:
         self._accumulate = int(manifest["options"]["accumulate"])
         self.steps = 0
         """How many steps were taken."""
+        self.notes: dict[str, Any] = {}
+        """What a training loop keeps with the state, in plain values of JSON: a checkpoint holds it too."""
+        self.restored: Restored | None = None
+        """What became of the checkpoint that this trainer goes on from."""
+        self._cycle = (0, 0)  # updates, and steps that they took: counted apart, for a program may share others
         self._arrays: dict[str, np.ndarray] = {}
         self._replaced: dict[str, np.ndarray] = {}
         self._arena = aligned((max(entry["arena_bytes"] for entry in self._entries.values()),), "uint8")
@@ -84,7 +95,7 @@ class Trainer:
         twin._replaced = dict(self._replaced)
         for name in self._states:
             twin._fill(name, self._arrays[name])
-        twin.steps = self.steps
+        twin.steps, twin._cycle, twin.notes, twin.restored = self.steps, self._cycle, dict(self.notes), self.restored
         return twin
 
     # ---- training and prediction -------------------------------------------------------------------------------------
@@ -103,8 +114,8 @@ class Trainer:
         arrays = self._inputs.checked(x)
         target = self._inputs.target(y)
         require("lr", lr, LEARNING_RATE, InputError)
-        last = (self.steps + 1) % self._accumulate == 0
-        update = self.steps // self._accumulate + 1
+        updates, pending = self._updates()
+        last = pending + 1 == self._accumulate
         for name, array in arrays.items():
             self._fill(name, array)
         if target is not None:
@@ -112,7 +123,7 @@ class Trainer:
         if target is not None and "counted" in self._arrays:
             self._arrays["counted"][...] = self._loss.counted(target)
         if "rates" in self._arrays:
-            self._arrays["rates"][:] = self._optimizer.rates(lr, update)
+            self._arrays["rates"][:] = self._optimizer.rates(lr, updates + 1)
         entry = "train_step" if last else "accumulate_step"
         self._run(entry)
         self.steps += 1
@@ -218,37 +229,79 @@ class Trainer:
             if name not in self._live and not np.array_equal(array, self.program.weights[name])
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint: what training has changed, the optimizer's state, and the number of steps."""
-        require("the path of a checkpoint", path, PATH, CheckpointError)
-        state = {f"weight.{name}": self._unstored(name) for name in self._live}
-        state |= {f"weight.{name}": array for name, array in self._replaced.items()}
-        state |= {f"state.{name}": self._arrays[name] for name in self._states}
-        fingerprint = fingerprint_of(self._parameters.values(), self.program.manifest["optimizer"])
-        write_checkpoint(path, state, self.steps, fingerprint)
+    def save(self, path: str | os.PathLike[str], *, keep: int = 1) -> None:
+        """Write a checkpoint: what training has changed, the optimizer's state, the number of steps, and the notes.
 
-    def restore(self, path: str | os.PathLike[str]) -> None:
-        """Go on where :meth:`save` left off.
+        ``keep`` counts the checkpoints that stay: this one, and those written to ``path`` before as ``path.1``,
+        ``path.2``, ….
+
+        Raises
+        ------
+        WriteError
+            The disk is full or read-only, or the folder is missing. The files that were there are whole.
+        """
+        require("the path of a checkpoint", path, PATH, CheckpointError)
+        require("keep", keep, KEPT, OptionError)
+        write_checkpoint(path, self._state(), keep)
+
+    def restore(self, path: str | os.PathLike[str], *, allow_drop: bool = False) -> Restored:
+        """Go on where :meth:`save` left off, in this program or in another of the same network.
+
+        A folder, or a path beside which older checkpoints were kept, gives its newest whole one; a warning names those
+        that were passed over. State is matched by parameter: channels that both programs train move, what is new begins
+        at zero. Weights that were trained stay as they are where this program has them frozen.
 
         Raises
         ------
         CheckpointError
-            The file is damaged, or belongs to another program. The trainer is left as it was.
+            The file is missing or damaged, was trained beside other frozen weights, or holds what this program has no
+            place for and ``allow_drop`` is not given. The trainer is left as it was.
         """
         require("the path of a checkpoint", path, PATH, CheckpointError)
-        state, steps = read_checkpoint(path, self._parameters.values(), self.program.manifest["optimizer"])
-        weights = {name.removeprefix("weight."): array for name, array in state.items() if name.startswith("weight.")}
-        states = {name.removeprefix("state."): array for name, array in state.items() if name.startswith("state.")}
-        self._check_shapes(weights)
-        if set(states) != set(self._states) or any(
-            array.shape != self._arrays[name].shape for name, array in states.items()
-        ):
-            raise CheckpointError(f"'{path}' does not hold the optimizer state of this program")
-        self._set_weights(self.program.weights | weights)
-        self._replaced = {name: array for name, array in weights.items() if name not in self._live}
-        for name, array in states.items():
+        require("allow_drop", allow_drop, FLAG, OptionError)
+        found = newest_checkpoint(path, self.program)
+        state, file = found.state, os.fspath(found.path)
+        matched = match(file, state, self.program, allow_drop=allow_drop)
+        self._set_weights(self.program.weights | matched.weights)
+        self._replaced = {name: array for name, array in matched.weights.items() if name not in self._live}
+        for name, array in matched.states.items():
             self._fill(name, array)
-        self.steps = steps
+        self.steps, self.notes = state.steps, state.notes
+        self._cycle = (matched.updates, state.steps - matched.pending)
+        said = [f"{each}: passed over" for each in found.skipped] + matched.warnings
+        kept, added, dropped = (tuple(each) for each in (matched.kept, matched.added, matched.dropped))
+        self.restored = Restored(file, state.steps, kept, added, dropped, tuple(said))
+        for each in said:
+            warnings.warn(each, PockWarning, stacklevel=2)
+        return self.restored
+
+    def _state(self) -> TrainingState:
+        """The state in PyTorch's names and layouts."""
+        updates, pending = self._updates()
+        records = [self._parameters[name] for name in self._states]
+        weights = self._current()
+        checksums = self.program.manifest.get("weight_crc32") or weight_checksums(self.program.weights)
+        return TrainingState(
+            weights,
+            tuple(
+                State(each.slot or GRADIENT_SUM, each.of, owner.trained, unstored_part(owner, self._arrays[each.name]))
+                for each in records
+                for owner in (self._parameters[each.of],)
+            ),
+            {name: crc for name, crc in checksums.items() if name not in weights},
+            optimizers.to_json(self._optimizer),
+            self.steps,
+            updates,
+            pending,
+            self._accumulate,
+            self.notes,
+        )
+
+    def _updates(self) -> tuple[int, int]:
+        """The updates so far, and the steps since the last one."""
+        updates, begin = self._cycle
+        done, pending = divmod(self.steps - begin, self._accumulate)
+        return updates + done, pending
 
     # ---- memory ------------------------------------------------------------------------------------------------------
 

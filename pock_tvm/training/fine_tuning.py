@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..device.arguments import number, one_of, options
+from ..device.arguments import SMALLEST, number, one_of, options
 from ..errors import InputError
 from .data import Batch, DataSet, training_batches
 from .lr_schedules import SCHEDULES
@@ -16,7 +16,7 @@ from .lr_schedules import SCHEDULES
 
 @options(
     epochs=number("a number from 0", 0),
-    lr=number("a learning rate: a finite number from 0", 0),
+    lr=number("a learning rate: a positive finite number", SMALLEST),
     lr_schedule=one_of(f"one of the names {', '.join(SCHEDULES)}", str),
 )
 @dataclass(frozen=True)

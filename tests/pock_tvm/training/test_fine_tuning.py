@@ -44,7 +44,11 @@ def test_a_part_of_an_epoch_is_some_of_its_batches(data, epochs, steps) -> None:
     [
         ({"epochs": -1}, "epochs is a number from 0"),
         ({"epochs": float("nan")}, "epochs is a number from 0"),
-        ({"lr": float("inf")}, "a finite number"),
+        ({"lr": float("inf")}, "a positive finite number"),
+        ({"lr": 0}, "a positive finite number"),
+        ({"lr": -1}, "a positive finite number"),
+        ({"lr": 1e39}, "a positive finite number"),
+        ({"lr": 1e-50}, "a positive finite number"),
         ({"lr_schedule": "steps"}, "there is no learning-rate schedule 'steps'; there are constant, cosine, linear"),
     ],
 )
