@@ -11,7 +11,7 @@ from typing import Any
 
 from ..device.files import replacing
 from ..errors import ContributionError, OptionError
-from ..training.fine_tuning import Recipe
+from ..training.recipe import Recipe
 from .candidates import Candidate, WeightSet
 from .costs import Cost
 from .runs import Run

@@ -28,7 +28,10 @@ BATCH_NORM = Annotated[
 BATCH = Annotated[int | None, typer.Option(help="The batch, where the model leaves it open")]
 SHAPE = Annotated[list[str] | None, typer.Option(help="The shape of an input: input_ids=8,128")]
 THREADS = Annotated[int | None, typer.Option(help="Cores to run on; all by default")]
-CHECKPOINT = Annotated[Path | None, typer.Option(help="A checkpoint to go on from, or to write")]
+CHECKPOINT = Annotated[Path | None, typer.Option(help="A checkpoint, or a folder, of which the newest is taken")]
+ALLOW_DROP = Annotated[
+    bool, typer.Option("--allow-drop", help="Take a checkpoint that holds more than this program has a place for")
+]
 MEAN = Annotated[str | None, typer.Option(help="Mean of each channel in 0 … 1, such as 0.485,0.456,0.406")]
 STD = Annotated[str | None, typer.Option(help="Standard deviation of each channel in 0 … 1")]
 
@@ -38,6 +41,8 @@ ARGUMENTS = (
     "clip_norm", "memory_budget", "threads", "lr", "mean", "std",
 )  # fmt: skip
 """Arguments of Python functions that are options of commands."""
+FLAGS = ("allow_drop", "overwrite")
+"""Arguments of Python functions that are options of commands without a value."""
 
 
 class LrSchedule(StrEnum):
@@ -60,8 +65,25 @@ def as_options(text: str) -> str:
     return re.sub(
         rf"\b({'|'.join(ARGUMENTS)})=('?)(\S?)",
         lambda match: f"--{match[1].replace('_', '-')}{' ' if match[3] else ''}{match[2]}{match[3]}",
-        text,
+        re.sub(rf"\b({'|'.join(FLAGS)})=True", lambda match: f"--{match[1].replace('_', '-')}", text),
     )
+
+
+def restored(trainer: Any, checkpoint: Path, *, allow_drop: bool) -> None:
+    """Restore a checkpoint; say what it had too much or too little for the program."""
+    report = trainer.restore(checkpoint, allow_drop=allow_drop)
+    if report.added or report.dropped:
+        typer.echo(str(report), err=True)
+
+
+def preprocessing_for(trainer: Any, data: Path, mean: str | None, std: str | None) -> Any:
+    """Preprocessing of images: by the options, otherwise as the checkpoint or the program has it.
+
+    Warns if nobody said how images are to be scaled.
+    """
+    stored = trainer.program.manifest.get("preprocessing", {}) | (trainer.notes.get("preprocessing") or {})
+    warn_of_defaults(data, stored, mean, std)
+    return preprocessing_of(stored, mean, std)
 
 
 def warn_of_defaults(data: Path, stored: Mapping[str, Any], mean: str | None, std: str | None) -> None:
@@ -153,12 +175,6 @@ def preprocessing_of(stored: Mapping[str, Any], mean: str | None, std: str | Non
             raise PockError(f"--{name} takes numbers with commas between, not '{text}'") from error
         chosen[name] = tuple(numbers)
     return Preprocessing(**chosen)
-
-
-def result_text(result: dict[str, float]) -> str:
-    """Format the result of an evaluation."""
-    text = f"loss {result['loss']:.4f}"
-    return f"accuracy {100 * result['accuracy']:.2f} %, {text}" if "accuracy" in result else text
 
 
 def mb_text(size: int) -> str:

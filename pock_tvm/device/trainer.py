@@ -15,7 +15,7 @@ from .arguments import FLAG, PATH, number, one_of, require, whole
 from .arrays import as_array, pairs_of
 from .checkpoint import newest_checkpoint, write_checkpoint
 from .checksums import weight_checksums
-from .errors import CheckpointError, InputError, OptionError, PockWarning, ProgramError
+from .errors import CheckpointError, InputError, NonFiniteError, OptionError, PockWarning, ProgramError
 from .inputs import Data, Inputs
 from .losses import Loss
 from .matching import Restored, match
@@ -151,12 +151,19 @@ class Trainer:
         return outputs[0] if len(outputs) == 1 else outputs
 
     def evaluate(self, data: Iterable[tuple[Data, Any]]) -> dict[str, float]:
-        """Mean loss and, where targets are classes, accuracy in [0, 1] over batches of ``(x, y)`` of any size."""
+        """Mean loss and, where targets are classes, accuracy in [0, 1] over batches of ``(x, y)`` of any size.
+
+        Raises
+        ------
+        InputError
+            As :meth:`step` and :meth:`predict`; or all labels together are ignored ones.
+        """
         loss = counted = right = 0.0
         for x, y in pairs_of(data):
             outputs = self.predict(x)
             output = outputs[self._loss.output] if isinstance(outputs, tuple) else outputs
-            target = as_array("target y", y) if self._loss.has_target else np.zeros(0)
+            target = self._inputs.target(y, len(output) if output.ndim else None)
+            target = np.zeros(0) if target is None else target
             batch_loss, batch_count, batch_right = self._loss.measure(output, target)
             loss, counted, right = loss + batch_loss, counted + batch_count, right + batch_right
         if not counted:
@@ -274,6 +281,20 @@ class Trainer:
         for each in said:
             warnings.warn(each, PockWarning, stacklevel=2)
         return self.restored
+
+    def check_finite(self) -> None:
+        """Check that every weight that training changes, and every state, is finite.
+
+        Raises
+        ------
+        NonFiniteError
+            It names the first that is not.
+        """
+        for name in [*self._live, *self._states]:
+            if not np.isfinite(self._arrays[name]).all():
+                of = self._parameters[name].of
+                what = f"{self._parameters[name].slot or GRADIENT_SUM} of '{of}'" if of else f"'{name}'"
+                raise NonFiniteError(f"{what} is not finite after step {self.steps}")
 
     def _state(self) -> TrainingState:
         """The state in PyTorch's names and layouts."""
