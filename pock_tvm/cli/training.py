@@ -81,7 +81,10 @@ def train(
     validation = None if val is None else open_samples(manifest, val, preprocessing, classes=training.classes)
     console = Console()
     columns = (TextColumn("epoch {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Interruption() as interruption, Progress(*columns, console=console, transient=True) as bar:
+    with (
+        Interruption() as interruption,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
         row = bar.add_task("1", total=None)
         outcome = fine_tune(
             trainer,

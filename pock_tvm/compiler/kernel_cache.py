@@ -82,7 +82,7 @@ class KernelCache:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 _remove_unused(self.folder.parent)
-            with replacing(self._path(self.folder, kernel, decisions)) as file:
+            with replacing(self._path(self.folder, kernel, decisions), flush=False) as file:
                 file.write(zlib.compress(key.encode() + b"\0" + data, 1))
         except OSError:
             self.folder = None

@@ -38,11 +38,12 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def replacing(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[IO[bytes]]:
     """Open a new file beside ``path``, which replaces it when the block ends. After an error the old file stays.
 
-    The new content is on the disk before the old one goes, so that after a power cut there is either of them. Links are
-    followed. Permissions are those of the old file, otherwise what the umask leaves.
+    The new content is on the disk before the old one goes, so that after a power cut there is either of them; without
+    ``flush``, for what can be made again, there may be neither. Links are followed. Permissions are those of the old
+    file, otherwise what the umask leaves.
 
     Raises
     ------
@@ -58,9 +59,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                     os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    os.fsync(file.fileno())
             new.replace(target)
-            flush_folder(target.parent)
+            if flush:
+                flush_folder(target.parent)
         except BaseException:
             _remove(new)
             raise

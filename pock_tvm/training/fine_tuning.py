@@ -266,10 +266,10 @@ class _Run:
         """Go back to the last state on disk, and leave out the last step that was taken."""
         if self.checkpoints is None:
             raise error
-        skipped = [*self.state.skipped, self.last]
+        skipped, best = [*self.state.skipped, self.last], self.state.best
         path = self.trainer.restore(self.checkpoints.path).path
         self._load(path, self.trainer.notes["progress"])
-        self.state.skipped = skipped
+        self.state.skipped, self.state.best = skipped, best
         if len(skipped) > self.tolerate:
             raise NonFiniteError(
                 f"{error}. Stopped: the last good state, of step {self.trainer.steps}, is in '{path}'"

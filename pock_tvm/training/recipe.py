@@ -65,12 +65,11 @@ class TrainingSteps:
         """Epochs before the current one, and samples of it that were read."""
         self._recipe, self._data, self._batch = recipe, data, batch
         self._rng = np.random.default_rng(seed)
-        self._begin: Mapping[str, Any] = self._rng.bit_generator.state
-        self._order: np.ndarray | None = None
         if position is not None:
             self.epoch, self.samples = int(position["epoch"]), int(position["samples"])
             self._rng.bit_generator.state = position["order"]
-            self._shuffle()
+        self._shuffle()
+        if position is not None:
             self._rng.bit_generator.state = position["random"]
 
     @property
@@ -96,14 +95,13 @@ class TrainingSteps:
         rate = self._recipe.lr * SCHEDULES[self._recipe.lr_schedule](self.done / max(self.total, 1))
         if self.done >= self.total:
             raise StopIteration
-        if self._order is not None and self.epoch_is_over:
-            self.epoch, self.samples, self._order = self.epoch + 1, 0, None
-        order = self._shuffle() if self._order is None else self._order
-        chosen = order[self.samples : self.samples + self._batch]
+        if self.epoch_is_over:
+            self.epoch, self.samples = self.epoch + 1, 0
+            self._shuffle()
+        chosen = self._order[self.samples : self.samples + self._batch]
         self.samples += self._batch
         return self._data.read(chosen, self._rng), rate
 
-    def _shuffle(self) -> np.ndarray:
-        self._begin = self._rng.bit_generator.state
+    def _shuffle(self) -> None:
+        self._begin: Mapping[str, Any] = self._rng.bit_generator.state
         self._order = self._rng.permutation(len(self._data))
-        return self._order

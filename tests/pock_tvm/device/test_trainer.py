@@ -88,6 +88,27 @@ def test_evaluate(program, data) -> None:
     assert result["accuracy"] == pytest.approx(float((logits.argmax(1).numpy() == y).mean()))
 
 
+@pytest.mark.parametrize(
+    ("count", "labels", "complaint"),
+    [
+        (3, [0, 5, 1], "label 5 is out of range: there are 5 classes, 0 to 4"),
+        (3, [0, -1, 1], "label -1 is out of range"),
+        (3, [0, 1], r"target y has the shape \(2,\)"),
+        (3, [0.0, 1.0, 2.0], "target y is of type float64"),
+        (3, None, "needs a target y"),
+        (0, [], "predict takes at least one sample"),
+        (3, [-100, -100, -100], "evaluate was given no data"),
+    ],
+)
+def test_evaluate_checks_labels_as_a_step_does(program, data, count: int, labels: object, complaint: str) -> None:
+    trainer = pock.Trainer(program)
+    with pytest.raises(InputError, match=complaint):
+        trainer.evaluate([(data[0][:count], labels)])
+    if not count:
+        with pytest.raises(InputError, match=complaint):
+            trainer.predict(data[0][:0])
+
+
 def test_the_state_fits_pytorch_both_ways(program, data) -> None:
     trainer = pock.Trainer(program)
     trainer.step(*data, lr=0.01)
