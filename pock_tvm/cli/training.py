@@ -104,11 +104,9 @@ def train(
         where = f"that of epoch {best.epoch}" if best.epoch else "the one before the first step"
         console.print(f"the best state is {where}: {best}, in {Checkpoints(checkpoint).best}", soft_wrap=True)
     if not outcome.finished:
-        where = f"stopped after {outcome.steps} of {outcome.total} steps"
-        kept = (
-            f"the state is in {checkpoint}: go on with --resume"
-            if checkpoint
-            else "give --checkpoint to keep the state"
+        place = f"stopped after {outcome.steps} of {outcome.total} steps"
+        again = (
+            f"'{checkpoint}' has the state: go on with the same command and --resume{' for --start' if start else ''}"
         )
-        typer.echo(f"pock: {where}; {kept}", err=True)
+        typer.echo(f"pock: {place}; {again if checkpoint else 'nothing was kept: that takes --checkpoint'}", err=True)
         raise typer.Exit(interruption.exit_code)
