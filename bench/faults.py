@@ -1,6 +1,6 @@
 """Kills training, fills its disk, takes its permissions away: counts what is lost.
 
-    python bench/faults.py [--only kills] [--tenth] [--seed 0] [--json out.json]
+    python bench/faults.py [--only state] [--tenth] [--seed 0] [--json out.json]
 
 Each part is a function of a count and a seed, which returns how often the fault came and what went wrong. Exit code 1
 if anything did. The table is for RESULTS.md.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from faults_of_state import Tally, full_disks, kills, permissions, short_writes
+from faults_of_state import Tally, full_disks, kills, kills_of_an_analysis, permissions, short_writes
 from rich.console import Console
 from rich.table import Table
 
@@ -32,10 +32,11 @@ class Part:
 
 
 PARTS = [
-    Part("kill -9 while training, saving, analysing", 200, kills),
-    Part("full disk", 20, full_disks),
-    Part("short write", 20, short_writes),
-    Part("permission", 20, permissions),
+    Part("state: killed while training and saving", 180, kills),
+    Part("state: full disk", 20, full_disks),
+    Part("state: short write", 20, short_writes),
+    Part("state: permission", 20, permissions),
+    Part("analysis: killed", 20, kills_of_an_analysis),
 ]
 
 

@@ -6,7 +6,9 @@ hundreds of kills take minutes. A run that a fault ended is resumed, and has to 
 
 from __future__ import annotations
 
+import atexit
 import errno
+import functools
 import json
 import os
 import random
@@ -31,8 +33,6 @@ RECIPE = pock.Recipe(3, 0.02)
 KILLS_OF_A_RUN = 4
 """Kills until a run is left in peace, so that its end can be compared."""
 NOBODY = 65534
-ANALYSIS = 20
-"""One kill in so many is one of an analysis, which takes a minute, not a second."""
 MAKE = """
 import sys, warnings, numpy as np, torch, pock_tvm as pock
 from torch import nn
@@ -161,30 +161,36 @@ class World:
             tally.wrong.append(f"{what}: {leftovers[0]} was left behind")
 
 
+@functools.cache
+def world() -> World:
+    """The one program and its data that all faults share, for as long as this process lives."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    Path(folder.name).chmod(0o755)
+    return World(Path(folder.name))
+
+
 def kills(count: int, seed: int) -> Tally:
-    """Kill runs at random moments, most while they train, or while they save after each step; and analyses."""
-    tally, rng = Tally(), random.Random(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        world, analyses = World(Path(folder)), count // ANALYSIS
-        while tally.made < count - analyses:
-            place, every = world.place("killed"), rng.choice([1, 7])
-            for _ in range(min(KILLS_OF_A_RUN, count - analyses - tally.made)):
-                process = world.begin(place, every)
-                time.sleep(rng.uniform(0, world.seconds))
-                os.kill(process, signal.SIGKILL)
-                tally.made += not world.wait(process, place)
-            world.ends_well(place, tally, f"kill {tally.made}")
-        if analyses:
-            _kill_analyses(analyses, rng, world, tally)
+    """Kill runs at random moments: some of them train most of the time, some save after each step."""
+    tally, rng, there = Tally(), random.Random(seed), world()
+    while tally.made < count:
+        place, every = there.place("killed"), rng.choice([1, 7])
+        for _ in range(min(KILLS_OF_A_RUN, count - tally.made)):
+            process = there.begin(place, every)
+            time.sleep(rng.uniform(0, there.seconds))
+            os.kill(process, signal.SIGKILL)
+            tally.made += not there.wait(process, place)
+        there.ends_well(place, tally, f"kill {tally.made}")
     return tally
 
 
-def _kill_analyses(count: int, rng: random.Random, world: World, tally: Tally) -> None:
+def kills_of_an_analysis(count: int, seed: int) -> Tally:
     """Kill one analysis again and again; it has to find in the end what an undisturbed one does."""
-    outputs = [world.folder / name for name in ("whole.json", "killed.json")]
-    script = world.folder / "analyse.py"  # workers are processes, which import it
+    tally, rng, there = Tally(), random.Random(seed), world()
+    outputs = [there.folder / name for name in ("whole.json", "killed.json")]
+    script = there.folder / "analyse.py"  # workers are processes, which import it
     script.write_text(ANALYSE)
-    command = [sys.executable, str(script), str(world.folder)]
+    command = [sys.executable, str(script), str(there.folder)]
     start = time.perf_counter()
     subprocess.run([*command, str(outputs[0])], check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
@@ -199,6 +205,7 @@ def _kill_analyses(count: int, rng: random.Random, world: World, tally: Tally) -
     found = [json.loads(each.read_text()) if each.exists() else None for each in outputs]
     if done.returncode or found[0] != found[1]:
         tally.wrong.append(f"an analysis that was killed {count} times found something else (exit {done.returncode})")
+    return tally
 
 
 def full_disks(count: int, seed: int) -> Tally:
@@ -255,27 +262,24 @@ def _disk_faults(count: int, seed: int, fault: Callable[[random.Random, int], Ca
 
     One in four is there from the start: the run has to say so before its first step.
     """
-    tally, rng = Tally(), random.Random(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        world = World(Path(folder))
-        while tally.made < count:
-            moment, calls = 0 if tally.made % 4 == 0 else rng.randrange(1, 100), iter(range(1000))
-            place, make = world.place("disk"), fault(rng, moment)
+    tally, rng, there = Tally(), random.Random(seed), world()
+    while tally.made < count:
+        moment, calls = 0 if tally.made % 4 == 0 else rng.randrange(1, 100), iter(range(1000))
+        place, make = there.place("disk"), fault(rng, moment)
 
-            def step(place: Path = place, make: Any = make, calls: Any = calls, moment: int = moment) -> None:
-                if next(calls) == moment:
-                    os.chdir(place)
-                    make()
+        def step(place: Path = place, make: Any = make, calls: Any = calls, moment: int = moment) -> None:
+            if next(calls) == moment:
+                os.chdir(place)
+                make()
 
-            report = world.run(place, step=step)
-            place.chmod(0o755)
-            tally.made += 1
-            what = f"fault {tally.made} after {moment} steps"
-            refused = report.get("refused", "")
-            if "cannot be written" not in refused or "\n" in refused:
-                tally.wrong.append(f"{what}: not one line: {report}")
-            if not moment and report.get("steps"):
-                tally.wrong.append(f"{what}: known after {report['steps']} steps")
-            world.ends_well(place, tally, what)
+        report = there.run(place, step=step)
+        place.chmod(0o755)
+        tally.made += 1
+        what = f"fault {tally.made} after {moment} steps"
+        refused = report.get("refused", "")
+        if "cannot be written" not in refused or "\n" in refused:
+            tally.wrong.append(f"{what}: not one line: {report}")
+        if not moment and report.get("steps"):
+            tally.wrong.append(f"{what}: known after {report['steps']} steps")
+        there.ends_well(place, tally, what)
     return tally
