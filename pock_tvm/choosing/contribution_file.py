@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..device.files import replacing
+from ..device.files import remove_leftovers, replacing
 from ..errors import ContributionError, OptionError
 from ..training.recipe import Recipe
 from .candidates import Candidate, WeightSet
@@ -32,6 +32,7 @@ def write_contributions(path: str | os.PathLike[str], contributions: Mapping[str
         "trials": [asdict(run) for run in contributions["trials"]],
         "kinds": [asdict(run) for run in contributions["kinds"]],
     }
+    remove_leftovers(path)
     with replacing(path) as file:
         file.write(json.dumps(content, indent=1).encode())
 

@@ -179,9 +179,12 @@ def inspect(
     """Show what a program trains, what it costs and what it holds in memory."""
     from rich.console import Console
 
+    from ..device.files import check_folder, replacing
     from ..device.program import Program
     from ..reports.tables import kernel_table, layer_table, memory_table, summary
 
+    for output in filter(None, (plot, json_output)):
+        check_folder(output)
     loaded = Program.load(program)
     console = Console()
     if plot is not None:
@@ -196,7 +199,8 @@ def inspect(
         records = profile_step(Trainer(loaded, threads=threads), *example(loaded))
         console.print(kernel_table(records))
         if json_output is not None:
-            json_output.write_text(json.dumps(records, indent=1))
+            with replacing(json_output) as file:
+                file.write(json.dumps(records, indent=1).encode())
         return
     console.print(summary(loaded))
     console.print(layer_table(loaded))

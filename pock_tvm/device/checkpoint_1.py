@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from .errors import CheckpointError, DamagedCheckpointError
-from .parameters import GRADIENT_SUM, Parameter
-from .parts import unstored_part
+from .parameters import Parameter
+from .parts import states_of
 from .program import Program
-from .state import State, TrainingState
+from .state import TrainingState
 
 CHECKPOINT = "pock-checkpoint/1"
 
@@ -45,16 +45,10 @@ def upgraded(
             "format, which fits the program alone that wrote it: restore it there, and save it again"
         )
     steps, accumulate = int(metadata["steps"]), int(program.manifest["options"]["accumulate"])
-    states = [
-        State(each.slot or GRADIENT_SUM, each.of, owner.trained, unstored_part(owner, tensors[f"state.{name}"]))
-        for name, each in parameters.items()
-        if each.is_state
-        for owner in (parameters[each.of],)
-    ]
+    arrays = {name: tensors[f"state.{name}"] for name, each in parameters.items() if each.is_state}
     weights = {name: tensors[f"weight.{name}"] for name in parameters if f"weight.{name}" in tensors}
-    return TrainingState(
-        weights, tuple(states), {}, optimizer, steps, steps // accumulate, steps % accumulate, accumulate
-    )
+    counts = {"updates": steps // accumulate, "pending": steps % accumulate, "accumulate": accumulate}
+    return TrainingState(weights, states_of(parameters, arrays), {}, optimizer, steps, notes={}, **counts)
 
 
 def _fingerprint(parameters: Iterable[Parameter], optimizer: Mapping[str, Any]) -> str:

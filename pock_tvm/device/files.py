@@ -93,7 +93,7 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
     """Remove new files for ``path`` that processes of this machine left behind when they were killed."""
     target = followed(path)
     prefix = f".{target.name}.{os.uname().nodename}-"
-    for entry in target.parent.iterdir():
+    for entry in target.parent.iterdir() if target.parent.is_dir() else ():
         owner = entry.name.removeprefix(prefix).partition("-")[0]
         if entry.name.startswith(prefix) and owner.isdecimal() and not _runs(int(owner)):
             _remove(entry)

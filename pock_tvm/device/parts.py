@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from .parameters import FULL, Layout, Parameter
+from .parameters import FULL, GRADIENT_SUM, Layout, Parameter
+from .state import State
 
 
 def part_shape(shape: tuple[int, ...], trained: Any) -> tuple[int, ...]:
@@ -42,6 +44,16 @@ def _reshaped(owner: Parameter, layout: Layout) -> tuple[int, ...]:
     before, extent = math.prod(owner.shape[:axis]), owner.shape[axis]
     at = next(i for i in range(len(shape)) if math.prod(shape[:i]) == before and shape[i] == extent)
     return (*shape[:at], len(trained["indices"]), *shape[at + 1 :])
+
+
+def states_of(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray]) -> tuple[State, ...]:
+    """Optimizer state and gradient sums in PyTorch's layout, from the arrays that a program stores them in."""
+    return tuple(
+        State(each.slot or GRADIENT_SUM, each.of, owner.trained, unstored_part(owner, arrays[name]))
+        for name, each in parameters.items()
+        if each.is_state
+        for owner in (parameters[each.of],)
+    )
 
 
 def moved_part(values: np.ndarray, old: Any, new: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, int, int]:

@@ -20,10 +20,10 @@ from .inputs import Data, Inputs
 from .losses import Loss
 from .matching import Restored, match
 from .parameters import FROZEN, FULL, GRADIENT_SUM, PREPARED, Parameter
-from .parts import unstored_part
+from .parts import states_of
 from .program import Program
 from .runtime import CORES, THREADS, aligned, load_library, machine_triple, use_threads
-from .state import State, TrainingState
+from .state import TrainingState
 
 CORES_USED = whole("a number of cores, at least 1", 1)
 PROGRAM = one_of("what pock.compile returned, or the path of a program that was saved", Program, str, os.PathLike)
@@ -299,24 +299,12 @@ class Trainer:
     def _state(self) -> TrainingState:
         """The state in PyTorch's names and layouts."""
         updates, pending = self._updates()
-        records = [self._parameters[name] for name in self._states]
-        weights = self._current()
+        weights, states = self._current(), states_of(self._parameters, self._arrays)
         checksums = self.program.manifest.get("weight_crc32") or weight_checksums(self.program.weights)
-        return TrainingState(
-            weights,
-            tuple(
-                State(each.slot or GRADIENT_SUM, each.of, owner.trained, unstored_part(owner, self._arrays[each.name]))
-                for each in records
-                for owner in (self._parameters[each.of],)
-            ),
-            {name: crc for name, crc in checksums.items() if name not in weights},
-            optimizers.to_json(self._optimizer),
-            self.steps,
-            updates,
-            pending,
-            self._accumulate,
-            self.notes,
-        )
+        frozen = {name: crc for name, crc in checksums.items() if name not in weights}
+        counts = {"steps": self.steps, "updates": updates, "pending": pending, "accumulate": self._accumulate}
+        optimizer = optimizers.to_json(self._optimizer)
+        return TrainingState(weights, states, frozen, optimizer, notes=self.notes, **counts)
 
     def _updates(self) -> tuple[int, int]:
         """The updates so far, and the steps since the last one."""
