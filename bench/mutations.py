@@ -43,7 +43,7 @@ HEADROOM = 6 * 2**30
 """Address space of a worker beyond what it starts with: enough to measure, and too little to hurt the machine."""
 BATCH = 250
 """Cases that a worker does before another takes its place."""
-CHECKED = ("program", "old program", "signed program", "pt2", "npz", "cache")
+CHECKED = ("program", "old program", "signed program", "pt2", "npz", "cache", "checkpoint")
 """Kinds whose files hold checksums: one that was not rewritten on purpose is read as it was, or refused."""
 
 

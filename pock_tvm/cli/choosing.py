@@ -104,7 +104,7 @@ def analyze(
     from ..device import optimizers
     from ..reports.choice_tables import contribution_table
     from ..training.data import Preprocessing
-    from ..training.fine_tuning import Recipe
+    from ..training.recipe import Recipe
 
     beside = Preprocessing.beside(model)
     stored = beside.to_json() if beside else {}
