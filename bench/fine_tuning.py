@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 import pock_tvm as pock
-from pock_tvm.training.data import Augmentation, ImageFolder, Preprocessing, evaluation_batches
+from pock_tvm.training.beside import Preprocessing
+from pock_tvm.training.data import Augmentation, ImageFolder, evaluation_batches
 from pock_tvm.training.recipe import Recipe, TrainingSteps
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

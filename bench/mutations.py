@@ -190,7 +190,7 @@ def _read_profile(path: Path) -> Any:
 
 
 def _read_preprocessing(path: Path) -> Any:
-    from pock_tvm.training.data import Preprocessing
+    from pock_tvm.training.beside import Preprocessing
 
     return repr(Preprocessing.beside(path))
 
@@ -202,7 +202,8 @@ def _read_arrays(path: Path) -> Any:
 
 
 def _read_image(path: Path) -> Any:
-    from pock_tvm.training.data import ImageFolder, Preprocessing
+    from pock_tvm.training.beside import Preprocessing
+    from pock_tvm.training.data import ImageFolder
 
     folder = path.parent / "images" / "class"
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,12 +23,12 @@ from ..errors import InputError, MissingGradient, NonFiniteError, PockWarning
 from ..frontend import Model, load_model
 from ..frontend.structure import Structure, structure_of
 from ..schemes.scheme import Scheme
+from ..training.beside import Preprocessing
 from ..training.data import (
     ArrayFile,
     Augmentation,
     DataSet,
     ImageFolder,
-    Preprocessing,
     check_classes,
     evaluation_batches,
     open_data,

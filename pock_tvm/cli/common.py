@@ -172,7 +172,7 @@ def shapes_of(texts: list[str]) -> dict[str, tuple[int, ...]]:
 
 def preprocessing_of(stored: Mapping[str, Any], mean: str | None, std: str | None) -> Any:
     """Parse mean and standard deviation, with the stored ones, else 0 and 1, as defaults."""
-    from ..training.data import Preprocessing
+    from ..training.beside import Preprocessing
 
     default = Preprocessing()
     chosen = {}

@@ -87,7 +87,7 @@ def compile_(
     from ..compiler.driver import compile as compile_program
     from ..device.files import check_folder
     from ..frontend import load_model
-    from ..training.data import Preprocessing, classes_beside
+    from ..training.beside import Preprocessing, classes_beside
 
     check_folder(output)
     console = Console(stderr=True)

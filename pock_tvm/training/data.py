@@ -18,8 +18,9 @@ from PIL import Image
 
 from ..device.checksums import crc32
 from ..device.losses import Loss
-from ..device.reading import MIB, open_archive, read_file, read_json, reading
+from ..device.reading import MIB, open_archive, read_file, reading
 from ..errors import DataError
+from .beside import Preprocessing
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
 CROP_MARGIN = 1.15
@@ -41,53 +42,6 @@ CACHE_BYTES = 256 * 2**20
 
 Batch = tuple[dict[str, np.ndarray], "np.ndarray | None"]
 """Inputs by name, and the target; no target for a network that computes its own loss."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Preprocessing of images: ``(pixel / 255 - mean) / std`` per channel, at the network's size."""
-
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-    @classmethod
-    def beside(cls, path: str | os.PathLike[str]) -> Preprocessing | None:
-        """Read the JSON file beside a model (``net.json`` beside ``net.pt2``); None if it has no mean and std."""
-        file, content = _beside(path)
-        if not {"mean", "std"} & content.keys():
-            return None
-        with reading(DataError, f"'{file}' should hold mean and std, as lists of one number a channel: {{}}"):
-            return cls(*(tuple(float(value) for value in content[name]) for name in ("mean", "std")))
-
-    def to_json(self) -> dict[str, list[float]]:
-        """Return the preprocessing in the form of a manifest."""
-        return {"mean": list(self.mean), "std": list(self.std)}
-
-
-def classes_beside(path: str | os.PathLike[str]) -> list[str] | None:
-    """Read the names of the classes, in the order of the network's outputs, from the JSON file beside a model; None if
-    it has none."""
-    file, content = _beside(path)
-    classes = content.get("classes")
-    if classes is None:
-        return None
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise DataError(f"'{file}' should hold classes as a list of names")
-    if len(set(classes)) < len(classes):
-        raise DataError(f"'{file}' names a class twice: '{Counter(classes).most_common(1)[0][0]}'")
-    return classes
-
-
-def _beside(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
-    """The JSON file beside a model, and what it holds; nothing if there is none."""
-    file = Path(path).with_suffix(".json")
-    if not file.is_file():
-        return file, {}
-    with reading(DataError, f"'{file}' beside the model cannot be read: {{}}"):
-        content = read_json(file)
-    if not isinstance(content, dict) or not {"mean", "std", "classes"} & content.keys():
-        raise DataError(f"'{file}' beside the model should hold mean and std, or classes, by name")
-    return file, content
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from torch import nn
 import pock_tvm as pock
 from pock_tvm.device import guards
 from pock_tvm.errors import CheckpointError, DataError, NonFiniteError, OptionError, WriteError
-from pock_tvm.training.data import ArrayFile, Augmentation, ImageFolder, Preprocessing
+from pock_tvm.training.beside import Preprocessing
+from pock_tvm.training.data import ArrayFile, Augmentation, ImageFolder
 from pock_tvm.training.fine_tuning import Checkpoints, fine_tune
 from pock_tvm.training.recipe import TrainingSteps
 
