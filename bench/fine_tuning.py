@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 import pock_tvm as pock
-from pock_tvm.training.data import Augmentation, ImageFolder, Preprocessing, evaluation_batches
-from pock_tvm.training.fine_tuning import Recipe, training_steps
+from pock_tvm.training.beside import Preprocessing
+from pock_tvm.training.data import Augmentation, ImageFolder, evaluation_batches
+from pock_tvm.training.recipe import Recipe, TrainingSteps
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 Batch = tuple[np.ndarray, np.ndarray]
@@ -72,7 +73,7 @@ def steps(task: Task, lr: float, seed: int) -> Iterator[tuple[Batch, float]]:
     """Yield the training batches of a task, each with its learning rate."""
     shape = (task.batch, 3, *SIZES[task.name])
     data = ImageFolder(SHARED / task.data / "train", "x", shape, task.preprocessing, Augmentation(flip=True))
-    for (x, y), rate in training_steps(Recipe(task.epochs, lr), data, task.batch, seed):
+    for (x, y), rate in TrainingSteps(Recipe(task.epochs, lr), data, task.batch, seed):
         yield (x["x"], y), rate
 
 

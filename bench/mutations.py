@@ -43,7 +43,7 @@ HEADROOM = 6 * 2**30
 """Address space of a worker beyond what it starts with: enough to measure, and too little to hurt the machine."""
 BATCH = 250
 """Cases that a worker does before another takes its place."""
-CHECKED = ("program", "old program", "signed program", "pt2", "npz", "cache")
+CHECKED = ("program", "old program", "signed program", "pt2", "npz", "cache", "checkpoint")
 """Kinds whose files hold checksums: one that was not rewritten on purpose is read as it was, or refused."""
 
 
@@ -190,7 +190,7 @@ def _read_profile(path: Path) -> Any:
 
 
 def _read_preprocessing(path: Path) -> Any:
-    from pock_tvm.training.data import Preprocessing
+    from pock_tvm.training.beside import Preprocessing
 
     return repr(Preprocessing.beside(path))
 
@@ -202,7 +202,8 @@ def _read_arrays(path: Path) -> Any:
 
 
 def _read_image(path: Path) -> Any:
-    from pock_tvm.training.data import ImageFolder, Preprocessing
+    from pock_tvm.training.beside import Preprocessing
+    from pock_tvm.training.data import ImageFolder
 
     folder = path.parent / "images" / "class"
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .device.trainer import Trainer
     from .errors import CheckError, NonFiniteError, Obstacle, PockError, PockWarning
     from .schemes.scheme import Scheme
-    from .training.fine_tuning import Recipe
+    from .training.recipe import Recipe
 
 _HOME = {
     "Adam": "device.optimizers",
@@ -34,7 +34,7 @@ _HOME = {
     "PockError": "errors",
     "PockWarning": "errors",
     "Program": "device.program",
-    "Recipe": "training.fine_tuning",
+    "Recipe": "training.recipe",
     "SGD": "device.optimizers",
     "Scheme": "schemes.scheme",
     "Task": "choosing.task",

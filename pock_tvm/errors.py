@@ -17,6 +17,7 @@ from .device.errors import (
     PockError,
     PockWarning,
     ProgramError,
+    WriteError,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "PockWarning",
     "ProgramError",
     "SchemeError",
+    "WriteError",
     "of_passes",
 ]
 

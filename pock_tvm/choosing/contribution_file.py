@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from ..device.arguments import is_whole
-from ..device.files import replacing
+from ..device.files import remove_leftovers, replacing
 from ..device.form import Each, Maybe, check_form, is_extent, is_real
 from ..device.reading import read_json, reading
 from ..errors import ContributionError
-from ..training.fine_tuning import Recipe
+from ..training.recipe import Recipe
 from .candidates import Candidate, WeightSet
 from .costs import Cost
 from .runs import Run
@@ -64,6 +64,7 @@ def write_contributions(path: str | os.PathLike[str], contributions: Mapping[str
         "trials": [asdict(run) for run in contributions["trials"]],
         "kinds": [asdict(run) for run in contributions["kinds"]],
     }
+    remove_leftovers(path)
     with replacing(path) as file:
         file.write(json.dumps(content, indent=1).encode())
 

@@ -54,8 +54,8 @@ class Cost:
     def in_micro_batches(self, count: int) -> Cost:
         """Estimate the cost of the same step in ``count`` micro-batches.
 
-        Activations shrink to those of one micro-batch, scratch does not, gradients are summed beside the optimizer state,
-        and each kernel is called ``count`` times.
+        Activations shrink to those of one micro-batch, scratch does not. Gradients are summed beside the optimizer
+        state, and each kernel is called ``count`` times.
         """
         if count == 1:
             return self

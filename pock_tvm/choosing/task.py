@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..device.arguments import FLAG, PATH, Kind, is_number, one_of, options, whole
-from ..training.fine_tuning import Recipe
+from ..training.recipe import Recipe
 
 
 def _are_ratios(value: Any) -> bool:

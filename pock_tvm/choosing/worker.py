@@ -19,21 +19,23 @@ from ..device.losses import Loss
 from ..device.optimizers import Optimizer
 from ..device.program import Program
 from ..device.trainer import Trainer
-from ..errors import DataError, MissingGradient, PockWarning
+from ..errors import InputError, MissingGradient, NonFiniteError, PockWarning
 from ..frontend import Model, load_model
 from ..frontend.structure import Structure, structure_of
 from ..schemes.scheme import Scheme
+from ..training.beside import Preprocessing
 from ..training.data import (
     ArrayFile,
     Augmentation,
     DataSet,
     ImageFolder,
-    Preprocessing,
+    check_classes,
     evaluation_batches,
     open_data,
     rows_read,
 )
-from ..training.fine_tuning import fine_tune, steps_of
+from ..training.fine_tuning import fine_tune
+from ..training.recipe import steps_of
 from .costs import Cost, cost_of
 from .task import Task
 
@@ -66,10 +68,7 @@ def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
     model, structure = open_model(task)
     training, validation = _data(task)
     steps_of(task.recipe, training, model.inputs[0].shape[0])
-    if training.classes != validation.classes:
-        raise DataError(
-            f"'{task.data}' and '{task.validation}' have different classes: {training.classes} and {validation.classes}"
-        )
+    check_classes(f"'{task.data}'", training.classes, f"'{task.validation}'", validation.classes)
     return model, structure.reading(rows_read(structure.look_ups, training)), training, validation
 
 
@@ -85,7 +84,11 @@ def measure(
     trainer = Trainer(program, threads=1)
     recipe = replace(task.recipe, epochs=epochs)
     cost = cost_of(program)
-    if not fine_tune(trainer, recipe, training, seed):
+    try:
+        fine_tune(trainer, recipe, training, seed)
+    except InputError:  # the data holds NaN or infinity, which no scheme makes good
+        raise
+    except NonFiniteError:
         return RunResult(None, None, cost)
     batch = program.manifest["inputs"][0]["shape"][0]
     result = trainer.evaluate(evaluation_batches(validation, batch))

@@ -9,20 +9,22 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..errors import PockError, PockWarning
-from . import choosing, programs
+from ..errors import NonFiniteError, PockError, PockWarning
+from . import choosing, programs, training
 from .common import app, as_options
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command; report a user's error in one line, with exit code 2."""
+    """Run the command; report a user's error in one line, with exit code 2, or 3 for values that are not finite."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", PockWarning)
             warnings.showwarning = _shown(warnings.showwarning)
             code = app(standalone_mode=False)
+    except NonFiniteError as error:
+        _refuse(str(error), 3)
     except (PockError, OSError) as error:
         _refuse(str(error))
     except typer.Abort:
@@ -35,9 +37,9 @@ def main() -> None:
         sys.exit(code)
 
 
-def _refuse(text: str) -> NoReturn:
+def _refuse(text: str, code: int = 2) -> NoReturn:
     print(f"pock: {as_options(text)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _shown(otherwise: Callable[..., None]) -> Callable[..., None]:

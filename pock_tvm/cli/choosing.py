@@ -103,8 +103,8 @@ def analyze(
     from ..choosing.weight_groups import analyze_kinds
     from ..device import optimizers
     from ..reports.choice_tables import contribution_table
-    from ..training.data import Preprocessing
-    from ..training.fine_tuning import Recipe
+    from ..training.beside import Preprocessing
+    from ..training.recipe import Recipe
 
     beside = Preprocessing.beside(model)
     stored = beside.to_json() if beside else {}

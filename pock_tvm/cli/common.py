@@ -29,20 +29,25 @@ BATCH = Annotated[int | None, typer.Option(help="The batch, where the model leav
 SHAPE = Annotated[list[str] | None, typer.Option(help="The shape of an input: input_ids=8,128")]
 TARGET = Annotated[str, typer.Option(help="host, a tag of TVM's such as raspberry-pi/4b-aarch64, or a target as JSON")]
 THREADS = Annotated[int | None, typer.Option(help="Cores to run on; all by default")]
-CHECKPOINT = Annotated[Path | None, typer.Option(help="A checkpoint to go on from, or to write")]
 TRUST = Annotated[
     bool, typer.Option("--trust", help="Read the network's file as it is, though code that lies in it may run")
 ]
 SIGNATURE = Annotated[Path | None, typer.Option(help="A public key: refuse a program that its owner has not signed")]
+CHECKPOINT = Annotated[Path | None, typer.Option(help="A checkpoint, or a folder, of which the newest is taken")]
+ALLOW_DROP = Annotated[
+    bool, typer.Option("--allow-drop", help="Take a checkpoint that holds more than this program has a place for")
+]
 MEAN = Annotated[str | None, typer.Option(help="Mean of each channel in 0 … 1, such as 0.485,0.456,0.406")]
 STD = Annotated[str | None, typer.Option(help="Standard deviation of each channel in 0 … 1")]
 
 
 ARGUMENTS = (
     "batch", "shapes", "scheme", "loss", "optimizer", "target", "batch_norm", "accumulate", "micro_batches",
-    "clip_norm", "memory_budget", "threads", "lr", "mean", "std",
+    "clip_norm", "guard", "memory_budget", "threads", "lr", "mean", "std",
 )  # fmt: skip
 """Arguments of Python functions that are options of commands."""
+FLAGS = ("allow_drop", "overwrite", "trust")
+"""Arguments of Python functions that are options of commands without a value."""
 
 
 class LrSchedule(StrEnum):
@@ -61,13 +66,32 @@ def _root(context: typer.Context) -> None:
 
 def as_options(text: str) -> str:
     """Rephrase a message about Python arguments for the command line: ``--batch`` for ``batch=``."""
-    text = text.replace("trust=True", "--trust")
     text = re.sub(r"shapes=\{'(\w+)': \(…\)\}", r"--shape \1=…", text)
     return re.sub(
         rf"\b({'|'.join(ARGUMENTS)})=('?)(\S?)",
         lambda match: f"--{match[1].replace('_', '-')}{' ' if match[3] else ''}{match[2]}{match[3]}",
-        text,
+        re.sub(rf"\b({'|'.join(FLAGS)})=True", lambda match: f"--{match[1].replace('_', '-')}", text),
     )
+
+
+def restored(trainer: Any, checkpoint: Path, *, allow_drop: bool) -> None:
+    """Restore a checkpoint; say what it had too much or too little for the program."""
+    from ..training.progress import check_notes
+
+    report = trainer.restore(checkpoint, allow_drop=allow_drop)
+    check_notes(trainer.notes)
+    if report.added or report.dropped:
+        typer.echo(str(report), err=True)
+
+
+def preprocessing_for(trainer: Any, data: Path, mean: str | None, std: str | None) -> Any:
+    """Preprocessing of images: by the options, otherwise as the checkpoint or the program has it.
+
+    Warns if nobody said how images are to be scaled.
+    """
+    stored = trainer.program.manifest.get("preprocessing", {}) | (trainer.notes.get("preprocessing") or {})
+    warn_of_defaults(data, stored, mean, std)
+    return preprocessing_of(stored, mean, std)
 
 
 def warn_of_defaults(data: Path, stored: Mapping[str, Any], mean: str | None, std: str | None) -> None:
@@ -148,7 +172,7 @@ def shapes_of(texts: list[str]) -> dict[str, tuple[int, ...]]:
 
 def preprocessing_of(stored: Mapping[str, Any], mean: str | None, std: str | None) -> Any:
     """Parse mean and standard deviation, with the stored ones, else 0 and 1, as defaults."""
-    from ..training.data import Preprocessing
+    from ..training.beside import Preprocessing
 
     default = Preprocessing()
     chosen = {}
@@ -159,12 +183,6 @@ def preprocessing_of(stored: Mapping[str, Any], mean: str | None, std: str | Non
             raise PockError(f"--{name} takes numbers with commas between, not '{text}'") from error
         chosen[name] = tuple(numbers)
     return Preprocessing(**chosen)
-
-
-def result_text(result: dict[str, float]) -> str:
-    """Format the result of an evaluation."""
-    text = f"loss {result['loss']:.4f}"
-    return f"accuracy {100 * result['accuracy']:.2f} %, {text}" if "accuracy" in result else text
 
 
 def mb_text(size: int) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .common import (
+    ALLOW_DROP,
     BATCH,
     BATCH_NORM,
     CHECKPOINT,
@@ -27,17 +26,15 @@ from .common import (
     TARGET,
     THREADS,
     TRUST,
-    LrSchedule,
     app,
     as_options,
     check_text,
     mb_text,
     named_scheme,
     optimizer_of,
-    preprocessing_of,
-    result_text,
+    preprocessing_for,
+    restored,
     shapes_of,
-    warn_of_defaults,
 )
 
 
@@ -90,11 +87,11 @@ def compile_(
     from ..compiler.driver import compile as compile_program
     from ..device.files import check_folder
     from ..frontend import load_model
-    from ..training.data import Preprocessing
+    from ..training.beside import Preprocessing, classes_beside
 
     check_folder(output)
     console = Console(stderr=True)
-    preprocessing = Preprocessing.beside(model)
+    preprocessing, classes = Preprocessing.beside(model), classes_beside(model)
     with console.status(f"reading {model.name}"):
         imported = load_model(model, batch=batch, shapes=shapes_of(shape or []), trust=trust)
     with console.status("compiling"):
@@ -116,6 +113,8 @@ def compile_(
         )
     if preprocessing is not None:
         program.manifest["preprocessing"] = preprocessing.to_json()
+    if classes is not None:
+        program.manifest["classes"] = classes
     program.save(output, slim=slim)
     memory, parts = program.memory(), program.manifest["options"]["micro_batches"]
     text = f"{output}: {len(program.trained)} parameters trained, arena {mb_text(memory['arena'])}"
@@ -159,75 +158,12 @@ def check(
     console.print(f"nothing stands in the way of compiling {model.name}", highlight=False)
 
 
-@app.command()
-def train(
-    program: PROGRAM,
-    data: DATA,
-    val: Annotated[Path | None, typer.Option(help="Data to evaluate on after each epoch")] = None,
-    epochs: Annotated[int, typer.Option(min=0)] = 1,
-    lr: Annotated[float, typer.Option(help="Learning rate")] = 0.01,
-    lr_schedule: Annotated[LrSchedule, typer.Option()] = LrSchedule.COSINE,
-    checkpoint: CHECKPOINT = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint, if it is there")] = False,
-    mean: MEAN = None,
-    std: STD = None,
-    flip: Annotated[bool, typer.Option(help="Flip training images at random")] = False,
-    crop: Annotated[bool, typer.Option(help="Crop training images at random")] = False,
-    seed: Annotated[int, typer.Option()] = 0,
-    threads: THREADS = None,
-    require_signature: SIGNATURE = None,
-) -> None:
-    """Train a program on your data."""
-    import numpy as np
-    from rich.console import Console
-    from rich.progress import track
-
-    from ..device.program import Program
-    from ..device.trainer import Trainer
-    from ..training.data import Augmentation, evaluation_batches
-    from ..training.fine_tuning import Recipe, steps_of, training_steps
-
-    console = Console()
-    trainer = Trainer(Program.load(program, signature=require_signature), threads=threads)
-    manifest = trainer.program.manifest
-    warn_of_defaults(data, manifest.get("preprocessing", {}), mean, std)
-    training = _samples(manifest, data, mean, std, Augmentation(flip, crop))
-    validation = _samples(manifest, val, mean, std) if val is not None else None
-    batch = manifest["inputs"][0]["shape"][0]
-    recipe = Recipe(epochs, lr, lr_schedule)
-    per_epoch = steps_of(replace(recipe, epochs=1), training, batch)
-    if resume and checkpoint is not None and checkpoint.exists():
-        trainer.restore(checkpoint)
-    if validation is not None:
-        console.print(f"before: {result_text(trainer.evaluate(evaluation_batches(validation, batch)))}")
-    steps = training_steps(recipe, training, batch, seed)
-    for epoch in range(epochs):
-        one = track(
-            itertools.islice(steps, per_epoch), f"epoch {epoch + 1}", per_epoch, console=console, transient=True
-        )
-        line = f"epoch {epoch + 1}: training loss {np.mean([trainer.step(x, y, lr=rate) for (x, y), rate in one]):.4f}"
-        if validation is not None:
-            line += f"; validation {result_text(trainer.evaluate(evaluation_batches(validation, batch)))}"
-        console.print(line)
-        if checkpoint is not None:
-            trainer.save(checkpoint)
-
-
-def _samples(manifest: Any, path: Path, mean: str | None, std: str | None, *augmentation: Any) -> Any:
-    """Open data for a program; the command line overrides the stored preprocessing."""
-    from ..device.losses import Loss
-    from ..training.data import open_data
-
-    preprocessing = preprocessing_of(manifest.get("preprocessing", {}), mean, std)
-    has_target = Loss(**manifest["loss"]).has_target
-    return open_data(path, manifest["inputs"], preprocessing, *augmentation, has_target=has_target)
-
-
 @app.command("eval")
 def evaluate(
     program: PROGRAM,
     data: DATA,
     checkpoint: CHECKPOINT = None,
+    allow_drop: ALLOW_DROP = False,
     mean: MEAN = None,
     std: STD = None,
     threads: THREADS = None,
@@ -238,15 +174,16 @@ def evaluate(
 
     from ..device.program import Program
     from ..device.trainer import Trainer
-    from ..training.data import evaluation_batches
+    from ..training.data import evaluation_batches, open_samples
+    from ..training.progress import Evaluation
 
     trainer = Trainer(Program.load(program, signature=require_signature), threads=threads)
     if checkpoint is not None:
-        trainer.restore(checkpoint)
-    manifest = trainer.program.manifest
-    warn_of_defaults(data, manifest.get("preprocessing", {}), mean, std)
-    samples = _samples(manifest, data, mean, std)
-    Console().print(result_text(trainer.evaluate(evaluation_batches(samples, manifest["inputs"][0]["shape"][0]))))
+        restored(trainer, checkpoint, allow_drop=allow_drop)
+    manifest, preprocessing = trainer.program.manifest, preprocessing_for(trainer, data, mean, std)
+    samples = open_samples(manifest, data, preprocessing, classes=trainer.notes.get("classes"))
+    result = trainer.evaluate(evaluation_batches(samples, manifest["inputs"][0]["shape"][0]))
+    Console().print(str(Evaluation.of(result)))
 
 
 @app.command()
@@ -296,6 +233,7 @@ def export(
     program: PROGRAM,
     weights: Annotated[Path, typer.Option(help="The safetensors file to write")],
     checkpoint: CHECKPOINT = None,
+    allow_drop: ALLOW_DROP = False,
     require_signature: SIGNATURE = None,
 ) -> None:
     """Write the weights under PyTorch's names, for PyTorch to load."""
@@ -309,7 +247,7 @@ def export(
     check_folder(weights)
     trainer = Trainer(Program.load(program, signature=require_signature))
     if checkpoint is not None:
-        trainer.restore(checkpoint)
+        restored(trainer, checkpoint, allow_drop=allow_drop)
     arrays = {name: np.asarray(array, order="C") for name, array in trainer.weights().items()}
     with replacing(weights) as file:
         file.write(safetensors.numpy.save(arrays))

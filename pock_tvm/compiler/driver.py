@@ -22,6 +22,7 @@ from relay_passes.memory.order_updates import GUARDS, OFF, UPDATE
 from .. import __version__
 from ..device import optimizers
 from ..device.arguments import FLAG, PATH, Kind, is_number, number, one_of, require, whole
+from ..device.checksums import weight_checksums
 from ..device.contract import contract_of
 from ..device.files import make_folder
 from ..device.losses import KINDS, Loss, as_loss
@@ -208,6 +209,7 @@ def compile(  # noqa: A001 - the name that users expect
         "outputs": [vars(spec) for spec in imported.outputs],
         "index_limits": index_limits(imported),
         "parameters": {name: record.to_json() for name, record in lowered.parameters.items()},
+        "weight_crc32": weight_checksums(imported.weights),
         "aliases": imported.aliases,
         "entries": {name: calls.record() for name, calls in lowered.entries.items()},
         "layers": layer_report(structure_of(imported), selection, lowered.step),

@@ -100,7 +100,7 @@ class KernelCache:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 _remove_unused(self.folder.parent)
-            with replacing(self._path(self.folder, kernel, decisions)) as file:
+            with replacing(self._path(self.folder, kernel, decisions), flush=False) as file:
                 file.write(hashlib.sha256(packed).digest() + packed)
         except OSError as error:
             self.fault = reason(error)

@@ -17,6 +17,8 @@ from .errors import OptionError, PockError
 
 LARGEST = 3.4028234663852886e38
 """The largest finite float32. Larger numbers are infinite on a device."""
+SMALLEST = 2.0**-126
+"""The smallest normal float32. Smaller numbers may be zero on a device."""
 
 T = TypeVar("T")
 

@@ -27,8 +27,23 @@ class CheckpointError(PockError):
     """A checkpoint or a state does not fit the program, or is damaged."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is missing, incomplete or altered: an older one may do."""
+
+
+class WriteError(PockError, OSError):
+    """A file cannot be written: the disk is full or read-only, or the folder is missing or forbidden."""
+
+
 class NonFiniteError(PockError):
-    """A step met a value that is not finite: in an input, the loss, a gradient or a weight."""
+    """A step met a value that is not finite: in an input, the loss, a gradient or a weight.
+
+    The message says what it is, what has become of the state, and what to do.
+    """
+
+    def __init__(self, what: str, consequence: str = "", advice: str = "") -> None:
+        super().__init__(". ".join(filter(None, (what, consequence, advice))))
+        self.what, self.advice = what, advice
 
 
 class NonFiniteInputError(NonFiniteError, InputError):

@@ -1,20 +1,27 @@
-"""Writes files atomically, and finds out beforehand whether they can be written."""
+"""Writes files so that neither a crash nor a full disk costs the old content, and finds out beforehand whether they can
+be written."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-import tempfile
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from .errors import PockError
+from .errors import WriteError
 from .reading import reason
 
+NEW_FILE = 0o666
+"""Permissions that a new file asks for; the umask takes its part."""
+PROBE_BYTES = 4096
+"""Bytes that are written to find out whether there is room: a block of most file systems."""
+NAME_LENGTH = 40
+"""Characters of a file's name that stand in those of new files for it, which a file system has to take, too."""
 
-class WriteError(PockError, OSError):
-    """A file cannot be written: no folder, no permission, no room."""
+_count = itertools.count()
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:
@@ -25,17 +32,18 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     WriteError
         The folder of ``path`` is missing, forbidden, read-only or full, or ``path`` is a folder.
     """
-    target = Path(path).absolute()
+    target = followed(path)
     if not target.parent.is_dir():
         raise WriteError(f"'{path}' cannot be written: there is no folder '{target.parent}'")
     if target.is_dir():
         raise WriteError(f"'{path}' cannot be written: it is a folder")
-    with writing(path), tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:100]}.") as file:
-        file.write(b"\0" * PROBE_BYTES)
-
-
-PROBE_BYTES = 4096
-"""Bytes that are written to find out whether there is room: a block of most file systems."""
+    with writing(path):
+        probe = _temporary(target)
+        try:
+            with os.fdopen(_created(probe), "wb") as file:
+                file.write(b"\0" * PROBE_BYTES)
+        finally:
+            _remove(probe)
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
@@ -58,22 +66,84 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a temporary file that replaces ``path`` when the block ends. After an error the old file stays.
+def replacing(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[IO[bytes]]:
+    """Open a new file beside ``path``, which replaces it when the block ends. After an error the old file stays.
+
+    The new content is on the disk before the old one goes, so that after a power cut there is either of them; without
+    ``flush``, for what can be made again, there may be neither. Links are followed. Permissions are those of the old
+    file, otherwise what the umask leaves.
 
     Raises
     ------
     WriteError
-        There is no folder, no permission or no room.
+        The disk is full or read-only, or the folder is missing or forbidden.
     """
-    path = Path(path)
-    with writing(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        try:
-            yield file
-            file.flush()
-        except BaseException:
-            Path(file.name).unlink()
-            raise
+    target = followed(path)
+    new = _temporary(target)
     with writing(path):
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(path)
+        try:
+            with os.fdopen(_created(new), "wb") as file:
+                if target.exists():
+                    os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+                yield file
+                file.flush()
+                if flush:
+                    os.fsync(file.fileno())
+            new.replace(target)
+            if flush:
+                flush_folder(target.parent)
+        except BaseException:
+            _remove(new)
+            raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's names to the disk: until then a power cut may undo a rename."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove new files for ``path`` that processes of this machine left behind when they were killed."""
+    target = followed(path)
+    prefix = _prefix(target)
+    for entry in target.parent.iterdir() if target.parent.is_dir() else ():
+        owner = entry.name.removeprefix(prefix).partition("-")[0]
+        if entry.name.startswith(prefix) and owner.isdecimal() and not _runs(int(owner)):
+            _remove(entry)
+
+
+def followed(path: str | os.PathLike[str]) -> Path:
+    """The file that a path leads to, links followed."""
+    return Path(os.path.realpath(path))
+
+
+def _temporary(target: Path) -> Path:
+    """A name beside ``target`` that no other writer has: of machine, process and turn."""
+    return target.with_name(f"{_prefix(target)}{os.getpid()}-{next(_count)}.tmp")
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name[:NAME_LENGTH]}.{os.uname().nodename}-"
+
+
+def _created(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, NEW_FILE)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # on a read-only disk it stays; the error on its way says why
+        path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

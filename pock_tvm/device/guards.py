@@ -59,4 +59,4 @@ class Found:
         elif dropped:
             consequence = f"Earlier steps of the same update ({dropped}) are dropped; nothing else has changed"
         kind = NonFiniteInputError if self.kind == INPUT else NonFiniteError
-        return kind(f"{what} is not finite: it holds NaN or infinity. {consequence}. {advice}")
+        return kind(f"{what} is not finite: it holds NaN or infinity", consequence, advice)

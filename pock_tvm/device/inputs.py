@@ -76,8 +76,9 @@ class Inputs:
                     )
         return arrays
 
-    def target(self, y: Any) -> np.ndarray | None:
-        """The target of the loss; None where the network computes its own.
+    def target(self, y: Any, count: int | None = None) -> np.ndarray | None:
+        """The target of the loss, for ``count`` samples where that is not as many as the program was compiled for;
+        None where the network computes its own.
 
         Raises
         ------
@@ -89,6 +90,8 @@ class Inputs:
                 raise InputError("the network computes its own loss; step takes no target")
             return None
         shape, dtype = self._target
+        if count is not None and shape:
+            shape = (count, *shape[1:])
         if y is None:
             raise InputError(f"loss '{self._loss.kind}' needs a target y of shape {shape}")
         target = as_array("target y", y)
@@ -114,7 +117,10 @@ class Inputs:
             As :meth:`checked`; and where some output has not the samples along its first axis, another number of them.
         """
         arrays, batch = self.named(x), self.batch or 1
-        count = len(next(iter(arrays.values()))) if self.batch is not None else 1
+        first = next(iter(arrays.values()))
+        count = (len(first) if first.ndim else 0) if self.batch is not None else 1
+        if not count:
+            raise InputError("predict takes at least one sample")
         # An array of another length than the samples (a table of positions, say) belongs to all of them.
         samples = [name for name, array in arrays.items() if array.shape[:1] == (count,)]
         mixed = [spec["name"] for spec in self._outputs if list(spec["shape"][:1]) != [batch]]

@@ -67,10 +67,12 @@ MANIFEST = {
     "outputs": [TENSOR],
     "index_limits": Each(_is_range),
     "parameters": Each(PARAMETER),
+    "weight_crc32": Maybe(Each(str)),
     "aliases": Each(str),
     "entries": {"train_step": dict, "predict": dict},
     "layers": [LAYER],
     "kernels": Each({"flops": is_number, "bytes": is_number}),
+    "classes": Maybe([str]),
     "preprocessing": Maybe({"mean": [is_number], "std": [is_number]}),
 }
 

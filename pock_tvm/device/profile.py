@@ -38,7 +38,7 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
     second, ``share`` of the step's time, and the kernel's cost of the manifest. Copies of results are not timed.
     """
     program, saved = trainer.program, {name: array.copy() for name, array in trainer._arrays.items()}
-    steps = trainer.steps
+    steps, spoiled = trainer.steps, trainer._spoiled
     with contextlib.suppress(NonFiniteError):  # the time of a kernel does not depend on the numbers
         trainer.step(x, y, lr=0.0)
     kernels = kernel_calls(program.manifest["entries"]["train_step"])
@@ -55,7 +55,7 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
             record.append(time.perf_counter() - start)
     for name, array in saved.items():
         trainer._arrays[name][...] = array
-    trainer.steps, trainer._spoiled = steps, None
+    trainer.steps, trainer._spoiled = steps, spoiled
     medians = [statistics.median(record) for record in times]
     rows = []
     for (kernel, _), median in zip(kernels, medians, strict=True):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 _caller: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
 _is_child = False
@@ -28,6 +30,17 @@ def in_one_thread(work: Callable[[], T]) -> T:
     except KeyboardInterrupt:
         wait([future])  # what has begun ends first: it writes the caller's arrays
         raise
+
+
+def one_at_a_time(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Let a method of an object with a ``_lock`` wait until no other thread is in such a method of it."""
+
+    @functools.wraps(method)
+    def waiting(self: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return waiting
 
 
 def _executor() -> ThreadPoolExecutor:

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from . import guards, optimizers
-from .arguments import PATH, number, one_of, require, whole
+from .arguments import FLAG, PATH, number, one_of, require, whole
 from .arrays import as_array, pairs_of
-from .checkpoint import fingerprint_of, read_checkpoint, write_checkpoint
-from .contract import check_contract, nbytes
-from .errors import CheckpointError, InputError, NonFiniteError, ProgramError
+from .checkpoint import newest_checkpoint, write_checkpoint
+from .checksums import weight_checksums
+from .contract import check_contract
+from .errors import CheckpointError, InputError, NonFiniteError, OptionError, PockWarning, ProgramError
+from .execution import Execution
 from .inputs import Data, Inputs
 from .instructions import check_instructions
 from .losses import Loss
-from .memory import aligned, aligned_copy
-from .parameters import FROZEN, FULL, GRADIENT_SUM, PREPARED, Parameter
-from .prepare import Preparation
+from .matching import Restored, match
+from .parameters import FULL, GRADIENT_SUM
+from .parts import states_of
 from .program import Program
 from .reading import reading
-from .runtime import CALL_KERNEL, CORES, THREADS, CheckFailed, load_library, machine_triple
+from .runtime import CORES, THREADS, CheckFailed, load_library, machine_triple
+from .state import TrainingState
+from .threads import one_at_a_time
 
 CORES_USED = whole("a number of cores, at least 1", 1)
 PROGRAM = one_of("what pock.compile returned, or the path of a program that was saved", Program, str, os.PathLike)
 LEARNING_RATE = number("a learning rate: a finite number from 0", 0)
+KEPT = whole("a number of checkpoints to keep, at least 1", 1)
 STATE = one_of("a mapping of names to arrays, such as model.state_dict()", Mapping)
 
 
-class Trainer:
+class Trainer(Execution):
     """Trains, predicts, and keeps the state: weights, optimizer state, number of steps.
 
     Parameters
@@ -49,50 +55,45 @@ class Trainer:
     """
 
     def __init__(self, program: Program | str | os.PathLike[str], *, threads: int | None = None) -> None:
+        self._lock = threading.RLock()
         require("threads", threads, CORES_USED.or_none(), InputError)
         require("a trainer's program", program, PROGRAM, ProgramError)
-        self._threads = min(threads or THREADS, CORES)
-        self.program = program if isinstance(program, Program) else Program.load(program)
-        manifest = self.program.manifest
+        program = program if isinstance(program, Program) else Program.load(program)
+        manifest = program.manifest
         triple = manifest["target"]["triple"]
         if machine_triple(triple) != machine_triple():
             raise ProgramError(
                 f"this program was compiled for {triple}, and this machine is a {machine_triple()}: compile it "
                 "for target 'host'"
             )
-        if not self.program.library:
+        if not program.library:
             raise ProgramError("this program was only planned, not built: compile it without build=False")
         check_instructions(manifest["target"].get("instructions", ()))
-        self._library = load_library(self.program.library, self._threads)
+        threads = min(threads or THREADS, CORES)
+        library = load_library(program.library, threads)
         with reading(ProgramError, "this program cannot be run ({}): compile it again, or copy it again"):
-            check_contract(manifest, self.program.constants, self._library.contract())
-            self._prepare()
-
-    def _prepare(self) -> None:
-        """Allocate and fill everything that the entry points read and write."""
-        manifest = self.program.manifest
-        self._loss = Loss(**manifest["loss"])
-        self._optimizer = optimizers.from_json(manifest["optimizer"])
-        self._parameters = self.program.parameters
-        self._entries = manifest["entries"]
-        self._inputs = Inputs(self.program, self._loss)
-        self._accumulate = int(manifest["options"]["accumulate"])
+            check_contract(manifest, program.constants, library.contract())
+            super().__init__(program, library, threads)
+            self._loss = Loss(**manifest["loss"])
+            self._optimizer = optimizers.from_json(manifest["optimizer"])
+            self._inputs = Inputs(program, self._loss)
+            self._accumulate = int(manifest["options"]["accumulate"])
         self.steps = 0
         """How many steps were taken."""
+        self.notes: dict[str, Any] = {}
+        """What a training loop keeps with the state, in plain values of JSON: a checkpoint holds it too."""
+        self.restored: Restored | None = None
+        """What became of the checkpoint that this trainer goes on from."""
+        self._cycle = (0, 0)  # updates, and steps that they took: counted apart, for a program may share others
         self._spoiled: str | None = None
         """What a step met that is not finite, behind updates of its own: why this state is not one to go on from."""
-        self._arrays: dict[str, np.ndarray] = {}
         self._replaced: dict[str, np.ndarray] = {}
-        self._constants: dict[str, np.ndarray] = {}
-        self._arena = aligned((self.program.memory()["arena"],), "uint8")
-        self._allocate()
-        self._set_weights(self.program.weights)
-        self._bind()
 
     def __repr__(self) -> str:
         trained = len(self.program.trained)
         return f"Trainer({self.steps} steps, {trained} of {len(self._weights)} weights trained, {self.program!r})"
 
+    @one_at_a_time
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
         """A trainer of the same program that goes on by itself from the same state."""
         self._refuse_spoiled()
@@ -101,11 +102,12 @@ class Trainer:
         twin._replaced = dict(self._replaced)
         for name in self._states:
             twin._fill(name, self._arrays[name])
-        twin.steps = self.steps
+        twin.steps, twin._cycle, twin.notes, twin.restored = self.steps, self._cycle, dict(self.notes), self.restored
         return twin
 
     # ---- training and prediction -------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def step(self, x: Data, y: Any = None, *, lr: float) -> float:
         """Train on one batch and return its loss.
 
@@ -124,8 +126,8 @@ class Trainer:
         arrays = self._inputs.checked(x)
         target = self._inputs.target(y)
         require("lr", lr, LEARNING_RATE, InputError)
-        last = (self.steps + 1) % self._accumulate == 0
-        update = self.steps // self._accumulate + 1
+        updates, pending = self._updates()
+        last = pending + 1 == self._accumulate
         for name, array in arrays.items():
             self._fill(name, array)
         if target is not None:
@@ -133,7 +135,7 @@ class Trainer:
         if target is not None and "counted" in self._arrays:
             self._arrays["counted"][...] = self._loss.counted(target)
         if "rates" in self._arrays:
-            self._arrays["rates"][:] = self._optimizer.rates(lr, update)
+            self._arrays["rates"][:] = self._optimizer.rates(lr, updates + 1)
         entry = "train_step" if last else "accumulate_step"
         try:
             self._run(entry)
@@ -142,6 +144,7 @@ class Trainer:
         self.steps += 1
         return float(self._results[entry][0].sum())  # of micro-batches each has its share
 
+    @one_at_a_time
     def predict(self, x: Data) -> np.ndarray | tuple[np.ndarray, ...]:
         """The network's outputs: one array, or a tuple where the network has several.
 
@@ -164,13 +167,21 @@ class Trainer:
         outputs = tuple(part[0] if len(part) == 1 else np.concatenate(part) for part in zip(*parts, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
 
+    @one_at_a_time
     def evaluate(self, data: Iterable[tuple[Data, Any]]) -> dict[str, float]:
-        """Mean loss and, where targets are classes, accuracy in [0, 1] over batches of ``(x, y)`` of any size."""
+        """Mean loss and, where targets are classes, accuracy in [0, 1] over batches of ``(x, y)`` of any size.
+
+        Raises
+        ------
+        InputError
+            As :meth:`step` and :meth:`predict`; or all labels together are ignored ones.
+        """
         loss = counted = right = 0.0
         for x, y in pairs_of(data):
             outputs = self.predict(x)
             output = outputs[self._loss.output] if isinstance(outputs, tuple) else outputs
-            target = as_array("target y", y) if self._loss.has_target else np.zeros(0)
+            target = self._inputs.target(y, len(output) if output.ndim else None)
+            target = np.zeros(0) if target is None else target
             batch_loss, batch_count, batch_right = self._loss.measure(output, target)
             loss, counted, right = loss + batch_loss, counted + batch_count, right + batch_right
         if not counted:
@@ -182,7 +193,7 @@ class Trainer:
         """Leave a step at a number that is not finite, as near to the state before the step as there is."""
         dropped = 0
         if found.written == guards.SUMS:  # the sums of several steps cannot be taken apart
-            dropped = self.steps % self._accumulate
+            _, dropped = self._updates()
             for name, parameter in self._parameters.items():
                 if parameter.origin == GRADIENT_SUM:
                     self._arrays[name][...] = 0
@@ -210,6 +221,7 @@ class Trainer:
             return weights
         return {name: torch.from_numpy(array) for name, array in weights.items()}
 
+    @one_at_a_time
     def weights(self) -> dict[str, np.ndarray]:
         """All weights as NumPy arrays of their own, under PyTorch's names and in its layouts."""
         self._refuse_spoiled()
@@ -221,6 +233,7 @@ class Trainer:
         """The weights that are not the program's any more."""
         return self._replaced | {name: self._unstored(name) for name in self._live}
 
+    @one_at_a_time
     def optimizer_state(self, kind: str) -> dict[str, np.ndarray]:
         """One state of the optimizer (``momentum_buffer``, ``exp_avg``, ``exp_avg_sq``) of every weight that is trained
         as a whole, in PyTorch's layout."""
@@ -232,6 +245,7 @@ class Trainer:
         }
         return {name: np.array(array) for name, array in states.items()}
 
+    @one_at_a_time
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over all weights, trained and frozen, from a state in PyTorch's names and layouts.
 
@@ -264,137 +278,87 @@ class Trainer:
             if name not in self._live and not np.array_equal(array, self.program.weights[name])
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint: what training has changed, the optimizer's state, and the number of steps."""
+    @one_at_a_time
+    def save(self, path: str | os.PathLike[str], *, keep: int = 1) -> None:
+        """Write a checkpoint: what training has changed, the optimizer's state, the number of steps, and the notes.
+
+        ``keep`` counts the checkpoints that stay: this one, and those written to ``path`` before as ``path.1``,
+        ``path.2``, ….
+
+        Raises
+        ------
+        WriteError
+            The disk is full or read-only, or the folder is missing. The files that were there are whole.
+        NonFiniteError
+            A step stopped behind updates of its own: the files that were there stay.
+        """
         self._refuse_spoiled()
         require("the path of a checkpoint", path, PATH, CheckpointError)
-        state = {f"weight.{name}": self._unstored(name) for name in self._live}
-        state |= {f"weight.{name}": array for name, array in self._replaced.items()}
-        state |= {f"state.{name}": self._arrays[name] for name in self._states}
-        fingerprint = fingerprint_of(self._parameters.values(), self.program.manifest["optimizer"])
-        write_checkpoint(path, state, self.steps, fingerprint)
+        require("keep", keep, KEPT, OptionError)
+        write_checkpoint(path, self._state(), keep)
 
-    def restore(self, path: str | os.PathLike[str]) -> None:
-        """Go on where :meth:`save` left off.
+    @one_at_a_time
+    def restore(self, path: str | os.PathLike[str], *, allow_drop: bool = False) -> Restored:
+        """Go on where :meth:`save` left off, in this program or in another of the same network.
+
+        A folder, or a path beside which older checkpoints were kept, gives its newest whole one; a warning names those
+        that were passed over. State is matched by parameter: channels that both programs train move, what is new begins
+        at zero. Weights that were trained stay as they are where this program has them frozen.
 
         Raises
         ------
         CheckpointError
-            The file is damaged, or belongs to another program. The trainer is left as it was.
+            The file is missing or damaged, was trained beside other frozen weights, or holds what this program has no
+            place for and ``allow_drop`` is not given. The trainer is left as it was.
         """
         require("the path of a checkpoint", path, PATH, CheckpointError)
-        state, steps = read_checkpoint(path, self._parameters.values(), self.program.manifest["optimizer"])
-        weights = {name.removeprefix("weight."): array for name, array in state.items() if name.startswith("weight.")}
-        states = {name.removeprefix("state."): array for name, array in state.items() if name.startswith("state.")}
-        self._check_shapes(weights)
-        if set(states) != set(self._states) or any(
-            array.shape != self._arrays[name].shape for name, array in states.items()
-        ):
-            raise CheckpointError(f"'{path}' does not hold the optimizer state of this program")
-        self._set_weights(self.program.weights | weights)
-        self._replaced = {name: array for name, array in weights.items() if name not in self._live}
-        for name, array in states.items():
+        require("allow_drop", allow_drop, FLAG, OptionError)
+        found = newest_checkpoint(path, self.program)
+        state, file = found.state, os.fspath(found.path)
+        matched = match(file, state, self.program, allow_drop=allow_drop)
+        self._set_weights(self.program.weights | matched.weights)
+        self._replaced = {name: array for name, array in matched.weights.items() if name not in self._live}
+        for name, array in matched.states.items():
             self._fill(name, array)
-        self.steps, self._spoiled = steps, None
+        self.steps, self.notes, self._spoiled = state.steps, state.notes, None
+        self._cycle = (matched.updates, state.steps - matched.pending)
+        said = [f"{each}: passed over" for each in found.skipped] + matched.warnings
+        kept, added, dropped = (tuple(each) for each in (matched.kept, matched.added, matched.dropped))
+        self.restored = Restored(file, state.steps, kept, added, dropped, tuple(said))
+        for each in said:
+            warnings.warn(each, PockWarning, stacklevel=2)
+        return self.restored
 
-    # ---- memory ------------------------------------------------------------------------------------------------------
+    @one_at_a_time
+    def check_finite(self) -> None:
+        """Check that every weight that training changes, and every state, is finite.
 
-    def _allocate(self) -> None:
-        """One array for everything that the entry points read and write, except the arena and what only ``prepare``
-        reads."""
-        for entry, description in self._entries.items():
-            for tensor in description["table"]:
-                name = tensor["name"]
-                if entry == "prepare" or name.startswith(("constant.", "result.")):
-                    continue
-                if name not in self._arrays:
-                    self._arrays[name] = aligned(tensor["shape"], tensor["dtype"])
-        self._results = {
-            entry: [aligned(t["shape"], t["dtype"]) for t in description["table"] if t["name"].startswith("result.")]
-            for entry, description in self._entries.items()
-            if entry != "prepare"
-        }
+        Raises
+        ------
+        NonFiniteError
+            It names the first that is not.
+        """
+        for name in [*self._live, *self._states]:
+            if not np.isfinite(self._arrays[name]).all():
+                of = self._parameters[name].of
+                what = f"{self._parameters[name].slot or GRADIENT_SUM} of '{of}'" if of else f"'{name}'"
+                raise NonFiniteError(f"{what} is not finite after step {self.steps}")
 
-    def _bind(self) -> None:
-        """The addresses that each entry point is called with: they never change."""
-        self._tables = {
-            entry: self._table(entry, self._arrays, self._results[entry])
-            for entry in self._entries
-            if entry != "prepare"
-        }
+    def _state(self) -> TrainingState:
+        """The state in PyTorch's names and layouts."""
+        updates, pending = self._updates()
+        weights, states = self._current(), states_of(self._parameters, self._arrays)
+        checksums = self.program.manifest.get("weight_crc32") or weight_checksums(self.program.weights)
+        frozen = {name: crc for name, crc in checksums.items() if name not in weights}
+        counts = {"steps": self.steps, "updates": updates, "pending": pending, "accumulate": self._accumulate}
+        optimizer = optimizers.to_json(self._optimizer)
+        return TrainingState(weights, states, frozen, optimizer, notes=self.notes, **counts)
 
-    def _table(self, entry: str, arrays: Mapping[str, np.ndarray], results: Sequence[np.ndarray]) -> Any:
-        addresses = []
-        for tensor in self._entries[entry]["table"]:
-            name = tensor["name"]
-            if name.startswith("constant."):
-                if name not in self._constants:
-                    self._constants[name] = aligned_copy(self.program.constant(entry, name))
-                array = self._constants[name]
-            elif name.startswith("result."):
-                array = results[int(name.removeprefix("result."))]
-            else:
-                array = arrays[name]
-            if array.nbytes != nbytes(tensor):
-                raise ProgramError(f"'{name}' has {array.nbytes} bytes, and the program reads {nbytes(tensor)}")
-            addresses.append(array.ctypes.data)
-        found = [0] if guards.is_checked(self._entries[entry]) else []
-        return self._library.table([*addresses, self._arena.ctypes.data, *found])
-
-    def _run(self, entry: str) -> None:
-        self._library.run(entry, self._tables[entry])
-
-    def _fill(self, name: str, values: np.ndarray) -> None:
-        if name in self._arrays:  # an input that nothing reads has no memory
-            np.copyto(self._arrays[name], values, casting="same_kind")
-
-    @functools.cached_property
-    def _weights(self) -> dict[str, Parameter]:
-        """The model's parameters and buffers."""
-        return {name: parameter for name, parameter in self._parameters.items() if parameter.is_weight}
-
-    @functools.cached_property
-    def _live(self) -> list[str]:
-        """The weights that training changes: parameters, and running statistics."""
-        return [name for name, weight in self._weights.items() if weight.trained != FROZEN and name in self._arrays]
-
-    @functools.cached_property
-    def _states(self) -> list[str]:
-        """The arrays of optimizer state and gradient sums."""
-        return [name for name, parameter in self._parameters.items() if parameter.is_state]
-
-    def _unstored(self, name: str) -> np.ndarray:
-        """The current value of a weight in PyTorch's layout."""
-        return self._parameters[name].unstore(self._arrays[name])
-
-    def _set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Put weights where the entry points read them: as they are stored, and prepared."""
-        for name, weight in self._weights.items():
-            if name in self._arrays:
-                np.copyto(self._arrays[name], weight.store(weights[name]))
-                self.program.release()
-        if "prepare" not in self._entries:
-            return
-        prepared = [self._arrays[name] for name, each in self._parameters.items() if each.origin == PREPARED]
-
-        def source(name: str) -> np.ndarray:
-            array = aligned_copy(weights[name] if name in weights else self.program.constant("prepare", name))
-            self.program.release()
-            return array
-
-        Preparation(self._entries["prepare"], source, prepared, self._call_kernel).run()
-
-    def _call_kernel(self, kernel: str, addresses: Sequence[int]) -> None:
-        """Call one kernel with the addresses of its operands."""
-        self._library.run(CALL_KERNEL, self.kernel_table(kernel, addresses))
-
-    def kernel_table(self, kernel: str, addresses: Sequence[int]) -> Any:
-        """The vector that the entry point :data:`CALL_KERNEL` takes."""
-        return self._library.table([self._kernel_numbers[kernel], *addresses])
-
-    @functools.cached_property
-    def _kernel_numbers(self) -> dict[str, int]:
-        return {kernel: number for number, kernel in enumerate(sorted(self.program.manifest["kernels"]))}
+    def _updates(self) -> tuple[int, int]:
+        """The updates so far, and the steps since the last one."""
+        updates, begin = self._cycle
+        done, pending = divmod(self.steps - begin, self._accumulate)
+        return updates + done, pending
 
     def _check_shapes(self, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():

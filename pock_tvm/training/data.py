@@ -9,15 +9,18 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from ..device.reading import MIB, open_archive, read_file, read_json, reading
+from ..device.checksums import crc32
+from ..device.losses import Loss
+from ..device.reading import MIB, open_archive, read_file, reading
 from ..errors import DataError
+from .beside import Preprocessing
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
 CROP_MARGIN = 1.15
@@ -39,28 +42,6 @@ CACHE_BYTES = 256 * 2**20
 
 Batch = tuple[dict[str, np.ndarray], "np.ndarray | None"]
 """Inputs by name, and the target; no target for a network that computes its own loss."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Preprocessing of images: ``(pixel / 255 - mean) / std`` per channel, at the network's size."""
-
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-    @classmethod
-    def beside(cls, path: str | os.PathLike[str]) -> Preprocessing | None:
-        """Read the JSON file beside a model (``net.json`` beside ``net.pt2``); None if there is none."""
-        file = Path(path).with_suffix(".json")
-        if not file.is_file():
-            return None
-        with reading(DataError, f"'{file}' should hold mean and std, as lists of one number a channel: {{}}"):
-            content = read_json(file)
-            return cls(*(tuple(float(value) for value in content[name]) for name in ("mean", "std")))
-
-    def to_json(self) -> dict[str, list[float]]:
-        """Return the preprocessing in the form of a manifest."""
-        return {"mean": list(self.mean), "std": list(self.std)}
 
 
 @dataclass(frozen=True)
@@ -86,11 +67,24 @@ class DataSet(Protocol):
     def targets(self) -> np.ndarray:
         """Labels or targets of all samples."""
 
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes in the order of their numbers, where the data has names."""
+
+    @property
+    def preprocessing(self) -> dict[str, list[float]] | None:
+        """Preprocessing of images in the form of a manifest; None for other data."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return plain values that are equal for data that gives the same batches."""
+
 
 class ImageFolder:
-    """A folder with one folder of images per class; classes are numbered in the order of their names.
+    """A folder with one folder of images per class.
 
-    Without ``has_target`` batches have no labels: the network computes its own loss.
+    Classes are numbered as ``classes`` lists them, otherwise in the order of their names. If they are listed, each
+    needs its folder, which may be empty. Without ``has_target`` batches have no labels: the network computes its own
+    loss.
     """
 
     def __init__(
@@ -102,6 +96,7 @@ class ImageFolder:
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - immutable
         *,
         has_target: bool = True,
+        classes: Sequence[str] | None = None,
     ) -> None:
         root = Path(folder)
         if not root.is_dir():
@@ -112,15 +107,18 @@ class ImageFolder:
             )
         with reading(DataError, f"'{folder}' cannot be read as a folder of images: {{}}"):
             self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+            if classes is not None:
+                check_classes("the program", sorted(classes), f"'{folder}'", self.classes)
+                self.classes = list(classes)
             files = {label: sorted(_images(root / label)) for label in self.classes}
         empty = [label for label, found in files.items() if not found]
-        if not self.classes or empty:
+        if len(empty) == len(self.classes) or (empty and classes is None):
             what = f"the folder of class '{empty[0]}' holds no images" if empty else "it holds no folders"
             raise DataError(f"'{folder}' is no data set of one folder per class: {what}")
-        self.files = [file for label in self.classes for file in files[label]]
+        self.root, self.files = root, [file for label in self.classes for file in files[label]]
         self.labels = np.array([number for number, label in enumerate(self.classes) for _ in files[label]])
         self.name, (_, self.channels, self.height, self.width) = name, shape
-        self.augmentation, self.has_target = augmentation, has_target
+        self.augmentation, self.has_target, self.preprocessing = augmentation, has_target, preprocessing.to_json()
         mean, std = (
             np.array((list(v) * 3)[: self.channels], np.float32) for v in (preprocessing.mean, preprocessing.std)
         )
@@ -144,6 +142,12 @@ class ImageFolder:
         """Return the bytes of an image file."""
         with reading(DataError, f"'{self.files[index]}' cannot be read as an image: {{}}"):
             return read_file(self.files[index], IMAGE_BYTES)
+
+    def identity(self) -> dict[str, Any]:
+        """Return a checksum of the files' names and sizes, and what becomes of the images."""
+        files = [f"{file.relative_to(self.root)} {file.stat().st_size}" for file in self.files]
+        made = asdict(self.augmentation) | self.preprocessing
+        return {"samples": len(files), "data_checksum": crc32("\n".join(files).encode()), **made}
 
     def _image(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
         if rng is not None and self.augmentation.crop:
@@ -194,6 +198,7 @@ class ArrayFile:
     """
 
     classes: list[str] | None = None
+    preprocessing: dict[str, list[float]] | None = None
 
     def __init__(self, path: str | os.PathLike[str], names: Sequence[str], *, has_target: bool = True) -> None:
         needed = [*names, "y"] if has_target else list(names)
@@ -232,6 +237,12 @@ class ArrayFile:
         """Return the bytes of a sample's inputs."""
         return b"".join(self.arrays[name][index].tobytes() for name in self.names)
 
+    def identity(self) -> dict[str, Any]:
+        """Return a checksum of the arrays."""
+        names = [*self.names, "y"] if self.has_target else self.names
+        checksums = [crc32(self.arrays[name]) for name in names]
+        return {"samples": len(self), "data_checksum": crc32(" ".join(checksums).encode())}
+
 
 def _images(folder: Path) -> list[Path]:
     """List the image files of a class."""
@@ -257,14 +268,73 @@ def open_data(
     augmentation: Augmentation = Augmentation(),  # noqa: B008 - immutable
     *,
     has_target: bool = True,
+    classes: Sequence[str] | None = None,
 ) -> ImageFolder | ArrayFile:
-    """Open the data set at a path; ``inputs`` and ``has_target`` are those of a program's manifest and loss."""
+    """Open the data set at a path; ``inputs`` and ``has_target`` are those of a program's manifest and loss.
+
+    ``classes`` are the names of a folder's classes, where they are known.
+    """
     if Path(path).suffix == ".npz":
         return ArrayFile(path, [spec["name"] for spec in inputs], has_target=has_target)
     if len(inputs) != 1:
         names = ", ".join(spec["name"] for spec in inputs)
         raise DataError(f"the network has the inputs {names}; give its data as an .npz file, not as a folder of images")
-    return ImageFolder(path, inputs[0]["name"], inputs[0]["shape"], preprocessing, augmentation, has_target=has_target)
+    name, shape = inputs[0]["name"], inputs[0]["shape"]
+    return ImageFolder(path, name, shape, preprocessing, augmentation, has_target=has_target, classes=classes)
+
+
+def open_samples(
+    manifest: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    preprocessing: Preprocessing,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 - immutable
+    *,
+    classes: Sequence[str] | None = None,
+) -> ImageFolder | ArrayFile:
+    """Open the data set at a path for a program.
+
+    ``classes`` are the names of its classes: those of a checkpoint or of the training data, otherwise the manifest's.
+
+    Raises
+    ------
+    DataError
+        The data cannot be read, a class's folder is missing or unknown, or there are more or fewer folders than the
+        network tells classes apart.
+    """
+    loss = Loss(**manifest["loss"])
+    known = classes or manifest.get("classes")
+    data = open_data(path, manifest["inputs"], preprocessing, augmentation, has_target=loss.has_target, classes=known)
+    if loss.kind == "cross_entropy" and data.classes is not None:
+        count = manifest["outputs"][loss.output]["shape"][1]
+        if count != len(data.classes):
+            raise DataError(
+                f"the network tells {count} classes apart, and '{path}' has {len(data.classes)} folders "
+                f"({', '.join(data.classes[:4])}{', …' if len(data.classes) > 4 else ''}): make one for each class. If "
+                'the file beside the model (net.json) lists them as "classes" when it is compiled, folders may be empty'
+            )
+    return data
+
+
+def check_classes(one: str, known: Sequence[str] | None, other: str, found: Sequence[str] | None) -> None:
+    """Refuse data of other classes than those that are known; None, for data without names, fits any.
+
+    Raises
+    ------
+    DataError
+        It names a class that is missing, or that is no class, and ``one`` and ``other``, who say so.
+    """
+    if known is None or found is None or list(known) == list(found):
+        return
+    missing = [name for name in known if name not in found]
+    if missing:
+        raise DataError(
+            f"{other} has no class '{missing[0]}', which {one} has ({len(missing)} missing): make its folder, which "
+            "may be empty, or name the folders alike"
+        )
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise DataError(f"{other} has a class '{unknown[0]}', which {one} does not have ({len(unknown)} unknown)")
+    raise DataError(f"{one} and {other} number the same classes differently: name them in one order")
 
 
 def digests(data: DataSet) -> list[bytes]:

@@ -51,9 +51,9 @@ def tokens(batch: int = 4) -> torch.export.ExportedProgram:
     return torch.export.export(Tokens().eval(), (torch.zeros(batch, 6, dtype=torch.long),))
 
 
-def small(batch: int | None = None) -> torch.export.ExportedProgram:
+def small(batch: int | None = None, classes: int = 5) -> torch.export.ExportedProgram:
     """``Small`` with random weights; with a dynamic batch unless one is given."""
     torch.manual_seed(0)
-    model = Small().eval()
+    model = Small(classes).eval()
     dynamic = None if batch else ({0: torch.export.Dim("batch", min=1, max=64)},)
     return torch.export.export(model, (torch.randn(batch or 4, 3, 8, 8),), dynamic_shapes=dynamic)

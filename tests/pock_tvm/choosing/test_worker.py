@@ -45,3 +45,14 @@ def test_a_loss_that_is_no_number_is_recorded(task, tmp_path) -> None:
     structure = structure_of(load_model(task.model, batch=8))
     result = measure(replace(task, recipe=recipe), scheme_of(structure, 7, {}).rules, 1, 0, tmp_path)
     assert result.score is None
+
+
+def test_data_that_is_not_finite_is_no_run_that_diverges(task, tmp_path) -> None:
+    with np.load(task.data) as data:
+        x, y = data["x"].copy(), data["y"]
+    x[3] = np.nan
+    np.savez(tmp_path / "poisoned.npz", x=x, y=y)
+    structure = structure_of(load_model(task.model, batch=8))
+    poisoned = replace(task, data=str(tmp_path / "poisoned.npz"))
+    with pytest.raises(pock.NonFiniteError, match="input 'x' is not finite"):
+        measure(poisoned, scheme_of(structure, 7, {}).rules, 1, 0, tmp_path)

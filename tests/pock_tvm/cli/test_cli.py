@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def pock(*args: object) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        env={"COLUMNS": "120", "PATH": "/usr/bin:/bin", "HOME": "/tmp"},
+        env={"COLUMNS": "120", "PATH": "/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
     )
 
 
@@ -33,7 +34,7 @@ def pock(*args: object) -> subprocess.CompletedProcess[str]:
 def place(tmp_path_factory):
     """A network, its preprocessing, photos of two classes, and a compiled program."""
     root = tmp_path_factory.mktemp("cli")
-    torch.export.save(small(), root / "net.pt2")
+    torch.export.save(small(classes=2), root / "net.pt2")
     (root / "net.json").write_text(json.dumps({"mean": [0.5] * 3, "std": [0.25] * 3}))
     rng = np.random.default_rng(0)
     (root / "broken.pt2").write_bytes((root / "net.pt2").read_bytes()[:500])
@@ -59,9 +60,9 @@ def test_a_whole_job(place) -> None:
     done = pock("export", place / "net.pock", "--checkpoint", place / "net.ckpt", "--weights", place / "w.safetensors")
     assert done.returncode == 0, done.stderr
     weights = safetensors.numpy.load_file(place / "w.safetensors")
-    model = Small()
+    model = Small(2)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-    start = small().state_dict
+    start = small(classes=2).state_dict
     changed = {name for name, array in weights.items() if not np.array_equal(array, start[name].detach().numpy())}
     assert changed == {"blocks.1.conv2.weight", "blocks.1.conv2.bias", "head.weight", "head.bias"}
 

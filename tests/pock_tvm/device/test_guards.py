@@ -156,6 +156,22 @@ def test_steps_that_share_an_update_start_anew() -> None:
     assert state_of(trainer) == state_of(twin) != before
 
 
+def test_steps_since_an_update_are_counted_behind_a_checkpoint_of_another_program(tmp_path) -> None:
+    """Of three steps each had an update of its own: the next one is the first of two."""
+    options = OPTIONS["accumulated"] | {"batch_norm": "frozen"}
+    single = pock.Trainer(gated(**options | {"accumulate": 1}))
+    for seed in range(3):
+        single.step(*batch(seed), lr=0.1)
+    single.save(tmp_path / "single.ckpt")
+    trainer = pock.Trainer(gated(**options))
+    trainer.restore(tmp_path / "single.ckpt")
+    before = state_of(trainer)
+    trainer.step(*batch(3), lr=0.1)
+    with pytest.raises(pock.NonFiniteError, match=r"Earlier steps of the same update \(1\) are dropped"):
+        trainer.step(*spoiled("gradient"), lr=0.1)
+    assert state_of(trainer) == before
+
+
 class Weighted(nn.Module):
     """A loss whose gradient is four times its input."""
 

@@ -96,6 +96,29 @@ def test_trainers_in_threads_learn_what_they_learn_alone(saved: Path) -> None:
     assert [together[seed] for seed in range(4)] == alone
 
 
+def test_a_trainer_that_threads_share_answers_each(saved: Path) -> None:
+    """As before: some answers were those to another thread's question."""
+    trainer = pock.Trainer(saved)
+    (name,), rng = example(trainer.program)[0], np.random.default_rng(0)
+    shape = trainer.program.manifest["inputs"][0]["shape"]
+    questions = [rng.normal(size=shape).astype("float32") for _ in range(4)]
+    expected = [trainer.predict({name: x}) for x in questions]
+    wrong: list[int] = []
+
+    def ask(number: int) -> None:
+        for _ in range(100):
+            if not np.array_equal(trainer.predict({name: questions[number]}), expected[number]):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    ask(0)
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
 def test_what_a_thread_raises_reaches_its_caller(saved: Path) -> None:
     trainer = pock.Trainer(saved)
     x, y = example(trainer.program)

@@ -88,6 +88,27 @@ def test_evaluate(program, data) -> None:
     assert result["accuracy"] == pytest.approx(float((logits.argmax(1).numpy() == y).mean()))
 
 
+@pytest.mark.parametrize(
+    ("count", "labels", "complaint"),
+    [
+        (3, [0, 5, 1], "label 5 is out of range: there are 5 classes, 0 to 4"),
+        (3, [0, -1, 1], "label -1 is out of range"),
+        (3, [0, 1], r"target y has the shape \(2,\)"),
+        (3, [0.0, 1.0, 2.0], "target y is of type float64"),
+        (3, None, "needs a target y"),
+        (0, [], "predict takes at least one sample"),
+        (3, [-100, -100, -100], "evaluate was given no data"),
+    ],
+)
+def test_evaluate_checks_labels_as_a_step_does(program, data, count: int, labels: object, complaint: str) -> None:
+    trainer = pock.Trainer(program)
+    with pytest.raises(InputError, match=complaint):
+        trainer.evaluate([(data[0][:count], labels)])
+    if not count:
+        with pytest.raises(InputError, match=complaint):
+            trainer.predict(data[0][:0])
+
+
 def test_the_state_fits_pytorch_both_ways(program, data) -> None:
     trainer = pock.Trainer(program)
     trainer.step(*data, lr=0.01)
@@ -272,9 +293,12 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(program, data, tmp_path) -> 
             trainer.restore(tmp_path / name)
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         trainer.restore(tmp_path / "missing")
-    other = pock.Trainer(pock.compile(small(), batch=BATCH, scheme=pock.Scheme({"head.*": "full"})))
+    torch.manual_seed(1)
+    foreign = torch.export.export(Small().eval(), (torch.zeros(BATCH, 3, 8, 8),))
+    scheme = pock.Scheme({"*": "frozen", "head.*": "full"})
+    other = pock.Trainer(pock.compile(foreign, scheme=scheme, batch_norm="frozen", check=False))
     other.save(tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match="another program"):
+    with pytest.raises(CheckpointError, match=r"beside other frozen weights than the program's: 'stem\.weight'"):
         trainer.restore(tmp_path / "other.ckpt")
     for name, array in trainer.weights().items():
         np.testing.assert_array_equal(array, before[name])

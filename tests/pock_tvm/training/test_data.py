@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from pock_tvm.errors import DataError
+from pock_tvm.training.beside import Preprocessing
 from pock_tvm.training.data import (
     ArrayFile,
     Augmentation,
     ImageFolder,
-    Preprocessing,
     evaluation_batches,
     open_data,
     training_batches,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
 import pock_tvm as pock
 from pock_tvm.training.data import ArrayFile, digests
-from pock_tvm.training.fine_tuning import fine_tune, steps_of, training_steps
-from tests.pock_tvm.networks import small
+from pock_tvm.training.recipe import TrainingSteps, steps_of
 
 
 @pytest.fixture
@@ -20,26 +17,26 @@ def data(tmp_path) -> ArrayFile:
 
 
 def test_an_epoch_sees_each_sample_at_most_once(data) -> None:
-    steps = list(training_steps(pock.Recipe(2, 0.1), data, 3, seed=0))
+    steps = list(TrainingSteps(pock.Recipe(2, 0.1), data, 3, seed=0))
     assert len(steps) == steps_of(pock.Recipe(2), data, 3) == 6
     for epoch in (steps[:3], steps[3:]):
         seen = np.concatenate([y for (_, y), _ in epoch])
         assert len(set(seen.tolist())) == 9
-    again = training_steps(pock.Recipe(2, 0.1), data, 3, seed=0)
+    again = TrainingSteps(pock.Recipe(2, 0.1), data, 3, seed=0)
     assert all((one[0][1] == other[0][1]).all() for one, other in zip(steps, again, strict=True))
-    other = next(training_steps(pock.Recipe(2, 0.1), data, 3, seed=1))
+    other = next(TrainingSteps(pock.Recipe(2, 0.1), data, 3, seed=1))
     assert (other[0][1] != steps[0][0][1]).any()
 
 
 def test_the_learning_rate_falls_over_all_epochs(data) -> None:
-    rates = [rate for _, rate in training_steps(pock.Recipe(2, 0.1, "linear"), data, 3, seed=0)]
+    rates = [rate for _, rate in TrainingSteps(pock.Recipe(2, 0.1, "linear"), data, 3, seed=0)]
     assert rates == pytest.approx([0.1 * (1 - done / 6) for done in range(6)])
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0, 0), (0.01, 1), (0.5, 2), (1.5, 4)])
 def test_a_part_of_an_epoch_is_some_of_its_batches(data, epochs, steps) -> None:
     recipe = pock.Recipe(epochs)
-    assert len(list(training_steps(recipe, data, 3, seed=0))) == steps_of(recipe, data, 3) == steps
+    assert len(list(TrainingSteps(recipe, data, 3, seed=0))) == steps_of(recipe, data, 3) == steps
 
 
 @pytest.mark.parametrize(
@@ -47,7 +44,11 @@ def test_a_part_of_an_epoch_is_some_of_its_batches(data, epochs, steps) -> None:
     [
         ({"epochs": -1}, "epochs is a number from 0"),
         ({"epochs": float("nan")}, "epochs is a number from 0"),
-        ({"lr": float("inf")}, "a finite number"),
+        ({"lr": float("inf")}, "a positive finite number"),
+        ({"lr": 0}, "a positive finite number"),
+        ({"lr": -1}, "a positive finite number"),
+        ({"lr": 1e39}, "a positive finite number"),
+        ({"lr": 1e-50}, "a positive finite number"),
         ({"lr_schedule": "steps"}, "there is no learning-rate schedule 'steps'; there are constant, cosine, linear"),
     ],
 )
@@ -66,26 +67,3 @@ def test_samples_are_told_apart_by_what_they_hold(data, tmp_path) -> None:
     one, other = digests(data), digests(ArrayFile(tmp_path / "other.npz", ["x"]))
     assert len(set(one)) == 10
     assert [digest in one for digest in other] == [True, True, False]
-
-
-@dataclass(frozen=True)
-class OneBatch:
-    """Four images and labels."""
-
-    images: np.ndarray
-
-    def __len__(self) -> int:
-        return 4
-
-    def read(self, indices: np.ndarray, _rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
-        return self.images[indices], indices
-
-
-def test_a_run_ends_where_it_diverges_and_refuses_data_that_is_not_finite() -> None:
-    program = pock.compile(small(4), batch_norm="frozen", check=False)
-    images = np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype="float32")
-    assert fine_tune(pock.Trainer(program), pock.Recipe(epochs=2), OneBatch(images), 0)
-    assert not fine_tune(pock.Trainer(program), pock.Recipe(epochs=5, lr=1e30), OneBatch(images), 0)
-    images[1, 2, 3, 4] = np.nan
-    with pytest.raises(pock.NonFiniteError, match="input 'x' is not finite"):
-        fine_tune(pock.Trainer(program), pock.Recipe(epochs=2), OneBatch(images), 0)

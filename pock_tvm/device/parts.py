@@ -1,0 +1,74 @@
+"""Moves arrays of trained parts between a program's layout, PyTorch's, and other trained parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .parameters import FULL, GRADIENT_SUM, Layout, Parameter
+from .state import State
+
+
+def part_shape(shape: tuple[int, ...], trained: Any) -> tuple[int, ...]:
+    """The shape in PyTorch's layout of what is trained of an array of ``shape``."""
+    if trained == FULL:
+        return tuple(shape)
+    axis = trained["axis"]
+    return (*shape[:axis], len(trained["indices"]), *shape[axis + 1 :])
+
+
+def stored_part(owner: Parameter, values: np.ndarray) -> np.ndarray:
+    """Optimizer state of a parameter as the program stores it, from PyTorch's layout."""
+    if owner.layout is None:
+        return values
+    return values.reshape(_reshaped(owner, owner.layout)).transpose(owner.layout.axes)
+
+
+def unstored_part(owner: Parameter, values: np.ndarray) -> np.ndarray:
+    """Optimizer state of a parameter in PyTorch's layout, from the one that the program stores."""
+    if owner.layout is None:
+        return np.array(values)
+    unstored = values.transpose(np.argsort(owner.layout.axes))
+    return np.array(unstored.reshape(part_shape(owner.shape, owner.trained)), order="C")
+
+
+def _reshaped(owner: Parameter, layout: Layout) -> tuple[int, ...]:
+    """The shape that a layout reshapes to, with the trained indices alone along their axis."""
+    shape, trained = layout.shape, owner.trained
+    if trained == FULL:
+        return shape
+    axis = trained["axis"]
+    before, extent = math.prod(owner.shape[:axis]), owner.shape[axis]
+    at = next(i for i in range(len(shape)) if math.prod(shape[:i]) == before and shape[i] == extent)
+    return (*shape[:at], len(trained["indices"]), *shape[at + 1 :])
+
+
+def states_of(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray]) -> tuple[State, ...]:
+    """Optimizer state and gradient sums in PyTorch's layout, from the arrays that a program stores them in."""
+    return tuple(
+        State(each.slot or GRADIENT_SUM, each.of, owner.trained, unstored_part(owner, arrays[name]))
+        for name, each in parameters.items()
+        if each.is_state
+        for owner in (parameters[each.of],)
+    )
+
+
+def moved_part(values: np.ndarray, old: Any, new: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, int, int]:
+    """Values of one trained part at the positions of another, in PyTorch's layout; zeros where there was none.
+
+    ``shape`` is the parameter's. Also returns how many elements that are not zero have no place any more, and how many
+    had no value yet.
+    """
+    if old == new:
+        return values, 0, 0
+    whole, known, wanted = np.zeros(shape, values.dtype), np.zeros(shape, bool), np.zeros(shape, bool)
+    whole[_index(old)], known[_index(old)], wanted[_index(new)] = values, True, True
+    lost = np.count_nonzero(whole[known & ~wanted])
+    return np.ascontiguousarray(whole[_index(new)]), int(lost), int(np.count_nonzero(wanted & ~known))
+
+
+def _index(trained: Any) -> tuple[Any, ...]:
+    return (...,) if trained == FULL else (*[slice(None)] * trained["axis"], trained["indices"])
