@@ -81,13 +81,24 @@ def obstacle_table(obstacles: Sequence[Obstacle], worded: Callable[[str], str] =
 
 
 def memory_table(program: Program) -> Table:
-    """Build a table of a trainer's memory in MiB, by purpose."""
+    """Build a table of a trainer's memory in MiB: its parts by purpose, their sum, and facts about the arena."""
+    memory = program.memory()
+    parts = {
+        "parameters, as steps read them": memory["parameters"],
+        "optimizer state": memory["optimizer_state"],
+        "gradient sums": memory["gradient_sums"],
+        "arena": memory["arena"],
+        "constants": sum(array.nbytes for array in program.constants.values()),
+    }
+    facts = {"arena: scratch of kernels": memory["scratch"], "arena: lower bound": memory["lower_bound"]}
     table = Table(title="memory")
     table.add_column("what")
     table.add_column("MiB", justify="right")
-    for name, size in program.memory().items():
-        if size:
-            table.add_row(name.replace("_", " "), f"{size / MIB:.3f}")
+    for rows in (parts, {"together": sum(parts.values())}, facts):
+        for name, size in rows.items():
+            if size:
+                table.add_row(name, f"{size / MIB:.3f}")
+        table.add_section()
     return table
 
 
