@@ -50,7 +50,8 @@ def test_the_compiled_scheme_holds_its_budget(found, share) -> None:
 
 
 def test_a_small_budget_is_filled_in_micro_batches(found) -> None:
-    budget = 0.3 * used(pock.Scheme.full(), found.task)
+    # Little more than the head alone takes on the whole batch.
+    budget = 1.2 * used(pock.Scheme({"head.*": "full"}), found.task)
     _, sets, _ = prepare_search(found, profiles=[RECORDS])
     assert [choices.micro_batches for choices in sets] == [1, 2, 4, 8]
     whole, choices = sets[0], best_alternative(sets, budgets_of(budget, None))
