@@ -134,7 +134,7 @@ def transform_input(x: te.Tensor, *, padding: Sequence[int], turned: bool = Fals
     def terms(position: tirx.Expr) -> list[tuple[tirx.Expr | int, tirx.Expr]]:
         """Return the terms of a row of B^T: d0 - d2, d1 + d2, d2 - d1, d1 - d3; turned, the last row is the first."""
         plus, minus = tirx.const(1, x.dtype), tirx.const(-1, x.dtype)
-        # Written out for both orders: of selections inside selections LLVM made a kernel in a minute, fused with what comes before.
+        # Written out for both orders: of selections inside selections LLVM made one fused kernel in a minute.
         if turned:
             first = tirx.Select(position == TILE - 1, 0, tirx.max(position, 1))
             second = tirx.Select(position == 0, TILE - 1, tirx.Select(position == 2, 1, 2))
