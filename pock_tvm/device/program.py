@@ -51,6 +51,10 @@ class Program:
             f"{manifest['target']['triple']}; arena {self.memory()['arena'] / 2**20:.1f} MiB)"
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy, or another process, gets: the bytes themselves in place of views of the mapped file."""
+        return vars(self) | {"kernels": bytes(self.kernels)}
+
     def save(self, path: str | os.PathLike[str], *, slim: bool = False) -> None:
         """Write the program to one file; a file that is there already is replaced only when the new one is complete.
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 T = TypeVar("T")
 P = ParamSpec("P")
-_caller: ThreadPoolExecutor | None = None
+_caller: _Caller | None = None
 _lock = threading.Lock()
 _is_child = False
 
@@ -24,7 +26,7 @@ def in_one_thread(work: Callable[[], T]) -> T:
     """
     if not _is_child and threading.current_thread() is threading.main_thread():
         return work()
-    future = _executor().submit(work)
+    future = _started().submit(work)
     try:
         return future.result()
     except KeyboardInterrupt:
@@ -43,11 +45,52 @@ def one_at_a_time(method: Callable[Concatenate[Any, P], T]) -> Callable[Concaten
     return waiting
 
 
-def _executor() -> ThreadPoolExecutor:
+class _Caller:
+    """A thread that does work in the order in which it comes.
+
+    It ends after all threads that Python waits for: those of ``concurrent.futures`` take no more work once the main
+    thread has ended, and a training thread may go on then.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="pock-kernels", daemon=True)
+        self._is_open = True
+        self._thread.start()
+        atexit.register(self.close)
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Queue work; raises RuntimeError when the process ends."""
+        if not self._is_open:
+            raise RuntimeError("the process ends")
+        future: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._waiting.put(do)
+        return future
+
+    def close(self) -> None:
+        """Wait for what has begun: a kernel must not run while libraries are unloaded."""
+        self._is_open = False
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (do := self._waiting.get()) is not None:
+            do()
+            del do  # it holds a trainer
+
+
+def _started() -> _Caller:
     global _caller
     with _lock:
         if _caller is None:
-            _caller = ThreadPoolExecutor(1, thread_name_prefix="pock-kernels")
+            _caller = _Caller()
         return _caller
 
 

@@ -174,10 +174,14 @@ def _read(func: relax.Function, frozen: Sequence[str]) -> Iterator[_Layout]:
 
 def _as_read(value: Expr, var: relax.Var, layout: _Layout) -> _Layout:
     """Return the layout in which a call reads an operand: a data gradient will transpose its weight."""
-    if _transposes_weight(value) and var.same_as(value.args[1]):
-        order = permuted(layout.order, shape_of(var), ACROSS)
-        return layout if order is None else replace(layout, order=order)
-    return layout
+    is_across = _transposes_weight(value) and var.same_as(value.args[1])
+    return (_turned(var, layout) if is_across else None) or layout
+
+
+def _turned(weight: relax.Var, layout: _Layout) -> _Layout | None:
+    """Return the layout of a convolution's weight that is read across; None if an axis cuts through a piece of it."""
+    order = permuted(layout.order, shape_of(weight), ACROSS)
+    return None if order is None else replace(layout, order=order)
 
 
 def _transposes_weight(value: Expr) -> bool:
@@ -215,11 +219,11 @@ class _Sharing:
                 if product is not None:
                     return product
         if _transposes_weight(value) and value.args[1] in shared:
-            layout = _as_read(value, value.args[1], self.layouts.known[value.args[1]])
-            weight = self._made(builder, layout, [shape_of(value.args[1])[axis] for axis in ACROSS])
-            if weight is None:
-                return value
-            return conv2d_data_gradient(value.args[0], weight, **attributes_of(value), transposed=True)
+            grad, weight = value.args
+            layout = _turned(weight, self.layouts.known[weight])
+            across = layout and self._made(builder, layout, [shape_of(weight)[axis] for axis in ACROSS])
+            if across is not None:
+                return conv2d_data_gradient(grad, across, **attributes_of(value), transposed=True)
         made = {each: self._made(builder, self.layouts.known[each], shape_of(each)) for each in shared}
         return substitute(value, {var: new for var, new in made.items() if new is not None})
 
@@ -329,10 +333,13 @@ def _last_two(before: int) -> list[int]:
 
 
 def _is_straight(value: Expr) -> bool:
-    """Return whether a value is a product of matrices as they are."""
+    """Return whether a value is a product with one matrix, or one for each element of the batch, as they are."""
     if op_name(value) == "pock.packed_matmul":
         return True
-    return op_name(value) == "pock.matmul" and not (value.attrs["transpose_a"] or value.attrs["transpose_b"])
+    if op_name(value) != "pock.matmul" or value.attrs["transpose_a"] or value.attrs["transpose_b"]:
+        return False
+    left, right = (shape_of(operand)[:-2] for operand in value.args)
+    return right in ((), left)
 
 
 def _prepared(builder: relax.BlockBuilder, value: Expr, order: Order) -> Expr:

@@ -89,12 +89,10 @@ Terms = Callable[[tirx.Expr], list[tuple[tirx.Expr | int, tirx.Expr]]]
 """Terms of a transform's row: row or column offsets in a tile, and their factors."""
 
 
-def _transform_tiles(
-    x: te.Tensor, size: tuple[int, int, int, int], terms: Terms, name: str, *, turned: bool = False
-) -> te.Tensor:
+def _transform_tiles(x: te.Tensor, size: tuple[int, int, int, int], terms: Terms, name: str) -> te.Tensor:
     """Compute ``T X T^T`` of each tile: X [N, .., .., C] to [16, N * tiles, C].
 
-    ``terms``: the rows of T. ``size``: N, tiles along height and width, C. ``turned``: see :func:`transform_input`.
+    ``terms``: the rows of T. ``size``: N, tiles along height and width, C.
     """
     batch, high, wide, channels = size
 
@@ -102,8 +100,8 @@ def _transform_tiles(
         n, y, z = tirx.indexdiv(p, high * wide), tirx.indexmod(tirx.indexdiv(p, wide), high), tirx.indexmod(p, wide)
         return _sum(
             x(n, y * STEP + row, z * STEP + column, c) * (row_factor * factor)
-            for row, row_factor in terms(_at(tirx.indexdiv(t, TILE), turned))
-            for column, factor in terms(_at(tirx.indexmod(t, TILE), turned))
+            for row, row_factor in terms(tirx.indexdiv(t, TILE))
+            for column, factor in terms(tirx.indexmod(t, TILE))
         )
 
     return te.compute((TILE * TILE, batch * high * wide, channels), transformed, name=name)
@@ -134,13 +132,18 @@ def transform_input(x: te.Tensor, *, padding: Sequence[int], turned: bool = Fals
     x = pad_spatial(x, [top, left, *ends])
 
     def terms(position: tirx.Expr) -> list[tuple[tirx.Expr | int, tirx.Expr]]:
-        """Return the terms of a row of B^T: d0 - d2, d1 + d2, d2 - d1, d1 - d3."""
+        """Return the terms of a row of B^T: d0 - d2, d1 + d2, d2 - d1, d1 - d3; turned, the last row is the first."""
         plus, minus = tirx.const(1, x.dtype), tirx.const(-1, x.dtype)
-        first = tirx.Select(position == TILE - 1, 1, position)
-        second = tirx.Select(position == 2, 1, tirx.Select(position == TILE - 1, TILE - 1, 2))
+        # Written out for both orders: of selections inside selections LLVM made one fused kernel in a minute.
+        if turned:
+            first = tirx.Select(position == TILE - 1, 0, tirx.max(position, 1))
+            second = tirx.Select(position == 0, TILE - 1, tirx.Select(position == 2, 1, 2))
+        else:
+            first = tirx.Select(position == TILE - 1, 1, position)
+            second = tirx.Select(position == 2, 1, tirx.Select(position == TILE - 1, TILE - 1, 2))
         return [(first, plus), (second, tirx.Select(position == 1, plus, minus))]
 
-    return _transform_tiles(x, (batch, high, wide, channels), terms, "winograd_input", turned=turned)
+    return _transform_tiles(x, (batch, high, wide, channels), terms, "winograd_input")
 
 
 def transform_output(products: te.Tensor, *, shape: Sequence[int], turned: bool = False) -> te.Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import pickle
 import shutil
 import zipfile
 
@@ -27,6 +29,14 @@ def test_a_saved_program_trains_as_the_one_in_memory(program, tmp_path) -> None:
     x, y = rng.standard_normal((4, 3, 8, 8)).astype("float32"), rng.integers(0, 5, 4)
     memory, file = pock.Trainer(program), pock.Trainer(tmp_path / "p.pock")
     assert [memory.step(x, y, lr=0.1) for _ in range(3)] == [file.step(x, y, lr=0.1) for _ in range(3)]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda program: pickle.loads(pickle.dumps(program))])
+def test_a_loaded_program_can_be_copied(program, tmp_path, copied) -> None:
+    program.save(tmp_path / "p.pock")
+    twin = copied(pock.Program.load(tmp_path / "p.pock"))
+    twin.save(tmp_path / "twin.pock")
+    assert (tmp_path / "twin.pock").read_bytes() == (tmp_path / "p.pock").read_bytes()
 
 
 def test_the_manifest_says_what_is_in_the_file(program, tmp_path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -134,6 +136,32 @@ def test_what_a_thread_raises_reaches_its_caller(saved: Path) -> None:
     thread.start()
     thread.join()
     assert len(raised) == 1 and "is not finite" in str(raised[0])
+
+
+OUTLIVED = """
+import sys, threading, time
+import pock_tvm as pock
+from pock_tvm.device.profile import example
+
+def train():
+    threading.main_thread().join()
+    for _ in range(2):
+        print(trainer.step(x, y, lr=0.1))
+
+trainer = pock.Trainer(sys.argv[1])
+x, y = example(trainer.program)
+threading.Thread(target=train).start()
+"""
+
+
+def test_a_thread_trains_on_after_the_main_thread(saved: Path) -> None:
+    trainer = pock.Trainer(saved)
+    x, y = example(trainer.program)
+    expected = [trainer.step(x, y, lr=0.1) for _ in range(2)]
+    ended = subprocess.run(
+        [sys.executable, "-c", OUTLIVED, saved], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert list(map(float, ended.stdout.split())) == expected, ended.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

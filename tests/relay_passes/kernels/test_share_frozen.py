@@ -42,6 +42,22 @@ def convolution(size: int, padding: int, stride: int = 1) -> Callable:
     return body
 
 
+def turned_filter(emit: Callable, x: relax.Expr, dy: relax.Expr, w: relax.Expr) -> relax.Expr:
+    """A matrix that is a product's weight and, transposed, 3x3 taps of 16 by 16 channels that a gradient reads."""
+    rows = emit(R.reshape(x, (98, 48)))
+    y = emit(matmul(rows, w, transpose_a=False, transpose_b=False))
+    weight = emit(R.reshape(emit(R.permute_dims(w, [1, 0])), (3, 3, 16, 16)))
+    geometry = {"strides": [1, 1], "padding": [1] * 4, "dilation": [1, 1], "groups": 1}
+    return emit(relax.Tuple([y, emit(conv2d_data_gradient(dy, weight, **geometry, size=[7, 7]))]))
+
+
+def heads(emit: Callable, x: relax.Expr, dy: relax.Expr, w: relax.Expr) -> relax.Expr:
+    """One matrix for each head, which all elements of the batch share, and its data gradient."""
+    y = emit(matmul(x, w, transpose_a=False, transpose_b=False))
+    dx = emit(matmul(dy, w, transpose_a=False, transpose_b=True))
+    return emit(relax.Tuple([y, dx]))
+
+
 CASES = {
     "few rows": (linear, (48, 64), (48, 96), (96, 64)),
     "many rows": (linear, (2, 170, 64), (2, 170, 96), (96, 64)),
@@ -53,6 +69,11 @@ CASES = {
     "3x3, odd channels": (convolution(7, 1), (2, 7, 7, 3), (2, 7, 7, 17), (17, 3, 3, 3)),
     "3x3 of stride 2": (convolution(7, 1, 2), (2, 7, 7, 32), (2, 4, 4, 48), (48, 32, 3, 3)),
     "5x5": (convolution(9, 2), (1, 9, 9, 16), (1, 9, 9, 32), (32, 16, 5, 5)),
+    "axes that cut through pieces": (turned_filter, (2, 7, 7, 48), (2, 7, 7, 16), (48, 48)),
+    "heads": (heads, (4, 16, 64), (4, 16, 96), (4, 64, 96)),
+    "heads of a batch": (heads, (3, 4, 16, 64), (3, 4, 16, 96), (4, 64, 96)),
+    "heads of one element": (heads, (1, 16, 64), (1, 16, 96), (4, 64, 96)),
+    "one head of a batch": (heads, (3, 16, 64), (3, 16, 96), (1, 64, 96)),
 }
 
 
