@@ -124,7 +124,11 @@ matmul = register_operator("pock.matmul", ["a", "b"], _matmul_type, matmul_kerne
 packed_matmul = register_operator("pock.packed_matmul", ["a", "strips"], _packed_type, matmul_kernels.packed_matmul)
 strips_matmul = register_operator("pock.strips_matmul", ["strips", "b"], _strips_type, matmul_kernels.strips_matmul)
 conv2d_data_gradient = register_operator(
-    "pock.conv2d_data_gradient", ["grad", "weight"], _conv2d_data_gradient_type, conv2d_kernels.conv2d_data_gradient
+    "pock.conv2d_data_gradient",
+    ["grad", "weight"],
+    _conv2d_data_gradient_type,
+    conv2d_kernels.conv2d_data_gradient,
+    kind=Kind.PER_IMAGE,  # a transposed convolution's forward form, too
 )
 conv2d_weight_gradient = register_operator(
     "pock.conv2d_weight_gradient", ["x", "grad"], _conv2d_weight_gradient_type, conv2d_kernels.conv2d_weight_gradient

@@ -43,7 +43,8 @@ def unpack_bits(bits: te.Tensor, *, axis: int, extent: int) -> te.Tensor:
 
     def unpacked(*index: tirx.Var) -> tirx.Expr:
         byte = bits(*index[:axis], tirx.indexmod(index[axis], count), *index[axis + 1 :])
-        bit = tirx.indexdiv(index[axis], count).astype("uint8")
-        return tirx.bitwise_and(tirx.shift_right(byte, bit), tirx.const(1, "uint8")) != tirx.const(0, "uint8")
+        # Signed: beside padding, an index that is never read may be -1, and TVM makes no unsigned constant of that.
+        shifted = tirx.shift_right(byte.astype("int8"), tirx.indexdiv(index[axis], count).astype("int8"))
+        return tirx.bitwise_and(shifted, tirx.const(1, "int8")) != tirx.const(0, "int8")
 
     return te.compute((*bits.shape[:axis], extent, *bits.shape[axis + 1 :]), unpacked, name="unpack_bits")

@@ -116,6 +116,22 @@ class Maps(torch.nn.Module):
         return self.head(y.mean((2, 3))), y
 
 
+def test_micro_batches_of_transposed_convolutions_equal_pytorch() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.ConvTranspose2d(3, 8, 3, stride=2, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3)
+    )
+    exported = torch.export.export(model.eval(), (torch.randn(4, 3, 5, 6),))
+
+    def make(rng: np.random.Generator):
+        return [
+            ([rng.standard_normal((4, 3, 5, 6), "float32")], rng.standard_normal((4, 2, 7, 9), "float32"))
+            for _ in range(2)
+        ]
+
+    assert_parity(exported, make, scheme=pock.Scheme.full(), loss=pock.Loss("mse"), lr=0.05, micro_batches=2)
+
+
 @pytest.mark.parametrize(("batch", "count"), [(6, 2), (7, 7)])
 def test_micro_batches_of_odd_sizes_equal_pytorch(batch: int, count: int) -> None:
     """No part begins at an address that vectors are aligned to."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tvm import te, topi
 
+from schedules.kernels.bits import pack_bits, unpack_bits
 from schedules.kernels.winograd import (
     transform_gradient,
     transform_input,
@@ -35,6 +37,22 @@ def test_winograd(name: str, target: Target) -> None:
     weights = run(transform_weight, weight, target=target)
     products = np.matmul(images, weights)
     assert_close(run(transform_output, products, target=target, shape=expected.shape), expected, 1e-4)
+
+
+def masked_input(bits: te.Tensor, products: te.Tensor, other: te.Tensor, *, shape: tuple[int, ...]) -> te.Tensor:
+    """A gradient from one convolution to the one before it, through a ReLU whose mask is packed."""
+    grad = topi.add(transform_output(products, shape=shape, turned=True), other)
+    masked = topi.where(unpack_bits(bits, axis=1, extent=shape[1]), grad, topi.full((), "float32", 0.0))
+    return transform_input(masked, padding=(1, 1, 1, 1), turned=True)
+
+
+def test_packed_masks_lie_beside_padding(target: Target) -> None:
+    shape = (1, 24, 20, 64)
+    mask, products = noise("masked", shape, (16, 120, 64))
+    bits = run(pack_bits, mask > 0, target=target, axis=1)
+    grad = (run(transform_output, products, target=target, shape=shape, turned=True) + mask) * (mask > 0)
+    expected = run(transform_input, grad, target=target, padding=(1, 1, 1, 1), turned=True)
+    assert_close(run(masked_input, bits, products, mask, target=target, shape=shape), expected, 1e-5)
 
 
 def test_weights_in_strips(target: Target) -> None:
