@@ -171,7 +171,8 @@ def test_an_operand_outside_is_noticed(phases) -> None:
     def broken(**changes: object) -> list[str]:
         return list(operands_are_inside(update_function(mod, STEP, attached(mod[STEP], replace(calls, **changes)))))
 
-    for number in (0, len(calls.calls) - 1):  # of an input, and of a parameter that is updated
+    kernels = [number for number, call in enumerate(calls.calls) if isinstance(call, KernelCall)]
+    for number in (kernels[0], kernels[-1]):  # of an input, and of a parameter that is updated
         call = calls.calls[number]
         assert isinstance(call, KernelCall)
         place = call.operands[0]._replace(offset=2**30)
