@@ -84,7 +84,10 @@ class _Translator:
             spec, value = specs[node.name], node.meta.get("val")
             if not isinstance(spec.arg, TensorArgument):
                 continue  # None or a number: the graph has its value in it
-            shape, dtype = _type_of(value, f"input '{node.name}'" if spec.target is None else f"'{spec.target}'")
+            try:
+                shape, dtype = _type_of(value, f"input '{node.name}'" if spec.target is None else f"'{spec.target}'")
+            except Unsupported as reason:
+                raise ModelError(f"{reason}. Leave it out of the model") from reason
             if spec.kind is InputKind.USER_INPUT:
                 self.env[node] = relax.Var(node.name, relax.TensorType(shape, dtype))
                 inputs.append(self.env[node])
