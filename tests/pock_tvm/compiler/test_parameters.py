@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tvm
 
 import pock_tvm as pock
 from pock_tvm.compiler import pipeline
@@ -15,11 +14,9 @@ from pock_tvm.compiler.phases import Phases
 from pock_tvm.compiler.pipeline import Training
 from pock_tvm.frontend import Model, load_model
 from pock_tvm.schemes.scheme import with_trained
-from schedules.cpu import CpuTarget
-from schedules.target import Traits
 from tests.pock_tvm.networks import small
+from tests.relay_passes.modules import BUILDER
 
-TARGET = CpuTarget(Traits(lanes=16, registers=32, cores=2), tvm.target.Target("llvm"))
 SCHEME = pock.Scheme({"blocks.0.conv2.weight": [0, 3], "blocks.1.*": "full", "head.weight": "full"})
 
 
@@ -59,7 +56,7 @@ def test_each_phase_adds_to_the_records(model: Model) -> None:
         "training updates them without a gradient"
     )
 
-    pipeline.order_kernels(phases, training, TARGET)
+    pipeline.order_kernels(phases, training, BUILDER)
     prepared = {name: record for name, record in phases.parameters.items() if name not in {*own, *states}}
     assert prepared and {record.origin for record in prepared.values()} == {"prepared"}
 
