@@ -16,7 +16,7 @@ from .arrays import as_array, pairs_of
 from .checkpoint import newest_checkpoint, write_checkpoint
 from .checksums import weight_checksums
 from .contract import check_contract
-from .errors import CheckpointError, InputError, NonFiniteError, OptionError, PockWarning, ProgramError
+from .errors import CheckpointError, InputError, NonFiniteError, OptionError, PockError, PockWarning, ProgramError
 from .execution import Execution
 from .inputs import Data, Inputs
 from .instructions import check_instructions
@@ -104,6 +104,13 @@ class Trainer(Execution):
             twin._fill(name, self._arrays[name])
         twin.steps, twin._cycle, twin.notes, twin.restored = self.steps, self._cycle, dict(self.notes), self.restored
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be pickled, or copied with shared arrays."""
+        raise PockError(
+            "a trainer holds memory of its process, and is not pickled or copied shallowly: save a checkpoint and "
+            "restore it in another trainer, or use copy.deepcopy"
+        )
 
     # ---- training and prediction -------------------------------------------------------------------------------------
 

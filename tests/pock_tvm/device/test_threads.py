@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +122,12 @@ def test_a_trainer_that_threads_share_answers_each(saved: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("copied", [copy.copy, pickle.dumps])
+def test_a_trainer_is_no_value_to_send(saved: Path, copied: Callable) -> None:
+    with pytest.raises(pock.PockError, match="save a checkpoint and restore it in another trainer"):
+        copied(pock.Trainer(saved))
 
 
 def test_what_a_thread_raises_reaches_its_caller(saved: Path) -> None:
