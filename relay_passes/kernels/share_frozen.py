@@ -36,7 +36,7 @@ from ..operators.training import (
     strips_matmul,
     winograd_weight,
 )
-from .straighten_products import VECTOR, turning_pays
+from .straighten_products import STRAIGHT, VECTOR, turned_product, turning_pays
 
 ACROSS = (0, 1, 3, 2)
 """Permutation of a weight [R, S, C_in, C_out] in which a dense data gradient reads it."""
@@ -255,7 +255,7 @@ class _Sharing:
     def _across(self, builder: relax.BlockBuilder, product: relax.Call) -> Expr | None:
         """Return a product, by that of both transposed, if the kept copy is the weight's transpose.
 
-        ``Y^T = W^T X^T`` reads single elements of W, in any order. None where transposing W is cheaper.
+        None where transposing the weight is cheaper.
         """
         x, weight = product.args
         matrix = _Matrix.of(product, self.layouts.known[weight].order)
@@ -268,15 +268,15 @@ class _Sharing:
         is_plain = across.order == self._order_of(product)
         if not (width or is_plain) or not turning_pays(rows, reduced, columns):
             return None
+        shape = across.shape if is_plain else (*outer, reduced // width, columns, width)
+        kept = builder.emit(R.reshape(self._kept_of(builder, product), shape))
         flat = builder.emit(R.reshape(x, (*outer, rows, reduced)))
-        turned, kept = builder.emit(R.permute_dims(flat, _last_two(len(outer)))), self._kept_of(builder, product)
-        if is_plain:
-            a = builder.emit(R.reshape(kept, across.shape))
-            result = builder.emit(matmul(a, turned, transpose_a=False, transpose_b=False))
-        else:
-            strips = builder.emit(R.reshape(kept, (*outer, reduced // width, columns, width)))
-            result = builder.emit(strips_matmul(strips, turned))
-        return R.reshape(builder.emit(R.permute_dims(result, _last_two(len(outer)))), shape_of(product))
+        return turned_product(
+            builder,
+            flat,
+            lambda x: matmul(kept, x, **STRAIGHT) if is_plain else strips_matmul(kept, x),
+            shape_of(product),
+        )
 
     def _order_of(self, product: relax.Call) -> Order:
         return self.orders[self.layouts.known[product.args[1]].source]
@@ -308,14 +308,14 @@ class _Matrix:
         if op_name(product) == "pock.matmul":
             return cls(shape, order)
         *outer, count, rows, width = shape
-        found = permuted(order, shape, [*range(len(outer)), len(outer) + 1, len(outer), len(outer) + 2])
+        found = permuted(order, shape, [*_swapped(len(outer)), len(outer) + 2])
         return None if found is None else cls((*outer, rows, count * width), found)
 
     def width_in(self, order: Order) -> int:
         """Return the width of the strips of its columns that have an order; 0 if there are none."""
         *outer, rows, columns = self.shape
+        axes = [*_swapped(len(outer)), len(outer) + 2]
         for width in divisors(columns):
-            axes = [*range(len(outer)), len(outer) + 1, len(outer), len(outer) + 2]
             if width < columns and permuted(self.order, (*outer, rows, columns // width, width), axes) == order:
                 return width
         return 0
@@ -323,12 +323,12 @@ class _Matrix:
     def transposed(self) -> _Matrix | None:
         """Return the transposed matrix."""
         *outer, rows, columns = self.shape
-        order = permuted(self.order, self.shape, _last_two(len(outer)))
+        order = permuted(self.order, self.shape, _swapped(len(outer)))
         return None if order is None else _Matrix((*outer, columns, rows), order)
 
 
-def _last_two(before: int) -> list[int]:
-    """Return the permutation that swaps the last two axes, behind ``before`` others."""
+def _swapped(before: int) -> list[int]:
+    """Return the permutation that swaps two axes, behind ``before`` others."""
     return [*range(before), before + 1, before]
 
 

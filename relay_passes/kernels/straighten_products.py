@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -41,8 +41,7 @@ class StraightenProducts:
             is_linear = len(shape_of(b)) == 2 and not value.attrs["transpose_a"]
             if is_linear and var not in fixed and turning_pays(rows, reduced, columns):
                 flat = builder.emit(R.reshape(a, (rows, reduced)))
-                turned = builder.emit(matmul(b, _transposed(builder, flat), transpose_a=False, transpose_b=False))
-                return R.reshape(_transposed(builder, turned), shape_of(value))
+                return turned_product(builder, flat, lambda x: matmul(b, x, **STRAIGHT), shape_of(value))
             straight = _transposed(builder, b)
             return matmul(a, straight, transpose_a=bool(value.attrs["transpose_a"]), transpose_b=False)
 
@@ -52,6 +51,21 @@ class StraightenProducts:
 VECTOR = 16
 """Elements that fill whole vectors on every target. The rows of dY become columns when transposed: there must be a
 multiple of this, or fewer."""
+
+
+STRAIGHT = {"transpose_a": False, "transpose_b": False}
+"""Attributes of a product of matrices as they are."""
+
+
+def turned_product(
+    builder: relax.BlockBuilder, x: Expr, product: Callable[[Expr], Expr], shape: Sequence[int]
+) -> relax.Call:
+    """Compute ``Y = X W`` as ``Y^T = W^T X^T``, which reads single elements of W, in any order.
+
+    ``product`` multiplies W^T by its operand. Y gets the ``shape``.
+    """
+    result = builder.emit(product(_transposed(builder, x)))
+    return R.reshape(_transposed(builder, result), shape)
 
 
 def turning_pays(rows: int, reduced: int, columns: int) -> bool:
