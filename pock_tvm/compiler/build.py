@@ -24,7 +24,6 @@ from ..device.files import writing
 from ..device.runtime import CALL_KERNEL, CONTRACT, pack_objects
 from ..errors import PockError
 from .kernel_builder import KernelBuilder
-from .kernel_cache import Kernel
 from .targets import is_this_machine, linker_for, triple_of
 
 
@@ -75,21 +74,21 @@ def build_library(
         for name, content in modules.items():
             objects.append(directory / f"{name}.o")
             tirx.build(IRModule(content), target=builder.target).write_to_file(str(objects[-1]), "o")
-        packed = _packed(list(functions.values()), directory)
+        packed = _packed({name: builder.definition_of(func) for name, func in functions.items()}, directory)
         library = directory / "program.so"
         if linker is not None and _link(objects, library, linker, builder.target):
             return Library(library.read_bytes(), packed)
         return Library(pack_objects({path.name: path.read_bytes() for path in objects}), packed)
 
 
-def _packed(functions: Sequence[tirx.PrimFunc], objects: Path) -> bytes:
+def _packed(definitions: Mapping[str, str], objects: Path) -> bytes:
     """Pack object and definition of each kernel into a zip file: see :attr:`pock_tvm.Program.kernels`."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, kernel in sorted((kernel.name, kernel) for kernel in map(Kernel, functions)):
+        for name, definition in sorted(definitions.items()):
             # No timestamps: equal kernels give equal bytes.
             archive.writestr(zipfile.ZipInfo(f"{name}.o"), (objects / f"{name}.o").read_bytes(), zipfile.ZIP_DEFLATED)
-            archive.writestr(zipfile.ZipInfo(f"{name}.json"), kernel.definition, zipfile.ZIP_DEFLATED)
+            archive.writestr(zipfile.ZipInfo(f"{name}.json"), definition, zipfile.ZIP_DEFLATED)
     return packed.getvalue()
 
 

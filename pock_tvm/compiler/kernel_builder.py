@@ -76,6 +76,10 @@ class KernelBuilder:
         self._cache.warn()
         return paths
 
+    def definition_of(self, func: tirx.PrimFunc) -> str:
+        """Return the definition of a kernel, which the cache has compared already, as JSON."""
+        return self._find(Kernel(func)).kernel.definition
+
     def _each(
         self, functions: Sequence[tirx.PrimFunc], places: Mapping[str, str], work: Callable[[Kernel], T]
     ) -> dict[str, T]:

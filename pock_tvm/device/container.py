@@ -84,8 +84,11 @@ def _members(path: str | os.PathLike[str]) -> tuple[dict[str, Part], dict[str, s
         present = set(archive.namelist())
         digests = {}
         for name in (LIBRARY, WEIGHTS, CONSTANTS, *(name for name in OPTIONAL if name in present)):
-            members[name] = map_member(archive, name) if name in MAPPED else read_member(archive, name)
-            digests[name] = digest_of(archive, name)
+            if name in MAPPED:  # its digest reads it piece by piece
+                members[name], digests[name] = map_member(archive, name), digest_of(archive, name)
+            else:
+                members[name] = read_member(archive, name)
+                digests[name] = hashlib.sha256(members[name]).hexdigest()
         return members, digests
 
 

@@ -98,8 +98,8 @@ class Program:
     def release(self) -> None:
         """Give back the memory of what was read from the mapped file: what is used again is read again."""
         for arrays in (self.weights, self.constants):
-            for array in list(arrays.values())[:1]:  # one stands for all: they are views of one mapping
-                drop_pages(array)
+            if arrays:  # one stands for all: they are views of one mapping
+                drop_pages(next(iter(arrays.values())))
 
     @property
     def parameters(self) -> dict[str, Parameter]:
