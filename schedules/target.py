@@ -14,7 +14,7 @@ from .decisions import DEFAULTS, Choice, Decisions
 
 @dataclass(frozen=True, kw_only=True)
 class Traits(ABC):
-    """What passes ask of a machine. Each back end adds what its schedules need: vectors, warps, matrix units."""
+    """Machine parameters that passes read. Each back end adds those of its schedules: vectors, warps, matrix units."""
 
     cores: int
     """Cores, or multiprocessors, that run tasks side by side: 1 where schedules are serial."""

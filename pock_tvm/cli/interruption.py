@@ -14,7 +14,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        """What came; None as long as nothing did."""
+        """Signal that came; None as long as none did."""
         self._before: dict[int, Any] = {}
 
     @property

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Known:
-    """What is known of a kernel: its scratch, and its schedule or its object."""
+    """Progress of a kernel: its scratch, and its schedule or its object."""
 
     kernel: Kernel
     scratch: int

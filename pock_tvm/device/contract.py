@@ -1,4 +1,4 @@
-"""What of a program its library relies on: layouts, sizes, offsets, ranges of indices, constants (some are indices).
+"""Contract between a library and the manifest beside it: layouts, sizes, offsets, ranges of indices, constants.
 
 The compiler puts a digest of it into the library. A trainer that finds another one in the file runs nothing: a changed
 number could send a kernel outside its arrays.

@@ -15,7 +15,7 @@ from .errors import NonFiniteError, NonFiniteInputError
 CHECK = "check"
 INPUT, LOSS, GRADIENT, STATISTIC = "input", "loss", "gradient", "statistic"
 NOTHING, SUMS, STATE = "nothing", "sums", "state"
-"""What a step had written in place before a check: nothing, gradient sums alone, or weights, statistics and states of
+"""In-place writes of a step before a check: nothing, gradient sums alone, or weights, statistics and states of
 the optimizer."""
 
 TEXTS = {

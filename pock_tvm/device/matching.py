@@ -22,7 +22,7 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Restored:
-    """What became of a checkpoint: each entry is an array, named as in ``exp_avg of 'head.weight'``."""
+    """Outcome of a restore: each entry is an array, named as in ``exp_avg of 'head.weight'``."""
 
     path: str
     steps: int
@@ -30,7 +30,7 @@ class Restored:
     added: tuple[str, ...] = ()
     """Arrays and channels of which the checkpoint knew nothing: weights are the program's, states begin at zero."""
     dropped: tuple[str, ...] = ()
-    """What the program has no place for."""
+    """Arrays and elements that the program has no place for."""
     warnings: tuple[str, ...] = ()
     """Newer files that were not whole, and what else is not as it was."""
 

@@ -24,7 +24,7 @@ class Preparation:
     source: Callable[[str], np.ndarray]
     """Makes an aligned array of a weight, as the model has it, or of a constant, by its name in the table."""
     results: Sequence[np.ndarray]
-    """What is filled."""
+    """Arrays to fill."""
     call: Callable[[str, Sequence[int]], None]
     """Calls a kernel with the addresses of its operands."""
     _temporaries: dict[int, np.ndarray] = field(default_factory=dict)

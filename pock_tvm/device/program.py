@@ -52,7 +52,7 @@ class Program:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy, or another process, gets: the bytes themselves in place of views of the mapped file."""
+        """State for a copy, or another process: the bytes themselves in place of views of the mapped file."""
         return vars(self) | {"kernels": bytes(self.kernels)}
 
     def save(self, path: str | os.PathLike[str], *, slim: bool = False) -> None:

@@ -52,7 +52,7 @@ def reading(error: type[PockError], damaged: str, missing: str = "") -> Iterator
 
 
 def reason(fault: BaseException) -> str:
-    """What an exception says, in one short line."""
+    """Message of an exception, in one short line."""
     if isinstance(fault, OSError) and fault.strerror:
         return fault.strerror
     if isinstance(fault, MemoryError):

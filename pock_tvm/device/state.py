@@ -40,4 +40,4 @@ class TrainingState:
     accumulate: int
     """Steps that shared an update."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """What a training loop keeps here, in plain values of JSON."""
+    """Records of the training loop, in plain values of JSON."""

@@ -81,12 +81,12 @@ class Trainer(Execution):
         self.steps = 0
         """How many steps were taken."""
         self.notes: dict[str, Any] = {}
-        """What a training loop keeps with the state, in plain values of JSON: a checkpoint holds it too."""
+        """Records of the training loop, in plain values of JSON: a checkpoint holds them too."""
         self.restored: Restored | None = None
-        """What became of the checkpoint that this trainer goes on from."""
+        """Outcome of the last restore."""
         self._cycle = (0, 0)  # updates, and steps that they took: counted apart, for a program may share others
         self._spoiled: str | None = None
-        """What a step met that is not finite, behind updates of its own: why this state is not one to go on from."""
+        """Tensor that was not finite behind updates of the same step: the state is then not one to go on from."""
         self._replaced: dict[str, np.ndarray] = {}
 
     def __repr__(self) -> str:

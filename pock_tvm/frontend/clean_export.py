@@ -49,7 +49,7 @@ TARGET = re.compile(
     r"|torch\.(sym_\w+|_sym_\w+)|_operator\.\w+|math\.\w+",
     re.ASCII,
 )
-"""What a node of a graph may call: operators, and the control flow that calls nothing but its own subgraphs."""
+"""Permitted targets of a node: operators, and the control flow that calls nothing but its own subgraphs."""
 READS_FILES = re.compile(r"torch\.ops\.aten\.from_file\b")
 MAPS = frozenset(
     ["tensor_values", "sym_int_values", "sym_float_values", "sym_bool_values", "custom_obj_values", "range_constraints"]
@@ -179,7 +179,7 @@ def _path(name: Any) -> Any:
 
 
 def _target(target: Any) -> Any:
-    """What a node calls."""
+    """Target of a node."""
     if isinstance(target, str) and (not TARGET.fullmatch(target) or READS_FILES.match(target)):
         raise _unclean(f"the graph calls {target!r:.100}, which is no plain operator", "export the model without it")
     return target
@@ -223,7 +223,7 @@ RULES: dict[str, Callable[[Any], Any]] = {
     "custom_obj_values": _object,
     "metadata": _metadata,
 }
-"""What becomes of the entries of a graph's description, by their names in PyTorch's schema."""
+"""Cleaners of the entries of a graph's description, by their names in PyTorch's schema."""
 
 
 def _clean_spec(kind: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the JSON file beside a model says of its data: preprocessing of images, and names of classes."""
+"""The JSON file beside a model: preprocessing of images, and names of classes."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Progress:
     """The part of a run's progress that is no position in the data."""
 
     run: dict[str, Any]
-    """What has to be equal for a run to go on: recipe, seed, and what identifies the data."""
+    """Identity of a run, which has to be equal for it to go on: recipe, seed, and fingerprint of the data."""
     reported: int = 0
     """Epochs that were evaluated and reported."""
     loss_sum: float = 0.0

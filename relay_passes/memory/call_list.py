@@ -18,7 +18,7 @@ clash."""
 INPUT, LOSS, GRADIENT, STATISTIC = "input", "loss", "gradient", "statistic"
 """Kinds of tensors that a :class:`Check` reads."""
 WRITTEN = NOTHING, SUMS, STATE = "nothing", "sums", "state"
-"""What in-place calls have written before a :class:`Check`, in ascending order: nothing; gradient sums alone; weights,
+"""In-place writes before a :class:`Check`, in ascending order: nothing; gradient sums alone; weights,
 statistics or states of the optimizer."""
 
 
@@ -70,11 +70,11 @@ class Check:
     count: int
     dtype: str
     kind: str
-    """What the tensor is: ``INPUT``, ``LOSS``, ``GRADIENT`` or ``STATISTIC``."""
+    """Kind of the tensor: ``INPUT``, ``LOSS``, ``GRADIENT`` or ``STATISTIC``."""
     name: str
     """Name of the input, or of the parameter that the gradient or statistic belongs to."""
     written: str
-    """What earlier calls have written in place: ``NOTHING``, ``SUMS`` or ``STATE``."""
+    """In-place writes of earlier calls: ``NOTHING``, ``SUMS`` or ``STATE``."""
 
     def record(self) -> list[Any]:
         """Return ``["check", [place], count, dtype, kind, name, written]``."""

@@ -87,7 +87,7 @@ class _Listed(NamedTuple):
     make: Callable[..., Call]
     """Makes the call of its places."""
     writes: str = NOTHING
-    """What it writes in place: one of ``WRITTEN``."""
+    """Its in-place write: one of ``WRITTEN``."""
 
 
 class _Part:
