@@ -130,7 +130,7 @@ def test_weights_of_one_layout_are_left_alone() -> None:
 
 
 def test_a_copy_is_not_prepared_again() -> None:
-    body, *shapes = CASES["many rows"]
+    body, *shapes = CASES["3x3"]
     mod = function(dict(zip(("x", "dy", "w"), shapes, strict=True)), body, inputs=2)
     lifted = prepared(mod, TARGET, True, False)
     made = {name: [kernel_of(binding.value) for binding in bindings_of(lifted[name])] for name in ("main", "prepare")}
