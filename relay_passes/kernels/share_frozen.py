@@ -35,9 +35,8 @@ from ..operators.training import (
     relayout,
     winograd_weight,
 )
+from .straighten_products import VECTOR
 
-VECTOR = 16
-"""Elements that fill whole vectors on every target: the narrowest strips that a product reads."""
 ACROSS = (0, 1, 3, 2)
 """Permutation of a weight [R, S, C_in, C_out] in which a dense data gradient reads it."""
 
@@ -260,6 +259,8 @@ class _Sharing:
         if across is None:
             return None
         *outer, columns, reduced = across.shape
+        if columns % VECTOR:
+            return None
         width = reduced if across.order == self._order_of(product) else across.width_in(self._order_of(product))
         if not width:
             return None

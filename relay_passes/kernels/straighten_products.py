@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -20,8 +21,9 @@ class StraightenProducts:
 
     In, out: a dataflow function. The data gradient of a linear layer, ``dX = dY W^T``, reads the weight across its
     columns. A weight made only of ``frozen`` parameters is transposed, and :class:`LiftFrozen` hoists that. A trained
-    one is read as it is: each task of ``pock.across_matmul`` turns its part in cache. The small matrices of a batch, as
-    in attention, are transposed.
+    one is read as it is: each task of ``pock.across_matmul`` turns its part in cache, if the result has whole vectors.
+    Else the weight is transposed every step, or dY and the result, ``dX^T = W dY^T``: whichever moves less data. The
+    small matrices of a batch, as in attention, are transposed.
     """
 
     frozen: Collection[str] = ()
@@ -37,11 +39,31 @@ class StraightenProducts:
                 return value
             a, b = value.args
             if len(shape_of(b)) == 2 and not value.attrs["transpose_a"] and var not in fixed:
-                return across_matmul(a, builder.emit(R.reshape(b, (1, *shape_of(b)))))
+                *rows, columns = shape_of(value)
+                if columns % VECTOR == 0:
+                    return across_matmul(a, builder.emit(R.reshape(b, (1, *shape_of(b)))))
+                if _turning_pays(math.prod(rows), *shape_of(b)):
+                    return _turned(builder, a, b, shape_of(value))
             straight = _transposed(builder, b)
             return matmul(a, straight, transpose_a=bool(value.attrs["transpose_a"]), transpose_b=False)
 
         return update_function(mod, self.function, eliminate_dead(rewrite(func, visit)))
+
+
+VECTOR = 16
+"""Elements that fill whole vectors on every target."""
+
+
+def _turning_pays(rows: int, columns: int, reduced: int) -> bool:
+    """Return whether transposing dY and the result is cheaper than transposing the weight, and keeps vectors whole."""
+    return rows * (columns + reduced) < columns * reduced and (rows % VECTOR == 0 or rows < VECTOR)
+
+
+def _turned(builder: relax.BlockBuilder, a: Expr, b: Expr, shape: Sequence[int]) -> Expr:
+    """Return ``A B^T``, of ``shape``, as the transpose of ``B A^T``."""
+    flat = builder.emit(R.reshape(a, (math.prod(shape[:-1]), shape_of(b)[-1])))
+    product = builder.emit(matmul(b, _transposed(builder, flat), transpose_a=False, transpose_b=False))
+    return R.reshape(_transposed(builder, product), shape)
 
 
 def _reads_frozen(value: Expr, constant: set[relax.Var]) -> bool:

@@ -51,15 +51,27 @@ def against_weight(emit, dy, w):
     return emit(matmul(dy, w, transpose_a=False, transpose_b=True))
 
 
-@pytest.mark.parametrize(("frozen", "product"), [([], "pock.across_matmul"), (["w"], "pock.matmul")])
-@pytest.mark.parametrize("rows", [(500,), (3,), (2, 2)])
-def test_a_frozen_weight_is_transposed_and_any_other_read_across(rows, frozen, product) -> None:
-    mod = function({"dy": (*rows, 40), "w": (30, 40)}, against_weight)
+@pytest.mark.parametrize(
+    ("rows", "columns", "frozen", "read"),
+    [
+        ((500,), 32, [], "across"),
+        ((3,), 32, [], "across"),
+        ((2, 2), 48, [], "across"),
+        ((500,), 32, ["w"], "transposed"),
+        ((3,), 30, ["w"], "transposed"),
+        ((500,), 30, [], "transposed"),
+        ((3,), 30, [], "as it is"),
+        ((2, 2), 30, [], "as it is"),
+    ],
+)
+def test_how_a_data_gradient_reads_its_weight(rows, columns, frozen, read) -> None:
+    mod = function({"dy": (*rows, 40), "w": (columns, 40)}, against_weight)
     straight = StraightenProducts(frozen)(mod)
-    products = [b.value for b in bindings_of(straight["main"]) if op_name(b.value).endswith("matmul")]
-    assert [op_name(each) for each in products] == [product]
-    assert product == "pock.across_matmul" or not products[0].attrs["transpose_b"]
-    dy, w = random((*rows, 40), (30, 40))
+    (product,) = (b.value for b in bindings_of(straight["main"]) if op_name(b.value).endswith("matmul"))
+    assert (op_name(product) == "pock.across_matmul") == (read == "across")
+    assert (product.args[0].name == "w") == (read == "as it is")
+    assert read == "across" or not product.attrs["transpose_b"]
+    dy, w = random((*rows, 40), (columns, 40))
     np.testing.assert_allclose(run(straight, dy, w), dy @ w.T, rtol=1e-4, atol=1e-5)
 
 
