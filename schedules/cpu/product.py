@@ -24,9 +24,8 @@ from .tile import (
 )
 from .traits import CpuTraits
 
-TURNED_VECTORS = 2
-"""Widest register tile, in vectors, if B is turned: a task's strip, and what is fetched ahead for the next, stay in the
-second cache."""
+SHARE_OF_TURNED = 1 / 8
+"""Largest strip of a turned B, relative to the L2 cache, which also holds what is fetched ahead for the next strip."""
 PACKED_ROWS = 48
 """Fewest result rows for which packing a strip of B pays."""
 
@@ -46,7 +45,8 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
     operands = _operands(sch, block, spatial)
     height = math.prod(extents_of(sch, operands.rows))
     rows, phases = split_phases(sch, block, operands.rows)
-    tile = choose_tile(sch, rows, column, traits, choices, vectors=TURNED_VECTORS if turned else None)
+    vectors = _vectors_turned(math.prod(extents_of(sch, reduced)), traits) if turned else None
+    tile = choose_tile(sch, rows, column, traits, choices, vectors=vectors)
     strips = math.prod(extents_of(sch, operands.outer)) * (extent_of(sch, column) // tile.width)
     offered = (True,) if turned else (False, True)
     columns_first = choices.choose("columns_first", offered, bool(turned) or operands.size > traits.cache_bytes // 2)
@@ -75,6 +75,11 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
         pack=pack,
         turned=turned,
     )
+
+
+def _vectors_turned(terms: int, traits: CpuTraits) -> int:
+    """Return the width, in vectors, of a strip of ``terms`` rows of a turned B: at least two."""
+    return max(2, int(SHARE_OF_TURNED * traits.cache_bytes) // (4 * terms * traits.lanes))
 
 
 def _is_balanced(tasks: int, traits: CpuTraits) -> bool:
