@@ -129,8 +129,8 @@ def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, st
     """``main.c``, ``net.py`` and ``README.md``: they know the network's arguments."""
     arguments, manifest = arguments_of(program), program.manifest
     given = [*arguments.inputs, *([arguments.target] if arguments.target else [])]
-    batch = manifest["inputs"][0]["shape"][:1]
-    has_samples = bool(batch) and all(list(each.shape[:1]) == batch for each in given)
+    batch = arguments.inputs[0].shape[:1]
+    has_samples = bool(batch) and all(each.shape[:1] == batch for each in given)
     rows = batch[0] if has_samples else 1
 
     def described(each: Argument) -> str:
@@ -139,14 +139,14 @@ def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, st
     main = filled(
         "main.c",
         rows=rows,
-        declarations="\n".join(f"static {each.c_type} {each.variable}[{each.count}];" for each in given),
+        declarations="\n".join(f"static {each.c_type} batch_{each.variable}[{each.count}];" for each in given),
         reads="\n".join(
             f"  for (size_t i = 0; i < {each.count // rows}; i++)\n"
             f"    if (!number(&at, &value)) return 0;\n"
-            f"    else {each.variable}[row * {each.count // rows} + i] = ({each.c_type})value;"
+            f"    else batch_{each.variable}[row * {each.count // rows} + i] = ({each.c_type})value;"
             for each in given
         ),
-        names=", ".join(each.variable for each in given),
+        names=", ".join(f"batch_{each.variable}" for each in given),
         columns=" then ".join(f"{each.count // rows} of {each.variable}" for each in given),
     )
     wrapper = filled(

@@ -70,8 +70,8 @@ def arguments_of(program: Program) -> Arguments:
 
     def argument(spec: Mapping[str, Any]) -> Argument:
         name = variable = re.sub(r"\W", "_", spec["name"], flags=re.ASCII)
-        if name[:1].isdigit() or name in KEYWORDS:
-            name = variable = f"{name}_" if name in KEYWORDS else f"x_{name}"
+        if name[:1].isdigit() or name in RESERVED:
+            name = variable = f"x_{name}"
         number = 2
         while variable in taken:
             variable, number = f"{name}_{number}", number + 1
@@ -84,29 +84,18 @@ def arguments_of(program: Program) -> Arguments:
     return Arguments(inputs, target and Argument(TARGET, TARGET, *target), outputs)
 
 
-KEYWORDS = (
-    *("auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern"),
-    *("float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed"),
-    *("sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while"),
-    *(
-        "at",
-        "code",
-        "i",
-        "last",
-        "line",
-        "losses",
-        "m",
-        "memory",
-        "pock",
-        "rates",
-        "row",
-        "state",
-        "step",
-        "value",
-        "w",
-    ),
+RESERVED = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        auto break case char const continue default do double else enum extern float for goto if inline int long
+        register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
+        check_indices check_state code i last losses m memcpy out_of_range pock rates refuse run_accumulate_step
+        run_predict run_train_step step w
+        """,
+    )
 )
-"""Words that no argument is called by: C's, and the variables of the templates."""
+"""Words that no argument is called by: C's, and the names that the templates use beside arguments."""
 
 
 def kernel_prototypes(program: Program) -> str:

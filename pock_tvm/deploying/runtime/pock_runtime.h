@@ -57,16 +57,17 @@ int pock_read_state(
 
 #if POCK_THREADS > 1
 #include <pthread.h>
+#include <stdatomic.h>
 
 /* Threads of an instance. The calling thread is the first of them. */
 typedef struct {
-  pthread_mutex_t lock;
-  pthread_cond_t begin, end;
+  pthread_mutex_t lock; /* for those that sleep */
+  pthread_cond_t wake;
   int (*work)(int, void *, void *);
   void *data;
-  int tasks;
-  unsigned round;
-  int busy, started, stop;
+  atomic_uint round; /* of work; odd ones end the threads */
+  atomic_uint busy, asleep;
+  int started;
   struct pock_worker {
     void *pool;
     int number;

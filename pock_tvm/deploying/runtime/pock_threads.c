@@ -1,7 +1,10 @@
-/* Threads for kernels: a pool for each instance, with POSIX threads. */
+/* Threads for kernels: a pool for each instance, with POSIX threads. They spin for a while before they sleep, for the
+   next kernel mostly comes within microseconds. */
 #include "pock_runtime.h"
 
 #if POCK_THREADS > 1
+#define SPINS 20000 /* some 50 to 200 us */
+
 typedef struct {
   void *sync_handle;
   int32_t num_task;
@@ -9,23 +12,47 @@ typedef struct {
 
 static _Thread_local pock_pool *current;
 
+static void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__) || defined(__arm__)
+  __asm__ volatile("yield");
+#endif
+}
+
+/* Wait for a round of work after `seen`, and return it. */
+static unsigned next_round(pock_pool *pool, unsigned seen) {
+  for (int spin = 0; spin < SPINS; spin++, relax()) {
+    unsigned round = atomic_load(&pool->round);
+    if (round != seen) return round;
+  }
+  pthread_mutex_lock(&pool->lock);
+  atomic_fetch_add(&pool->asleep, 1);
+  while (atomic_load(&pool->round) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+  atomic_fetch_sub(&pool->asleep, 1);
+  pthread_mutex_unlock(&pool->lock);
+  return atomic_load(&pool->round);
+}
+
+/* Begin a round. Whoever falls asleep counts itself before it looks for the last time, so that none is forgotten. */
+static void begin_round(pock_pool *pool, unsigned steps) {
+  atomic_fetch_add(&pool->round, steps);
+  if (!atomic_load(&pool->asleep)) return;
+  pthread_mutex_lock(&pool->lock);
+  pthread_cond_broadcast(&pool->wake);
+  pthread_mutex_unlock(&pool->lock);
+}
+
 static void *run(void *argument) {
   struct pock_worker *worker = argument;
   pock_pool *pool = worker->pool;
-  unsigned seen = 0;
-  pthread_mutex_lock(&pool->lock);
-  for (;;) {
-    while (pool->round == seen && !pool->stop) pthread_cond_wait(&pool->begin, &pool->lock);
-    if (pool->stop) break;
-    seen = pool->round;
-    environment all = {NULL, pool->tasks};
-    pthread_mutex_unlock(&pool->lock);
+  environment all = {NULL, POCK_THREADS};
+  for (unsigned round = 0;;) {
+    round = next_round(pool, round);
+    if (round & 1) return NULL;
     pool->work(worker->number, &all, pool->data);
-    pthread_mutex_lock(&pool->lock);
-    if (!--pool->busy) pthread_cond_signal(&pool->end);
+    atomic_fetch_sub(&pool->busy, 1);
   }
-  pthread_mutex_unlock(&pool->lock);
-  return NULL;
 }
 
 /* Run a kernel's body on all threads; `tasks` is how many it wants at most, 0 for all. */
@@ -33,18 +60,12 @@ static int launch(int (*work)(int, void *, void *), void *data, int tasks) {
   pock_pool *pool = current;
   environment one = {NULL, 1}, all = {NULL, POCK_THREADS};
   if (!pool || tasks == 1) return work(0, &one, data);
-  pthread_mutex_lock(&pool->lock);
   pool->work = work;
   pool->data = data;
-  pool->tasks = POCK_THREADS;
-  pool->busy = POCK_THREADS - 1;
-  pool->round++;
-  pthread_cond_broadcast(&pool->begin);
-  pthread_mutex_unlock(&pool->lock);
+  atomic_store(&pool->busy, POCK_THREADS - 1);
+  begin_round(pool, 2);
   work(0, &all, data);
-  pthread_mutex_lock(&pool->lock);
-  while (pool->busy) pthread_cond_wait(&pool->end, &pool->lock);
-  pthread_mutex_unlock(&pool->lock);
+  while (atomic_load(&pool->busy)) relax();
   return 0;
 }
 
@@ -52,31 +73,24 @@ extern int (*const __TVMBackendParallelLaunch)(int (*)(int, void *, void *), voi
 int (*const __TVMBackendParallelLaunch)(int (*)(int, void *, void *), void *, int) = launch;
 
 int pock_start_threads(pock_pool *pool) {
-  if (pthread_mutex_init(&pool->lock, NULL) || pthread_cond_init(&pool->begin, NULL) ||
-      pthread_cond_init(&pool->end, NULL))
-    return 1;
-  for (int i = 0; i < POCK_THREADS - 1; i++) {
-    struct pock_worker *worker = pool->workers + i;
+  if (pthread_mutex_init(&pool->lock, NULL) || pthread_cond_init(&pool->wake, NULL)) return 1;
+  for (; pool->started < POCK_THREADS - 1; pool->started++) {
+    struct pock_worker *worker = pool->workers + pool->started;
     worker->pool = pool;
-    worker->number = i + 1;
+    worker->number = pool->started + 1;
     if (pthread_create(&worker->thread, NULL, run, worker)) {
       pock_stop_threads(pool);
       return 1;
     }
-    pool->started++;
   }
   return 0;
 }
 
 void pock_stop_threads(pock_pool *pool) {
-  pthread_mutex_lock(&pool->lock);
-  pool->stop = 1;
-  pthread_cond_broadcast(&pool->begin);
-  pthread_mutex_unlock(&pool->lock);
+  begin_round(pool, 1);
   for (int i = 0; i < pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
   pthread_mutex_destroy(&pool->lock);
-  pthread_cond_destroy(&pool->begin);
-  pthread_cond_destroy(&pool->end);
+  pthread_cond_destroy(&pool->wake);
 }
 
 void pock_use_threads(pock_pool *pool) { current = pool; }
