@@ -118,6 +118,10 @@ class Execution:
 
         Preparation(self._entries["prepare"], source, prepared, self._call_kernel).run()
 
+    def prepared(self) -> dict[str, np.ndarray]:
+        """The frozen weights in the layouts that kernels read, by name: views of what the entry points read."""
+        return {name: self._arrays[name] for name, each in self._parameters.items() if each.origin == PREPARED}
+
     def _call_kernel(self, kernel: str, addresses: Sequence[int]) -> None:
         """Call one kernel with the addresses of its operands."""
         self._library.run(CALL_KERNEL, self.kernel_table(kernel, addresses))

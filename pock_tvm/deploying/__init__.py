@@ -1,0 +1,1 @@
+"""Stand-alone bundles: a program as C that needs neither Python nor TVM."""
