@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import tvm
+from numpy.typing import ArrayLike
 
 from ..device.memory import ALIGNMENT, Memory
 from ..device.program import Program
@@ -132,7 +133,7 @@ class _RemoteMemory(Memory):
         values = self._connection.call(array.tensor.numpy)
         return values[: array.nbytes].view(array.dtype).reshape(array.shape)
 
-    def write(self, array: _RemoteArray, values: Any) -> None:
+    def write(self, array: _RemoteArray, values: ArrayLike) -> None:
         local = np.empty(array.shape, array.dtype)
         np.copyto(local, values, casting="same_kind")
         if local.nbytes:

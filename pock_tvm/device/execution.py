@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import guards
 from .contract import nbytes
@@ -85,7 +86,7 @@ class Execution:
     def _run(self, entry: str) -> None:
         self._library.run(entry, self._tables[entry])
 
-    def _fill(self, name: str, values: np.ndarray) -> None:
+    def _fill(self, name: str, values: ArrayLike) -> None:
         if name in self._arrays:  # an input that nothing reads has no memory
             self._memory.write(self._arrays[name], values)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .reading import parse_json
 
@@ -63,7 +64,7 @@ class Memory:
         """The values of an array: to look at, not to write to."""
         return array
 
-    def write(self, array: Any, values: Any) -> None:
+    def write(self, array: Any, values: ArrayLike) -> None:
         """Put values into an array."""
         np.copyto(array, values, casting="same_kind")
 

@@ -33,7 +33,8 @@ class Preparation:
         for number, (kernel, operands, *size) in enumerate(self.entry["calls"]):
             used = [self._array(number, position, offset) for position, offset in operands]
             if size:  # a copy
-                self.memory.move(*used, *size)
+                target, origin = used
+                self.memory.move(target, origin, *size)
             else:
                 self.call(kernel, [self.memory.address(array) + inside for array, inside in used])
             for at in [at for at in self._temporaries if self.entry["arena_map"][at][4] <= number]:
