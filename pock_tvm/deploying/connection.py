@@ -111,10 +111,7 @@ class Connection:
                 f"it knows {', '.join(sorted({repr(device.key) for device in known}))}" if known else "it knows none"
             )
             raise DeviceError(f"the tracker at {tracker} knows no device '{key}': {there}")
-        try:
-            answer = _ask(tracker, [base.TrackerCode.REQUEST, key, "", 1], timeout)
-        except TimeoutError as error:
-            raise DeviceError(f"no device '{key}' of the tracker at {tracker} was free within {timeout:g} s") from error
+        answer = _ask(tracker, [base.TrackerCode.REQUEST, key, "", 1], timeout, f": no device '{key}' became free")
         with _understanding(tracker):
             host, port, secret = answer
             address = Address(str(host), int(port))
@@ -209,8 +206,8 @@ def _resolved(address: Address) -> Address:
     return Address(str(found[0][4][0]), address.port)
 
 
-def _ask(tracker: Address, question: list[Any], timeout: float) -> Any:
-    """A tracker's answer; TimeoutError if it takes a question and does not answer."""
+def _ask(tracker: Address, question: list[Any], timeout: float, otherwise: str = "") -> Any:
+    """A tracker's answer. ``otherwise`` says what it means if there is none in time."""
     try:
         link = socket.create_connection(tracker, timeout)
         with link, _understanding(tracker):
@@ -222,8 +219,8 @@ def _ask(tracker: Address, question: list[Any], timeout: float) -> Any:
             if code != base.TrackerCode.SUCCESS:
                 raise ValueError(f"code {code}")
             return value
-    except TimeoutError:
-        raise
+    except TimeoutError as error:
+        raise DeviceError(f"the tracker at {tracker} gave no answer within {timeout:g} s{otherwise}") from error
     except OSError as error:
         raise DeviceError(f"the tracker at {tracker} cannot be reached ({reason(error)})") from error
 
