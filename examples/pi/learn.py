@@ -8,7 +8,6 @@ Learned ones move to ``learned/``, those that cannot be read to ``refused/``.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,7 @@ def gather(folder: Path) -> None:
     """Make ``tonight/`` of the new samples: ``samples.npz``, and the names of the files that are in it."""
     inputs = Program.load(folder / "net.pock").manifest["inputs"]
     parts: dict[str, dict[str, np.ndarray]] = {}
-    for path in sorted((folder / "new").glob("*.npz")):
+    for path in sorted((folder / "new").glob("[!.]*.npz")):
         try:
             with np.load(path) as file:
                 arrays = {name: file[name] for name in [*(each["name"] for each in inputs), "y"]}
@@ -70,7 +69,7 @@ def finish(folder: Path) -> None:
         if (folder / "new" / name).exists():
             move(folder / "new" / name, folder / "learned")
     if (done / "net.ckpt").exists():
-        os.replace(done / "net.ckpt", folder / "net.ckpt")
+        (done / "net.ckpt").replace(folder / "net.ckpt")
     shutil.rmtree(done)
 
 

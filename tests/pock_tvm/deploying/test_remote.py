@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import io
 import os
+import random
 import shutil
 import signal
 import socket
@@ -61,9 +62,12 @@ class Server:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that nothing uses, below those that the system hands out to clients."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +339,7 @@ def test_an_emulated_arm_device_trains_the_same(tmp_path, monkeypatch) -> None:
         linker = tmp_path / "aarch64-linux-gnu-gcc"
         linker.write_text(f'#!/bin/sh\nexec {sys.executable} -m ziglang cc -target aarch64-linux-gnu "$@"\n')
         linker.chmod(0o755)
-        monkeypatch.setenv("PATH", tmp_path, prepend=os.pathsep)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     here = pock.Trainer(build(), threads=1)
     server = Server("rpc_server", python=python)
     try:
