@@ -129,7 +129,7 @@ def _run(job: Job, open_trainer: Callable[[], RemoteTrainer], resume: bool, wait
     """Train on a device. If it disappears, look for it, and go on from the last checkpoint."""
     from ..deploying.connection import connected
 
-    device = open_trainer()
+    device, furthest = open_trainer(), -1
     while True:
         taken: list[None] = []
         try:
@@ -137,10 +137,10 @@ def _run(job: Job, open_trainer: Callable[[], RemoteTrainer], resume: bool, wait
                 job.run(device, resume=resume, after_step=lambda: taken.append(None))  # noqa: B023 - called here alone
             return
         except DeviceError as lost:
-            if not taken:  # twice at one step is no accident
+            if not taken or device.steps <= furthest:  # twice at one step is no accident
                 raise DeviceError(f"{lost}; {_kept(job) if resume else 'no step was done'}") from lost
             typer.echo(f"pock: {lost}; looking for it for {wait:g} s", err=True)
-        resume = True
+        resume, furthest = True, device.steps
         try:
             device = connected(open_trainer, wait)
         except DeviceError as gone:

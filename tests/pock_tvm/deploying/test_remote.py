@@ -319,13 +319,14 @@ def test_a_device_that_comes_back_goes_on_by_itself(place, program, doomed, tmp_
     assert same_state(program, tmp_path / "net.ckpt", place / "here.ckpt")
 
 
-def test_a_device_that_is_lost_at_the_same_step_again_ends_the_run(place, server, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_device_that_is_lost_at_the_same_step_again_ends_the_run(every, place, server, tmp_path, monkeypatch) -> None:
     def lose() -> None:
         raise DeviceError("the device is gone")
 
     server.connect().close()
     at_step(monkeypatch, 4, lose)
-    code, said = run(place, tmp_path / "net.ckpt", server, "--wait", PATIENCE_S)
+    code, said = run(place, tmp_path / "net.ckpt", server, "--wait", PATIENCE_S, "--checkpoint-every", every)
     assert code == 2 and said.count("looking for it") == 1 and "--resume" in said.splitlines()[-1]
 
 
