@@ -89,6 +89,7 @@ def deploy(
             toolchain.build(made, kernels, threads, embedded=embed_weights)
         for path in sorted(made.iterdir()):
             _replace(path, target / path.name)
+        (target / ("weights.bin" if embed_weights else "weights.c")).unlink(missing_ok=True)  # an earlier bundle's
     return target
 
 
