@@ -32,6 +32,7 @@ def traits_table() -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for name in (HOST, *MACHINES):
         traits, machine = cpu_target(resolve_target(name)).traits, MACHINES.get(name)
+        memory = (None, None) if machine is None else (machine.flash_bytes, machine.ram_bytes)
         table.add_row(
             name,
             f"{traits.registers} x {traits.lanes}",
@@ -39,8 +40,7 @@ def traits_table() -> Table:
             str(traits.fma_latency),
             f"{traits.load_ports:g}",
             _kib(traits.cache_bytes),
-            _kib(machine and machine.flash_bytes),
-            _kib(machine and machine.ram_bytes),
+            *map(_kib, memory),
         )
     return table
 
