@@ -1,0 +1,1 @@
+"""Stand-alone bundles: programs as C, for devices without Python."""
