@@ -122,7 +122,7 @@ class Expressions:
         self, buffer: tirx.Var, kind: str = "", *, name: str = "", is_array_of_vectors: bool = False
     ) -> str:
         """Name the memory of a buffer; without a ``kind``, its type in C, it is known under a ``name`` already."""
-        name = name or self._new(buffer.name, kind)
+        name = name or self._new(buffer.name.removesuffix("_local").removesuffix("_intermediate"), kind)
         self._memory[buffer] = Memory(name, DataType(str(buffer.dtype)), is_array_of_vectors)
         return name
 

@@ -46,6 +46,8 @@ class _Kernel(Expressions):
         self._functions: list[str] = []
         self._pointers: dict[tirx.Var, str] = {}
         self._written: set[str] = set()
+        self._tiles: dict[str, tuple[tirx.Var, int]] = {}
+        """Arrays of vectors, which loops accumulate into, with their extents, by name."""
         self._restrict = ""
 
     def printed(self, func: tirx.PrimFunc) -> KernelText:
@@ -88,8 +90,22 @@ class _Kernel(Expressions):
         self.emit("}")
 
     def _SeqStmt(self, stmt: tirx.SeqStmt) -> None:
-        for each in stmt.seq:
+        memory = dict(self._memory)
+        for at, each in enumerate(stmt.seq):
+            tiles, before = dict(self._tiles), len(self.lines)
             self._statement(each)
+            if isinstance(each, tirx.For) and at + 1 < len(stmt.seq):
+                written = dict.fromkeys(STORE.findall("\n".join(self.lines[before:])))
+                for name in (name for name in written if name in tiles):
+                    self._end_tile(name, *tiles[name])
+        self._memory |= memory
+
+    def _end_tile(self, name: str, buffer: tirx.Var, extent: int) -> None:
+        """Let the statements behind the loops that accumulate a tile read a copy of it, apart from its registers."""
+        kind = self.scope[name]
+        done = self.declare_memory(buffer, kind, name=self._new(f"{name}_done", kind), is_array_of_vectors=True)
+        self.emit(f"{kind.removesuffix(' *')} {done}[{extent}];")
+        self.emit(f"pock_tile_done({done}, {name});")
 
     def _AttrStmt(self, stmt: tirx.AttrStmt) -> None:
         if stmt.attr_key not in DEVICE:
@@ -118,6 +134,8 @@ class _Kernel(Expressions):
         dtype = self._known(DataType(str(buffer.dtype)))
         kind = vector(dtype) if dtype.lanes > 1 else stored_type(str(dtype))
         name = self.declare_memory(buffer, f"{kind} *", is_array_of_vectors=dtype.lanes > 1)
+        if dtype.lanes > 1:
+            self._tiles[name] = buffer, int(extent)
         # Compilers do not see that a first iteration initialises a number.
         self.emit(f"{kind} {name}[{int(extent)}]{'' if dtype.lanes > 1 else ' = {0}'};")
 
@@ -243,6 +261,7 @@ def _without_unused(lines: Sequence[str]) -> tuple[list[str], set[str]]:
     return kept[::-1], words
 
 
+STORE = re.compile(r"(\w+)\[\w+\] = ")
 CONSTANT, WORD = re.compile(r"\s*const \w+ (\w+) = "), re.compile(r"[A-Za-z_]\w*")
 
 

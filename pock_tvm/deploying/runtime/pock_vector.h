@@ -30,8 +30,19 @@
 #define POCK_INLINE static inline
 #define pock_prefetch(address, writes) ((void)(address))
 #endif
+
+/* Copies an accumulated tile for what follows. Without, GCC keeps constants of that in the tile's registers. */
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi" /* vectors wider than the machine's: no function that takes one is called */
+#define pock_tile_done(done, tile) \
+    do { \
+        memcpy(done, tile, sizeof(tile)); \
+        __asm__ volatile("" : "+m"(done)); \
+    } while (0)
+#pragma GCC diagnostic ignored "-Wpsabi" /* of vectors wider than the machine's: functions that take some are inlined */
+/* -std=c11 would forbid fused multiply-adds. Vectorised loops over lanes may read more than what is there. */
+#pragma GCC optimize("fp-contract=fast", "no-trapping-math", "no-tree-slp-vectorize")
+#else
+#define pock_tile_done(done, tile) memcpy(done, tile, sizeof(tile))
 #endif
 
 /* Scalars. */
@@ -133,6 +144,8 @@ POCK_TRUNCATION(i64, int64_t, INT64_MIN, -0x1p63, 0x1p63)
         V(MASK) mask = __builtin_convertvector(choice, V(MASK)); \
         return (V(T))((mask & (V(MASK))a) | (~mask & (V(MASK))b)); \
     }
+#define FMA(T) \
+    POCK_INLINE V(T) F(T, fma)(V(T) a, V(T) b, V(T) c) { return a * b + c; }
 #define CONVERSION(TO, FROM, CONVERT) \
     POCK_INLINE V(TO) F(TO, from_##FROM)(V(FROM) a) { return __builtin_convertvector(a, V(TO)); }
 
@@ -159,6 +172,8 @@ POCK_TRUNCATION(i64, int64_t, INT64_MIN, -0x1p63, 0x1p63)
         EACH_LANE AT(a) = AT(choice) ? AT(a) : AT(b); \
         return a; \
     }
+#define FMA(T) \
+    POCK_INLINE V(T) F(T, fma)(V(T) a, V(T) b, V(T) c) { EACH_LANE AT(a) = T##_fma(AT(a), AT(b), AT(c)); return a; }
 #define CONVERSION(TO, FROM, CONVERT) \
     POCK_INLINE V(TO) F(TO, from_##FROM)(V(FROM) a) { V(TO) r; EACH_LANE AT(r) = CONVERT(AT(a)); return r; }
 #define SHUFFLE(T) \
@@ -176,8 +191,6 @@ POCK_TRUNCATION(i64, int64_t, INT64_MIN, -0x1p63, 0x1p63)
     POCK_INLINE V(T) F(T, NAME)(V(T) a) { EACH_LANE AT(a) = FUNCTION(AT(a)); return a; }
 #define MAP_2(T, NAME, FUNCTION) \
     POCK_INLINE V(T) F(T, NAME)(V(T) a, V(T) b) { EACH_LANE AT(a) = FUNCTION(AT(a), AT(b)); return a; }
-#define MAP_3(T, NAME, FUNCTION) \
-    POCK_INLINE V(T) F(T, NAME)(V(T) a, V(T) b, V(T) c) { EACH_LANE AT(a) = FUNCTION(AT(a), AT(b), AT(c)); return a; }
 #define BITS(TO, FROM) \
     POCK_INLINE V(TO) F(TO, bits_of_##FROM)(V(FROM) a) { V(TO) r; memcpy(&r, &a, sizeof r); return r; }
 #define MEMORY(T, SCALAR) \
@@ -236,7 +249,7 @@ POCK_TRUNCATION(i64, int64_t, INT64_MIN, -0x1p63, 0x1p63)
     ORDER(T, SCALAR, MASK) \
     BITS(T, MASK) \
     BITS(MASK, T) \
-    MAP_3(T, fma, T##_fma) \
+    FMA(T) \
     MAP(T, sqrt, sqrt##SUFFIX) \
     MAP(T, floor, floor##SUFFIX) \
     MAP(T, ceil, ceil##SUFFIX) \
@@ -337,7 +350,7 @@ POCK_INLINE void F(b32, store)(uint8_t *to, V(b32) a) { F(u8, store)(to, F(u8, f
 #undef SHUFFLE
 #undef MAP
 #undef MAP_2
-#undef MAP_3
+#undef FMA
 #undef BITS
 #undef MEMORY
 #undef ARITHMETIC
