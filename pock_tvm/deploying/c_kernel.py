@@ -54,7 +54,7 @@ class _Kernel(Expressions):
         """Print the kernel."""
         self._restrict = "restrict " if func.attrs.get("tirx.noalias") else ""
         for param in func.params:
-            kind = f"{stored_type(str(param.ty.element_type.dtype))} *"
+            kind = f"{stored_type(str(self._known(DataType(str(param.ty.element_type.dtype)))))} *"
             self._pointers[param] = self._new(param.name.removesuffix("_ptr"), kind)
         self._statement(func.body)
         prototype = _signature(f"int {self.kernel}", self._parameters(self._pointers.values()))

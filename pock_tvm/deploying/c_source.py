@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import textwrap
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 
 import tvm
 from tvm import tirx
+
+from schedules.target import Target
 
 from ..compiler.targets import kernel_target, resolve_target
 from ..device.program import Program, kernel_calls
@@ -32,9 +34,13 @@ def kernel_sources(program: Program) -> dict[str, str]:
         A kernel has a statement, an expression or a dtype without a form in C.
     """
     target = kernel_target(resolve_target(program.manifest["target"]["description"]))
-    operands = _named_operands(program)
+    return sources(dict(_definitions(program)), target, _named_operands(program))
+
+
+def sources(kernels: Mapping[str, tirx.PrimFunc], target: Target, operands: Mapping[str, list[str]]) -> dict[str, str]:
+    """Print unscheduled kernels by their names: see :func:`kernel_sources`. ``operands`` are for the comments."""
     files, prototypes = {}, []
-    for name, definition in _definitions(program):
+    for name, definition in kernels.items():
         (lowered,) = target.lower(target.schedule(definition)).functions.values()
         printed = print_kernel(lowered)
         vectors = [f'#define POCK_LANES {lanes}\n#include "{VECTORS}"' for lanes in printed.lanes]

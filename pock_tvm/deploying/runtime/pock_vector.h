@@ -269,6 +269,16 @@ POCK_TRUNCATION(i64, int64_t, INT64_MIN, -0x1p63, 0x1p63)
     MAP(T, erf, erf##SUFFIX) \
     MAP_2(T, pow, pow##SUFFIX)
 
+#define FROM_INTEGERS(TO, CAST) \
+    CONVERSION(TO, i8, CAST) \
+    CONVERSION(TO, u8, CAST) \
+    CONVERSION(TO, i32, CAST) \
+    CONVERSION(TO, i64, CAST)
+#define INTEGERS_FROM(TO, CAST) \
+    FROM_INTEGERS(TO, CAST) \
+    CONVERSION(TO, f32, TO##_from_f32) \
+    CONVERSION(TO, f64, TO##_from_f64)
+
 TYPE(f32, float)
 TYPE(f64, double)
 TYPE(i8, int8_t)
@@ -289,31 +299,14 @@ FLOAT(f64, double, i64, )
 SHUFFLE(f32)
 #endif
 
+FROM_INTEGERS(f32, (float))
+FROM_INTEGERS(f64, (double))
 CONVERSION(f32, f64, (float))
-CONVERSION(f32, i8, (float))
-CONVERSION(f32, u8, (float))
-CONVERSION(f32, i32, (float))
-CONVERSION(f32, i64, (float))
 CONVERSION(f64, f32, (double))
-CONVERSION(f64, i32, (double))
-CONVERSION(f64, i64, (double))
-CONVERSION(i8, u8, (int8_t))
-CONVERSION(i8, i32, (int8_t))
-CONVERSION(i8, f32, i8_from_f32)
-CONVERSION(u8, i8, (uint8_t))
-CONVERSION(u8, i32, (uint8_t))
-CONVERSION(u8, i64, (uint8_t))
-CONVERSION(u8, f32, u8_from_f32)
-CONVERSION(i32, i8, (int32_t))
-CONVERSION(i32, u8, (int32_t))
-CONVERSION(i32, i64, (int32_t))
-CONVERSION(i32, f32, i32_from_f32)
-CONVERSION(i32, f64, i32_from_f64)
-CONVERSION(i64, i8, (int64_t))
-CONVERSION(i64, u8, (int64_t))
-CONVERSION(i64, i32, (int64_t))
-CONVERSION(i64, f32, i64_from_f32)
-CONVERSION(i64, f64, i64_from_f64)
+INTEGERS_FROM(i8, (int8_t))
+INTEGERS_FROM(u8, (uint8_t))
+INTEGERS_FROM(i32, (int32_t))
+INTEGERS_FROM(i64, (int64_t))
 
 /* Masks. In memory a lane is a byte: 0 or 1. */
 POCK_INLINE V(b32) F(b32, of)(bool x) { return F(i32, of)(-x); }
@@ -357,5 +350,7 @@ POCK_INLINE void F(b32, store)(uint8_t *to, V(b32) a) { F(u8, store)(to, F(u8, f
 #undef ORDER
 #undef INTEGER
 #undef FLOAT
+#undef FROM_INTEGERS
+#undef INTEGERS_FROM
 #undef POCK_LANES
 #endif /* POCK_LANES */
