@@ -1,1 +1,1 @@
-"""Stand-alone bundles: programs as C, for devices without Python."""
+"""Stand-alone bundles: a program as C that needs neither Python nor TVM."""

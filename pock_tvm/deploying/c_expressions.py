@@ -360,7 +360,7 @@ class Expressions:
     ) -> str:
         """Print a call that loads or stores a vector: ``run`` in a row or at a stride, ``apart`` anywhere."""
         prefix, last = vector(dtype), [] if value is None else [value]
-        if memory.dtype.lanes > 1 and not isinstance(place, tirx.Ramp):
+        if memory.dtype.lanes > 1 and dtype == memory.dtype:
             arguments = [self.address(memory, place)]
         elif memory.dtype.lanes > 1 or element(dtype) != str(memory.dtype):
             raise self.unknown(f"{memory.name} as {dtype}")
@@ -369,8 +369,9 @@ class Expressions:
             arguments = [self.address(memory, place.base)]
             if stride != "1":
                 run, arguments = f"{run}_strided", [*arguments, stride]
-        elif element(dtype_of(place)) == "int32":
-            run, arguments = apart, [memory.name, self.index(place)]
+        elif element(dtype_of(place)) in WRAPPING:
+            run = f"{apart}_by_{SHORT[element(dtype_of(place))]}"
+            arguments = [memory.name, self.index(place)]
         else:
             raise self.unknown(f"{apart} by {dtype_of(place)}")
         return f"{prefix}_{run}({', '.join([*arguments, *last])})"

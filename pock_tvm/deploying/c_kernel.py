@@ -235,7 +235,7 @@ class _Kernel(Expressions):
             "\n".join([f"struct {name}_operands {{", *members, "};", ""]),
             "\n".join(
                 [
-                    f"static int {name}_task(int task, pock_group *group, void *data)",
+                    f"static int {name}_task(int task, void *group, void *data)",
                     "{",
                     f"    const struct {name}_operands *operands = data;",
                     "    int32_t first, end;",

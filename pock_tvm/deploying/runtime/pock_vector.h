@@ -8,6 +8,8 @@
  * That declares the types f32x8, i32x8, b32x8, ... and functions such as f32x8_add(a, b). They are the vector
  * extensions of GCC and Clang where the compiler has them and the lanes are a power of two, else structs and loops;
  * -DPOCK_SCALAR chooses loops everywhere. The lanes of a b32x8 are 0 or -1. Integers wrap around.
+ *
+ * Compile with -fno-math-errno: where the C library's sqrt has to set errno, it is no vector instruction.
  */
 #ifndef POCK_VECTOR_H
 #define POCK_VECTOR_H
@@ -193,6 +195,17 @@ POCK_TRUNCATION(i64, int64_t, INT64_MIN, -0x1p63, 0x1p63)
     POCK_INLINE V(T) F(T, NAME)(V(T) a, V(T) b) { EACH_LANE AT(a) = FUNCTION(AT(a), AT(b)); return a; }
 #define BITS(TO, FROM) \
     POCK_INLINE V(TO) F(TO, bits_of_##FROM)(V(FROM) a) { V(TO) r; memcpy(&r, &a, sizeof r); return r; }
+#define GATHER(T, SCALAR, INDEX) \
+    POCK_INLINE V(T) F(T, gather_by_##INDEX)(const SCALAR *from, V(INDEX) places) \
+    { \
+        V(T) r; \
+        EACH_LANE AT(r) = from[AT(places)]; \
+        return r; \
+    } \
+    POCK_INLINE void F(T, scatter_by_##INDEX)(SCALAR *to, V(INDEX) places, V(T) a) \
+    { \
+        EACH_LANE to[AT(places)] = AT(a); \
+    }
 #define MEMORY(T, SCALAR) \
     POCK_INLINE V(T) F(T, load)(const SCALAR *from) { V(T) r; memcpy(&r, from, sizeof r); return r; } \
     POCK_INLINE void F(T, store)(SCALAR *to, V(T) a) { memcpy(to, &a, sizeof a); } \
@@ -203,13 +216,8 @@ POCK_TRUNCATION(i64, int64_t, INT64_MIN, -0x1p63, 0x1p63)
         return r; \
     } \
     POCK_INLINE void F(T, store_strided)(SCALAR *to, int64_t stride, V(T) a) { EACH_LANE to[lane * stride] = AT(a); } \
-    POCK_INLINE V(T) F(T, gather)(const SCALAR *from, V(i32) places) \
-    { \
-        V(T) r; \
-        EACH_LANE AT(r) = from[AT(places)]; \
-        return r; \
-    } \
-    POCK_INLINE void F(T, scatter)(SCALAR *to, V(i32) places, V(T) a) { EACH_LANE to[AT(places)] = AT(a); }
+    GATHER(T, SCALAR, i32) \
+    GATHER(T, SCALAR, i64)
 #define ARITHMETIC(T, SCALAR, WIDE, WIDE_SCALAR) \
     INFIX(T, SCALAR, add, +, WIDE, WIDE_SCALAR) \
     INFIX(T, SCALAR, sub, -, WIDE, WIDE_SCALAR) \
@@ -345,6 +353,7 @@ POCK_INLINE void F(b32, store)(uint8_t *to, V(b32) a) { F(u8, store)(to, F(u8, f
 #undef MAP_2
 #undef FMA
 #undef BITS
+#undef GATHER
 #undef MEMORY
 #undef ARITHMETIC
 #undef ORDER
