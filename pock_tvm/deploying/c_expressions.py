@@ -10,50 +10,13 @@ from tvm import DataType, ir, tirx
 from tvm.target import codegen as llvm
 
 from ..errors import BuildError
+from .c_operators import CONDITIONAL, INFIX, UNARY, Text, inside
 from .c_types import SCALARS, SHORT, WRAPPING, Names, c_type, dtype_of, element, float_text, integer_text, vector
 
 WIDTH = 110
 """Longest expression in one line. Parts of longer ones get names of their own."""
 
 
-class Text(NamedTuple):
-    """An expression in C, and how tightly its outermost operator binds: 0 is a name or a call."""
-
-    text: str
-    level: int = 0
-
-
-class Infix(NamedTuple):
-    """An operator: as C writes it, how tightly it binds, and its name in pock_vector.h."""
-
-    symbol: str
-    level: int
-    name: str
-
-
-UNARY, AND, OR, CONDITIONAL = 1, 10, 11, 12
-BITWISE = (4, 7, 8, 9)
-"""Levels of operators whose precedence few know: compilers warn without parentheses."""
-INFIX = {
-    "Mul": Infix("*", 2, "mul"),
-    "Div": Infix("/", 2, "div"),
-    "Mod": Infix("%", 2, "mod"),
-    "Add": Infix("+", 3, "add"),
-    "Sub": Infix("-", 3, "sub"),
-    "LShift": Infix("<<", 4, "shl"),
-    "RShift": Infix(">>", 4, "shr"),
-    "LT": Infix("<", 5, "lt"),
-    "LE": Infix("<=", 5, "le"),
-    "GT": Infix(">", 5, "gt"),
-    "GE": Infix(">=", 5, "ge"),
-    "EQ": Infix("==", 6, "eq"),
-    "NE": Infix("!=", 6, "ne"),
-    "BitwiseAnd": Infix("&", 7, "and"),
-    "BitwiseXor": Infix("^", 8, "xor"),
-    "BitwiseOr": Infix("|", 9, "or"),
-    "And": Infix("&&", AND, "and"),
-    "Or": Infix("||", OR, "or"),
-}
 WRAPPED = {"add", "sub", "mul", "shl"}
 """Operators whose result may be out of range, for signed integers."""
 MATHS = {"ceil", "cos", "exp", "exp2", "fabs", "floor", "log", "log10", "log2", "nearbyint", "pow", "round", "sin"}
@@ -154,7 +117,7 @@ class Expressions:
             index = self._named(index, dtype_of(place))
         if memory.is_array_of_vectors or memory.dtype.lanes == 1:
             return index.text
-        return "0" if index.text == "0" else f"{memory.dtype.lanes} * {self._inside(index, 2, is_right=True)}"
+        return "0" if index.text == "0" else f"{memory.dtype.lanes} * {inside(index, 2, is_right=True)}"
 
     def memory(self, buffer: tirx.Var) -> Memory:
         """Return where a buffer lies."""
@@ -207,16 +170,6 @@ class Expressions:
         self.emit(f"const {c_type(dtype)} {name} = {printed.text};")
         return Text(name)
 
-    @staticmethod
-    def _inside(printed: Text, level: int, *, is_right: bool = False) -> str:
-        """Put an operand of an operator into parentheses, where C wants them, or compilers warn without."""
-        looser = printed.level > level or (is_right and printed.level == level and level < AND)
-        if level in BITWISE:
-            confusing = printed.level > UNARY
-        else:
-            confusing = printed.level in BITWISE or (level, printed.level) == (OR, AND)
-        return f"({printed.text})" if looser or confusing else printed.text
-
     def _infix(self, expr: tirx.Expr) -> Text:
         symbol, level, name = INFIX[type(expr).__name__]
         dtype, result = self._known(dtype_of(expr.a)), dtype_of(expr)
@@ -229,7 +182,7 @@ class Expressions:
         left, right = self._print(expr.a), self._print(expr.b)
         if len(left.text) + len(right.text) > WIDTH:
             left, right = (self._named(each, dtype) if len(each.text) > WIDTH // 2 else each for each in (left, right))
-        printed = Text(f"{self._inside(left, level)} {symbol} {self._inside(right, level, is_right=True)}", level)
+        printed = Text(f"{inside(left, level)} {symbol} {inside(right, level, is_right=True)}", level)
         is_narrow = str(result) in SHORT and str(result) not in WRAPPING and "int" in str(result)
         return Text(f"({SCALARS[str(result)]})({printed.text})", UNARY) if is_narrow else printed
 
@@ -263,7 +216,7 @@ class Expressions:
         dtype = self._known(dtype_of(condition))
         if dtype.lanes > 1:
             return self._call(f"{vector(dtype)}_not", condition)
-        return Text(f"!{self._inside(self._print(condition), UNARY)}", UNARY)
+        return Text(f"!{inside(self._print(condition), UNARY)}", UNARY)
 
     def _Var(self, expr: tirx.Var) -> Text:
         name = self._values.get(expr)
@@ -303,7 +256,7 @@ class Expressions:
             return self._call(f"{vector(dtype)}_from_{SHORT[element(source)]}", expr.value)
         if str(source).startswith("float") and "int" in str(dtype):
             return self._call(f"{SHORT[str(dtype)]}_from_{SHORT[str(source)]}", expr.value)
-        return Text(f"({SCALARS[str(dtype)]}){self._inside(self._print(expr.value), UNARY)}", UNARY)
+        return Text(f"({SCALARS[str(dtype)]}){inside(self._print(expr.value), UNARY)}", UNARY)
 
     def _Let(self, expr: tirx.Let) -> Text:
         self.bind(expr.var, expr.value)
@@ -324,7 +277,7 @@ class Expressions:
             test = self._print(condition)
         branches = [self._branch(each) for each in (true, false)]
         if not any(lines for lines, _ in branches):
-            texts = [self._inside(each, CONDITIONAL, is_right=True) for each in (test, *(text for _, text in branches))]
+            texts = [inside(each, CONDITIONAL, is_right=True) for each in (test, *(text for _, text in branches))]
             printed = f"{texts[0]} ? {texts[1]} : {texts[2]}"
             if len(printed) <= WIDTH:
                 return Text(printed, CONDITIONAL)
