@@ -1,4 +1,4 @@
-"""Kills training, fills its disk, takes its permissions away, damages files: counts what is lost or wrong.
+"""Kills training, fills its disk, takes its permissions away, damages files, wears processes out: counts what fails.
 
     python bench/faults.py [--only state] [--tenth] [--seed 0] [--json out.json]
 
@@ -18,6 +18,14 @@ from typing import Annotated
 
 import mutations
 import typer
+from faults_of_processes import (
+    dropped_trainers,
+    ended_threads,
+    flipped_cache_bits,
+    many_steps,
+    trainers_in_processes,
+    trainers_in_threads,
+)
 from faults_of_state import Tally, full_disks, kills, kills_of_an_analysis, permissions, short_writes
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +33,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Part:
-    """A kind of fault: how it is made, and how often."""
+    """A kind of fault: how it is made, and how often or how many seconds long."""
 
     name: str
     count: int
@@ -46,6 +54,12 @@ PARTS = [
     Part("state: permission", 20, permissions),
     Part("analysis: killed", 20, kills_of_an_analysis),
     Part("files: mutated", 10_000, mutated_files),
+    Part("cache: flipped bit", 100, flipped_cache_bits),
+    Part("use: 8 trainers in threads, for 600 s", 600, trainers_in_threads),
+    Part("use: 8 trainers in processes, for 600 s", 600, trainers_in_processes),
+    Part("use: trainers dropped", 300, dropped_trainers),
+    Part("use: threads ended", 200, ended_threads),
+    Part("use: steps", 20_000, many_steps),
 ]
 
 

@@ -185,26 +185,37 @@ def kills(count: int, seed: int) -> Tally:
 
 
 def kills_of_an_analysis(count: int, seed: int) -> Tally:
-    """Kill one analysis again and again; it has to find in the end what an undisturbed one does."""
+    """Kill analyses again and again; each that comes to its end has to find what an undisturbed one does."""
     tally, rng, there = Tally(), random.Random(seed), world()
-    outputs = [there.folder / name for name in ("whole.json", "killed.json")]
+    whole, output = (there.folder / name for name in ("whole.json", "killed.json"))
     script = there.folder / "analyse.py"  # workers are processes, which import it
     script.write_text(ANALYSE)
-    command = [sys.executable, str(script), str(there.folder)]
+
+    def begin(path: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(script), str(there.folder), str(path)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def check(process: subprocess.Popen[bytes]) -> None:
+        if process.returncode or json.loads(output.read_text()) != json.loads(whole.read_text()):
+            tally.wrong.append(f"an analysis after {tally.made} kills found something else (exit {process.returncode})")
+
     start = time.perf_counter()
-    subprocess.run([*command, str(outputs[0])], check=True, stdout=subprocess.DEVNULL)
+    begin(whole).wait()
     seconds = time.perf_counter() - start
-    for _ in range(count):
-        process = subprocess.Popen([*command, str(outputs[1])], stdout=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(rng.uniform(0, seconds))
-        if process.poll() is None:
+    while tally.made < count:
+        process = begin(output)
+        try:
+            process.wait(rng.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             tally.made += 1
-        process.wait()
-    done = subprocess.run([*command, str(outputs[1])], check=False, stdout=subprocess.DEVNULL)
-    found = [json.loads(each.read_text()) if each.exists() else None for each in outputs]
-    if done.returncode or found[0] != found[1]:
-        tally.wrong.append(f"an analysis that was killed {count} times found something else (exit {done.returncode})")
+            continue
+        check(process)  # it came to its end: the next kills are of another
+        output.unlink()
+    process = begin(output)
+    process.wait()
+    check(process)
     return tally
 
 

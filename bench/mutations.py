@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import random
 import resource
@@ -506,7 +507,7 @@ class Row:
 def run(count: int = 10_000, *, only: Collection[str] | None = None, workers: int = 2) -> list[Row]:
     """Run some number of cases over all kinds, and return a row for each kind."""
     shares = {kind: SHARE.get(kind, 1) for kind in READERS if not only or kind in only}
-    cases = {kind: max(1, round(count * share / sum(shares.values()))) for kind, share in shares.items()}
+    cases = {kind: math.ceil(count * share / sum(shares.values())) for kind, share in shares.items()}
     with tempfile.TemporaryDirectory() as name:
         originals = Path(name) / "originals"
         originals.mkdir()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .choosing.weight_groups import analyze_kinds
     from .compiler.driver import compile
     from .compiler.obstacles import check
+    from .deploying.bundle import deploy
     from .device.losses import Loss
     from .device.optimizers import SGD, Adam, AdamW
     from .device.program import Program
@@ -43,6 +44,7 @@ _HOME = {
     "analyze_kinds": "choosing.weight_groups",
     "check": "compiler.obstacles",
     "compile": "compiler.driver",
+    "deploy": "deploying.bundle",
     "search": "choosing.scheme_search",
 }
 __all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .kernels.lift_frozen import LiftFrozen
     from .kernels.name_kernels import NameKernels
     from .kernels.pack_weights import PackWeights
+    from .kernels.pad_frozen import PadFrozen
     from .kernels.scale_results import ScaleResults
     from .kernels.share_frozen import ShareFrozen
     from .kernels.slice_forward import SliceForward
@@ -66,6 +67,7 @@ _HOME = {
     "OrderUpdates": "memory.order_updates",
     "PackMasks": "training.pack_masks",
     "PackWeights": "kernels.pack_weights",
+    "PadFrozen": "kernels.pad_frozen",
     "PlanArena": "memory.plan_arena",
     "Recompute": "memory.recompute",
     "RecomputeCheap": "memory.recompute_cheap",

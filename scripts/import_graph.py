@@ -19,8 +19,8 @@ ORDER = {
         "errors", "ir", "operators", "analysis", "gradients", "canonical", "training", "kernels", "memory",
     ],
     "pock_tvm": [
-        "device", "errors", "quantities", "frontend", "schemes", "training", "compiler", "choosing", "reports", "cli",
-        "plugin",
+        "device", "errors", "quantities", "frontend", "schemes", "training", "compiler", "choosing", "deploying",
+        "reports", "cli", "plugin",
     ],
 }  # fmt: skip
 """The rooms of each package, lowest first: each imports only what stands before it."""

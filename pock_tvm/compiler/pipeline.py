@@ -40,6 +40,7 @@ from relay_passes import (
     OrderUpdates,
     PackMasks,
     PackWeights,
+    PadFrozen,
     PlanArena,
     RecomputeCheap,
     ReserveScratch,
@@ -275,13 +276,14 @@ def order_kernels(phases: Phases, training: Training, builder: KernelBuilder, *,
     # 6. Choose kernels.
     tables = tables_of(phases.mod[PREDICT], frozen) if training.copies == 1 else set()
     moved = [name for name in frozen if name not in tables]
+    padded = [PadFrozen(moved, functions, builder.kernel_target)] if training.copies == 1 else []
     straight = [StraightenProducts(moved, name) for name in functions]
     scaled = [ScaleResults(list(training.trained), name) for name in functions]
     transformed = [Winograd(frozen, name) for name in functions] if winograd else []
     packed = [PackWeights(moved, builder.kernel_target, name) for name in functions]
     sliced = SliceForward(training.steps, functions, frozen)
     shared = [ShareFrozen(frozen, functions)] if training.copies == 1 else []
-    phases.run(6, "products", [*scaled, *straight, *transformed, sliced, *packed, *shared])
+    phases.run(6, "products", [*scaled, *padded, *straight, *transformed, sliced, *packed, *shared])
     chosen = ChooseKernels(functions, builder.kernel_target)
     views = relax.transform.RewriteDataflowReshape()
     phases.run(6, "kernels", [chosen, views, LiftFrozen(frozen, functions)], only_kernels)

@@ -64,6 +64,24 @@ def write_checkpoint(path: str | os.PathLike[str], state: TrainingState, keep: i
         The disk is full or read-only, or the folder is missing. The old files stay.
     """
     target = followed(path)
+    tensors, metadata = contents(state)
+    data = memoryview(safetensors.numpy.save(tensors, metadata))
+    header = bytearray(data[: _header_bytes(data)])
+    header[_crc_place(header)] = crc32(header).encode()
+    with writing(path):
+        remove_leftovers(target)
+        if keep > 1:
+            _move_down(target, keep)
+        with replacing(target) as file:
+            file.write(header)
+            file.write(data[len(header) :])
+        for older in older_of(target):
+            if int(older.suffix[1:]) >= keep:
+                older.unlink()
+
+
+def contents(state: TrainingState) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors and the metadata of a checkpoint; the header's own checksum is still :data:`NO_CRC`."""
     tensors = {f"weight.{name}": array for name, array in state.weights.items()}
     states = {f"state.{each.slot}.{each.of}": each for each in state.states}
     tensors |= {name: each.values for name, each in states.items()}
@@ -79,19 +97,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: TrainingState, keep: i
         **{f"crc32.{name}": crc32(array) for name, array in tensors.items()},
         HEADER_CRC: NO_CRC,
     }
-    data = memoryview(safetensors.numpy.save(tensors, metadata))
-    header = bytearray(data[: _header_bytes(data)])
-    header[_crc_place(header)] = crc32(header).encode()
-    with writing(path):
-        remove_leftovers(target)
-        if keep > 1:
-            _move_down(target, keep)
-        with replacing(target) as file:
-            file.write(header)
-            file.write(data[len(header) :])
-        for older in older_of(target):
-            if int(older.suffix[1:]) >= keep:
-                older.unlink()
+    return tensors, metadata
 
 
 def read_checkpoint(path: str | os.PathLike[str], program: Program) -> TrainingState:

@@ -24,7 +24,7 @@ def stored_part(owner: Parameter, values: np.ndarray) -> np.ndarray:
     """Optimizer state of a parameter as the program stores it, from PyTorch's layout."""
     if owner.layout is None:
         return values
-    return values.reshape(_reshaped(owner, owner.layout)).transpose(owner.layout.axes)
+    return values.reshape(reshaped(owner, owner.layout)).transpose(owner.layout.axes)
 
 
 def unstored_part(owner: Parameter, values: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def unstored_part(owner: Parameter, values: np.ndarray) -> np.ndarray:
     return np.array(unstored.reshape(part_shape(owner.shape, owner.trained)), order="C")
 
 
-def _reshaped(owner: Parameter, layout: Layout) -> tuple[int, ...]:
+def reshaped(owner: Parameter, layout: Layout) -> tuple[int, ...]:
     """The shape that a layout reshapes to, with the trained indices alone along their axis."""
     shape, trained = layout.shape, owner.trained
     if trained == FULL:

@@ -147,6 +147,14 @@ def _product(
     return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs=attrs, **options)
 
 
+def _rounded_product(
+    target: Target, builder: relax.BlockBuilder, kernel: Callable[..., Any], call: relax.Call
+) -> relax.Call:
+    """Lower a product that computes rows to the end of the last register tile."""
+    *_, rows, columns = shape_of(call)
+    return _product(builder, kernel, *call.args, computed_rows=target.layouts.rounded_rows(rows, columns))
+
+
 def _cropped_product(
     builder: relax.BlockBuilder, shape: Sequence[int], kernel: Callable[..., Any], *args: Expr, **options: Any
 ) -> relax.Call:
@@ -245,15 +253,12 @@ def _matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> re
 
 @legalizes_for_target("pock.packed_matmul")
 def _packed_matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    *_, rows, columns = shape_of(call)
-    return _product(
-        builder, matmul_kernels.packed_matmul, *call.args, computed_rows=target.layouts.rounded_rows(rows, columns)
-    )
+    return _rounded_product(target, builder, matmul_kernels.packed_matmul, call)
 
 
-@legalizes("pock.strips_matmul")
-def _strips_matmul(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return _product(builder, matmul_kernels.strips_matmul, *call.args)
+@legalizes_for_target("pock.across_matmul")
+def _across_matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    return _rounded_product(target, builder, matmul_kernels.across_matmul, call)
 
 
 @legalizes("pock.unpack_bits")

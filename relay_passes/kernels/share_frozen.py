@@ -29,14 +29,13 @@ from ..ir import (
 from ..ir.order import Order, original, permuted, transpose_between
 from ..operators.registry import attributes_of, plain
 from ..operators.training import (
+    across_matmul,
     conv2d_data_gradient,
-    matmul,
     packed_matmul,
     relayout,
-    strips_matmul,
     winograd_weight,
 )
-from .straighten_products import STRAIGHT, VECTOR, turned_product, turning_pays
+from .straighten_products import VECTOR
 
 ACROSS = (0, 1, 3, 2)
 """Permutation of a weight [R, S, C_in, C_out] in which a dense data gradient reads it."""
@@ -253,30 +252,20 @@ class _Sharing:
         return packed_matmul(product.args[0], builder.emit(R.reshape(self._kept_of(builder, product), shape)))
 
     def _across(self, builder: relax.BlockBuilder, product: relax.Call) -> Expr | None:
-        """Return a product, by that of both transposed, if the kept copy is the weight's transpose.
-
-        None where transposing the weight is cheaper.
-        """
+        """Return a product with the kept copy if that is the weight's transpose, in strips or not."""
         x, weight = product.args
         matrix = _Matrix.of(product, self.layouts.known[weight].order)
         across = None if matrix is None else matrix.transposed()
         if across is None:
             return None
         *outer, columns, reduced = across.shape
-        rows = shape_of(x)[-2] if outer else math.prod(shape_of(x)[:-1])
-        width = across.width_in(self._order_of(product))
-        is_plain = across.order == self._order_of(product)
-        if not (width or is_plain) or not turning_pays(rows, reduced, columns):
+        if columns % VECTOR:
             return None
-        shape = across.shape if is_plain else (*outer, reduced // width, columns, width)
-        kept = builder.emit(R.reshape(self._kept_of(builder, product), shape))
-        flat = builder.emit(R.reshape(x, (*outer, rows, reduced)))
-        return turned_product(
-            builder,
-            flat,
-            lambda x: matmul(kept, x, **STRAIGHT) if is_plain else strips_matmul(kept, x),
-            shape_of(product),
-        )
+        width = reduced if across.order == self._order_of(product) else across.width_in(self._order_of(product))
+        if not width:
+            return None
+        shape = (*outer, reduced // width, columns, width)
+        return across_matmul(x, builder.emit(R.reshape(self._kept_of(builder, product), shape)))
 
     def _order_of(self, product: relax.Call) -> Order:
         return self.orders[self.layouts.known[product.args[1]].source]

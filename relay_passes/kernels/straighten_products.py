@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -11,7 +11,7 @@ from tvm import IRModule, relax
 from tvm.relax import op as R
 
 from ..ir import Expr, bindings_of, constant_vars, eliminate_dead, op_name, rewrite, shape_of, update_function
-from ..operators.training import matmul
+from ..operators.training import across_matmul, matmul
 
 
 @tvm.transform.module_pass(opt_level=0, name="StraightenProducts")
@@ -20,9 +20,10 @@ class StraightenProducts:
     """Make the second operand of every ``pock.matmul`` untransposed.
 
     In, out: a dataflow function. The data gradient of a linear layer, ``dX = dY W^T``, reads the weight across its
-    columns. A weight made only of ``frozen`` parameters is transposed, and :class:`LiftFrozen` hoists that. For a
-    trained weight, transpose the weight every step, or dY and the result, ``dX^T = W dY^T``: whichever moves less data
-    and keeps vectors whole.
+    columns. A weight made only of ``frozen`` parameters is transposed, and :class:`LiftFrozen` hoists that. A trained
+    one is read as it is: each task of ``pock.across_matmul`` turns its part in cache, if the result has whole vectors.
+    Else the weight is transposed every step, or dY and the result, ``dX^T = W dY^T``: whichever moves less data. The
+    small matrices of a batch, as in attention, are transposed.
     """
 
     frozen: Collection[str] = ()
@@ -37,11 +38,12 @@ class StraightenProducts:
             if op_name(value) != "pock.matmul" or not value.attrs["transpose_b"]:
                 return value
             a, b = value.args
-            rows, columns, reduced = math.prod(shape_of(value)[:-1]), shape_of(value)[-1], shape_of(b)[-1]
-            is_linear = len(shape_of(b)) == 2 and not value.attrs["transpose_a"]
-            if is_linear and var not in fixed and turning_pays(rows, reduced, columns):
-                flat = builder.emit(R.reshape(a, (rows, reduced)))
-                return turned_product(builder, flat, lambda x: matmul(b, x, **STRAIGHT), shape_of(value))
+            if len(shape_of(b)) == 2 and not value.attrs["transpose_a"] and var not in fixed:
+                *rows, columns = shape_of(value)
+                if columns % VECTOR == 0:
+                    return across_matmul(a, builder.emit(R.reshape(b, (1, *shape_of(b)))))
+                if _turning_pays(math.prod(rows), *shape_of(b)):
+                    return _turned(builder, a, b, shape_of(value))
             straight = _transposed(builder, b)
             return matmul(a, straight, transpose_a=bool(value.attrs["transpose_a"]), transpose_b=False)
 
@@ -49,29 +51,19 @@ class StraightenProducts:
 
 
 VECTOR = 16
-"""Elements that fill whole vectors on every target. The rows of dY become columns when transposed: there must be a
-multiple of this, or fewer."""
+"""Elements that fill whole vectors on every target."""
 
 
-STRAIGHT = {"transpose_a": False, "transpose_b": False}
-"""Attributes of a product of matrices as they are."""
-
-
-def turned_product(
-    builder: relax.BlockBuilder, x: Expr, product: Callable[[Expr], Expr], shape: Sequence[int]
-) -> relax.Call:
-    """Compute ``Y = X W`` as ``Y^T = W^T X^T``, which reads single elements of W, in any order.
-
-    ``product`` multiplies W^T by its operand. Y gets the ``shape``.
-    """
-    result = builder.emit(product(_transposed(builder, x)))
-    return R.reshape(_transposed(builder, result), shape)
-
-
-def turning_pays(rows: int, reduced: int, columns: int) -> bool:
-    """Return whether transposing X and the result of ``X W``, [rows, reduced] by [reduced, columns], is cheaper than
-    transposing W, and keeps vectors whole."""
+def _turning_pays(rows: int, columns: int, reduced: int) -> bool:
+    """Return whether transposing dY and the result is cheaper than transposing the weight, and keeps vectors whole."""
     return rows * (columns + reduced) < columns * reduced and (rows % VECTOR == 0 or rows < VECTOR)
+
+
+def _turned(builder: relax.BlockBuilder, a: Expr, b: Expr, shape: Sequence[int]) -> Expr:
+    """Return ``A B^T``, of ``shape``, as the transpose of ``B A^T``."""
+    flat = builder.emit(R.reshape(a, (math.prod(shape[:-1]), shape_of(b)[-1])))
+    product = builder.emit(matmul(b, _transposed(builder, flat), transpose_a=False, transpose_b=False))
+    return R.reshape(_transposed(builder, product), shape)
 
 
 def _reads_frozen(value: Expr, constant: set[relax.Var]) -> bool:

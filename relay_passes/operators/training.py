@@ -109,9 +109,9 @@ def _winograd_output_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType(attributes_of(call)["shape"], dtype_of(call.args[0]))
 
 
-def _strips_type(call: relax.Call) -> relax.TensorType:
-    *batch, _, rows, _ = shape_of(call.args[0])
-    return relax.TensorType((*batch, rows, shape_of(call.args[1])[-1]), dtype_of(call.args[0]))
+def _across_type(call: relax.Call) -> relax.TensorType:
+    *batch, _ = shape_of(call.args[0])
+    return relax.TensorType((*batch, shape_of(call.args[1])[-2]), dtype_of(call.args[0]))
 
 
 def _relayout_type(call: relax.Call) -> relax.TensorType:
@@ -122,7 +122,7 @@ def _relayout_type(call: relax.Call) -> relax.TensorType:
 relayout = register_operator("pock.relayout", ["x"], _relayout_type, transpose)
 matmul = register_operator("pock.matmul", ["a", "b"], _matmul_type, matmul_kernels.matmul)
 packed_matmul = register_operator("pock.packed_matmul", ["a", "strips"], _packed_type, matmul_kernels.packed_matmul)
-strips_matmul = register_operator("pock.strips_matmul", ["strips", "b"], _strips_type, matmul_kernels.strips_matmul)
+across_matmul = register_operator("pock.across_matmul", ["a", "strips"], _across_type, matmul_kernels.across_matmul)
 conv2d_data_gradient = register_operator(
     "pock.conv2d_data_gradient",
     ["grad", "weight"],

@@ -10,6 +10,7 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx.analysis import undefined_vars
 
 from ..decisions import Choices
+from .squares import TURNED
 from .tile import (
     Unsuited,
     block_by_block,
@@ -23,6 +24,8 @@ from .tile import (
 )
 from .traits import CpuTraits
 
+SHARE_OF_TURNED = 1 / 8
+"""Largest strip of a turned B, relative to the L2 cache, which also holds what is fetched ahead for the next strip."""
 PACKED_ROWS = 48
 """Fewest result rows for which packing a strip of B pays."""
 
@@ -32,23 +35,28 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
 
     Covers matrix products (also batched), convolutions (implicit GEMM: rows are pixels) and their data gradients (one
     convolution per stride phase). If B exceeds half of the L2 cache, strips of its columns are the outer loop, packed
-    where that pays.
+    where that pays. If B is turned first, each task turns a strip of its columns.
 
     Decisions: ``tile``, ``columns_first``, ``pack`` and those of :func:`register_tile`.
     """
+    turned = next((each for each in sch.get_producers(block) if TURNED in sch.get(each).annotations), None)
     spatial, reduced = split_by_kind(sch, block)
     column = spatial[-1]
     operands = _operands(sch, block, spatial)
     height = math.prod(extents_of(sch, operands.rows))
     rows, phases = split_phases(sch, block, operands.rows)
-    tile = choose_tile(sch, rows, column, traits, choices)
+    vectors = _vectors_turned(math.prod(extents_of(sch, reduced)), traits) if turned else None
+    tile = choose_tile(sch, rows, column, traits, choices, vectors=vectors)
     strips = math.prod(extents_of(sch, operands.outer)) * (extent_of(sch, column) // tile.width)
-    columns_first = choices.choose("columns_first", (False, True), operands.size > traits.cache_bytes // 2)
+    offered = (True,) if turned else (False, True)
+    columns_first = choices.choose("columns_first", offered, bool(turned) or operands.size > traits.cache_bytes // 2)
     depth, parallel, pack = len(operands.outer), None, None
-    if phases or sch.get_producers(block):
+    if turned:
+        parallel = depth + 1
+    elif phases or sch.get_producers(block):
         parallel = depth + 2
-    pays = columns_first and height >= PACKED_ROWS and _is_balanced(strips, traits)
-    if columns_first and choices.choose("pack", (False, True), pays):
+    pays = height >= PACKED_ROWS and _is_balanced(strips, traits)
+    if columns_first and not turned and choices.choose("pack", (False, True), pays):
         parallel, pack = depth + 1, operands.index
     register_tile(
         sch,
@@ -65,7 +73,13 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
         unroll_reduced=2 if phases else 0,
         parallel=parallel,
         pack=pack,
+        turned=turned,
     )
+
+
+def _vectors_turned(terms: int, traits: CpuTraits) -> int:
+    """Return the width, in vectors, of a strip of ``terms`` rows of a turned B: at least two."""
+    return max(2, int(SHARE_OF_TURNED * traits.cache_bytes) // (4 * terms * traits.lanes))
 
 
 def _is_balanced(tasks: int, traits: CpuTraits) -> bool:

@@ -12,6 +12,7 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..decisions import Choices
 from ..extents import divisors
+from .squares import turn_in_squares
 from .traits import CpuTraits
 
 
@@ -127,10 +128,19 @@ MOST_SPARE_ROWS = 7
 
 
 def choose_tile(
-    sch: s_tir.Schedule, rows: Sequence[LoopRV], column: LoopRV, traits: CpuTraits, choices: Choices
+    sch: s_tir.Schedule,
+    rows: Sequence[LoopRV],
+    column: LoopRV,
+    traits: CpuTraits,
+    choices: Choices,
+    *,
+    vectors: int | None = None,
 ) -> Tile:
-    """Choose a register tile for loops over results."""
-    return decided_tile(choices, tiles(extents_of(sch, rows), extent_of(sch, column), traits))
+    """Choose a register tile for loops over results. Those of at most ``vectors`` along the columns come first."""
+    offered = tiles(extents_of(sch, rows), extent_of(sch, column), traits)
+    if vectors is not None:
+        offered.sort(key=lambda tile: tile.vectors > vectors)
+    return decided_tile(choices, offered)
 
 
 def decided_tile(choices: Choices, offered: Sequence[Tile]) -> Tile:
@@ -234,6 +244,7 @@ def register_tile(
     unroll_reduced: int = 0,
     parallel: int | None = None,
     pack: int | None = None,
+    turned: SBlockRV | None = None,
 ) -> None:
     """Hold a tile of the results of ``block`` in registers, and run tiles in parallel.
 
@@ -243,11 +254,11 @@ def register_tile(
     first ``parallel`` loops (default: all tile loops) are fused and run in parallel. The first ``unroll_reduced``
     reduction loops are unrolled. A padded first operand is padded per task, one image at a time. ``pack``: position of
     an operand of which each task first copies its part. A strip of a wide matrix maps to too few cache sets, and to too
-    many pages.
+    many pages. ``turned``: block that turns an operand, of which each task turns its part.
 
     Decisions: ``parallel``, ``unroll_reduced`` and, where tasks pad, ``tiles_of_task``.
     """
-    padding = sch.get_producers(block)
+    padding = [] if turned else sch.get_producers(block)
     row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
     grid = [*row_outer[:-1], *phases[:1], row_outer[-1]]
     grid = [*outer, column_outer, *grid] if columns_first else [*outer, *grid, column_outer]
@@ -281,6 +292,9 @@ def register_tile(
         sch.unroll(loop)
     for padded in padding:
         _copy_at(sch, padded, task if parallel >= len(images) else images[-1], tile.lanes)
+    if turned is not None:
+        sch.compute_at(turned, task)
+        turn_in_squares(sch, turned, traits)
     if pack is not None:
         _copy_at(sch, sch.cache_read(block, pack, "global"), task, tile.lanes)
     sch.decompose_reduction(block, reduced[0])

@@ -11,11 +11,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from ..decisions import Choices
+from .squares import squares, turned
 from .tile import Unsuited
 from .traits import CpuTraits
-
-SQUARES = (16, 8, 4)
-"""Sides of square tiles that shuffles transpose."""
 
 
 def transpose(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> tirx.PrimFunc:
@@ -37,14 +35,11 @@ def square_lanes(shape: Sequence[int], axes: Sequence[int], traits: CpuTraits) -
     if axes[-1] == len(shape) - 1:
         return []
     moved = (shape[-1], shape[axes[-1]])
-    return [n for n in SQUARES if n <= traits.lanes and all(extent % n == 0 for extent in moved)]
+    return [n for n in squares(traits) if all(extent % n == 0 for extent in moved)]
 
 
 def _shuffled(shape: Sequence[int], axes: Sequence[int], dtype: str, lanes: int) -> tirx.PrimFunc:
-    """Build ``Y = X.transpose(axes)`` where the last axis moves; X has the ``shape``.
-
-    A ``lanes`` x ``lanes`` tile takes log2(lanes) shuffle steps, each of which swaps off-diagonal blocks.
-    """
+    """Build ``Y = X.transpose(axes)`` where the last axis moves; X has the ``shape``."""
     rank, row_axis = len(shape), axes[-1]
     result = [shape[axis] for axis in axes]
     x_strides, y_strides = _strides(shape), dict(zip(axes, _strides(result), strict=True))  # in the axis order of X
@@ -63,15 +58,7 @@ def _shuffled(shape: Sequence[int], axes: Sequence[int], dtype: str, lanes: int)
                 x_start = _dot(places, [stride * step for stride, step in zip(x_strides, steps, strict=True)])
                 y_start = _dot(places, [y_strides[axis] * steps[axis] for axis in range(rank)])
                 rows = [T.bind(flat_x[tirx.Ramp(x_start + n * x_strides[row_axis], 1, lanes)]) for n in range(lanes)]
-                half = 1
-                while half < lanes:
-                    for n in (n for n in range(lanes) if not n & half):
-                        pair = [rows[n], rows[n + half]]
-                        lower = [lane if not lane & half else lanes + lane - half for lane in range(lanes)]
-                        upper = [lanes + lane if lane & half else lane + half for lane in range(lanes)]
-                        rows[n], rows[n + half] = (T.bind(tirx.Shuffle(pair, lower)), T.bind(tirx.Shuffle(pair, upper)))
-                    half *= 2
-                for n, row in enumerate(rows):
+                for n, row in enumerate(turned(rows)):
                     T.buffer_store(flat_y, row, [tirx.Ramp(y_start + n * y_strides[rank - 1], 1, lanes)])
     return builder.get()
 

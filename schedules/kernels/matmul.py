@@ -56,22 +56,22 @@ def packed_matmul(a: te.Tensor, strips: te.Tensor, *, computed_rows: int | None 
     )
 
 
-def strips_matmul(strips: te.Tensor, b: te.Tensor) -> te.Tensor:
-    """Compute ``C[.., i, j] = sum_k A[.., i, k] * B[.., k, j]`` with A packed in strips of its columns.
+def across_matmul(a: te.Tensor, strips: te.Tensor, *, computed_rows: int | None = None) -> te.Tensor:
+    """Compute ``C[.., i, j] = sum_k A[.., i, k] * B[.., j, k]`` with B packed in strips of its columns.
 
-    ``strips``: float [.., k / width, m, width]. ``b``: float [.., k, n], with the same leading dimensions. It reads
-    across what :func:`packed_matmul` reads along: a register tile takes single elements of A.
+    ``a``: float [.., m, k]. ``strips``: float [.., k / width, n, width], with the leading dimensions of ``a`` or none.
+    It reads across what :func:`packed_matmul` reads along: each task turns its part of B in cache. ``computed_rows``:
+    see :func:`matmul`.
     """
-    *batch, count, rows, width = (int(extent) for extent in strips.shape)
-    columns = int(b.shape[-1])
-    strip, k = te.reduce_axis((0, count), name="strip"), te.reduce_axis((0, width), name="k")
-
-    def product(*index: tirx.Var) -> tirx.Expr:
-        *outer, i, j = index
-        return te.sum(strips(*outer, strip, i, k) * b(*outer, strip * width + k, j), axis=[strip, k])
-
-    shape = (*batch, rows, columns)
-    return te.compute(shape, product, name="matmul", attrs={"schedule_rule": "pock.matmul"})
+    reduced = int(a.shape[-1])
+    *own, _, columns, width = (int(extent) for extent in strips.shape)
+    turned = te.compute(
+        (*own, reduced, columns),
+        lambda *at: strips(*at[:-2], at[-2] // width, at[-1], at[-2] % width),
+        name="turned",
+        attrs={"pock.turned": width},
+    )
+    return matmul(a, turned, transpose_a=False, transpose_b=False, computed_rows=computed_rows)
 
 
 def _extents(matrix: te.Tensor, transposed: bool) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from tvm import te, tirx, topi
 
 from schedules.cpu import CpuTarget
 from schedules.kernels.conv2d import conv2d, conv2d_data_gradient, conv2d_weight_gradient
-from schedules.kernels.matmul import matmul, packed_matmul
+from schedules.kernels.matmul import across_matmul, matmul, packed_matmul
 from schedules.target import Target
 from tests.schedules.kernels import (
     HOST,
@@ -61,6 +61,11 @@ class Row:
 
 def matmul_reference(a: np.ndarray, b: np.ndarray, *, transpose_a: bool, transpose_b: bool, **_: Any) -> np.ndarray:
     return (a.swapaxes(-1, -2) if transpose_a else a) @ (b.swapaxes(-1, -2) if transpose_b else b)
+
+
+def across_reference(a: np.ndarray, strips: np.ndarray, **_: Any) -> np.ndarray:
+    matrix = np.concatenate(np.moveaxis(strips, -3, 0), axis=-1)[..., : a.shape[-1]]
+    return a @ matrix.swapaxes(-1, -2)
 
 
 def strips_reference(a: np.ndarray, strips: np.ndarray, **_: Any) -> np.ndarray:
@@ -164,6 +169,11 @@ def strips(name: str, a: Shape, b: Shape, **options: int) -> Row:
     return Row(f"matmul of strips {name}", packed_matmul, strips_reference, (a, b), options)
 
 
+def across(name: str, a: Shape, b: Shape, tiled: bool = True, **options: int) -> Row:
+    """``b``: [.., strips, columns, width]."""
+    return Row(f"matmul across strips {name}", across_matmul, across_reference, (a, b), options, tiled)
+
+
 PRODUCTS = [
     product("of one number", (1, 1), (1, 1)),
     product("of one term", (17, 1), (1, 33)),
@@ -203,6 +213,15 @@ PRODUCTS = [
     strips("of an image", (2, 7, 5, 17), (3, 17, 32)),
     strips("of a batch of matrices", (4, 17, 33), (4, 2, 33, 48)),
     strips("rows to the end of a tile", (2, 61, 24), (4, 24, 16), computed_rows=64),
+    across("of a row", (1, 48), (3, 33, 16)),
+    across("17, 24, 33", (17, 24), (1, 33, 24)),
+    across("17, 33, 7", (17, 33), (3, 7, 11)),
+    across("in squares", (49, 128), (2, 96, 64)),
+    across("in small squares", (7, 60), (5, 20, 12)),
+    across("of an image", (2, 7, 5, 96), (3, 17, 32)),
+    across("of a batch of matrices", (4, 17, 96), (4, 2, 33, 48)),
+    across("padded", (3, 90), (2, 32, 48)),
+    across("rows to the end of a tile", (2, 61, 32), (2, 48, 16), computed_rows=64),
 ]
 
 
@@ -378,6 +397,8 @@ BEFORE_EPILOGUES = [
     product("long sum", (3, 2500), (2500, 136)),
     strips("of an image", (2, 7, 5, 17), (3, 17, 32)),
     strips("rows to the end of a tile", (3, 61, 24), (3, 4, 24, 16), computed_rows=64),
+    across("in squares", (49, 128), (2, 96, 64)),
+    across("rows to the end of a tile", (3, 61, 32), (3, 2, 48, 16), computed_rows=64),
     *(
         row
         for convolution in CONVOLUTIONS

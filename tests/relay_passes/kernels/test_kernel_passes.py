@@ -52,22 +52,34 @@ def against_weight(emit, dy, w):
 
 
 @pytest.mark.parametrize(
-    ("rows", "frozen", "transposed"),
-    [((500,), [], "w"), ((500,), ["w"], "w"), ((3,), ["w"], "w"), ((3,), [], "dy"), ((2, 2), [], "dy")],
+    ("rows", "columns", "frozen", "read"),
+    [
+        ((500,), 32, [], "across"),
+        ((3,), 32, [], "across"),
+        ((2, 2), 48, [], "across"),
+        ((500,), 32, ["w"], "transposed"),
+        ((3,), 30, ["w"], "transposed"),
+        ((500,), 30, [], "transposed"),
+        ((3,), 30, [], "as it is"),
+        ((2, 2), 30, [], "as it is"),
+    ],
 )
-def test_the_smaller_operand_of_a_product_is_transposed(rows, frozen, transposed) -> None:
-    mod = function({"dy": (*rows, 40), "w": (30, 40)}, against_weight)
+def test_how_a_data_gradient_reads_its_weight(rows, columns, frozen, read) -> None:
+    mod = function({"dy": (*rows, 40), "w": (columns, 40)}, against_weight)
     straight = StraightenProducts(frozen)(mod)
-    products = [b.value for b in bindings_of(straight["main"]) if op_name(b.value) == "pock.matmul"]
-    assert [bool(product.attrs["transpose_b"]) for product in products] == [False]
-    assert (products[0].args[0].name == "w") == (transposed == "dy")
-    dy, w = random((*rows, 40), (30, 40))
+    (product,) = (b.value for b in bindings_of(straight["main"]) if op_name(b.value).endswith("matmul"))
+    assert (op_name(product) == "pock.across_matmul") == (read == "across")
+    assert (product.args[0].name == "w") == (read == "as it is")
+    assert read == "across" or not product.attrs["transpose_b"]
+    dy, w = random((*rows, 40), (columns, 40))
     np.testing.assert_allclose(run(straight, dy, w), dy @ w.T, rtol=1e-4, atol=1e-5)
 
 
-def test_products_of_batches_are_straightened_too() -> None:
-    mod = function({"a": (2, 3, 5, 4), "b": (2, 3, 6, 4)}, against_weight)
-    a, b = random((2, 3, 5, 4), (2, 3, 6, 4))
+@pytest.mark.parametrize("batch", [(2, 3), (1, 3)])
+def test_products_of_batches_are_straightened_too(batch) -> None:
+    shapes = (2, 3, 5, 4), (*batch, 6, 4)
+    mod = function(dict(zip("ab", shapes, strict=True)), against_weight)
+    a, b = random(*shapes)
     np.testing.assert_allclose(run(StraightenProducts()(mod), a, b), a @ b.swapaxes(-1, -2), rtol=1e-4, atol=1e-5)
 
 

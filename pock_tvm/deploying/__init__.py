@@ -1,0 +1,1 @@
+"""Programs on devices: stand-alone bundles of C, and training over a network."""

@@ -1,0 +1,203 @@
+"""Deploys a program: a folder with C code, kernels and weights that needs neither Python nor TVM."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..device.arguments import PATH, require
+from ..device.files import make_folder, writing
+from ..device.parameters import PREPARED
+from ..device.program import Program, kernel_calls
+from ..device.reading import reading
+from ..device.runtime import machine_triple
+from ..device.trainer import CORES_USED, Trainer
+from ..errors import PockError, ProgramError
+from .network_code import Argument, arguments_of, header_code, kernel_prototypes, network_code
+from .plan import STEPS, Plan, plan_of
+from .state_form import StateForm, state_form
+from .templates import filled, text_of
+from .toolchain import ZIG, toolchain_for
+
+RUNTIME = ("pock_runtime.h", "pock_runtime.c", "pock_threads.c")
+WORDS_A_LINE = 20
+
+
+def deploy(
+    program: Program | str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    embed_weights: bool = False,
+    cc: str = ZIG,
+    build: bool = True,
+    threads: int = 1,
+) -> Path:
+    """Write a program as a bundle of C, and build its shared library and its program; return the folder.
+
+    Files of an earlier bundle in the folder are replaced.
+
+    Parameters
+    ----------
+    program : Program or path
+        What ``pock.compile`` returned, or a file of it that is not slim.
+    folder : path
+        A new or empty folder, or one of an earlier bundle.
+    embed_weights : bool
+        Put the weights into the code (``weights.c``), for devices without files.
+    cc : str
+        ``"zig"`` (the extra ``deploy``), or a C compiler of this machine.
+    build : bool
+        Build it here.
+    threads : int
+        Threads of each instance in what is built here.
+
+    Raises
+    ------
+    ProgramError
+        The program is slim or damaged.
+    PockError
+        There is no toolchain, or it fails.
+    WriteError
+        The folder cannot be written.
+    """
+    require("the folder of a bundle", folder, PATH, PockError)
+    require("threads", threads, CORES_USED, PockError)
+    program = program if isinstance(program, Program) else Program.load(program)
+    if not program.kernels:
+        raise ProgramError(
+            "this program is slim: it lacks the kernels that a bundle is made of. Save it again without slim=True"
+        )
+    triple = program.manifest["target"]["triple"]
+    toolchain = toolchain_for(triple, cc) if build else None
+    target = Path(folder)
+    _check_is_ours(target)
+    make_folder(target)
+    plan = plan_of(program, prepared_weights(program))
+    form = state_form(program, plan)
+    with writing(folder), tempfile.TemporaryDirectory(dir=target, prefix=".bundle-") as name:
+        made = Path(name)
+        kernels = _write(made, program, plan, form, embed_weights=embed_weights)
+        if toolchain is not None:
+            toolchain.build(made, kernels, threads, embedded=embed_weights)
+        for path in sorted(made.iterdir()):
+            _replace(path, target / path.name)
+        (target / ("weights.bin" if embed_weights else "weights.c")).unlink(missing_ok=True)  # an earlier bundle's
+    return target
+
+
+def prepared_weights(program: Program) -> Mapping[str, np.ndarray]:
+    """The frozen weights in the layouts that kernels read, by name, as a trainer has them."""
+    if not any(each.origin == PREPARED for each in program.parameters.values()):
+        return {}
+    if machine_triple(program.manifest["target"]["triple"]) != machine_triple():
+        raise ProgramError(
+            f"this program was compiled for {program.manifest['target']['triple']}, whose kernels cannot prepare the "
+            "weights here: deploy it on such a machine"
+        )
+    return Trainer(program, threads=1).prepared()
+
+
+def _write(folder: Path, program: Program, plan: Plan, form: StateForm, *, embed_weights: bool) -> list[Path]:
+    """Write all files of a bundle, and return those of the kernels."""
+    weights = bytes(plan.weights)
+    texts = {
+        "pock.h": header_code(program, plan, form),
+        "pock.c": network_code(program, plan, form, zlib.crc32(weights)),
+        "kernels/pock_kernels.h": kernel_prototypes(program),
+        "CMakeLists.txt": text_of("CMakeLists.txt"),
+        **{f"runtime/{name}": text_of(name) for name in RUNTIME},
+        **_caller_texts(program, plan, form),
+    }
+    for name, text in texts.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    if embed_weights:
+        (folder / "weights.c").write_text(filled("weights.c", bytes=_embedded(weights)))
+    else:
+        (folder / "weights.bin").write_bytes(weights)
+    return _kernels(program, folder / "kernels")
+
+
+def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, str]:
+    """``main.c``, ``net.py`` and ``README.md``: they know the network's arguments."""
+    arguments, manifest = arguments_of(program), program.manifest
+    given = [*arguments.inputs, *([arguments.target] if arguments.target else [])]
+    batch = arguments.inputs[0].shape[:1]
+    has_samples = bool(batch) and all(each.shape[:1] == batch for each in given)
+    rows = batch[0] if has_samples else 1
+
+    def described(each: Argument) -> str:
+        return repr((each.name, each.shape, each.dtype))
+
+    main = filled(
+        "main.c",
+        rows=rows,
+        declarations="\n".join(f"static {each.c_type} batch_{each.variable}[{each.count}];" for each in given),
+        reads="\n".join(
+            f"  for (size_t i = 0; i < {each.count // rows}; i++)\n"
+            f"    if (!number(&at, &value)) return 0;\n"
+            f"    else batch_{each.variable}[row * {each.count // rows} + i] = ({each.c_type})value;"
+            for each in given
+        ),
+        names=", ".join(f"batch_{each.variable}" for each in given),
+        columns=" then ".join(f"{each.count // rows} of {each.variable}" for each in given),
+    )
+    wrapper = filled(
+        "net.py",
+        inputs="".join(f"    {described(each)},\n" for each in arguments.inputs),
+        target=described(arguments.target) if arguments.target else "None",
+        outputs="".join(f"    {described(each)},\n" for each in arguments.outputs),
+        memory=plan.memory_bytes,
+        state=form.nbytes,
+    )
+    readme = filled(
+        "README.md",
+        triple=manifest["target"]["triple"],
+        memory=f"{plan.memory_bytes:,}",
+        weights=f"{len(plan.weights):,}",
+        state=f"{form.nbytes:,}",
+        columns=" then ".join(f"{each.count // rows} of `{each.variable}`" for each in given),
+        rows=rows,
+    )
+    return {"main.c": main, "net.py": wrapper, "README.md": readme}
+
+
+def _kernels(program: Program, folder: Path) -> list[Path]:
+    """Write the objects of the kernels that a bundle's entry points call."""
+    entries = program.manifest["entries"]
+    called = {kernel for name in STEPS if name in entries for kernel, _ in kernel_calls(entries[name])}
+    paths = []
+    with (
+        reading(ProgramError, "the program's kernels are damaged ({}): compile it again, or copy it again"),
+        zipfile.ZipFile(io.BytesIO(program.kernels)) as archive,
+    ):
+        for kernel in sorted(called):
+            paths.append(folder / f"{kernel}.o")
+            paths[-1].write_bytes(archive.read(f"{kernel}.o"))
+    return paths
+
+
+def _embedded(data: bytes) -> str:
+    lines = (data[at : at + WORDS_A_LINE] for at in range(0, len(data), WORDS_A_LINE))
+    return "\n".join("  " + "".join(f"{byte}," for byte in line) for line in lines)
+
+
+def _check_is_ours(folder: Path) -> None:
+    """Refuse a folder that holds something else than a bundle: its files could be replaced."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "runtime" / RUNTIME[0]).is_file():
+        raise PockError(f"'{folder}' holds other files than a bundle's: name a new or empty folder")
+
+
+def _replace(path: Path, place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
+    path.replace(place)

@@ -1,0 +1,83 @@
+/* What every network's bundle shares: checks, checksums, optimizers' arithmetic, the state of training as a file. */
+#ifndef POCK_RUNTIME_H
+#define POCK_RUNTIME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef POCK_THREADS
+#define POCK_THREADS 1 /* threads of each instance; more than one needs pock_threads.c and POSIX threads */
+#endif
+
+/* Whether all numbers are finite. */
+int pock_all_finite_float16(const void *numbers, size_t count);
+int pock_all_finite_bfloat16(const void *numbers, size_t count);
+int pock_all_finite_float32(const void *numbers, size_t count);
+int pock_all_finite_float64(const void *numbers, size_t count);
+
+/* The CRC-32 (ISO 3309, as zlib) of some bytes that follow others, whose CRC-32 is `before`; 0 at the beginning. */
+uint32_t pock_crc32(uint32_t before, const void *data, size_t bytes);
+
+double pock_power(double base, uint64_t exponent);
+double pock_square_root(double number); /* of a normal positive number */
+
+/* Append text to a string in a buffer; what does not fit is left out. */
+void pock_append(char *buffer, size_t bytes, const char *text);
+void pock_append_number(char *buffer, size_t bytes, int64_t number);
+
+enum { POCK_STEPS, POCK_UPDATES, POCK_PENDING, POCK_COUNTS };
+
+/* A tensor of a state: where its record is in the header's template, and where its values are in memory. */
+typedef struct {
+  size_t name, name_bytes; /* its name in the header */
+  size_t form_bytes;       /* of its record, up to its offsets */
+  size_t sum;              /* its CRC-32 in the header */
+  size_t place, items, item_bytes;
+  uint32_t rank;
+  const uint32_t *shape;   /* in memory; behind it, for each axis, the distance of neighbours in the file, in items */
+} pock_tensor;
+
+/* The form of this network's states: a safetensors header, and the tensors in the order of the file. */
+typedef struct {
+  const unsigned char *header; /* with its length in front, and zeros for all that differs between states */
+  size_t header_bytes, metadata; /* bytes; where the metadata begins */
+  size_t counts[POCK_COUNTS], sum; /* where the numbers are, and the header's own CRC-32 */
+  const pock_tensor *tensors;
+  size_t tensor_count;
+  uint32_t accumulate; /* steps that share an update */
+} pock_state;
+
+enum { POCK_STATE_OK, POCK_STATE_DAMAGED, POCK_STATE_OTHER };
+
+void pock_write_state(const pock_state *form, const unsigned char *memory, const uint64_t *counts, unsigned char *to);
+
+/* Check a whole state against its form, then fill memory and counts. Reads nothing outside of the `bytes`. */
+int pock_read_state(
+    const pock_state *form, unsigned char *memory, uint64_t *counts, const unsigned char *from, size_t bytes);
+
+#if POCK_THREADS > 1
+#include <pthread.h>
+#include <stdatomic.h>
+
+/* Threads of an instance. The calling thread is the first of them. */
+typedef struct {
+  pthread_mutex_t lock; /* for those that sleep */
+  pthread_cond_t wake;
+  int (*work)(int, void *, void *);
+  void *data;
+  atomic_uint round; /* of work; odd ones end the threads */
+  atomic_uint busy, asleep;
+  int started;
+  struct pock_worker {
+    void *pool;
+    int number;
+    pthread_t thread;
+  } workers[POCK_THREADS - 1];
+} pock_pool;
+
+int pock_start_threads(pock_pool *pool); /* 0, or an error, after which no thread is left */
+void pock_stop_threads(pock_pool *pool);
+void pock_use_threads(pock_pool *pool); /* for the kernels that the calling thread calls from now on */
+#endif
+
+#endif

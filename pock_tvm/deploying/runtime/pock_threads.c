@@ -1,0 +1,104 @@
+/* Threads for kernels: a pool for each instance, with POSIX threads. They spin for a while before they sleep, for the
+   next kernel mostly comes within microseconds. */
+#include "pock_runtime.h"
+
+#if POCK_THREADS > 1
+#include <sched.h>
+
+#define SPINS 200     /* before a core is offered to others at every look: what is waited for may need it */
+#define YIELDS 20000  /* before a thread sleeps: some milliseconds on cores that nobody else wants */
+
+typedef struct {
+  void *sync_handle;
+  int32_t num_task;
+} environment;
+
+static _Thread_local pock_pool *current;
+
+static void wait_a_little(int turn) {
+  if (turn > SPINS) {
+    sched_yield();
+    return;
+  }
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+/* Wait for a round of work after `seen`, and return it. */
+static unsigned next_round(pock_pool *pool, unsigned seen) {
+  for (int turn = 0; turn < SPINS + YIELDS; wait_a_little(turn++)) {
+    unsigned round = atomic_load(&pool->round);
+    if (round != seen) return round;
+  }
+  pthread_mutex_lock(&pool->lock);
+  atomic_fetch_add(&pool->asleep, 1);
+  while (atomic_load(&pool->round) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+  atomic_fetch_sub(&pool->asleep, 1);
+  pthread_mutex_unlock(&pool->lock);
+  return atomic_load(&pool->round);
+}
+
+/* Begin a round. Whoever falls asleep counts itself before it looks for the last time, so that none is forgotten. */
+static void begin_round(pock_pool *pool, unsigned steps) {
+  atomic_fetch_add(&pool->round, steps);
+  if (!atomic_load(&pool->asleep)) return;
+  pthread_mutex_lock(&pool->lock);
+  pthread_cond_broadcast(&pool->wake);
+  pthread_mutex_unlock(&pool->lock);
+}
+
+static void *run(void *argument) {
+  struct pock_worker *worker = argument;
+  pock_pool *pool = worker->pool;
+  environment all = {NULL, POCK_THREADS};
+  for (unsigned round = 0;;) {
+    round = next_round(pool, round);
+    if (round & 1) return NULL;
+    pool->work(worker->number, &all, pool->data);
+    atomic_fetch_sub(&pool->busy, 1);
+  }
+}
+
+/* Run a kernel's body on all threads; `tasks` is how many it wants at most, 0 for all. */
+static int launch(int (*work)(int, void *, void *), void *data, int tasks) {
+  pock_pool *pool = current;
+  environment one = {NULL, 1}, all = {NULL, POCK_THREADS};
+  if (!pool || tasks == 1) return work(0, &one, data);
+  pool->work = work;
+  pool->data = data;
+  atomic_store(&pool->busy, POCK_THREADS - 1);
+  begin_round(pool, 2);
+  work(0, &all, data);
+  for (int turn = 0; atomic_load(&pool->busy); turn += turn <= SPINS) wait_a_little(turn);
+  return 0;
+}
+
+extern int (*const __TVMBackendParallelLaunch)(int (*)(int, void *, void *), void *, int);
+int (*const __TVMBackendParallelLaunch)(int (*)(int, void *, void *), void *, int) = launch;
+
+int pock_start_threads(pock_pool *pool) {
+  if (pthread_mutex_init(&pool->lock, NULL) || pthread_cond_init(&pool->wake, NULL)) return 1;
+  for (; pool->started < POCK_THREADS - 1; pool->started++) {
+    struct pock_worker *worker = pool->workers + pool->started;
+    worker->pool = pool;
+    worker->number = pool->started + 1;
+    if (pthread_create(&worker->thread, NULL, run, worker)) {
+      pock_stop_threads(pool);
+      return 1;
+    }
+  }
+  return 0;
+}
+
+void pock_stop_threads(pock_pool *pool) {
+  begin_round(pool, 1);
+  for (int i = 0; i < pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
+  pthread_mutex_destroy(&pool->lock);
+  pthread_cond_destroy(&pool->wake);
+}
+
+void pock_use_threads(pock_pool *pool) { current = pool; }
+#endif
