@@ -8,21 +8,17 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from ..device.arguments import PATH, require
 from ..device.files import make_folder, writing
-from ..device.parameters import PREPARED
 from ..device.program import Program, kernel_calls
 from ..device.reading import reading
-from ..device.runtime import machine_triple
-from ..device.trainer import CORES_USED, Trainer
+from ..device.trainer import CORES_USED
 from ..errors import PockError, ProgramError
 from .network_code import Argument, arguments_of, header_code, kernel_prototypes, network_code
 from .plan import STEPS, Plan, plan_of
+from .preparation import prepared_weights
 from .state_form import StateForm, state_form
 from .templates import filled, text_of
 from .toolchain import ZIG, toolchain_for
@@ -53,7 +49,8 @@ def deploy(
     embed_weights : bool
         Put the weights into the code (``weights.c``), for devices without files.
     cc : str
-        ``"zig"`` (the extra ``deploy``), or a C compiler of this machine.
+        ``"zig"`` (the extra ``deploy``), which builds for other machines, too, or a C compiler for the program's
+        target.
     build : bool
         Build it here.
     threads : int
@@ -91,18 +88,6 @@ def deploy(
             _replace(path, target / path.name)
         (target / ("weights.bin" if embed_weights else "weights.c")).unlink(missing_ok=True)  # an earlier bundle's
     return target
-
-
-def prepared_weights(program: Program) -> Mapping[str, np.ndarray]:
-    """The frozen weights in the layouts that kernels read, by name, as a trainer has them."""
-    if not any(each.origin == PREPARED for each in program.parameters.values()):
-        return {}
-    if machine_triple(program.manifest["target"]["triple"]) != machine_triple():
-        raise ProgramError(
-            f"this program was compiled for {program.manifest['target']['triple']}, whose kernels cannot prepare the "
-            "weights here: deploy it on such a machine"
-        )
-    return Trainer(program, threads=1).prepared()
 
 
 def _write(folder: Path, program: Program, plan: Plan, form: StateForm, *, embed_weights: bool) -> list[Path]:
