@@ -121,8 +121,10 @@ def check_training(exported, options, shape, classes, target, emulator, wine, fo
     assert (theirs.steps, theirs.updates) == (STEPS, STEPS)
     for name, array in mine.weights.items():
         np.testing.assert_allclose(theirs.weights[name], array, atol=TOLERANCE, err_msg=name)
+    # Sums of gradients, relative to the largest: an activation at the edge of its range may fall to either side.
+    largest = max(1, *(np.abs(each.values).max() for each in mine.states))
     for ours, each in zip(mine.states, theirs.states, strict=True):
-        np.testing.assert_allclose(each.values, ours.values, atol=TOLERANCE * max(1, np.abs(ours.values).max()))
+        np.testing.assert_allclose(each.values, ours.values, atol=TOLERANCE * largest, err_msg=each.of)
 
 
 def test_a_library_for_macos_has_its_load_commands_and_symbols(tmp_path) -> None:
@@ -132,7 +134,8 @@ def test_a_library_for_macos_has_its_load_commands_and_symbols(tmp_path) -> None
     bundle = deploy(pock.compile(pictures(), target="m1", check=False), tmp_path / "net")
 
     def shown(option: str, name: str) -> str:
-        return subprocess.run([objdump, option, bundle / name], capture_output=True, text=True, check=True).stdout
+        command = [objdump, "--macho", option, bundle / name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     for name, kind in (("libpock.dylib", "DYLIB"), ("main", "EXECUTE")):
         headers = shown("--private-headers", name)
@@ -143,7 +146,7 @@ def test_a_library_for_macos_has_its_load_commands_and_symbols(tmp_path) -> None
         assert named == {"/usr/lib/libSystem.B.dylib", *(["@rpath/libpock.dylib"] if kind == "DYLIB" else [])}
     exported = set(re.findall(r"_(pock_\w+)", shown("--exports-trie", "libpock.dylib")))
     functions = "init set_rate train_step predict save_state load_state free reason"
-    assert exported == {f"pock_{name}" for name in functions.split()}
+    assert {f"pock_{name}" for name in functions.split()} <= exported
 
 
 @pytest.mark.parametrize("target", ["android-arm64", "ios", "cortex-m7"])
