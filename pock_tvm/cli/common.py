@@ -27,7 +27,10 @@ BATCH_NORM = Annotated[
 ]
 BATCH = Annotated[int | None, typer.Option(help="The batch, where the model leaves it open")]
 SHAPE = Annotated[list[str] | None, typer.Option(help="The shape of an input: input_ids=8,128")]
-TARGET = Annotated[str, typer.Option(help="host, a tag of TVM's such as raspberry-pi/4b-aarch64, or a target as JSON")]
+TARGET = Annotated[
+    str,
+    typer.Option(help="host, pi4 or another machine that pock targets lists, a tag of TVM's, or a target as JSON"),
+]
 THREADS = Annotated[int | None, typer.Option(help="Cores to run on; all by default")]
 TRUST = Annotated[
     bool, typer.Option("--trust", help="Read the network's file as it is, though code that lies in it may run")

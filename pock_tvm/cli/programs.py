@@ -158,6 +158,16 @@ def check(
     console.print(f"nothing stands in the way of compiling {model.name}", highlight=False)
 
 
+@app.command()
+def targets() -> None:
+    """List the machines that have a short name: what is known of them, and how far programs for them were tried."""
+    from rich.console import Console
+
+    from ..reports.target_table import target_table
+
+    Console().print(target_table())
+
+
 @app.command("eval")
 def evaluate(
     program: PROGRAM,

@@ -101,7 +101,7 @@ def compile(  # noqa: A001 - the name that users expect
     shapes : mapping of input name to shape, optional
         Binds further dynamic dimensions.
     target : optional
-        ``"host"`` (the default), one of TVM's tags such as ``raspberry-pi/4b-aarch64``, or a TVM target.
+        ``"host"`` (the default), a short name such as ``pi4``, one of TVM's tags, or a TVM target.
     batch_norm : str, optional
         ``"frozen"`` (the default): normalise with the running statistics, as fine-tuning usually does. Unless given, a
         warning says so. ``"batch"``: normalise with each batch's statistics and update the running ones, as PyTorch

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
 
-from tvm.target import Target
+from tvm.target import Target, list_tags
 from tvm.target import codegen as llvm
 
 from relay_passes.ir import first_line
@@ -16,6 +17,7 @@ from schedules.target import Target as KernelTarget
 from ..device.instructions import instruction_sets
 from ..device.runtime import machine_triple
 from ..errors import PockError
+from .machines import MACHINES
 
 HOST = "host"
 TUNING = ("allow-", "false-deps-", "fast", "no-bypass-", "prefer-", "slow-", "tuning-")
@@ -25,8 +27,9 @@ TUNING = ("allow-", "false-deps-", "fast", "no-bypass-", "prefer-", "slow-", "tu
 def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
     """Return the TVM target of a program.
 
-    ``"host"`` (the default) is this machine with all its vector instructions. Otherwise give one of TVM's tags
-    (``raspberry-pi/4b-aarch64``), a TVM target as JSON or dict, or a Target.
+    ``"host"`` (the default) is this machine with all its vector instructions. Otherwise give a short name (``pi4``; see
+    :mod:`pock_tvm.compiler.machines`), one of TVM's tags (``raspberry-pi/4b-aarch64``), a TVM target as JSON or dict,
+    or a Target.
 
     Raises
     ------
@@ -44,19 +47,28 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
                 "num-cores": os.cpu_count() or 1,
             }
         )
+    elif isinstance(target, str) and target in MACHINES:
+        found = Target(MACHINES[target].target())
     else:
         try:
             found = Target(
                 json.loads(target) if isinstance(target, str) and target.lstrip().startswith("{") else target
             )
         except Exception as error:
-            raise PockError(
-                f"'{target}' is no target: give 'host', a tag such as raspberry-pi/4b-aarch64, or a TVM target as "
-                f"JSON ({first_line(error)})"
-            ) from error
+            raise PockError(_unknown(target, first_line(error))) from error
     if found.kind.name != "llvm":
         raise PockError(f"programs are built for CPUs (kind llvm) so far; '{target}' is of kind {found.kind.name}")
     return found
+
+
+def _unknown(target: object, reason: str) -> str:
+    """Word the error of a target that neither we nor TVM know."""
+    known = [HOST, *MACHINES, *(str(tag) for tag, found in list_tags().items() if found.kind.name == "llvm")]
+    near = difflib.get_close_matches(str(target).lower(), known, cutoff=0.5)
+    if near:
+        return f"'{target}' is no target: did you mean {' or '.join(near)}? `pock targets` lists short names"
+    names = ", ".join((HOST, *MACHINES))
+    return f"'{target}' is no target: give {names}, a tag of TVM's, or a TVM target as JSON ({reason})"
 
 
 def kernel_target(target: Target) -> KernelTarget:

@@ -89,7 +89,7 @@ def _sum_by_lane(
     reduced = sch.get_loops(block)[depth:]
     loop: LoopRV = sch.fuse(*reduced) if len(reduced) > 1 else reduced[0]
     extent = extent_of(sch, loop)
-    offered = [n for n in (4, 2, 1) if extent % (n * traits.lanes) == 0]
+    offered = [n for n in (4, 2, 1) if n * traits.lanes > 1 and extent % (n * traits.lanes) == 0]
     if not offered or offered[0] * traits.lanes == extent:
         return None
     vectors = choices.choose(f"{sch.get(block).name_hint}.vectors", offered, offered[0])

@@ -41,6 +41,7 @@ def place_scratch(body: tirx.Stmt, scratch: tirx.Var, workers: int) -> tuple[tir
     In, out: flat loops. A buffer outside parallel loops lies at a fixed offset behind the pointer ``scratch``. A
     parallel loop with buffers inside is split among at most ``workers`` workers, in equal runs of iterations as TVM's
     runtime does, and each worker has a slot of its own. Parallel loops run one after the other and share the slots.
+    With one worker they become serial: nothing has to launch them.
     """
     fixed = _offsets(_large(body, in_parallel=False))
     placement = _Placement(scratch, workers, _end(fixed))
@@ -53,6 +54,7 @@ class _Placement:
 
     def __init__(self, scratch: tirx.Var, workers: int, size: int) -> None:
         self.scratch, self.workers, self.fixed, self.size = scratch, workers, size, size
+        self.parallel = tirx.ForKind.SERIAL if workers == 1 else tirx.ForKind.PARALLEL
 
     def visit(self, stmt: tirx.Stmt, offsets: Mapping[tirx.Var, int], slot: tirx.Expr | None) -> tirx.Stmt:
         """Rewrite a statement. ``offsets`` are those of the large buffers, behind ``slot`` in a parallel loop."""
@@ -67,7 +69,8 @@ class _Placement:
             inside = _offsets(_large(stmt.body, in_parallel=True)) if _is_parallel(stmt) else {}
             if inside:
                 return self._shared_out(stmt, inside)
-            return _loop(stmt, self.visit(stmt.body, offsets, slot))
+            kind = self.parallel if _is_parallel(stmt) else stmt.kind
+            return _loop(stmt, kind, self.visit(stmt.body, offsets, slot))
         if isinstance(stmt, tirx.AttrStmt):
             return tirx.AttrStmt(stmt.node, stmt.attr_key, stmt.value, self.visit(stmt.body, offsets, slot))
         if isinstance(stmt, tirx.IfThenElse):
@@ -87,13 +90,11 @@ class _Placement:
         body = self.visit(loop.body, inside, self.fixed + worker * stride)
         first, rest = worker * step, step if extent % step == 0 else tirx.min(step, extent - worker * step)
         run = tirx.For(loop.loop_var, loop.min + first, rest, tirx.ForKind.SERIAL, body)
-        return tirx.For(worker, 0, count, tirx.ForKind.PARALLEL, run)
+        return tirx.For(worker, 0, count, self.parallel, run)
 
 
-def _loop(loop: tirx.For, body: tirx.Stmt) -> tirx.For:
-    return tirx.For(
-        loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations, loop.step
-    )
+def _loop(loop: tirx.For, kind: tirx.ForKind, body: tirx.Stmt) -> tirx.For:
+    return tirx.For(loop.loop_var, loop.min, loop.extent, kind, body, loop.thread_binding, loop.annotations, loop.step)
 
 
 def _large(stmt: tirx.Stmt, *, in_parallel: bool) -> Iterator[tirx.Var]:

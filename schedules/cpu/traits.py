@@ -8,6 +8,7 @@ from tvm.target import Target
 from tvm.target.codegen import target_has_features
 
 from ..target import Traits
+from .cores import CORES, GENERIC_ARM, GENERIC_SCALAR, GENERIC_X86, KIB, Core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +19,14 @@ class CpuTraits(Traits):
     """float32 lanes of a vector register."""
     registers: int
     """Number of vector registers."""
-    cache_bytes: int = 512 * 1024
+    cache_bytes: int = 512 * KIB
     """L2 cache per core, in bytes."""
+    fma_ports: int = 2
+    """Vector multiply-adds that start in a cycle."""
+    fma_latency: int = 4
+    """Cycles from a multiply-add to the next one on the same accumulator."""
+    load_ports: float = 2
+    """Vector loads that start in a cycle."""
 
     @property
     def peak(self) -> int:
@@ -28,11 +35,32 @@ class CpuTraits(Traits):
 
 
 def traits_of(target: Target) -> CpuTraits:
-    """Return the traits of an LLVM target: x86 with AVX-512, AVX2 or SSE, or ARM with NEON."""
-    cores = int(target.attrs.get("num-cores") or 1)
+    """Return the traits of an LLVM target, by its instruction set and its core.
+
+    Known are x86 with AVX-512, AVX2 or SSE; ARM with NEON; RISC-V with vectors; ARM and RISC-V without.
+    """
     triple = str(target.attrs.get("mtriple") or "")
-    if triple.startswith(("aarch64", "arm")):
-        return CpuTraits(lanes=4, registers=32 if triple.startswith(("aarch64", "arm64")) else 16, cores=cores)
+    if triple.startswith(("aarch64", "arm", "thumb")):
+        if target_has_features("neon", target):
+            wide = triple.startswith(("aarch64", "arm64"))
+            return _traits(target, GENERIC_ARM, lanes=4, registers=32 if wide else 16)
+        return _traits(target, GENERIC_SCALAR, lanes=1, registers=32)
+    if triple.startswith("riscv"):
+        lanes = 8 if target_has_features("zvl256b", target) else 4 if target_has_features("v", target) else 1
+        return _traits(target, GENERIC_SCALAR, lanes=lanes, registers=32)
     if target_has_features("avx512f", target):
-        return CpuTraits(lanes=16, registers=32, cores=cores, cache_bytes=1024 * 1024)
-    return CpuTraits(lanes=8 if target_has_features("avx2", target) else 4, registers=16, cores=cores)
+        return _traits(target, GENERIC_X86, lanes=16, registers=32, cache_bytes=1024 * KIB)
+    return _traits(target, GENERIC_X86, lanes=8 if target_has_features("avx2", target) else 4, registers=16)
+
+
+def _traits(target: Target, generic: Core, *, lanes: int, registers: int, cache_bytes: int = 512 * KIB) -> CpuTraits:
+    core = CORES.get(str(target.attrs.get("mcpu") or ""), generic)
+    return CpuTraits(
+        cores=int(target.attrs.get("num-cores") or 1),
+        lanes=lanes,
+        registers=registers,
+        cache_bytes=core.cache_bytes or cache_bytes,
+        fma_ports=core.fma_ports,
+        fma_latency=core.fma_latency,
+        load_ports=core.load_ports,
+    )

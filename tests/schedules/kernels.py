@@ -29,7 +29,7 @@ CPUS = {
     "neon": CpuTarget(CpuTraits(lanes=4, registers=32, cores=4), LLVM),
 }
 """Every schedule runs on this machine, whatever CPU its tiles are meant for."""
-TARGETS: dict[str, Target] = {**CPUS}
+TARGETS: dict[str, Target] = {**CPUS, "scalar": CpuTarget(CpuTraits(lanes=1, registers=32, cores=1), LLVM)}
 """What every definition is tested on, by the fixture ``target``; :func:`built` runs its kernels."""
 
 Kernel = Callable[..., te.Tensor]
@@ -104,6 +104,11 @@ def object_of(module: tvm.runtime.Module) -> bytes:
 def is_cpu(target: Target) -> bool:
     """Whether a target's loops are a CPU's: those that :func:`traces` and :func:`is_one_nest` know."""
     return isinstance(target, CpuTarget)
+
+
+def has_vectors(target: Target) -> bool:
+    """Whether a target is a CPU with vectors, which decide what is tiled and how."""
+    return isinstance(target, CpuTarget) and target.traits.lanes > 1
 
 
 def traces(func: tirx.PrimFunc) -> set[str]:

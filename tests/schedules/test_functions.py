@@ -15,7 +15,7 @@ from tvm import te, tirx
 
 from schedules.kernels import functions
 from schedules.target import Target
-from tests.schedules.kernels import call, is_cpu, noise, run, scheduled, traces
+from tests.schedules.kernels import call, has_vectors, noise, run, scheduled, traces
 
 Function = Callable[[np.ndarray], np.ndarray]
 SMALLEST = float(np.finfo("float32").tiny)  # of normal numbers
@@ -80,7 +80,7 @@ def test_function(name: str, target: Target) -> None:
     if name == "gelu_tanh":
         x = x[np.abs(x) < 1e12]  # its cube is a float32
     func = scheduled(elementwise, x, target=target, name=name)
-    assert not is_cpu(target) or "vectorized" in traces(func)
+    assert not has_vectors(target) or "vectorized" in traces(func)
     assert_exact(name, x, call(func, x, target=target))
 
 

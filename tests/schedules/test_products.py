@@ -17,7 +17,18 @@ from schedules.cpu import CpuTarget
 from schedules.kernels.conv2d import conv2d, conv2d_data_gradient, conv2d_weight_gradient
 from schedules.kernels.matmul import across_matmul, matmul, packed_matmul
 from schedules.target import Target
-from tests.schedules.kernels import HOST, TARGETS, Kernel, assert_close, call, doubles, is_cpu, noise, scheduled, traces
+from tests.schedules.kernels import (
+    HOST,
+    TARGETS,
+    Kernel,
+    assert_close,
+    call,
+    doubles,
+    has_vectors,
+    noise,
+    scheduled,
+    traces,
+)
 
 Shape = tuple[int, ...]
 Reference = Callable[..., np.ndarray]
@@ -318,7 +329,7 @@ ROWS = [*PRODUCTS, *(row for convolution in CONVOLUTIONS for row in convolution.
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_product(row: Row, target: Target) -> None:
     func = row.schedule(target)
-    assert not is_cpu(target) or is_tiled(func) == row.tiled
+    assert not has_vectors(target) or is_tiled(func) == row.tiled
     first, second = call(func, *row.arrays(), target=target, times=2)
     assert_close(first, row.expected())
     assert first.tobytes() == second.tobytes()
@@ -414,7 +425,7 @@ def test_epilogue(row: Row, epilogue: str) -> None:
     arrays = [*row.arrays(), *beside]
     for target in (TARGETS["host"], TARGETS["neon"]):
         func = scheduled(fused, *arrays, target=target, **row.options)
-        assert not is_cpu(target) or is_tiled(func) == row.tiled
+        assert not has_vectors(target) or is_tiled(func) == row.tiled
         assert_close(call(func, *arrays, target=target), reference(result, *doubles(*beside)))
 
 

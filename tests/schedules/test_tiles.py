@@ -26,6 +26,10 @@ EXTENTS = st.integers(1, 300)
         ({"mtriple": "x86_64-linux-gnu"}, 4, 16),
         ({"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}, 4, 32),
         ({"mtriple": "armv7l-linux-gnueabihf", "mattr": ["+neon"]}, 4, 16),
+        ({"mtriple": "thumbv7em-unknown-none-eabihf", "mcpu": "cortex-m7"}, 1, 32),
+        ({"mtriple": "riscv64-unknown-linux-gnu", "mcpu": "generic-rv64"}, 1, 32),
+        ({"mtriple": "riscv64-unknown-linux-gnu", "mcpu": "generic-rv64", "mattr": ["+v"]}, 4, 32),
+        ({"mtriple": "riscv64-unknown-linux-gnu", "mcpu": "spacemit-x60"}, 8, 32),
     ],
     ids=str,
 )

@@ -1,0 +1,162 @@
+"""Machines by short name: ``pi4``, ``m1``, ``cortex-m7``, …"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+KIB, MIB = 2**10, 2**20
+
+
+class Verified(StrEnum):
+    """How far programs for a machine were tried, best first."""
+
+    HARDWARE = "ran on hardware"
+    EMULATOR = "ran in an emulator"
+    LINKED = "linked in the vendor's format"
+    GENERATED = "source generated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A machine, as LLVM and the schedules know it.
+
+    Triples have four parts (Apple's three): LLVM takes shorter ones for soft float, or for a system without a runtime.
+    """
+
+    title: str
+    """What it is, for people."""
+    triple: str
+    """LLVM's triple."""
+    cpu: str
+    """LLVM's name of the core; ``schedules/cpu/cores.py`` has its model."""
+    features: tuple[str, ...] = ()
+    """LLVM's features beyond those of ``cpu``."""
+    options: tuple[tuple[str, str | int], ...] = ()
+    """Further attributes of TVM's target, such as those of the calling convention."""
+    cores: int = 1
+    """Cores that kernels run on; of two kinds of cores, the fast ones."""
+    flash_bytes: int | None = None
+    """Flash of a microcontroller, in bytes. None: there is a file system."""
+    ram_bytes: int | None = None
+    """RAM of a microcontroller, in bytes. None: an operating system shares it out."""
+    verified: Verified
+    """How far programs for it were tried."""
+
+    def target(self) -> dict[str, Any]:
+        """Return TVM's target."""
+        found: dict[str, Any] = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, "num-cores": self.cores}
+        if self.features:
+            found["mattr"] = list(self.features)
+        return found | dict(self.options)
+
+
+HARD_FLOAT = (("mfloat-abi", "hard"),)
+RV64GC = ("+m", "+a", "+f", "+d", "+c")
+LP64D = (("mabi", "lp64d"),)
+SCALAR = (("vector-width", 32),)  # TVM warns where it has to guess
+
+MACHINES = {
+    "linux-x64": Machine(
+        title="PC with AVX2, Linux",
+        triple="x86_64-unknown-linux-gnu",
+        cpu="x86-64-v3",
+        cores=4,
+        verified=Verified.GENERATED,
+    ),
+    "win-x64": Machine(
+        title="PC with AVX2, Windows",
+        triple="x86_64-pc-windows-gnu",
+        cpu="x86-64-v3",
+        cores=4,
+        verified=Verified.GENERATED,
+    ),
+    "m1": Machine(
+        title="Mac with M1 or later",
+        triple="arm64-apple-macos",
+        cpu="apple-m1",
+        cores=4,
+        verified=Verified.GENERATED,
+    ),
+    "pi5": Machine(
+        title="Raspberry Pi 5",
+        triple="aarch64-unknown-linux-gnu",
+        cpu="cortex-a76",
+        cores=4,
+        verified=Verified.GENERATED,
+    ),
+    "pi4": Machine(
+        title="Raspberry Pi 4",
+        triple="aarch64-unknown-linux-gnu",
+        cpu="cortex-a72",
+        cores=4,
+        verified=Verified.EMULATOR,  # tests/system/test_arm.py
+    ),
+    "pi-zero2": Machine(
+        title="Raspberry Pi Zero 2, 3",
+        triple="aarch64-unknown-linux-gnu",
+        cpu="cortex-a53",
+        cores=4,
+        verified=Verified.GENERATED,
+    ),
+    "pi3-32": Machine(
+        title="Raspberry Pi 3, 32-bit",
+        triple="armv7a-unknown-linux-gnueabihf",
+        cpu="cortex-a53",
+        options=HARD_FLOAT,
+        cores=4,
+        verified=Verified.GENERATED,
+    ),
+    "android-arm64": Machine(
+        title="Android 5 and later",
+        triple="aarch64-unknown-linux-android21",
+        cpu="generic",
+        cores=4,
+        verified=Verified.GENERATED,
+    ),
+    "ios": Machine(
+        title="iPhone XS and later",
+        triple="arm64-apple-ios",
+        cpu="apple-a12",
+        cores=2,
+        verified=Verified.GENERATED,
+    ),
+    "riscv64": Machine(
+        title="RISC-V (RV64GC), Linux",
+        triple="riscv64-unknown-linux-gnu",
+        cpu="generic-rv64",
+        features=RV64GC,
+        options=(*LP64D, *SCALAR),
+        cores=4,
+        verified=Verified.GENERATED,
+    ),
+    "riscv64-v": Machine(
+        title="RISC-V with vectors, Linux",
+        triple="riscv64-unknown-linux-gnu",
+        cpu="generic-rv64",
+        features=(*RV64GC, "+v"),
+        options=(*LP64D, ("vector-width", 128)),
+        cores=4,
+        verified=Verified.GENERATED,
+    ),
+    "cortex-m7": Machine(
+        title="STM32F746 and the like",
+        triple="thumbv7em-unknown-none-eabihf",
+        cpu="cortex-m7",
+        options=(*HARD_FLOAT, *SCALAR),
+        flash_bytes=MIB,
+        ram_bytes=320 * KIB,
+        verified=Verified.GENERATED,
+    ),
+    "cortex-m33": Machine(
+        title="Pico 2 (RP2350) and the like",
+        triple="thumbv8m.main-unknown-none-eabihf",
+        cpu="cortex-m33",
+        options=(*HARD_FLOAT, *SCALAR),
+        flash_bytes=4 * MIB,
+        ram_bytes=520 * KIB,
+        verified=Verified.GENERATED,
+    ),
+}
+"""Machines by short name. Any other is a TVM tag or a TVM target."""

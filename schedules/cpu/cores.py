@@ -1,0 +1,40 @@
+"""Core models: what a core's vector unit does in a cycle, from the vendors' optimisation guides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core:
+    """Throughput and latency of a core, in vectors of its full width (one number where it has no vectors)."""
+
+    fma_ports: int
+    """Multiply-adds that start in a cycle."""
+    fma_latency: int
+    """Cycles from a multiply-add to the next one on the same accumulator."""
+    load_ports: float
+    """Loads that start in a cycle."""
+    cache_bytes: int | None = None
+    """Second-level cache per core, or all cache where there is one level, in bytes. None: by instruction set."""
+
+
+CORES = {
+    # A 128-bit load of an A7 or A53 takes two cycles. All but the A76 share their L2 cache between two or four cores.
+    "cortex-a7": Core(fma_ports=1, fma_latency=8, load_ports=0.5, cache_bytes=128 * KIB),
+    "cortex-a53": Core(fma_ports=1, fma_latency=4, load_ports=0.5, cache_bytes=128 * KIB),
+    "cortex-a72": Core(fma_ports=1, fma_latency=3, load_ports=1, cache_bytes=256 * KIB),
+    "cortex-a76": Core(fma_ports=2, fma_latency=2, load_ports=2, cache_bytes=512 * KIB),
+    "apple-a12": Core(fma_ports=3, fma_latency=4, load_ports=2, cache_bytes=4096 * KIB),
+    "apple-m1": Core(fma_ports=4, fma_latency=4, load_ports=3, cache_bytes=3072 * KIB),
+    "cortex-m7": Core(fma_ports=1, fma_latency=3, load_ports=1, cache_bytes=16 * KIB),
+    "cortex-m33": Core(fma_ports=1, fma_latency=3, load_ports=1, cache_bytes=16 * KIB),
+    "znver4": Core(fma_ports=1, fma_latency=4, load_ports=1),
+    "sapphirerapids": Core(fma_ports=2, fma_latency=4, load_ports=2),
+}
+"""Cores by LLVM's name of the CPU."""
+GENERIC_X86 = Core(fma_ports=2, fma_latency=4, load_ports=2)
+GENERIC_ARM = Core(fma_ports=2, fma_latency=4, load_ports=2)
+GENERIC_SCALAR = Core(fma_ports=1, fma_latency=5, load_ports=1)

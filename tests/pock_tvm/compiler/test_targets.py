@@ -1,0 +1,84 @@
+"""Targets by short name: what they resolve to, and what a name that nobody knows gets."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+import tvm
+from tvm import te
+from typer.testing import CliRunner
+
+import pock_tvm as pock
+from pock_tvm.cli import app
+from pock_tvm.compiler.machines import MACHINES
+from pock_tvm.compiler.targets import kernel_target, resolve_target
+from schedules.kernels.matmul import matmul
+
+AARCH64, ARM, RISCV = "ELF of machine 183", "ELF of machine 40", "ELF of machine 243"
+FORMATS = {
+    "linux-x64": "ELF of machine 62",
+    "win-x64": "COFF of machine 0x8664",
+    "m1": "Mach-O of CPU 0x100000c",
+    "pi5": AARCH64,
+    "pi4": AARCH64,
+    "pi-zero2": AARCH64,
+    "pi3-32": ARM,
+    "android-arm64": AARCH64,
+    "ios": "Mach-O of CPU 0x100000c",
+    "riscv64": RISCV,
+    "riscv64-v": RISCV,
+    "cortex-m7": ARM,
+    "cortex-m33": ARM,
+}
+
+
+def format_of(code: bytes) -> str:
+    """The format of an object file, from its first bytes."""
+    if code[:4] == b"\x7fELF":
+        return f"ELF of machine {struct.unpack_from('<H', code, 18)[0]}"
+    if code[:4] == b"\xcf\xfa\xed\xfe":
+        return f"Mach-O of CPU {struct.unpack_from('<I', code, 4)[0]:#x}"
+    return f"COFF of machine {struct.unpack_from('<H', code)[0]:#x}"
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_kernel_of_each_machine_is_an_object_in_its_format(name: str, tmp_path, capfd) -> None:
+    target, path = resolve_target(name), tmp_path / "product.o"
+    a, b = (te.placeholder(shape, "float32", name) for name, shape in (("a", (12, 24)), ("b", (24, 16))))
+    func = te.create_prim_func([a, b, matmul(a, b, transpose_a=False, transpose_b=False)])
+    machine = kernel_target(target)
+    mod = machine.lower(machine.schedule(func).with_attr("global_symbol", "product"))
+    tvm.get_global_func("target.build.llvm")(mod, target).write_to_file(str(path), "o")
+    assert format_of(path.read_bytes()) == FORMATS[name]
+    assert capfd.readouterr().err == "", "LLVM knows the processor and its features"
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "lanes", "ports"), [("pi4", 4, 4, 1), ("pi5", 4, 4, 2), ("m1", 4, 4, 4), ("cortex-m7", 1, 1, 1)]
+)
+def test_a_short_name_has_the_traits_of_its_core(name: str, cores: int, lanes: int, ports: int) -> None:
+    traits = kernel_target(resolve_target(name)).traits
+    assert (traits.cores, traits.lanes, traits.fma_ports) == (cores, lanes, ports)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("pi-4", "did you mean pi4"),
+        ("Cortex-M7", "did you mean cortex-m7"),
+        ("raspbery-pi/4b-aarch64", "did you mean raspberry-pi/4b-aarch64"),
+        ("abacus", "give host, linux-x64, .*JSON"),
+    ],
+)
+def test_an_unknown_target_is_refused_with_those_that_are_near(name: str, near: str) -> None:
+    with pytest.raises(pock.PockError, match=f"'{name}' is no target: {near}"):
+        resolve_target(name)
+
+
+def test_the_table_has_every_machine_and_how_far_it_was_tried() -> None:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["targets"])
+    lines = {line.split()[0]: line for line in done.output.splitlines() if line.strip()}
+    assert {"host", *MACHINES} <= lines.keys()
+    assert all(machine.verified in lines[name] for name, machine in MACHINES.items())
+    assert "320" in lines["cortex-m7"] and "ran on hardware" in lines["host"]
