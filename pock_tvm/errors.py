@@ -28,6 +28,7 @@ __all__ = [
     "CompilerError",
     "ContributionError",
     "DataError",
+    "DeviceError",
     "InputError",
     "MemoryBudgetError",
     "MissingGradient",
@@ -53,6 +54,10 @@ class ModelError(PockError):
     def __init__(self, message: str, obstacles: Sequence[Obstacle] = ()) -> None:
         super().__init__(message)
         self.obstacles = tuple(obstacles)
+
+
+class DeviceError(PockError):
+    """A remote device cannot be reached, or does not answer any more."""
 
 
 class PassError(PockError, passes.PassError):

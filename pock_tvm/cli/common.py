@@ -42,6 +42,17 @@ ALLOW_DROP = Annotated[
 ]
 MEAN = Annotated[str | None, typer.Option(help="Mean of each channel in 0 … 1, such as 0.485,0.456,0.406")]
 STD = Annotated[str | None, typer.Option(help="Standard deviation of each channel in 0 … 1")]
+VAL = Annotated[Path | None, typer.Option(help="Data to evaluate on before the first and after each epoch")]
+EPOCHS = Annotated[int, typer.Option(min=0)]
+LR = Annotated[float, typer.Option(help="Learning rate")]
+STATE = typer.Option(help="The file to keep the state in; the best by --val is kept beside it")
+CHECKPOINT_EVERY = typer.Option(min=1, help="Steps between two checkpoints, beside those after each epoch")
+KEEP = Annotated[int, typer.Option(min=1, help="How many of the last checkpoints to keep")]
+RESUME = Annotated[bool, typer.Option("--resume", help="Go on where the run that wrote --checkpoint was")]
+START = Annotated[Path | None, typer.Option(help="A checkpoint whose state a new run starts from")]
+OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that this run does not start from")]
+TOLERATE = Annotated[int, typer.Option(min=0, help="Steps that may meet values that are not finite; each is left out")]
+SEED = Annotated[int, typer.Option()]
 
 
 ARGUMENTS = (
@@ -59,6 +70,9 @@ class LrSchedule(StrEnum):
     CONSTANT = "constant"
     COSINE = "cosine"
     LINEAR = "linear"
+
+
+LR_SCHEDULE = Annotated[LrSchedule, typer.Option()]
 
 
 @app.callback(invoke_without_command=True)

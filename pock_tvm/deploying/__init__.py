@@ -1,1 +1,1 @@
-"""Stand-alone bundles: a program as C that needs neither Python nor TVM."""
+"""Programs on devices: stand-alone bundles of C, and training over a network."""

@@ -6,6 +6,7 @@ Needs no compiler: Linux lists what a CPU has.
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,9 +46,10 @@ def machine_sets() -> frozenset[str] | None:
         text = CPUINFO.read_text()
     except OSError:
         return None
-    names = ("flags", "features")  # of x86 and of ARM
+    # An emulator may show the list of the machine that it runs on, which has another name.
+    wanted = "flags" if platform.machine().lower() in ("x86_64", "amd64") else "features"
     lines = [line.partition(":") for line in text.splitlines()]
-    found = {flag for name, _, flags in lines if name.strip().lower() in names for flag in flags.split()}
+    found = {flag for name, _, flags in lines if name.strip().lower() == wanted for flag in flags.split()}
     return frozenset(name for name, flag in LINUX.items() if flag in found) if found else None
 
 

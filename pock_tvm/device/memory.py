@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .reading import parse_json
 
@@ -37,6 +40,38 @@ def aligned_copy(array: np.ndarray) -> np.ndarray:
     copy = aligned(array.shape, str(array.dtype))
     copy[...] = array
     return copy
+
+
+class Memory:
+    """The memory of this process, in which a program runs. That of another machine is a subclass."""
+
+    def allocate(self, shape: Sequence[int], dtype: str) -> Any:
+        """An array of zeros that starts at a multiple of the alignment: with a ``nbytes``, and the rest by this
+        class alone."""
+        return aligned(shape, dtype)
+
+    def copy_of(self, values: np.ndarray) -> Any:
+        """A new array with these values."""
+        array = self.allocate(values.shape, str(values.dtype))
+        self.write(array, values)
+        return array
+
+    def address(self, array: Any) -> int:
+        """Where a kernel finds an array."""
+        return array.ctypes.data
+
+    def read(self, array: Any) -> np.ndarray:
+        """The values of an array: to look at, not to write to."""
+        return array
+
+    def write(self, array: Any, values: ArrayLike) -> None:
+        """Put values into an array."""
+        np.copyto(array, values, casting="same_kind")
+
+    def move(self, to: tuple[Any, int], source: tuple[Any, int], size: int) -> None:
+        """Copy so many bytes: from an offset within one array to one within another."""
+        addresses = [self.address(array) + offset for array, offset in (to, source)]
+        ctypes.memmove(addresses[0], addresses[1], size)
 
 
 def drop_pages(array: np.ndarray) -> None:

@@ -56,6 +56,10 @@ class Library:
         """Addresses as an entry point takes them; behind them a number, if its call list holds checks."""
         return tvm.runtime.tensor(np.array(addresses, dtype="int64"))
 
+    def numbers(self, table: Any) -> list[int]:
+        """The numbers in a vector that :meth:`table` made."""
+        return table.numpy().tolist()
+
     def run(self, entry: str, table: Any) -> None:
         """Call an entry point. Calls of several threads are made one after the other.
 
@@ -68,32 +72,39 @@ class Library:
         """
         if entry not in self._functions:
             try:
-                self._functions[entry] = self._module[entry]
+                self._functions[entry] = self._find(entry)
             except AttributeError as error:
                 raise ProgramError(f"this program has no '{entry}': compile it again with this version") from error
-        function = self._functions[entry]
-
-        def call() -> None:
-            _use_threads(self._threads)
-            function(table)
-
         try:
-            in_one_thread(call)
+            self._call(self._functions[entry], table)
         except RuntimeError as error:
-            if str(error).startswith(NOT_FINITE):
-                raise CheckFailed(int(table.numpy()[-1]) - 1) from error
+            if NOT_FINITE in str(error):
+                raise CheckFailed(self.numbers(table)[-1] - 1) from error
+            said = " ".join(str(error).split())
             raise PockError(
-                f"'{entry}' stopped: {error}. Free memory, restore a checkpoint and go on from there"
+                f"'{entry}' stopped: {said}. Free memory, restore a checkpoint and go on from there"
             ) from error
 
     def contract(self) -> list[int] | None:
         """The digest of the layouts and sizes that it was built for; None in one of an older version."""
         table = self.table([0] * WORDS)
         try:
-            self._module[CONTRACT](table)
+            function = self._find(CONTRACT)
         except AttributeError:
             return None
-        return table.numpy().tolist()
+        self._call(function, table)
+        return self.numbers(table)
+
+    def _find(self, entry: str) -> Any:
+        """An entry point; AttributeError if there is none."""
+        return self._module[entry]
+
+    def _call(self, function: Any, table: Any) -> None:
+        def call() -> None:
+            _use_threads(self._threads)
+            function(table)
+
+        in_one_thread(call)
 
 
 _pool = threading.local()

@@ -22,11 +22,12 @@ from .inputs import Data, Inputs
 from .instructions import check_instructions
 from .losses import Loss
 from .matching import Restored, match
+from .memory import Memory
 from .parameters import FULL, GRADIENT_SUM
 from .parts import states_of
 from .program import Program
 from .reading import reading
-from .runtime import CORES, THREADS, CheckFailed, load_library, machine_triple
+from .runtime import CORES, THREADS, CheckFailed, Library, load_library, machine_triple
 from .state import TrainingState
 from .threads import one_at_a_time
 
@@ -60,20 +61,12 @@ class Trainer(Execution):
         require("a trainer's program", program, PROGRAM, ProgramError)
         program = program if isinstance(program, Program) else Program.load(program)
         manifest = program.manifest
-        triple = manifest["target"]["triple"]
-        if machine_triple(triple) != machine_triple():
-            raise ProgramError(
-                f"this program was compiled for {triple}, and this machine is a {machine_triple()}: compile it "
-                "for target 'host'"
-            )
         if not program.library:
             raise ProgramError("this program was only planned, not built: compile it without build=False")
-        check_instructions(manifest["target"].get("instructions", ()))
-        threads = min(threads or THREADS, CORES)
-        library = load_library(program.library, threads)
+        library, threads, memory = self._loaded(program, threads)
         with reading(ProgramError, "this program cannot be run ({}): compile it again, or copy it again"):
             check_contract(manifest, program.constants, library.contract())
-            super().__init__(program, library, threads)
+            super().__init__(program, library, threads, memory)
             self._loss = Loss(**manifest["loss"])
             self._optimizer = optimizers.from_json(manifest["optimizer"])
             self._inputs = Inputs(program, self._loss)
@@ -89,6 +82,18 @@ class Trainer(Execution):
         """Tensor that was not finite behind updates of the same step: the state is then not one to go on from."""
         self._replaced: dict[str, np.ndarray] = {}
 
+    def _loaded(self, program: Program, threads: int | None) -> tuple[Library, int, Memory]:
+        """The program's library, loaded, on how many cores it runs, and the memory that it works in."""
+        target = program.manifest["target"]
+        if machine_triple(target["triple"]) != machine_triple():
+            raise ProgramError(
+                f"this program was compiled for {target['triple']}, and this machine is a {machine_triple()}: compile "
+                "it for target 'host'"
+            )
+        check_instructions(target.get("instructions", ()))
+        threads = min(threads or THREADS, CORES)
+        return load_library(program.library, threads), threads, Memory()
+
     def __repr__(self) -> str:
         trained = len(self.program.trained)
         return f"Trainer({self.steps} steps, {trained} of {len(self._weights)} weights trained, {self.program!r})"
@@ -101,7 +106,7 @@ class Trainer(Execution):
         twin._set_weights(self.program.weights | self._current())
         twin._replaced = dict(self._replaced)
         for name in self._states:
-            twin._fill(name, self._arrays[name])
+            twin._fill(name, self._read(name))
         twin.steps, twin._cycle, twin.notes, twin.restored = self.steps, self._cycle, dict(self.notes), self.restored
         return twin
 
@@ -140,16 +145,17 @@ class Trainer(Execution):
         if target is not None:
             self._fill("target", target)
         if target is not None and "counted" in self._arrays:
-            self._arrays["counted"][...] = self._loss.counted(target)
+            self._fill("counted", self._loss.counted(target))
         if "rates" in self._arrays:
-            self._arrays["rates"][:] = self._optimizer.rates(lr, updates + 1)
+            self._fill("rates", self._optimizer.rates(lr, updates + 1))
         entry = "train_step" if last else "accumulate_step"
         try:
             self._run(entry)
         except CheckFailed as failed:
             raise self._left_at(guards.Found.at(self._entries[entry], failed.position)) from failed
+        loss = float(self._memory.read(self._results[entry][0]).sum())
         self.steps += 1
-        return float(self._results[entry][0].sum())  # of micro-batches each has its share
+        return loss  # of micro-batches each has its share
 
     @one_at_a_time
     def predict(self, x: Data) -> np.ndarray | tuple[np.ndarray, ...]:
@@ -170,7 +176,8 @@ class Trainer(Execution):
                 self._fill(name, array)
             self._run("predict")
             every = count == (self._inputs.batch or 1)
-            parts.append([result.copy() if every else result[:count].copy() for result in self._results["predict"]])
+            results = self._read_results("predict")
+            parts.append([result.copy() if every else result[:count].copy() for result in results])
         outputs = tuple(part[0] if len(part) == 1 else np.concatenate(part) for part in zip(*parts, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -203,7 +210,7 @@ class Trainer(Execution):
             _, dropped = self._updates()
             for name, parameter in self._parameters.items():
                 if parameter.origin == GRADIENT_SUM:
-                    self._arrays[name][...] = 0
+                    self._fill(name, 0)
             self.steps -= dropped
         error = found.error(dropped)
         if found.written == guards.STATE:
@@ -246,7 +253,7 @@ class Trainer(Execution):
         as a whole, in PyTorch's layout."""
         self._refuse_spoiled()
         states = {
-            state.of: self._parameters[state.of].unstore(self._arrays[name])
+            state.of: self._parameters[state.of].unstore(self._read(name))
             for name, state in self._parameters.items()
             if state.slot == kind and self._parameters[state.of].trained == FULL
         }
@@ -346,7 +353,7 @@ class Trainer(Execution):
             It names the first that is not.
         """
         for name in [*self._live, *self._states]:
-            if not np.isfinite(self._arrays[name]).all():
+            if not np.isfinite(self._read(name)).all():
                 of = self._parameters[name].of
                 what = f"{self._parameters[name].slot or GRADIENT_SUM} of '{of}'" if of else f"'{name}'"
                 raise NonFiniteError(f"{what} is not finite after step {self.steps}")
@@ -354,7 +361,8 @@ class Trainer(Execution):
     def _state(self) -> TrainingState:
         """The state in PyTorch's names and layouts."""
         updates, pending = self._updates()
-        weights, states = self._current(), states_of(self._parameters, self._arrays)
+        arrays = {name: self._read(name) for name in self._states}
+        weights, states = self._current(), states_of(self._parameters, arrays)
         checksums = self.program.manifest.get("weight_crc32") or weight_checksums(self.program.weights)
         frozen = {name: crc for name, crc in checksums.items() if name not in weights}
         counts = {"steps": self.steps, "updates": updates, "pending": pending, "accumulate": self._accumulate}

@@ -325,6 +325,15 @@ def test_where_the_system_does_not_tell_nothing_is_refused(monkeypatch, tmp_path
     instructions.machine_sets.cache_clear()
 
 
+def test_under_an_emulator_the_list_of_the_machine_below_tells_nothing(monkeypatch, tmp_path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor : 0\nflags : fpu sse avx2\n")
+    instructions.machine_sets.cache_clear()
+    monkeypatch.setattr(instructions, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(instructions.platform, "machine", lambda: "aarch64")
+    instructions.check_instructions(["neon"])
+    instructions.machine_sets.cache_clear()
+
+
 def test_a_folder_for_temporary_files_without_room_is_one_line(honest, monkeypatch) -> None:
     program = pock.Program.load(honest)
     monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))

@@ -1,0 +1,151 @@
+"""The commands that find devices, and train on one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import DeviceError, OptionError
+from .common import (
+    ALLOW_DROP,
+    CHECKPOINT_EVERY,
+    DATA,
+    EPOCHS,
+    KEEP,
+    LR,
+    LR_SCHEDULE,
+    MEAN,
+    OVERWRITE,
+    PROGRAM,
+    RESUME,
+    SEED,
+    SIGNATURE,
+    START,
+    STATE,
+    STD,
+    TOLERATE,
+    VAL,
+    LrSchedule,
+    app,
+)
+from .training import Job, how_to_go_on
+
+if TYPE_CHECKING:
+    from ..deploying.connection import Connection
+    from ..deploying.remote import RemoteTrainer
+
+TRACKER = typer.Option(metavar="HOST:PORT", help="A tracker of TVM's RPC (python -m tvm.exec.rpc_tracker)")
+TIMEOUT = Annotated[float, typer.Option(help="Seconds that one step, or any other call, may take")]
+
+
+@app.command()
+def devices(tracker: Annotated[str, TRACKER], timeout: TIMEOUT = 60.0) -> None:
+    """List the devices that a tracker of TVM's RPC knows: key, address, and how many of the key are free."""
+    from ..deploying.connection import Address, devices
+
+    found, free = devices(Address.parse(tracker), timeout=timeout)
+    if not found:
+        typer.echo(
+            f"the tracker at {tracker} knows no device: start one with\n"
+            f"python -m tvm.exec.rpc_server --tracker {tracker} --key NAME"
+        )
+    for device in found:
+        same = sum(each.key == device.key for each in found)
+        typer.echo(f"{device.key:<16} {device.address:<24} {free.get(device.key, 0)} of {same} free")
+
+
+@app.command()
+def run(
+    program: PROGRAM,
+    data: DATA,
+    checkpoint: Annotated[Path, STATE],
+    rpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="A device's RPC server")] = None,
+    tracker: Annotated[str | None, TRACKER] = None,
+    key: Annotated[str, typer.Option(help="The device's key: which of the tracker's to take")] = "",
+    timeout: TIMEOUT = 60.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to look for a device that has disappeared")] = 60.0,
+    val: VAL = None,
+    epochs: EPOCHS = 1,
+    lr: LR = 0.01,
+    lr_schedule: LR_SCHEDULE = LrSchedule.COSINE,
+    checkpoint_every: Annotated[int, CHECKPOINT_EVERY] = 1,
+    keep: KEEP = 1,
+    resume: RESUME = False,
+    start: START = None,
+    overwrite: OVERWRITE = False,
+    allow_drop: ALLOW_DROP = False,
+    tolerate: TOLERATE = 0,
+    mean: MEAN = None,
+    std: STD = None,
+    seed: SEED = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Cores of the device; by default its own choice")] = None,
+    require_signature: SIGNATURE = None,
+) -> None:
+    """Train a program on a device, over TVM's RPC. The state is fetched and kept here, in --checkpoint.
+
+    The device needs TVM alone: python -m tvm.exec.rpc_server --host ADDRESS --port 9090. Whoever reaches that port can
+    run any code there, unencrypted and without a password: open it in a network of your own only, or to 127.0.0.1
+    behind ssh -L 9090:localhost:9090.
+
+    A device that disappears is looked for; the run goes on from the last checkpoint as if nothing had happened. With
+    --checkpoint-every 1, the default, no step is lost; more is faster, and repeats at most so many.
+
+    Exit codes: as those of pock train.
+    """
+    from ..deploying.connection import Address, Connection
+    from ..deploying.remote import RemoteTrainer
+    from ..device.program import Program
+    from ..training.data import Augmentation
+    from ..training.fine_tuning import Checkpoints
+    from ..training.recipe import Recipe
+
+    if (rpc is None) == (tracker is None):
+        raise OptionError("a device is named by --rpc HOST:PORT, or by --tracker HOST:PORT and --key: give one of them")
+    if tracker is not None and not key:
+        raise OptionError(f"--tracker needs --key: 'pock devices --tracker {tracker}' lists those that it knows")
+    if resume and start is not None:
+        raise OptionError("--resume goes on with a run and --start begins one: leave one of them out")
+    loaded = Program.load(program, signature=require_signature)
+    checkpoints, recipe = Checkpoints(checkpoint, checkpoint_every, keep, overwrite), Recipe(epochs, lr, lr_schedule)
+    address = Address.parse(rpc or tracker or "")
+
+    def connect() -> Connection:
+        if tracker is not None:
+            return Connection.through(address, key, timeout=timeout)
+        return Connection(address, key=key, timeout=timeout)
+
+    def trainer() -> RemoteTrainer:
+        return RemoteTrainer(loaded, connect(), threads=threads)
+
+    job = Job(recipe, data, val, checkpoints, Augmentation(), start, mean, std, seed, tolerate, allow_drop)
+    _run(job, trainer, resume, wait)
+
+
+def _run(job: Job, open_trainer: Callable[[], RemoteTrainer], resume: bool, wait: float) -> None:
+    """Train on a device. If it disappears, look for it, and go on from the last checkpoint."""
+    from ..deploying.connection import connected
+
+    device, furthest = open_trainer(), -1
+    while True:
+        taken: list[None] = []
+        try:
+            with contextlib.closing(device):
+                job.run(device, resume=resume, after_step=lambda: taken.append(None))  # noqa: B023 - called here alone
+            return
+        except DeviceError as lost:
+            if not taken or device.steps <= furthest:  # twice at one step is no accident
+                raise DeviceError(f"{lost}; {_kept(job) if resume else 'no step was done'}") from lost
+            typer.echo(f"pock: {lost}; looking for it for {wait:g} s", err=True)
+        resume, furthest = True, device.steps
+        try:
+            device = connected(open_trainer, wait)
+        except DeviceError as gone:
+            raise DeviceError(f"{gone}; {_kept(job)}") from gone
+
+
+def _kept(job: Job) -> str:
+    return how_to_go_on(job.checkpoints.path if job.checkpoints else None, job.start)

@@ -1,0 +1,355 @@
+"""Training on devices over TVM's RPC: equal to this machine, and what becomes of a run whose device disappears."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import importlib.util
+import io
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import pock_tvm as pock
+from pock_tvm import cli
+from pock_tvm.deploying.connection import Address, Connection, connected, devices
+from pock_tvm.deploying.remote import RemoteTrainer
+from pock_tvm.errors import DeviceError, OptionError, ProgramError
+from tests.pock_tvm.networks import small
+
+PATIENCE_S = 90
+"""The machine of the tests may be busy."""
+STEPS = 12
+
+
+class Server:
+    """A process of TVM's RPC on this machine, with the ones that it starts."""
+
+    def __init__(self, kind: str, *options: object, python: object = sys.executable, port: int | None = None) -> None:
+        self.address = Address("127.0.0.1", port or free_port())
+        place = ["--host", "127.0.0.1", "--port", self.address.port, "--port-end", self.address.port + 1]
+        words = [python, "-m", f"tvm.exec.{kind}", *place, "--silent", *options]
+        self.process = subprocess.Popen(
+            list(map(str, words)),
+            env=os.environ | {"TVM_NUM_THREADS": "1", "TVM_USE_RUNTIME_LIB": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def connect(self, timeout: float = PATIENCE_S) -> Connection:
+        return connected(lambda: Connection(self.address, timeout=timeout), PATIENCE_S)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def freeze(self) -> None:
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            child.suspend()
+
+
+def free_port() -> int:
+    """A port that nothing uses, below those that the system hands out to clients."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    started = Server("rpc_server")
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def doomed() -> Iterator[list[Server]]:
+    """Servers of one test, which it may kill; a first one is there."""
+    servers = [Server("rpc_server")]
+    yield servers
+    for each in servers:
+        each.kill()
+
+
+@pytest.fixture(scope="module")
+def tracker(server) -> Iterator[Server]:
+    started = Server("rpc_tracker")
+    device = Server("rpc_server", "--tracker", started.address, "--key", "shelf")
+    yield started
+    device.kill()
+    started.kill()
+
+
+def build(**options) -> pock.Program:
+    scheme = pock.Scheme({"*": "frozen", "*.bias": "full", "head.weight": "full", "blocks.1.conv2.weight": 0.5})
+    chosen = {"scheme": scheme, "optimizer": pock.SGD(momentum=0.9), "check": False, "batch_norm": "frozen", **options}
+    return pock.compile(small(4), **chosen)
+
+
+@pytest.fixture(scope="module")
+def program() -> pock.Program:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def place(program, tmp_path_factory) -> Path:
+    """A program, data, and the checkpoint of a run on this machine."""
+    root = tmp_path_factory.mktemp("run")
+    program.save(root / "net.pock")
+    xs, ys = batches(STEPS)
+    np.savez(root / "data.npz", x=np.concatenate(xs), y=np.concatenate(ys))
+    done = command(
+        "train", root / "net.pock", "--data", root / "data.npz", "--checkpoint", root / "here.ckpt", "--threads", 1
+    )
+    assert done[0] == 0
+    return root
+
+
+def batches(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    xs = [rng.standard_normal((4, 3, 8, 8)).astype("float32") for _ in range(count)]
+    return xs, [rng.integers(0, 5, 4) for _ in range(count)]
+
+
+def command(*words: object) -> tuple[int, str]:
+    """Run a command in this process; return its exit code and all that it prints."""
+    text = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        patch.setattr(sys, "argv", ["pock", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return int(end.code or 0), text.getvalue()
+    return 0, text.getvalue()
+
+
+def run(place: Path, checkpoint: Path, server: Server, *options: object) -> tuple[int, str]:
+    there = ["--checkpoint", checkpoint, "--rpc", server.address]
+    return command("run", place / "net.pock", "--data", place / "data.npz", *there, *options)
+
+
+def same_state(program: pock.Program, one: Path, other: Path) -> bool:
+    trainers = [pock.Trainer(program, threads=1) for _ in range(2)]
+    for trainer, path in zip(trainers, (one, other), strict=True):
+        trainer.restore(path)
+    first, second = (trainer.weights() | trainer.optimizer_state("momentum_buffer") for trainer in trainers)
+    return trainers[0].steps == trainers[1].steps and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"optimizer": pock.Adam(), "clip_norm": 1.0}], ids=str)
+def test_a_device_trains_as_this_machine_does(options, server, tmp_path) -> None:
+    program = build(**options)
+    there, here = RemoteTrainer(program, server.connect()), pock.Trainer(program, threads=1)
+    with contextlib.closing(there):
+        for x, y in zip(*batches(20), strict=True):
+            assert there.step(x, y, lr=0.05) == here.step(x, y, lr=0.05)
+        np.testing.assert_array_equal(there.predict(x), here.predict(x))
+        there.save(tmp_path / "net.ckpt")
+        weights = there.weights()
+        assert all(np.array_equal(weights[name], array) for name, array in here.weights().items())
+        again = pock.Trainer(program, threads=1)
+        again.restore(tmp_path / "net.ckpt")
+        there.restore(tmp_path / "net.ckpt")
+        assert again.step(x, y, lr=0.05) == there.step(x, y, lr=0.05) == here.step(x, y, lr=0.05)
+
+
+def test_frozen_weights_are_prepared_on_the_device(server) -> None:
+    program = build(scheme=pock.Scheme({"*.bias": "full"}))
+    assert "prepare" in program.manifest["entries"]
+    x, _ = batches(1)
+    with contextlib.closing(RemoteTrainer(program, server.connect())) as there:
+        np.testing.assert_array_equal(there.predict(x[0]), pock.Trainer(program, threads=1).predict(x[0]))
+
+
+def test_a_refused_step_changes_nothing(program, server) -> None:
+    (x, *_), (y, *_) = batches(1)
+    with contextlib.closing(RemoteTrainer(program, server.connect())) as there:
+        before = there.weights()
+        with pytest.raises(pock.NonFiniteError, match="input 'x' is not finite"):
+            there.step(x * np.nan, y, lr=0.1)
+        assert there.steps == 0 and all(np.array_equal(array, before[name]) for name, array in there.weights().items())
+        with pytest.raises(pock.PockError, match="is not copied"):
+            copy.deepcopy(there)
+
+
+def test_a_tracker_lists_devices_and_lends_them(place, program, server, tracker, tmp_path) -> None:
+    connected(lambda: Connection.through(tracker.address, "shelf"), PATIENCE_S).close()
+    found, _ = devices(tracker.address)
+    assert [device.key for device in found] == ["shelf"]
+    code, said = command("devices", "--tracker", tracker.address)
+    assert code == 0 and said.startswith("shelf") and "of 1 free" in said
+    named = ["--data", place / "data.npz", "--checkpoint", tmp_path / "net.ckpt", "--tracker", tracker.address]
+    code, said = command("run", place / "net.pock", *named, "--key", "shelf", "--checkpoint-every", 5)
+    assert code == 0, said
+    assert same_state(program, tmp_path / "net.ckpt", place / "here.ckpt")
+    code, said = command("run", place / "net.pock", *named, "--key", "attic")
+    assert code == 2 and "knows no device 'attic': it knows 'shelf'" in said
+
+
+def test_a_device_in_use_is_waited_for_no_longer_than_the_timeout(tracker) -> None:
+    first = connected(lambda: Connection.through(tracker.address, "shelf"), PATIENCE_S)
+    with pytest.raises(DeviceError, match="no answer within 1 s: no device 'shelf' became free"):
+        Connection.through(tracker.address, "shelf", timeout=1)
+    first.close()
+
+
+def test_wrong_addresses_are_one_line_each(place, server, tracker, tmp_path) -> None:
+    for text in ("", "pi", "pi:", ":9090", "pi:port", "pi:0", "pi:70000"):
+        with pytest.raises(OptionError, match="is no address: write HOST:PORT"):
+            Address.parse(text)
+    closed = Address("127.0.0.1", free_port())
+    with pytest.raises(DeviceError, match=f"{closed} cannot be reached"):
+        Connection(closed)
+    with pytest.raises(DeviceError, match="cannot be reached"):
+        Connection(Address("nowhere.invalid", 9090))
+    with pytest.raises(DeviceError, match="is no RPC server"):
+        Connection(tracker.address, timeout=3)
+    with pytest.raises(DeviceError, match="no tracker|cannot be reached|no answer"):
+        devices(server.address, timeout=3)
+    with pytest.raises(DeviceError, match="tracker .* cannot be reached"):
+        devices(closed)
+    for wrong in ([], ["--rpc", "a:1", "--tracker", "a:2"], ["--tracker", "a:2"]):
+        named = ["--data", place / "data.npz", "--checkpoint", tmp_path / "net.ckpt", *wrong]
+        assert command("run", place / "net.pock", *named)[0] == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_port_that_answers_nothing_ends_with_the_timeout() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = Address(*silent.getsockname())
+        with pytest.raises(DeviceError, match=r"no answer within 0\.5 s"):
+            Connection(address, timeout=0.5)
+        with pytest.raises(DeviceError, match=r"no answer within 0\.5 s"):
+            devices(address, timeout=0.5)
+
+
+def test_a_program_for_another_machine_is_refused_before_it_is_sent(program, server, monkeypatch) -> None:
+    manifest = program.manifest | {"target": program.manifest["target"] | {"triple": "aarch64-linux-gnu"}}
+    monkeypatch.setattr(Connection, "upload", lambda *_: pytest.fail("it was sent"))
+    connection = server.connect()
+    with pytest.raises(ProgramError, match=r"compiled for aarch64-linux-gnu, and the device at \S+ is a x86_64-linux"):
+        RemoteTrainer(dataclasses.replace(program, manifest=manifest), connection)
+    connection.close()
+
+
+def test_a_library_that_the_device_cannot_load_is_refused(program, server) -> None:
+    connection = server.connect()
+    with pytest.raises(ProgramError, match="cannot load this program"):
+        RemoteTrainer(dataclasses.replace(program, library=b"\x7fELF of something else"), connection)
+    with pytest.raises(ProgramError, match="holds objects"):
+        RemoteTrainer(dataclasses.replace(program, library=b"PK"), connection)
+    connection.close()
+
+
+def test_a_device_that_hangs_ends_the_step_in_time(program, doomed) -> None:
+    (x, *_), (y, *_) = batches(1)
+    doomed[0].connect().close()  # wait until it is there
+    there = RemoteTrainer(program, doomed[0].connect(timeout=5))
+    there.step(x, y, lr=0.1)
+    doomed[0].freeze()
+    with pytest.raises(DeviceError, match="does not answer any more .no answer within 5 s"):
+        there.step(x, y, lr=0.1)
+    for call in (lambda: there.step(x, y, lr=0.1), there.weights, lambda: there.save("net.ckpt")):
+        with pytest.raises(DeviceError, match="does not answer any more"):
+            call()
+    assert there.steps == 1 and not Path("net.ckpt").exists()
+
+
+def at_step(monkeypatch, number: int, happens) -> None:
+    """Let something happen as a trainer is about to take a step of its own, counted from 0."""
+    step = RemoteTrainer.step
+
+    def stepped(self, *args, **named) -> float:
+        if self.steps == number:
+            happens()
+        return step(self, *args, **named)
+
+    monkeypatch.setattr(RemoteTrainer, "step", stepped)
+
+
+def test_a_device_that_disappears_keeps_the_last_completed_step(place, program, doomed, tmp_path, monkeypatch) -> None:
+    doomed[0].connect().close()
+    checkpoint = tmp_path / "net.ckpt"
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, doomed[0].kill)
+        code, said = run(place, checkpoint, doomed[0], "--wait", 0)
+    assert code == 2
+    assert f"'{checkpoint}' has the state: go on with the same command and --resume" in said.splitlines()[-1]
+    kept = pock.Trainer(program)
+    kept.restore(checkpoint)
+    assert kept.steps == 5
+    code, said = run(place, checkpoint, doomed[0], "--resume")
+    assert code == 2 and "cannot be reached" in said
+    doomed.append(Server("rpc_server", port=doomed[0].address.port))
+    doomed[1].connect().close()
+    code, said = run(place, checkpoint, doomed[1], "--resume")
+    assert code == 0, said
+    assert same_state(program, checkpoint, place / "here.ckpt")
+
+
+def test_a_device_that_comes_back_goes_on_by_itself(place, program, doomed, tmp_path, monkeypatch) -> None:
+    doomed[0].connect().close()
+
+    def restart() -> None:
+        if len(doomed) == 1:
+            doomed[0].kill()
+            doomed.append(Server("rpc_server", port=doomed[0].address.port))
+
+    at_step(monkeypatch, 7, restart)
+    code, said = run(place, tmp_path / "net.ckpt", doomed[0], "--wait", PATIENCE_S, "--checkpoint-every", 3)
+    assert code == 0, said
+    assert "looking for it" in said and len(doomed) == 2
+    assert same_state(program, tmp_path / "net.ckpt", place / "here.ckpt")
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_device_that_is_lost_at_the_same_step_again_ends_the_run(every, place, server, tmp_path, monkeypatch) -> None:
+    def lose() -> None:
+        raise DeviceError("the device is gone")
+
+    server.connect().close()
+    at_step(monkeypatch, 4, lose)
+    code, said = run(place, tmp_path / "net.ckpt", server, "--wait", PATIENCE_S, "--checkpoint-every", every)
+    assert code == 2 and said.count("looking for it") == 1 and "--resume" in said.splitlines()[-1]
+
+
+def test_an_emulated_arm_device_trains_the_same(tmp_path, monkeypatch) -> None:
+    python = Path(os.environ.get("POCK_EMULATED_DEVICE", "/opt/pock-arm")) / "aarch64-python"
+    if not python.exists():
+        pytest.skip(f"needs {python}: scripts/emulated-device makes it (POCK_EMULATED_DEVICE names another folder)")
+    if not shutil.which("aarch64-linux-gnu-gcc"):
+        if importlib.util.find_spec("ziglang") is None:
+            pytest.skip("needs a linker for aarch64: gcc-aarch64-linux-gnu, or ziglang")
+        linker = tmp_path / "aarch64-linux-gnu-gcc"
+        linker.write_text(f'#!/bin/sh\nexec {sys.executable} -m ziglang cc -target aarch64-linux-gnu "$@"\n')
+        linker.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    here = pock.Trainer(build(), threads=1)
+    server = Server("rpc_server", python=python)
+    try:
+        with contextlib.closing(RemoteTrainer(build(target="raspberry-pi/4b-aarch64"), server.connect())) as there:
+            for x, y in zip(*batches(20), strict=True):
+                assert there.step(x, y, lr=0.05) == pytest.approx(here.step(x, y, lr=0.05), abs=1e-5)
+            weights = there.weights()
+            assert all(np.allclose(weights[name], array, atol=1e-5) for name, array in here.weights().items())
+            with pytest.raises(ProgramError, match="is a aarch64-linux"):
+                RemoteTrainer(here.program, there.connection)
+    finally:
+        server.kill()
