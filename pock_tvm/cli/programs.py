@@ -163,9 +163,9 @@ def targets() -> None:
     """List the machines that have a short name: what is known of them, and how far programs for them were tried."""
     from rich.console import Console
 
-    from ..reports.target_table import target_table
+    from ..reports.target_table import target_table, traits_table
 
-    Console().print(target_table())
+    Console().print(target_table(), traits_table())
 
 
 @app.command("eval")

@@ -126,8 +126,8 @@ def compile(  # noqa: A001 - the name that users expect
         transforms, which trade memory for time, are left out.
     copies : int
         Number of copies of a frozen weight that a trainer may keep. With 1, products of the backward graph read the
-        weight that those of the forward graph do, and transpose it each step. With 2 they may have one of their own:
-        a little faster, for up to twice the memory.
+        weight that those of the forward graph do, and turn it in cache. With 2 they may have one of their own: a
+        little faster, for up to twice the memory.
     dump : path, optional
         Folder to which the module is written after each phase.
     build : bool

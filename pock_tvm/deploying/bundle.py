@@ -19,7 +19,7 @@ from ..device.parameters import PREPARED
 from ..device.program import Program, kernel_calls
 from ..device.reading import reading
 from ..device.runtime import machine_triple
-from ..device.trainer import Trainer
+from ..device.trainer import CORES_USED, Trainer
 from ..errors import PockError, ProgramError
 from .network_code import Argument, arguments_of, header_code, kernel_prototypes, network_code
 from .plan import STEPS, Plan, plan_of
@@ -69,6 +69,7 @@ def deploy(
         The folder cannot be written.
     """
     require("the folder of a bundle", folder, PATH, PockError)
+    require("threads", threads, CORES_USED, PockError)
     program = program if isinstance(program, Program) else Program.load(program)
     if not program.kernels:
         raise ProgramError(
@@ -88,6 +89,7 @@ def deploy(
             toolchain.build(made, kernels, threads, embedded=embed_weights)
         for path in sorted(made.iterdir()):
             _replace(path, target / path.name)
+        (target / ("weights.bin" if embed_weights else "weights.c")).unlink(missing_ok=True)  # an earlier bundle's
     return target
 
 

@@ -1,4 +1,4 @@
-"""Table of the machines that have short names."""
+"""Tables of the machines that have short names."""
 
 from __future__ import annotations
 
@@ -10,38 +10,52 @@ from schedules.cpu import cpu_target
 from ..compiler.machines import MACHINES, Verified
 from ..compiler.targets import HOST, resolve_target
 
-NOTE = (
-    "vectors: registers x float32 numbers in each. FMA: multiply-adds that start in a cycle, and cycles until the next "
-    "on the same sum. loads: those that start in a cycle. cache: a core's share, in KiB. memory: flash and RAM, in KiB."
+TRAITS = (
+    "vectors: registers x float32 numbers in each. FMA: multiply-adds that start in a cycle. latency: cycles until the "
+    "next on the same sum. loads: those that start in a cycle. cache: a core's share."
 )
 
 
 def target_table() -> Table:
-    """Build a table with one row a machine: its core, what schedules know of it, and how far it was tried."""
-    table = Table(title="targets", caption=NOTE, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("target", no_wrap=True)
-    table.add_column("machine")
-    table.add_column("cores", no_wrap=True)
-    for name in ("vectors", "FMA", "loads", "cache", "memory"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verified", overflow="fold")
-    table.add_row(*_columns(HOST, "this machine"), "", Verified.HARDWARE)
+    """Build a table with one row a machine: what it is, and how far programs for it were tried."""
+    table = _table("target", "machine", "cores", "tried")
+    table.add_row(HOST, "this machine", _cores(HOST), Verified.HARDWARE)
     for name, machine in MACHINES.items():
-        sizes = [str(size // 1024) for size in (machine.flash_bytes, machine.ram_bytes) if size is not None]
-        table.add_row(*_columns(name, machine.title), ", ".join(sizes), machine.verified)
+        table.add_row(name, machine.title, _cores(name), machine.verified)
     return table
 
 
-def _columns(name: str, title: str) -> list[str]:
-    """Return the columns of a target that its traits fill."""
-    target = resolve_target(name)
-    traits = cpu_target(target).traits
-    return [
-        name,
-        title,
-        f"{traits.cores} {target.attrs['mcpu']}",
-        f"{traits.registers} x {traits.lanes}",
-        f"{traits.fma_ports}, {traits.fma_latency}",
-        f"{traits.load_ports:g}",
-        f"{traits.cache_bytes // 1024}",
-    ]
+def traits_table() -> Table:
+    """Build a table with one row a machine: what schedules know of its core, and the memory of a microcontroller."""
+    table = _table("target", caption=TRAITS)
+    for name in ("vectors", "FMA", "latency", "loads", "cache", "flash", "RAM"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in (HOST, *MACHINES):
+        traits, machine = cpu_target(resolve_target(name)).traits, MACHINES.get(name)
+        memory = (None, None) if machine is None else (machine.flash_bytes, machine.ram_bytes)
+        table.add_row(
+            name,
+            f"{traits.registers} x {traits.lanes}",
+            str(traits.fma_ports),
+            str(traits.fma_latency),
+            f"{traits.load_ports:g}",
+            _kib(traits.cache_bytes),
+            *map(_kib, memory),
+        )
+    return table
+
+
+def _table(*columns: str, caption: str | None = None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _cores(name: str) -> str:
+    attrs = resolve_target(name).attrs
+    return f"{attrs['num-cores']} {attrs['mcpu']}"
+
+
+def _kib(size: int | None) -> str:
+    return "" if size is None else f"{size // 1024} KiB"

@@ -57,9 +57,9 @@ class ShareFrozen:
 
     In: dataflow functions, weights packed, before :class:`ChooseKernels`. Out: where ``functions`` read a parameter in
     ``frozen``, or its Winograd transform, in several layouts, the first layout of the first function is kept
-    (:class:`LiftFrozen` prepares it). The others are made from it when they are read, by one transpose
-    (``pock.relayout``) into a temporary. A data gradient reads its weight across: the transpose takes one pass over the
-    weight, and the product one for every few rows.
+    (:class:`LiftFrozen` prepares it). A matrix product reads it across (``pock.across_matmul``). Any other call reads a
+    temporary, made by one transpose (``pock.relayout``) each time: one pass over the weight, where the call takes one
+    for every few rows.
     """
 
     frozen: Sequence[str]

@@ -3,7 +3,10 @@
 #include "pock_runtime.h"
 
 #if POCK_THREADS > 1
-#define SPINS 20000 /* some 50 to 200 us */
+#include <sched.h>
+
+#define SPINS 200     /* before a core is offered to others at every look: what is waited for may need it */
+#define YIELDS 20000  /* before a thread sleeps: some milliseconds on cores that nobody else wants */
 
 typedef struct {
   void *sync_handle;
@@ -12,17 +15,21 @@ typedef struct {
 
 static _Thread_local pock_pool *current;
 
-static void relax(void) {
+static void wait_a_little(int turn) {
+  if (turn > SPINS) {
+    sched_yield();
+    return;
+  }
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
-#elif defined(__aarch64__) || defined(__arm__)
+#elif defined(__aarch64__)
   __asm__ volatile("yield");
 #endif
 }
 
 /* Wait for a round of work after `seen`, and return it. */
 static unsigned next_round(pock_pool *pool, unsigned seen) {
-  for (int spin = 0; spin < SPINS; spin++, relax()) {
+  for (int turn = 0; turn < SPINS + YIELDS; wait_a_little(turn++)) {
     unsigned round = atomic_load(&pool->round);
     if (round != seen) return round;
   }
@@ -65,7 +72,7 @@ static int launch(int (*work)(int, void *, void *), void *data, int tasks) {
   atomic_store(&pool->busy, POCK_THREADS - 1);
   begin_round(pool, 2);
   work(0, &all, data);
-  while (atomic_load(&pool->busy)) relax();
+  for (int turn = 0; atomic_load(&pool->busy); turn += turn <= SPINS) wait_a_little(turn);
   return 0;
 }
 
