@@ -15,14 +15,15 @@ import numpy as np
 
 from ..device.arguments import PATH, require
 from ..device.files import make_folder, writing
-from ..device.parameters import PREPARED
 from ..device.program import Program, kernel_calls
 from ..device.reading import reading
-from ..device.runtime import machine_triple
-from ..device.trainer import CORES_USED, Trainer
+from ..device.trainer import CORES_USED
 from ..errors import PockError, ProgramError
-from .network_code import Argument, arguments_of, header_code, kernel_prototypes, network_code
+from .boards import board_for, board_texts, build_for, samples_of
+from .needs import limits_of, needs_of_plan
+from .network_code import Argument, arguments_of, given_arguments, header_code, kernel_prototypes, network_code
 from .plan import STEPS, Plan, plan_of
+from .preparation import prepared_weights
 from .state_form import StateForm, state_form
 from .templates import filled, text_of
 from .toolchain import ZIG, toolchain_for
@@ -39,6 +40,9 @@ def deploy(
     cc: str = ZIG,
     build: bool = True,
     threads: int = 1,
+    flash: int | None = None,
+    ram: int | None = None,
+    samples: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a program as a bundle of C, and build its shared library and its program; return the folder.
 
@@ -53,18 +57,24 @@ def deploy(
     embed_weights : bool
         Put the weights into the code (``weights.c``), for devices without files.
     cc : str
-        ``"zig"`` (the extra ``deploy``), or a C compiler of this machine.
+        ``"zig"`` (the extra ``deploy``), which builds for other machines, too, or a C compiler for the program's
+        target.
     build : bool
         Build it here.
     threads : int
         Threads of each instance in what is built here.
+    flash, ram : int, optional
+        Bytes that a microcontroller has; by default what its target's record says (``pock targets``).
+    samples : mapping of argument to array, optional
+        What ``main.c`` trains on at a microcontroller: whole batches of each input and of ``target``, one after the
+        other. By default one batch of zeros.
 
     Raises
     ------
     ProgramError
         The program is slim or damaged.
     PockError
-        There is no toolchain, or it fails.
+        There is no toolchain, or it fails. The microcontroller has less flash or RAM than the program needs.
     WriteError
         The folder cannot be written.
     """
@@ -76,16 +86,24 @@ def deploy(
             "this program is slim: it lacks the kernels that a bundle is made of. Save it again without slim=True"
         )
     triple = program.manifest["target"]["triple"]
-    toolchain = toolchain_for(triple, cc) if build else None
+    board, limits = board_for(program), limits_of(program, flash, ram)
+    toolchain = toolchain_for(triple, cc) if build and board is None else None
     target = Path(folder)
     _check_is_ours(target)
-    make_folder(target)
     plan = plan_of(program, prepared_weights(program))
     form = state_form(program, plan)
+    of_board: Mapping[str, str] = {}
+    if board is not None and limits is not None:
+        embed_weights, needs = True, needs_of_plan(program, plan, form)
+        needs.check(limits)
+        of_board = board_texts(board, program, needs, limits, samples_of(program, samples))
+    make_folder(target)
     with writing(folder), tempfile.TemporaryDirectory(dir=target, prefix=".bundle-") as name:
         made = Path(name)
-        kernels = _write(made, program, plan, form, embed_weights=embed_weights)
-        if toolchain is not None:
+        kernels = _write(made, program, plan, form, of_board, embed_weights=embed_weights)
+        if build and board is not None:
+            build_for(board, made, cc)
+        elif toolchain is not None:
             toolchain.build(made, kernels, threads, embedded=embed_weights)
         for path in sorted(made.iterdir()):
             _replace(path, target / path.name)
@@ -93,32 +111,21 @@ def deploy(
     return target
 
 
-def prepared_weights(program: Program) -> Mapping[str, np.ndarray]:
-    """The frozen weights in the layouts that kernels read, by name, as a trainer has them."""
-    if not any(each.origin == PREPARED for each in program.parameters.values()):
-        return {}
-    if machine_triple(program.manifest["target"]["triple"]) != machine_triple():
-        raise ProgramError(
-            f"this program was compiled for {program.manifest['target']['triple']}, whose kernels cannot prepare the "
-            "weights here: deploy it on such a machine"
-        )
-    return Trainer(program, threads=1).prepared()
-
-
-def _write(folder: Path, program: Program, plan: Plan, form: StateForm, *, embed_weights: bool) -> list[Path]:
-    """Write all files of a bundle, and return those of the kernels."""
+def _write(
+    folder: Path, program: Program, plan: Plan, form: StateForm, of_board: Mapping[str, str], *, embed_weights: bool
+) -> list[Path]:
+    """Write all files of a bundle, and return those of the kernels. ``of_board``: those for its microcontroller."""
     weights = bytes(plan.weights)
     texts = {
         "pock.h": header_code(program, plan, form),
         "pock.c": network_code(program, plan, form, zlib.crc32(weights)),
         "kernels/pock_kernels.h": kernel_prototypes(program),
-        "CMakeLists.txt": text_of("CMakeLists.txt"),
         **{f"runtime/{name}": text_of(name) for name in RUNTIME},
-        **_caller_texts(program, plan, form),
+        **(of_board or _caller_texts(program, plan, form)),
     }
     for name, text in texts.items():
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     if embed_weights:
         (folder / "weights.c").write_text(filled("weights.c", bytes=_embedded(weights)))
@@ -128,9 +135,8 @@ def _write(folder: Path, program: Program, plan: Plan, form: StateForm, *, embed
 
 
 def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, str]:
-    """``main.c``, ``net.py`` and ``README.md``: they know the network's arguments."""
-    arguments, manifest = arguments_of(program), program.manifest
-    given = [*arguments.inputs, *([arguments.target] if arguments.target else [])]
+    """What a system builds and runs: ``main.c``, ``net.py``, … They know the network's arguments."""
+    arguments, given, manifest = arguments_of(program), given_arguments(program), program.manifest
     batch = arguments.inputs[0].shape[:1]
     has_samples = bool(batch) and all(each.shape[:1] == batch for each in given)
     rows = batch[0] if has_samples else 1
@@ -168,7 +174,7 @@ def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, st
         columns=" then ".join(f"{each.count // rows} of `{each.variable}`" for each in given),
         rows=rows,
     )
-    return {"main.c": main, "net.py": wrapper, "README.md": readme}
+    return {"main.c": main, "net.py": wrapper, "README.md": readme, "CMakeLists.txt": text_of("CMakeLists.txt")}
 
 
 def _kernels(program: Program, folder: Path) -> list[Path]:

@@ -34,7 +34,7 @@ def kernel_sources(program: Program) -> dict[str, str]:
         A kernel has a statement, an expression or a dtype without a form in C.
     """
     target = kernel_target(resolve_target(program.manifest["target"]["description"]))
-    return sources(dict(_definitions(program)), target, _named_operands(program))
+    return sources(dict(kernel_definitions(program)), target, _named_operands(program))
 
 
 def sources(kernels: Mapping[str, tirx.PrimFunc], target: Target, operands: Mapping[str, list[str]]) -> dict[str, str]:
@@ -57,7 +57,7 @@ PROTOTYPES = "/* @prototypes@ */"
 """Where the header of the kernels declares them."""
 
 
-def _definitions(program: Program) -> Iterator[tuple[str, tirx.PrimFunc]]:
+def kernel_definitions(program: Program) -> Iterator[tuple[str, tirx.PrimFunc]]:
     """Yield the kernels of a program by name, unscheduled."""
     with zipfile.ZipFile(io.BytesIO(program.kernels)) as archive:
         for name in sorted(archive.namelist()):

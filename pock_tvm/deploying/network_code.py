@@ -84,6 +84,12 @@ def arguments_of(program: Program) -> Arguments:
     return Arguments(inputs, target and Argument(TARGET, TARGET, *target), outputs)
 
 
+def given_arguments(program: Program) -> list[Argument]:
+    """The arguments of a training step but the loss: inputs, then the target if there is one."""
+    arguments = arguments_of(program)
+    return [*arguments.inputs, *([arguments.target] if arguments.target else [])]
+
+
 RESERVED = frozenset(
     re.findall(
         r"\w+",
@@ -110,8 +116,7 @@ def kernel_prototypes(program: Program) -> str:
 
 def header_code(program: Program, plan: Plan, form: StateForm) -> str:
     """``pock.h``: the functions of this network."""
-    arguments = arguments_of(program)
-    given = [*arguments.inputs, *([arguments.target] if arguments.target else [])]
+    arguments, given = arguments_of(program), given_arguments(program)
     return filled(
         "pock.h",
         memory=plan.memory_bytes,
@@ -133,7 +138,7 @@ def network_code(program: Program, plan: Plan, form: StateForm, checksum: int) -
     """
     arguments, manifest = arguments_of(program), program.manifest
     entries, places = manifest["entries"], plan.places
-    given = [*arguments.inputs, *([arguments.target] if arguments.target else [])]
+    given = given_arguments(program)
     accumulate = int(manifest["options"]["accumulate"])
     run = "run_train_step(net)"
     if accumulate > 1:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..device.runtime import machine_triple
@@ -22,12 +22,16 @@ SOURCES = ("pock.c", "runtime/pock_runtime.c", "runtime/pock_threads.c")
 
 @dataclass(frozen=True)
 class Toolchain:
-    """C compiler for one target."""
+    """C compiler for one target, and what it makes there."""
 
     command: tuple[str, ...]
-    library: str
+    for_library: tuple[str, ...] = ()
+    """Arguments for the shared library alone."""
+    for_program: tuple[str, ...] = ()
+    """Arguments for the program alone."""
+    library: str = "libpock.so"
     """Name of the shared library."""
-    program: str
+    program: str = "main"
     """Name of the program that ``main.c`` makes."""
 
     def build(self, folder: Path, kernels: Sequence[Path], threads: int, *, embedded: bool) -> None:
@@ -42,18 +46,30 @@ class Toolchain:
         sources = [*map(str, used), *map(str, kernels)]
         flags = [*WARNINGS, OPTIMISE, "-fvisibility=hidden", f"-DPOCK_THREADS={threads}", f"-I{folder / 'runtime'}"]
         flags += [f"-I{folder / 'kernels'}", *(["-pthread"] if threads > 1 else [])]
-        self._run([*flags, "-fPIC", "-shared", *sources, "-lm", "-o", str(folder / self.library)])
+        self._run([*self.for_library, *flags, "-shared", *sources, "-lm", "-o", str(folder / self.library)])
         if embedded:
             flags.append("-DPOCK_EMBEDDED_WEIGHTS")
             sources.append(str(folder / "weights.c"))
-        self._run([*flags, str(folder / "main.c"), *sources, "-lm", "-o", str(folder / self.program)])
+        main = [str(folder / "main.c"), *sources, "-lm", "-o", str(folder / self.program)]
+        self._run([*self.for_program, *flags, *main])
 
     def _run(self, arguments: Sequence[str]) -> None:
-        done = subprocess.run([*self.command, *arguments], capture_output=True, text=True)
-        if done.returncode:
-            said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
-            fault = next((line for line in said if "error" in line), said[0])
-            raise PockError(f"'{' '.join(self.command)}' fails to build the bundle: {fault}")
+        run_compiler([*self.command, *arguments])
+
+
+def run_compiler(command: Sequence[str], folder: Path | None = None) -> None:
+    """Run a compiler, in a folder.
+
+    Raises
+    ------
+    PockError
+        It fails.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    if done.returncode:
+        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
+        fault = next((line for line in said if "error" in line), said[0])
+        raise PockError(f"'{command[0]}' fails to build the bundle: {fault}")
 
 
 def toolchain_for(triple: str, cc: str) -> Toolchain:
@@ -62,22 +78,78 @@ def toolchain_for(triple: str, cc: str) -> Toolchain:
     Raises
     ------
     PockError
-        The compiler is not installed, or builds for another machine.
+        The compiler is not installed, builds for another machine, or lacks the target's C library.
     """
-    if machine_triple(triple) != machine_triple():
-        raise PockError(
-            f"this program was compiled for {triple}, and bundles are built here for {machine_triple()} alone: print "
-            "it without building (build=False), and build it there"
-        )
     if cc == ZIG:
-        if importlib.util.find_spec("ziglang") is None:
-            raise PockError(
-                "a bundle is built by ziglang, which is not installed: pip install 'pock-tvm[deploy]', or name a C "
-                "compiler (cc='gcc')"
-            )
-        command: tuple[str, ...] = (sys.executable, "-m", "ziglang", "cc")
-    elif (found := shutil.which(cc)) is not None:
-        command = (found,)
-    else:
+        return _zig(triple)
+    found = shutil.which(cc)
+    if found is None:
         raise PockError(f"there is no C compiler '{cc}': install it, or take zig (cc='zig')")
-    return Toolchain(command, "libpock.so", "main")
+    said = subprocess.run([found, "-dumpmachine"], capture_output=True, text=True)
+    if said.returncode or _kind(said.stdout.strip()) != _kind(triple):
+        raise PockError(
+            f"this program was compiled for {triple}, and '{cc}' builds for {said.stdout.strip() or 'something else'}: "
+            "take zig (cc='zig'), or a compiler for that machine"
+        )
+    return _named((found,), triple)
+
+
+def zig_command() -> tuple[str, ...]:
+    """Return zig's C compiler as a command.
+
+    Raises
+    ------
+    PockError
+        It is not installed.
+    """
+    if importlib.util.find_spec("ziglang") is None:
+        raise PockError(
+            "a bundle is built by ziglang, which is not installed: pip install 'pock-tvm[deploy]', or name a C "
+            "compiler (cc='gcc')"
+        )
+    return (sys.executable, "-m", "ziglang", "cc")
+
+
+def _zig(triple: str) -> Toolchain:
+    command = zig_command()
+    if machine_triple(triple) == machine_triple():
+        return _named(command, triple)
+    architecture, system = _kind(triple)
+    if system not in ("linux", "windows", "darwin"):
+        raise PockError(
+            f"zig has no C library for {triple}: print the bundle without building (build=False), and build it there "
+            "or name a compiler for that machine (cc=…)"
+        )
+    if system != "linux":
+        name = {"windows": "windows-gnu", "darwin": "macos"}[system]
+        return _named((*command, "-target", f"{architecture}-{name}"), triple)
+    # The library is for the system's own C library. The program has its own, and runs on any Linux.
+    abi = "eabihf" if architecture == "arm" else ""
+    made = _named(command, triple)
+    return replace(
+        made,
+        for_library=("-target", f"{architecture}-linux-gnu{abi}", *made.for_library),
+        for_program=("-target", f"{architecture}-linux-musl{abi}", "-static", *made.for_program),
+    )
+
+
+def _named(command: tuple[str, ...], triple: str) -> Toolchain:
+    """Return the toolchain of a command, with the names that files have on the target's system."""
+    _, system = _kind(triple)
+    if system == "windows":
+        return Toolchain(command, library="pock.dll", program="main.exe")
+    return Toolchain(command, ("-fPIC",), library="libpock.dylib" if system == "darwin" else "libpock.so")
+
+
+def _kind(triple: str) -> tuple[str, str]:
+    """Return the architecture and the system of a triple: ``("arm", "linux")``. Android is a system of its own."""
+    machine, _, system = machine_triple(triple).rpartition("-")
+    if machine.startswith(("armv", "thumbv")):
+        machine = "arm"
+    if "android" in triple:
+        system = "android"
+    if "mingw" in triple:
+        system = "windows"
+    if "macos" in triple:
+        system = "darwin"
+    return machine, system
