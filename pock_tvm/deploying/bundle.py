@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from ..device.arguments import PATH, require
-from ..device.files import make_folder, writing
 from ..device.parameters import PREPARED
 from ..device.program import Program, kernel_calls
 from ..device.reading import reading
 from ..device.runtime import machine_triple
 from ..device.trainer import CORES_USED, Trainer
 from ..errors import PockError, ProgramError
+from .folders import new_bundle
 from .network_code import Argument, arguments_of, header_code, kernel_prototypes, network_code
 from .plan import STEPS, Plan, plan_of
 from .state_form import StateForm, state_form
@@ -42,14 +40,14 @@ def deploy(
 ) -> Path:
     """Write a program as a bundle of C, and build its shared library and its program; return the folder.
 
-    Files of an earlier bundle in the folder are replaced.
+    An earlier bundle there is replaced as a whole; other files in its folder stay.
 
     Parameters
     ----------
     program : Program or path
         What ``pock.compile`` returned, or a file of it that is not slim.
     folder : path
-        A new or empty folder, or one of an earlier bundle.
+        A new or empty folder, or one of an earlier bundle. The folder above it exists.
     embed_weights : bool
         Put the weights into the code (``weights.c``), for devices without files.
     cc : str
@@ -77,20 +75,13 @@ def deploy(
         )
     triple = program.manifest["target"]["triple"]
     toolchain = toolchain_for(triple, cc) if build else None
-    target = Path(folder)
-    _check_is_ours(target)
-    make_folder(target)
-    plan = plan_of(program, prepared_weights(program))
-    form = state_form(program, plan)
-    with writing(folder), tempfile.TemporaryDirectory(dir=target, prefix=".bundle-") as name:
-        made = Path(name)
+    with new_bundle(folder) as made:
+        plan = plan_of(program, prepared_weights(program))
+        form = state_form(program, plan)
         kernels = _write(made, program, plan, form, embed_weights=embed_weights)
         if toolchain is not None:
             toolchain.build(made, kernels, threads, embedded=embed_weights)
-        for path in sorted(made.iterdir()):
-            _replace(path, target / path.name)
-        (target / ("weights.bin" if embed_weights else "weights.c")).unlink(missing_ok=True)  # an earlier bundle's
-    return target
+    return Path(folder)
 
 
 def prepared_weights(program: Program) -> Mapping[str, np.ndarray]:
@@ -157,6 +148,7 @@ def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, st
         target=described(arguments.target) if arguments.target else "None",
         outputs="".join(f"    {described(each)},\n" for each in arguments.outputs),
         memory=plan.memory_bytes,
+        weights=len(plan.weights),
         state=form.nbytes,
     )
     readme = filled(
@@ -189,15 +181,3 @@ def _kernels(program: Program, folder: Path) -> list[Path]:
 def _embedded(data: bytes) -> str:
     lines = (data[at : at + WORDS_A_LINE] for at in range(0, len(data), WORDS_A_LINE))
     return "\n".join("  " + "".join(f"{byte}," for byte in line) for line in lines)
-
-
-def _check_is_ours(folder: Path) -> None:
-    """Refuse a folder that holds something else than a bundle: its files could be replaced."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "runtime" / RUNTIME[0]).is_file():
-        raise PockError(f"'{folder}' holds other files than a bundle's: name a new or empty folder")
-
-
-def _replace(path: Path, place: Path) -> None:
-    if place.is_dir():
-        shutil.rmtree(place)
-    path.replace(place)

@@ -42,10 +42,10 @@ class Toolchain:
         sources = [*map(str, used), *map(str, kernels)]
         flags = [*WARNINGS, OPTIMISE, "-fvisibility=hidden", f"-DPOCK_THREADS={threads}", f"-I{folder / 'runtime'}"]
         flags += [f"-I{folder / 'kernels'}", *(["-pthread"] if threads > 1 else [])]
-        self._run([*flags, "-fPIC", "-shared", *sources, "-lm", "-o", str(folder / self.library)])
         if embedded:
             flags.append("-DPOCK_EMBEDDED_WEIGHTS")
             sources.append(str(folder / "weights.c"))
+        self._run([*flags, "-fPIC", "-shared", *sources, "-lm", "-o", str(folder / self.library)])
         self._run([*flags, str(folder / "main.c"), *sources, "-lm", "-o", str(folder / self.program)])
 
     def _run(self, arguments: Sequence[str]) -> None:
