@@ -117,7 +117,7 @@ MACHINES = {
     ),
     "ios": Machine(
         title="iPhone XS and later",
-        triple="arm64-apple-ios",
+        triple="arm64-apple-ios14.0",
         cpu="apple-a12",
         cores=2,
         verified=Verified.GENERATED,
