@@ -1,4 +1,4 @@
-// Builds the AAR of this folder: `gradle assembleRelease`, or include it in an app: include(":pock").
+// Builds the AAR of this folder, as a module of an app that has Android's plug-in 8 and Kotlin's: include(":pock").
 plugins {
     id("com.android.library")
     id("org.jetbrains.kotlin.android")
@@ -11,14 +11,12 @@ android {
         minSdk = 21
         consumerProguardFiles("proguard.txt")
     }
-    compileOptions {
-        sourceCompatibility = JavaVersion.VERSION_17
-        targetCompatibility = JavaVersion.VERSION_17
-    }
-    kotlinOptions { jvmTarget = "17" }
     sourceSets["main"].apply {
+        manifest.srcFile("AndroidManifest.xml")
         kotlin.srcDirs("kotlin")
         assets.srcDirs("assets")
         jniLibs.srcDirs("jni")
     }
 }
+
+kotlin { jvmToolchain(17) }
