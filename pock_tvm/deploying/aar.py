@@ -68,10 +68,11 @@ def package(folder: Path, program: Program, plan: Plan, form: StateForm, kernels
     PockError
         The compiler fails, or the network is too large for Java's buffers.
     """
-    if max(plan.memory_bytes, len(plan.weights)) > MOST_BYTES:
+    if max(plan.memory_bytes, len(plan.weights), form.nbytes) > MOST_BYTES:
         raise PockError(
-            f"the network takes {plan.memory_bytes:,} bytes of memory and {len(plan.weights):,} of weights, and Java's "
-            f"buffers hold {MOST_BYTES:,}: train fewer weights, or lower the batch"
+            f"the network takes {plan.memory_bytes:,} bytes of memory, {len(plan.weights):,} of weights and "
+            f"{form.nbytes:,} of state, and a buffer of Java holds {MOST_BYTES:,}: train fewer weights, or lower the "
+            "batch"
         )
     place = folder / "android"
     linked = "linked here, against the names of Android's C library" if kernels else "**not linked**: see below"
@@ -164,8 +165,9 @@ def _lists(name: str, arguments: Sequence[Argument]) -> dict[str, str]:
         f"{name}_arrays": ", ".join(f"{_name(each)}: {KOTLIN[each.dtype][0]}" for each in arguments),
         f"{name}_buffers": ", ".join(map(_buffer, arguments)),
         f"{name}_given": ", ".join(f"{_name(each)}: ByteBuffer" for each in arguments),
-        f"{name}_checked": ", ".join(
-            f'given("{each.variable}", {_name(each)}, {each.nbytes}, {each.nbytes // each.count})' for each in arguments
+        f"{name}_checked": "\n".join(
+            f'                given("{each.variable}", {_name(each)}, {each.nbytes}, {each.nbytes // each.count}),'
+            for each in arguments
         ),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from .state_form import StateForm
 from .toolchain import ZIG
 
 ANDROID, IOS = "android", "ios"
+TRIPLE = re.compile(rf"(?:aarch64|arm64)-.*-({ANDROID}|{IOS})[\d.]*")
+"""Of phones. Simulators and other processors are other machines."""
 
 
 def phone_of(program: Program) -> str | None:
     """Return the system of the phones that a program was compiled for; None for other machines."""
-    triple = program.manifest["target"]["triple"]
-    return next((name for name in (ANDROID, IOS) if name in triple), None)
+    found = TRIPLE.fullmatch(program.manifest["target"]["triple"])
+    return found and found[1]
 
 
 def check_options(phone: str, cc: str, threads: int) -> None:

@@ -97,7 +97,7 @@ def _lists(name: str, inputs: Sequence[Argument], outputs: Sequence[Argument]) -
         name: ", ".join(parameters),
         f"{name}_shapes": ", ".join(f"{_name(each)} {'x'.join(map(str, each.shape)) or 'scalar'}" for each in every),
         f"{name}_checks": "\n".join(
-            f'        try counted("{each.variable}", {_name(each)}.count, {each.count})' for each in every
+            f'        try self.counted("{each.variable}", {_name(each)}.count, {each.count})' for each in every
         ),
         f"{name}_names": ", ".join(f"{'&' * (each in outputs)}{_name(each)}" for each in every),
     }

@@ -8,16 +8,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import pock_tvm as pock
 from pock_tvm.cli import app
 from pock_tvm.deploying import aar
 from pock_tvm.deploying.bundle import deploy
+from pock_tvm.deploying.phones import phone_of
 from pock_tvm.deploying.plan import plan_of
 from pock_tvm.deploying.preparation import prepared_weights
 from pock_tvm.deploying.state_form import state_form
@@ -199,10 +203,31 @@ def test_native_methods(on_java, tmp_path):
     same_as_trainer(program, folder, batches)
 
 
+class OddNames(nn.Module):
+    """Names that Kotlin or its wrapper have a use for, and two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, fun, memory, rate):
+        return self.layer(fun) + memory * rate, fun.sum(1)
+
+
+def wrapper_of_odd_names(folder):
+    """Its class in Kotlin, in a package of its own."""
+    example = (torch.zeros(8, 6), torch.zeros(8, 4), torch.zeros(8, 4))
+    exported = torch.export.export(OddNames().eval(), example)
+    deploy(pock.compile(exported, target="android-arm64"), folder / "odd", build=False)
+    text = (folder / "odd/android/kotlin/pock/Pock.kt").read_text()
+    (folder / "Odd.kt").write_text(text.replace("package pock\n", "package odd\n"))
+    return folder / "Odd.kt"
+
+
 @needs("gcc", "java", "kotlinc")
 def test_kotlin(on_java, tmp_path):
     program, folder, batches = on_java
-    kotlin = [folder / "android/kotlin/pock/Pock.kt", TEXTS / "Main.kt"]
+    kotlin = [folder / "android/kotlin/pock/Pock.kt", TEXTS / "Main.kt", wrapper_of_odd_names(tmp_path)]
     run("kotlinc", "-Werror", *kotlin, "-include-runtime", "-d", tmp_path / "main.jar")
     java = ["java", "-Xcheck:jni", f"-Djava.library.path={folder}", "-cp", tmp_path / "main.jar"]
     assert run(*java, "pock.MainKt", folder).splitlines() == [
@@ -225,6 +250,29 @@ def test_what_is_not_linked_is_said(tmp_path):
     assert "**not linked**" in (tmp_path / "android-arm64/android/README.md").read_text()
     assert "**missing**" in (tmp_path / "ios/ios/README.md").read_text()
     assert not [*tmp_path.glob("*/*/jni"), *tmp_path.rglob("libpock.*")]
+
+
+@pytest.mark.parametrize(
+    "triple, phone",
+    [
+        ("aarch64-unknown-linux-android21", "android"),
+        ("x86_64-unknown-linux-android21", None),
+        ("arm64-apple-ios14.0", "ios"),
+        ("arm64-apple-ios14.0-simulator", None),
+        ("arm64-apple-macos", None),
+    ],
+)
+def test_phones_are_known_by_their_triple(triple, phone):
+    assert phone_of(SimpleNamespace(manifest={"target": {"triple": triple}})) == phone
+
+
+def test_too_large_for_java(on_java, tmp_path):
+    plan = SimpleNamespace(memory_bytes=2**31, weights=b"")
+    with pytest.raises(
+        pock.PockError, match="2,147,483,648 bytes of memory.* and a buffer of Java holds 2,147,483,583"
+    ):
+        aar.package(tmp_path, on_java[0], plan, SimpleNamespace(nbytes=0), None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_refusals(tmp_path):
