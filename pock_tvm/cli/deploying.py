@@ -26,10 +26,13 @@ def deploy(
     from rich.console import Console
 
     from ..deploying.bundle import deploy as write_bundle
+    from ..deploying.phones import phone_of, remark
     from ..device.program import Program
 
     loaded = Program.load(program, signature=require_signature)
     console = Console(stderr=True)
     with console.status(f"deploying {program.name}"):
         folder = write_bundle(loaded, output, embed_weights=embed_weights, cc=cc, build=build, threads=threads)
-    console.print(f"{folder}: see its README.md", highlight=False)
+    phone = phone_of(loaded)
+    said = "see its README.md" if phone is None else remark(phone, built=build)
+    console.print(f"{folder}: {said}", highlight=False)

@@ -94,8 +94,8 @@ def toolchain_for(triple: str, cc: str) -> Toolchain:
     return _named((found,), triple)
 
 
-def zig_command() -> tuple[str, ...]:
-    """Return zig's C compiler as a command.
+def zig_command(tool: str = "cc") -> tuple[str, ...]:
+    """Return one of zig's tools as a command: its C compiler, ``"ld.lld"``, ``"ar"``.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def zig_command() -> tuple[str, ...]:
             "a bundle is built by ziglang, which is not installed: pip install 'pock-tvm[deploy]', or name a C "
             "compiler (cc='gcc')"
         )
-    return (sys.executable, "-m", "ziglang", "cc")
+    return (sys.executable, "-m", "ziglang", tool)
 
 
 def _zig(triple: str) -> Toolchain:
