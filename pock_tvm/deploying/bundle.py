@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from ..device.arguments import PATH, require
-from ..device.files import make_folder, writing
 from ..device.program import Program, kernel_calls
 from ..device.reading import reading
 from ..device.trainer import CORES_USED
 from ..errors import PockError, ProgramError
 from .boards import board_for, board_texts, build_for, samples_of
+from .folders import new_bundle
 from .needs import limits_of, needs_of_plan
 from .network_code import Argument, arguments_of, given_arguments, header_code, kernel_prototypes, network_code
 from .plan import STEPS, Plan, plan_of
@@ -46,14 +44,14 @@ def deploy(
 ) -> Path:
     """Write a program as a bundle of C, and build its shared library and its program; return the folder.
 
-    Files of an earlier bundle in the folder are replaced.
+    An earlier bundle there is replaced as a whole; other files in its folder stay.
 
     Parameters
     ----------
     program : Program or path
         What ``pock.compile`` returned, or a file of it that is not slim.
     folder : path
-        A new or empty folder, or one of an earlier bundle.
+        A new or empty folder, or one of an earlier bundle. The folder above it exists.
     embed_weights : bool
         Put the weights into the code (``weights.c``), for devices without files.
     cc : str
@@ -88,27 +86,20 @@ def deploy(
     triple = program.manifest["target"]["triple"]
     board, limits = board_for(program), limits_of(program, flash, ram)
     toolchain = toolchain_for(triple, cc) if build and board is None else None
-    target = Path(folder)
-    _check_is_ours(target)
-    plan = plan_of(program, prepared_weights(program))
-    form = state_form(program, plan)
-    of_board: Mapping[str, str] = {}
-    if board is not None and limits is not None:
-        embed_weights, needs = True, needs_of_plan(program, plan, form)
-        needs.check(limits)
-        of_board = board_texts(board, program, needs, limits, samples_of(program, samples))
-    make_folder(target)
-    with writing(folder), tempfile.TemporaryDirectory(dir=target, prefix=".bundle-") as name:
-        made = Path(name)
+    with new_bundle(folder) as made:
+        plan = plan_of(program, prepared_weights(program))
+        form = state_form(program, plan)
+        of_board: Mapping[str, str] = {}
+        if board is not None and limits is not None:
+            embed_weights, needs = True, needs_of_plan(program, plan, form)
+            needs.check(limits)
+            of_board = board_texts(board, program, needs, limits, samples_of(program, samples))
         kernels = _write(made, program, plan, form, of_board, embed_weights=embed_weights)
         if build and board is not None:
             build_for(board, made, cc)
         elif toolchain is not None:
             toolchain.build(made, kernels, threads, embedded=embed_weights)
-        for path in sorted(made.iterdir()):
-            _replace(path, target / path.name)
-        (target / ("weights.bin" if embed_weights else "weights.c")).unlink(missing_ok=True)  # an earlier bundle's
-    return target
+    return Path(folder)
 
 
 def _write(
@@ -163,6 +154,7 @@ def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, st
         target=described(arguments.target) if arguments.target else "None",
         outputs="".join(f"    {described(each)},\n" for each in arguments.outputs),
         memory=plan.memory_bytes,
+        weights=len(plan.weights),
         state=form.nbytes,
     )
     readme = filled(
@@ -195,15 +187,3 @@ def _kernels(program: Program, folder: Path) -> list[Path]:
 def _embedded(data: bytes) -> str:
     lines = (data[at : at + WORDS_A_LINE] for at in range(0, len(data), WORDS_A_LINE))
     return "\n".join("  " + "".join(f"{byte}," for byte in line) for line in lines)
-
-
-def _check_is_ours(folder: Path) -> None:
-    """Refuse a folder that holds something else than a bundle: its files could be replaced."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "runtime" / RUNTIME[0]).is_file():
-        raise PockError(f"'{folder}' holds other files than a bundle's: name a new or empty folder")
-
-
-def _replace(path: Path, place: Path) -> None:
-    if place.is_dir():
-        shutil.rmtree(place)
-    path.replace(place)

@@ -71,7 +71,7 @@ class _Kernels:
             self._library = load_library(pack_objects({path.name: path.read_bytes() for path in objects}))
 
     def call(self, kernel: str, addresses: Sequence[int]) -> None:
-        """Call a kernel. Scratch, which lies behind the operands, is of this machine's kernel: another's is left out."""
+        """Call a kernel. The scratch behind its operands is what this machine's kernel takes: another's is left out."""
         given = list(addresses[: self._operands[kernel]])
         if kernel in self._scratch:
             given.append(self._memory.address(self._scratch[kernel]))

@@ -46,10 +46,10 @@ class Toolchain:
         sources = [*map(str, used), *map(str, kernels)]
         flags = [*WARNINGS, OPTIMISE, "-fvisibility=hidden", f"-DPOCK_THREADS={threads}", f"-I{folder / 'runtime'}"]
         flags += [f"-I{folder / 'kernels'}", *(["-pthread"] if threads > 1 else [])]
-        self._run([*self.for_library, *flags, "-shared", *sources, "-lm", "-o", str(folder / self.library)])
         if embedded:
             flags.append("-DPOCK_EMBEDDED_WEIGHTS")
             sources.append(str(folder / "weights.c"))
+        self._run([*self.for_library, *flags, "-shared", *sources, "-lm", "-o", str(folder / self.library)])
         main = [str(folder / "main.c"), *sources, "-lm", "-o", str(folder / self.program)]
         self._run([*self.for_program, *flags, *main])
 
