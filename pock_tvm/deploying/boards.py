@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..device.program import Program
+from ..device.reading import reading
 from ..errors import PockError
 from .needs import STACK_BYTES, Limits, Needs
 from .network_code import Argument, given_arguments
@@ -133,6 +134,18 @@ def build_for(board: Board, folder: Path, cc: str) -> None:
     run_compiler([*command, *COMMON, *SOURCES, *kernels, *last, "-o", "network.elf"], folder)
 
 
+def read_samples(path: Path) -> dict[str, np.ndarray]:
+    """Read arrays by name from a ``.npz`` file.
+
+    Raises
+    ------
+    PockError
+        The file is missing, or is none.
+    """
+    with reading(PockError, f"'{path}' is no .npz file of arrays ({{}}): write it with numpy.savez"):
+        return dict(np.load(path, allow_pickle=False))
+
+
 def samples_of(program: Program, given: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
     """Return the batches that ``main.c`` trains on, by argument: an axis of batches, then the argument's own shape.
 
@@ -155,7 +168,9 @@ def samples_of(program: Program, given: Mapping[str, np.ndarray] | None) -> dict
                 f"the samples of '{each.name}' have the shape {array.shape}, and the network takes batches of "
                 f"{each.shape}: give a whole number of batches, one after the other"
             )
-        found[each.name] = np.asarray(array).astype(each.dtype, casting="same_kind").reshape(-1, *each.shape)
+        if not np.can_cast(array.dtype, each.dtype, "same_kind"):
+            raise PockError(f"the samples of '{each.name}' are {array.dtype}, and the network takes {each.dtype}")
+        found[each.name] = array.astype(each.dtype).reshape(-1, *each.shape)
     if len({len(array) for array in found.values()}) != 1:
         raise PockError("the samples of some arguments are more than those of others: give as many of each")
     return found

@@ -38,8 +38,8 @@ def deploy(
     cc: str = ZIG,
     build: bool = True,
     threads: int = 1,
-    flash: int | None = None,
-    ram: int | None = None,
+    flash: str | int | None = None,
+    ram: str | int | None = None,
     samples: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a program as a bundle of C, and build its shared library and its program; return the folder.
@@ -61,8 +61,8 @@ def deploy(
         Build it here.
     threads : int
         Threads of each instance in what is built here.
-    flash, ram : int, optional
-        Bytes that a microcontroller has; by default what its target's record says (``pock targets``).
+    flash, ram : str or int, optional
+        What a microcontroller has: ``"512KB"``, or bytes. By default what its target's record says (``pock targets``).
     samples : mapping of argument to array, optional
         What ``main.c`` trains on at a microcontroller: whole batches of each input and of ``target``, one after the
         other. By default one batch of zeros.
