@@ -167,7 +167,9 @@ def test_mcunet_trains_in_256_kib(shared_data: Path, tmp_path: Path) -> None:
     assert stack < STACK_BYTES
 
 
-@pytest.mark.parametrize("target", ["cortex-m7", {"kind": "llvm", "mtriple": "aarch64-unknown-none-elf", "mcpu": "cortex-a53"}], ids=str)
+@pytest.mark.parametrize(
+    "target", ["cortex-m7", {"kind": "llvm", "mtriple": "aarch64-unknown-none-elf", "mcpu": "cortex-a53"}], ids=str
+)
 def test_weights_are_prepared_for_other_machines(target: object) -> None:
     """The same values as on this machine, whatever layout the target's kernels read them in."""
     host = prepared_weights(program_of("image network", "host"))
