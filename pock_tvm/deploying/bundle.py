@@ -85,6 +85,8 @@ def deploy(
         )
     triple = program.manifest["target"]["triple"]
     board, limits = board_for(program), limits_of(program, flash, ram)
+    if board is not None and threads > 1:
+        raise PockError(f"a microcontroller has one core for the network: leave threads={threads} out")
     toolchain = toolchain_for(triple, cc) if build and board is None else None
     with new_bundle(folder) as made:
         plan = plan_of(program, prepared_weights(program))

@@ -13,7 +13,8 @@ import numpy as np
 from ..compiler.machines import MACHINES
 from ..device.parameters import PREPARED
 from ..device.program import Program
-from ..errors import PockError
+from ..device.reading import reading
+from ..errors import PockError, ProgramError
 from ..quantities import parse_bytes
 from .plan import STEPS, Plan, plan_of
 from .state_form import StateForm, state_form
@@ -127,12 +128,13 @@ def fitting_needs(program: Program, flash: str | int | None = None, ram: str | i
 
 def needs_of_plan(program: Program, plan: Plan, form: StateForm) -> Needs:
     """Return what a program with this plan needs."""
-    with zipfile.ZipFile(io.BytesIO(program.kernels)) as archive:
-        objects = [archive.read(name) for name in archive.namelist() if name.endswith(".o")]
+    fault = "the program's kernels are damaged or left out (slim): compile it again ({})"
+    with reading(ProgramError, fault), zipfile.ZipFile(io.BytesIO(program.kernels)) as archive:
+        kernels = sum(loaded_bytes(archive.read(name)) for name in archive.namelist() if name.endswith(".o"))
     memory, entries = program.memory(), program.manifest["entries"]
     budget = memory["arena"] + memory["optimizer_state"] + memory["gradient_sums"]
     calls = sum(len(entries[name]["calls"]) for name in STEPS if name in entries)
-    code = CODE_BYTES + CALL_BYTES * calls + len(form.header) + sum(map(loaded_bytes, objects))
+    code = CODE_BYTES + CALL_BYTES * calls + len(form.header) + kernels
     return Needs(len(plan.weights), code, plan.memory_bytes, form.nbytes, budget)
 
 

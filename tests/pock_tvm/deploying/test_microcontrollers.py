@@ -193,6 +193,20 @@ def test_more_than_the_device_has_is_refused(tmp_path: Path) -> None:
     assert smaller.ram <= needs.ram - 100
 
 
+def test_refusals(tmp_path: Path) -> None:
+    program = program_of("image network", "cortex-m33")
+    with pytest.raises(pock.PockError, match="leave threads=2 out"):
+        deploy(program, tmp_path / "net", threads=2, build=False)
+    with pytest.raises(pock.PockError, match="there is no C compiler 'nocc'"):
+        deploy(program, tmp_path / "net", cc="nocc")
+    with pytest.raises(pock.PockError, match="no amount of memory"):
+        deploy(program, tmp_path / "net", ram="little", build=False)
+    program.save(tmp_path / "slim.pock", slim=True)
+    with pytest.raises(pock.PockError, match="left out"):
+        fitting_needs(pock.Program.load(tmp_path / "slim.pock"))
+    assert not (tmp_path / "net").exists()
+
+
 def test_limits_are_for_microcontrollers() -> None:
     with pytest.raises(pock.PockError, match="is no microcontroller: leave flash and ram out"):
         fitting_needs(program_of("image network", "host"), ram="1MB")
