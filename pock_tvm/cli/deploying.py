@@ -24,9 +24,7 @@ def deploy(
     ram: RAM = None,
     samples: Annotated[
         Path | None,
-        typer.Option(
-            help="What a microcontroller trains on: an .npz file of arrays by the names of inputs, and target"
-        ),
+        typer.Option(help="What a microcontroller trains on: an .npz file, as pock train takes it"),
     ] = None,
     require_signature: SIGNATURE = None,
 ) -> None:
@@ -43,7 +41,7 @@ def deploy(
     with console.status(f"deploying {program.name}"):
         folder = write_bundle(
             loaded, output, embed_weights=embed_weights, cc=cc, build=build, threads=threads, flash=flash, ram=ram,
-            samples=None if samples is None else read_samples(samples),
+            samples=None if samples is None else read_samples(loaded, samples),
         )  # fmt: skip
     needs = fitting_needs(loaded, flash, ram)
     if needs is not None:

@@ -64,8 +64,8 @@ def deploy(
     flash, ram : str or int, optional
         What a microcontroller has: ``"512KB"``, or bytes. By default what its target's record says (``pock targets``).
     samples : mapping of argument to array, optional
-        What ``main.c`` trains on at a microcontroller: whole batches of each input and of ``target``, one after the
-        other. By default one batch of zeros.
+        What ``main.c`` trains on at a microcontroller: whole batches of each input by its name, one after the other,
+        and of the target as ``y``. By default one batch of zeros.
 
     Raises
     ------

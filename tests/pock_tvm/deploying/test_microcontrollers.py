@@ -78,7 +78,7 @@ def compiled(name: str, target: object, **options: object) -> pock.Program:
 
 def noise(shape: tuple[int, ...], classes: int, batches: int) -> dict[str, np.ndarray]:
     rng, count = np.random.default_rng(0), batches * shape[0]
-    return {"x": rng.standard_normal((count, *shape[1:])).astype("float32"), "target": rng.integers(0, classes, count)}
+    return {"x": rng.standard_normal((count, *shape[1:])).astype("float32"), "y": rng.integers(0, classes, count)}
 
 
 def emulate(folder: Path, machine: str) -> str:
@@ -102,7 +102,7 @@ def assert_trains_alike(folder: Path, machine: str, host: pock.Program, samples:
     expected = []
     for step in range(STEPS):
         rows = slice(step % batches * batch, (step % batches + 1) * batch)
-        expected.append(trainer.step(samples["x"][rows], samples["target"][rows], lr=RATE))
+        expected.append(trainer.step(samples["x"][rows], samples["y"][rows], lr=RATE))
     losses = [float(loss) for loss in re.findall(r"loss \d+ (\S+)", said)]
     np.testing.assert_allclose(losses, expected, rtol=0, atol=TOLERANCE)
     assert expected[0] != pytest.approx(expected[-1], abs=1e-3)  # it does learn
@@ -133,7 +133,7 @@ def test_networks_train_on_boards(name: str, machine: str, cc: str, tmp_path: Pa
     assert assert_trains_alike(folder, machine, program_of(name, "host"), samples) < STACK_BYTES
     # What was said before it was built is about what was built.
     needs, sizes = fitting_needs(program), section_sizes(folder / "network.elf")
-    in_flash, given = sizes["text"] + sizes["data"], 4 * samples["x"].size + 8 * samples["target"].size
+    in_flash, given = sizes["text"] + sizes["data"], 4 * samples["x"].size + 8 * samples["y"].size
     assert 0.6 * needs.flash < in_flash - given <= needs.flash
     assert sizes["data"] + sizes["bss"] <= needs.ram
     assert needs.memory + needs.state + STACK_BYTES <= needs.ram
@@ -220,11 +220,11 @@ def test_limits_are_for_microcontrollers() -> None:
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ({"x": np.zeros((4, 3, 8, 8), "float32")}, "the samples lack 'target': they hold x"),
-        ({"x": np.zeros((3, 3, 8, 8), "float32"), "target": np.zeros(4, int)}, "'x' have the shape"),
-        ({"x": np.zeros((4, 3, 9, 8), "float32"), "target": np.zeros(4, int)}, "'x' have the shape"),
-        ({"x": np.zeros((8, 3, 8, 8), "float32"), "target": np.zeros(4, int)}, "give as many of each"),
-        ({"x": np.zeros((4, 3, 8, 8), "float32"), "target": np.zeros(4)}, "'target' are float64"),
+        ({"x": np.zeros((4, 3, 8, 8), "float32")}, "the samples lack 'y': they hold x"),
+        ({"x": np.zeros((3, 3, 8, 8), "float32"), "y": np.zeros(4, int)}, "'x' have the shape"),
+        ({"x": np.zeros((4, 3, 9, 8), "float32"), "y": np.zeros(4, int)}, "'x' have the shape"),
+        ({"x": np.zeros((8, 3, 8, 8), "float32"), "y": np.zeros(4, int)}, "give as many of each"),
+        ({"x": np.zeros((4, 3, 8, 8), "float32"), "y": np.zeros(4)}, "'y' are float64"),
     ],
 )
 def test_samples_that_do_not_fit(samples: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
@@ -250,4 +250,4 @@ def test_command_line(tmp_path: Path) -> None:
     assert code == 0 and "needs flash" in said
     assert "BATCHES 2" in (folder / "samples.h").read_text() and (folder / "weights.c").exists()
     code, said = run("deploy", program, "-o", folder, "--no-build", "--samples", model)
-    assert code and "is no .npz file" in said
+    assert code and "holds no array 'x'" in said
