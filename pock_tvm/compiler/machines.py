@@ -147,7 +147,7 @@ MACHINES = {
         options=(*HARD_FLOAT, *SCALAR),
         flash_bytes=MIB,
         ram_bytes=320 * KIB,
-        verified=Verified.GENERATED,
+        verified=Verified.EMULATOR,  # tests/pock_tvm/deploying/test_microcontrollers.py
     ),
     "cortex-m33": Machine(
         title="Pico 2 (RP2350) and the like",
@@ -156,7 +156,7 @@ MACHINES = {
         options=(*HARD_FLOAT, *SCALAR),
         flash_bytes=4 * MIB,
         ram_bytes=520 * KIB,
-        verified=Verified.GENERATED,
+        verified=Verified.EMULATOR,  # tests/pock_tvm/deploying/test_microcontrollers.py
     ),
 }
 """Machines by short name. Any other is a TVM tag or a TVM target."""

@@ -12,8 +12,10 @@ import numpy as np
 
 from ..device.program import Program
 from ..errors import PockError
+from ..training.data import ArrayFile
 from .needs import STACK_BYTES, Limits, Needs
 from .network_code import Argument, given_arguments
+from .plan import TARGET
 from .templates import BOARDS as FOLDER
 from .templates import filled, text_of
 from .toolchain import WARNINGS, ZIG, run_compiler, zig_command
@@ -133,11 +135,23 @@ def build_for(board: Board, folder: Path, cc: str) -> None:
     run_compiler([*command, *COMMON, *SOURCES, *kernels, *last, "-o", "network.elf"], folder)
 
 
+def read_samples(program: Program, path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an ``.npz`` file that a program trains on: each input by its name, and the target as ``y``.
+
+    Raises
+    ------
+    DataError
+        The file is missing or damaged, or lacks an array.
+    """
+    inputs = [each["name"] for each in program.manifest["inputs"]]
+    return ArrayFile(path, inputs, has_target=program.tensor(TARGET) is not None).arrays
+
+
 def samples_of(program: Program, given: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
     """Return the batches that ``main.c`` trains on, by argument: an axis of batches, then the argument's own shape.
 
-    ``given`` holds arrays by the names of inputs and ``target``, with any whole number of batches along the first axis.
-    None: one batch of zeros.
+    ``given`` holds the arrays of an ``.npz`` file of ``pock train``, with a whole number of batches along the first
+    axis. None: one batch of zeros.
 
     Raises
     ------
@@ -146,16 +160,19 @@ def samples_of(program: Program, given: Mapping[str, np.ndarray] | None) -> dict
     """
     found = {}
     for each in given_arguments(program):
-        array = np.zeros(each.shape, each.dtype) if given is None else given.get(each.name)
+        name = "y" if each.name == TARGET else each.name
+        array = np.zeros(each.shape, each.dtype) if given is None else given.get(name)
         if array is None:
-            raise PockError(f"the samples lack '{each.name}': they hold {', '.join(given or ()) or 'nothing'}")
+            raise PockError(f"the samples lack '{name}': they hold {', '.join(given or ()) or 'nothing'}")
         batch, rest = each.shape[0] if each.shape else 1, each.shape[1:]
         if not len(array) or len(array) % batch or array.shape[1:] != rest:
             raise PockError(
-                f"the samples of '{each.name}' have the shape {array.shape}, and the network takes batches of "
+                f"the samples of '{name}' have the shape {array.shape}, and the network takes batches of "
                 f"{each.shape}: give a whole number of batches, one after the other"
             )
-        found[each.name] = np.asarray(array).astype(each.dtype, casting="same_kind").reshape(-1, *each.shape)
+        if not np.can_cast(array.dtype, each.dtype, "same_kind"):
+            raise PockError(f"the samples of '{name}' are {array.dtype}, and the network takes {each.dtype}")
+        found[each.name] = array.astype(each.dtype).reshape(-1, *each.shape)
     if len({len(array) for array in found.values()}) != 1:
         raise PockError("the samples of some arguments are more than those of others: give as many of each")
     return found

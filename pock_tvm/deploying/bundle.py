@@ -39,8 +39,8 @@ def deploy(
     cc: str = ZIG,
     build: bool = True,
     threads: int = 1,
-    flash: int | None = None,
-    ram: int | None = None,
+    flash: str | int | None = None,
+    ram: str | int | None = None,
     samples: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a program as a bundle of C, and build its shared library and its program; return the folder.
@@ -62,11 +62,11 @@ def deploy(
         Build it here.
     threads : int
         Threads of each instance in what is built here.
-    flash, ram : int, optional
-        Bytes that a microcontroller has; by default what its target's record says (``pock targets``).
+    flash, ram : str or int, optional
+        What a microcontroller has: ``"512KB"``, or bytes. By default what its target's record says (``pock targets``).
     samples : mapping of argument to array, optional
-        What ``main.c`` trains on at a microcontroller: whole batches of each input and of ``target``, one after the
-        other. By default one batch of zeros.
+        What ``main.c`` trains on at a microcontroller: whole batches of each input by its name, one after the other,
+        and of the target as ``y``. By default one batch of zeros.
 
     Raises
     ------
@@ -87,6 +87,8 @@ def deploy(
     triple = program.manifest["target"]["triple"]
     board, limits = board_for(program), limits_of(program, flash, ram)
     phone = phone_of(program)
+    if board is not None and threads > 1:
+        raise PockError(f"a microcontroller has one core for the network: leave threads={threads} out")
     if build and phone is not None:
         check_options(phone, cc, threads)
     toolchain = toolchain_for(triple, cc) if build and board is None and phone is None else None

@@ -15,7 +15,7 @@ from ..device.contract import nbytes
 from ..device.losses import Loss
 from ..device.memory import ALIGNMENT
 from ..device.program import Program, kernel_calls
-from .plan import HEAD_BYTES, STEPS, Plan
+from .plan import HEAD_BYTES, STEPS, TARGET, Plan
 from .state_form import StateForm
 from .templates import filled
 
@@ -24,7 +24,6 @@ C_TYPES = {
     "int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "int64": "int64_t", "uint8": "uint8_t",
 }  # fmt: skip
 """C's types of elements; half precision is given as its bits."""
-TARGET = "target"
 TEXT_BYTES = 100
 """Bytes of a string in one line of C."""
 

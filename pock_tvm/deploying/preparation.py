@@ -71,7 +71,7 @@ class _Kernels:
             self._library = load_library(pack_objects({path.name: path.read_bytes() for path in objects}))
 
     def call(self, kernel: str, addresses: Sequence[int]) -> None:
-        """Call a kernel. The scratch behind its operands is what this machine's kernel takes: another's is left out."""
+        """Call a kernel. Scratch lies behind the operands: that of the program's own kernel is left out."""
         given = list(addresses[: self._operands[kernel]])
         if kernel in self._scratch:
             given.append(self._memory.address(self._scratch[kernel]))

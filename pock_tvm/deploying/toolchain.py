@@ -146,10 +146,4 @@ def _kind(triple: str) -> tuple[str, str]:
     machine, _, system = machine_triple(triple).rpartition("-")
     if machine.startswith(("armv", "thumbv")):
         machine = "arm"
-    if "android" in triple:
-        system = "android"
-    if "mingw" in triple:
-        system = "windows"
-    if "macos" in triple:
-        system = "darwin"
-    return machine, system
+    return machine, "android" if "android" in triple else "windows" if "mingw" in triple else system

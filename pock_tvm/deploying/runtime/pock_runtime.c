@@ -308,7 +308,5 @@ static int launch(int (*work)(int, void *, void *), void *data, int tasks) {
   return work(0, &one, data);
 }
 
-/* The pointer that kernels read. */
-extern int (*const __TVMBackendParallelLaunch)(int (*)(int, void *, void *), void *, int);
-int (*const __TVMBackendParallelLaunch)(int (*)(int, void *, void *), void *, int) = launch;
+POCK_LAUNCH_WITH(launch)
 #endif

@@ -76,8 +76,7 @@ static int launch(int (*work)(int, void *, void *), void *data, int tasks) {
   return 0;
 }
 
-extern int (*const __TVMBackendParallelLaunch)(int (*)(int, void *, void *), void *, int);
-int (*const __TVMBackendParallelLaunch)(int (*)(int, void *, void *), void *, int) = launch;
+POCK_LAUNCH_WITH(launch)
 
 int pock_start_threads(pock_pool *pool) {
   if (pthread_mutex_init(&pool->lock, NULL) || pthread_cond_init(&pool->wake, NULL)) return 1;
