@@ -113,11 +113,11 @@ MACHINES = {
         triple="aarch64-unknown-linux-android21",
         cpu="generic",
         cores=4,
-        verified=Verified.GENERATED,
+        verified=Verified.LINKED,  # tests/pock_tvm/deploying/test_phones.py
     ),
     "ios": Machine(
         title="iPhone XS and later",
-        triple="arm64-apple-ios",
+        triple="arm64-apple-ios14.0",
         cpu="apple-a12",
         cores=2,
         verified=Verified.GENERATED,
@@ -147,7 +147,7 @@ MACHINES = {
         options=(*HARD_FLOAT, *SCALAR),
         flash_bytes=MIB,
         ram_bytes=320 * KIB,
-        verified=Verified.GENERATED,
+        verified=Verified.EMULATOR,  # tests/pock_tvm/deploying/test_microcontrollers.py
     ),
     "cortex-m33": Machine(
         title="Pico 2 (RP2350) and the like",
@@ -156,7 +156,7 @@ MACHINES = {
         options=(*HARD_FLOAT, *SCALAR),
         flash_bytes=4 * MIB,
         ram_bytes=520 * KIB,
-        verified=Verified.GENERATED,
+        verified=Verified.EMULATOR,  # tests/pock_tvm/deploying/test_microcontrollers.py
     ),
 }
 """Machines by short name. Any other is a TVM tag or a TVM target. Tests of bundles (``tests/pock_tvm/deploying``) ran

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from ..device.arguments import PATH, require
-from ..device.files import make_folder, writing
 from ..device.program import Program, kernel_calls
 from ..device.reading import reading
 from ..device.trainer import CORES_USED
 from ..errors import PockError, ProgramError
-from .network_code import Argument, arguments_of, header_code, kernel_prototypes, network_code
+from .boards import board_for, board_texts, build_for, samples_of
+from .folders import new_bundle
+from .needs import limits_of, needs_of_plan
+from .network_code import Argument, arguments_of, given_arguments, header_code, kernel_prototypes, network_code
+from .phones import check_options, package, phone_of
 from .plan import STEPS, Plan, plan_of
 from .preparation import prepared_weights
 from .state_form import StateForm, state_form
@@ -35,17 +39,20 @@ def deploy(
     cc: str = ZIG,
     build: bool = True,
     threads: int = 1,
+    flash: str | int | None = None,
+    ram: str | int | None = None,
+    samples: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a program as a bundle of C, and build its shared library and its program; return the folder.
 
-    Files of an earlier bundle in the folder are replaced.
+    An earlier bundle there is replaced as a whole; other files in its folder stay.
 
     Parameters
     ----------
     program : Program or path
         What ``pock.compile`` returned, or a file of it that is not slim.
     folder : path
-        A new or empty folder, or one of an earlier bundle.
+        A new or empty folder, or one of an earlier bundle. The folder above it exists.
     embed_weights : bool
         Put the weights into the code (``weights.c``), for devices without files.
     cc : str
@@ -55,13 +62,18 @@ def deploy(
         Build it here.
     threads : int
         Threads of each instance in what is built here.
+    flash, ram : str or int, optional
+        What a microcontroller has: ``"512KB"``, or bytes. By default what its target's record says (``pock targets``).
+    samples : mapping of argument to array, optional
+        What ``main.c`` trains on at a microcontroller: whole batches of each input by its name, one after the other,
+        and of the target as ``y``. By default one batch of zeros.
 
     Raises
     ------
     ProgramError
         The program is slim or damaged.
     PockError
-        There is no toolchain, or it fails.
+        There is no toolchain, or it fails. The microcontroller has less flash or RAM than the program needs.
     WriteError
         The folder cannot be written.
     """
@@ -73,37 +85,46 @@ def deploy(
             "this program is slim: it lacks the kernels that a bundle is made of. Save it again without slim=True"
         )
     triple = program.manifest["target"]["triple"]
-    toolchain = toolchain_for(triple, cc) if build else None
-    target = Path(folder)
-    _check_is_ours(target)
-    make_folder(target)
-    plan = plan_of(program, prepared_weights(program))
-    form = state_form(program, plan)
-    with writing(folder), tempfile.TemporaryDirectory(dir=target, prefix=".bundle-") as name:
-        made = Path(name)
-        kernels = _write(made, program, plan, form, embed_weights=embed_weights)
-        if toolchain is not None:
+    board, limits = board_for(program), limits_of(program, flash, ram)
+    phone = phone_of(program)
+    if board is not None and threads > 1:
+        raise PockError(f"a microcontroller has one core for the network: leave threads={threads} out")
+    if build and phone is not None:
+        check_options(phone, cc, threads)
+    toolchain = toolchain_for(triple, cc) if build and board is None and phone is None else None
+    with new_bundle(folder) as made:
+        plan = plan_of(program, prepared_weights(program))
+        form = state_form(program, plan)
+        of_board: Mapping[str, str] = {}
+        if board is not None and limits is not None:
+            embed_weights, needs = True, needs_of_plan(program, plan, form)
+            needs.check(limits)
+            of_board = board_texts(board, program, needs, limits, samples_of(program, samples))
+        kernels = _write(made, program, plan, form, of_board, embed_weights=embed_weights)
+        if build and board is not None:
+            build_for(board, made, cc)
+        elif phone is not None:
+            package(phone, made, program, plan, form, kernels, build=build)
+        elif toolchain is not None:
             toolchain.build(made, kernels, threads, embedded=embed_weights)
-        for path in sorted(made.iterdir()):
-            _replace(path, target / path.name)
-        (target / ("weights.bin" if embed_weights else "weights.c")).unlink(missing_ok=True)  # an earlier bundle's
-    return target
+    return Path(folder)
 
 
-def _write(folder: Path, program: Program, plan: Plan, form: StateForm, *, embed_weights: bool) -> list[Path]:
-    """Write all files of a bundle, and return those of the kernels."""
+def _write(
+    folder: Path, program: Program, plan: Plan, form: StateForm, of_board: Mapping[str, str], *, embed_weights: bool
+) -> list[Path]:
+    """Write all files of a bundle, and return those of the kernels. ``of_board``: those for its microcontroller."""
     weights = bytes(plan.weights)
     texts = {
         "pock.h": header_code(program, plan, form),
         "pock.c": network_code(program, plan, form, zlib.crc32(weights)),
         "kernels/pock_kernels.h": kernel_prototypes(program),
-        "CMakeLists.txt": text_of("CMakeLists.txt"),
         **{f"runtime/{name}": text_of(name) for name in RUNTIME},
-        **_caller_texts(program, plan, form),
+        **(of_board or _caller_texts(program, plan, form)),
     }
     for name, text in texts.items():
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     if embed_weights:
         (folder / "weights.c").write_text(filled("weights.c", bytes=_embedded(weights)))
@@ -113,9 +134,8 @@ def _write(folder: Path, program: Program, plan: Plan, form: StateForm, *, embed
 
 
 def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, str]:
-    """``main.c``, ``net.py`` and ``README.md``: they know the network's arguments."""
-    arguments, manifest = arguments_of(program), program.manifest
-    given = [*arguments.inputs, *([arguments.target] if arguments.target else [])]
+    """What a system builds and runs: ``main.c``, ``net.py``, … They know the network's arguments."""
+    arguments, given, manifest = arguments_of(program), given_arguments(program), program.manifest
     batch = arguments.inputs[0].shape[:1]
     has_samples = bool(batch) and all(each.shape[:1] == batch for each in given)
     rows = batch[0] if has_samples else 1
@@ -142,6 +162,7 @@ def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, st
         target=described(arguments.target) if arguments.target else "None",
         outputs="".join(f"    {described(each)},\n" for each in arguments.outputs),
         memory=plan.memory_bytes,
+        weights=len(plan.weights),
         state=form.nbytes,
     )
     readme = filled(
@@ -153,7 +174,7 @@ def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, st
         columns=" then ".join(f"{each.count // rows} of `{each.variable}`" for each in given),
         rows=rows,
     )
-    return {"main.c": main, "net.py": wrapper, "README.md": readme}
+    return {"main.c": main, "net.py": wrapper, "README.md": readme, "CMakeLists.txt": text_of("CMakeLists.txt")}
 
 
 def _kernels(program: Program, folder: Path) -> list[Path]:
@@ -174,15 +195,3 @@ def _kernels(program: Program, folder: Path) -> list[Path]:
 def _embedded(data: bytes) -> str:
     lines = (data[at : at + WORDS_A_LINE] for at in range(0, len(data), WORDS_A_LINE))
     return "\n".join("  " + "".join(f"{byte}," for byte in line) for line in lines)
-
-
-def _check_is_ours(folder: Path) -> None:
-    """Refuse a folder that holds something else than a bundle: its files could be replaced."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "runtime" / RUNTIME[0]).is_file():
-        raise PockError(f"'{folder}' holds other files than a bundle's: name a new or empty folder")
-
-
-def _replace(path: Path, place: Path) -> None:
-    if place.is_dir():
-        shutil.rmtree(place)
-    path.replace(place)

@@ -46,19 +46,30 @@ class Toolchain:
         sources = [*map(str, used), *map(str, kernels)]
         flags = [*WARNINGS, OPTIMISE, "-fvisibility=hidden", f"-DPOCK_THREADS={threads}", f"-I{folder / 'runtime'}"]
         flags += [f"-I{folder / 'kernels'}", *(["-pthread"] if threads > 1 else [])]
-        self._run([*self.for_library, *flags, *sources, "-lm", "-o", str(folder / self.library)])
         if embedded:
             flags.append("-DPOCK_EMBEDDED_WEIGHTS")
             sources.append(str(folder / "weights.c"))
+        self._run([*self.for_library, *flags, *sources, "-lm", "-o", str(folder / self.library)])
         main = [str(folder / "main.c"), *sources, "-lm", "-o", str(folder / self.program)]
         self._run([*flags, *main])
 
     def _run(self, arguments: Sequence[str]) -> None:
-        done = subprocess.run([*self.command, *arguments], capture_output=True, text=True)
-        if done.returncode:
-            said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
-            fault = next((line for line in said if "error" in line), said[0])
-            raise PockError(f"'{' '.join(self.command)}' fails to build the bundle: {fault}")
+        run_compiler([*self.command, *arguments])
+
+
+def run_compiler(command: Sequence[str], folder: Path | None = None) -> None:
+    """Run a compiler, in a folder.
+
+    Raises
+    ------
+    PockError
+        It fails.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    if done.returncode:
+        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
+        fault = next((line for line in said if "error" in line), said[0])
+        raise PockError(f"'{command[0]}' fails to build the bundle: {fault}")
 
 
 def toolchain_for(triple: str, cc: str) -> Toolchain:
@@ -83,13 +94,24 @@ def toolchain_for(triple: str, cc: str) -> Toolchain:
     return _named((found,), triple)
 
 
-def _zig(triple: str) -> Toolchain:
+def zig_command(tool: str = "cc") -> tuple[str, ...]:
+    """Return one of zig's tools as a command: its C compiler, ``"ld.lld"``, ``"ar"``.
+
+    Raises
+    ------
+    PockError
+        It is not installed.
+    """
     if importlib.util.find_spec("ziglang") is None:
         raise PockError(
             "a bundle is built by ziglang, which is not installed: pip install 'pock-tvm[deploy]', or name a C "
             "compiler (cc='gcc')"
         )
-    command = (sys.executable, "-m", "ziglang", "cc")
+    return (sys.executable, "-m", "ziglang", tool)
+
+
+def _zig(triple: str) -> Toolchain:
+    command = zig_command()
     if machine_triple(triple) == machine_triple():
         return _named(command, triple)
     architecture, system = _kind(triple)

@@ -58,6 +58,7 @@ CASES = {
     ),
     "batch statistics": (Small, IMAGE, {"batch_norm": "batch"}),
     "micro-batches": (Small, IMAGE, {"micro_batches": 2, "batch_norm": "frozen", "accumulate": 2}),
+    "many micro-batches": (mlp, torch.zeros(18, 12), {"micro_batches": 9}),
     "indices": (Tokens, WORDS, {"optimizer": pock.AdamW()}),
     "language": (Language, WORDS, {"loss": "causal_lm"}),
     "mse": (mlp, FEATURES, {"loss": "mse", "guard": "step"}),
@@ -66,11 +67,11 @@ CASES = {
 }  # fmt: skip
 
 
-def compiled(name: str) -> pock.Program:
+def compiled(name: str, **more: object) -> pock.Program:
     make, example, options = CASES[name]
     torch.manual_seed(0)
     exported = torch.export.export(make().eval(), (example,))
-    return pock.compile(exported, check=False, **({"batch_norm": "frozen"} | options))
+    return pock.compile(exported, check=False, **({"batch_norm": "frozen"} | options | more))
 
 
 def loaded(folder: Path) -> ModuleType:

@@ -1,5 +1,6 @@
 """Bundles against the trainer: the same losses, outputs and states, bit by bit."""
 
+import ctypes
 import shutil
 import subprocess
 import zlib
@@ -62,9 +63,7 @@ def test_losses_outputs_and_states(name, tmp_path):
 
 def test_zig_and_threads(tmp_path):
     program = compiled("sparse, AdamW")
-    folder = deploy(program, tmp_path / "net", threads=2, embed_weights=True)
-    assert not (folder / "weights.bin").exists()
-    folder = deploy(program, folder, threads=2)  # again, over the old one
+    folder = deploy(program, tmp_path / "net", threads=2)
     net = loaded(folder).Net()
     net.set_rate(RATE)
     take(program, pock.Trainer(program, threads=2), net, 5)
@@ -75,6 +74,35 @@ def test_zig_and_threads(tmp_path):
 def small(tmp_path_factory):
     program = compiled("momentum, dampening, accumulated")
     return program, deploy(program, tmp_path_factory.mktemp("bundle") / "net", cc="gcc")
+
+
+def test_embedded_weights(small, tmp_path):
+    program, _ = small
+    folder = deploy(program, tmp_path / "net", cc="gcc", embed_weights=True)
+    assert not (folder / "weights.bin").exists()
+    net = loaded(folder).Net()
+    net.set_rate(RATE)
+    take(program, pock.Trainer(program, threads=1), net, 2)
+
+
+def test_rates_of_adam(small):
+    """The C code's powers and roots against Python's, in float32, for 10,000 steps."""
+    _, folder = small
+    library = ctypes.CDLL(str(runtime_library(folder)))
+    library.pock_power.argtypes, library.pock_power.restype = [ctypes.c_double, ctypes.c_uint64], ctypes.c_double
+    library.pock_square_root.argtypes, library.pock_square_root.restype = [ctypes.c_double], ctypes.c_double
+    for lr, betas in ((float(np.float32(1e-3)), (0.9, 0.999)), (float(np.float32(0.02)), (0.8, 0.99))):
+        for step in range(1, 10_001):
+            first, second = (1 - library.pock_power(beta, step) for beta in betas)
+            ours = [lr, lr / first, 1 / library.pock_square_root(second)]
+            assert np.array_equal(np.float32(ours), np.float32(pock.Adam(betas).rates(lr, step))), step
+
+
+def runtime_library(folder):
+    path = folder / "runtime.so"
+    source = str(folder / "runtime" / "pock_runtime.c")
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", source, "-o", str(path)], check=True)
+    return path
 
 
 def refused(call, *arguments):
@@ -97,7 +125,8 @@ def test_faults_of_a_step_leave_the_state_as_it_was(small):
     assert code == "NOT_FINITE" and "input 'input' is not finite" in reason and "Nothing has changed" in reason
     code, reason = refused(net.train_step, x, y + 5)
     assert code == "INPUT" and "the label 5, which is out of range: they go from 0 to 4" in reason
-    assert refused(net.train_step, x * 1e38, y)[0] == "NOT_FINITE"
+    code, reason = refused(net.train_step, x * 1e38, y)
+    assert code == "NOT_FINITE" and "Nothing has changed" in reason
     assert net.save_state() == before
 
 
@@ -229,7 +258,7 @@ def test_sizes(small, tmp_path):
     assert sum(int(line.split()[3]) for line in total.splitlines()[1:]) < 32 * 1024
 
 
-def test_refusals(small, tmp_path):
+def test_refusals(small, tmp_path, monkeypatch):
     program, _ = small
     program.save(tmp_path / "slim.pock", slim=True)
     with pytest.raises(pock.PockError, match="slim"):
@@ -243,3 +272,7 @@ def test_refusals(small, tmp_path):
     with pytest.raises(pock.PockError, match="cannot be written"):
         deploy(program, tmp_path / "mine" / "notes.txt", cc="gcc", build=False)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    monkeypatch.setattr("pock_tvm.deploying.toolchain.WARNINGS", ("-no-such-flag",))
+    with pytest.raises(pock.PockError, match="fails to build the bundle"):
+        deploy(program, tmp_path / "net", cc="gcc")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "slim.pock"]
