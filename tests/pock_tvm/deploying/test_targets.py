@@ -121,10 +121,12 @@ def check_training(exported, options, shape, classes, target, emulator, wine, fo
     assert (theirs.steps, theirs.updates) == (STEPS, STEPS)
     for name, array in mine.weights.items():
         np.testing.assert_allclose(theirs.weights[name], array, atol=TOLERANCE, err_msg=name)
-    # Sums of gradients, relative to the largest: an activation at the edge of its range may fall to either side.
-    largest = max(1, *(np.abs(each.values).max() for each in mine.states))
     for ours, each in zip(mine.states, theirs.states, strict=True):
-        np.testing.assert_allclose(each.values, ours.values, atol=TOLERANCE * largest, err_msg=each.of)
+        np.testing.assert_allclose(each.values, ours.values, atol=SUMMED * TOLERANCE, err_msg=each.of)
+
+
+SUMMED = 10
+"""Gradients that a momentum of 0.9 sums: an activation at the edge of its range may fall to either side in each."""
 
 
 def test_a_library_for_macos_has_its_load_commands_and_symbols(tmp_path) -> None:
@@ -149,14 +151,9 @@ def test_a_library_for_macos_has_its_load_commands_and_symbols(tmp_path) -> None
     assert {f"pock_{name}" for name in functions.split()} <= exported
 
 
-@pytest.mark.parametrize("target", ["android-arm64", "ios", "cortex-m7"])
-def test_a_machine_whose_c_library_zig_lacks_is_named(target: str, tmp_path) -> None:
-    program = pock.compile(pictures(), target=target, check=False)
-    triple = program.manifest["target"]["triple"]
-    with pytest.raises(pock.PockError, match=f"zig has no C library for {triple}.*build=False"):
-        deploy(program, tmp_path / "net")
-    assert not (tmp_path / "net").exists()
-    assert (deploy(program, tmp_path / "net", build=False) / "pock.c").is_file()
+def test_a_system_whose_c_library_zig_lacks_is_named() -> None:
+    with pytest.raises(pock.PockError, match="zig has no C library for riscv64-unknown-elf.*build=False"):
+        toolchain_for("riscv64-unknown-elf", "zig")
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is missing")
