@@ -34,6 +34,7 @@ def deploy(
     from ..deploying.boards import read_samples
     from ..deploying.bundle import deploy as write_bundle
     from ..deploying.needs import fitting_needs
+    from ..deploying.phones import phone_of, remark
     from ..device.program import Program
 
     loaded = Program.load(program, signature=require_signature)
@@ -46,4 +47,6 @@ def deploy(
     needs = fitting_needs(loaded, flash, ram)
     if needs is not None:
         console.print(f"needs {needs}", highlight=False)
-    console.print(f"{folder}: see its README.md", highlight=False)
+    phone = phone_of(loaded)
+    said = "see its README.md" if phone is None else remark(phone, built=build)
+    console.print(f"{folder}: {said}", highlight=False)

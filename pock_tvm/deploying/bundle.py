@@ -20,6 +20,7 @@ from .boards import board_for, board_texts, build_for, samples_of
 from .folders import new_bundle
 from .needs import limits_of, needs_of_plan
 from .network_code import Argument, arguments_of, given_arguments, header_code, kernel_prototypes, network_code
+from .phones import check_options, package, phone_of
 from .plan import STEPS, Plan, plan_of
 from .preparation import prepared_weights
 from .state_form import StateForm, state_form
@@ -85,9 +86,12 @@ def deploy(
         )
     triple = program.manifest["target"]["triple"]
     board, limits = board_for(program), limits_of(program, flash, ram)
+    phone = phone_of(program)
     if board is not None and threads > 1:
         raise PockError(f"a microcontroller has one core for the network: leave threads={threads} out")
-    toolchain = toolchain_for(triple, cc) if build and board is None else None
+    if build and phone is not None:
+        check_options(phone, cc, threads)
+    toolchain = toolchain_for(triple, cc) if build and board is None and phone is None else None
     with new_bundle(folder) as made:
         plan = plan_of(program, prepared_weights(program))
         form = state_form(program, plan)
@@ -99,6 +103,8 @@ def deploy(
         kernels = _write(made, program, plan, form, of_board, embed_weights=embed_weights)
         if build and board is not None:
             build_for(board, made, cc)
+        elif phone is not None:
+            package(phone, made, program, plan, form, kernels, build=build)
         elif toolchain is not None:
             toolchain.build(made, kernels, threads, embedded=embed_weights)
     return Path(folder)

@@ -1,4 +1,4 @@
-"""Texts of a bundle: files of ``runtime/`` and ``boards/``; those that end in ``.in`` have places to fill in
+"""Texts of a bundle: files of the folders beside this one; those that end in ``.in`` have places to fill in
 (``$name``)."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib import resources
 from string import Template
 
-RUNTIME, BOARDS = "runtime", "boards"
+RUNTIME, BOARDS, ANDROID, IOS = "runtime", "boards", "android", "ios"
 
 
 def text_of(name: str, folder: str = RUNTIME) -> str:

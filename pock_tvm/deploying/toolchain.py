@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..device.runtime import machine_triple
@@ -16,6 +16,8 @@ from ..errors import PockError
 ZIG = "zig"
 WARNINGS = ("-std=c11", "-Wall", "-Wextra", "-Werror")
 OPTIMISE = "-O3"
+ZIG_SYSTEMS = {"linux": "linux-gnu", "windows": "windows-gnu", "darwin": "macos"}
+"""Systems whose C library zig brings, by the names that it gives them."""
 SOURCES = ("pock.c", "runtime/pock_runtime.c", "runtime/pock_threads.c")
 """Files of a bundle that its library is built of, beside the kernels."""
 
@@ -25,10 +27,8 @@ class Toolchain:
     """C compiler for one target, and what it makes there."""
 
     command: tuple[str, ...]
-    for_library: tuple[str, ...] = ()
-    """Arguments for the shared library alone."""
-    for_program: tuple[str, ...] = ()
-    """Arguments for the program alone."""
+    for_library: tuple[str, ...] = ("-shared", "-fPIC")
+    """Arguments for the shared library."""
     library: str = "libpock.so"
     """Name of the shared library."""
     program: str = "main"
@@ -49,9 +49,9 @@ class Toolchain:
         if embedded:
             flags.append("-DPOCK_EMBEDDED_WEIGHTS")
             sources.append(str(folder / "weights.c"))
-        self._run([*self.for_library, *flags, "-shared", *sources, "-lm", "-o", str(folder / self.library)])
+        self._run([*self.for_library, *flags, *sources, "-lm", "-o", str(folder / self.library)])
         main = [str(folder / "main.c"), *sources, "-lm", "-o", str(folder / self.program)]
-        self._run([*self.for_program, *flags, *main])
+        self._run([*flags, *main])
 
     def _run(self, arguments: Sequence[str]) -> None:
         run_compiler([*self.command, *arguments])
@@ -94,8 +94,8 @@ def toolchain_for(triple: str, cc: str) -> Toolchain:
     return _named((found,), triple)
 
 
-def zig_command() -> tuple[str, ...]:
-    """Return zig's C compiler as a command.
+def zig_command(tool: str = "cc") -> tuple[str, ...]:
+    """Return one of zig's tools as a command: its C compiler, ``"ld.lld"``, ``"ar"``.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def zig_command() -> tuple[str, ...]:
             "a bundle is built by ziglang, which is not installed: pip install 'pock-tvm[deploy]', or name a C "
             "compiler (cc='gcc')"
         )
-    return (sys.executable, "-m", "ziglang", "cc")
+    return (sys.executable, "-m", "ziglang", tool)
 
 
 def _zig(triple: str) -> Toolchain:
@@ -115,30 +115,23 @@ def _zig(triple: str) -> Toolchain:
     if machine_triple(triple) == machine_triple():
         return _named(command, triple)
     architecture, system = _kind(triple)
-    if system not in ("linux", "windows", "darwin"):
+    if system not in ZIG_SYSTEMS:
         raise PockError(
             f"zig has no C library for {triple}: print the bundle without building (build=False), and build it there "
             "or name a compiler for that machine (cc=…)"
         )
-    if system != "linux":
-        name = {"windows": "windows-gnu", "darwin": "macos"}[system]
-        return _named((*command, "-target", f"{architecture}-{name}"), triple)
-    # The library is for the system's own C library. The program has its own, and runs on any Linux.
-    abi = "eabihf" if architecture == "arm" else ""
-    made = _named(command, triple)
-    return replace(
-        made,
-        for_library=("-target", f"{architecture}-linux-gnu{abi}", *made.for_library),
-        for_program=("-target", f"{architecture}-linux-musl{abi}", "-static", *made.for_program),
-    )
+    abi = "eabihf" if (architecture, system) == ("arm", "linux") else ""
+    return _named((*command, "-target", f"{architecture}-{ZIG_SYSTEMS[system]}{abi}"), triple)
 
 
 def _named(command: tuple[str, ...], triple: str) -> Toolchain:
     """Return the toolchain of a command, with the names that files have on the target's system."""
     _, system = _kind(triple)
     if system == "windows":
-        return Toolchain(command, library="pock.dll", program="main.exe")
-    return Toolchain(command, ("-fPIC",), library="libpock.dylib" if system == "darwin" else "libpock.so")
+        return Toolchain(command, ("-shared",), library="pock.dll", program="main.exe")
+    if system == "darwin":  # where a program that links the library finds it: not in the folder that it was built in
+        return Toolchain(command, ("-shared", "-fPIC", "-Wl,-install_name,@rpath/libpock.dylib"), "libpock.dylib")
+    return Toolchain(command)
 
 
 def _kind(triple: str) -> tuple[str, str]:
