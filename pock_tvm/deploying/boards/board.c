@@ -12,8 +12,9 @@ void board_reset(void);
 #define CPACR (*(volatile uint32_t *)0xE000ED88) /* access to coprocessors: 10 and 11 are floating point */
 #define UNUSED_STACK 0xA5A5A5A5u
 
-enum { SYS_OPEN = 0x01, SYS_CLOSE = 0x02, SYS_WRITE0 = 0x04, SYS_WRITE = 0x05, SYS_EXIT = 0x18 };
-enum { WRITE_BINARY = 5, EXITED = 0x20026, FAILED = 0x20023 };
+enum { SYS_OPEN = 0x01, SYS_CLOSE = 0x02, SYS_WRITE0 = 0x04, SYS_WRITE = 0x05, SYS_READ = 0x06, SYS_FLEN = 0x0C };
+enum { SYS_RENAME = 0x0F, SYS_EXIT = 0x18 };
+enum { READ_BINARY = 1, WRITE_BINARY = 5, EXITED = 0x20026, FAILED = 0x20023 };
 
 static uintptr_t ask_host(uintptr_t what, uintptr_t argument) {
   register uintptr_t r0 __asm__("r0") = what;
@@ -24,13 +25,26 @@ static uintptr_t ask_host(uintptr_t what, uintptr_t argument) {
 
 void board_print(const char *text) { ask_host(SYS_WRITE0, (uintptr_t)text); }
 
-int board_write_file(const char *name, const void *data, size_t bytes) {
-  uintptr_t open[] = {(uintptr_t)name, WRITE_BINARY, strlen(name)};
-  uintptr_t file = ask_host(SYS_OPEN, (uintptr_t)open);
+static uintptr_t open_file(const char *name, uintptr_t mode) {
+  uintptr_t open[] = {(uintptr_t)name, mode, strlen(name)};
+  return ask_host(SYS_OPEN, (uintptr_t)open);
+}
+
+long board_read_file(const char *name, void *to, size_t most) {
+  uintptr_t file = open_file(name, READ_BINARY), close[] = {file};
   if (file == (uintptr_t)-1) return 0;
-  uintptr_t write[] = {file, (uintptr_t)data, bytes}, close[] = {file};
+  uintptr_t bytes = ask_host(SYS_FLEN, (uintptr_t)close), read[] = {file, (uintptr_t)to, bytes};
+  int is_read = bytes && bytes <= most && !ask_host(SYS_READ, (uintptr_t)read);
+  ask_host(SYS_CLOSE, (uintptr_t)close);
+  return is_read ? (long)bytes : -1;
+}
+
+int board_write_file(const char *name, const char *other, const void *data, size_t bytes) {
+  uintptr_t file = open_file(other, WRITE_BINARY), close[] = {file}, write[] = {file, (uintptr_t)data, bytes};
+  uintptr_t rename[] = {(uintptr_t)other, strlen(other), (uintptr_t)name, strlen(name)};
+  if (file == (uintptr_t)-1) return 0;
   uintptr_t left = ask_host(SYS_WRITE, (uintptr_t)write);
-  return !ask_host(SYS_CLOSE, (uintptr_t)close) && !left;
+  return !ask_host(SYS_CLOSE, (uintptr_t)close) && !left && !ask_host(SYS_RENAME, (uintptr_t)rename);
 }
 
 size_t board_stack_bytes(void) {

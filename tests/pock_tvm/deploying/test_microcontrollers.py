@@ -81,8 +81,8 @@ def noise(shape: tuple[int, ...], classes: int, batches: int) -> dict[str, np.nd
     return {"x": rng.standard_normal((count, *shape[1:])).astype("float32"), "y": rng.integers(0, classes, count)}
 
 
-def emulate(folder: Path, machine: str) -> str:
-    """Run a bundle's program, and return what it prints."""
+def emulate(folder: Path, machine: str, code: int = 0) -> str:
+    """Run a bundle's program, which ends with an exit code, and return what it prints."""
     board = next(board.name for board in BOARDS if board.cpu == machine)
     done = subprocess.run(
         [EMULATOR, "-M", board, "-nographic", "-monitor", "none", "-serial", "none", "-semihosting-config",
@@ -90,7 +90,7 @@ def emulate(folder: Path, machine: str) -> str:
         cwd=folder, capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
     said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+    assert done.returncode == code, said
     return said
 
 
@@ -130,7 +130,17 @@ def test_networks_train_on_boards(name: str, machine: str, cc: str, tmp_path: Pa
     _, shape, classes, _ = NETWORKS[name]
     program, samples = program_of(name, machine), noise(shape, classes, batches=3)
     folder = deploy(program, tmp_path / "net", cc=cc, samples=samples)
-    assert assert_trains_alike(folder, machine, program_of(name, "host"), samples) < STACK_BYTES
+    host = program_of(name, "host")
+    assert assert_trains_alike(folder, machine, host, samples) < STACK_BYTES
+    # A second run goes on from the first one's state. One that is damaged is refused, and left alone.
+    emulate(folder, machine)
+    trainer = pock.Trainer(host, threads=1)
+    trainer.restore(folder / "state.ckpt")
+    assert trainer.steps == 2 * STEPS
+    damaged = (folder / "state.ckpt").read_bytes()[:-1]
+    (folder / "state.ckpt").write_bytes(damaged)
+    assert "damaged" in emulate(folder, machine, code=1)
+    assert (folder / "state.ckpt").read_bytes() == damaged
     # What was said before it was built is about what was built.
     needs, sizes = fitting_needs(program), section_sizes(folder / "network.elf")
     in_flash, given = sizes["text"] + sizes["data"], 4 * samples["x"].size + 8 * samples["y"].size
