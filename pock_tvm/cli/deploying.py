@@ -14,6 +14,9 @@ from .common import PROGRAM, SIGNATURE, app
 def deploy(
     program: PROGRAM,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the bundle")],
+    source: Annotated[
+        bool, typer.Option("--source", help="Write the kernels as portable C, in place of objects")
+    ] = False,
     embed_weights: Annotated[
         bool, typer.Option("--embed-weights", help="Put the weights into the code, for devices without files")
     ] = False,
@@ -31,5 +34,7 @@ def deploy(
     loaded = Program.load(program, signature=require_signature)
     console = Console(stderr=True)
     with console.status(f"deploying {program.name}"):
-        folder = write_bundle(loaded, output, embed_weights=embed_weights, cc=cc, build=build, threads=threads)
+        folder = write_bundle(
+            loaded, output, source=source, embed_weights=embed_weights, cc=cc, build=build, threads=threads
+        )
     console.print(f"{folder}: see its README.md", highlight=False)

@@ -13,14 +13,15 @@ import numpy as np
 
 from ..device.arguments import PATH, require
 from ..device.parameters import PREPARED
-from ..device.program import Program, kernel_calls
+from ..device.program import Program
 from ..device.reading import reading
 from ..device.runtime import machine_triple
 from ..device.trainer import CORES_USED, Trainer
 from ..errors import PockError, ProgramError
+from .c_source import KERNELS, kernel_sources
 from .folders import new_bundle
 from .network_code import Argument, arguments_of, header_code, kernel_prototypes, network_code
-from .plan import STEPS, Plan, plan_of
+from .plan import Plan, called_kernels, plan_of
 from .state_form import StateForm, state_form
 from .templates import filled, text_of
 from .toolchain import ZIG, toolchain_for
@@ -33,6 +34,7 @@ def deploy(
     program: Program | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
+    source: bool = False,
     embed_weights: bool = False,
     cc: str = ZIG,
     build: bool = True,
@@ -48,6 +50,8 @@ def deploy(
         What ``pock.compile`` returned, or a file of it that is not slim.
     folder : path
         A new or empty folder, or one of an earlier bundle. The folder above it exists.
+    source : bool
+        Write the kernels as portable C, in place of objects for the program's target.
     embed_weights : bool
         Put the weights into the code (``weights.c``), for devices without files.
     cc : str
@@ -78,7 +82,7 @@ def deploy(
     with new_bundle(folder) as made:
         plan = plan_of(program, prepared_weights(program))
         form = state_form(program, plan)
-        kernels = _write(made, program, plan, form, embed_weights=embed_weights)
+        kernels = _write(made, program, plan, form, source=source, embed_weights=embed_weights)
         if toolchain is not None:
             toolchain.build(made, kernels, threads, embedded=embed_weights)
     return Path(folder)
@@ -96,16 +100,18 @@ def prepared_weights(program: Program) -> Mapping[str, np.ndarray]:
     return Trainer(program, threads=1).prepared()
 
 
-def _write(folder: Path, program: Program, plan: Plan, form: StateForm, *, embed_weights: bool) -> list[Path]:
+def _write(
+    folder: Path, program: Program, plan: Plan, form: StateForm, *, source: bool, embed_weights: bool
+) -> list[Path]:
     """Write all files of a bundle, and return those of the kernels."""
     weights = bytes(plan.weights)
     texts = {
         "pock.h": header_code(program, plan, form),
         "pock.c": network_code(program, plan, form, zlib.crc32(weights)),
-        "kernels/pock_kernels.h": kernel_prototypes(program),
         "CMakeLists.txt": text_of("CMakeLists.txt"),
         **{f"runtime/{name}": text_of(name) for name in RUNTIME},
         **_caller_texts(program, plan, form),
+        **{f"kernels/{name}": text for name, text in _kernel_texts(program, source=source).items()},
     }
     for name, text in texts.items():
         path = folder / name
@@ -115,7 +121,7 @@ def _write(folder: Path, program: Program, plan: Plan, form: StateForm, *, embed
         (folder / "weights.c").write_text(filled("weights.c", bytes=_embedded(weights)))
     else:
         (folder / "weights.bin").write_bytes(weights)
-    return _kernels(program, folder / "kernels")
+    return sorted((folder / "kernels").glob("*.c")) if source else _objects(program, folder / "kernels")
 
 
 def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, str]:
@@ -163,16 +169,18 @@ def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, st
     return {"main.c": main, "net.py": wrapper, "README.md": readme}
 
 
-def _kernels(program: Program, folder: Path) -> list[Path]:
+def _kernel_texts(program: Program, *, source: bool) -> dict[str, str]:
+    return kernel_sources(program) if source else {KERNELS: kernel_prototypes(program)}
+
+
+def _objects(program: Program, folder: Path) -> list[Path]:
     """Write the objects of the kernels that a bundle's entry points call."""
-    entries = program.manifest["entries"]
-    called = {kernel for name in STEPS if name in entries for kernel, _ in kernel_calls(entries[name])}
     paths = []
     with (
         reading(ProgramError, "the program's kernels are damaged ({}): compile it again, or copy it again"),
         zipfile.ZipFile(io.BytesIO(program.kernels)) as archive,
     ):
-        for kernel in sorted(called):
+        for kernel in called_kernels(program):
             paths.append(folder / f"{kernel}.o")
             paths[-1].write_bytes(archive.read(f"{kernel}.o"))
     return paths

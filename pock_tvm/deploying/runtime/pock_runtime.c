@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "pock_kernels.h"
+
 /* A number is finite if its exponent is below the largest. Integers are compared: compilers fold x == x. */
 #define ALL_FINITE(name, type, magnitude, infinity)                  \
   int pock_all_finite_##name(const void *numbers, size_t count) {    \
@@ -135,7 +137,9 @@ static size_t find(span object, span key, member *found) {
       *found = each;
       seen = 1;
     }
-  return seen && object.at < object.end && *object.at == '}' ? count : 0;
+  if (!seen || object.at >= object.end || *object.at++ != '}') return 0;
+  while (object.at < object.end && *object.at == ' ') object.at++; /* which pad a header */
+  return object.at == object.end ? count : 0;
 }
 
 /* Read a decimal number, and move behind it. Returns whether there is one of at most 64 bits. */
@@ -297,18 +301,13 @@ int pock_read_state(
 /* ---- kernels that run on several threads ------------------------------------------------------------------------ */
 
 #if POCK_THREADS == 1
-typedef struct {
-  void *sync_handle;
-  int32_t num_task;
-} environment;
-
-static int launch(int (*work)(int, void *, void *), void *data, int tasks) {
-  environment one = {NULL, 1};
+int pock_launch(pock_task *task, void *data, int tasks) {
+  pock_group one = {NULL, 1};
   (void)tasks; /* kernels share their work among as many as they are told */
-  return work(0, &one, data);
+  return task(0, &one, data);
 }
-
-/* The pointer that kernels read. */
-extern int (*const __TVMBackendParallelLaunch)(int (*)(int, void *, void *), void *, int);
-int (*const __TVMBackendParallelLaunch)(int (*)(int, void *, void *), void *, int) = launch;
 #endif
+
+/* The pointer that kernels read which are objects. */
+extern int (*const __TVMBackendParallelLaunch)(pock_task *, void *, int);
+int (*const __TVMBackendParallelLaunch)(pock_task *, void *, int) = pock_launch;

@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import pock_tvm as pock
 from pock_tvm.deploying.bundle import deploy
+from pock_tvm.deploying.toolchain import WARNINGS
 
 from .bundles import CASES, RATE, batch_of, compiled, loaded
 
@@ -44,6 +46,8 @@ def same_state(path, trainer, program):
 def test_losses_outputs_and_states(name, tmp_path):
     program = compiled(name)
     folder = deploy(program, tmp_path / "net", cc="gcc")
+    clang = [sys.executable, "-m", "ziglang", "cc", *WARNINGS, "-c", "-o", str(tmp_path / "pock.o")]
+    subprocess.run([*clang, f"-I{folder}/runtime", f"-I{folder}/kernels", str(folder / "pock.c")], check=True)
     module, trainer = loaded(folder), pock.Trainer(program, threads=1)
     net, twin = module.Net(), module.Net()
     net.set_rate(RATE)
@@ -101,7 +105,7 @@ def test_rates_of_adam(small):
 def runtime_library(folder):
     path = folder / "runtime.so"
     source = str(folder / "runtime" / "pock_runtime.c")
-    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", source, "-o", str(path)], check=True)
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", f"-I{folder}/kernels", source, "-o", str(path)], check=True)
     return path
 
 
