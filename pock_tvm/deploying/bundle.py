@@ -23,6 +23,7 @@ from .folders import new_bundle
 from .network_code import Argument, arguments_of, header_code, kernel_prototypes, network_code
 from .plan import Plan, called_kernels, plan_of
 from .state_form import StateForm, state_form
+from .symbols import is_freestanding, runtime_for
 from .templates import filled, text_of
 from .toolchain import ZIG, toolchain_for
 
@@ -105,11 +106,13 @@ def _write(
 ) -> list[Path]:
     """Write all files of a bundle, and return those of the kernels."""
     weights = bytes(plan.weights)
+    objects = {} if source else _objects(program)
+    runtime = (*RUNTIME, *(runtime_for(objects) if is_freestanding(program.manifest["target"]["triple"]) else ()))
     texts = {
         "pock.h": header_code(program, plan, form),
         "pock.c": network_code(program, plan, form, zlib.crc32(weights)),
         "CMakeLists.txt": text_of("CMakeLists.txt"),
-        **{f"runtime/{name}": text_of(name) for name in RUNTIME},
+        **{f"runtime/{name}": text_of(name) for name in runtime},
         **_caller_texts(program, plan, form),
         **{f"kernels/{name}": text for name, text in _kernel_texts(program, source=source).items()},
     }
@@ -121,7 +124,9 @@ def _write(
         (folder / "weights.c").write_text(filled("weights.c", bytes=_embedded(weights)))
     else:
         (folder / "weights.bin").write_bytes(weights)
-    return sorted((folder / "kernels").glob("*.c")) if source else _objects(program, folder / "kernels")
+    for name, code in objects.items():
+        (folder / "kernels" / f"{name}.o").write_bytes(code)
+    return sorted((folder / "kernels").glob("*.c" if source else "*.o"))
 
 
 def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, str]:
@@ -173,17 +178,13 @@ def _kernel_texts(program: Program, *, source: bool) -> dict[str, str]:
     return kernel_sources(program) if source else {KERNELS: kernel_prototypes(program)}
 
 
-def _objects(program: Program, folder: Path) -> list[Path]:
-    """Write the objects of the kernels that a bundle's entry points call."""
-    paths = []
+def _objects(program: Program) -> dict[str, bytes]:
+    """The objects of the kernels that a bundle's entry points call, by name."""
     with (
         reading(ProgramError, "the program's kernels are damaged ({}): compile it again, or copy it again"),
         zipfile.ZipFile(io.BytesIO(program.kernels)) as archive,
     ):
-        for kernel in called_kernels(program):
-            paths.append(folder / f"{kernel}.o")
-            paths[-1].write_bytes(archive.read(f"{kernel}.o"))
-    return paths
+        return {kernel: archive.read(f"{kernel}.o") for kernel in called_kernels(program)}
 
 
 def _embedded(data: bytes) -> str:

@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 
 import pock_tvm as pock
 from pock_tvm.deploying.bundle import deploy
@@ -63,6 +64,18 @@ def test_losses_outputs_and_states(name, tmp_path):
     (tmp_path / "twin.ckpt").write_bytes(twin.save_state())
     same_state(tmp_path / "twin.ckpt", trainer, program)
     assert net.save_state() == (tmp_path / "device.ckpt").read_bytes()  # the instances are apart
+
+
+@pytest.mark.slow
+def test_mcunet(shared_data, tmp_path):
+    model = torch.export.load(shared_data / "models" / "mcunet-5fps-flowers12.pt2")
+    options = {"scheme": pock.Scheme({"*": "frozen", "*.bias": "full"}), "optimizer": pock.SGD(momentum=0.9)}
+    program = pock.compile(model, batch=1, check=False, **options)
+    folder = deploy(program, tmp_path / "net", threads=2)
+    net = loaded(folder).Net()
+    net.set_rate(RATE)
+    take(program, pock.Trainer(program, threads=2), net, STEPS)
+    net.close()
 
 
 def test_zig_and_threads(tmp_path):
