@@ -31,6 +31,8 @@ TARGET = Annotated[
     str,
     typer.Option(help="host, pi4 or another machine that pock targets lists, a tag of TVM's, or a target as JSON"),
 ]
+FLASH = Annotated[str | None, typer.Option(help="Flash of a microcontroller: 512KB; by default as its target says")]
+RAM = Annotated[str | None, typer.Option(help="RAM of a microcontroller: 256KB; by default as its target says")]
 THREADS = Annotated[int | None, typer.Option(help="Cores to run on; all by default")]
 TRUST = Annotated[
     bool, typer.Option("--trust", help="Read the network's file as it is, though code that lies in it may run")

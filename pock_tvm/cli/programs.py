@@ -15,10 +15,12 @@ from .common import (
     BATCH_NORM,
     CHECKPOINT,
     DATA,
+    FLASH,
     LOSS,
     MEAN,
     MODEL,
     PROGRAM,
+    RAM,
     SCHEME,
     SHAPE,
     SIGNATURE,
@@ -79,12 +81,15 @@ def compile_(
     slim: Annotated[
         bool, typer.Option("--slim", help="Leave out what only bundles for other devices are printed from")
     ] = False,
+    flash: FLASH = None,
+    ram: RAM = None,
     trust: TRUST = False,
 ) -> None:
     """Compile a network into a training program."""
     from rich.console import Console
 
     from ..compiler.driver import compile as compile_program
+    from ..deploying.needs import fitting_needs
     from ..device.files import check_folder
     from ..frontend import load_model
     from ..training.beside import Preprocessing, classes_beside
@@ -111,6 +116,7 @@ def compile_(
             dump=dump,
             check=None if check else False,
         )
+    needs = fitting_needs(program, flash, ram)
     if preprocessing is not None:
         program.manifest["preprocessing"] = preprocessing.to_json()
     if classes is not None:
@@ -119,6 +125,8 @@ def compile_(
     memory, parts = program.memory(), program.manifest["options"]["micro_batches"]
     text = f"{output}: {len(program.trained)} parameters trained, arena {mb_text(memory['arena'])}"
     console.print(text if parts == 1 else f"{text}, in {parts} micro-batches")
+    if needs is not None:
+        console.print(f"needs {needs}", highlight=False)
     console.print(check_text(program.manifest["check"]))
 
 

@@ -31,8 +31,7 @@ class Library(NamedTuple):
     """Built kernels and executors of a program."""
 
     code: bytes
-    """Code for :func:`pock_tvm.device.runtime.load_library`: a shared library, or objects if this machine has no
-    linker."""
+    """Code for :func:`pock_tvm.device.runtime.load_library`: a shared library, or objects if no linker was found."""
     kernels: bytes
     """Objects and definitions of the kernels: see :attr:`pock_tvm.Program.kernels`."""
 
@@ -55,9 +54,8 @@ def build_library(
     BuildError
         A kernel cannot be built.
     PockError
-        The linker of another machine is missing or fails.
+        The linker of another machine fails.
     """
-    linker = linker_for(builder.target)  # first, so that a missing linker is reported before kernels are built
     functions = {var.name_hint: func for var, func in mod.functions.items() if var.name_hint not in entries}
     calls = [call for entry in entries.values() for call in entry.calls if isinstance(call, KernelCall)]
     with writing(tempfile.gettempdir()), tempfile.TemporaryDirectory() as name:
@@ -76,6 +74,7 @@ def build_library(
             tirx.build(IRModule(content), target=builder.target).write_to_file(str(objects[-1]), "o")
         packed = _packed({name: builder.definition_of(func) for name, func in functions.items()}, directory)
         library = directory / "program.so"
+        linker = linker_for(builder.target)
         if linker is not None and _link(objects, library, linker, builder.target):
             return Library(library.read_bytes(), packed)
         return Library(pack_objects({path.name: path.read_bytes() for path in objects}), packed)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tvm import relax
-from tvm.target import Target
 
 from relay_passes.canonical.store_permuted import stored_parts
 from relay_passes.kernels.choose_kernels import without_kernel
@@ -24,7 +23,7 @@ from .driver import TRAINS_NOTHING, own_faults
 from .driver import compile as compile_program
 from .phases import Phases
 from .pipeline import TRAIN, Training, import_model, training_graph
-from .targets import kernel_target, linker_for, resolve_target
+from .targets import kernel_target, resolve_target
 
 
 def check(
@@ -70,7 +69,7 @@ def check(
     obstacles += graph
     if not obstacles:
         obstacles += _of_plan(imported, scheme=chosen, loss=loss, target=target, batch_norm=batch_norm)
-    return obstacles + _of_linker(target) + observations(imported, selection, gradients, batch_norm)
+    return obstacles + observations(imported, selection, gradients, batch_norm)
 
 
 def _refusal(error: PockError) -> Obstacle:
@@ -102,15 +101,6 @@ def _of_plan(model: Model, **options: Any) -> list[Obstacle]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PockWarning)
             compile_program(model, **options, build=False)
-    except PockError as error:
-        return [_refusal(error)]
-    return []
-
-
-def _of_linker(target: Target) -> list[Obstacle]:
-    """Return the obstacle to linking for a target: no C compiler, if any."""
-    try:
-        linker_for(target)
     except PockError as error:
         return [_refusal(error)]
     return []

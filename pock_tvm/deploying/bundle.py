@@ -12,16 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from ..device.arguments import PATH, require
-from ..device.parameters import PREPARED
 from ..device.program import Program
 from ..device.reading import reading
-from ..device.runtime import machine_triple
-from ..device.trainer import CORES_USED, Trainer
+from ..device.trainer import CORES_USED
 from ..errors import PockError, ProgramError
+from .boards import board_for, board_texts, build_for, samples_of
 from .c_source import KERNELS, kernel_sources
 from .folders import new_bundle
-from .network_code import Argument, arguments_of, header_code, kernel_prototypes, network_code
+from .needs import limits_of, needs_of_plan
+from .network_code import Argument, arguments_of, given_arguments, header_code, kernel_prototypes, network_code
+from .phones import check_options, package, phone_of
 from .plan import Plan, called_kernels, plan_of
+from .preparation import prepared_weights
 from .state_form import StateForm, state_form
 from .symbols import is_freestanding, runtime_for
 from .templates import filled, text_of
@@ -40,6 +42,9 @@ def deploy(
     cc: str = ZIG,
     build: bool = True,
     threads: int = 1,
+    flash: str | int | None = None,
+    ram: str | int | None = None,
+    samples: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a program as a bundle of C, and build its shared library and its program; return the folder.
 
@@ -56,18 +61,24 @@ def deploy(
     embed_weights : bool
         Put the weights into the code (``weights.c``), for devices without files.
     cc : str
-        ``"zig"`` (the extra ``deploy``), or a C compiler of this machine.
+        ``"zig"`` (the extra ``deploy``), which builds for other machines, too, or a C compiler for the program's
+        target.
     build : bool
         Build it here.
     threads : int
         Threads of each instance in what is built here.
+    flash, ram : str or int, optional
+        What a microcontroller has: ``"512KB"``, or bytes. By default what its target's record says (``pock targets``).
+    samples : mapping of argument to array, optional
+        What ``main.c`` trains on at a microcontroller: whole batches of each input by its name, one after the other,
+        and of the target as ``y``. By default one batch of zeros.
 
     Raises
     ------
     ProgramError
         The program is slim or damaged.
     PockError
-        There is no toolchain, or it fails.
+        There is no toolchain, or it fails. The microcontroller has less flash or RAM than the program needs.
     WriteError
         The folder cannot be written.
     """
@@ -79,46 +90,55 @@ def deploy(
             "this program is slim: it lacks the kernels that a bundle is made of. Save it again without slim=True"
         )
     triple = program.manifest["target"]["triple"]
-    toolchain = toolchain_for(triple, cc) if build else None
+    board, limits = board_for(program), limits_of(program, flash, ram)
+    phone = phone_of(program)
+    if board is not None and threads > 1:
+        raise PockError(f"a microcontroller has one core for the network: leave threads={threads} out")
+    if build and phone is not None:
+        check_options(phone, cc, threads, source=source)
+    toolchain = toolchain_for(triple, cc) if build and board is None and phone is None else None
     with new_bundle(folder) as made:
         plan = plan_of(program, prepared_weights(program))
         form = state_form(program, plan)
-        kernels = _write(made, program, plan, form, source=source, embed_weights=embed_weights)
-        if toolchain is not None:
+        of_board: Mapping[str, str] = {}
+        if board is not None and limits is not None:
+            embed_weights, needs = True, needs_of_plan(program, plan, form)
+            needs.check(limits)
+            of_board = board_texts(board, program, needs, limits, samples_of(program, samples))
+        kernels = _write(made, program, plan, form, of_board, source=source, embed_weights=embed_weights)
+        if build and board is not None:
+            build_for(board, made, cc)
+        elif phone is not None:
+            package(phone, made, program, plan, form, kernels, build=build)
+        elif toolchain is not None:
             toolchain.build(made, kernels, threads, embedded=embed_weights)
     return Path(folder)
 
 
-def prepared_weights(program: Program) -> Mapping[str, np.ndarray]:
-    """The frozen weights in the layouts that kernels read, by name, as a trainer has them."""
-    if not any(each.origin == PREPARED for each in program.parameters.values()):
-        return {}
-    if machine_triple(program.manifest["target"]["triple"]) != machine_triple():
-        raise ProgramError(
-            f"this program was compiled for {program.manifest['target']['triple']}, whose kernels cannot prepare the "
-            "weights here: deploy it on such a machine"
-        )
-    return Trainer(program, threads=1).prepared()
-
-
 def _write(
-    folder: Path, program: Program, plan: Plan, form: StateForm, *, source: bool, embed_weights: bool
+    folder: Path,
+    program: Program,
+    plan: Plan,
+    form: StateForm,
+    of_board: Mapping[str, str],
+    *,
+    source: bool,
+    embed_weights: bool,
 ) -> list[Path]:
-    """Write all files of a bundle, and return those of the kernels."""
+    """Write all files of a bundle, and return those of the kernels. ``of_board``: those for its microcontroller."""
     weights = bytes(plan.weights)
     objects = {} if source else _objects(program)
     runtime = (*RUNTIME, *(runtime_for(objects) if is_freestanding(program.manifest["target"]["triple"]) else ()))
     texts = {
         "pock.h": header_code(program, plan, form),
         "pock.c": network_code(program, plan, form, zlib.crc32(weights)),
-        "CMakeLists.txt": text_of("CMakeLists.txt"),
         **{f"runtime/{name}": text_of(name) for name in runtime},
-        **_caller_texts(program, plan, form),
+        **(of_board or _caller_texts(program, plan, form)),
         **{f"kernels/{name}": text for name, text in _kernel_texts(program, source=source).items()},
     }
     for name, text in texts.items():
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     if embed_weights:
         (folder / "weights.c").write_text(filled("weights.c", bytes=_embedded(weights)))
@@ -130,9 +150,8 @@ def _write(
 
 
 def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, str]:
-    """``main.c``, ``net.py`` and ``README.md``: they know the network's arguments."""
-    arguments, manifest = arguments_of(program), program.manifest
-    given = [*arguments.inputs, *([arguments.target] if arguments.target else [])]
+    """What a system builds and runs: ``main.c``, ``net.py``, … They know the network's arguments."""
+    arguments, given, manifest = arguments_of(program), given_arguments(program), program.manifest
     batch = arguments.inputs[0].shape[:1]
     has_samples = bool(batch) and all(each.shape[:1] == batch for each in given)
     rows = batch[0] if has_samples else 1
@@ -171,7 +190,7 @@ def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, st
         columns=" then ".join(f"{each.count // rows} of `{each.variable}`" for each in given),
         rows=rows,
     )
-    return {"main.c": main, "net.py": wrapper, "README.md": readme}
+    return {"main.c": main, "net.py": wrapper, "README.md": readme, "CMakeLists.txt": text_of("CMakeLists.txt")}
 
 
 def _kernel_texts(program: Program, *, source: bool) -> dict[str, str]:

@@ -36,7 +36,7 @@ def kernel_sources(program: Program) -> dict[str, str]:
     """
     target = kernel_target(resolve_target(program.manifest["target"]["description"]))
     called = called_kernels(program)
-    definitions = {name: func for name, func in _definitions(program) if name in called}
+    definitions = {name: func for name, func in kernel_definitions(program) if name in called}
     return sources(definitions, target, _named_operands(program))
 
 
@@ -53,7 +53,7 @@ def sources(kernels: Mapping[str, tirx.PrimFunc], target: Target, operands: Mapp
     return files | {KERNELS: filled(KERNELS, kernels="\n".join(prototypes)), VECTORS: text_of(VECTORS)}
 
 
-def _definitions(program: Program) -> Iterator[tuple[str, tirx.PrimFunc]]:
+def kernel_definitions(program: Program) -> Iterator[tuple[str, tirx.PrimFunc]]:
     """Yield the kernels of a program by name, unscheduled."""
     with zipfile.ZipFile(io.BytesIO(program.kernels)) as archive:
         for name in sorted(archive.namelist()):

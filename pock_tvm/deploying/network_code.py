@@ -15,7 +15,7 @@ from ..device.contract import nbytes
 from ..device.losses import Loss
 from ..device.memory import ALIGNMENT
 from ..device.program import Program
-from .plan import HEAD_BYTES, STEPS, Plan, called_kernels
+from .plan import HEAD_BYTES, STEPS, TARGET, Plan, called_kernels
 from .state_form import StateForm
 from .templates import filled
 
@@ -24,7 +24,6 @@ C_TYPES = {
     "int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "int64": "int64_t", "uint8": "uint8_t",
 }  # fmt: skip
 """C's types of elements; half precision is given as its bits."""
-TARGET = "target"
 TEXT_BYTES = 100
 """Bytes of a string in one line of C."""
 
@@ -84,6 +83,12 @@ def arguments_of(program: Program) -> Arguments:
     return Arguments(inputs, target and Argument(TARGET, TARGET, *target), outputs)
 
 
+def given_arguments(program: Program) -> list[Argument]:
+    """The arguments of a training step but the loss: inputs, then the target if there is one."""
+    arguments = arguments_of(program)
+    return [*arguments.inputs, *([arguments.target] if arguments.target else [])]
+
+
 RESERVED = frozenset(
     re.findall(
         r"\w+",
@@ -107,8 +112,7 @@ def kernel_prototypes(program: Program) -> str:
 
 def header_code(program: Program, plan: Plan, form: StateForm) -> str:
     """``pock.h``: the functions of this network."""
-    arguments = arguments_of(program)
-    given = [*arguments.inputs, *([arguments.target] if arguments.target else [])]
+    arguments, given = arguments_of(program), given_arguments(program)
     return filled(
         "pock.h",
         memory=plan.memory_bytes,
@@ -130,7 +134,7 @@ def network_code(program: Program, plan: Plan, form: StateForm, checksum: int) -
     """
     arguments, manifest = arguments_of(program), program.manifest
     entries, places = manifest["entries"], plan.places
-    given = [*arguments.inputs, *([arguments.target] if arguments.target else [])]
+    given = given_arguments(program)
     accumulate = int(manifest["options"]["accumulate"])
     run = "run_train_step(net)"
     if accumulate > 1:

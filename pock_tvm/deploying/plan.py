@@ -17,6 +17,8 @@ HEAD_BYTES = 1024
 """Bytes at the start of the memory for ``struct pock``: counts, messages, threads. The C code checks that it fits."""
 STEPS = ("train_step", "accumulate_step", "predict")
 """Entry points that a bundle runs, those of them that a program has."""
+TARGET = "target"
+"""The loss's target, as the tables call it."""
 MEMORY, WEIGHTS = "m", "w"
 """Spaces of operands, as the C code calls their addresses."""
 
@@ -87,7 +89,10 @@ def plan_of(program: Program, prepared: Mapping[str, np.ndarray]) -> Plan:
     def is_sum(name: str) -> bool:
         return name in parameters and parameters[name].origin == GRADIENT_SUM
 
+    handed = {each["name"] for each in program.manifest["inputs"]} | {TARGET}
     for name, (entry, tensor) in sorted(tensors.items(), key=lambda item: is_sum(item[0])):  # sums side by side
+        if name in handed:
+            continue
         parameter = parameters.get(name)
         if name.startswith("constant."):
             plan.places[name] = Place(WEIGHTS, _append(plan.weights, program.constant(entry, name)))
@@ -106,8 +111,38 @@ def plan_of(program: Program, prepared: Mapping[str, np.ndarray]) -> Plan:
                 plan.sums = (start, plan.memory_bytes + size - start)
             plan.memory_bytes = _up(plan.memory_bytes + size)
     plan.arena = plan.memory_bytes
-    plan.memory_bytes += _up(max(entry["arena_bytes"] for entry in entries.values()))
+    size = max(entry["arena_bytes"] for entry in entries.values())
+    sizes = {name: nbytes(tensor) for name, (_, tensor) in tensors.items() if name in handed}
+    offsets = _overlaid(entries, sizes)
+    for name, offset in offsets.items():
+        plan.places[name] = Place(MEMORY, plan.arena + offset)
+        size = max(size, offset + sizes[name])
+    plan.memory_bytes += _up(size)
     return plan
+
+
+def _overlaid(entries: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return offsets in the arena of what a caller hands over, largest first: at each, nothing else lies there before
+    its last use. Every call of an entry point copies it anew."""
+    offsets: dict[str, int] = {}
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        taken = [(offset, sizes[other]) for other, offset in offsets.items()]
+        for entry in entries.values():
+            last = _last_use(entry, name)
+            taken += [(start, size) for _, start, size, first, _ in entry["arena_map"] if first <= last]
+        offset = 0
+        for start, size in sorted(taken):
+            if start < offset + sizes[name]:
+                offset = max(offset, _up(start + size))
+        offsets[name] = offset
+    return offsets
+
+
+def _last_use(entry: Mapping[str, Any], name: str) -> int:
+    """Return the last call of an entry point that reads a tensor; -1 if none does."""
+    position = next((at for at, tensor in enumerate(entry["table"]) if tensor["name"] == name), None)
+    uses = [number for number, call in enumerate(entry["calls"]) if any(at == position for at, _ in call[1])]
+    return max(uses, default=-1)
 
 
 def live_weights(program: Program, plan: Plan) -> list[str]:

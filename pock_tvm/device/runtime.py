@@ -177,7 +177,7 @@ def machine_triple(triple: str | None = None) -> str:
         machine, system = platform.machine().lower(), platform.system().lower()
     else:
         machine = triple.split("-")[0].lower()
-        system = next((name for name in ("linux", "darwin", "windows") if name in triple), "unknown")
+        system = next((name for name in ("linux", "darwin", "macos", "windows") if name in triple), "unknown")
     return (
         f"{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }-{ {'macos': 'darwin'}.get(system, system) }"
     )

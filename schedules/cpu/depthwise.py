@@ -75,12 +75,13 @@ def _tile(
 def _tiles(rows: list[int], columns: int, traits: CpuTraits) -> list[Tile]:
     """Return tiles of one channel vector, most pixels first, and tall before wide: they read more rows at a time.
 
-    Results get a quarter of the registers: unlike in a matrix product, weights and inputs are vectors too.
+    Results get a quarter of the registers: unlike in a matrix product, weights and inputs are vectors too. A core
+    without vectors is a microcontroller's, with little memory: there wide tiles come first, which pad fewer rows.
     """
     _, height, width = rows
     lanes = vector_lanes(columns, traits.lanes)
     sizes = itertools.product(divisors(height), divisors(width))
     fitting = [(high, wide) for high, wide in sizes if high * wide <= traits.registers // 4]
-    return [
-        Tile((1, high, wide), lanes, 1) for high, wide in sorted(fitting, key=lambda size: (-math.prod(size), -size[0]))
-    ]
+    first = 1 if traits.lanes == 1 else -1
+    fitting.sort(key=lambda size: (-math.prod(size), first * size[0]))
+    return [Tile((1, high, wide), lanes, 1) for high, wide in fitting]

@@ -40,6 +40,17 @@ def _without_offsets(func: tirx.PrimFunc) -> tirx.PrimFunc:
     return func.specialize(known) if known else func
 
 
+@tirx.transform.prim_func_pass(opt_level=0, name="pock.Vectorize")
+def vectorize(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.PassContext) -> tirx.PrimFunc:
+    """Vectorise the loops that a schedule marked, with as many lanes as they have iterations.
+
+    For a target with scalable vectors (SVE, RISC-V's) TVM's pass would make loops over them, which no register tile
+    holds. It does not see the target here.
+    """
+    mod = tirx.transform.VectorizeLoop(True)(IRModule({"main": func.without_attr("target")}))
+    return mod["main"].with_attr("target", func.attrs["target"])
+
+
 LOWERING = [
     s_tir.transform.CanonicalizeLoop(),
     s_tir.transform.LowerInitBlock(),
@@ -54,7 +65,7 @@ LOWERING = [
     tirx.transform.NarrowDataType(32),
     s_tir.transform.LoopPartition(),
     tirx.transform.ConvertSSA(),  # inlining a block duplicates its variables
-    tirx.transform.VectorizeLoop(True),
+    vectorize,
     tirx.transform.StorageRewrite(),
     s_tir.transform.HoistIfThenElse(),
     tirx.transform.UnrollLoop(),

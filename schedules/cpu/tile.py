@@ -136,11 +136,16 @@ def choose_tile(
     *,
     vectors: int | None = None,
 ) -> Tile:
-    """Choose a register tile for loops over results. Those of at most ``vectors`` along the columns come first."""
+    """Choose a register tile for loops over results. Narrow ones, of at most ``vectors`` along the columns, come first
+    if that is given, unless they are high."""
     offered = tiles(extents_of(sch, rows), extent_of(sch, column), traits)
     if vectors is not None:
-        offered.sort(key=lambda tile: tile.vectors > vectors)
+        offered.sort(key=lambda tile: tile.vectors > vectors or tile.height > MOST_ROWS)
     return decided_tile(choices, offered)
+
+
+MOST_ROWS = 8
+"""Rows of the first operand that the first cache holds at once where they lie a multiple of a page apart: its ways."""
 
 
 def decided_tile(choices: Choices, offered: Sequence[Tile]) -> Tile:

@@ -308,6 +308,14 @@ int pock_launch(pock_task *task, void *data, int tasks) {
 }
 #endif
 
-/* The pointer that kernels read which are objects. */
-extern int (*const __TVMBackendParallelLaunch)(pock_task *, void *, int);
-int (*const __TVMBackendParallelLaunch)(pock_task *, void *, int) = pock_launch;
+/* The pointer through which kernels that are objects launch their parallel loops. They define it, too, weakly. Windows
+   keeps any one of the definitions: there it is set at run time, always to the same. */
+typedef int pock_launcher(pock_task *task, void *data, int tasks);
+#ifdef _WIN32
+__declspec(selectany) pock_launcher *__TVMBackendParallelLaunch = pock_launch;
+void pock_connect_kernels(void) { __TVMBackendParallelLaunch = pock_launch; }
+#else
+extern pock_launcher *const __TVMBackendParallelLaunch;
+pock_launcher *const __TVMBackendParallelLaunch = pock_launch;
+void pock_connect_kernels(void) {}
+#endif

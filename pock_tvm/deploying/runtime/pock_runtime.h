@@ -55,6 +55,8 @@ void pock_write_state(const pock_state *form, const unsigned char *memory, const
 int pock_read_state(
     const pock_state *form, unsigned char *memory, uint64_t *counts, const unsigned char *from, size_t bytes);
 
+void pock_connect_kernels(void); /* before the first kernel is called */
+
 #if POCK_THREADS > 1
 #include <pthread.h>
 #include <stdatomic.h>

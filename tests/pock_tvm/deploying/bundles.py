@@ -67,11 +67,11 @@ CASES = {
 }  # fmt: skip
 
 
-def compiled(name: str) -> pock.Program:
+def compiled(name: str, **more: object) -> pock.Program:
     make, example, options = CASES[name]
     torch.manual_seed(0)
     exported = torch.export.export(make().eval(), (example,))
-    return pock.compile(exported, check=False, **({"batch_norm": "frozen"} | options))
+    return pock.compile(exported, check=False, **({"batch_norm": "frozen"} | options | more))
 
 
 def loaded(folder: Path) -> ModuleType:

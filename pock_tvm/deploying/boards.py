@@ -1,0 +1,200 @@
+"""Bundles for microcontrollers: start-up code, memory map and a ``main.c`` for a board that QEMU emulates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..device.program import Program
+from ..errors import PockError
+from ..training.data import ArrayFile
+from .needs import STACK_BYTES, Limits, Needs
+from .network_code import Argument, given_arguments
+from .plan import TARGET
+from .symbols import MATH
+from .templates import BOARDS as FOLDER
+from .templates import filled, text_of
+from .toolchain import WARNINGS, ZIG, run_compiler, zig_command
+
+STEPS, RATE = 20, "0.01f"
+"""Steps and learning rate of ``main.c``, to be changed there."""
+NUMBERS_A_LINE = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """Board of QEMU's with a core, and where its memories begin."""
+
+    name: str
+    cpu: str
+    """The core, by LLVM's name."""
+    fpu: str
+    zig_fpu: str
+    """Zig's name of its floating-point unit. Without it, zig silently passes numbers in other registers."""
+    flash_start: int
+    ram_start: int
+
+    @property
+    def gcc_flags(self) -> list[str]:
+        """Arguments of GCC for the core."""
+        return [f"-mcpu={self.cpu}", "-mthumb", f"-mfpu={self.fpu}", "-mfloat-abi=hard", "-nostartfiles"]
+
+    @property
+    def zig_flags(self) -> list[str]:
+        """Arguments of zig for the core. It has the functions of the C library that are called, but no header."""
+        core = self.cpu.replace("-", "_")
+        return ["-target", "thumb-freestanding-eabihf", f"-mcpu={core}+{self.zig_fpu}", "-Iboard/libc"]
+
+
+BOARDS = (
+    Board(
+        name="mps2-an500", cpu="cortex-m7", fpu="fpv5-d16", zig_fpu="fp_armv8d16",
+        flash_start=0x00000000, ram_start=0x20000000,
+    ),
+    Board(
+        name="mps2-an505", cpu="cortex-m33", fpu="fpv5-sp-d16", zig_fpu="fp_armv8d16sp",
+        flash_start=0x10000000, ram_start=0x38000000,
+    ),
+)  # fmt: skip
+COMMON = [
+    *WARNINGS, "-Os", "-ffunction-sections", "-fdata-sections", "-I.", "-Iruntime", "-Ikernels", "-Wl,--gc-sections",
+    "-Wl,-T,board/board.ld",
+]  # fmt: skip
+SOURCES = ("main.c", "samples.c", "weights.c", "pock.c", "runtime/pock_runtime.c", "board/board.c")
+
+
+def board_for(program: Program) -> Board | None:
+    """Return the board of a program for a microcontroller; None for one whose target has a system.
+
+    Raises
+    ------
+    PockError
+        There is none with that core.
+    """
+    target = program.manifest["target"]
+    if "-none-" not in target["triple"]:
+        return None
+    cpu = json.loads(target["description"]).get("mcpu")
+    found = next((board for board in BOARDS if board.cpu == cpu), None)
+    if found is None:
+        names = " or ".join(board.cpu for board in BOARDS)
+        raise PockError(f"there is no board with a {cpu or 'generic'} core: compile the program for {names}")
+    return found
+
+
+def board_texts(
+    board: Board, program: Program, needs: Needs, limits: Limits, samples: Mapping[str, np.ndarray]
+) -> dict[str, str]:
+    """Return the files of a bundle that belong to a board, by path. ``samples``: batches of each argument, by name."""
+    arguments = given_arguments(program)
+    batches = len(next(iter(samples.values())))
+    names = ", ".join(f"sample_{each.variable}[batch]" for each in arguments)
+    return {
+        "board/board.h": text_of("board.h", FOLDER),
+        "board/board.c": text_of("board.c", FOLDER),
+        "board/libc/string.h": text_of("string.h", FOLDER),
+        "board/board.ld": filled(
+            "board.ld", FOLDER, machine=limits.machine, flash_start=f"{board.flash_start:#x}",
+            ram_start=f"{board.ram_start:#x}", flash=limits.flash, ram=limits.ram, stack=STACK_BYTES,
+        ),
+        "main.c": filled("main.c", FOLDER, steps=STEPS, rate=RATE, names=names),
+        "samples.h": filled(
+            "samples.h", FOLDER, batches=batches,
+            declarations="\n".join(f"extern const {_declared(each)};" for each in arguments),
+        ),
+        "samples.c": _samples_code(arguments, samples),
+        "Makefile": filled(
+            "Makefile", FOLDER, machine=limits.machine, board=board.name, flags=" ".join([*board.gcc_flags, *COMMON])
+        ),
+        "README.md": filled(
+            "README.md", FOLDER, machine=limits.machine, triple=program.manifest["target"]["triple"], board=board.name,
+            **{name: f"{size:,}" for name, size in needs.parts().items()},
+        ),
+    }  # fmt: skip
+
+
+def build_for(board: Board, folder: Path, cc: str) -> None:
+    """Build ``network.elf`` in a bundle's folder.
+
+    Raises
+    ------
+    PockError
+        The compiler is missing, or fails.
+    """
+    kernels = sorted(f"kernels/{path.name}" for path in (folder / "kernels").glob("*.[oc]"))
+    kernels += [f"runtime/{MATH}"] if (folder / "runtime" / MATH).exists() else []
+    if cc == ZIG:
+        command, last = [*zig_command(), *board.zig_flags], []
+    elif (found := shutil.which(cc)) is not None:
+        command, last = [found, *board.gcc_flags], ["-lm"]
+    else:
+        raise PockError(f"there is no C compiler '{cc}': install it (Debian: gcc-arm-none-eabi), or take zig")
+    run_compiler([*command, *COMMON, *SOURCES, *kernels, *last, "-o", "network.elf"], folder)
+
+
+def read_samples(program: Program, path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an ``.npz`` file that a program trains on: each input by its name, and the target as ``y``.
+
+    Raises
+    ------
+    DataError
+        The file is missing or damaged, or lacks an array.
+    """
+    inputs = [each["name"] for each in program.manifest["inputs"]]
+    return ArrayFile(path, inputs, has_target=program.tensor(TARGET) is not None).arrays
+
+
+def samples_of(program: Program, given: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+    """Return the batches that ``main.c`` trains on, by argument: an axis of batches, then the argument's own shape.
+
+    ``given`` holds the arrays of an ``.npz`` file of ``pock train``, with a whole number of batches along the first
+    axis. None: one batch of zeros.
+
+    Raises
+    ------
+    PockError
+        An array is missing, or is of another shape.
+    """
+    found = {}
+    for each in given_arguments(program):
+        name = "y" if each.name == TARGET else each.name
+        array = np.zeros(each.shape, each.dtype) if given is None else given.get(name)
+        if array is None:
+            raise PockError(f"the samples lack '{name}': they hold {', '.join(given or ()) or 'nothing'}")
+        batch, rest = each.shape[0] if each.shape else 1, each.shape[1:]
+        if not len(array) or len(array) % batch or array.shape[1:] != rest:
+            raise PockError(
+                f"the samples of '{name}' have the shape {array.shape}, and the network takes batches of "
+                f"{each.shape}: give a whole number of batches, one after the other"
+            )
+        if not np.can_cast(array.dtype, each.dtype, "same_kind"):
+            raise PockError(f"the samples of '{name}' are {array.dtype}, and the network takes {each.dtype}")
+        found[each.name] = array.astype(each.dtype).reshape(-1, *each.shape)
+    if len({len(array) for array in found.values()}) != 1:
+        raise PockError("the samples of some arguments are more than those of others: give as many of each")
+    return found
+
+
+def _declared(each: Argument) -> str:
+    return f"{each.c_type} sample_{each.variable}[BATCHES][{each.count}]"
+
+
+def _samples_code(arguments: list[Argument], samples: Mapping[str, np.ndarray]) -> str:
+    lines = ['#include "samples.h"', ""]
+    for each in arguments:
+        lines.append(f"const {_declared(each)} = {{")
+        for batch in samples[each.name]:
+            numbers = [_number(number) for number in batch.ravel()]
+            rows = (numbers[at : at + NUMBERS_A_LINE] for at in range(0, len(numbers), NUMBERS_A_LINE))
+            lines += ["  {", *(f"    {', '.join(row)}," for row in rows), "  },"]
+        lines.append("};")
+    return "\n".join(lines) + "\n"
+
+
+def _number(number: np.generic) -> str:
+    return f"{float(number):.9e}f" if number.dtype == np.float32 else repr(number.item())

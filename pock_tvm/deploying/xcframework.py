@@ -1,0 +1,107 @@
+"""A Swift package for iOS: an XCFramework with the static library, and the network as a class."""
+
+from __future__ import annotations
+
+import plistlib
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..device.memory import ALIGNMENT
+from ..device.program import Program
+from .network_code import Argument, arguments_of, given_arguments
+from .plan import Plan
+from .standalone import objects_of
+from .state_form import StateForm
+from .templates import IOS, filled, text_of
+from .toolchain import run_compiler, zig_command
+
+SLICE, LIBRARY = "ios-arm64", "libpock.a"
+TARGET = ("-target", "aarch64-ios.14.0")
+INFO = {
+    "AvailableLibraries": [
+        {
+            "BinaryPath": LIBRARY,
+            "HeadersPath": "Headers",
+            "LibraryIdentifier": SLICE,
+            "LibraryPath": LIBRARY,
+            "SupportedArchitectures": ["arm64"],
+            "SupportedPlatform": "ios",
+        }
+    ],
+    "CFBundlePackageType": "XFWK",
+    "XCFrameworkFormatVersion": "1.0",
+}
+SWIFT = {
+    "float32": "Float", "float64": "Double", "float16": "UInt16", "bfloat16": "UInt16", "bool": "UInt8",
+    "int8": "Int8", "int16": "Int16", "int32": "Int32", "int64": "Int64", "uint8": "UInt8",
+}  # fmt: skip
+"""Swift's types of elements; half precision is given as its bits."""
+KEYWORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        Any as associatedtype break case catch class continue default defer deinit do else enum extension fallthrough
+        false fileprivate for func guard if import in init inout internal is let nil operator precedencegroup private
+        protocol public repeat rethrows return self Self static struct subscript super switch throw throws true try
+        typealias var where while _
+        """,
+    )
+)
+
+
+def package(folder: Path, program: Program, plan: Plan, form: StateForm, kernels: Sequence[Path] | None) -> None:
+    """Write ``ios/`` into a bundle's folder; with kernels, make its static library.
+
+    Raises
+    ------
+    PockError
+        The compiler fails.
+    """
+    place, arguments, given = folder / "ios", arguments_of(program), given_arguments(program)
+    part = place / "CPock.xcframework" / SLICE
+    sources = place / "Sources" / "Pock"
+    for each in (part / "Headers", sources):
+        each.mkdir(parents=True)
+    (part.parent / "Info.plist").write_bytes(plistlib.dumps(INFO))
+    (part / "Headers" / "pock.h").write_bytes((folder / "pock.h").read_bytes())
+    (part / "Headers" / "module.modulemap").write_text(text_of("module.modulemap", IOS))
+    (place / "Package.swift").write_text(text_of("Package.swift", IOS))
+    (sources / "weights.bin").write_bytes(bytes(plan.weights))
+    (sources / "Pock.swift").write_text(
+        filled(
+            "Pock.swift", IOS, memory=plan.memory_bytes, weights=len(plan.weights), state=form.nbytes,
+            alignment=ALIGNMENT, **_lists("step", given, ()),
+            **_lists("predict", arguments.inputs, arguments.outputs),
+        )
+    )  # fmt: skip
+    missing = "" if kernels else " (**missing**: deploy it without `--no-build`)"
+    named = ", ".join(f"{each.variable}: {_name(each)}" for each in given)
+    (place / "README.md").write_text(filled("README.md", IOS, library=missing, step=named))
+    if kernels is not None:
+        _archive(folder, kernels, part / LIBRARY)
+
+
+def _archive(folder: Path, kernels: Sequence[Path], library: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        objects = objects_of(folder, kernels, TARGET, Path(name))
+        run_compiler([*zig_command("ar"), "rcs", str(library), *map(str, objects)])
+
+
+def _lists(name: str, inputs: Sequence[Argument], outputs: Sequence[Argument]) -> dict[str, str]:
+    """Lists of a function's arguments, as the template names them."""
+    every = [*inputs, *outputs]
+    parameters = [f"{_name(each)}: {'inout ' * (each in outputs)}[{SWIFT[each.dtype]}]" for each in every]
+    return {
+        name: ", ".join(parameters),
+        f"{name}_shapes": ", ".join(f"{_name(each)} {'x'.join(map(str, each.shape)) or 'scalar'}" for each in every),
+        f"{name}_checks": "\n".join(
+            f'        try self.counted("{each.variable}", {_name(each)}.count, {each.count})' for each in every
+        ),
+        f"{name}_names": ", ".join(f"{'&' * (each in outputs)}{_name(each)}" for each in every),
+    }
+
+
+def _name(each: Argument) -> str:
+    return f"`{each.variable}`" if each.variable in KEYWORDS else each.variable

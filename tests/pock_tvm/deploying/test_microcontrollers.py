@@ -1,0 +1,253 @@
+"""Programs for Cortex-M boards, run under an emulator: they train as those for this machine do."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import pock_tvm as pock
+from pock_tvm.cli import app
+from pock_tvm.compiler.machines import MACHINES
+from pock_tvm.deploying.boards import BOARDS
+from pock_tvm.deploying.bundle import deploy
+from pock_tvm.deploying.needs import STACK_BYTES, fitting_needs
+from pock_tvm.deploying.preparation import prepared_weights
+
+from ..networks import Small
+
+GCC, EMULATOR, ZIG = "arm-none-eabi-gcc", "qemu-system-arm", "zig"
+STEPS, RATE, TOLERANCE = 20, 0.01, 1e-4
+SECONDS = 300
+needs_emulator = pytest.mark.skipif(
+    not (shutil.which(GCC) and shutil.which(EMULATOR)),
+    reason="needs Debian's gcc-arm-none-eabi, libnewlib-arm-none-eabi and qemu-system-arm",
+)
+
+
+class Spotter(nn.Module):
+    """Keyword spotter: depthwise-separable convolutions over 49 frames of 10 coefficients."""
+
+    def __init__(self, channels: int = 16, words: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, channels, (10, 4), stride=2, padding=(5, 1))
+        self.deep = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, groups=channels) for _ in range(3))
+        self.wide = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(3))
+        self.head = nn.Linear(channels, words)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        for deep, wide in zip(self.deep, self.wide, strict=True):
+            x = torch.relu(wide(torch.relu(deep(x))))
+        return self.head(x.mean((2, 3)))
+
+
+NETWORKS = {
+    "keyword spotter": (Spotter, (2, 1, 49, 10), 10, {"optimizer": pock.SGD(momentum=0.9)}),
+    "image network": (
+        Small, (4, 3, 8, 8), 5,
+        {"scheme": pock.Scheme({"*": "frozen", "blocks.1.conv*.weight": 0.5, "*.bias": "full"}), "clip_norm": 1.0,
+         "optimizer": pock.AdamW(), "accumulate": 2},
+    ),
+}  # fmt: skip
+
+
+def exported(name: str) -> torch.export.ExportedProgram:
+    make, shape, _, _ = NETWORKS[name]
+    torch.manual_seed(0)
+    return torch.export.export(make().eval(), (torch.zeros(shape),))
+
+
+@functools.cache
+def program_of(name: str, target: str) -> pock.Program:
+    return compiled(name, target)
+
+
+def compiled(name: str, target: object, **options: object) -> pock.Program:
+    given = {"batch_norm": "frozen", "check": False} | NETWORKS[name][3] | options
+    return pock.compile(exported(name), target=target, **given)
+
+
+def noise(shape: tuple[int, ...], classes: int, batches: int) -> dict[str, np.ndarray]:
+    rng, count = np.random.default_rng(0), batches * shape[0]
+    return {"x": rng.standard_normal((count, *shape[1:])).astype("float32"), "y": rng.integers(0, classes, count)}
+
+
+def emulate(folder: Path, machine: str) -> str:
+    """Run a bundle's program, and return what it prints."""
+    board = next(board.name for board in BOARDS if board.cpu == machine)
+    done = subprocess.run(
+        [EMULATOR, "-M", board, "-nographic", "-monitor", "none", "-serial", "none", "-semihosting-config",
+         "enable=on,target=native", "-kernel", "network.elf"],
+        cwd=folder, capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    return said
+
+
+def assert_trains_alike(folder: Path, machine: str, host: pock.Program, samples: dict[str, np.ndarray]) -> int:
+    """Compare the losses and the state of a board's program with a trainer's; return the bytes of stack in use."""
+    said, trainer = emulate(folder, machine), pock.Trainer(host, threads=1)
+    batch = host.manifest["inputs"][0]["shape"][0]
+    batches = len(samples["x"]) // batch
+    expected = []
+    for step in range(STEPS):
+        rows = slice(step % batches * batch, (step % batches + 1) * batch)
+        expected.append(trainer.step(samples["x"][rows], samples["y"][rows], lr=RATE))
+    losses = [float(loss) for loss in re.findall(r"loss \d+ (\S+)", said)]
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=TOLERANCE)
+    assert expected[0] != pytest.approx(expected[-1], abs=1e-3)  # it does learn
+    restored = pock.Trainer(host, threads=1)
+    restored.restore(folder / "state.ckpt")
+    assert restored.steps == STEPS
+    for name, array in trainer.weights().items():
+        np.testing.assert_allclose(restored.weights()[name], array, rtol=0, atol=TOLERANCE, err_msg=name)
+    return int(re.findall(r"stack (\d+)", said)[0])
+
+
+@needs_emulator
+@pytest.mark.parametrize(
+    ("name", "machine", "cc"),
+    [
+        ("keyword spotter", "cortex-m7", GCC),
+        ("keyword spotter", "cortex-m33", ZIG),
+        ("image network", "cortex-m33", GCC),
+        ("image network", "cortex-m7", ZIG),
+    ],
+)
+def test_networks_train_on_boards(name: str, machine: str, cc: str, tmp_path: Path) -> None:
+    if cc == ZIG:
+        pytest.importorskip("ziglang", reason="needs ziglang (the extra deploy)")
+    _, shape, classes, _ = NETWORKS[name]
+    program, samples = program_of(name, machine), noise(shape, classes, batches=3)
+    folder = deploy(program, tmp_path / "net", cc=cc, samples=samples)
+    assert assert_trains_alike(folder, machine, program_of(name, "host"), samples) < STACK_BYTES
+    # What was said before it was built is about what was built.
+    needs, sizes = fitting_needs(program), section_sizes(folder / "network.elf")
+    in_flash, given = sizes["text"] + sizes["data"], 4 * samples["x"].size + 8 * samples["y"].size
+    assert 0.6 * needs.flash < in_flash - given <= needs.flash
+    assert sizes["data"] + sizes["bss"] <= needs.ram
+    assert needs.memory + needs.state + STACK_BYTES <= needs.ram
+
+
+def section_sizes(path: Path) -> dict[str, int]:
+    names, numbers = subprocess.run(
+        ["arm-none-eabi-size", str(path)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return dict(zip(names.split()[:3], map(int, numbers.split()[:3]), strict=True))
+
+
+@needs_emulator
+def test_mcunet_trains_in_256_kib(shared_data: Path, tmp_path: Path) -> None:
+    """Head, all biases and a 1x1 weight of MCUNet at 64 px, batch 1, in 256 KiB with its stack."""
+    path = shared_data / "models" / "mcunet-5fps-flowers12.pt2"
+    if not path.exists():
+        pytest.skip(f"{path.name} is missing")
+    module = torch.export.load(path).module(check_guards=False)
+    module._forward_pre_hooks.clear()  # they hold it to 128 px
+    shape = (1, 3, 64, 64)
+    model = torch.export.export(module, (torch.zeros(shape),))
+    rules = {"*": "frozen", "classifier.*": "full", "*.bias": "full", "blocks.4.layers.0.conv.weight": "full"}
+    options = {"scheme": pock.Scheme(rules), "batch_norm": "frozen", "check": False}
+    program = pock.compile(model, target="cortex-m7", **options)
+    needs = fitting_needs(program, flash="4MB")
+    assert needs.memory + STACK_BYTES <= 256 * 1024
+    samples = noise(shape, 12, batches=4)
+    folder = deploy(program, tmp_path / "net", cc=GCC, flash="4MB", samples=samples)
+    stack = assert_trains_alike(folder, "cortex-m7", pock.compile(model, **options), samples)
+    assert stack < STACK_BYTES
+
+
+@pytest.mark.parametrize(
+    "target", ["cortex-m7", {"kind": "llvm", "mtriple": "aarch64-unknown-none-elf", "mcpu": "cortex-a53"}], ids=str
+)
+def test_weights_are_prepared_for_other_machines(target: object) -> None:
+    """The same values as on this machine, whatever layout the target's kernels read them in."""
+    host = prepared_weights(program_of("image network", "host"))
+    found = prepared_weights(compiled("image network", target))
+    assert found.keys() == host.keys() and found
+    for name, array in found.items():
+        np.testing.assert_array_equal(np.sort(array[array != 0]), np.sort(host[name][host[name] != 0]), err_msg=name)
+
+
+def test_more_than_the_device_has_is_refused(tmp_path: Path) -> None:
+    program = program_of("keyword spotter", "cortex-m7")
+    needs = fitting_needs(program)
+    with pytest.raises(pock.PockError, match=r"cortex-m7 has 32\.0 KB of flash, and this program needs [\d.]+ KB more"):
+        deploy(program, tmp_path / "net", flash="32KB", build=False)
+    with pytest.raises(pock.PockError, match=r"of RAM, and this program needs 0\.1 KB more") as caught:
+        deploy(program, tmp_path / "net", ram=needs.ram - 100, build=False)
+    assert not (tmp_path / "net").exists()
+    # What it says to change does help.
+    budget = re.search(r"--memory-budget (\d+)", str(caught.value))[1]
+    smaller = fitting_needs(compiled("keyword spotter", "cortex-m7", memory_budget=int(budget)), ram=needs.ram - 100)
+    assert smaller.ram <= needs.ram - 100
+
+
+def test_refusals(tmp_path: Path) -> None:
+    program = program_of("image network", "cortex-m33")
+    with pytest.raises(pock.PockError, match="leave threads=2 out"):
+        deploy(program, tmp_path / "net", threads=2, build=False)
+    with pytest.raises(pock.PockError, match="there is no C compiler 'nocc'"):
+        deploy(program, tmp_path / "net", cc="nocc")
+    with pytest.raises(pock.PockError, match="no amount of memory"):
+        deploy(program, tmp_path / "net", ram="little", build=False)
+    program.save(tmp_path / "slim.pock", slim=True)
+    with pytest.raises(pock.PockError, match="left out"):
+        fitting_needs(pock.Program.load(tmp_path / "slim.pock"))
+    assert not (tmp_path / "net").exists()
+
+
+def test_limits_are_for_microcontrollers() -> None:
+    with pytest.raises(pock.PockError, match="is no microcontroller: leave flash and ram out"):
+        fitting_needs(program_of("image network", "host"), ram="1MB")
+    core = MACHINES["cortex-m7"].target() | {"mcpu": "cortex-m4"}
+    program = compiled("image network", core)
+    with pytest.raises(pock.PockError, match="cortex-m4 core has is not known: give it"):
+        fitting_needs(program, ram="1MB")
+    assert fitting_needs(program, "1MB", "1MB") is not None
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ({"x": np.zeros((4, 3, 8, 8), "float32")}, "the samples lack 'y': they hold x"),
+        ({"x": np.zeros((3, 3, 8, 8), "float32"), "y": np.zeros(4, int)}, "'x' have the shape"),
+        ({"x": np.zeros((4, 3, 9, 8), "float32"), "y": np.zeros(4, int)}, "'x' have the shape"),
+        ({"x": np.zeros((8, 3, 8, 8), "float32"), "y": np.zeros(4, int)}, "give as many of each"),
+        ({"x": np.zeros((4, 3, 8, 8), "float32"), "y": np.zeros(4)}, "'y' are float64"),
+    ],
+)
+def test_samples_that_do_not_fit(samples: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
+    with pytest.raises(pock.PockError, match=message):
+        deploy(program_of("image network", "cortex-m33"), tmp_path / "net", samples=samples, build=False)
+    assert not (tmp_path / "net").exists()
+
+
+def test_command_line(tmp_path: Path) -> None:
+    def run(*arguments: object) -> tuple[int, str]:
+        done = CliRunner(env={"COLUMNS": "400"}).invoke(app, [str(each) for each in arguments])
+        return done.exit_code, done.output + str(done.exception or "")
+
+    model, program, folder = tmp_path / "net.pt2", tmp_path / "net.pock", tmp_path / "net"
+    torch.export.save(exported("keyword spotter"), model)
+    command = ["compile", model, "-o", program, "--target", "cortex-m7", "--no-check"]
+    code, said = run(*command, "--ram", "64KB")
+    assert code and "more" in said and not program.exists()
+    code, said = run(*command)
+    assert code == 0 and "needs flash" in said
+    np.savez(tmp_path / "data.npz", **noise((2, 1, 49, 10), 10, batches=2))
+    code, said = run("deploy", program, "-o", folder, "--no-build", "--samples", tmp_path / "data.npz")
+    assert code == 0 and "needs flash" in said
+    assert "BATCHES 2" in (folder / "samples.h").read_text() and (folder / "weights.c").exists()
+    code, said = run("deploy", program, "-o", folder, "--no-build", "--samples", model)
+    assert code and "holds no array 'x'" in said

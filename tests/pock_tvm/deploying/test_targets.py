@@ -1,0 +1,162 @@
+"""Bundles for other machines, which emulators run: losses and states are the trainer's here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pock_tvm as pock
+from pock_tvm.deploying.bundle import deploy
+from pock_tvm.deploying.toolchain import toolchain_for
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="ziglang is missing (extra deploy)")
+STEPS, RATE, TOLERANCE = 20, 0.01, 1e-4
+EMULATORS = {
+    "linux-x64": [],
+    "pi5": ["qemu-aarch64", "-cpu", "cortex-a76", "-L", "/usr/aarch64-linux-gnu"],
+    "pi4": ["qemu-aarch64", "-cpu", "cortex-a72", "-L", "/usr/aarch64-linux-gnu"],
+    "pi-zero2": ["qemu-aarch64", "-cpu", "cortex-a53", "-L", "/usr/aarch64-linux-gnu"],
+    "pi3-32": ["qemu-arm", "-cpu", "cortex-a7", "-L", "/usr/arm-linux-gnueabihf"],
+    "riscv64": ["qemu-riscv64", "-cpu", "rv64,v=false", "-L", "/usr/riscv64-linux-gnu"],
+    "riscv64-v": ["qemu-riscv64", "-cpu", "rv64,v=true,vlen=128", "-L", "/usr/riscv64-linux-gnu"],
+    "win-x64": ["wine"],
+}
+"""Commands that run a program of each target, on its core where QEMU has it: it knows no other instructions."""
+
+DIFFERENT = ("pi5", "pi3-32", "riscv64", "win-x64")
+"""Targets that differ in more than their tiles."""
+
+
+@pytest.fixture(scope="session")
+def wine(tmp_path_factory) -> dict[str, str]:
+    """The environment of Wine, with a folder of its own."""
+    return {"WINEDEBUG": "-all", "WINEPREFIX": str(tmp_path_factory.mktemp("wine")), "DISPLAY": ""}
+
+
+@pytest.fixture
+def emulator(request: pytest.FixtureRequest) -> list[str]:
+    """The command of a target; the test is skipped where it is missing."""
+    command = EMULATORS[request.getfixturevalue("target")]
+    for needed in (command[:1], command[-1:] if "-L" in command else []):
+        if any(shutil.which(each) is None and not Path(each).is_dir() for each in needed):
+            pytest.skip(f"{needed[0]} is missing: scripts/install-emulators installs it")
+    return command
+
+
+class Pictures(nn.Module):
+    """Convolutions of every kind of schedule, and a frozen weight that kernels read packed or transformed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.wide = nn.Conv2d(16, 32, 3, padding=1)
+        self.depthwise = nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=32)
+        self.narrow, self.head = nn.Conv2d(32, 12, 1), nn.Linear(12 * 36, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.wide(torch.relu(self.stem(x))))
+        return self.head(nn.functional.gelu(self.narrow(nn.functional.relu6(self.depthwise(x)))).flatten(1))
+
+
+def pictures() -> torch.export.ExportedProgram:
+    torch.manual_seed(0)
+    return torch.export.export(Pictures().eval(), (torch.zeros(4, 3, 12, 12),))
+
+
+SCHEMES = {"full": pock.Scheme.full(), "sparse": pock.Scheme({"*": "frozen", "*.bias": "full", "narrow.weight": 0.5})}
+
+
+@pytest.mark.parametrize(
+    ("target", "scheme"),
+    [*((target, "full") for target in EMULATORS), *((target, "sparse") for target in DIFFERENT)],
+)
+def test_a_small_network_trains_the_same(target: str, scheme: str, emulator, wine, tmp_path) -> None:
+    options = {"scheme": SCHEMES[scheme], "optimizer": pock.SGD(momentum=0.9), "check": False}
+    check_training(pictures(), options, (4, 3, 12, 12), 4, target, emulator, wine, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", DIFFERENT)
+def test_mcunet_trains_the_same(target: str, emulator, wine, tmp_path, shared_data) -> None:
+    """Frozen weights come prepared; the last 22 biases and the head train."""
+    model = shared_data / "models" / "mcunet-5fps-flowers12.pt2"
+    exported = torch.export.load(model)
+    names = list(exported.state_dict)
+    trained = [*(name for name in names[-44:] if name.endswith("bias")), *names[-2:]]
+    scheme = pock.Scheme({"*": "frozen", **dict.fromkeys(trained, "full")})
+    options = {"scheme": scheme, "optimizer": pock.SGD(momentum=0.9), "check": False, "batch": 2}
+    check_training(exported, options, (2, 3, 128, 128), 12, target, emulator, wine, tmp_path)
+
+
+def check_training(exported, options, shape, classes, target, emulator, wine, folder) -> None:
+    """Train on one batch, here and there; every loss and all of the state are equal."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal(shape).astype("float32"), np.arange(shape[0]) % classes
+    here = pock.Trainer(pock.compile(exported, **options))
+    bundle = deploy(pock.compile(exported, target=target, **options), folder / "net")
+    rows = [
+        ",".join([*(f"{number:.9g}" for number in row.ravel()), str(label)]) for row, label in zip(x, y, strict=True)
+    ]
+    (bundle / "data.csv").write_text("\n".join(rows) + "\n")
+    main = bundle / ("main.exe" if target == "win-x64" else "main")
+    done = subprocess.run(
+        [*emulator, main, "data.csv", str(RATE), str(STEPS), "state"],
+        cwd=bundle, env=os.environ | wine, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    losses = [float(each) for each in re.findall(r"loss (\S+)", done.stdout)]
+    np.testing.assert_allclose(losses, [here.step(x, y, lr=RATE) for _ in range(STEPS)], rtol=TOLERANCE)
+    there = pock.Trainer(here.program)
+    there.restore(bundle / "state")
+    mine, theirs = here._state(), there._state()
+    assert (theirs.steps, theirs.updates) == (STEPS, STEPS)
+    for name, array in mine.weights.items():
+        np.testing.assert_allclose(theirs.weights[name], array, atol=TOLERANCE, err_msg=name)
+    for ours, each in zip(mine.states, theirs.states, strict=True):
+        np.testing.assert_allclose(each.values, ours.values, atol=TOLERANCE * max(1, np.abs(ours.values).max()))
+
+
+def test_a_library_for_macos_has_its_load_commands_and_symbols(tmp_path) -> None:
+    objdump = shutil.which("llvm-objdump-19")
+    if objdump is None:
+        pytest.skip("llvm-objdump-19 is missing: scripts/install-emulators installs it")
+    bundle = deploy(pock.compile(pictures(), target="m1", check=False), tmp_path / "net")
+
+    def shown(option: str, name: str) -> str:
+        return subprocess.run([objdump, option, bundle / name], capture_output=True, text=True, check=True).stdout
+
+    for name, kind in (("libpock.dylib", "DYLIB"), ("main", "EXECUTE")):
+        headers = shown("--private-headers", name)
+        assert re.search(rf"MH_MAGIC_64\s+ARM64\s.*\s{kind}\s", headers)
+        assert re.findall(r"platform (\S+)", headers) == ["macos"]
+        assert "LC_CODE_SIGNATURE" in headers, "an M1 runs nothing that is not signed, if only ad hoc"
+        named = set(re.findall(r"name (\S+) \(offset", headers)) - {"/usr/lib/dyld"}
+        assert named == {"/usr/lib/libSystem.B.dylib", *(["@rpath/libpock.dylib"] if kind == "DYLIB" else [])}
+    exported = set(re.findall(r"_(pock_\w+)", shown("--exports-trie", "libpock.dylib")))
+    functions = "init set_rate train_step predict save_state load_state free reason"
+    assert exported == {f"pock_{name}" for name in functions.split()}
+
+
+@pytest.mark.parametrize("target", ["android-arm64", "ios", "cortex-m7"])
+def test_a_machine_whose_c_library_zig_lacks_is_named(target: str, tmp_path) -> None:
+    program = pock.compile(pictures(), target=target, check=False)
+    triple = program.manifest["target"]["triple"]
+    with pytest.raises(pock.PockError, match=f"zig has no C library for {triple}.*build=False"):
+        deploy(program, tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+    assert (deploy(program, tmp_path / "net", build=False) / "pock.c").is_file()
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is missing")
+def test_a_compiler_for_another_machine_is_refused() -> None:
+    with pytest.raises(pock.PockError, match="compiled for s390x-unknown-linux-gnu, and 'gcc' builds for "):
+        toolchain_for("s390x-unknown-linux-gnu", "gcc")
