@@ -14,6 +14,9 @@ from .common import FLASH, PROGRAM, RAM, SIGNATURE, app
 def deploy(
     program: PROGRAM,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the bundle")],
+    source: Annotated[
+        bool, typer.Option("--source", help="Write the kernels as portable C, in place of objects")
+    ] = False,
     embed_weights: Annotated[
         bool, typer.Option("--embed-weights", help="Put the weights into the code, for devices without files")
     ] = False,
@@ -41,8 +44,8 @@ def deploy(
     console = Console(stderr=True)
     with console.status(f"deploying {program.name}"):
         folder = write_bundle(
-            loaded, output, embed_weights=embed_weights, cc=cc, build=build, threads=threads, flash=flash, ram=ram,
-            samples=None if samples is None else read_samples(loaded, samples),
+            loaded, output, source=source, embed_weights=embed_weights, cc=cc, build=build, threads=threads,
+            flash=flash, ram=ram, samples=None if samples is None else read_samples(loaded, samples),
         )  # fmt: skip
     needs = fitting_needs(loaded, flash, ram)
     if needs is not None:

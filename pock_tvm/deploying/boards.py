@@ -16,6 +16,7 @@ from ..training.data import ArrayFile
 from .needs import STACK_BYTES, Limits, Needs
 from .network_code import Argument, given_arguments
 from .plan import TARGET
+from .symbols import MATH
 from .templates import BOARDS as FOLDER
 from .templates import filled, text_of
 from .toolchain import WARNINGS, ZIG, run_compiler, zig_command
@@ -126,6 +127,7 @@ def build_for(board: Board, folder: Path, cc: str) -> None:
         The compiler is missing, or fails.
     """
     kernels = sorted(f"kernels/{path.name}" for path in (folder / "kernels").glob("*.[oc]"))
+    kernels += [f"runtime/{MATH}"] if (folder / "runtime" / MATH).exists() else []
     if cc == ZIG:
         command, last = [*zig_command(), *board.zig_flags], []
     elif (found := shutil.which(cc)) is not None:

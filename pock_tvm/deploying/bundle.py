@@ -12,18 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from ..device.arguments import PATH, require
-from ..device.program import Program, kernel_calls
+from ..device.program import Program
 from ..device.reading import reading
 from ..device.trainer import CORES_USED
 from ..errors import PockError, ProgramError
 from .boards import board_for, board_texts, build_for, samples_of
+from .c_source import KERNELS, kernel_sources
 from .folders import new_bundle
 from .needs import limits_of, needs_of_plan
 from .network_code import Argument, arguments_of, given_arguments, header_code, kernel_prototypes, network_code
 from .phones import check_options, package, phone_of
-from .plan import STEPS, Plan, plan_of
+from .plan import Plan, called_kernels, plan_of
 from .preparation import prepared_weights
 from .state_form import StateForm, state_form
+from .symbols import is_freestanding, runtime_for
 from .templates import filled, text_of
 from .toolchain import ZIG, toolchain_for
 
@@ -35,6 +37,7 @@ def deploy(
     program: Program | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
+    source: bool = False,
     embed_weights: bool = False,
     cc: str = ZIG,
     build: bool = True,
@@ -53,6 +56,8 @@ def deploy(
         What ``pock.compile`` returned, or a file of it that is not slim.
     folder : path
         A new or empty folder, or one of an earlier bundle. The folder above it exists.
+    source : bool
+        Write the kernels as portable C, in place of objects for the program's target.
     embed_weights : bool
         Put the weights into the code (``weights.c``), for devices without files.
     cc : str
@@ -90,7 +95,7 @@ def deploy(
     if board is not None and threads > 1:
         raise PockError(f"a microcontroller has one core for the network: leave threads={threads} out")
     if build and phone is not None:
-        check_options(phone, cc, threads)
+        check_options(phone, cc, threads, source=source)
     toolchain = toolchain_for(triple, cc) if build and board is None and phone is None else None
     with new_bundle(folder) as made:
         plan = plan_of(program, prepared_weights(program))
@@ -100,7 +105,7 @@ def deploy(
             embed_weights, needs = True, needs_of_plan(program, plan, form)
             needs.check(limits)
             of_board = board_texts(board, program, needs, limits, samples_of(program, samples))
-        kernels = _write(made, program, plan, form, of_board, embed_weights=embed_weights)
+        kernels = _write(made, program, plan, form, of_board, source=source, embed_weights=embed_weights)
         if build and board is not None:
             build_for(board, made, cc)
         elif phone is not None:
@@ -111,16 +116,25 @@ def deploy(
 
 
 def _write(
-    folder: Path, program: Program, plan: Plan, form: StateForm, of_board: Mapping[str, str], *, embed_weights: bool
+    folder: Path,
+    program: Program,
+    plan: Plan,
+    form: StateForm,
+    of_board: Mapping[str, str],
+    *,
+    source: bool,
+    embed_weights: bool,
 ) -> list[Path]:
     """Write all files of a bundle, and return those of the kernels. ``of_board``: those for its microcontroller."""
     weights = bytes(plan.weights)
+    objects = {} if source else _objects(program)
+    runtime = (*RUNTIME, *(runtime_for(objects) if is_freestanding(program.manifest["target"]["triple"]) else ()))
     texts = {
         "pock.h": header_code(program, plan, form),
         "pock.c": network_code(program, plan, form, zlib.crc32(weights)),
-        "kernels/pock_kernels.h": kernel_prototypes(program),
-        **{f"runtime/{name}": text_of(name) for name in RUNTIME},
+        **{f"runtime/{name}": text_of(name) for name in runtime},
         **(of_board or _caller_texts(program, plan, form)),
+        **{f"kernels/{name}": text for name, text in _kernel_texts(program, source=source).items()},
     }
     for name, text in texts.items():
         path = folder / name
@@ -130,7 +144,9 @@ def _write(
         (folder / "weights.c").write_text(filled("weights.c", bytes=_embedded(weights)))
     else:
         (folder / "weights.bin").write_bytes(weights)
-    return _kernels(program, folder / "kernels")
+    for name, code in objects.items():
+        (folder / "kernels" / f"{name}.o").write_bytes(code)
+    return sorted((folder / "kernels").glob("*.c" if source else "*.o"))
 
 
 def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, str]:
@@ -177,19 +193,17 @@ def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, st
     return {"main.c": main, "net.py": wrapper, "README.md": readme, "CMakeLists.txt": text_of("CMakeLists.txt")}
 
 
-def _kernels(program: Program, folder: Path) -> list[Path]:
-    """Write the objects of the kernels that a bundle's entry points call."""
-    entries = program.manifest["entries"]
-    called = {kernel for name in STEPS if name in entries for kernel, _ in kernel_calls(entries[name])}
-    paths = []
+def _kernel_texts(program: Program, *, source: bool) -> dict[str, str]:
+    return kernel_sources(program) if source else {KERNELS: kernel_prototypes(program)}
+
+
+def _objects(program: Program) -> dict[str, bytes]:
+    """The objects of the kernels that a bundle's entry points call, by name."""
     with (
         reading(ProgramError, "the program's kernels are damaged ({}): compile it again, or copy it again"),
         zipfile.ZipFile(io.BytesIO(program.kernels)) as archive,
     ):
-        for kernel in sorted(called):
-            paths.append(folder / f"{kernel}.o")
-            paths[-1].write_bytes(archive.read(f"{kernel}.o"))
-    return paths
+        return {kernel: archive.read(f"{kernel}.o") for kernel in called_kernels(program)}
 
 
 def _embedded(data: bytes) -> str:

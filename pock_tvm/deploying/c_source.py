@@ -6,7 +6,6 @@ import io
 import textwrap
 import zipfile
 from collections.abc import Iterator, Mapping
-from importlib import resources
 
 import tvm
 from tvm import tirx
@@ -16,6 +15,8 @@ from schedules.target import Target
 from ..compiler.targets import kernel_target, resolve_target
 from ..device.program import Program, kernel_calls
 from .c_kernel import WIDTH, print_kernel
+from .plan import called_kernels
+from .templates import filled, text_of
 
 MOST_NAMES = 8
 """Most parameters that the comment over a kernel names."""
@@ -23,7 +24,7 @@ VECTORS, KERNELS = "pock_vector.h", "pock_kernels.h"
 
 
 def kernel_sources(program: Program) -> dict[str, str]:
-    """Print the kernels of a program as C11, by file name: one file each, and the two headers that they include.
+    """Print the kernels that a bundle calls as C11, by file name: one file each, and the two headers that they include.
 
     Each has the symbol of its object, and takes the same operands. A parallel loop runs through ``pock_launch``, which
     the rest of the bundle defines.
@@ -34,7 +35,9 @@ def kernel_sources(program: Program) -> dict[str, str]:
         A kernel has a statement, an expression or a dtype without a form in C.
     """
     target = kernel_target(resolve_target(program.manifest["target"]["description"]))
-    return sources(dict(kernel_definitions(program)), target, _named_operands(program))
+    called = called_kernels(program)
+    definitions = {name: func for name, func in kernel_definitions(program) if name in called}
+    return sources(definitions, target, _named_operands(program))
 
 
 def sources(kernels: Mapping[str, tirx.PrimFunc], target: Target, operands: Mapping[str, list[str]]) -> dict[str, str]:
@@ -47,14 +50,7 @@ def sources(kernels: Mapping[str, tirx.PrimFunc], target: Target, operands: Mapp
         head = [_comment(name, operands.get(name, [])), f'#include "{KERNELS}"', f'#include "{VECTORS}"', *vectors]
         files[f"{name}.c"] = "\n".join([*head, "", printed.definition])
         prototypes.append(f"{printed.prototype};")
-    runtime = resources.files(__package__) / "runtime"
-    files[KERNELS] = (runtime / KERNELS).read_text().replace(PROTOTYPES, "\n".join(prototypes))
-    files[VECTORS] = (runtime / VECTORS).read_text()
-    return files
-
-
-PROTOTYPES = "/* @prototypes@ */"
-"""Where the header of the kernels declares them."""
+    return files | {KERNELS: filled(KERNELS, kernels="\n".join(prototypes)), VECTORS: text_of(VECTORS)}
 
 
 def kernel_definitions(program: Program) -> Iterator[tuple[str, tirx.PrimFunc]]:

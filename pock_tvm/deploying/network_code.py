@@ -14,8 +14,8 @@ from ..device import guards
 from ..device.contract import nbytes
 from ..device.losses import Loss
 from ..device.memory import ALIGNMENT
-from ..device.program import Program, kernel_calls
-from .plan import HEAD_BYTES, STEPS, TARGET, Plan
+from ..device.program import Program
+from .plan import HEAD_BYTES, STEPS, TARGET, Plan, called_kernels
 from .state_form import StateForm
 from .templates import filled
 
@@ -95,7 +95,7 @@ RESERVED = frozenset(
         """
         auto break case char const continue default do double else enum extern float for goto if inline int long
         register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
-        check_indices check_state code i last losses m memcpy out_of_range pock rates refuse run_accumulate_step
+        at check_indices check_state code i last losses m memcpy out_of_range pock rates refuse run_accumulate_step
         run_predict run_train_step step w
         """,
     )
@@ -104,12 +104,9 @@ RESERVED = frozenset(
 
 
 def kernel_prototypes(program: Program) -> str:
-    """``pock_kernels.h``: every kernel takes the addresses of its operands, and returns 0."""
-    entries = program.manifest["entries"]
-    operands = {
-        kernel: len(places) for name in STEPS if name in entries for kernel, places in kernel_calls(entries[name])
-    }
-    lines = [f"int32_t {kernel}({', '.join(['void *'] * count)});" for kernel, count in sorted(operands.items())]
+    """``pock_kernels.h`` for kernels that are objects."""
+    kernels = called_kernels(program).items()
+    lines = [f"int32_t {kernel}({', '.join(['void *'] * count)});" for kernel, count in kernels]
     return filled("pock_kernels.h", kernels="\n".join(lines))
 
 
@@ -191,10 +188,10 @@ def _run(name: str, entry: Mapping[str, Any], plan: Plan) -> str:
     spaces = [
         line
         for line, used in (
-            ("  unsigned char *m = (unsigned char *)net;\n", "m + "),
-            ("  unsigned char *w = (unsigned char *)net->weights;\n", "w + "),
+            ("  unsigned char *m = (unsigned char *)net;\n", "at(m, "),
+            ("  unsigned char *w = (unsigned char *)net->weights;\n", "at(w, "),
         )
-        if re.search(rf"\b{re.escape(used)}", body)
+        if used in body
     ]
     return f"static int run_{name}(pock *net) {{\n{''.join(spaces)}{body}\n  return POCK_OK;\n}}\n"
 

@@ -24,14 +24,19 @@ def phone_of(program: Program) -> str | None:
     return found and found[1]
 
 
-def check_options(phone: str, cc: str, threads: int) -> None:
+def check_options(phone: str, cc: str, threads: int, *, source: bool) -> None:
     """Check how a phone's library is to be built here.
 
     Raises
     ------
     PockError
-        With another compiler than zig, or with threads: headers of the phone's C library are missing here.
+        With another compiler than zig, or with threads or sources: headers of the phone's C library are missing here.
     """
+    if source:
+        raise PockError(
+            f"kernels as C are not built here for {phone}, whose C library is missing: leave source out, or print the "
+            "bundle without building (build=False)"
+        )
     if cc != ZIG:
         raise PockError(f"what is built here for {phone} is built by zig (cc='zig'), not by '{cc}'")
     if threads > 1:

@@ -11,7 +11,7 @@ import numpy as np
 from ..device.contract import nbytes
 from ..device.memory import ALIGNMENT
 from ..device.parameters import FROZEN, GRADIENT_SUM, PREPARED
-from ..device.program import Program
+from ..device.program import Program, kernel_calls
 
 HEAD_BYTES = 1024
 """Bytes at the start of the memory for ``struct pock``: counts, messages, threads. The C code checks that it fits."""
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     offset: int
 
     def __str__(self) -> str:
-        return f"{self.space} + {self.offset}"
+        return f"at({self.space}, {self.offset})"
 
 
 class Initial(NamedTuple):
@@ -61,6 +61,13 @@ class Plan:
             return Place(MEMORY, self.arena + offset)
         start = self.places[key_of(name, entry["table"][position]["name"])]
         return Place(start.space, start.offset + offset)
+
+
+def called_kernels(program: Program) -> dict[str, int]:
+    """The kernels that a bundle's entry points call, in alphabetical order, with the number of their operands."""
+    entries = program.manifest["entries"]
+    calls = [call for name in STEPS if name in entries for call in kernel_calls(entries[name])]
+    return {kernel: len(places) for kernel, places in sorted(calls)}
 
 
 def key_of(entry: str, name: str) -> str:

@@ -6,16 +6,21 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..device.runtime import machine_triple
+from ..device.runtime import CORES, machine_triple
 from ..errors import PockError
 
 ZIG = "zig"
 WARNINGS = ("-std=c11", "-Wall", "-Wextra", "-Werror")
 OPTIMISE = "-O3"
+PIC = "-fPIC"
+KERNEL_FLAGS = ("-fno-math-errno", "-fvisibility=hidden")
+"""Of kernels that are sources."""
 ZIG_SYSTEMS = {"linux": "linux-gnu", "windows": "windows-gnu", "darwin": "macos"}
 """Systems whose C library zig brings, by the names that it gives them."""
 SOURCES = ("pock.c", "runtime/pock_runtime.c", "runtime/pock_threads.c")
@@ -27,21 +32,27 @@ class Toolchain:
     """C compiler for one target, and what it makes there."""
 
     command: tuple[str, ...]
-    for_library: tuple[str, ...] = ("-shared", "-fPIC")
+    for_library: tuple[str, ...] = ("-shared", PIC)
     """Arguments for the shared library."""
     library: str = "libpock.so"
     """Name of the shared library."""
     program: str = "main"
     """Name of the program that ``main.c`` makes."""
+    processor: tuple[str, ...] = ()
+    """Arguments that name the processor: kernels as source are compiled for it."""
 
     def build(self, folder: Path, kernels: Sequence[Path], threads: int, *, embedded: bool) -> None:
-        """Build a bundle's shared library and its program.
+        """Build a bundle's shared library and its program. ``kernels``: objects or sources.
 
         Raises
         ------
         PockError
             The compiler fails.
         """
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            self._build(folder, self._objects(kernels, Path(name)), threads, embedded=embedded)
+
+    def _build(self, folder: Path, kernels: Sequence[Path], threads: int, *, embedded: bool) -> None:
         used = [folder / name for name in SOURCES[: 3 if threads > 1 else 2]]
         sources = [*map(str, used), *map(str, kernels)]
         flags = [*WARNINGS, OPTIMISE, "-fvisibility=hidden", f"-DPOCK_THREADS={threads}", f"-I{folder / 'runtime'}"]
@@ -52,6 +63,26 @@ class Toolchain:
         self._run([*self.for_library, *flags, *sources, "-lm", "-o", str(folder / self.library)])
         main = [str(folder / "main.c"), *sources, "-lm", "-o", str(folder / self.program)]
         self._run([*flags, *main])
+
+    def _objects(self, kernels: Sequence[Path], folder: Path) -> list[Path]:
+        """Compile the kernels that are sources into a folder, as many at a time as there are cores."""
+        flags = [
+            *WARNINGS,
+            OPTIMISE,
+            *self.processor,
+            *KERNEL_FLAGS,
+            *(each for each in self.for_library if each == PIC),
+        ]
+
+        def compiled(kernel: Path) -> Path:
+            if kernel.suffix != ".c":
+                return kernel
+            made = folder / f"{kernel.stem}.o"
+            self._run([*flags, "-c", str(kernel), "-o", str(made)])
+            return made
+
+        with ThreadPoolExecutor(CORES) as pool:
+            return list(pool.map(compiled, kernels))
 
     def _run(self, arguments: Sequence[str]) -> None:
         run_compiler([*self.command, *arguments])
@@ -130,8 +161,9 @@ def _named(command: tuple[str, ...], triple: str) -> Toolchain:
     if system == "windows":
         return Toolchain(command, ("-shared",), library="pock.dll", program="main.exe")
     if system == "darwin":  # where a program that links the library finds it: not in the folder that it was built in
-        return Toolchain(command, ("-shared", "-fPIC", "-Wl,-install_name,@rpath/libpock.dylib"), "libpock.dylib")
-    return Toolchain(command)
+        return Toolchain(command, ("-shared", PIC, "-Wl,-install_name,@rpath/libpock.dylib"), "libpock.dylib")
+    native = ("-march=native",) if machine_triple(triple) == machine_triple() else ()
+    return Toolchain(command, processor=native)
 
 
 def _kind(triple: str) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "pock_kernels.h"
+
 /* A number is finite if its exponent is below the largest. Integers are compared: compilers fold x == x. */
 #define ALL_FINITE(name, type, magnitude, infinity)                  \
   int pock_all_finite_##name(const void *numbers, size_t count) {    \
@@ -135,7 +137,9 @@ static size_t find(span object, span key, member *found) {
       *found = each;
       seen = 1;
     }
-  return seen && object.at < object.end && *object.at == '}' ? count : 0;
+  if (!seen || object.at >= object.end || *object.at++ != '}') return 0;
+  while (object.at < object.end && *object.at == ' ') object.at++; /* which pad a header */
+  return object.at == object.end ? count : 0;
 }
 
 /* Read a decimal number, and move behind it. Returns whether there is one of at most 64 bits. */
@@ -297,16 +301,21 @@ int pock_read_state(
 /* ---- kernels that run on several threads ------------------------------------------------------------------------ */
 
 #if POCK_THREADS == 1
-typedef struct {
-  void *sync_handle;
-  int32_t num_task;
-} environment;
-
-static int launch(int (*work)(int, void *, void *), void *data, int tasks) {
-  environment one = {NULL, 1};
+int pock_launch(pock_task *task, void *data, int tasks) {
+  pock_group one = {NULL, 1};
   (void)tasks; /* kernels share their work among as many as they are told */
-  return work(0, &one, data);
+  return task(0, &one, data);
 }
+#endif
 
-POCK_LAUNCH_WITH(launch)
+/* The pointer through which kernels that are objects launch their parallel loops. They define it, too, weakly. Windows
+   keeps any one of the definitions: there it is set at run time, always to the same. */
+typedef int pock_launcher(pock_task *task, void *data, int tasks);
+#ifdef _WIN32
+__declspec(selectany) pock_launcher *__TVMBackendParallelLaunch = pock_launch;
+void pock_connect_kernels(void) { __TVMBackendParallelLaunch = pock_launch; }
+#else
+extern pock_launcher *const __TVMBackendParallelLaunch;
+pock_launcher *const __TVMBackendParallelLaunch = pock_launch;
+void pock_connect_kernels(void) {}
 #endif

@@ -55,19 +55,6 @@ void pock_write_state(const pock_state *form, const unsigned char *memory, const
 int pock_read_state(
     const pock_state *form, unsigned char *memory, uint64_t *counts, const unsigned char *from, size_t bytes);
 
-/* Define the pointer through which kernels launch their parallel loops. They define it, too, weakly. Windows keeps any
-   one of the definitions: there it is set at run time, always to the same. */
-typedef int pock_launcher(int (*work)(int, void *, void *), void *data, int tasks);
-#ifdef _WIN32
-#define POCK_LAUNCH_WITH(launch) \
-  __declspec(selectany) pock_launcher *__TVMBackendParallelLaunch = launch; \
-  void pock_connect_kernels(void) { __TVMBackendParallelLaunch = launch; }
-#else
-#define POCK_LAUNCH_WITH(launch) \
-  extern pock_launcher *const __TVMBackendParallelLaunch; \
-  pock_launcher *const __TVMBackendParallelLaunch = launch; \
-  void pock_connect_kernels(void) {}
-#endif
 void pock_connect_kernels(void); /* before the first kernel is called */
 
 #if POCK_THREADS > 1

@@ -5,13 +5,10 @@
 #if POCK_THREADS > 1
 #include <sched.h>
 
+#include "pock_kernels.h"
+
 #define SPINS 200     /* before a core is offered to others at every look: what is waited for may need it */
 #define YIELDS 20000  /* before a thread sleeps: some milliseconds on cores that nobody else wants */
-
-typedef struct {
-  void *sync_handle;
-  int32_t num_task;
-} environment;
 
 static _Thread_local pock_pool *current;
 
@@ -53,7 +50,7 @@ static void begin_round(pock_pool *pool, unsigned steps) {
 static void *run(void *argument) {
   struct pock_worker *worker = argument;
   pock_pool *pool = worker->pool;
-  environment all = {NULL, POCK_THREADS};
+  pock_group all = {NULL, POCK_THREADS};
   for (unsigned round = 0;;) {
     round = next_round(pool, round);
     if (round & 1) return NULL;
@@ -63,20 +60,18 @@ static void *run(void *argument) {
 }
 
 /* Run a kernel's body on all threads; `tasks` is how many it wants at most, 0 for all. */
-static int launch(int (*work)(int, void *, void *), void *data, int tasks) {
+int pock_launch(pock_task *task, void *data, int tasks) {
   pock_pool *pool = current;
-  environment one = {NULL, 1}, all = {NULL, POCK_THREADS};
-  if (!pool || tasks == 1) return work(0, &one, data);
-  pool->work = work;
+  pock_group one = {NULL, 1}, all = {NULL, POCK_THREADS};
+  if (!pool || tasks == 1) return task(0, &one, data);
+  pool->work = task;
   pool->data = data;
   atomic_store(&pool->busy, POCK_THREADS - 1);
   begin_round(pool, 2);
-  work(0, &all, data);
+  task(0, &all, data);
   for (int turn = 0; atomic_load(&pool->busy); turn += turn <= SPINS) wait_a_little(turn);
   return 0;
 }
-
-POCK_LAUNCH_WITH(launch)
 
 int pock_start_threads(pock_pool *pool) {
   if (pthread_mutex_init(&pool->lock, NULL) || pthread_cond_init(&pool->wake, NULL)) return 1;

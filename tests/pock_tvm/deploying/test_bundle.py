@@ -3,13 +3,16 @@
 import ctypes
 import shutil
 import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
+import torch
 
 import pock_tvm as pock
 from pock_tvm.deploying.bundle import deploy
+from pock_tvm.deploying.toolchain import WARNINGS
 
 from .bundles import CASES, RATE, batch_of, compiled, loaded
 
@@ -44,6 +47,8 @@ def same_state(path, trainer, program):
 def test_losses_outputs_and_states(name, tmp_path):
     program = compiled(name)
     folder = deploy(program, tmp_path / "net", cc="gcc")
+    clang = [sys.executable, "-m", "ziglang", "cc", *WARNINGS, "-c", "-o", str(tmp_path / "pock.o")]
+    subprocess.run([*clang, f"-I{folder}/runtime", f"-I{folder}/kernels", str(folder / "pock.c")], check=True)
     module, trainer = loaded(folder), pock.Trainer(program, threads=1)
     net, twin = module.Net(), module.Net()
     net.set_rate(RATE)
@@ -59,6 +64,18 @@ def test_losses_outputs_and_states(name, tmp_path):
     (tmp_path / "twin.ckpt").write_bytes(twin.save_state())
     same_state(tmp_path / "twin.ckpt", trainer, program)
     assert net.save_state() == (tmp_path / "device.ckpt").read_bytes()  # the instances are apart
+
+
+@pytest.mark.slow
+def test_mcunet(shared_data, tmp_path):
+    model = torch.export.load(shared_data / "models" / "mcunet-5fps-flowers12.pt2")
+    options = {"scheme": pock.Scheme({"*": "frozen", "*.bias": "full"}), "optimizer": pock.SGD(momentum=0.9)}
+    program = pock.compile(model, batch=1, check=False, **options)
+    folder = deploy(program, tmp_path / "net", threads=2)
+    net = loaded(folder).Net()
+    net.set_rate(RATE)
+    take(program, pock.Trainer(program, threads=2), net, STEPS)
+    net.close()
 
 
 def test_zig_and_threads(tmp_path):
@@ -101,7 +118,7 @@ def test_rates_of_adam(small):
 def runtime_library(folder):
     path = folder / "runtime.so"
     source = str(folder / "runtime" / "pock_runtime.c")
-    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", source, "-o", str(path)], check=True)
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", f"-I{folder}/kernels", source, "-o", str(path)], check=True)
     return path
 
 

@@ -1,0 +1,56 @@
+"""What kernels call: symbols that their objects leave to others, for targets that have no C library."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+
+from ..errors import PockError
+from .templates import text_of
+
+MATH = "pock_math.c"
+"""File of ``runtime/`` that has functions of the C library's ``math.h``."""
+ALWAYS = re.compile(r"memcpy|memset|memmove|__aeabi_\w+|__TVMBackendParallelLaunch")
+"""What every bundle has: the launcher is its own, the rest comes with a C compiler or with what starts the program."""
+
+
+def is_freestanding(triple: str) -> bool:
+    """Whether a target has no system, and so no C library to count on."""
+    return "-none-" in triple
+
+
+def undefined(code: bytes) -> set[str]:
+    """The symbols that an ELF object leaves undefined.
+
+    Raises
+    ------
+    PockError
+        The reader of such files is not installed.
+    """
+    try:
+        from elftools.elf.elffile import ELFFile
+    except ImportError as error:
+        raise PockError("kernels' objects are read by pyelftools: pip install 'pock-tvm[deploy]'") from error
+    table = ELFFile(io.BytesIO(code)).get_section_by_name(".symtab")
+    return {each.name for each in table.iter_symbols() if each["st_shndx"] == "SHN_UNDEF" and each.name}
+
+
+def runtime_for(kernels: Mapping[str, bytes]) -> tuple[str, ...]:
+    """The files of ``runtime/`` that objects need on a target without a C library. ``kernels``: code by name.
+
+    Raises
+    ------
+    PockError
+        A kernel calls a function that no bundle has.
+    """
+    provided = set(re.findall(r"^float (\w+)\(", text_of(MATH), re.MULTILINE))
+    called = {kernel: undefined(code) for kernel, code in kernels.items()}
+    for kernel, names in called.items():
+        for name in sorted(names - provided):
+            if not ALWAYS.fullmatch(name):
+                raise PockError(
+                    f"the kernel '{kernel}' calls '{name}', which a device without a C library lacks: deploy without "
+                    "the operator that it computes, or on a device with a C library"
+                )
+    return (MATH, "pock_math.h") if provided & set().union(*called.values()) else ()
