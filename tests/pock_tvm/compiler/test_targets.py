@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from pathlib import Path
 
 import pytest
 import tvm
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 import pock_tvm as pock
 from pock_tvm.cli import app
-from pock_tvm.compiler.machines import MACHINES
+from pock_tvm.compiler.machines import MACHINES, Verified
 from pock_tvm.compiler.targets import kernel_target, resolve_target
 from schedules.kernels.matmul import matmul
 
@@ -86,3 +87,9 @@ def test_the_table_has_every_machine_and_how_far_it_was_tried() -> None:
     for name, machine in MACHINES.items():  # a cell may go on in the next line
         assert machine.verified.startswith(tried[name]) and len(tried[name]) > 10
     assert "320 KiB" in found["cortex-m7"][1] and "ran on hardware" in found["host"][0]
+
+
+def test_the_readme_says_how_far_each_was_tried() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    rows = {level: row for level in Verified for row in readme.splitlines() if row.startswith(f"| **{level}**")}
+    assert all(f"`{name}`" in rows[machine.verified] for name, machine in MACHINES.items())
