@@ -23,8 +23,8 @@ STACK_BYTES = 8 * 1024
 """Stack of a microcontroller. Kernels keep register tiles there, and buffers of less than 1 KB."""
 OTHER_BYTES = 2 * 1024
 """RAM that the C library takes: newlib keeps its error number in 1 KB of data."""
-CODE_BYTES = 16 * 1024
-"""Code that every bundle has: runtime, start-up, functions of the C library. GCC's is half as large, zig's not."""
+CODE_BYTES = 20 * 1024
+"""Code that every bundle has: runtime, start-up, mathematical functions. GCC's is half as large, zig's not."""
 CALL_BYTES = 40
 """Code of a call in an entry point."""
 UNUSED = b"tvm.fp16"
