@@ -34,7 +34,7 @@ from pock_tvm.device.state import TrainingState
 from pock_tvm.errors import PockError
 
 CODES = {0: "taken", 7: "damaged", 8: "other network"}
-"""What pock_load_state may answer."""
+"""Answers that pock_load_state may give."""
 HEADER_CRC = b'"header_crc32":"'
 DRIVER = """
 #include <stdint.h>

@@ -1,4 +1,4 @@
-"""What long use may wear out: trainers side by side, dropped ones, threads that end, many steps, a damaged cache."""
+"""Long use, and a damaged cache: trainers side by side, dropped ones, threads that end, many steps."""
 
 from __future__ import annotations
 
@@ -146,7 +146,11 @@ def ended_threads(count: int, seed: int) -> Tally:
 def many_steps(count: int, seed: int) -> Tally:
     """Take many steps with one trainer."""
     trainer = _trainer(2)
-    return _grown(lambda: trainer.step(*_batch(seed), lr=0.0001) and None, count, 100)
+
+    def use() -> None:
+        trainer.step(*_batch(seed), lr=0.0001)
+
+    return _grown(use, count, 100)
 
 
 def flipped_cache_bits(count: int, seed: int) -> Tally:

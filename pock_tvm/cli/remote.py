@@ -32,7 +32,7 @@ from .common import (
     LrSchedule,
     app,
 )
-from .training import Job, how_to_go_on
+from .training import Job, how_to_go_on, refuse_both
 
 if TYPE_CHECKING:
     from ..deploying.connection import Connection
@@ -107,8 +107,7 @@ def run(
         raise OptionError("a device is named by --rpc HOST:PORT, or by --tracker HOST:PORT and --key: give one of them")
     if tracker is not None and not key:
         raise OptionError(f"--tracker needs --key: 'pock devices --tracker {tracker}' lists those that it knows")
-    if resume and start is not None:
-        raise OptionError("--resume goes on with a run and --start begins one: leave one of them out")
+    refuse_both(resume, start)
     loaded = Program.load(program, signature=require_signature)
     checkpoints, recipe = Checkpoints(checkpoint, checkpoint_every, keep, overwrite), Recipe(epochs, lr, lr_schedule)
     address = Address.parse(rpc or tracker or "")

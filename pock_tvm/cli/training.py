@@ -114,8 +114,14 @@ class Job:
             raise typer.Exit(interruption.exit_code)
 
 
+def refuse_both(resume: bool, start: Path | None) -> None:
+    """Raise OptionError if a run is to go on, and to begin with a checkpoint."""
+    if resume and start is not None:
+        raise OptionError("--resume goes on with a run and --start begins one: leave one of them out")
+
+
 def how_to_go_on(checkpoint: object, start: Path | None) -> str:
-    """What to do with the checkpoint of a run that did not end."""
+    """Say what to do with the checkpoint of a run that did not end."""
     return f"'{checkpoint}' has the state: go on with the same command and --resume{' for --start' if start else ''}"
 
 
@@ -156,8 +162,7 @@ def train(
     for option, needs in (("--resume", resume), ("--checkpoint-every", checkpoint_every), ("--tolerate", tolerate)):
         if needs and checkpoint is None:
             raise OptionError(f"{option} needs --checkpoint, the file that keeps the state")
-    if resume and start is not None:
-        raise OptionError("--resume goes on with a run and --start begins one: leave one of them out")
+    refuse_both(resume, start)
     trainer = Trainer(Program.load(program, signature=require_signature), threads=threads)
     checkpoints = None if checkpoint is None else Checkpoints(checkpoint, checkpoint_every, keep, overwrite)
     recipe = Recipe(epochs, lr, lr_schedule)

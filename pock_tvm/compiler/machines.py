@@ -26,7 +26,7 @@ class Machine:
     """
 
     title: str
-    """What it is, for people."""
+    """Name that people know it by."""
     triple: str
     """LLVM's triple."""
     cpu: str

@@ -14,7 +14,7 @@ from .network_code import Argument, arguments_of, given_arguments
 from .plan import Plan
 from .standalone import objects_of
 from .state_form import StateForm
-from .templates import ANDROID, filled, text_of
+from .templates import ANDROID, filled, text_of, write_texts
 from .toolchain import run_compiler, zig_command
 
 FIXED = ("AndroidManifest.xml", "build.gradle.kts", "proguard.txt")
@@ -27,7 +27,7 @@ LINK = (
     "--gc-sections", "--hash-style=both",
 )  # fmt: skip
 EXPORTS = "{ global: pock_*; Java_pock_*; local: *; };"
-"""What others find in the library, for the linker."""
+"""Symbols that others find in the library, for the linker."""
 LIBC = ("memcmp", "memcpy", "memmove", "memset", "strlen")
 LIBM = re.findall(
     r"\w+",
@@ -84,10 +84,7 @@ def package(folder: Path, program: Program, plan: Plan, form: StateForm, kernels
             "README.md", ANDROID, library=linked, step=", ".join(map(_name, given_arguments(program)))
         ),
     }  # fmt: skip
-    for name, text in texts.items():
-        path = place / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    write_texts(place, texts)
     (place / "assets").mkdir()
     (place / "assets" / "weights.bin").write_bytes(bytes(plan.weights))
     if kernels is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ import numpy as np
 from ..device.program import Program
 from ..errors import PockError
 from ..training.data import ArrayFile
-from .needs import STACK_BYTES, Limits, Needs
+from .needs import STACK_BYTES, Limits, Needs, core_of
 from .network_code import Argument, given_arguments
 from .plan import TARGET
-from .symbols import MATH
+from .symbols import MATH, is_freestanding
 from .templates import BOARDS as FOLDER
 from .templates import filled, text_of
 from .toolchain import WARNINGS, ZIG, run_compiler, zig_command
@@ -76,10 +75,9 @@ def board_for(program: Program) -> Board | None:
     PockError
         There is none with that core.
     """
-    target = program.manifest["target"]
-    if "-none-" not in target["triple"]:
+    if not is_freestanding(program.manifest["target"]["triple"]):
         return None
-    cpu = json.loads(target["description"]).get("mcpu")
+    cpu = core_of(program)
     found = next((board for board in BOARDS if board.cpu == cpu), None)
     if found is None:
         names = " or ".join(board.cpu for board in BOARDS)

@@ -26,7 +26,7 @@ from .plan import Plan, called_kernels, plan_of
 from .preparation import prepared_weights
 from .state_form import StateForm, state_form
 from .symbols import is_freestanding, runtime_for
-from .templates import filled, text_of
+from .templates import filled, text_of, write_texts
 from .toolchain import ZIG, toolchain_for
 
 RUNTIME = ("pock_runtime.h", "pock_runtime.c", "pock_threads.c")
@@ -136,10 +136,7 @@ def _write(
         **(of_board or _caller_texts(program, plan, form)),
         **{f"kernels/{name}": text for name, text in _kernel_texts(program, source=source).items()},
     }
-    for name, text in texts.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    write_texts(folder, texts)
     if embed_weights:
         (folder / "weights.c").write_text(filled("weights.c", bytes=_embedded(weights)))
     else:
@@ -150,7 +147,7 @@ def _write(
 
 
 def _caller_texts(program: Program, plan: Plan, form: StateForm) -> dict[str, str]:
-    """What a system builds and runs: ``main.c``, ``net.py``, … They know the network's arguments."""
+    """Files that a system builds and runs: ``main.c``, ``net.py``, … They know the network's arguments."""
     arguments, given, manifest = arguments_of(program), given_arguments(program), program.manifest
     batch = arguments.inputs[0].shape[:1]
     has_samples = bool(batch) and all(each.shape[:1] == batch for each in given)

@@ -18,6 +18,7 @@ from ..errors import PockError, ProgramError
 from ..quantities import parse_bytes
 from .plan import STEPS, Plan, plan_of
 from .state_form import StateForm, state_form
+from .symbols import is_freestanding
 
 STACK_BYTES = 8 * 1024
 """Stack of a microcontroller. Kernels keep register tiles there, and buffers of less than 1 KB."""
@@ -53,7 +54,7 @@ class Needs:
     state: int
     """Buffer that a state is written to."""
     budget: int
-    """What ``memory_budget`` limits: arena, optimizer state and gradient sums."""
+    """Memory that ``memory_budget`` limits: arena, optimizer state and gradient sums."""
 
     @property
     def flash(self) -> int:
@@ -138,6 +139,11 @@ def needs_of_plan(program: Program, plan: Plan, form: StateForm) -> Needs:
     return Needs(len(plan.weights), code, plan.memory_bytes, form.nbytes, budget)
 
 
+def core_of(program: Program) -> str | None:
+    """Return the core that a program was compiled for, by LLVM's name; None where the target names none."""
+    return json.loads(program.manifest["target"]["description"]).get("mcpu")
+
+
 def limits_of(program: Program, flash: str | int | None = None, ram: str | int | None = None) -> Limits | None:
     """Return the flash and RAM of a program's device; None for one with a system. Amounts that are given come first.
 
@@ -147,12 +153,14 @@ def limits_of(program: Program, flash: str | int | None = None, ram: str | int |
         An amount is none; or is missing, where nobody knows the device; or is given where there is a system.
     """
     target = program.manifest["target"]
-    if "-none-" not in target["triple"]:
+    if not is_freestanding(target["triple"]):
         if flash is not None or ram is not None:
             raise PockError(f"{target['triple']} is no microcontroller: leave flash and ram out")
         return None
-    cpu = json.loads(target["description"]).get("mcpu")
-    known = {(each.triple, each.cpu): name for name, each in MACHINES.items() if each.flash_bytes}
+    cpu = core_of(program)
+    known: dict[tuple[str, str | None], str] = {
+        (each.triple, each.cpu): name for name, each in MACHINES.items() if each.flash_bytes
+    }
     name = known.get((target["triple"], cpu))
     given = [None if each is None else parse_bytes(each) for each in (flash, ram)]
     if name is not None:

@@ -1,4 +1,4 @@
-"""What kernels call: symbols that their objects leave to others, for targets that have no C library."""
+"""Symbols that kernels' objects leave to others, for targets that have no C library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .templates import text_of
 MATH = "pock_math.c"
 """File of ``runtime/`` that has functions of the C library's ``math.h``."""
 ALWAYS = re.compile(r"memcpy|memset|memmove|__aeabi_\w+|__TVMBackendParallelLaunch")
-"""What every bundle has: the launcher is its own, the rest comes with a C compiler or with what starts the program."""
+"""Functions that every bundle has: the launcher is its own, the rest comes with a compiler or the start-up code."""
 
 
 def is_freestanding(triple: str) -> bool:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from string import Template
 
 RUNTIME, BOARDS, ANDROID, IOS = "runtime", "boards", "android", "ios"
@@ -17,3 +19,11 @@ def text_of(name: str, folder: str = RUNTIME) -> str:
 def filled(name: str, folder: str = RUNTIME, **values: object) -> str:
     """The file ``<name>.in`` of a folder of texts with its places filled in."""
     return Template(text_of(f"{name}.in", folder)).substitute(values)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write texts by their paths in a folder."""
+    for name, text in texts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)

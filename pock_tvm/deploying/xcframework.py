@@ -14,7 +14,7 @@ from .network_code import Argument, arguments_of, given_arguments
 from .plan import Plan
 from .standalone import objects_of
 from .state_form import StateForm
-from .templates import IOS, filled, text_of
+from .templates import IOS, filled, text_of, write_texts
 from .toolchain import run_compiler, zig_command
 
 SLICE, LIBRARY = "ios-arm64", "libpock.a"
@@ -60,27 +60,26 @@ def package(folder: Path, program: Program, plan: Plan, form: StateForm, kernels
         The compiler fails.
     """
     place, arguments, given = folder / "ios", arguments_of(program), given_arguments(program)
-    part = place / "CPock.xcframework" / SLICE
-    sources = place / "Sources" / "Pock"
-    for each in (part / "Headers", sources):
-        each.mkdir(parents=True)
-    (part.parent / "Info.plist").write_bytes(plistlib.dumps(INFO))
-    (part / "Headers" / "pock.h").write_bytes((folder / "pock.h").read_bytes())
-    (part / "Headers" / "module.modulemap").write_text(text_of("module.modulemap", IOS))
-    (place / "Package.swift").write_text(text_of("Package.swift", IOS))
-    (sources / "weights.bin").write_bytes(bytes(plan.weights))
-    (sources / "Pock.swift").write_text(
-        filled(
+    framework, sources = "CPock.xcframework", "Sources/Pock"
+    headers = f"{framework}/{SLICE}/Headers"
+    missing = "" if kernels else " (**missing**: deploy it without `--no-build`)"
+    named = ", ".join(f"{each.variable}: {_name(each)}" for each in given)
+    texts = {
+        f"{headers}/pock.h": (folder / "pock.h").read_text(),
+        f"{headers}/module.modulemap": text_of("module.modulemap", IOS),
+        "Package.swift": text_of("Package.swift", IOS),
+        f"{sources}/Pock.swift": filled(
             "Pock.swift", IOS, memory=plan.memory_bytes, weights=len(plan.weights), state=form.nbytes,
             alignment=ALIGNMENT, **_lists("step", given, ()),
             **_lists("predict", arguments.inputs, arguments.outputs),
-        )
-    )  # fmt: skip
-    missing = "" if kernels else " (**missing**: deploy it without `--no-build`)"
-    named = ", ".join(f"{each.variable}: {_name(each)}" for each in given)
-    (place / "README.md").write_text(filled("README.md", IOS, library=missing, step=named))
+        ),
+        "README.md": filled("README.md", IOS, library=missing, step=named),
+    }  # fmt: skip
+    write_texts(place, texts)
+    (place / framework / "Info.plist").write_bytes(plistlib.dumps(INFO))
+    (place / sources / "weights.bin").write_bytes(bytes(plan.weights))
     if kernels is not None:
-        _archive(folder, kernels, part / LIBRARY)
+        _archive(folder, kernels, place / framework / SLICE / LIBRARY)
 
 
 def _archive(folder: Path, kernels: Sequence[Path], library: Path) -> None:

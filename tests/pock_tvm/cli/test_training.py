@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import signal
 import subprocess
@@ -18,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import pock_tvm as pock
-from pock_tvm import cli
+from tests.pock_tvm.commands import run_command
 
 RUN = ["--epochs", "3", "--lr", "0.05"]
 
@@ -51,14 +49,7 @@ def command(place: Path, *args: object, name: str = "train", program: str = "net
     """Run a command in this process; return its exit code and all that it prints."""
     data = [] if name == "export" or "--data" in args else ["--data", place / "train"]
     words = [name, place / program, *data, *args, *(["--threads", "1"] if name != "export" else [])]
-    text = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-        patch.setattr(sys, "argv", ["pock", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return int(end.code or 0), text.getvalue()
-    return 0, text.getvalue()
+    return run_command(*words)
 
 
 REFUSED = [

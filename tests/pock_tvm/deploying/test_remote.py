@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import importlib.util
-import io
 import os
 import random
 import shutil
@@ -22,10 +21,10 @@ import psutil
 import pytest
 
 import pock_tvm as pock
-from pock_tvm import cli
 from pock_tvm.deploying.connection import Address, Connection, connected, devices
 from pock_tvm.deploying.remote import RemoteTrainer
 from pock_tvm.errors import DeviceError, OptionError, ProgramError
+from tests.pock_tvm.commands import run_command
 from tests.pock_tvm.networks import small
 
 PATIENCE_S = 90
@@ -113,7 +112,7 @@ def place(program, tmp_path_factory) -> Path:
     program.save(root / "net.pock")
     xs, ys = batches(STEPS)
     np.savez(root / "data.npz", x=np.concatenate(xs), y=np.concatenate(ys))
-    done = command(
+    done = run_command(
         "train", root / "net.pock", "--data", root / "data.npz", "--checkpoint", root / "here.ckpt", "--threads", 1
     )
     assert done[0] == 0
@@ -126,21 +125,9 @@ def batches(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return xs, [rng.integers(0, 5, 4) for _ in range(count)]
 
 
-def command(*words: object) -> tuple[int, str]:
-    """Run a command in this process; return its exit code and all that it prints."""
-    text = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-        patch.setattr(sys, "argv", ["pock", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return int(end.code or 0), text.getvalue()
-    return 0, text.getvalue()
-
-
 def run(place: Path, checkpoint: Path, server: Server, *options: object) -> tuple[int, str]:
     there = ["--checkpoint", checkpoint, "--rpc", server.address]
-    return command("run", place / "net.pock", "--data", place / "data.npz", *there, *options)
+    return run_command("run", place / "net.pock", "--data", place / "data.npz", *there, *options)
 
 
 def same_state(program: pock.Program, one: Path, other: Path) -> bool:
@@ -191,13 +178,13 @@ def test_a_tracker_lists_devices_and_lends_them(place, program, server, tracker,
     connected(lambda: Connection.through(tracker.address, "shelf"), PATIENCE_S).close()
     found, _ = devices(tracker.address)
     assert [device.key for device in found] == ["shelf"]
-    code, said = command("devices", "--tracker", tracker.address)
+    code, said = run_command("devices", "--tracker", tracker.address)
     assert code == 0 and said.startswith("shelf") and "of 1 free" in said
     named = ["--data", place / "data.npz", "--checkpoint", tmp_path / "net.ckpt", "--tracker", tracker.address]
-    code, said = command("run", place / "net.pock", *named, "--key", "shelf", "--checkpoint-every", 5)
+    code, said = run_command("run", place / "net.pock", *named, "--key", "shelf", "--checkpoint-every", 5)
     assert code == 0, said
     assert same_state(program, tmp_path / "net.ckpt", place / "here.ckpt")
-    code, said = command("run", place / "net.pock", *named, "--key", "attic")
+    code, said = run_command("run", place / "net.pock", *named, "--key", "attic")
     assert code == 2 and "knows no device 'attic': it knows 'shelf'" in said
 
 
@@ -225,7 +212,7 @@ def test_wrong_addresses_are_one_line_each(place, server, tracker, tmp_path) -> 
         devices(closed)
     for wrong in ([], ["--rpc", "a:1", "--tracker", "a:2"], ["--tracker", "a:2"]):
         named = ["--data", place / "data.npz", "--checkpoint", tmp_path / "net.ckpt", *wrong]
-        assert command("run", place / "net.pock", *named)[0] == 2
+        assert run_command("run", place / "net.pock", *named)[0] == 2
     assert not list(tmp_path.iterdir())
 
 
