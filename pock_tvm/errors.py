@@ -10,6 +10,7 @@ from relay_passes.errors import Obstacle
 
 from .device.errors import (
     CheckpointError,
+    DeviceError,
     InputError,
     NonFiniteError,
     NonFiniteInputError,
@@ -54,10 +55,6 @@ class ModelError(PockError):
     def __init__(self, message: str, obstacles: Sequence[Obstacle] = ()) -> None:
         super().__init__(message)
         self.obstacles = tuple(obstacles)
-
-
-class DeviceError(PockError):
-    """A remote device cannot be reached, or does not answer any more."""
 
 
 class PassError(PockError, passes.PassError):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .kernels.slice_forward import SliceForward
     from .kernels.straighten_products import StraightenProducts
     from .kernels.winograd import Winograd
+    from .memory.guard_writes import GuardWrites
     from .memory.list_calls import ListCalls
     from .memory.lower_to_executor import LowerToExecutor
     from .memory.order_updates import OrderUpdates
@@ -60,6 +61,7 @@ _HOME = {
     "ExpandNormalization": "canonical.expand_normalization",
     "FoldBatchNorm": "canonical.fold_batch_norm",
     "FoldPadding": "canonical.fold_padding",
+    "GuardWrites": "memory.guard_writes",
     "LiftFrozen": "kernels.lift_frozen",
     "ListCalls": "memory.list_calls",
     "LowerToExecutor": "memory.lower_to_executor",

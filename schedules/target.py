@@ -20,6 +20,8 @@ class Traits(ABC):
     """Cores, or multiprocessors, that run tasks side by side: 1 where schedules are serial."""
     cache_bytes: int
     """Cache per core that a task shares with no other core, in bytes."""
+    alignment: int = 64
+    """Alignment of what lies in the arena, in bytes: a cache line, or what a device takes as a binding's offset."""
 
     @property
     @abstractmethod
@@ -28,7 +30,11 @@ class Traits(ABC):
 
 
 class Layouts(Protocol):
-    """Operand sizes of products, chosen by passes so that register tiles leave no tail."""
+    """Operands of products as schedules like them: their order, and sizes with which register tiles leave no tail."""
+
+    @property
+    def reads_across(self) -> bool:
+        """Whether a product reads an operand across as fast as along its columns: none is then transposed for it."""
 
     def padded_columns(self, columns: int) -> int:
         """Return the columns to compute of a product, at least ``columns``: more where that fills whole vectors."""
@@ -53,6 +59,10 @@ class Target(Protocol):
         """Traits of the machine."""
 
     @property
+    def is_gpu(self) -> bool:
+        """Whether entry points are lists of launches, not functions of a library."""
+
+    @property
     def layouts(self) -> Layouts:
         """Operand layouts that suit the target's schedules."""
 
@@ -74,6 +84,9 @@ class Target(Protocol):
 
         A kernel that needs scratch (:meth:`scratch_bytes`) takes its address as its last operand.
         """
+
+    def code(self, func: tirx.PrimFunc) -> bytes:
+        """Return the code of a scheduled kernel: an object file, or text with its launches."""
 
     def scratch_bytes(self, func: tirx.PrimFunc) -> int:
         """Return the bytes of memory that a scheduled kernel needs besides its operands, for all its workers."""

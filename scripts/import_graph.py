@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
-    "schedules": ["extents", "kernels", "decisions", "target", "cpu"],
+    "schedules": ["extents", "kernels", "decisions", "loops", "target", "cpu", "gpu"],
     "relay_passes": [
         "errors", "ir", "operators", "analysis", "gradients", "canonical", "training", "kernels", "memory",
     ],

@@ -21,7 +21,8 @@ from schedules.kernels import finite
 
 from ..device.contract import WORDS
 from ..device.files import writing
-from ..device.runtime import CALL_KERNEL, CONTRACT, pack_objects
+from ..device.library import CALL_KERNEL, CONTRACT
+from ..device.runtime import pack_objects
 from ..errors import PockError
 from .kernel_builder import KernelBuilder
 from .targets import is_this_machine, linker_for, triple_of
@@ -60,7 +61,10 @@ def build_library(
     calls = [call for entry in entries.values() for call in entry.calls if isinstance(call, KernelCall)]
     with writing(tempfile.gettempdir()), tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        objects = builder.objects(list(functions.values()), places, directory)
+        codes = builder.codes(list(functions.values()), places)
+        objects = [directory / f"{kernel}.o" for kernel in codes]
+        for path, code in zip(objects, codes.values(), strict=True):
+            path.write_bytes(code)
         executors = {name: mod[name] for name in entries}
         operands = {name: len(func.params) for name, func in functions.items()}
         executors[CALL_KERNEL] = call_kernel(operands | {call.kernel: len(call.operands) for call in calls})
@@ -72,7 +76,7 @@ def build_library(
         for name, content in modules.items():
             objects.append(directory / f"{name}.o")
             tirx.build(IRModule(content), target=builder.target).write_to_file(str(objects[-1]), "o")
-        packed = _packed({name: builder.definition_of(func) for name, func in functions.items()}, directory)
+        packed = packed_kernels({name: builder.definition_of(func) for name, func in functions.items()}, codes)
         library = directory / "program.so"
         linker = linker_for(builder.target)
         if linker is not None and _link(objects, library, linker, builder.target):
@@ -80,13 +84,13 @@ def build_library(
         return Library(pack_objects({path.name: path.read_bytes() for path in objects}), packed)
 
 
-def _packed(definitions: Mapping[str, str], objects: Path) -> bytes:
-    """Pack object and definition of each kernel into a zip file: see :attr:`pock_tvm.Program.kernels`."""
+def packed_kernels(definitions: Mapping[str, str], codes: Mapping[str, bytes]) -> bytes:
+    """Pack code and definition of each kernel into a zip file: see :attr:`pock_tvm.Program.kernels`."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, definition in sorted(definitions.items()):
             # No timestamps: equal kernels give equal bytes.
-            archive.writestr(zipfile.ZipInfo(f"{name}.o"), (objects / f"{name}.o").read_bytes(), zipfile.ZIP_DEFLATED)
+            archive.writestr(zipfile.ZipInfo(f"{name}.o"), codes[name], zipfile.ZIP_DEFLATED)
             archive.writestr(zipfile.ZipInfo(f"{name}.json"), definition, zipfile.ZIP_DEFLATED)
     return packed.getvalue()
 

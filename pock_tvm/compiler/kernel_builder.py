@@ -6,11 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.target import Target
@@ -18,7 +16,7 @@ from tvm.target import Target
 from relay_passes.ir import first_line
 from schedules.decisions import DEFAULTS, Decisions
 
-from ..device.runtime import CORES
+from ..device.machine import CORES
 from ..errors import BuildError
 from .kernel_cache import Kernel, KernelCache
 from .targets import kernel_target
@@ -30,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Known:
-    """Progress of a kernel: its scratch, and its schedule or its object."""
+    """Progress of a kernel: its scratch, and its schedule or its code."""
 
     kernel: Kernel
     scratch: int
@@ -50,12 +48,13 @@ class KernelBuilder:
         self._known: dict[str, _Known] = {}
 
     def scratch(self, functions: Sequence[tirx.PrimFunc], places: Mapping[str, str]) -> dict[str, int]:
-        """Return the bytes of scratch of each kernel that needs any, by name. Errors: as :meth:`objects`."""
+        """Return the bytes of scratch of each kernel that needs any, by name. Errors: as :meth:`codes`."""
         found = self._each(functions, places, self._find)
         return {name: known.scratch for name, known in found.items() if known.scratch}
 
-    def objects(self, functions: Sequence[tirx.PrimFunc], places: Mapping[str, str], folder: Path) -> list[Path]:
-        """Write the object file of each kernel into a folder, as ``<kernel>.o``. Kernels are built in parallel.
+    def codes(self, functions: Sequence[tirx.PrimFunc], places: Mapping[str, str]) -> dict[str, bytes]:
+        """Return the code of each kernel by name: an object file, or text with its launches. Kernels are built in
+        parallel.
 
         ``places`` says, for messages, what of the network each kernel computes.
 
@@ -64,17 +63,9 @@ class KernelBuilder:
         BuildError
             A kernel cannot be built.
         """
-
-        def build(kernel: Kernel) -> Path:
-            known, path = self._find(kernel), folder / f"{kernel.name}.o"
-            if known.scheduled is not None:
-                self._code(known, path)
-            path.write_bytes(known.code or b"")
-            return path
-
-        paths = list(self._each(functions, places, build).values())
+        found = self._each(functions, places, lambda kernel: self._code(self._find(kernel)))
         self._cache.warn()
-        return paths
+        return found
 
     def definition_of(self, func: tirx.PrimFunc) -> str:
         """Return the definition of a kernel, which the cache has compared already, as JSON."""
@@ -108,13 +99,14 @@ class KernelBuilder:
             self._known[kernel.name] = known
         return known
 
-    def _code(self, known: _Known, path: Path) -> None:
-        """Generate the code of a scheduled kernel, and keep it."""
-        module = self.kernel_target.lower(known.scheduled)
-        tvm.get_global_func("target.build.llvm")(module, self.target).write_to_file(str(path), "o")
-        known.code, known.scheduled = path.read_bytes(), None
-        head = known.scratch.to_bytes(HEAD, "little")
-        self._cache.put(head + known.code, known.kernel, self._decisions.get(known.kernel.name, DEFAULTS))
+    def _code(self, known: _Known) -> bytes:
+        """Return the code of a kernel; generated once, and kept."""
+        if known.code is None:
+            known.code = self.kernel_target.code(known.scheduled)
+            known.scheduled = None
+            head = known.scratch.to_bytes(HEAD, "little")
+            self._cache.put(head + known.code, known.kernel, self._decisions.get(known.kernel.name, DEFAULTS))
+        return known.code
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from relay_passes import (
     CopyFunction,
     DropFunctions,
     FoldBatchNorm,
+    GuardWrites,
     LiftFrozen,
     ListCalls,
     LowerToExecutor,
@@ -90,6 +91,7 @@ from ..schemes.scheme import with_trained
 from .build import Library, build_library
 from .fitting import batch_parts, fewest_parts
 from .kernel_builder import KernelBuilder
+from .launches import build_launches
 from .parameters import Parameters, with_layouts, with_prepared, with_states
 from .phases import Phases
 
@@ -210,7 +212,11 @@ def lower(
             # Winograd's transforms enlarge their operands but save time: dropped last.
             without = fit_arena(kernels(count, False), own, arena, max_slowdown)
             found = without if isinstance(without, Fit) else TooLarge(min(found.smallest, without.smallest))
-        return found.beside(state) if isinstance(found, TooLarge) else Fit(plan(found.value, own))
+        return (
+            found.beside(state)
+            if isinstance(found, TooLarge)
+            else Fit(plan(found.value, own, is_gpu=builder.kernel_target.is_gpu))
+        )
 
     def can_split() -> bool:
         return not any(why_whole(phases.mod[name]) for name in (TRAIN, PREDICT))
@@ -274,17 +280,18 @@ def order_kernels(phases: Phases, training: Training, builder: KernelBuilder, *,
     frozen = [name for name, record in phases.parameters.items() if record.is_frozen]
     functions = [PREDICT, *training.steps]
     # 6. Choose kernels.
+    target = builder.kernel_target
     tables = tables_of(phases.mod[PREDICT], frozen) if training.copies == 1 else set()
     moved = [name for name in frozen if name not in tables]
-    padded = [PadFrozen(moved, functions, builder.kernel_target)] if training.copies == 1 else []
-    straight = [StraightenProducts(moved, name) for name in functions]
+    padded = [PadFrozen(moved, functions, target)] if training.copies == 1 else []
+    straight = [] if target.layouts.reads_across else [StraightenProducts(moved, name) for name in functions]
     scaled = [ScaleResults(list(training.trained), name) for name in functions]
     transformed = [Winograd(frozen, name) for name in functions] if winograd else []
-    packed = [PackWeights(moved, builder.kernel_target, name) for name in functions]
+    packed = [PackWeights(moved, target, name) for name in functions]
     sliced = SliceForward(training.steps, functions, frozen)
-    shared = [ShareFrozen(frozen, functions)] if training.copies == 1 else []
+    shared = [ShareFrozen(frozen, functions)] if training.copies == 1 and not target.layouts.reads_across else []
     phases.run(6, "products", [*scaled, *padded, *straight, *transformed, sliced, *packed, *shared])
-    chosen = ChooseKernels(functions, builder.kernel_target)
+    chosen = ChooseKernels(functions, target)
     views = relax.transform.RewriteDataflowReshape()
     phases.run(6, "kernels", [chosen, views, LiftFrozen(frozen, functions)], only_kernels)
     phases.parameters = with_prepared(phases.parameters, phases.mod)
@@ -296,13 +303,14 @@ def order_kernels(phases: Phases, training: Training, builder: KernelBuilder, *,
     phases.run(7, "fused", [relax.transform.FuseTIR(), *clean], only_kernels)
     # 8. Order: updates as early as possible; cheap, long-lived values are rematerialised.
     updates_early = [OrderUpdates(name, training.guard) for name in training.functions]
-    phases.run(8, "ordered", [NameKernels(training.functions), *updates_early], updates_follow_reads)
+    guarded = [GuardWrites(training.steps)] if target.is_gpu and training.guard != OFF else []
+    phases.run(8, "ordered", [*guarded, NameKernels(training.functions), *updates_early], updates_follow_reads)
     phases.places, phases.kernels = kernel_places(phases.mod, names), kernel_costs(phases.mod, training.functions)
     phases.run(8, "cheap", [RecomputeCheap(training.steps, phases.seconds)], updates_follow_reads)
     # Kernels are scheduled here: how much scratch they need decides the plan.
     kernels = [func for func in phases.mod.functions.values() if isinstance(func, tirx.PrimFunc)]
     scratch = builder.scratch(kernels, phases.places)
-    phases.run(8, "scratch", [ReserveScratch(training.functions, scratch)])
+    phases.run(8, "scratch", [ReserveScratch(training.functions, scratch, target.traits.alignment)])
 
 
 def fit_arena(phases: Phases, training: Training, budget: int | None, max_slowdown: float) -> Fit[Phases] | TooLarge:
@@ -321,8 +329,9 @@ def fit_arena(phases: Phases, training: Training, budget: int | None, max_slowdo
     return Fit(phases)
 
 
-def plan(phases: Phases, training: Training) -> Lowered:
-    """Phase 9: place every temporary at a fixed offset of one arena, and lower call lists to executors."""
+def plan(phases: Phases, training: Training, *, is_gpu: bool = False) -> Lowered:
+    """Phase 9: place every temporary at a fixed offset of one arena, and lower call lists to executors: on a GPU
+    they are lists of launches."""
     phases.run(9, "planned", [PlanArena(name) for name in training.functions], ranges_are_apart)
     # A step begins with micro-batches that only accumulate. They are entry points only if ``accumulate`` needs them.
     others, steps = training.micro_batches - 1, training.steps[: training.accumulate]
@@ -331,7 +340,10 @@ def plan(phases: Phases, training: Training) -> Lowered:
     unlisted = DropFunctions([name for name in training.steps if name not in steps])
     phases.run(9, "calls", [*listed, unlisted], operands_are_inside)
     names = [name for name in ENTRIES if name in phases.mod]
-    module = phases.run(9, "executors", [LowerToExecutor(name) for name in names], only_executors, operands_are_inside)
+    module = phases.mod
+    if not is_gpu:
+        executors = [LowerToExecutor(name) for name in names]
+        module = phases.run(9, "executors", executors, only_executors, operands_are_inside)
     phases.settle()
     return Lowered(
         module,
@@ -345,11 +357,12 @@ def plan(phases: Phases, training: Training) -> Lowered:
 
 
 def build(lowered: Lowered, builder: KernelBuilder, contract: Sequence[int]) -> Library:
-    """Phase 10: build the kernels, and link them with the executors into one library.
+    """Phase 10: build the kernels, and link them with the executors into one library; for a GPU, with their launches.
 
     ``contract`` is the digest of the manifest and the constants that the library goes with.
     """
-    return build_library(lowered.module, lowered.entries, builder, lowered.places, contract)
+    link = build_launches if builder.kernel_target.is_gpu else build_library
+    return link(lowered.module, lowered.entries, builder, lowered.places, contract)
 
 
 def state_bytes(parameters: Parameters) -> int:

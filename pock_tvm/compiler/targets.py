@@ -12,10 +12,12 @@ from tvm.target import codegen as llvm
 
 from relay_passes.ir import first_line
 from schedules.cpu import cpu_target
+from schedules.gpu import gpu_target
+from schedules.gpu.traits import DIALECTS
 from schedules.target import Target as KernelTarget
 
 from ..device.instructions import instruction_sets
-from ..device.runtime import machine_triple
+from ..device.machine import machine_triple
 from ..errors import PockError
 from .machines import MACHINES
 
@@ -56,8 +58,11 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
             )
         except Exception as error:
             raise PockError(_unknown(target, first_line(error))) from error
-    if found.kind.name != "llvm":
-        raise PockError(f"programs are built for CPUs (kind llvm) so far; '{target}' is of kind {found.kind.name}")
+    if found.kind.name not in ("llvm", *DIALECTS):
+        raise PockError(
+            f"programs are built for CPUs (kind llvm) and GPUs ({', '.join(DIALECTS)}); '{target}' is of kind "
+            f"{found.kind.name}"
+        )
     return found
 
 
@@ -73,11 +78,18 @@ def _unknown(target: object, reason: str) -> str:
 
 def kernel_target(target: Target) -> KernelTarget:
     """Return the target of the passes and schedules for a TVM target."""
-    return cpu_target(target)
+    return gpu_target(target) if is_gpu(target) else cpu_target(target)
+
+
+def is_gpu(target: Target) -> bool:
+    """Return whether a target is a GPU."""
+    return target.kind.name in DIALECTS
 
 
 def triple_of(target: Target) -> str:
-    """Return the target's LLVM triple, or this machine's if it has none."""
+    """Return the target's LLVM triple, or this machine's if it has none; the dialect of a GPU."""
+    if is_gpu(target):
+        return str(target.kind.name)
     return str(target.attrs.get("mtriple") or llvm.llvm_get_system_triple())
 
 
@@ -88,7 +100,7 @@ def is_this_machine(target: Target) -> bool:
 
 def runs_here(target: Target) -> bool:
     """Return whether this machine can run a program for the target, i.e. has every instruction that LLVM may use."""
-    if not is_this_machine(target):
+    if is_gpu(target) or not is_this_machine(target):
         return False
     missing = set(llvm.llvm_get_cpu_features(target)) - set(llvm.llvm_get_cpu_features(resolve_target(HOST)))
     return all(feature.startswith(TUNING) for feature in missing)
@@ -96,7 +108,7 @@ def runs_here(target: Target) -> bool:
 
 def instructions_of(target: Target) -> list[str]:
     """Return the instruction sets that kernels for the target may use."""
-    return instruction_sets(map(str, llvm.llvm_get_cpu_features(target)))
+    return [] if is_gpu(target) else instruction_sets(map(str, llvm.llvm_get_cpu_features(target)))
 
 
 def linker_for(target: Target) -> str | None:

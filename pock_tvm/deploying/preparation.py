@@ -14,11 +14,13 @@ from ..compiler.build import call_kernel
 from ..compiler.kernel_builder import KernelBuilder
 from ..compiler.targets import HOST, resolve_target
 from ..device.instructions import machine_sets
+from ..device.library import CALL_KERNEL
+from ..device.machine import machine_triple
 from ..device.memory import Memory
 from ..device.parameters import PREPARED
 from ..device.prepare import Preparation
 from ..device.program import Program, kernel_calls
-from ..device.runtime import CALL_KERNEL, load_library, machine_triple, pack_objects
+from ..device.runtime import load_library, pack_objects
 from ..device.trainer import Trainer
 from .c_source import kernel_definitions
 
@@ -65,10 +67,10 @@ class _Kernels:
         self._numbers = {name: number for number, name in enumerate(sorted(definitions))}
         counts = {name: count + (name in scratch) for name, count in self._operands.items()}
         with tempfile.TemporaryDirectory() as folder:
-            objects = builder.objects(list(definitions.values()), {}, Path(folder))
-            objects.append(Path(folder) / "entry.o")
-            tirx.build(IRModule({CALL_KERNEL: call_kernel(counts)}), target=target).write_to_file(str(objects[-1]), "o")
-            self._library = load_library(pack_objects({path.name: path.read_bytes() for path in objects}))
+            entry_point = Path(folder) / "entry.o"
+            tirx.build(IRModule({CALL_KERNEL: call_kernel(counts)}), target=target).write_to_file(str(entry_point), "o")
+            objects = {f"{name}.o": code for name, code in builder.codes(list(definitions.values()), {}).items()}
+            self._library = load_library(pack_objects(objects | {entry_point.name: entry_point.read_bytes()}))
 
     def call(self, kernel: str, addresses: Sequence[int]) -> None:
         """Call a kernel. Scratch lies behind the operands: that of the program's own kernel is left out."""

@@ -12,9 +12,10 @@ import numpy as np
 import tvm
 from numpy.typing import ArrayLike
 
+from ..device.machine import machine_triple
 from ..device.memory import ALIGNMENT, Memory
 from ..device.program import Program
-from ..device.runtime import FASTEST_CORES, Library, machine_triple
+from ..device.runtime import FASTEST_CORES, HostLibrary
 from ..device.trainer import Trainer
 from ..errors import DeviceError, PockError, ProgramError
 from .connection import Connection
@@ -51,7 +52,7 @@ class RemoteTrainer(Trainer):
         self.connection = connection
         super().__init__(program, threads=threads)
 
-    def _loaded(self, program: Program, threads: int | None) -> tuple[Library, int, Memory]:
+    def _loaded(self, program: Program, threads: int | None) -> tuple[HostLibrary, int, Memory]:
         triple, device = program.manifest["target"]["triple"], _triple_of(self.connection)
         if device is not None and machine_triple(triple) != device:
             raise ProgramError(
@@ -148,7 +149,7 @@ class _RemoteMemory(Memory):
         self.write(target, values)
 
 
-class _RemoteLibrary(Library):
+class _RemoteLibrary(HostLibrary):
     """The entry points of a program on a device."""
 
     def __init__(self, module: Any, connection: Connection) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..device.runtime import CORES, machine_triple
+from ..device.machine import CORES, machine_triple
 from ..errors import PockError
 
 ZIG = "zig"

@@ -31,6 +31,10 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint is missing, incomplete or altered: an older one may do."""
 
 
+class DeviceError(PockError):
+    """A device, remote or a GPU, is not there, cannot be reached, or does not answer any more."""
+
+
 class WriteError(PockError, OSError):
     """A file cannot be written: the disk is full or read-only, or the folder is missing or forbidden."""
 

@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike
 from . import guards
 from .contract import nbytes
 from .errors import ProgramError
+from .library import CALL_KERNEL, Library
 from .memory import Memory
 from .parameters import FROZEN, PREPARED, Parameter
 from .prepare import Preparation
 from .program import Program
-from .runtime import CALL_KERNEL, Library
 
 
 class Execution:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import NonFiniteError
+from .library import CALL_KERNEL
 from .program import kernel_calls
-from .runtime import CALL_KERNEL
 
 if TYPE_CHECKING:
     from .program import Program

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import platform
 import tempfile
 import threading
 import zipfile
@@ -16,36 +15,22 @@ import numpy as np
 
 from .contract import WORDS
 from .errors import PockError, ProgramError
+from .library import CONTRACT, CheckFailed, Library
+from .machine import THREADS  # sets the variable that TVM's pool reads when it starts
 from .reading import reading
 from .threads import in_one_thread
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-"""Cores that this process may use."""
-
-# TVM's pool counts physical cores in a way of its own, and would use one thread of two.
-_wanted = os.environ.setdefault("TVM_NUM_THREADS", str(CORES))
-THREADS = min(int(_wanted), CORES) if _wanted.isdecimal() and int(_wanted) else CORES
-"""Threads that kernels run on unless they are told otherwise."""
-
-import tvm  # noqa: E402 - the variable above is read when the pool starts
-import tvm_ffi  # noqa: E402
+# isort: split
+import tvm
+import tvm_ffi
 
 NOT_FINITE = "a number is not finite"
 """Error of an entry point at a check (``relay_passes.memory.lower_to_executor``). The position in the call list,
 counted from 1, is then the last element of the entry point's vector."""
 
 
-class CheckFailed(Exception):  # noqa: N818 - what a trainer makes an error of
-    """An entry point stopped at a check that found a number that is not finite; ``position`` is its place in the call
-    list."""
-
-    def __init__(self, position: int) -> None:
-        super().__init__(position)
-        self.position = position
-
-
-class Library:
-    """The entry points of a program: each takes one vector of addresses."""
+class HostLibrary(Library):
+    """A shared library of this machine: each entry point takes one vector of addresses."""
 
     def __init__(self, module: Any, threads: int = THREADS) -> None:
         self._module = module
@@ -120,12 +105,6 @@ def _use_threads(count: int) -> None:
 FASTEST_CORES = 1  # a mode of TVM's pool (src/runtime/threading_backend.cc)
 
 
-CONTRACT = "contract"
-"""The entry point that writes the digest of what the library relies on: see :mod:`pock_tvm.device.contract`."""
-CALL_KERNEL = "call_kernel"
-"""The entry point that calls one kernel: for the profile, which times each by itself."""
-
-
 def pack_objects(objects: Mapping[str, bytes]) -> bytes:
     """Pack object files into a zip file, which stands in for the shared library that a linker would make."""
     packed = io.BytesIO()
@@ -135,7 +114,7 @@ def pack_objects(objects: Mapping[str, bytes]) -> bytes:
     return packed.getvalue()
 
 
-def load_library(data: bytes, threads: int = THREADS) -> Library:
+def load_library(data: bytes, threads: int = THREADS) -> HostLibrary:
     """Load a shared library, or objects that :func:`pack_objects` packed, from memory. It is unloaded with its last
     use. Kernels run on so many threads.
 
@@ -146,7 +125,7 @@ def load_library(data: bytes, threads: int = THREADS) -> Library:
     """
     if data.startswith(b"PK"):
         with reading(ProgramError, "the program's library cannot be loaded ({}): compile it again"):
-            return Library(_load_objects(data), threads)
+            return HostLibrary(_load_objects(data), threads)
     hint = "the folder for temporary files needs room and has to let programs run (TMPDIR names another)"
     with (
         reading(ProgramError, f"the program's library cannot be loaded ({{}}): {hint}"),
@@ -154,7 +133,7 @@ def load_library(data: bytes, threads: int = THREADS) -> Library:
     ):
         path = Path(directory) / "program.so"
         path.write_bytes(data)
-        return Library(tvm_ffi.load_module(path, keep_module_alive=False), threads)
+        return HostLibrary(tvm_ffi.load_module(path, keep_module_alive=False), threads)
 
 
 def _load_objects(data: bytes) -> Any:
@@ -169,15 +148,3 @@ def _load_objects(data: bytes) -> Any:
         objects = [archive.read(name) for name in archive.namelist()]
     # It would ask a C++ compiler where the C++ library is, which kernels do not use: there is none to ask.
     return tvm_ffi_orcjit.default_session().load_module(objects, cxx=os.devnull)
-
-
-def machine_triple(triple: str | None = None) -> str:
-    """Architecture and system of an LLVM triple, or of this machine, in one spelling: ``x86_64-linux``."""
-    if triple is None:
-        machine, system = platform.machine().lower(), platform.system().lower()
-    else:
-        machine = triple.split("-")[0].lower()
-        system = next((name for name in ("linux", "darwin", "macos", "windows") if name in triple), "unknown")
-    return (
-        f"{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }-{ {'macos': 'darwin'}.get(system, system) }"
-    )

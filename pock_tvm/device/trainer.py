@@ -18,16 +18,20 @@ from .checksums import weight_checksums
 from .contract import check_contract
 from .errors import CheckpointError, InputError, NonFiniteError, OptionError, PockError, PockWarning, ProgramError
 from .execution import Execution
+from .gpu.devices import BACKENDS, open_device
+from .gpu.library import LaunchLibrary
+from .gpu.memory import DeviceMemory
 from .inputs import Data, Inputs
 from .instructions import check_instructions
+from .library import CheckFailed, Library
 from .losses import Loss
+from .machine import CORES, THREADS, machine_triple
 from .matching import Restored, match
 from .memory import Memory
 from .parameters import FULL, GRADIENT_SUM
 from .parts import states_of
 from .program import Program
 from .reading import reading
-from .runtime import CORES, THREADS, CheckFailed, Library, load_library, machine_triple
 from .state import TrainingState
 from .threads import one_at_a_time
 
@@ -48,6 +52,8 @@ class Trainer(Execution):
     threads : int, optional
         How many cores kernels run on; by default all, or what the variable ``TVM_NUM_THREADS`` says. Results do not
         depend on it.
+    device : str, optional
+        For a program that was compiled for a GPU, which one: ``"cuda:0"``, ``"opencl:1"``; by default the first.
 
     Raises
     ------
@@ -55,7 +61,10 @@ class Trainer(Execution):
         The file is damaged, or was compiled for another kind of machine.
     """
 
-    def __init__(self, program: Program | str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self, program: Program | str | os.PathLike[str], *, threads: int | None = None, device: str | None = None
+    ) -> None:
+        self._device = device
         self._lock = threading.RLock()
         require("threads", threads, CORES_USED.or_none(), InputError)
         require("a trainer's program", program, PROGRAM, ProgramError)
@@ -85,11 +94,21 @@ class Trainer(Execution):
     def _loaded(self, program: Program, threads: int | None) -> tuple[Library, int, Memory]:
         """The program's library, loaded, on how many cores it runs, and the memory that it works in."""
         target = program.manifest["target"]
+        if target["triple"] in BACKENDS:
+            backend = open_device(self._device or f"{target['triple']}:0", target["triple"])
+            memory = DeviceMemory(backend)
+            return LaunchLibrary(program.library, program.manifest["entries"], backend, memory), 0, memory
+        if self._device is not None:
+            raise ProgramError(
+                f"this program was compiled for CPUs: compile it with target '{self._device}' to run there"
+            )
         if machine_triple(target["triple"]) != machine_triple():
             raise ProgramError(
                 f"this program was compiled for {target['triple']}, and this machine is a {machine_triple()}: compile "
                 "it for target 'host'"
             )
+        from .runtime import load_library  # TVM's runtime, which GPUs do without
+
         check_instructions(target.get("instructions", ()))
         threads = min(threads or THREADS, CORES)
         return load_library(program.library, threads), threads, Memory()
@@ -102,7 +121,7 @@ class Trainer(Execution):
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
         """A trainer of the same program that goes on by itself from the same state."""
         self._refuse_spoiled()
-        twin = memo[id(self)] = Trainer(self.program, threads=self._threads)
+        twin = memo[id(self)] = Trainer(self.program, threads=self._threads or None, device=self._device)
         twin._set_weights(self.program.weights | self._current())
         twin._replaced = dict(self._replaced)
         for name in self._states:

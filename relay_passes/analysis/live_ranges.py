@@ -10,11 +10,14 @@ from ..ir import CALLS, bindings_of, op_name, type_bytes, used_vars
 from .aliasing import Aliasing, Buffer, output_type
 
 ALIGNMENT = 64
-"""Alignment of offsets in the arena, in bytes: one cache line, and one AVX-512 vector. Whatever runs a program aligns
-the start of the arena as well."""
+"""Alignment of offsets in the arena where a target asks for no more, in bytes: one cache line, and one AVX-512 vector.
+Whatever runs a program aligns the start of the arena as well."""
 SCRATCH = "scratch"
 """Attribute of a function with the bytes of scratch by kernel (:class:`relay_passes.ReserveScratch`), and the name of
 its live ranges."""
+ALIGNED = "alignment"
+"""Attribute of a function with the alignment that a target asks for, in bytes (:class:`relay_passes.ReserveScratch`).
+"""
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,22 @@ class Liveness:
         """Buffers that no result aliases. The caller keeps the results."""
         self.scratch = scratch_of(func)
         """Bytes of scratch by binding, for the calls that need any."""
+        self._alignment = int(func.attrs.get(ALIGNED, ALIGNMENT)) if func.attrs else ALIGNMENT
 
     def _use(self, buffer: Buffer, step: int) -> None:
         self.span[buffer] = (self.span.get(buffer, (step, step))[0], step)
 
     def ranges(self) -> tuple[LiveRange, ...]:
         """Return the live ranges of ``temporaries``, then of ``scratch``, with sizes rounded up to the alignment."""
+
+        def aligned(size: int) -> int:
+            return -(-size // self._alignment) * self._alignment
+
         temporaries = (
-            LiveRange(var.name, _aligned(type_bytes(output_type(var, index))), *self.span[var, index])
+            LiveRange(var.name, aligned(type_bytes(output_type(var, index))), *self.span[var, index])
             for var, index in self.temporaries
         )
-        scratch = (LiveRange(SCRATCH, _aligned(size), step, step) for step, size in self.scratch.items())
+        scratch = (LiveRange(SCRATCH, aligned(size), step, step) for step, size in self.scratch.items())
         return (*temporaries, *scratch)
 
 
@@ -74,7 +82,3 @@ def scratch_of(func: relax.Function) -> dict[int, int]:
         if op_name(binding.value) in CALLS
     }
     return {step: int(sizes[kernel]) for step, kernel in kernels.items() if kernel in sizes}
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -10,16 +10,14 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..decisions import Choices
 from ..extents import divisors
+from ..loops import extent_of, extents_of, split_by_kind
 from .tile import (
     Tile,
     block_by_block,
     choose_tile,
     decided_tile,
-    extent_of,
-    extents_of,
     register_tile,
     rows_in_cache,
-    split_by_kind,
     split_phases,
     vector_lanes,
 )

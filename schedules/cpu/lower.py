@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import tvm
 from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
@@ -99,6 +102,14 @@ def as_c_function(func: tirx.PrimFunc, workers: int) -> tirx.PrimFunc:
     params = [*pointers, scratch] if size else pointers
     raw = tirx.PrimFunc(params, body, ret_type=tvm.ir.PrimType("int32"), attrs=func.attrs)
     return raw.with_attr("calling_conv", 1).with_attr(SCRATCH, size)
+
+
+def object_of(mod: IRModule, target: Target) -> bytes:
+    """Return the object file of a lowered kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.o"
+        tvm.get_global_func("target.build.llvm")(mod, target).write_to_file(str(path), "o")
+        return path.read_bytes()
 
 
 def scratch_of(mod: IRModule) -> int:

@@ -10,18 +10,9 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx.analysis import undefined_vars
 
 from ..decisions import Choices
+from ..loops import Unsuited, extent_of, extents_of, split_by_kind
 from .squares import TURNED
-from .tile import (
-    Unsuited,
-    block_by_block,
-    choose_tile,
-    extent_of,
-    extents_of,
-    register_tile,
-    rows_in_cache,
-    split_by_kind,
-    split_phases,
-)
+from .tile import block_by_block, choose_tile, register_tile, rows_in_cache, split_phases
 from .traits import CpuTraits
 
 SHARE_OF_TURNED = 1 / 8

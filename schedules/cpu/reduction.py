@@ -9,7 +9,8 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..decisions import Choices
 from ..kernels import SMALL
-from .tile import Unsuited, extent_of, extents_of, is_reduction, split_by_kind, vector_lanes, vectorize_inner
+from ..loops import Unsuited, extent_of, extents_of, is_reduction, split_by_kind
+from .tile import vector_lanes, vectorize_inner
 from .traits import CpuTraits
 
 

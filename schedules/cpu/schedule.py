@@ -12,9 +12,9 @@ from tvm.s_tir.schedule import SBlockRV
 
 from ..decisions import DEFAULTS, Choice, Choices, Decisions
 from ..kernels import comes_scheduled
+from ..loops import Unsuited
 from . import depthwise, product, reduction
 from .fallback import fallback
-from .tile import Unsuited
 from .traits import CpuTraits
 from .transpose import transpose
 from .update import update

@@ -11,7 +11,7 @@ from tvm import IRModule, tirx
 
 from ..decisions import DEFAULTS, Choice, Decisions
 from ..kernels import SMALL
-from .lower import lower, scratch_of
+from .lower import lower, object_of, scratch_of
 from .schedule import options, schedule
 from .scratch import needs_scratch
 from .tile import rounded_rows, tiles, vector_lanes
@@ -24,6 +24,7 @@ class CpuLayouts:
     """Operand sizes that suit register tiles (:class:`schedules.target.Layouts`)."""
 
     traits: CpuTraits
+    reads_across: bool = False
 
     def padded_columns(self, columns: int) -> int:
         """Return the columns to compute of a product: whole vectors, where those of ``columns`` would be short."""
@@ -53,6 +54,8 @@ class CpuTarget:
     traits: CpuTraits
     llvm: tvm.target.Target
 
+    is_gpu = False
+
     @property
     def layouts(self) -> CpuLayouts:
         """Operand layouts that suit register tiles."""
@@ -69,6 +72,10 @@ class CpuTarget:
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to a C function of pointers, under its ``global_symbol``."""
         return lower(func, self.llvm, self.traits.cores)
+
+    def code(self, func: tirx.PrimFunc) -> bytes:
+        """Return the object file of a scheduled kernel."""
+        return object_of(self.lower(func), self.llvm)
 
     def scratch_bytes(self, func: tirx.PrimFunc) -> int:
         """Return the bytes of memory that a scheduled kernel needs besides its operands, for all its workers."""

@@ -12,12 +12,9 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..decisions import Choices
 from ..extents import divisors
+from ..loops import Unsuited, extent_of, extents_of
 from .squares import turn_in_squares
 from .traits import CpuTraits
-
-
-class Unsuited(Exception):
-    """Mismatch of a schedule and a kernel: the next rule is tried."""
 
 
 @dataclass(frozen=True)
@@ -37,34 +34,6 @@ class Tile:
     def width(self) -> int:
         """Columns in the tile."""
         return self.lanes * self.vectors
-
-
-def extent_of(sch: s_tir.Schedule, loop: LoopRV) -> int:
-    """Return the extent of a loop, which must be constant."""
-    extent = sch.get(loop).extent
-    if not isinstance(extent, tirx.IntImm):
-        raise Unsuited("the extent of a loop is not constant")
-    return int(extent)
-
-
-def extents_of(sch: s_tir.Schedule, loops: Sequence[LoopRV]) -> list[int]:
-    """Return the extent of each loop."""
-    return [extent_of(sch, loop) for loop in loops]
-
-
-def is_reduction(sch: s_tir.Schedule, block: SBlockRV) -> bool:
-    """Return whether a block has a reduction axis."""
-    return any(int(iter_var.iter_type) == 2 for iter_var in sch.get(block).iter_vars)
-
-
-def split_by_kind(sch: s_tir.Schedule, block: SBlockRV) -> tuple[list[LoopRV], list[LoopRV]]:
-    """Return the spatial loops and the reduction loops of an unscheduled block."""
-    kinds = [int(iter_var.iter_type) for iter_var in sch.get(block).iter_vars]
-    loops = sch.get_loops(block)
-    if len(loops) != len(kinds) or any(kind not in (0, 2) for kind in kinds):
-        raise Unsuited("a block whose loops are not its own")
-    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 0]
-    return spatial, [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 2]
 
 
 def vector_lanes(columns: int, most: int) -> int:

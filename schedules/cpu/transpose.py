@@ -11,8 +11,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from ..decisions import Choices
+from ..loops import Unsuited
 from .squares import squares, turned
-from .tile import Unsuited
 from .traits import CpuTraits
 
 

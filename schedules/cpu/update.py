@@ -7,7 +7,7 @@ from tvm.s_tir.schedule import SBlockRV
 
 from ..decisions import Choices
 from ..kernels import SMALL
-from .tile import extents_of
+from ..loops import extents_of
 from .traits import CpuTraits
 
 ROW_LENGTHS = (4096, 1024, 256, 64)

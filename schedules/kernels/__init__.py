@@ -6,6 +6,9 @@ SMALL = 16 * 1024
 """Most elements of a kernel that runs on one core: waking the other cores would take longer."""
 OPAQUE = 8
 """TVM's pattern for operators that do not fuse (``tvm::relay::OpPatternKind``)."""
+GUARDED = "pock.guarded"
+"""Attribute of kernels that write in place, on targets whose calls cannot end a step: such a kernel does nothing once a
+check has failed."""
 
 
 def comes_scheduled(func: tirx.PrimFunc) -> bool:

@@ -14,8 +14,9 @@ from tvm import te, tirx
 
 from pock_tvm.compiler.build import call_kernel
 from pock_tvm.compiler.targets import resolve_target
+from pock_tvm.device.library import CALL_KERNEL
 from pock_tvm.device.memory import ALIGNMENT, aligned
-from pock_tvm.device.runtime import CALL_KERNEL, load_library, pack_objects
+from pock_tvm.device.runtime import load_library, pack_objects
 from schedules.cpu import CpuTarget, cpu_target
 from schedules.cpu.lower import scratch_of
 from schedules.cpu.traits import CpuTraits

@@ -16,9 +16,9 @@ from tvm.script.ir_builder import tirx as T
 
 import pock_tvm as pock
 from pock_tvm.compiler.targets import linker_for, resolve_target
+from pock_tvm.device.machine import machine_triple
 from pock_tvm.device.profile import example, profile
 from pock_tvm.device.program import kernel_calls
-from pock_tvm.device.runtime import machine_triple
 from tests.pock_tvm.networks import small
 from tests.schedules.kernels import built
 

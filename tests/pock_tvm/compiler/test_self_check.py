@@ -16,7 +16,7 @@ from tvm import relax
 import pock_tvm as pock
 from pock_tvm.compiler.self_check.agreement import difference
 from pock_tvm.compiler.targets import resolve_target, runs_here
-from pock_tvm.device.runtime import machine_triple
+from pock_tvm.device.machine import machine_triple
 from pock_tvm.frontend import Model, load_model
 from relay_passes.ir import bindings_of, op_name, rewrite, update_function
 from relay_passes.operators.record import record_of

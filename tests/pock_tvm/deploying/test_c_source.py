@@ -23,8 +23,8 @@ from tvm import te, tirx
 import pock_tvm as pock
 from pock_tvm.compiler.targets import resolve_target
 from pock_tvm.deploying.c_source import kernel_sources, sources
+from pock_tvm.device.machine import CORES
 from pock_tvm.device.memory import aligned
-from pock_tvm.device.runtime import CORES
 from pock_tvm.errors import BuildError
 from schedules.cpu.lower import scratch_of
 from schedules.kernels import functions

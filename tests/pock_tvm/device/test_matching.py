@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import pock_tvm as pock
-from pock_tvm.device.runtime import machine_triple
+from pock_tvm.device.machine import machine_triple
 from pock_tvm.errors import CheckpointError
 
 SCHEMES: dict[str, dict[str, Any]] = {

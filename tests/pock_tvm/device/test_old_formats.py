@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import pock_tvm as pock
+from pock_tvm.device.machine import machine_triple
 from pock_tvm.device.profile import profile
-from pock_tvm.device.runtime import machine_triple
 
 DATA = Path(__file__).parents[2] / "data"
 BEHIND = {

@@ -16,7 +16,8 @@ from tvm import tirx
 
 import pock_tvm as pock
 from pock_tvm.compiler.targets import resolve_target
-from pock_tvm.device.runtime import CheckFailed, Library, load_library, pack_objects
+from pock_tvm.device.library import CheckFailed
+from pock_tvm.device.runtime import HostLibrary, load_library, pack_objects
 from relay_passes.memory.call_list import NOTHING, CallList, Check, Place, Tensor, Workspace
 from relay_passes.memory.lower_to_executor import executor
 from schedules.kernels import finite
@@ -133,7 +134,7 @@ def test_only_training_is_checked_and_only_floats() -> None:
 
 
 @pytest.fixture(scope="module", params=finite.BITS)
-def checked(request) -> tuple[str, int, Library]:
+def checked(request) -> tuple[str, int, HostLibrary]:
     """A dtype, and an executor of two checks: of one number, and of many behind the first three."""
     dtype, count = request.param, 5 * finite.BLOCK + 7
     table = (Tensor("a", (1,), dtype), Tensor("b", (count + 3,), dtype))

@@ -1,0 +1,1 @@
+"""Runs programs on GPUs: one back end a file. Needs neither TVM nor a compiler."""

@@ -1,0 +1,78 @@
+"""Interface of a back end: a device's memory, and lists of commands that are submitted as a whole."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Region(NamedTuple):
+    """Part of a buffer: offset and size in bytes."""
+
+    buffer: Any
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Launch of a device function on regions of memory."""
+
+    kernel: str
+    """Kernel whose text holds the function."""
+    symbol: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    arguments: tuple[Region, ...]
+
+
+@dataclass(frozen=True)
+class CopyBytes:
+    """Copy between regions of one size."""
+
+    to: Region
+    source: Region
+
+
+Command = Launch | CopyBytes
+
+
+class Backend(ABC):
+    """A device, and how it is spoken to. Commands run in the order in which they are submitted."""
+
+    alignment: int
+    """Alignment of a region's offset, in bytes."""
+    name: str
+    """Name of the device, for messages."""
+
+    @abstractmethod
+    def allocate(self, size: int) -> Any:
+        """A buffer of so many zero bytes."""
+
+    @abstractmethod
+    def write(self, region: Region, values: np.ndarray) -> None:
+        """Put bytes into a region."""
+
+    @abstractmethod
+    def read(self, region: Region) -> np.ndarray:
+        """The bytes of a region, as uint8, when everything that was submitted is done."""
+
+    @abstractmethod
+    def load(self, kernel: str, text: bytes) -> None:
+        """Make the functions of a kernel's text ready for launches."""
+
+    @abstractmethod
+    def record(self, commands: Sequence[Command]) -> Any:
+        """Make a list that can be submitted any number of times."""
+
+    @abstractmethod
+    def submit(self, recorded: Any) -> None:
+        """Run a list, after everything that was submitted before. It need not be done when this returns."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Wait until everything that was submitted is done."""

@@ -1,0 +1,32 @@
+"""Devices by name: ``opencl:0``, ``cuda:1``."""
+
+from __future__ import annotations
+
+import importlib
+
+from ..errors import InputError, ProgramError
+from .backend import Backend
+
+BACKENDS = {"opencl": ("opencl", "OpenClBackend")}
+"""Module and class of the back end of each dialect."""
+
+
+def open_device(name: str, dialect: str) -> Backend:
+    """Open a device for kernels of a dialect.
+
+    Raises
+    ------
+    InputError
+        ``name`` is not ``<dialect>`` or ``<dialect>:<number>``.
+    ProgramError
+        The kernels are of another dialect.
+    DeviceError
+        There is no such device, or what speaks to it is not installed.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in BACKENDS or not (number or "0").isdecimal():
+        raise InputError(f"'{name}' is no device: give one of {', '.join(f'{each}:0' for each in BACKENDS)}")
+    if kind != dialect:
+        raise ProgramError(f"this program was compiled for {dialect}, not for '{name}': compile it for target '{kind}'")
+    module, backend = BACKENDS[kind]
+    return getattr(importlib.import_module(f".{module}", __package__), backend)(int(number or 0))

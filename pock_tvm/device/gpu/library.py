@@ -1,0 +1,141 @@
+"""Entry points of a program for a GPU: lists of launches, bound to memory once and submitted as a whole.
+
+The library is a zip file that ``pock_tvm.compiler.launches`` packs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..guards import CHECK
+from ..library import CALL_KERNEL, CheckFailed, Library
+from .backend import Backend, Command, CopyBytes, Launch, Region
+from .memory import DeviceArray, DeviceMemory
+
+COPY = "copy"
+FLAG = -1
+"""Operand of a launch that reads whether a check has failed (``schedules.gpu.lower``)."""
+HEAD = "library.json"
+"""File of the library with everything but texts."""
+FINITE = "pock_all_finite_"
+"""Kernels of checks, by the dtype that follows."""
+
+
+@dataclass
+class Table:
+    """Addresses that an entry point is called with, and its commands once they are recorded."""
+
+    addresses: list[int]
+    recorded: Any = None
+    found: DeviceArray | None = None
+    """int32 [1]: 0, or the position of the first check that failed in the call list, counted from 1."""
+    held: tuple[Any, ...] = ()
+    """Arrays that the commands read besides."""
+
+
+class LaunchLibrary(Library):
+    """The entry points of a program on a GPU.
+
+    ``entries`` are the manifest's.
+    """
+
+    def __init__(self, library: bytes, entries: Mapping[str, Any], backend: Backend, memory: DeviceMemory) -> None:
+        self._entries, self._backend, self._memory = entries, backend, memory
+        with zipfile.ZipFile(io.BytesIO(library)) as archive:
+            self._head = json.loads(archive.read(HEAD))
+            self._kernels = self._head["kernels"]
+            for kernel in self._kernels:
+                backend.load(kernel, archive.read(kernel))
+        self._order = sorted(name for name in self._kernels if not name.startswith(FINITE))
+
+    def table(self, addresses: Sequence[int]) -> Table:
+        """Addresses as an entry point takes them; behind them a number, if its call list holds checks."""
+        return Table(list(addresses))
+
+    def numbers(self, table: Table) -> list[int]:
+        """The numbers in a vector that :meth:`table` made."""
+        return table.addresses
+
+    def contract(self) -> list[int]:
+        """The digest of the layouts and sizes that it was built for."""
+        return self._head["contract"]
+
+    def run(self, entry: str, table: Table) -> None:
+        """Submit an entry point.
+
+        Raises
+        ------
+        CheckFailed
+            It found a number that is not finite, and wrote nothing in place from there on.
+        """
+        if table.recorded is None:
+            commands = self._one_call(table) if entry == CALL_KERNEL else self._all_calls(entry, table)
+            table.recorded = self._backend.record(commands)
+        self._backend.submit(table.recorded)
+        if table.found is not None:
+            (found,) = self._memory.read(table.found).tolist()
+            if found:
+                self._memory.write(table.found, 0)
+                raise CheckFailed(found - 1)
+
+    def _one_call(self, table: Table) -> list[Command]:
+        number, *addresses = table.addresses
+        flag = self._memory.allocate((1,), "int32")
+        table.held = (flag,)
+        return self._launches(self._order[number], addresses, flag)
+
+    def _all_calls(self, entry: str, table: Table) -> list[Command]:
+        calls = self._entries[entry]["calls"]
+        table.found = found = self._memory.allocate((1,), "int32")
+        marks = self._memory.allocate((len(calls), self._backend.alignment // 4), "int32")
+        table.held = (marks,)
+        rows = np.zeros(marks.shape, "int32")
+        commands: list[Command] = []
+        for number, (kernel, places, *rest) in enumerate(calls):
+            addresses = [table.addresses[position] + offset for position, offset in places]
+            if kernel == COPY:
+                to, source = (self._memory.region(address, rest[0]) for address in addresses)
+                commands.append(CopyBytes(to, source))
+            elif kernel == CHECK:
+                count, dtype = rest[:2]
+                rows[number, :2] = count, number + 1
+                checked = [*addresses, marks.start + number * self._backend.alignment, found.start]
+                commands += self._launches(FINITE + dtype, checked, found, count * np.dtype(dtype).itemsize)
+            else:
+                commands += self._launches(kernel, addresses, found)
+        if not any(kernel == CHECK for kernel, *_ in calls):
+            table.found = None
+            table.held = (marks, found)
+        self._memory.write(marks, rows)
+        return commands
+
+    def _launches(self, kernel: str, addresses: Sequence[int], flag: DeviceArray, size: int = 0) -> list[Command]:
+        """The launches of one kernel. ``size``: bytes of an operand of any size."""
+        record = self._kernels[kernel]
+        before: list[Command] = []
+        after: list[Command] = []
+
+        def region(operand: int, offset: int) -> Region:
+            if operand == FLAG:
+                return self._memory.region(flag.start, flag.nbytes)
+            found = self._memory.region(addresses[operand] + offset, (record["sizes"][operand] or size) - offset)
+            if found.offset % self._backend.alignment == 0:
+                return found
+            # The device cannot bind it where it lies.
+            apart = Region(self._backend.allocate(found.size), 0, found.size)
+            before.append(CopyBytes(apart, found))
+            after.append(CopyBytes(found, apart))
+            return apart
+
+        launches: list[Command] = [
+            Launch(kernel, symbol, tuple(grid), tuple(block), tuple(region(*operand) for operand in operands))
+            for symbol, grid, block, operands in record["launches"]
+        ]
+        return [*before, *launches, *after]

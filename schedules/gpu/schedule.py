@@ -1,0 +1,69 @@
+"""Schedule selection: the rule of a kernel's main block, or the fallback."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.s_tir.schedule import SBlockRV
+
+from ..decisions import DEFAULTS, Choice, Choices, Decisions
+from ..kernels import comes_scheduled
+from ..loops import Unsuited
+from .fallback import fallback
+from .tasks import bind_tasks
+from .traits import GpuTraits
+
+Rule = Callable[[s_tir.Schedule, SBlockRV, GpuTraits, Choices], None]
+"""Schedules a kernel by its main block."""
+RULES: dict[str, Rule] = {}
+"""Rules by the ``schedule_rule`` attribute of main blocks in ``schedules/kernels``."""
+
+
+def schedule(func: tirx.PrimFunc, traits: GpuTraits, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
+    """Schedule one kernel: every loop nest is bound to blocks and threads.
+
+    Raises
+    ------
+    DecisionError
+        A decision names a choice or an option that the schedule does not offer.
+    """
+    return _scheduled(func, traits, decisions)[0]
+
+
+def options(func: tirx.PrimFunc, traits: GpuTraits, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
+    """Return the choices that a kernel's schedule offers under ``decisions``, by name, in the order they are made."""
+    return _scheduled(func, traits, decisions)[1]
+
+
+def _scheduled(func: tirx.PrimFunc, traits: GpuTraits, decisions: Decisions) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
+    if comes_scheduled(func):
+        Choices(decisions).close()
+        return bind_tasks(func), {}
+    mod = tvm.IRModule({"main": func})
+    for rule in _rules(s_tir.Schedule(mod), traits):
+        sch, choices = s_tir.Schedule(mod), Choices(decisions)
+        with contextlib.suppress(Unsuited, s_tir.ScheduleError):
+            rule(sch, choices)
+            choices.close()
+            return sch.mod["main"].with_attrs(func.attrs), choices.offered
+    sch, choices = s_tir.Schedule(mod), Choices(decisions)
+    fallback(sch, traits, choices)
+    choices.close()
+    return sch.mod["main"].with_attrs(func.attrs), choices.offered
+
+
+def _rules(sch: s_tir.Schedule, traits: GpuTraits) -> Iterator[Callable[[s_tir.Schedule, Choices], None]]:
+    """Yield the rules that may suit a kernel, best first."""
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        stmt = sch.get(block)
+        rule = RULES.get(stmt.annotations.get("schedule_rule"))
+        if rule is not None:
+            yield functools.partial(_by_name, rule=rule, name=stmt.name_hint, traits=traits)
+
+
+def _by_name(sch: s_tir.Schedule, choices: Choices, rule: Rule, name: str, traits: GpuTraits) -> None:
+    rule(sch, sch.get_sblock(name), traits, choices)

@@ -1,0 +1,78 @@
+"""Target of the compiler for GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, tirx
+
+from ..decisions import DEFAULTS, Choice, Decisions
+from .lower import code_of, lower, scratch_of
+from .schedule import options, schedule
+from .traits import GpuTraits, traits_of
+
+
+@dataclass(frozen=True)
+class GpuLayouts:
+    """Operands of products as they are: a thread block brings its tiles into shared memory, in any order
+    (:class:`schedules.target.Layouts`)."""
+
+    reads_across: bool = True
+
+    def padded_columns(self, columns: int) -> int:
+        """Return ``columns``: a block masks the end of its tile."""
+        return columns
+
+    def rounded_rows(self, rows: int, columns: int) -> int:
+        """Return ``rows``: a block masks the end of its tile."""
+        return rows
+
+    def strip_width(self, rows: int, columns: int) -> int:
+        """Return 0: nothing is packed."""
+        return 0
+
+    def transposes_alone(self, shape: Sequence[int], axes: Sequence[int], dtype: str) -> bool:
+        """Return False: a transpose is fused with its neighbours."""
+        return False
+
+
+@dataclass(frozen=True)
+class GpuTarget:
+    """A GPU (:class:`schedules.target.Target`)."""
+
+    traits: GpuTraits
+    target: tvm.target.Target
+
+    is_gpu = True
+
+    @property
+    def layouts(self) -> GpuLayouts:
+        """Operand layouts: as they are."""
+        return GpuLayouts()
+
+    def schedule(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
+        """Schedule one kernel. Every loop nest of it is bound to blocks and threads."""
+        return schedule(func, self.traits, decisions)
+
+    def options(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
+        """Return the choices that a kernel's schedule offers under ``decisions``, by name."""
+        return options(func, self.traits, decisions)
+
+    def lower(self, func: tirx.PrimFunc) -> IRModule:
+        """Lower a scheduled kernel to its device functions, and the host function that launches them."""
+        return lower(func, self.target)
+
+    def scratch_bytes(self, func: tirx.PrimFunc) -> int:
+        """Return the bytes of memory for what the launches of a scheduled kernel hand on to each other."""
+        return scratch_of(self.lower(func))
+
+    def code(self, func: tirx.PrimFunc) -> bytes:
+        """Return the text of a scheduled kernel and its launches, as JSON (:mod:`schedules.gpu.lower`)."""
+        return code_of(self.lower(func), self.traits)
+
+
+def gpu_target(target: tvm.target.Target) -> GpuTarget:
+    """Make the target of the GPU that TVM's target describes."""
+    return GpuTarget(traits_of(target), target)

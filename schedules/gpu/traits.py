@@ -1,0 +1,75 @@
+"""Traits of a GPU, from TVM's target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.target import Target
+
+from ..target import Traits
+
+DIALECTS = ("cuda", "metal", "opencl", "webgpu")
+"""Kinds of TVM's targets that kernels are written for."""
+KIB = 2**10
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuTraits(Traits):
+    """Traits of a GPU. Sizes in bytes are limits of a block (OpenCL: a work group)."""
+
+    dialect: str
+    """Language of the kernels: one of ``DIALECTS``."""
+    warp: int
+    """Threads that run in step: a warp, a SIMD group, a subgroup."""
+    threads: int
+    """Most threads of a block."""
+    shared_bytes: int
+    """Most memory that the threads of a block share."""
+    registers: int = 255
+    """Most 32-bit registers of a thread."""
+    arguments: int = 31
+    """Most buffers that a kernel binds."""
+    alignment: int = 256
+
+    @property
+    def peak(self) -> int:
+        """Multiply-adds of all cores, four warps each."""
+        return 4 * self.warp * self.cores
+
+
+def traits_of(target: Target) -> GpuTraits:
+    """Return the traits of a target of one of ``DIALECTS``. What it does not say is what every such device has."""
+    dialect, attrs = target.kind.name, target.attrs
+    default = DEFAULTS[dialect]
+
+    def number(name: str, otherwise: int) -> int:
+        return int(attrs.get(name) or otherwise)
+
+    shared = number("max_shared_memory_per_block", default.shared_bytes)
+    return GpuTraits(
+        cores=number("num-cores", default.cores),
+        cache_bytes=shared,
+        dialect=dialect,
+        warp=max(number("thread_warp_size", default.warp), default.warp),
+        threads=number("max_threads_per_block", default.threads),
+        shared_bytes=shared,
+        arguments=default.arguments,
+    )
+
+
+@dataclass(frozen=True)
+class _Default:
+    cores: int
+    warp: int
+    threads: int
+    shared_bytes: int
+    arguments: int
+
+
+DEFAULTS = {
+    "cuda": _Default(16, 32, 1024, 48 * KIB, 255),
+    "metal": _Default(8, 32, 1024, 32 * KIB, 31),
+    "opencl": _Default(8, 16, 256, 32 * KIB, 128),
+    # The limits that every WebGPU device keeps (https://www.w3.org/TR/webgpu/#limits).
+    "webgpu": _Default(8, 16, 256, 16 * KIB, 8),
+}
