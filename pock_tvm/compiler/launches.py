@@ -24,22 +24,27 @@ def build_launches(
     places: Mapping[str, str],
     contract: Sequence[int] = (0,) * WORDS,
 ) -> Library:
-    """Build the PrimFuncs of a module for a GPU.
-
-    The library is a zip file (``pock_tvm.device.launches``): ``library.json`` with ``dialect``, ``contract``, and for
-    each kernel its ``launches`` (``schedules.gpu.lower``); and each kernel's text. Errors: as
-    :func:`pock_tvm.compiler.build.build_library`.
-    """
+    """Build the PrimFuncs of a module for a GPU. Errors: as :func:`pock_tvm.compiler.build.build_library`."""
     functions = {var.name_hint: func for var, func in mod.functions.items() if isinstance(func, tirx.PrimFunc)}
     dtypes = {call.dtype for entry in entries.values() for call in entry.calls if isinstance(call, Check)}
     checks = {func.attrs["global_symbol"]: func for func in map(all_finite, sorted(dtypes))}
     codes = builder.codes([*functions.values(), *checks.values()], places)
+    definitions = {name: builder.definition_of(func) for name, func in functions.items()}
+    kernels = packed_kernels(definitions, {name: codes[name] for name in definitions})
+    return Library(pack_launches(codes, builder.target.kind.name, contract), kernels)
+
+
+def pack_launches(codes: Mapping[str, bytes], dialect: str, contract: Sequence[int] = (0,) * WORDS) -> bytes:
+    """Pack the codes of kernels (``schedules.gpu.lower``) into a zip file that ``pock_tvm.device.gpu.library`` reads.
+
+    It holds each kernel's text under its name, and ``library.json`` with the rest: ``dialect``, ``contract`` and
+    ``kernels``, in which each has its ``launches`` and ``sizes``.
+    """
     kernels = {name: json.loads(code) for name, code in codes.items()}
     texts = {name: kernel.pop("text") for name, kernel in kernels.items()}
-    head = {"dialect": builder.target.kind.name, "contract": list(contract), "kernels": kernels}
+    head = {"dialect": dialect, "contract": list(contract), "kernels": kernels}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in {"library.json": json.dumps(head), **texts}.items():
             archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)
-    definitions = {name: builder.definition_of(func) for name, func in functions.items()}
-    return Library(packed.getvalue(), packed_kernels(definitions, {name: codes[name] for name in definitions}))
+    return packed.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 
-from tvm import s_tir
+from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
 
 from ..decisions import Choices
@@ -28,7 +28,18 @@ def fallback(sch: s_tir.Schedule, traits: GpuTraits, choices: Choices) -> None:
             with contextlib.suppress(s_tir.ScheduleError):
                 sch.compute_inline(block)
     for block in sch.get_child_blocks(root):
+        _keep_unread_results(sch, block)
         bind(sch, block, traits, choices)
+
+
+def _keep_unread_results(sch: s_tir.Schedule, block: SBlockRV) -> None:
+    """Keep in registers what a block computes and nothing reads: the maximum beside its place."""
+    own = set(sch.get(sch.get_sblock("root")).alloc_buffers)
+    for consumer in sch.get_consumers(block):
+        own -= {region.source for region in sch.get(consumer).reads}
+    for index, region in enumerate(sch.get(block).writes):
+        if region.source in own:
+            sch.set_scope(block, index, "local")
 
 
 def bind(sch: s_tir.Schedule, block: SBlockRV, traits: GpuTraits, choices: Choices) -> None:
@@ -46,7 +57,7 @@ def bind(sch: s_tir.Schedule, block: SBlockRV, traits: GpuTraits, choices: Choic
     if reduced:
         sch.reorder(*spatial, *reduced)
     outer = sch.fuse(*spatial) if len(spatial) > 1 else spatial[0]
-    if reduced:
+    if reduced and _is_plain(sch, block):
         together = choices.choose(f"{name}.together", (1, *offered), threads if _shares(sums, terms, traits) else 1)
         if together > 1:
             inner = sch.fuse(*reduced) if len(reduced) > 1 else reduced[0]
@@ -63,3 +74,8 @@ def bind(sch: s_tir.Schedule, block: SBlockRV, traits: GpuTraits, choices: Choic
 def _shares(sums: int, terms: int, traits: GpuTraits) -> bool:
     """Return whether a thread a sum would leave most of the GPU idle, and each sum is long."""
     return terms >= 2 * traits.warp and sums < 4 * traits.warp * traits.cores
+
+
+def _is_plain(sch: s_tir.Schedule, block: SBlockRV) -> bool:
+    """Return whether a reduction has one result: TVM shares only those among threads."""
+    return isinstance(sch.get(block).body, tirx.BufferStore)

@@ -55,16 +55,22 @@ def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
 
 
 def _named(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Give the operands names that every dialect takes, and start each at its pointer: TVM's kernels that are written
-    as loops (sort, scatter, scan) declare buffers with symbolic offsets."""
-    names = {
-        param: tirx.decl_buffer(param.shape, str(param.ty.dtype), f"p{at}_{NO_NAME.sub('_', param.name)}", layout=None)
-        for at, param in enumerate(func.params)
+    """Give variables names that every dialect takes: those of the network's values hold dots, and may begin with a
+    digit. Start each operand at its pointer: TVM's kernels that are written as loops (sort, scatter, scan) declare
+    buffers with symbolic offsets."""
+    buffers = {
+        param: tirx.decl_buffer(param.shape, str(param.ty.dtype), param.name, layout=None) for param in func.params
     }
-    return func.specialize(names)
+    graph = json.loads(tvm.ir.save_json(func.specialize(buffers)))
+    nodes = graph["nodes"]
+    for node in [node for node in nodes if node["type"] == "ir.Var"]:
+        name = nodes[node["data"]["name"]]["data"]
+        node["data"]["name"] = len(nodes)
+        nodes.append({"type": "ffi.String", "data": f"v_{NO_NAME.sub('_', name)}"})
+    return tvm.ir.load_json(json.dumps(graph))
 
 
-NO_NAME = re.compile(r"\W+")
+NO_NAME = re.compile(r"\W+|_{2,}|_+$")
 LOWERING = [
     s_tir.transform.CanonicalizeLoop(),
     s_tir.transform.LowerCrossThreadReduction(),

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tvm
 from tvm import te, tirx
 
 from pock_tvm.compiler.build import call_kernel
+from pock_tvm.compiler.launches import pack_launches
 from pock_tvm.compiler.targets import resolve_target
+from pock_tvm.device.errors import DeviceError
+from pock_tvm.device.gpu.backend import Backend
+from pock_tvm.device.gpu.devices import open_device
+from pock_tvm.device.gpu.library import LaunchLibrary
+from pock_tvm.device.gpu.memory import DeviceMemory
 from pock_tvm.device.library import CALL_KERNEL
 from pock_tvm.device.memory import ALIGNMENT, aligned
 from pock_tvm.device.runtime import load_library, pack_objects
 from schedules.cpu import CpuTarget, cpu_target
 from schedules.cpu.lower import scratch_of
 from schedules.cpu.traits import CpuTraits
+from schedules.gpu import gpu_target
 from schedules.target import Target
 
 LLVM = resolve_target("host")
@@ -30,7 +39,12 @@ CPUS = {
     "neon": CpuTarget(CpuTraits(lanes=4, registers=32, cores=4), LLVM),
 }
 """Every schedule runs on this machine, whatever CPU its tiles are meant for."""
-TARGETS: dict[str, Target] = {**CPUS, "scalar": CpuTarget(CpuTraits(lanes=1, registers=32, cores=1), LLVM)}
+OPENCL = gpu_target(resolve_target("opencl"))
+TARGETS: dict[str, Target] = {
+    **CPUS,
+    "scalar": CpuTarget(CpuTraits(lanes=1, registers=32, cores=1), LLVM),
+    "opencl": OPENCL,
+}
 """What every definition is tested on, by the fixture ``target``; :func:`built` runs its kernels."""
 
 Kernel = Callable[..., te.Tensor]
@@ -72,6 +86,8 @@ def call(func: tirx.PrimFunc, *arrays: np.ndarray, target: Target = HOST, times:
 
 def built(func: tirx.PrimFunc, target: Target = HOST) -> Callable[..., None]:
     """A scheduled function, compiled for this machine. It works in place on aligned arrays, and on copies of others."""
+    if target.is_gpu:
+        return _built_for_opencl(func)
     mod = target.lower(func.with_attr("global_symbol", "kernel"))
     kernel, scratch = object_of(tvm.get_global_func("target.build.llvm")(mod, LLVM)), scratch_of(mod)
     library = load_library(pack_objects({"kernel.o": kernel, "entry.o": entry(len(func.params) + bool(scratch))}))
@@ -87,6 +103,45 @@ def built(func: tirx.PrimFunc, target: Target = HOST) -> Callable[..., None]:
         assert all((memory == 0xFF).all() for memory in around), "written outside of the scratch"
 
     return call
+
+
+def _built_for_opencl(func: tirx.PrimFunc) -> Callable[..., None]:
+    """A scheduled function for the first device of OpenCL: it works on copies, with bytes around each."""
+    codes = {"kernel": OPENCL.code(func.with_attr("global_symbol", "kernel"))}
+    (size,) = [json.loads(code)["sizes"][len(func.params) :] for code in codes.values()]
+    backend = opencl_device()
+    memory = DeviceMemory(backend)
+    library = LaunchLibrary(pack_launches(codes, "opencl"), {}, backend, memory)
+
+    def call(*arrays: np.ndarray) -> None:
+        lengths = [array.nbytes for array in arrays] + size
+        starts, end = [], backend.alignment
+        for length in lengths:
+            starts.append(end)
+            end += (length // backend.alignment + 2) * backend.alignment
+        place = memory.allocate([end], "uint8")
+        content = np.full(end, 0xFF, "uint8")
+        for start, array in zip(starts, arrays, strict=False):
+            content[start : start + array.nbytes] = array.reshape(-1).view("uint8")
+        memory.write(place, content)
+        library.run(CALL_KERNEL, library.table([0, *(place.start + start for start in starts)]))
+        content = memory.read(place).copy()
+        for start, array in zip(starts, arrays, strict=False):
+            array[...] = content[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        for start, length in zip(starts, lengths, strict=True):
+            content[start : start + length] = 0xFF
+        assert (content == 0xFF).all(), "written outside"
+
+    return call
+
+
+@functools.cache
+def opencl_device() -> Backend:
+    """The first device of OpenCL; a test that needs it is skipped where there is none."""
+    try:
+        return open_device("opencl:0", "opencl")
+    except DeviceError as error:
+        pytest.skip(str(error))
 
 
 @functools.cache

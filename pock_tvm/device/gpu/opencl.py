@@ -59,6 +59,7 @@ class OpenClBackend(Backend):
 
     def load(self, kernel: str, text: bytes) -> None:
         self._texts[kernel] = text.decode()
+        self._programs.pop(kernel, None)
 
     def _program(self, kernel: str) -> Any:
         """The built text of a kernel: built once, when it is first launched."""
