@@ -57,7 +57,7 @@ def bind(sch: s_tir.Schedule, block: SBlockRV, traits: GpuTraits, choices: Choic
     if reduced:
         sch.reorder(*spatial, *reduced)
     outer = sch.fuse(*spatial) if len(spatial) > 1 else spatial[0]
-    if reduced and _is_plain(sch, block):
+    if reduced and is_plain(sch, block):
         together = choices.choose(f"{name}.together", (1, *offered), threads if _shares(sums, terms, traits) else 1)
         if together > 1:
             inner = sch.fuse(*reduced) if len(reduced) > 1 else reduced[0]
@@ -76,6 +76,6 @@ def _shares(sums: int, terms: int, traits: GpuTraits) -> bool:
     return terms >= 2 * traits.warp and sums < 4 * traits.warp * traits.cores
 
 
-def _is_plain(sch: s_tir.Schedule, block: SBlockRV) -> bool:
+def is_plain(sch: s_tir.Schedule, block: SBlockRV) -> bool:
     """Return whether a reduction has one result: TVM shares only those among threads."""
     return isinstance(sch.get(block).body, tirx.BufferStore)

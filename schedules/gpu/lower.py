@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
 
 from ..kernels import GUARDED
+from .spelling import with_bits, with_names
 from .traits import GpuTraits
 
 FLAG = -1
@@ -44,7 +44,7 @@ def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
     symbol = func.attrs["global_symbol"]
     if GUARDED in func.attrs:  # it has two views of what it updates
         func = func.with_attr("tirx.noalias", False)
-    mod = tirx.transform.BindTarget(target.with_host(Target("llvm")))(IRModule({symbol: _named(func)}))
+    mod = tirx.transform.BindTarget(target.with_host(Target("llvm")))(IRModule({symbol: with_names(func)}))
     with tvm.transform.PassContext():
         mod = tvm.transform.Sequential(LOWERING)(mod)
     if GUARDED in func.attrs:
@@ -54,23 +54,6 @@ def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
     return mod
 
 
-def _named(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Give variables names that every dialect takes: those of the network's values hold dots, and may begin with a
-    digit. Start each operand at its pointer: TVM's kernels that are written as loops (sort, scatter, scan) declare
-    buffers with symbolic offsets."""
-    buffers = {
-        param: tirx.decl_buffer(param.shape, str(param.ty.dtype), param.name, layout=None) for param in func.params
-    }
-    graph = json.loads(tvm.ir.save_json(func.specialize(buffers)))
-    nodes = graph["nodes"]
-    for node in [node for node in nodes if node["type"] == "ir.Var"]:
-        name = nodes[node["data"]["name"]]["data"]
-        node["data"]["name"] = len(nodes)
-        nodes.append({"type": "ffi.String", "data": f"v_{NO_NAME.sub('_', name)}"})
-    return tvm.ir.load_json(json.dumps(graph))
-
-
-NO_NAME = re.compile(r"\W+|_{2,}|_+$")
 LOWERING = [
     s_tir.transform.CanonicalizeLoop(),
     s_tir.transform.LowerCrossThreadReduction(),
@@ -207,6 +190,8 @@ def code_of(mod: IRModule, traits: GpuTraits) -> bytes:
     device = IRModule({name: func for name, func in mod.functions.items() if "tirx.is_entry_func" not in func.attrs})
     (target, *_) = (func.attrs["target"] for func in device.functions.values())
     device = tvm.transform.Sequential(FINISHING)(device)
+    if traits.dialect != "cuda":  # which prints all bits
+        device = IRModule({name: with_bits(func) for name, func in device.functions.items()})
     text = tvm.get_global_func(f"target.build.{traits.dialect}")(device, target).inspect_source()
     launches = [[each.symbol, each.grid, each.block, each.operands] for each in launches_of(mod)]
     host = _host(mod)

@@ -14,6 +14,7 @@ from ..decisions import DEFAULTS, Choice, Choices, Decisions
 from ..kernels import comes_scheduled
 from ..loops import Unsuited
 from .fallback import fallback
+from .rows import rows
 from .tasks import bind_tasks
 from .traits import GpuTraits
 
@@ -47,7 +48,7 @@ def _scheduled(func: tirx.PrimFunc, traits: GpuTraits, decisions: Decisions) -> 
     for rule in _rules(s_tir.Schedule(mod), traits):
         sch, choices = s_tir.Schedule(mod), Choices(decisions)
         with contextlib.suppress(Unsuited, s_tir.ScheduleError):
-            rule(sch, choices)
+            rule(sch, choices=choices)
             choices.close()
             return sch.mod["main"].with_attrs(func.attrs), choices.offered
     sch, choices = s_tir.Schedule(mod), Choices(decisions)
@@ -56,13 +57,14 @@ def _scheduled(func: tirx.PrimFunc, traits: GpuTraits, decisions: Decisions) -> 
     return sch.mod["main"].with_attrs(func.attrs), choices.offered
 
 
-def _rules(sch: s_tir.Schedule, traits: GpuTraits) -> Iterator[Callable[[s_tir.Schedule, Choices], None]]:
+def _rules(sch: s_tir.Schedule, traits: GpuTraits) -> Iterator[Callable[..., None]]:
     """Yield the rules that may suit a kernel, best first."""
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         stmt = sch.get(block)
         rule = RULES.get(stmt.annotations.get("schedule_rule"))
         if rule is not None:
             yield functools.partial(_by_name, rule=rule, name=stmt.name_hint, traits=traits)
+    yield functools.partial(rows, traits=traits)
 
 
 def _by_name(sch: s_tir.Schedule, choices: Choices, rule: Rule, name: str, traits: GpuTraits) -> None:

@@ -40,6 +40,9 @@ class OpenClBackend(Backend):
         self.alignment = max(devices[number].mem_base_addr_align // 8, 4)
         self._context = cl.Context([devices[number]])
         self._queue = cl.CommandQueue(self._context)
+        # Division within half of the last bit, as on CPUs, where the device can: 2.5 of it otherwise.
+        exact = devices[number].single_fp_config & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT
+        self._options = ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
         self._texts: dict[str, str] = {}
         self._programs: dict[str, Any] = {}
 
@@ -64,7 +67,7 @@ class OpenClBackend(Backend):
     def _program(self, kernel: str) -> Any:
         """The built text of a kernel: built once, when it is first launched."""
         if kernel not in self._programs:
-            self._programs[kernel] = self._cl.Program(self._context, self._texts[kernel]).build()
+            self._programs[kernel] = self._cl.Program(self._context, self._texts[kernel]).build(self._options)
         return self._programs[kernel]
 
     def record(self, commands: Sequence[Command]) -> Any:
