@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
+
+from .memory import Memory
 
 CONTRACT = "contract"
 """The entry point that writes the digest of what the library relies on: see :mod:`pock_tvm.device.contract`."""
@@ -21,8 +25,15 @@ class CheckFailed(Exception):  # noqa: N818 - what a trainer makes an error of
         self.position = position
 
 
+Outcome = Callable[[], np.ndarray]
+"""Waits for a step and returns its result, or raises what :meth:`Library.run` does."""
+
+
 class Library(ABC):
     """The entry points of a program. Each is called with one table, made of addresses."""
+
+    queues = False
+    """Whether an entry point that was started runs on while its caller goes on."""
 
     @abstractmethod
     def table(self, addresses: Sequence[int]) -> Any:
@@ -43,6 +54,15 @@ class Library(ABC):
         PockError
             It stopped at a kernel that failed: what it had written by then stays written.
         """
+
+    def start(self, entry: str, table: Any, result: Any, memory: Memory) -> Outcome:
+        """Start an entry point; its first result lies in an array of a memory. Here it runs when it is waited for."""
+
+        def outcome() -> np.ndarray:
+            self.run(entry, table)
+            return memory.read(result)
+
+        return outcome
 
     @abstractmethod
     def contract(self) -> list[int] | None:

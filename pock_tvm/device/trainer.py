@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import warnings
@@ -23,7 +24,7 @@ from .gpu.library import LaunchLibrary
 from .gpu.memory import DeviceMemory
 from .inputs import Data, Inputs
 from .instructions import check_instructions
-from .library import CheckFailed, Library
+from .library import CheckFailed, Library, Outcome
 from .losses import Loss
 from .machine import CORES, THREADS, machine_triple
 from .matching import Restored, match
@@ -38,6 +39,8 @@ from .threads import one_at_a_time
 CORES_USED = whole("a number of cores, at least 1", 1)
 PROGRAM = one_of("what pock.compile returned, or the path of a program that was saved", Program, str, os.PathLike)
 LEARNING_RATE = number("a learning rate: a finite number from 0", 0)
+MOST_QUEUED = 64
+"""Most steps that wait for a GPU."""
 KEPT = whole("a number of checkpoints to keep, at least 1", 1)
 STATE = one_of("a mapping of names to arrays, such as model.state_dict()", Mapping)
 
@@ -87,6 +90,8 @@ class Trainer(Execution):
         self.restored: Restored | None = None
         """Outcome of the last restore."""
         self._cycle = (0, 0)  # updates, and steps that they took: counted apart, for a program may share others
+        self._queued: list[tuple[str, Outcome]] = []
+        self._losses: list[float] = []
         self._spoiled: str | None = None
         """Tensor that was not finite behind updates of the same step: the state is then not one to go on from."""
         self._replaced: dict[str, np.ndarray] = {}
@@ -120,7 +125,7 @@ class Trainer(Execution):
     @one_at_a_time
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
         """A trainer of the same program that goes on by itself from the same state."""
-        self._refuse_spoiled()
+        self._settle()
         twin = memo[id(self)] = Trainer(self.program, threads=self._threads or None, device=self._device)
         twin._set_weights(self.program.weights | self._current())
         twin._replaced = dict(self._replaced)
@@ -138,7 +143,6 @@ class Trainer(Execution):
 
     # ---- training and prediction -------------------------------------------------------------------------------------
 
-    @one_at_a_time
     def step(self, x: Data, y: Any = None, *, lr: float) -> float:
         """Train on one batch and return its loss.
 
@@ -153,7 +157,22 @@ class Trainer(Execution):
             An input, the loss or a gradient is NaN or infinite (``guard`` of :func:`pock_tvm.compile`). The message
             says whether the state is as it was. If not, this trainer does nothing more until :meth:`restore`.
         """
+        with self._lock:
+            self.queue(x, y, lr=lr)
+            self._collect()
+            return self._losses.pop()
+
+    @one_at_a_time
+    def queue(self, x: Data, y: Any = None, *, lr: float) -> None:
+        """Train on one batch as :meth:`step`, but leave the loss to :meth:`losses`: a GPU then goes from step to step
+        without waiting. On a CPU the step is done when this returns.
+
+        A number that is not finite is then told later, by :meth:`losses` or any other method: the step that met it is
+        left as :meth:`step` leaves it, and those queued behind it change nothing.
+        """
         self._refuse_spoiled()
+        if len(self._queued) == MOST_QUEUED:
+            self._collect()
         arrays = self._inputs.checked(x)
         target = self._inputs.target(y)
         require("lr", lr, LEARNING_RATE, InputError)
@@ -168,13 +187,34 @@ class Trainer(Execution):
         if "rates" in self._arrays:
             self._fill("rates", self._optimizer.rates(lr, updates + 1))
         entry = "train_step" if last else "accumulate_step"
-        try:
-            self._run(entry)
-        except CheckFailed as failed:
-            raise self._left_at(guards.Found.at(self._entries[entry], failed.position)) from failed
-        shares = self._memory.read(self._results[entry][0])  # of the micro-batches
+        self._queued.append(
+            (entry, self._library.start(entry, self._tables[entry], self._results[entry][0], self._memory))
+        )
         self.steps += 1
-        return float(np.cumsum(shares)[-1])  # one after the other, as bundles do: sum() adds pairs
+        if not self._library.queues:
+            self._collect()
+
+    @one_at_a_time
+    def losses(self) -> list[float]:
+        """The losses of the steps since the last call, when all of them are done. Errors: as :meth:`step`."""
+        self._refuse_spoiled()
+        self._collect()
+        losses, self._losses = self._losses, []
+        return losses
+
+    def _collect(self) -> None:
+        """Wait for the queued steps and note their losses."""
+        queued, self._queued = self._queued, []
+        for done, (entry, outcome) in enumerate(queued):
+            try:
+                shares = outcome()  # of the micro-batches
+            except CheckFailed as failed:
+                self.steps -= len(queued) - done  # those behind it changed nothing
+                raise self._left_at(guards.Found.at(self._entries[entry], failed.position)) from failed
+            except BaseException:
+                self.steps -= len(queued) - done
+                raise
+            self._losses.append(float(np.cumsum(shares)[-1]))  # one after the other, as bundles do: sum() adds pairs
 
     @one_at_a_time
     def predict(self, x: Data) -> np.ndarray | tuple[np.ndarray, ...]:
@@ -188,7 +228,7 @@ class Trainer(Execution):
         InputError
             A wrong shape, type or number of samples, or an index out of range.
         """
-        self._refuse_spoiled()
+        self._settle()
         parts: list[list[np.ndarray]] = []
         for count, arrays in self._inputs.chunks(x):
             for name, array in arrays.items():
@@ -236,6 +276,11 @@ class Trainer(Execution):
             self._spoiled = str(error)
         return error
 
+    def _settle(self) -> None:
+        """Wait for the queued steps, and refuse to go on from a spoiled state."""
+        self._refuse_spoiled()
+        self._collect()
+
     def _refuse_spoiled(self) -> None:
         if self._spoiled is not None:
             raise NonFiniteError(f"this trainer stopped within a step, and goes on after restore(…): {self._spoiled}")
@@ -257,7 +302,7 @@ class Trainer(Execution):
     @one_at_a_time
     def weights(self) -> dict[str, np.ndarray]:
         """All weights as NumPy arrays of their own, under PyTorch's names and in its layouts."""
-        self._refuse_spoiled()
+        self._settle()
         current = self.program.weights | self._current()
         current |= {alias: current[owner] for alias, owner in self.program.manifest["aliases"].items()}
         return {name: np.array(array) for name, array in current.items()}
@@ -270,7 +315,7 @@ class Trainer(Execution):
     def optimizer_state(self, kind: str) -> dict[str, np.ndarray]:
         """One state of the optimizer (``momentum_buffer``, ``exp_avg``, ``exp_avg_sq``) of every weight that is trained
         as a whole, in PyTorch's layout."""
-        self._refuse_spoiled()
+        self._settle()
         states = {
             state.of: self._parameters[state.of].unstore(self._read(name))
             for name, state in self._parameters.items()
@@ -287,7 +332,7 @@ class Trainer(Execution):
         CheckpointError
             A name is missing or unknown, or a shape is wrong. The trainer is left as it was.
         """
-        self._refuse_spoiled()  # it would leave the optimizer's state spoiled
+        self._settle()  # it would leave the optimizer's state spoiled
         require("the state", state, STATE, CheckpointError)
         aliases = self.program.manifest["aliases"]
         arrays = {
@@ -325,7 +370,7 @@ class Trainer(Execution):
         NonFiniteError
             A step stopped behind updates of its own: the files that were there stay.
         """
-        self._refuse_spoiled()
+        self._settle()
         require("the path of a checkpoint", path, PATH, CheckpointError)
         require("keep", keep, KEPT, OptionError)
         write_checkpoint(path, self._state(), keep)
@@ -346,6 +391,8 @@ class Trainer(Execution):
         """
         require("the path of a checkpoint", path, PATH, CheckpointError)
         require("allow_drop", allow_drop, FLAG, OptionError)
+        with contextlib.suppress(NonFiniteError):
+            self._collect()
         found = newest_checkpoint(path, self.program)
         state, file = found.state, os.fspath(found.path)
         matched = match(file, state, self.program, allow_drop=allow_drop)
@@ -353,7 +400,7 @@ class Trainer(Execution):
         self._replaced = {name: array for name, array in matched.weights.items() if name not in self._live}
         for name, array in matched.states.items():
             self._fill(name, array)
-        self.steps, self.notes, self._spoiled = state.steps, state.notes, None
+        self.steps, self.notes, self._spoiled, self._losses = state.steps, state.notes, None, []
         self._cycle = (matched.updates, state.steps - matched.pending)
         said = [f"{each}: passed over" for each in found.skipped] + matched.warnings
         kept, added, dropped = (tuple(each) for each in (matched.kept, matched.added, matched.dropped))
@@ -371,6 +418,7 @@ class Trainer(Execution):
         NonFiniteError
             It names the first that is not.
         """
+        self._collect()
         for name in [*self._live, *self._states]:
             if not np.isfinite(self._read(name)).all():
                 of = self._parameters[name].of

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..guards import CHECK
-from ..library import CALL_KERNEL, CheckFailed, Library
+from ..library import CALL_KERNEL, CheckFailed, Library, Outcome
+from ..memory import Memory
 from .backend import Backend, Command, CopyBytes, Launch, Region
 from .memory import DeviceArray, DeviceMemory
 
@@ -34,8 +35,6 @@ class Table:
 
     addresses: list[int]
     recorded: Any = None
-    found: DeviceArray | None = None
-    """int32 [1]: 0, or the position of the first check that failed in the call list, counted from 1."""
     held: tuple[Any, ...] = ()
     """Arrays that the commands read besides."""
 
@@ -46,6 +45,8 @@ class LaunchLibrary(Library):
     ``entries`` are the manifest's.
     """
 
+    queues = True
+
     def __init__(self, library: bytes, entries: Mapping[str, Any], backend: Backend, memory: DeviceMemory) -> None:
         self._entries, self._backend, self._memory = entries, backend, memory
         with zipfile.ZipFile(io.BytesIO(library)) as archive:
@@ -53,6 +54,8 @@ class LaunchLibrary(Library):
             self._kernels = self._head["kernels"]
             for kernel in self._kernels:
                 backend.load(kernel, archive.read(kernel))
+        self._found = memory.allocate((1,), "int32")
+        """0, or the position of the first check that failed in its call list, counted from 1."""
         self._order = sorted(name for name in self._kernels if not name.startswith(FINITE))
 
     def table(self, addresses: Sequence[int]) -> Table:
@@ -75,25 +78,48 @@ class LaunchLibrary(Library):
         CheckFailed
             It found a number that is not finite, and wrote nothing in place from there on.
         """
+        self._submit(entry, table)
+        self._look_at(self._found)
+
+    def start(self, entry: str, table: Table, result: DeviceArray, memory: Memory) -> Outcome:
+        """Submit an entry point, and copies of its result and of what its checks found.
+
+        A failed check lets this and all entry points behind it write nothing in place, until its outcome is asked for.
+        """
+        self._submit(entry, table)
+        kept = memory.allocate(result.shape, result.dtype)
+        found = memory.allocate((1,), "int32")
+        regions = [(kept, result), (found, self._found)]
+        copies: list[Command] = [
+            CopyBytes(Region(to.buffer, 0, to.nbytes), Region(source.buffer, 0, to.nbytes)) for to, source in regions
+        ]
+        self._backend.submit(self._backend.record(copies))
+
+        def outcome() -> np.ndarray:
+            self._look_at(found)
+            return memory.read(kept)
+
+        return outcome
+
+    def _submit(self, entry: str, table: Table) -> None:
         if table.recorded is None:
             commands = self._one_call(table) if entry == CALL_KERNEL else self._all_calls(entry, table)
             table.recorded = self._backend.record(commands)
         self._backend.submit(table.recorded)
-        if table.found is not None:
-            (found,) = self._memory.read(table.found).tolist()
-            if found:
-                self._memory.write(table.found, 0)
-                raise CheckFailed(found - 1)
+
+    def _look_at(self, found: DeviceArray) -> None:
+        """Raise an error if a check has failed, and let what follows write again."""
+        (position,) = self._memory.read(found).tolist()
+        if position:
+            self._memory.write(self._found, 0)
+            raise CheckFailed(position - 1)
 
     def _one_call(self, table: Table) -> list[Command]:
         number, *addresses = table.addresses
-        flag = self._memory.allocate((1,), "int32")
-        table.held = (flag,)
-        return self._launches(self._order[number], addresses, flag)
+        return self._launches(self._order[number], addresses)
 
     def _all_calls(self, entry: str, table: Table) -> list[Command]:
         calls = self._entries[entry]["calls"]
-        table.found = found = self._memory.allocate((1,), "int32")
         marks = self._memory.allocate((len(calls), self._backend.alignment // 4), "int32")
         table.held = (marks,)
         rows = np.zeros(marks.shape, "int32")
@@ -106,17 +132,14 @@ class LaunchLibrary(Library):
             elif kernel == CHECK:
                 count, dtype = rest[:2]
                 rows[number, :2] = count, number + 1
-                checked = [*addresses, marks.start + number * self._backend.alignment, found.start]
-                commands += self._launches(FINITE + dtype, checked, found, count * np.dtype(dtype).itemsize)
+                checked = [*addresses, marks.start + number * self._backend.alignment, self._found.start]
+                commands += self._launches(FINITE + dtype, checked, count * np.dtype(dtype).itemsize)
             else:
-                commands += self._launches(kernel, addresses, found)
-        if not any(kernel == CHECK for kernel, *_ in calls):
-            table.found = None
-            table.held = (marks, found)
+                commands += self._launches(kernel, addresses)
         self._memory.write(marks, rows)
         return commands
 
-    def _launches(self, kernel: str, addresses: Sequence[int], flag: DeviceArray, size: int = 0) -> list[Command]:
+    def _launches(self, kernel: str, addresses: Sequence[int], size: int = 0) -> list[Command]:
         """The launches of one kernel. ``size``: bytes of an operand of any size."""
         record = self._kernels[kernel]
         before: list[Command] = []
@@ -124,7 +147,7 @@ class LaunchLibrary(Library):
 
         def region(operand: int, offset: int) -> Region:
             if operand == FLAG:
-                return self._memory.region(flag.start, flag.nbytes)
+                return self._memory.region(self._found.start, self._found.nbytes)
             found = self._memory.region(addresses[operand] + offset, (record["sizes"][operand] or size) - offset)
             if found.offset % self._backend.alignment == 0:
                 return found
