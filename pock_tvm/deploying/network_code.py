@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ..compiler.footprint.plan import HEAD_BYTES, STEPS, TARGET, Plan, called_kernels
+from ..compiler.footprint.state_form import StateForm
 from ..device import guards
 from ..device.contract import nbytes
 from ..device.losses import Loss
 from ..device.memory import ALIGNMENT
 from ..device.program import Program
-from .plan import HEAD_BYTES, STEPS, TARGET, Plan, called_kernels
-from .state_form import StateForm
 from .templates import filled
 
 C_TYPES = {
@@ -312,20 +312,22 @@ def _form(form: StateForm, accumulate: int) -> str:
         axes.append(f"static const uint32_t axes_{number}[] = {{{numbers}}};")
         tensors.append(
             f"    {{{each.name}, {each.name_bytes}, {each.form_bytes}, {each.sum}, {each.place}, "
-            f"{math.prod(each.shape)}, {each.item_bytes}, {len(each.shape)}, axes_{number}}}, "
+            f"{each.items}, {each.item_bytes}, {each.run}, {len(each.shape)}, axes_{number}}}, "
             f"/* {each.key.replace('*/', '* /')} */"
         )
     counts = ", ".join(map(str, form.counts))
+    fields = ", ".join(f"{{{each.key}, {each.key_bytes}, {each.value_bytes}}}" for each in form.fields)
     return "\n".join(
         [
             f"static const unsigned char state_header[{len(form.header)} + 1] =",
             f"{text};",
+            f"static const pock_field state_fields[] = {{{fields}}};",
             *axes,
             "static const pock_tensor state_tensors[] = {",
             *tensors,
             "};",
-            f"static const pock_state state = {{state_header, {len(form.header)}, {form.metadata}, {{{counts}}}, "
-            f"{form.sum}, state_tensors, {len(form.tensors)}, {accumulate}}};",
+            f"static const pock_state state = {{state_header, {len(form.header)}, state_fields, "
+            f"{len(form.fields)}, {{{counts}}}, {form.sum}, state_tensors, {len(form.tensors)}, {accumulate}}};",
         ]
     )
 

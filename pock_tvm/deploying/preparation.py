@@ -13,12 +13,12 @@ from tvm import IRModule, tirx
 from ..compiler.build import call_kernel
 from ..compiler.kernel_builder import KernelBuilder
 from ..compiler.targets import HOST, resolve_target
-from ..device.instructions import machine_sets
+from ..device.instructions import obstacle_here
 from ..device.memory import Memory
 from ..device.parameters import PREPARED
 from ..device.prepare import Preparation
 from ..device.program import Program, kernel_calls
-from ..device.runtime import CALL_KERNEL, load_library, machine_triple, pack_objects
+from ..device.runtime import CALL_KERNEL, load_library, pack_objects
 from ..device.trainer import Trainer
 from .c_source import kernel_definitions
 
@@ -28,7 +28,7 @@ def prepared_weights(program: Program) -> Mapping[str, np.ndarray]:
     names = [name for name, each in program.parameters.items() if each.origin == PREPARED]
     if not names:
         return {}
-    if _runs_here(program):
+    if obstacle_here(program.manifest["target"]) is None:
         return Trainer(program, threads=1).prepared()
     entry, memory = program.manifest["entries"]["prepare"], Memory()
     shapes = [each for each in entry["table"] if each["name"].startswith("result.")]
@@ -40,14 +40,6 @@ def prepared_weights(program: Program) -> Mapping[str, np.ndarray]:
 
     Preparation(entry, source, results, _Kernels(program, entry).call, memory).run()
     return dict(zip(names, results, strict=True))
-
-
-def _runs_here(program: Program) -> bool:
-    """Return whether this machine has the architecture, the system and the instructions of a program."""
-    target, here = program.manifest["target"], machine_sets()
-    return machine_triple(target["triple"]) == machine_triple() and (
-        here is None or set(target.get("instructions", ())) <= here
-    )
 
 
 class _Kernels:

@@ -19,7 +19,7 @@ from .contract import check_contract
 from .errors import CheckpointError, InputError, NonFiniteError, OptionError, PockError, PockWarning, ProgramError
 from .execution import Execution
 from .inputs import Data, Inputs
-from .instructions import check_instructions
+from .instructions import obstacle_here
 from .losses import Loss
 from .matching import Restored, match
 from .memory import Memory
@@ -27,7 +27,7 @@ from .parameters import FULL, GRADIENT_SUM
 from .parts import states_of
 from .program import Program
 from .reading import reading
-from .runtime import CORES, THREADS, CheckFailed, Library, load_library, machine_triple
+from .runtime import CORES, THREADS, CheckFailed, Library, load_library
 from .state import TrainingState
 from .threads import one_at_a_time
 
@@ -84,13 +84,9 @@ class Trainer(Execution):
 
     def _loaded(self, program: Program, threads: int | None) -> tuple[Library, int, Memory]:
         """The program's library, loaded, on how many cores it runs, and the memory that it works in."""
-        target = program.manifest["target"]
-        if machine_triple(target["triple"]) != machine_triple():
-            raise ProgramError(
-                f"this program was compiled for {target['triple']}, and this machine is a {machine_triple()}: compile "
-                "it for target 'host'"
-            )
-        check_instructions(target.get("instructions", ()))
+        obstacle = obstacle_here(program.manifest["target"])
+        if obstacle is not None:
+            raise ProgramError(obstacle)
         threads = min(threads or THREADS, CORES)
         return load_library(program.library, threads), threads, Memory()
 

@@ -26,6 +26,7 @@ from pock_tvm.deploying.c_source import kernel_sources, sources
 from pock_tvm.device.memory import aligned
 from pock_tvm.device.runtime import CORES
 from pock_tvm.errors import BuildError
+from pock_tvm.frontend.torch_translate import DTYPES
 from schedules.cpu.lower import scratch_of
 from schedules.kernels import functions
 from schedules.target import Target
@@ -248,15 +249,22 @@ INTEGERS: dict[str, Callable[[tirx.Expr], tirx.Expr]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_functions_and_dtypes(form: str, tmp_path: Path) -> None:
     kernels: dict[str, tirx.PrimFunc] = {}
-    for named, dtypes in ((FLOATS, ("float32", "float64")), (INTEGERS, ("int32", "int64", "int8", "uint8"))):
+    for named, dtypes in ((FLOATS, ("float32", "float64")), (INTEGERS, ("int32", "int64", "int16", "int8", "uint8"))):
         for (name, function), dtype, length in itertools.product(named.items(), dtypes, (16, 3, 1)):
             kernels |= elementwise(name, function, dtype, length)
     assert_equal_to_objects(kernels, HOST, form, tmp_path)
 
 
-def test_what_has_no_form_in_c_is_an_error() -> None:
-    with pytest.raises(BuildError, match="the kernel half_float16_8 cannot be written as C: 'float16' is unknown"):
-        sources(elementwise("half", lambda x: x + x, "float16", 8), HOST, {})
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint32", "uint64"])
+def test_what_no_program_holds_is_an_error(dtype: str) -> None:
+    with pytest.raises(BuildError, match=f"the kernel half_{dtype}_8 cannot be written as C: '{dtype}' is unknown"):
+        sources(elementwise("half", lambda x: x + x, dtype, 8), HOST, {})
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_all_that_programs_hold_has_a_form_in_c(dtype: str) -> None:
+    (text, *_) = sources(elementwise("order", lambda x: tirx.Select(x == x, x, x), dtype, 8), HOST, {}).values()
+    assert "x8" in text
 
 
 def test_a_comment_names_what_a_kernel_works_on() -> None:

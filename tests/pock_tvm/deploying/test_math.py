@@ -14,8 +14,9 @@ import torch
 
 import pock_tvm as pock
 import pock_tvm.deploying
+from pock_tvm.compiler.footprint.objects import undefined
 from pock_tvm.deploying.bundle import deploy
-from pock_tvm.deploying.symbols import ALWAYS, MATH, runtime_for, undefined
+from pock_tvm.deploying.symbols import ALWAYS, MATH, runtime_for
 from pock_tvm.device.parameters import PREPARED
 
 from .bundles import CASES
