@@ -40,12 +40,13 @@ LIBM = re.findall(
 NDK, and finds the functions on the phone."""
 KOTLIN = {
     "float32": ("FloatArray", "asFloatBuffer()."), "float64": ("DoubleArray", "asDoubleBuffer()."),
-    "float16": ("ShortArray", "asShortBuffer()."), "bfloat16": ("ShortArray", "asShortBuffer()."),
-    "int16": ("ShortArray", "asShortBuffer()."), "int32": ("IntArray", "asIntBuffer()."),
-    "int64": ("LongArray", "asLongBuffer()."), "int8": ("ByteArray", "duplicate()."),
-    "uint8": ("ByteArray", "duplicate()."), "bool": ("ByteArray", "duplicate()."),
+    "bool": ("ByteArray", "duplicate()."),
+    **dict.fromkeys(("int8", "uint8"), ("ByteArray", "duplicate().")),
+    **dict.fromkeys(("int16", "uint16"), ("ShortArray", "asShortBuffer().")),
+    **dict.fromkeys(("int32", "uint32"), ("IntArray", "asIntBuffer().")),
+    **dict.fromkeys(("int64", "uint64"), ("LongArray", "asLongBuffer().")),
 }  # fmt: skip
-"""Kotlin's arrays of elements, and the view of a buffer that takes them; half precision is given as its bits."""
+"""Kotlin's arrays of elements, and the view of a buffer that takes them; unsigned numbers are given as their bits."""
 KEYWORDS = frozenset(
     re.findall(
         r"\w+",

@@ -22,6 +22,7 @@ from ..compiler.footprint.plan import TARGET
 from ..device.program import Program
 from ..errors import PockError
 from ..training.data import ArrayFile
+from .c_types import float_text, integer_text
 from .maker import Maker, Network, Options
 from .network_code import Argument, given_arguments
 from .symbols import MATH
@@ -224,4 +225,6 @@ def _samples_code(arguments: list[Argument], samples: Mapping[str, np.ndarray]) 
 
 
 def _number(number: np.generic) -> str:
-    return f"{float(number):.9e}f" if number.dtype == np.float32 else repr(number.item())
+    if number.dtype.kind == "f":
+        return float_text(float(number), str(number.dtype))
+    return f"UINT64_C({number})" if number.dtype == np.uint64 else integer_text(int(number))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import shutil
 import tempfile
@@ -15,8 +14,6 @@ from ..errors import PockError
 
 NAMES = ".pock-bundle"
 """File that lists what of its folder is the bundle's own."""
-OLD = ".old"
-"""End of the name of a folder whose place another one takes."""
 
 
 @contextlib.contextmanager
@@ -24,7 +21,7 @@ def new_bundle(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder, which takes the place of ``path`` when the block ends.
 
     Of a bundle that is there its own files go, last of all. Other files, such as a state, stay. A crash while they
-    change places leaves the old folder as ``.<name>-….old`` beside the new one; the next call ends what it began.
+    change places leaves the old folder as ``.<name>.old`` beside the new one; the next call ends what it began.
 
     Raises
     ------
@@ -35,7 +32,8 @@ def new_bundle(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = followed(path)
     with writing(path):
-        for old in sorted(target.parent.glob(f".{glob.escape(target.name)}-*{OLD}")):
+        old = target.with_name(f".{target.name}.old")
+        if (old / NAMES).is_file():
             _end(old, target)
         if target.exists() and any(target.iterdir()) and not (target / NAMES).is_file():
             raise PockError(f"'{path}' holds other files than a bundle's: name a new or empty folder")
@@ -47,14 +45,14 @@ def new_bundle(path: str | os.PathLike[str]) -> Iterator[Path]:
             (made / NAMES).write_text("\n".join([NAMES, "__pycache__", *sorted(names)]))
             if taken := [each for each in names if (target / each).exists() and each not in _own(target)]:
                 raise PockError(f"'{path}' holds '{taken[0]}', which is no bundle's: move it, or name another folder")
-            old = Path(f"{name}{OLD}")
-            if target.exists():
-                target.rename(old)
+            if not target.exists():
+                made.rename(target)
+                return
+            target.rename(old)
             try:
                 made.rename(target)
             finally:
-                if old.exists():
-                    _end(old, target)
+                _end(old, target)
 
 
 def _own(folder: Path) -> set[str]:

@@ -32,10 +32,10 @@ INFO = {
     "XCFrameworkFormatVersion": "1.0",
 }
 SWIFT = {
-    "float32": "Float", "float64": "Double", "float16": "UInt16", "bfloat16": "UInt16", "bool": "UInt8",
-    "int8": "Int8", "int16": "Int16", "int32": "Int32", "int64": "Int64", "uint8": "UInt8",
+    "float32": "Float", "float64": "Double", "bool": "UInt8",
+    **{f"{kind.lower()}{bits}": f"{kind}{bits}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
-"""Swift's types of elements; half precision is given as its bits."""
+"""Swift's types of elements."""
 KEYWORDS = frozenset(
     re.findall(
         r"\w+",

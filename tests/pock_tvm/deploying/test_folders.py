@@ -90,12 +90,12 @@ def test_a_crash_is_made_good_by_the_next_call(tmp_path, monkeypatch, renames):
 
 
 def test_two_states_after_a_crash(tmp_path):
-    folder, old = tmp_path / "net", tmp_path / ".net-x.old"
+    folder, old = tmp_path / "net", tmp_path / ".net.old"
     write(folder, "pock.c")
     write(old, "pock.c")
     for place in (old, folder):
         (place / "state").write_text(place.name)
-    with pytest.raises(PockError, match=r"\.net-x\.old/state' was left there by a crash"):
+    with pytest.raises(PockError, match=r"\.net\.old/state' was left there by a crash"):
         write(folder, "pock.c")
     (folder / "state").unlink()
     write(folder, "pock.c")
