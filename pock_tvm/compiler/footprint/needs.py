@@ -86,7 +86,7 @@ class Needs:
         if over > 0:
             raise PockError(
                 f"{limits.machine} has {_kb(limits.flash)} of flash, and this program needs {_kb(over)} more: {self}. "
-                "Take a smaller network, or a device with more flash (flash says how much there is)"
+                "Take a smaller network, or a device with more flash (flash= says how much there is)"
             )
         over = self.ram - limits.ram
         if over > 0:
@@ -94,7 +94,7 @@ class Needs:
             budget = f"compile it with memory_budget={smaller}, " if smaller > 0 else ""
             raise PockError(
                 f"{limits.machine} has {_kb(limits.ram)} of RAM, and this program needs {_kb(over)} more: {self}. "
-                f"To make it fit, {budget}train less (scheme), or take a smaller batch; ram says how much there is"
+                f"To make it fit, {budget}train less (scheme), or take a smaller batch; ram= says how much there is"
             )
 
 
@@ -141,7 +141,7 @@ def limits_of(target: Mapping[str, Any], flash: str | int | None = None, ram: st
     given = [None if each is None else parse_bytes(each) for each in (flash, ram)]
     if not is_freestanding(target["triple"]):
         if given != [None, None]:
-            raise PockError(f"{target['triple']} is no microcontroller: leave flash and ram out")
+            raise PockError(f"{target['triple']} is no microcontroller: leave flash= and ram= out")
         return None
     cpu = core_of(target)
     place = target["triple"], cpu
@@ -157,7 +157,9 @@ def limits_of(target: Mapping[str, Any], flash: str | int | None = None, ram: st
 
 def unknown_limits(target: Mapping[str, Any]) -> str:
     """What to do about a device whose memories nobody knows, in words."""
-    return f"how much memory the device with a {core_of(target) or 'generic'} core has is not known: give flash and ram"
+    return (
+        f"how much memory the device with a {core_of(target) or 'generic'} core has is not known: give flash= and ram="
+    )
 
 
 def _kb(size: int) -> str:

@@ -251,8 +251,12 @@ WHOLE = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
 @pytest.mark.parametrize("form", FORMS)
 def test_functions_and_dtypes(form: str, tmp_path: Path) -> None:
     kernels: dict[str, tirx.PrimFunc] = {}
-    for named, dtypes in ((FLOATS, ("float32", "float64")), (INTEGERS, WHOLE)):
-        for (name, function), dtype, length in itertools.product(named.items(), dtypes, (16, 3, 1)):
+    for named, dtypes, lengths in (
+        (FLOATS, ("float32", "float64"), (16, 3, 1)),
+        (INTEGERS, ("int32",), (3,)),
+        (INTEGERS, WHOLE, (16, 1)),
+    ):
+        for (name, function), dtype, length in itertools.product(named.items(), dtypes, lengths):
             kernels |= elementwise(name, function, dtype, length)
     assert_equal_to_objects(kernels, HOST, form, tmp_path)
 
