@@ -59,6 +59,15 @@ static void put_tensor(output *out, const pock_tensor *tensor, const unsigned ch
     put(out, memory + place, bytes);
 }
 
+/* Write the header from a place up to a checksum, and that. Returns the place behind it. */
+static size_t put_sum(output *out, const pock_state *form, size_t at, size_t place, uint32_t sum) {
+  unsigned char digits[SUM_DIGITS];
+  put(out, form->header + at, place - at);
+  write_sum(digits, sum);
+  put(out, digits, SUM_DIGITS);
+  return place + SUM_DIGITS;
+}
+
 /* Write the header from its template, in whose order the counts and checksums are. `sum`: its own. */
 static void put_header(
     output *out, const pock_state *form, const unsigned char *memory, const uint64_t *counts, uint32_t sum) {
@@ -71,17 +80,11 @@ static void put_header(
     put(out, digits, DIGITS);
     at = form->counts[i] + DIGITS;
   }
-  for (size_t i = 0; i <= form->tensor_count; i++) {
-    size_t next = i ? form->tensors[i - 1].sum : form->sum;
-    put(out, form->header + at, next - at);
-    if (i) {
-      output summed = {0};
-      put_tensor(&summed, form->tensors + i - 1, memory);
-      sum = summed.sum;
-    }
-    write_sum(digits, sum);
-    put(out, digits, SUM_DIGITS);
-    at = next + SUM_DIGITS;
+  at = put_sum(out, form, at, form->sum, sum);
+  for (size_t i = 0; i < form->tensor_count; i++) {
+    output summed = {0};
+    put_tensor(&summed, form->tensors + i, memory);
+    at = put_sum(out, form, at, form->tensors[i].sum, summed.sum);
   }
   put(out, form->header + at, form->header_bytes - at);
 }
