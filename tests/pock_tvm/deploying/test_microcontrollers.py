@@ -170,9 +170,10 @@ def test_mcunet_trains_in_256_kib(shared_data: Path, tmp_path: Path) -> None:
     model = torch.export.export(module, (torch.zeros(shape),))
     rules = {"*": "frozen", "classifier.*": "full", "*.bias": "full", "blocks.4.layers.0.conv.weight": "full"}
     options = {"scheme": pock.Scheme(rules), "batch_norm": "frozen", "check": False}
-    program = pock.compile(model, target="cortex-m7", **options)
+    device = {"flash": "4MB", "ram": "256KiB"}
+    program = pock.compile(model, target="cortex-m7", **device, **options)
     samples = noise(shape, 12, batches=4)
-    folder = deploy(program, tmp_path / "net", cc=GCC, flash="4MB", ram="256KiB", samples=samples)
+    folder = deploy(program, tmp_path / "net", cc=GCC, samples=samples, **device)
     host = pock.compile(model, **options)
     stack = assert_trains_alike(folder, "cortex-m7", host, samples)
     assert stack < STACK_BYTES
@@ -266,7 +267,7 @@ def test_command_line(tmp_path: Path) -> None:
     torch.export.save(exported("keyword spotter"), model)
     command = ["compile", model, "-o", program, "--target", "cortex-m7", "--no-check"]
     code, said = run(*command, "--ram", "64KB")
-    assert code and "more" in said and "--ram says how much there is" in said and not program.exists()
+    assert code and "more" in said and "ram= says how much there is" in said and not program.exists()
     code, said = run(*command)
     assert code == 0 and "needs flash" in said
     np.savez(tmp_path / "data.npz", **noise((2, 1, 49, 10), 10, batches=2))
