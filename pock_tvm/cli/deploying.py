@@ -35,21 +35,17 @@ def deploy(
     from rich.console import Console
 
     from ..deploying.boards import read_samples
-    from ..deploying.bundle import deploy as write_bundle
-    from ..deploying.needs import fitting_needs
-    from ..deploying.phones import phone_of, remark
+    from ..deploying.bundle import bundled
+    from ..deploying.maker import Options
     from ..device.program import Program
 
     loaded = Program.load(program, signature=require_signature)
+    options = Options(
+        source=source, embed_weights=embed_weights, cc=cc, build=build, threads=threads, flash=flash, ram=ram,
+        samples=None if samples is None else read_samples(loaded, samples),
+    )  # fmt: skip
     console = Console(stderr=True)
     with console.status(f"deploying {program.name}"):
-        folder = write_bundle(
-            loaded, output, source=source, embed_weights=embed_weights, cc=cc, build=build, threads=threads,
-            flash=flash, ram=ram, samples=None if samples is None else read_samples(loaded, samples),
-        )  # fmt: skip
-    needs = fitting_needs(loaded, flash, ram)
-    if needs is not None:
-        console.print(f"needs {needs}", highlight=False)
-    phone = phone_of(loaded)
-    said = "see its README.md" if phone is None else remark(phone, built=build)
-    console.print(f"{folder}: {said}", highlight=False)
+        folder, remarks = bundled(loaded, output, options)
+    for remark in remarks:
+        console.print(f"{folder}: {remark}", highlight=False)

@@ -89,7 +89,7 @@ def compile_(
     from rich.console import Console
 
     from ..compiler.driver import compile as compile_program
-    from ..deploying.needs import fitting_needs
+    from ..compiler.footprint.needs import is_freestanding, needs_of
     from ..device.files import check_folder
     from ..frontend import load_model
     from ..training.beside import Preprocessing, classes_beside
@@ -115,8 +115,9 @@ def compile_(
             copies=copies,
             dump=dump,
             check=None if check else False,
+            flash=flash,
+            ram=ram,
         )
-    needs = fitting_needs(program, flash, ram)
     if preprocessing is not None:
         program.manifest["preprocessing"] = preprocessing.to_json()
     if classes is not None:
@@ -125,8 +126,8 @@ def compile_(
     memory, parts = program.memory(), program.manifest["options"]["micro_batches"]
     text = f"{output}: {len(program.trained)} parameters trained, arena {mb_text(memory['arena'])}"
     console.print(text if parts == 1 else f"{text}, in {parts} micro-batches")
-    if needs is not None:
-        console.print(f"needs {needs}", highlight=False)
+    if is_freestanding(program.manifest["target"]["triple"]):
+        console.print(f"needs {needs_of(program)}", highlight=False)
     console.print(check_text(program.manifest["check"]))
 
 

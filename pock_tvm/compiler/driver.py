@@ -36,6 +36,7 @@ from ..quantities import parse_bytes
 from ..schemes.scheme import Scheme
 from . import pipeline
 from .build import Library
+from .footprint.needs import limits_of, needs_of
 from .index_limits import index_limits
 from .kernel_builder import KernelBuilder
 from .layers import layer_report
@@ -84,6 +85,8 @@ def compile(  # noqa: A001 - the name that users expect
     check: bool | None = None,
     check_with: tuple[Any, Any] | None = None,
     trust: bool = False,
+    flash: str | int | None = None,
+    ram: str | int | None = None,
 ) -> Program:
     """Compile a model into a training program.
 
@@ -141,6 +144,9 @@ def compile(  # noqa: A001 - the name that users expect
     trust : bool
         Read a ``.pt2`` file as it is, though PyTorch then runs code that may lie in it. Only files of pickled weights
         or objects need it.
+    flash, ram : str or int, optional
+        What a microcontroller has: ``"512KB"``, or bytes. A program that needs more is refused. By default what its
+        target's record says (``pock targets``).
 
     Raises
     ------
@@ -157,11 +163,13 @@ def compile(  # noqa: A001 - the name that users expect
     _check_options(
         scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
         micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, memory_budget=memory_budget, copies=copies,
-        dump=dump, build=build,
+        dump=dump, build=build, flash=flash, ram=ram,
     )  # fmt: skip
     if check is False and check_with is not None:
         raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
     loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
+    of_target = {"triple": triple_of(target), "description": str(target), "instructions": instructions_of(target)}
+    limits = limits_of(of_target, flash, ram)
     if dump is not None:
         make_folder(dump)
     accumulate, micro_batches = int(accumulate), micro_batches and int(micro_batches)
@@ -193,7 +201,7 @@ def compile(  # noqa: A001 - the name that users expect
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "versions": {"pock_tvm": __version__, "tvm": tvm.__version__, "python": platform.python_version()},
-        "target": {"triple": triple_of(target), "description": str(target), "instructions": instructions_of(target)},
+        "target": of_target,
         "scheme": scheme.rules,
         "loss": vars(loss),
         "optimizer": optimizers.to_json(optimizer),
@@ -220,6 +228,8 @@ def compile(  # noqa: A001 - the name that users expect
     constants = _constants(lowered.entries)
     library = pipeline.build(lowered, builder, contract_of(manifest, constants)) if build else Library(b"", b"")
     program = Program(manifest, library.code, dict(imported.weights), constants, library.kernels)
+    if build and limits is not None:
+        needs_of(program).check(limits)
     if not build or check is False:
         return program
     # Check: compare one step of the program with the framework.
@@ -275,6 +285,7 @@ def _is_amount(value: object) -> bool:
     return isinstance(value, str) or is_number(value)
 
 
+AMOUNT = Kind("an amount of memory: '64MB', or a number of bytes", _is_amount)
 OPTIONS = {
     "scheme": one_of("""a pock.Scheme, such as Scheme.full() or Scheme({"*.bias": "full"})""", Scheme).or_none(),
     "loss": one_of(f"a pock.Loss, or one of the names {', '.join(KINDS)}", str, Loss),
@@ -284,10 +295,12 @@ OPTIONS = {
     "micro_batches": whole("a number of parts of a batch, at least 1", 1).or_none(),
     "clip_norm": number("a positive number", above=0).or_none(),
     "guard": Kind("'update', 'step' or 'off'", lambda value: value in GUARDS),
-    "memory_budget": Kind("an amount of memory: '64MB', or a number of bytes", _is_amount).or_none(),
+    "memory_budget": AMOUNT.or_none(),
     "copies": Kind("1 or 2", lambda value: value in (1, 2)),
     "dump": PATH.or_none(),
     "build": FLAG,
+    "flash": AMOUNT.or_none(),
+    "ram": AMOUNT.or_none(),
 }
 """Valid values of the options of ``compile``, except those about inputs, which the front end checks."""
 

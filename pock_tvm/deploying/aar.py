@@ -10,10 +10,9 @@ from pathlib import Path
 from ..device.memory import ALIGNMENT
 from ..device.program import Program
 from ..errors import PockError
+from .maker import Network
 from .network_code import Argument, arguments_of, given_arguments
-from .plan import Plan
 from .standalone import objects_of
-from .state_form import StateForm
 from .templates import ANDROID, filled, text_of, write_texts
 from .toolchain import run_compiler, zig_command
 
@@ -41,12 +40,13 @@ LIBM = re.findall(
 NDK, and finds the functions on the phone."""
 KOTLIN = {
     "float32": ("FloatArray", "asFloatBuffer()."), "float64": ("DoubleArray", "asDoubleBuffer()."),
-    "float16": ("ShortArray", "asShortBuffer()."), "bfloat16": ("ShortArray", "asShortBuffer()."),
-    "int16": ("ShortArray", "asShortBuffer()."), "int32": ("IntArray", "asIntBuffer()."),
-    "int64": ("LongArray", "asLongBuffer()."), "int8": ("ByteArray", "duplicate()."),
-    "uint8": ("ByteArray", "duplicate()."), "bool": ("ByteArray", "duplicate()."),
+    "bool": ("ByteArray", "duplicate()."),
+    **dict.fromkeys(("int8", "uint8"), ("ByteArray", "duplicate().")),
+    **dict.fromkeys(("int16", "uint16"), ("ShortArray", "asShortBuffer().")),
+    **dict.fromkeys(("int32", "uint32"), ("IntArray", "asIntBuffer().")),
+    **dict.fromkeys(("int64", "uint64"), ("LongArray", "asLongBuffer().")),
 }  # fmt: skip
-"""Kotlin's arrays of elements, and the view of a buffer that takes them; half precision is given as its bits."""
+"""Kotlin's arrays of elements, and the view of a buffer that takes them; unsigned numbers are given as their bits."""
 KEYWORDS = frozenset(
     re.findall(
         r"\w+",
@@ -60,7 +60,7 @@ MOST_BYTES = 2**31 - 1 - ALIGNMENT
 """Of a buffer of Java."""
 
 
-def package(folder: Path, program: Program, plan: Plan, form: StateForm, kernels: Sequence[Path] | None) -> None:
+def package(folder: Path, network: Network, kernels: Sequence[Path] | None) -> None:
     """Write ``android/`` into a bundle's folder; with kernels, link its library.
 
     Raises
@@ -68,6 +68,7 @@ def package(folder: Path, program: Program, plan: Plan, form: StateForm, kernels
     PockError
         The compiler fails, or the network is too large for Java's buffers.
     """
+    program, plan, form = network.program, network.plan, network.form
     if max(plan.memory_bytes, len(plan.weights), form.nbytes) > MOST_BYTES:
         raise PockError(
             f"the network takes {plan.memory_bytes:,} bytes of memory, {len(plan.weights):,} of weights and "
@@ -78,7 +79,7 @@ def package(folder: Path, program: Program, plan: Plan, form: StateForm, kernels
     linked = "linked here, against the names of Android's C library" if kernels else "**not linked**: see below"
     texts = {
         **{name: text_of(name, ANDROID) for name in FIXED},
-        "kotlin/pock/Pock.kt": _kotlin(program, plan, form),
+        "kotlin/pock/Pock.kt": _kotlin(network),
         "pock_jni.c": _native_methods(program),
         "README.md": filled(
             "README.md", ANDROID, library=linked, step=", ".join(map(_name, given_arguments(program)))
@@ -133,7 +134,8 @@ def _native_methods(program: Program) -> str:
     )  # fmt: skip
 
 
-def _kotlin(program: Program, plan: Plan, form: StateForm) -> str:
+def _kotlin(network: Network) -> str:
+    program, plan, form = network.program, network.plan, network.form
     arguments, given = arguments_of(program), given_arguments(program)
     both = [*arguments.inputs, *arguments.outputs]
     every = {each.variable: each for each in (*given, *arguments.outputs)}.values()

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..compiler.footprint.needs import (
+    STACK_BYTES,
+    Limits,
+    Needs,
+    core_of,
+    limits_of,
+    needs_of_plan,
+    unknown_limits,
+)
+from ..compiler.footprint.plan import TARGET
 from ..device.program import Program
 from ..errors import PockError
 from ..training.data import ArrayFile
-from .needs import STACK_BYTES, Limits, Needs, core_of
+from .c_types import float_text, integer_text
+from .maker import Maker, Network, Options
 from .network_code import Argument, given_arguments
-from .plan import TARGET
-from .symbols import MATH, is_freestanding
+from .symbols import MATH
 from .templates import BOARDS as FOLDER
-from .templates import filled, text_of
-from .toolchain import WARNINGS, ZIG, run_compiler, zig_command
+from .templates import filled, libc_texts, text_of
+from .toolchain import SOURCES, WARNINGS, ZIG, run_compiler, zig_command
 
 STEPS, RATE = 20, "0.01f"
 """Steps and learning rate of ``main.c``, to be changed there."""
@@ -49,6 +59,21 @@ class Board:
         core = self.cpu.replace("-", "_")
         return ["-target", "thumb-freestanding-eabihf", f"-mcpu={core}+{self.zig_fpu}", "-Iboard/libc"]
 
+    def compiler(self, cc: str) -> list[str]:
+        """Return the command of zig, or of another compiler, with its arguments for the core.
+
+        Raises
+        ------
+        PockError
+            It is missing.
+        """
+        if cc == ZIG:
+            return [*zig_command(), *self.zig_flags]
+        found = shutil.which(cc)
+        if found is None:
+            raise PockError(f"there is no C compiler '{cc}': install it (Debian: gcc-arm-none-eabi), or take zig")
+        return [found, *self.gcc_flags]
+
 
 BOARDS = (
     Board(
@@ -61,23 +86,48 @@ BOARDS = (
     ),
 )  # fmt: skip
 COMMON = [
-    *WARNINGS, "-Os", "-ffunction-sections", "-fdata-sections", "-I.", "-Iruntime", "-Ikernels", "-Wl,--gc-sections",
-    "-Wl,-T,board/board.ld",
+    *WARNINGS, "-Os", "-fno-math-errno", "-ffunction-sections", "-fdata-sections", "-I.", "-Iruntime", "-Ikernels",
+    "-Wl,--gc-sections", "-Wl,-T,board/board.ld",
 ]  # fmt: skip
-SOURCES = ("main.c", "samples.c", "weights.c", "pock.c", "runtime/pock_runtime.c", "board/board.c")
+OWN_SOURCES = ("main.c", "samples.c", "weights.c", "board/board.c")
 
 
-def board_for(program: Program) -> Board | None:
-    """Return the board of a program for a microcontroller; None for one whose target has a system.
+class BoardMaker(Maker):
+    """Maker of bundles for microcontrollers: ``network.elf``, whose weights and samples are code."""
 
-    Raises
-    ------
-    PockError
-        There is none with that core.
-    """
-    if not is_freestanding(program.manifest["target"]["triple"]):
-        return None
-    cpu = core_of(program)
+    embeds_weights = True
+
+    def __init__(self, program: Program, options: Options) -> None:
+        target = program.manifest["target"]
+        if options.threads > 1:
+            raise PockError(f"a microcontroller has one core for the network: leave threads={options.threads} out")
+        limits = limits_of(target, options.flash, options.ram)
+        if limits is None:
+            raise PockError(unknown_limits(target))
+        self._board, self._limits = _board_for(core_of(target)), limits
+        self._compiler = self._board.compiler(options.cc) if options.build else None
+        self._samples = samples_of(program, options.samples)
+
+    def texts(self, network: Network) -> dict[str, str]:
+        """Return start-up code, memory map, samples and what trains on them, if the device has room for the network."""
+        needs = needs_of_plan(network.program, network.plan, network.form)
+        needs.check(self._limits)
+        return _texts(self._board, network.program, needs, self._limits, self._samples)
+
+    def make(self, network: Network, folder: Path, kernels: Sequence[Path]) -> None:
+        """Build ``network.elf``."""
+        if self._compiler is None:
+            return
+        sources = [*SOURCES, *OWN_SOURCES, *(f"runtime/{path.name}" for path in folder.glob(f"runtime/{MATH}"))]
+        named = [f"kernels/{path.name}" for path in kernels]
+        run_compiler([*self._compiler, *COMMON, *sources, *named, "-o", "network.elf"], folder)
+
+    def remarks(self, network: Network) -> list[str]:
+        """Return what flash and RAM it needs."""
+        return [f"needs {needs_of_plan(network.program, network.plan, network.form)}", "see its README.md"]
+
+
+def _board_for(cpu: str | None) -> Board:
     found = next((board for board in BOARDS if board.cpu == cpu), None)
     if found is None:
         names = " or ".join(board.cpu for board in BOARDS)
@@ -85,17 +135,16 @@ def board_for(program: Program) -> Board | None:
     return found
 
 
-def board_texts(
+def _texts(
     board: Board, program: Program, needs: Needs, limits: Limits, samples: Mapping[str, np.ndarray]
 ) -> dict[str, str]:
-    """Return the files of a bundle that belong to a board, by path. ``samples``: batches of each argument, by name."""
     arguments = given_arguments(program)
     batches = len(next(iter(samples.values())))
     names = ", ".join(f"sample_{each.variable}[batch]" for each in arguments)
     return {
         "board/board.h": text_of("board.h", FOLDER),
         "board/board.c": text_of("board.c", FOLDER),
-        "board/libc/string.h": text_of("string.h", FOLDER),
+        **{f"board/libc/{name}": text for name, text in libc_texts().items()},
         "board/board.ld": filled(
             "board.ld", FOLDER, machine=limits.machine, flash_start=f"{board.flash_start:#x}",
             ram_start=f"{board.ram_start:#x}", flash=limits.flash, ram=limits.ram, stack=STACK_BYTES,
@@ -114,25 +163,6 @@ def board_texts(
             **{name: f"{size:,}" for name, size in needs.parts().items()},
         ),
     }  # fmt: skip
-
-
-def build_for(board: Board, folder: Path, cc: str) -> None:
-    """Build ``network.elf`` in a bundle's folder.
-
-    Raises
-    ------
-    PockError
-        The compiler is missing, or fails.
-    """
-    kernels = sorted(f"kernels/{path.name}" for path in (folder / "kernels").glob("*.[oc]"))
-    kernels += [f"runtime/{MATH}"] if (folder / "runtime" / MATH).exists() else []
-    if cc == ZIG:
-        command, last = [*zig_command(), *board.zig_flags], []
-    elif (found := shutil.which(cc)) is not None:
-        command, last = [found, *board.gcc_flags], ["-lm"]
-    else:
-        raise PockError(f"there is no C compiler '{cc}': install it (Debian: gcc-arm-none-eabi), or take zig")
-    run_compiler([*command, *COMMON, *SOURCES, *kernels, *last, "-o", "network.elf"], folder)
 
 
 def read_samples(program: Program, path: Path) -> dict[str, np.ndarray]:
@@ -195,4 +225,6 @@ def _samples_code(arguments: list[Argument], samples: Mapping[str, np.ndarray]) 
 
 
 def _number(number: np.generic) -> str:
-    return f"{float(number):.9e}f" if number.dtype == np.float32 else repr(number.item())
+    if number.dtype.kind == "f":
+        return float_text(float(number), str(number.dtype))
+    return f"UINT64_C({number})" if number.dtype == np.uint64 else integer_text(int(number))

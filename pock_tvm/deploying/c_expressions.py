@@ -11,7 +11,19 @@ from tvm.target import codegen as llvm
 
 from ..errors import BuildError
 from .c_operators import CONDITIONAL, INFIX, UNARY, Text, inside
-from .c_types import SCALARS, SHORT, WRAPPING, Names, c_type, dtype_of, element, float_text, integer_text, vector
+from .c_types import (
+    INDICES,
+    SCALARS,
+    SHORT,
+    WRAPPING,
+    Names,
+    c_type,
+    dtype_of,
+    element,
+    float_text,
+    integer_text,
+    vector,
+)
 
 WIDTH = 110
 """Longest expression in one line. Parts of longer ones get names of their own."""
@@ -322,7 +334,7 @@ class Expressions:
             arguments = [self.address(memory, place.base)]
             if stride != "1":
                 run, arguments = f"{run}_strided", [*arguments, stride]
-        elif element(dtype_of(place)) in WRAPPING:
+        elif element(dtype_of(place)) in INDICES:
             run = f"{apart}_by_{SHORT[element(dtype_of(place))]}"
             arguments = [memory.name, self.index(place)]
         else:

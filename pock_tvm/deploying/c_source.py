@@ -12,10 +12,10 @@ from tvm import tirx
 
 from schedules.target import Target
 
+from ..compiler.footprint.plan import called_kernels
 from ..compiler.targets import kernel_target, resolve_target
 from ..device.program import Program, kernel_calls
 from .c_kernel import WIDTH, print_kernel
-from .plan import called_kernels
 from .templates import filled, text_of
 
 MOST_NAMES = 8

@@ -9,26 +9,19 @@ import numpy as np
 from tvm import DataType, tirx
 
 SHORT = {
-    "bool": "b32",
-    "int8": "i8",
-    "uint8": "u8",
-    "int32": "i32",
-    "int64": "i64",
-    "float32": "f32",
-    "float64": "f64",
-}
+    "bool": "b32", "int8": "i8", "uint8": "u8", "int16": "i16", "uint16": "u16", "int32": "i32", "uint32": "u32",
+    "int64": "i64", "uint64": "u64", "float32": "f32", "float64": "f64",
+}  # fmt: skip
 """Prefixes of the functions of pock_vector.h, by dtype. A bool in a vector has 32 bits."""
 SCALARS = {
-    "bool": "bool",
-    "int8": "int8_t",
-    "uint8": "uint8_t",
-    "int32": "int32_t",
-    "int64": "int64_t",
-    "float32": "float",
+    "bool": "bool", "int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t",
+    "int32": "int32_t", "uint32": "uint32_t", "int64": "int64_t", "uint64": "uint64_t", "float32": "float",
     "float64": "double",
-}
-WRAPPING = ("int32", "int64")
-"""Dtypes whose overflow is undefined in C, and wraps around in loop IR. Narrower ones are computed as int."""
+}  # fmt: skip
+WRAPPING = ("uint16", "int32", "int64")
+"""Dtypes whose overflow is undefined in C, and wraps around in loop IR. Products of narrower ones fit an int."""
+INDICES = ("int32", "int64")
+"""Dtypes of vectors of indices."""
 KEYWORDS = """
 auto bool break case char const continue default do double else enum extern false float for goto if inline int long
 register restrict return short signed sizeof static struct switch true typedef union unsigned void volatile while

@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from ..compiler.footprint.plan import HEAD_BYTES, STEPS, TARGET, Plan, called_kernels
+from ..compiler.footprint.state_form import StateForm
 from ..device import guards
 from ..device.contract import nbytes
 from ..device.losses import Loss
 from ..device.memory import ALIGNMENT
 from ..device.program import Program
-from .plan import HEAD_BYTES, STEPS, TARGET, Plan, called_kernels
-from .state_form import StateForm
+from ..errors import PockError
 from .templates import filled
 
 C_TYPES = {
-    "float32": "float", "float64": "double", "float16": "uint16_t", "bfloat16": "uint16_t", "bool": "uint8_t",
-    "int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "int64": "int64_t", "uint8": "uint8_t",
+    "float32": "float", "float64": "double", "bool": "uint8_t",
+    **{f"{kind}{bits}": f"{kind}{bits}_t" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
-"""C's types of elements; half precision is given as its bits."""
+"""C's types of elements that callers hand over and get."""
 TEXT_BYTES = 100
 """Bytes of a string in one line of C."""
 
@@ -64,7 +65,13 @@ class Arguments:
 
 
 def arguments_of(program: Program) -> Arguments:
-    """The arguments of a program's functions, each with a name that C takes."""
+    """The arguments of a program's functions, each with a name that C takes.
+
+    Raises
+    ------
+    PockError
+        One is of half precision.
+    """
     taken = {"net", "loss", TARGET}
 
     def argument(spec: Mapping[str, Any]) -> Argument:
@@ -75,6 +82,11 @@ def arguments_of(program: Program) -> Arguments:
         while variable in taken:
             variable, number = f"{name}_{number}", number + 1
         taken.add(variable)
+        if spec["dtype"] not in C_TYPES:
+            raise PockError(
+                f"'{spec['name']}' is {spec['dtype']}, which C has no type for: let the network take and return "
+                "float32, and convert it there"
+            )
         return Argument(spec["name"], variable, tuple(spec["shape"]), spec["dtype"])
 
     target = program.tensor(TARGET)
@@ -224,7 +236,7 @@ def _index_checks(program: Program, arguments: Arguments) -> Iterator[str]:
         if each.name in program.index_limits:
             low, high = program.index_limits[each.name]
             yield f"  for (size_t i = 0; i < {each.count}; i++)"
-            yield f"    if ({each.variable}[i] < {low} || {each.variable}[i] >= {high})"
+            yield f"    if ((int64_t){each.variable}[i] < {low} || (int64_t){each.variable}[i] >= {high})"
             what = c_string(f"input '{each.name}' holds")
             yield f"      return out_of_range(net, {what}, {each.variable}[i], {low}, {high});"
 
@@ -312,20 +324,22 @@ def _form(form: StateForm, accumulate: int) -> str:
         axes.append(f"static const uint32_t axes_{number}[] = {{{numbers}}};")
         tensors.append(
             f"    {{{each.name}, {each.name_bytes}, {each.form_bytes}, {each.sum}, {each.place}, "
-            f"{math.prod(each.shape)}, {each.item_bytes}, {len(each.shape)}, axes_{number}}}, "
+            f"{each.items}, {each.item_bytes}, {each.run}, {len(each.shape)}, axes_{number}}}, "
             f"/* {each.key.replace('*/', '* /')} */"
         )
     counts = ", ".join(map(str, form.counts))
+    fields = ", ".join(f"{{{each.key}, {each.key_bytes}, {each.value_bytes}}}" for each in form.fields)
     return "\n".join(
         [
             f"static const unsigned char state_header[{len(form.header)} + 1] =",
             f"{text};",
+            f"static const pock_field state_fields[] = {{{fields}}};",
             *axes,
             "static const pock_tensor state_tensors[] = {",
             *tensors,
             "};",
-            f"static const pock_state state = {{state_header, {len(form.header)}, {form.metadata}, {{{counts}}}, "
-            f"{form.sum}, state_tensors, {len(form.tensors)}, {accumulate}}};",
+            f"static const pock_state state = {{state_header, {len(form.header)}, state_fields, "
+            f"{len(form.fields)}, {{{counts}}}, {form.sum}, state_tensors, {len(form.tensors)}, {accumulate}}};",
         ]
     )
 

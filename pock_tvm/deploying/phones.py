@@ -9,8 +9,8 @@ from pathlib import Path
 from ..device.program import Program
 from ..errors import PockError
 from . import aar, xcframework
-from .plan import Plan
-from .state_form import StateForm
+from .computers import check_system, texts_for_systems
+from .maker import Maker, Network, Options
 from .toolchain import ZIG
 
 ANDROID, IOS = "android", "ios"
@@ -24,45 +24,34 @@ def phone_of(program: Program) -> str | None:
     return found and found[1]
 
 
-def check_options(phone: str, cc: str, threads: int, *, source: bool) -> None:
-    """Check how a phone's library is to be built here.
+class PhoneMaker(Maker):
+    """Maker of bundles for phones of one system."""
 
-    Raises
-    ------
-    PockError
-        With another compiler than zig, or with threads or sources: headers of the phone's C library are missing here.
-    """
-    if source:
-        raise PockError(
-            f"kernels as C are not built here for {phone}, whose C library is missing: leave source out, or print the "
-            "bundle without building (build=False)"
-        )
-    if cc != ZIG:
-        raise PockError(f"what is built here for {phone} is built by zig (cc='zig'), not by '{cc}'")
-    if threads > 1:
-        raise PockError(
-            f"threads for {phone} are not built here, where its C library is missing: leave them at 1, or print the "
-            "bundle without building (build=False), and build it there with POCK_THREADS"
-        )
+    def __init__(self, program: Program, options: Options, phone: str) -> None:
+        check_system(program, options)
+        if options.build and options.cc != ZIG:
+            raise PockError(f"what is built here for {phone} is built by zig (cc='zig'), not by '{options.cc}'")
+        if options.build and options.threads > 1:
+            raise PockError(
+                f"threads for {phone} are not built here, where its C library is missing: leave them at 1, or print "
+                "the bundle without building (build=False), and build it there with POCK_THREADS"
+            )
+        self._phone, self._builds, self.embeds_weights = phone, options.build, options.embed_weights
 
+    def texts(self, network: Network) -> dict[str, str]:
+        """Return what a computer's bundle has, too."""
+        return texts_for_systems(network)
 
-def package(
-    phone: str, folder: Path, program: Program, plan: Plan, form: StateForm, kernels: Sequence[Path], *, build: bool
-) -> None:
-    """Write a phone's package into a bundle's folder, and build its library.
+    def make(self, network: Network, folder: Path, kernels: Sequence[Path]) -> None:
+        """Write the package for apps, and build its library."""
+        package = aar.package if self._phone == ANDROID else xcframework.package
+        package(folder, network, kernels if self._builds else None)
 
-    Raises
-    ------
-    PockError
-        The compiler fails, or the network is too large for Java's buffers.
-    """
-    write = aar.package if phone == ANDROID else xcframework.package
-    write(folder, program, plan, form, kernels if build else None)
-
-
-def remark(phone: str, *, built: bool) -> str:
-    """Return what is left to do for a phone, in words."""
-    if phone == ANDROID:
-        library = "libpock.so is linked, Kotlin is not compiled" if built else "not linked, Kotlin is not compiled"
-        return f"android/: {library}, nothing was run under Android. Gradle goes on: see its README.md"
-    return "ios/: not linked, Swift is not compiled, nothing was run under iOS. Xcode goes on: see its README.md"
+    def remarks(self, network: Network) -> list[str]:
+        """Return what is left to do."""
+        if self._phone == IOS:
+            left = "not linked, Swift is not compiled, nothing was run under iOS. Xcode goes on"
+        else:
+            library = "libpock.so is linked" if self._builds else "not linked"
+            left = f"{library}, Kotlin is not compiled, nothing was run under Android. Gradle goes on"
+        return [f"{self._phone}/: {left}: see its README.md"]

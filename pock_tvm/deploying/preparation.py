@@ -13,9 +13,8 @@ from tvm import IRModule, tirx
 from ..compiler.build import call_kernel
 from ..compiler.kernel_builder import KernelBuilder
 from ..compiler.targets import HOST, resolve_target
-from ..device.instructions import machine_sets
+from ..device.instructions import obstacle_here
 from ..device.library import CALL_KERNEL
-from ..device.machine import machine_triple
 from ..device.memory import Memory
 from ..device.parameters import PREPARED
 from ..device.prepare import Preparation
@@ -30,7 +29,7 @@ def prepared_weights(program: Program) -> Mapping[str, np.ndarray]:
     names = [name for name, each in program.parameters.items() if each.origin == PREPARED]
     if not names:
         return {}
-    if _runs_here(program):
+    if obstacle_here(program.manifest["target"]) is None:
         return Trainer(program, threads=1).prepared()
     entry, memory = program.manifest["entries"]["prepare"], Memory()
     shapes = [each for each in entry["table"] if each["name"].startswith("result.")]
@@ -42,14 +41,6 @@ def prepared_weights(program: Program) -> Mapping[str, np.ndarray]:
 
     Preparation(entry, source, results, _Kernels(program, entry).call, memory).run()
     return dict(zip(names, results, strict=True))
-
-
-def _runs_here(program: Program) -> bool:
-    """Return whether this machine has the architecture, the system and the instructions of a program."""
-    target, here = program.manifest["target"], machine_sets()
-    return machine_triple(target["triple"]) == machine_triple() and (
-        here is None or set(target.get("instructions", ())) <= here
-    )
 
 
 class _Kernels:

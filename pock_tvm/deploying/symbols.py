@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping
 
+from ..compiler.footprint.objects import undefined
 from ..errors import PockError
 from .templates import text_of
 
@@ -13,27 +13,6 @@ MATH = "pock_math.c"
 """File of ``runtime/`` that has functions of the C library's ``math.h``."""
 ALWAYS = re.compile(r"memcpy|memset|memmove|__aeabi_\w+|__TVMBackendParallelLaunch")
 """Functions that every bundle has: the launcher is its own, the rest comes with a compiler or the start-up code."""
-
-
-def is_freestanding(triple: str) -> bool:
-    """Whether a target has no system, and so no C library to count on."""
-    return "-none-" in triple
-
-
-def undefined(code: bytes) -> set[str]:
-    """The symbols that an ELF object leaves undefined.
-
-    Raises
-    ------
-    PockError
-        The reader of such files is not installed.
-    """
-    try:
-        from elftools.elf.elffile import ELFFile
-    except ImportError as error:
-        raise PockError("kernels' objects are read by pyelftools: pip install 'pock-tvm[deploy]'") from error
-    table = ELFFile(io.BytesIO(code)).get_section_by_name(".symtab")
-    return {each.name for each in table.iter_symbols() if each["st_shndx"] == "SHN_UNDEF" and each.name}
 
 
 def runtime_for(kernels: Mapping[str, bytes]) -> tuple[str, ...]:

@@ -8,7 +8,9 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-RUNTIME, BOARDS, ANDROID, IOS = "runtime", "boards", "android", "ios"
+RUNTIME, BOARDS, ANDROID, IOS, LIBC = "runtime", "boards", "android", "ios", "libc"
+HEADERS = ("math.h", "string.h")
+"""Of a C library, for compilers that lack the target's."""
 
 
 def text_of(name: str, folder: str = RUNTIME) -> str:
@@ -19,6 +21,11 @@ def text_of(name: str, folder: str = RUNTIME) -> str:
 def filled(name: str, folder: str = RUNTIME, **values: object) -> str:
     """The file ``<name>.in`` of a folder of texts with its places filled in."""
     return Template(text_of(f"{name}.in", folder)).substitute(values)
+
+
+def libc_texts() -> dict[str, str]:
+    """The headers of a C library that a bundle includes, by name."""
+    return {name: text_of(name, LIBC) for name in HEADERS}
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:

@@ -23,8 +23,10 @@ KERNEL_FLAGS = ("-fno-math-errno", "-fvisibility=hidden")
 """Of kernels that are sources."""
 ZIG_SYSTEMS = {"linux": "linux-gnu", "windows": "windows-gnu", "darwin": "macos"}
 """Systems whose C library zig brings, by the names that it gives them."""
-SOURCES = ("pock.c", "runtime/pock_runtime.c", "runtime/pock_threads.c")
+SOURCES = ("pock.c", "runtime/pock_runtime.c", "runtime/pock_state.c")
 """Files of a bundle that its library is built of, beside the kernels."""
+THREADS = "runtime/pock_threads.c"
+"""One more, for several threads."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,12 @@ class Toolchain:
             The compiler fails.
         """
         with tempfile.TemporaryDirectory(dir=folder) as name:
-            self._build(folder, self._objects(kernels, Path(name)), threads, embedded=embedded)
+            flags = [*self.processor, *(each for each in self.for_library if each == PIC)]
+            objects = compiled_kernels([*self.command, *flags], kernels, Path(name))
+            self._build(folder, objects, threads, embedded=embedded)
 
     def _build(self, folder: Path, kernels: Sequence[Path], threads: int, *, embedded: bool) -> None:
-        used = [folder / name for name in SOURCES[: 3 if threads > 1 else 2]]
+        used = [folder / name for name in (*SOURCES, *([THREADS] if threads > 1 else []))]
         sources = [*map(str, used), *map(str, kernels)]
         flags = [*WARNINGS, OPTIMISE, "-fvisibility=hidden", f"-DPOCK_THREADS={threads}", f"-I{folder / 'runtime'}"]
         flags += [f"-I{folder / 'kernels'}", *(["-pthread"] if threads > 1 else [])]
@@ -64,28 +68,28 @@ class Toolchain:
         main = [str(folder / "main.c"), *sources, "-lm", "-o", str(folder / self.program)]
         self._run([*flags, *main])
 
-    def _objects(self, kernels: Sequence[Path], folder: Path) -> list[Path]:
-        """Compile the kernels that are sources into a folder, as many at a time as there are cores."""
-        flags = [
-            *WARNINGS,
-            OPTIMISE,
-            *self.processor,
-            *KERNEL_FLAGS,
-            *(each for each in self.for_library if each == PIC),
-        ]
-
-        def compiled(kernel: Path) -> Path:
-            if kernel.suffix != ".c":
-                return kernel
-            made = folder / f"{kernel.stem}.o"
-            self._run([*flags, "-c", str(kernel), "-o", str(made)])
-            return made
-
-        with ThreadPoolExecutor(CORES) as pool:
-            return list(pool.map(compiled, kernels))
-
     def _run(self, arguments: Sequence[str]) -> None:
         run_compiler([*self.command, *arguments])
+
+
+def compiled_kernels(compiler: Sequence[str], kernels: Sequence[Path], folder: Path) -> list[Path]:
+    """Compile the kernels that are sources into a folder, as many at a time as there are cores; return all objects.
+
+    Raises
+    ------
+    PockError
+        The compiler fails.
+    """
+
+    def compiled(kernel: Path) -> Path:
+        if kernel.suffix != ".c":
+            return kernel
+        made = folder / f"{kernel.stem}.o"
+        run_compiler([*compiler, *WARNINGS, OPTIMISE, *KERNEL_FLAGS, "-c", str(kernel), "-o", str(made)])
+        return made
+
+    with ThreadPoolExecutor(CORES) as pool:
+        return list(pool.map(compiled, kernels))
 
 
 def run_compiler(command: Sequence[str], folder: Path | None = None) -> None:

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..device.memory import ALIGNMENT
-from ..device.program import Program
+from .maker import Network
 from .network_code import Argument, arguments_of, given_arguments
-from .plan import Plan
 from .standalone import objects_of
-from .state_form import StateForm
 from .templates import IOS, filled, text_of, write_texts
 from .toolchain import run_compiler, zig_command
 
@@ -34,10 +32,10 @@ INFO = {
     "XCFrameworkFormatVersion": "1.0",
 }
 SWIFT = {
-    "float32": "Float", "float64": "Double", "float16": "UInt16", "bfloat16": "UInt16", "bool": "UInt8",
-    "int8": "Int8", "int16": "Int16", "int32": "Int32", "int64": "Int64", "uint8": "UInt8",
+    "float32": "Float", "float64": "Double", "bool": "UInt8",
+    **{f"{kind.lower()}{bits}": f"{kind}{bits}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
-"""Swift's types of elements; half precision is given as its bits."""
+"""Swift's types of elements."""
 KEYWORDS = frozenset(
     re.findall(
         r"\w+",
@@ -51,7 +49,7 @@ KEYWORDS = frozenset(
 )
 
 
-def package(folder: Path, program: Program, plan: Plan, form: StateForm, kernels: Sequence[Path] | None) -> None:
+def package(folder: Path, network: Network, kernels: Sequence[Path] | None) -> None:
     """Write ``ios/`` into a bundle's folder; with kernels, make its static library.
 
     Raises
@@ -59,6 +57,7 @@ def package(folder: Path, program: Program, plan: Plan, form: StateForm, kernels
     PockError
         The compiler fails.
     """
+    program, plan, form = network.program, network.plan, network.form
     place, arguments, given = folder / "ios", arguments_of(program), given_arguments(program)
     framework, sources = "CPock.xcframework", "Sources/Pock"
     headers = f"{framework}/{SLICE}/Headers"

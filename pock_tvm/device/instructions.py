@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from .errors import ProgramError
+from .machine import machine_triple
 
 X86 = {
     "sse3": "pni", "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "sse4a": "sse4a", "cx16": "cx16",
@@ -53,18 +54,21 @@ def machine_sets() -> frozenset[str] | None:
     return frozenset(name for name, flag in LINUX.items() if flag in found) if found else None
 
 
-def check_instructions(needed: Iterable[str]) -> None:
-    """Check that this machine has the instruction sets of a program: a missing one would end the process.
+def obstacle_here(target: Mapping[str, Any]) -> str | None:
+    """Why this machine cannot run programs for a manifest's target, and what to do; None if it can.
 
-    Raises
-    ------
-    ProgramError
-        Names those that are missing.
+    An instruction that the CPU lacks would end the process.
     """
+    if machine_triple(target["triple"]) != machine_triple():
+        return (
+            f"this program was compiled for {target['triple']}, and this machine is a {machine_triple()}: compile it "
+            "for target 'host'"
+        )
     here = machine_sets()
-    missing = [] if here is None else sorted(set(needed) - here)
+    missing = [] if here is None else sorted(set(target.get("instructions", ())) - here)
     if missing:
-        raise ProgramError(
+        return (
             f"this program needs instructions that this machine's CPU has not: {', '.join(missing)}. Compile it for "
             "target 'host' on this machine, or for an older CPU"
         )
+    return None

@@ -23,10 +23,10 @@ from .gpu.devices import BACKENDS, open_device
 from .gpu.library import LaunchLibrary
 from .gpu.memory import DeviceMemory
 from .inputs import Data, Inputs
-from .instructions import check_instructions
+from .instructions import obstacle_here
 from .library import CheckFailed, Library, Outcome
 from .losses import Loss
-from .machine import CORES, THREADS, machine_triple
+from .machine import CORES, THREADS
 from .matching import Restored, match
 from .memory import Memory
 from .parameters import FULL, GRADIENT_SUM
@@ -107,14 +107,11 @@ class Trainer(Execution):
             raise ProgramError(
                 f"this program was compiled for CPUs: compile it with target '{self._device}' to run there"
             )
-        if machine_triple(target["triple"]) != machine_triple():
-            raise ProgramError(
-                f"this program was compiled for {target['triple']}, and this machine is a {machine_triple()}: compile "
-                "it for target 'host'"
-            )
+        obstacle = obstacle_here(program.manifest["target"])
+        if obstacle is not None:
+            raise ProgramError(obstacle)
         from .runtime import load_library  # TVM's runtime, which GPUs do without
 
-        check_instructions(target.get("instructions", ()))
         threads = min(threads or THREADS, CORES)
         return load_library(program.library, threads), threads, Memory()
 

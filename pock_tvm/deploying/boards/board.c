@@ -12,9 +12,9 @@ void board_reset(void);
 #define CPACR (*(volatile uint32_t *)0xE000ED88) /* access to coprocessors: 10 and 11 are floating point */
 #define UNUSED_STACK 0xA5A5A5A5u
 
-enum { SYS_OPEN = 0x01, SYS_CLOSE = 0x02, SYS_WRITE0 = 0x04, SYS_WRITE = 0x05, SYS_READ = 0x06, SYS_FLEN = 0x0C };
-enum { SYS_RENAME = 0x0F, SYS_EXIT = 0x18 };
-enum { READ_BINARY = 1, WRITE_BINARY = 5, EXITED = 0x20026, FAILED = 0x20023 };
+enum { SYS_OPEN = 0x01, SYS_CLOSE = 0x02, SYS_WRITE0 = 0x04, SYS_WRITE = 0x05, SYS_READ = 0x06, SYS_SEEK = 0x0A };
+enum { SYS_FLEN = 0x0C, SYS_RENAME = 0x0F, SYS_ERRNO = 0x13, SYS_EXIT = 0x18 };
+enum { READ_BINARY = 1, WRITE_BINARY = 5, NO_SUCH_FILE = 2, EXITED = 0x20026, FAILED = 0x20023 };
 
 static uintptr_t ask_host(uintptr_t what, uintptr_t argument) {
   register uintptr_t r0 __asm__("r0") = what;
@@ -25,26 +25,31 @@ static uintptr_t ask_host(uintptr_t what, uintptr_t argument) {
 
 void board_print(const char *text) { ask_host(SYS_WRITE0, (uintptr_t)text); }
 
-static uintptr_t open_file(const char *name, uintptr_t mode) {
-  uintptr_t open[] = {(uintptr_t)name, mode, strlen(name)};
-  return ask_host(SYS_OPEN, (uintptr_t)open);
+int board_open(board_file *file, const char *name, int is_new) {
+  uintptr_t open[] = {(uintptr_t)name, is_new ? WRITE_BINARY : READ_BINARY, strlen(name)};
+  file->handle = ask_host(SYS_OPEN, (uintptr_t)open);
+  if (file->handle != (uintptr_t)-1) return BOARD_OPEN;
+  return ask_host(SYS_ERRNO, 0) == NO_SUCH_FILE ? BOARD_MISSING : BOARD_FAILED;
 }
 
-long board_read_file(const char *name, void *to, size_t most) {
-  uintptr_t file = open_file(name, READ_BINARY), close[] = {file};
-  if (file == (uintptr_t)-1) return 0;
-  uintptr_t bytes = ask_host(SYS_FLEN, (uintptr_t)close), read[] = {file, (uintptr_t)to, bytes};
-  int is_read = bytes && bytes <= most && !ask_host(SYS_READ, (uintptr_t)read);
-  ask_host(SYS_CLOSE, (uintptr_t)close);
-  return is_read ? (long)bytes : -1;
+size_t board_bytes(const board_file *file) { return ask_host(SYS_FLEN, (uintptr_t)file); }
+
+int board_read(void *file, size_t offset, void *data, size_t bytes) {
+  uintptr_t handle = ((board_file *)file)->handle;
+  uintptr_t seek[] = {handle, offset}, read[] = {handle, (uintptr_t)data, bytes};
+  return ask_host(SYS_SEEK, (uintptr_t)seek) || ask_host(SYS_READ, (uintptr_t)read); /* the bytes that are missing */
 }
 
-int board_write_file(const char *name, const char *other, const void *data, size_t bytes) {
-  uintptr_t file = open_file(other, WRITE_BINARY), close[] = {file}, write[] = {file, (uintptr_t)data, bytes};
-  uintptr_t rename[] = {(uintptr_t)other, strlen(other), (uintptr_t)name, strlen(name)};
-  if (file == (uintptr_t)-1) return 0;
-  uintptr_t left = ask_host(SYS_WRITE, (uintptr_t)write);
-  return !ask_host(SYS_CLOSE, (uintptr_t)close) && !left && !ask_host(SYS_RENAME, (uintptr_t)rename);
+int board_write(void *file, const void *data, size_t bytes) {
+  uintptr_t write[] = {((board_file *)file)->handle, (uintptr_t)data, bytes};
+  return ask_host(SYS_WRITE, (uintptr_t)write) != 0;
+}
+
+int board_close(board_file *file) { return ask_host(SYS_CLOSE, (uintptr_t)file) != 0; }
+
+int board_rename(const char *name, const char *other) {
+  uintptr_t rename[] = {(uintptr_t)name, strlen(name), (uintptr_t)other, strlen(other)};
+  return ask_host(SYS_RENAME, (uintptr_t)rename) != 0;
 }
 
 size_t board_stack_bytes(void) {

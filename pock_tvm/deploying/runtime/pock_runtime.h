@@ -1,4 +1,4 @@
-/* What every network's bundle shares: checks, checksums, optimizers' arithmetic, the state of training as a file. */
+/* What every network's bundle shares: checks, checksums, optimizers' arithmetic, threads. */
 #ifndef POCK_RUNTIME_H
 #define POCK_RUNTIME_H
 
@@ -24,36 +24,6 @@ double pock_square_root(double number); /* of a normal positive number */
 /* Append text to a string in a buffer; what does not fit is left out. */
 void pock_append(char *buffer, size_t bytes, const char *text);
 void pock_append_number(char *buffer, size_t bytes, int64_t number);
-
-enum { POCK_STEPS, POCK_UPDATES, POCK_PENDING, POCK_COUNTS };
-
-/* A tensor of a state: where its record is in the header's template, and where its values are in memory. */
-typedef struct {
-  size_t name, name_bytes; /* its name in the header */
-  size_t form_bytes;       /* of its record, up to its offsets */
-  size_t sum;              /* its CRC-32 in the header */
-  size_t place, items, item_bytes;
-  uint32_t rank;
-  const uint32_t *shape;   /* in memory; behind it, for each axis, the distance of neighbours in the file, in items */
-} pock_tensor;
-
-/* The form of this network's states: a safetensors header, and the tensors in the order of the file. */
-typedef struct {
-  const unsigned char *header; /* with its length in front, and zeros for all that differs between states */
-  size_t header_bytes, metadata; /* bytes; where the metadata begins */
-  size_t counts[POCK_COUNTS], sum; /* where the numbers are, and the header's own CRC-32 */
-  const pock_tensor *tensors;
-  size_t tensor_count;
-  uint32_t accumulate; /* steps that share an update */
-} pock_state;
-
-enum { POCK_STATE_OK, POCK_STATE_DAMAGED, POCK_STATE_OTHER };
-
-void pock_write_state(const pock_state *form, const unsigned char *memory, const uint64_t *counts, unsigned char *to);
-
-/* Check a whole state against its form, then fill memory and counts. Reads nothing outside of the `bytes`. */
-int pock_read_state(
-    const pock_state *form, unsigned char *memory, uint64_t *counts, const unsigned char *from, size_t bytes);
 
 void pock_connect_kernels(void); /* before the first kernel is called */
 

@@ -80,12 +80,13 @@ POCK_REINTERPRET(f32, float, i32, int32_t)
 POCK_REINTERPRET(i64, int64_t, f64, double)
 POCK_REINTERPRET(f64, double, i64, int64_t)
 
-/* Integers of 32 and 64 bits that wrap around. */
+/* Integers that wrap around, where C's would overflow. */
 #define POCK_WRAPPING(T, SIGNED, UNSIGNED) \
     POCK_INLINE SIGNED T##_add(SIGNED a, SIGNED b) { return (SIGNED)((UNSIGNED)a + (UNSIGNED)b); } \
     POCK_INLINE SIGNED T##_sub(SIGNED a, SIGNED b) { return (SIGNED)((UNSIGNED)a - (UNSIGNED)b); } \
     POCK_INLINE SIGNED T##_mul(SIGNED a, SIGNED b) { return (SIGNED)((UNSIGNED)a * (UNSIGNED)b); } \
     POCK_INLINE SIGNED T##_shl(SIGNED a, SIGNED b) { return (SIGNED)((UNSIGNED)a << b); }
+POCK_WRAPPING(u16, uint16_t, uint32_t)
 POCK_WRAPPING(i32, int32_t, uint32_t)
 POCK_WRAPPING(i64, int64_t, uint64_t)
 
@@ -97,8 +98,12 @@ POCK_ORDER(f32, float)
 POCK_ORDER(f64, double)
 POCK_ORDER(i8, int8_t)
 POCK_ORDER(u8, uint8_t)
+POCK_ORDER(i16, int16_t)
+POCK_ORDER(u16, uint16_t)
 POCK_ORDER(i32, int32_t)
+POCK_ORDER(u32, uint32_t)
 POCK_ORDER(i64, int64_t)
+POCK_ORDER(u64, uint64_t)
 
 /* Integers from floating-point numbers, towards zero. NaN and what is out of range: the lowest integer, as on x86. */
 #define POCK_TRUNCATION(TO, INTEGER, LOWEST, BELOW, ABOVE) \
@@ -106,8 +111,12 @@ POCK_ORDER(i64, int64_t)
     POCK_INLINE INTEGER TO##_from_f64(double x) { return x > BELOW && x < ABOVE ? (INTEGER)x : LOWEST; }
 POCK_TRUNCATION(i8, int8_t, INT8_MIN, -129.0, 128.0)
 POCK_TRUNCATION(u8, uint8_t, 0, -1.0, 256.0)
+POCK_TRUNCATION(i16, int16_t, INT16_MIN, -32769.0, 32768.0)
+POCK_TRUNCATION(u16, uint16_t, 0, -1.0, 65536.0)
 POCK_TRUNCATION(i32, int32_t, INT32_MIN, -2147483649.0, 2147483648.0)
+POCK_TRUNCATION(u32, uint32_t, 0, -1.0, 4294967296.0)
 POCK_TRUNCATION(i64, int64_t, INT64_MIN, -0x1p63, 0x1p63)
+POCK_TRUNCATION(u64, uint64_t, 0, -1.0, 0x1p64)
 
 /* Lanes of two vectors, chosen by constants: those of the second follow those of the first. */
 #ifdef POCK_EXTENSIONS
@@ -280,8 +289,12 @@ POCK_TRUNCATION(i64, int64_t, INT64_MIN, -0x1p63, 0x1p63)
 #define FROM_INTEGERS(TO, CAST) \
     CONVERSION(TO, i8, CAST) \
     CONVERSION(TO, u8, CAST) \
+    CONVERSION(TO, i16, CAST) \
+    CONVERSION(TO, u16, CAST) \
     CONVERSION(TO, i32, CAST) \
-    CONVERSION(TO, i64, CAST)
+    CONVERSION(TO, u32, CAST) \
+    CONVERSION(TO, i64, CAST) \
+    CONVERSION(TO, u64, CAST)
 #define INTEGERS_FROM(TO, CAST) \
     FROM_INTEGERS(TO, CAST) \
     CONVERSION(TO, f32, TO##_from_f32) \
@@ -291,6 +304,8 @@ TYPE(f32, float)
 TYPE(f64, double)
 TYPE(i8, int8_t)
 TYPE(u8, uint8_t)
+TYPE(i16, int16_t)
+TYPE(u16, uint16_t)
 TYPE(i32, int32_t)
 TYPE(u32, uint32_t)
 TYPE(i64, int64_t)
@@ -299,8 +314,12 @@ typedef V(i32) V(b32);
 
 INTEGER(i8, int8_t, i8, u8, uint8_t)
 INTEGER(u8, uint8_t, i8, u8, uint8_t)
+INTEGER(i16, int16_t, i16, u16, unsigned)
+INTEGER(u16, uint16_t, i16, u16, unsigned)
 INTEGER(i32, int32_t, i32, u32, uint32_t)
+INTEGER(u32, uint32_t, i32, u32, uint32_t)
 INTEGER(i64, int64_t, i64, u64, uint64_t)
+INTEGER(u64, uint64_t, i64, u64, uint64_t)
 FLOAT(f32, float, i32, f)
 FLOAT(f64, double, i64, )
 #ifdef SHUFFLE
@@ -313,8 +332,12 @@ CONVERSION(f32, f64, (float))
 CONVERSION(f64, f32, (double))
 INTEGERS_FROM(i8, (int8_t))
 INTEGERS_FROM(u8, (uint8_t))
+INTEGERS_FROM(i16, (int16_t))
+INTEGERS_FROM(u16, (uint16_t))
 INTEGERS_FROM(i32, (int32_t))
+INTEGERS_FROM(u32, (uint32_t))
 INTEGERS_FROM(i64, (int64_t))
+INTEGERS_FROM(u64, (uint64_t))
 
 /* Masks. In memory a lane is a byte: 0 or 1. */
 POCK_INLINE V(b32) F(b32, of)(bool x) { return F(i32, of)(-x); }
@@ -327,13 +350,21 @@ POCK_INLINE V(b32) F(b32, select)(V(b32) choice, V(b32) a, V(b32) b) { return F(
 POCK_INLINE V(i32) F(i32, from_b32)(V(b32) a) { return F(i32, and)(a, F(i32, of)(1)); }
 POCK_INLINE V(i8) F(i8, from_b32)(V(b32) a) { return F(i8, from_i32)(F(i32, from_b32)(a)); }
 POCK_INLINE V(u8) F(u8, from_b32)(V(b32) a) { return F(u8, from_i32)(F(i32, from_b32)(a)); }
+POCK_INLINE V(i16) F(i16, from_b32)(V(b32) a) { return F(i16, from_i32)(F(i32, from_b32)(a)); }
+POCK_INLINE V(u16) F(u16, from_b32)(V(b32) a) { return F(u16, from_i32)(F(i32, from_b32)(a)); }
+POCK_INLINE V(u32) F(u32, from_b32)(V(b32) a) { return F(u32, from_i32)(F(i32, from_b32)(a)); }
+POCK_INLINE V(u64) F(u64, from_b32)(V(b32) a) { return F(u64, from_i32)(F(i32, from_b32)(a)); }
 POCK_INLINE V(i64) F(i64, from_b32)(V(b32) a) { return F(i64, from_i32)(F(i32, from_b32)(a)); }
 POCK_INLINE V(f32) F(f32, from_b32)(V(b32) a) { return F(f32, from_i32)(F(i32, from_b32)(a)); }
 POCK_INLINE V(f64) F(f64, from_b32)(V(b32) a) { return F(f64, from_i32)(F(i32, from_b32)(a)); }
 POCK_INLINE V(b32) F(b32, from_i8)(V(i8) a) { return F(i8, ne)(a, F(i8, of)(0)); }
 POCK_INLINE V(b32) F(b32, from_u8)(V(u8) a) { return F(u8, ne)(a, F(u8, of)(0)); }
+POCK_INLINE V(b32) F(b32, from_i16)(V(i16) a) { return F(i16, ne)(a, F(i16, of)(0)); }
 POCK_INLINE V(b32) F(b32, from_i32)(V(i32) a) { return F(i32, ne)(a, F(i32, of)(0)); }
 POCK_INLINE V(b32) F(b32, from_i64)(V(i64) a) { return F(i64, ne)(a, F(i64, of)(0)); }
+POCK_INLINE V(b32) F(b32, from_u16)(V(u16) a) { return F(u16, ne)(a, F(u16, of)(0)); }
+POCK_INLINE V(b32) F(b32, from_u32)(V(u32) a) { return F(u32, ne)(a, F(u32, of)(0)); }
+POCK_INLINE V(b32) F(b32, from_u64)(V(u64) a) { return F(u64, ne)(a, F(u64, of)(0)); }
 POCK_INLINE V(b32) F(b32, from_f32)(V(f32) a) { return F(f32, ne)(a, F(f32, of)(0)); }
 POCK_INLINE V(b32) F(b32, load)(const uint8_t *from) { return F(b32, from_u8)(F(u8, load)(from)); }
 POCK_INLINE void F(b32, store)(uint8_t *to, V(b32) a) { F(u8, store)(to, F(u8, from_b32)(a)); }

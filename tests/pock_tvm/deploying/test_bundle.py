@@ -12,7 +12,7 @@ import torch
 
 import pock_tvm as pock
 from pock_tvm.deploying.bundle import deploy
-from pock_tvm.deploying.toolchain import WARNINGS
+from pock_tvm.deploying.toolchain import SOURCES, WARNINGS
 
 from .bundles import CASES, RATE, batch_of, compiled, loaded
 
@@ -257,22 +257,22 @@ def test_main_under_sanitizers(small, tmp_path, threads, sanitizers):
 
 def test_sizes(small, tmp_path):
     _, folder = small
-    objects = []
-    for source in ("pock.c", "runtime/pock_runtime.c"):
-        objects.append(tmp_path / f"{source.replace('/', '_')}.o")
+    sizes = {}
+    for source in SOURCES:
+        made = tmp_path / f"{source.replace('/', '_')}.o"
         subprocess.run(
             ["gcc", "-std=c11", "-Os", "-ffunction-sections", f"-I{folder}/runtime", f"-I{folder}/kernels", "-c",
-             str(folder / source), "-o", str(objects[-1])],
+             str(folder / source), "-o", str(made)],
             check=True,
         )  # fmt: skip
-    names = ("pock_crc32", "pock_read_state", "pock_write_state", "find", "next_member", "skip_string", "skip_value",
-             "locate", "check_metadata", "copy_tensor", "read_number", "write_sum", "has_sum", "same", "starts_with")  # fmt: skip
-    found = subprocess.run(["nm", "-S", str(objects[1])], capture_output=True, text=True, check=True).stdout
-    symbols = [line.split() for line in found.splitlines() if len(line.split()) == 4]
-    state = sum(int(size, 16) for _, size, _, name in symbols if name.split(".")[0] in names)
-    total = subprocess.run(["size", *map(str, objects)], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(["size", "-A", str(made)], capture_output=True, text=True, check=True).stdout
+        sections = [
+            line.split() for line in said.splitlines() if line.startswith((".text", ".rodata", ".data", ".bss"))
+        ]
+        sizes[source] = {name: int(size) for name, size, *_ in sections}
+    state = sum(sizes["runtime/pock_state.c"].values()) + sizes["runtime/pock_runtime.c"][".text.pock_crc32"]
     assert 1000 < state < 4096
-    assert sum(int(line.split()[3]) for line in total.splitlines()[1:]) < 32 * 1024
+    assert sum(sum(each.values()) for each in sizes.values()) < 32 * 1024
 
 
 def test_refusals(small, tmp_path, monkeypatch):

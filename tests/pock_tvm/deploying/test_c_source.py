@@ -148,8 +148,8 @@ def operands(func: tirx.PrimFunc, rng: np.random.Generator, *, extremes: bool) -
         shape, dtype = [int(extent) for extent in param.ty.shape], str(param.ty.dtype)
         if dtype == "bool":
             yield np.asarray(rng.integers(0, 2, shape), "uint8")
-        elif dtype == "uint8":
-            yield np.asarray(rng.integers(0, 256, shape), dtype)
+        elif dtype in ("uint8", "uint16"):
+            yield np.asarray(rng.integers(0, np.iinfo(dtype).max, shape, endpoint=True), dtype)
         elif "int" in dtype:
             yield np.asarray(rng.integers(0, 3, shape), dtype)
         else:
@@ -245,18 +245,26 @@ INTEGERS: dict[str, Callable[[tirx.Expr], tirx.Expr]] = {
 }
 
 
+WHOLE = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_functions_and_dtypes(form: str, tmp_path: Path) -> None:
     kernels: dict[str, tirx.PrimFunc] = {}
-    for named, dtypes in ((FLOATS, ("float32", "float64")), (INTEGERS, ("int32", "int64", "int8", "uint8"))):
-        for (name, function), dtype, length in itertools.product(named.items(), dtypes, (16, 3, 1)):
+    for named, dtypes, lengths in (
+        (FLOATS, ("float32", "float64"), (16, 3, 1)),
+        (INTEGERS, ("int32",), (3,)),
+        (INTEGERS, WHOLE, (16, 1)),
+    ):
+        for (name, function), dtype, length in itertools.product(named.items(), dtypes, lengths):
             kernels |= elementwise(name, function, dtype, length)
     assert_equal_to_objects(kernels, HOST, form, tmp_path)
 
 
-def test_what_has_no_form_in_c_is_an_error() -> None:
-    with pytest.raises(BuildError, match="the kernel half_float16_8 cannot be written as C: 'float16' is unknown"):
-        sources(elementwise("half", lambda x: x + x, "float16", 8), HOST, {})
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_has_no_form_in_c_is_an_error(dtype: str) -> None:
+    with pytest.raises(BuildError, match=f"the kernel half_{dtype}_8 cannot be written as C: '{dtype}' is unknown"):
+        sources(elementwise("half", lambda x: x + x, dtype, 8), HOST, {})
 
 
 def test_a_comment_names_what_a_kernel_works_on() -> None:

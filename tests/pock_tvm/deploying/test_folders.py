@@ -62,3 +62,42 @@ def test_errors_leave_the_old_one(tmp_path, monkeypatch, renames):
     with pytest.raises(WriteError, match="No space left"):
         write(folder, "pock.h")
     assert files(tmp_path) == ["net/.pock-bundle", "net/pock.c"]
+
+
+class Killed(BaseException):
+    """End of a process that has no time to clean up."""
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_a_crash_is_made_good_by_the_next_call(tmp_path, monkeypatch, renames):
+    """Two folders and two other files are renamed. Whatever a crash leaves, nothing is lost."""
+    folder, count, rename = tmp_path / "net", iter(range(9)), Path.rename
+
+    def killed(path, place):
+        if next(count) >= renames:
+            raise Killed
+        return rename(path, place)
+
+    write(folder, "pock.c", "old.c")
+    (folder / "state").write_text("mine")
+    (folder / "notes").write_text("mine, too")
+    with monkeypatch.context() as context, pytest.raises(Killed):
+        context.setattr(Path, "rename", killed)
+        write(folder, "pock.c", "new.c")
+    write(folder, "pock.c", "newest.c")
+    assert files(tmp_path) == [f"net/{name}" for name in (".pock-bundle", "newest.c", "notes", "pock.c", "state")]
+    assert (folder / "state").read_text() == "mine"
+
+
+def test_two_states_after_a_crash(tmp_path):
+    folder, old = tmp_path / "net", tmp_path / ".net.old"
+    write(folder, "pock.c")
+    write(old, "pock.c")
+    for place in (old, folder):
+        (place / "state").write_text(place.name)
+    with pytest.raises(PockError, match=r"\.net\.old/state' was left there by a crash"):
+        write(folder, "pock.c")
+    (folder / "state").unlink()
+    write(folder, "pock.c")
+    assert files(tmp_path) == ["net/.pock-bundle", "net/pock.c", "net/state"]
+    assert (folder / "state").read_text() == old.name

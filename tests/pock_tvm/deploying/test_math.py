@@ -14,8 +14,9 @@ import torch
 
 import pock_tvm as pock
 import pock_tvm.deploying
+from pock_tvm.compiler.footprint.objects import undefined
 from pock_tvm.deploying.bundle import deploy
-from pock_tvm.deploying.symbols import ALWAYS, MATH, runtime_for, undefined
+from pock_tvm.deploying.symbols import ALWAYS, MATH, runtime_for
 from pock_tvm.device.parameters import PREPARED
 
 from .bundles import CASES
@@ -111,7 +112,7 @@ def bare():
 
 
 def test_a_bundle_without_a_c_library_brings_its_functions(bare, tmp_path, monkeypatch):
-    monkeypatch.setattr("pock_tvm.deploying.bundle.prepared_weights", lambda program: zeros(program))
+    monkeypatch.setattr("pock_tvm.deploying.maker.prepared_weights", lambda program: zeros(program))
     folder = deploy(bare, tmp_path / "net", build=False)
     names = set().union(*(undefined(path.read_bytes()) for path in folder.glob("kernels/*.o")))
     assert "logf" in names

@@ -19,12 +19,10 @@ from typer.testing import CliRunner
 
 import pock_tvm as pock
 from pock_tvm.cli import app
-from pock_tvm.deploying import aar
+from pock_tvm.deploying import aar, toolchain
 from pock_tvm.deploying.bundle import deploy
+from pock_tvm.deploying.maker import Network, network_of
 from pock_tvm.deploying.phones import phone_of
-from pock_tvm.deploying.plan import plan_of
-from pock_tvm.deploying.preparation import prepared_weights
-from pock_tvm.deploying.state_form import state_form
 
 from .bundles import RATE, batch_of, compiled
 from .test_bundle import same_state
@@ -96,9 +94,13 @@ def test_android_library_leaves_the_platform_register(android):
 @needs_zig
 @needs("qemu-aarch64")
 @pytest.mark.skipif(not (SYSROOT / "lib/libc.so.6").exists(), reason="Debian's libc6-arm64-cross is missing")
-def test_android_library_trains_under_an_emulator(android, tmp_path):
+@pytest.mark.parametrize("source", [False, True], ids=["objects", "source"])
+def test_android_library_trains_under_an_emulator(source, android, tmp_path):
     """The file that phones get, with the C library of another system under the names of Android's."""
     program, folder = android
+    if source:
+        folder = deploy(program, tmp_path / "net", source=True)
+        assert not list(folder.glob("kernels/*.o"))
     library = folder / "android" / aar.LIBRARY
     for name in ("libc.so", "libm.so"):
         (tmp_path / name).symlink_to(SYSROOT / "lib" / f"{name}.6")
@@ -146,7 +148,7 @@ def test_ios_framework(ios):
     assert (headers / "pock.h").read_bytes() == (folder / "pock.h").read_bytes()
     assert 'header "pock.h"' in (headers / "module.modulemap").read_text()
     objects = run("llvm-objdump-19", "--macho", "--private-headers", library).split("Mach header")[1:]
-    assert len(objects) == 2 + len(list((folder / "kernels").glob("*.o")))
+    assert len(objects) == len(toolchain.SOURCES) + len(list((folder / "kernels").glob("*.o")))
     assert all("ARM64" in each and "platform ios" in each and "minos 14.0" in each for each in objects)
     symbols = [line.split()[-2:] for line in run("llvm-nm-19", library).splitlines() if len(line.split()) > 1]
     defined = {name for kind, name in symbols if kind == "T"}
@@ -160,16 +162,25 @@ def test_ios_framework(ios):
     assert (folder / "ios/Sources/Pock/weights.bin").read_bytes() == (folder / "weights.bin").read_bytes()
 
 
+@needs_zig
+@needs("llvm-objdump-19")
+def test_ios_framework_of_sources(tmp_path):
+    folder = deploy(compiled("momentum, dampening, accumulated", target="ios"), tmp_path / "net", source=True)
+    library = next(folder.glob("ios/*.xcframework/*/libpock.a"))
+    objects = run("llvm-objdump-19", "--macho", "--private-headers", library).split("Mach header")[1:]
+    assert len(objects) == len(toolchain.SOURCES) + len(list((folder / "kernels").glob("*.c")))
+    assert all("ARM64" in each and "platform ios" in each for each in objects)
+
+
 @pytest.fixture(scope="module")
 def on_java(tmp_path_factory):
     """A bundle for this machine with Android's package, its library with the native methods, and batches."""
     program, folder = program_for("host"), tmp_path_factory.mktemp("java") / "net"
     deploy(program, folder, build=False)
-    plan = plan_of(program, prepared_weights(program))
-    aar.package(folder, program, plan, state_form(program, plan), None)
+    aar.package(folder, network_of(program), None)
     warnings = ["-std=c11", "-Wall", "-Wextra", "-Werror"]
     includes = [f"-I{folder / name}" for name in ("", "runtime", "kernels")]
-    sources = [folder / "pock.c", folder / "runtime/pock_runtime.c", folder / "android/pock_jni.c"]
+    sources = [*(folder / name for name in toolchain.SOURCES), folder / "android/pock_jni.c"]
     objects = sorted((folder / "kernels").glob("*.o"))
     run("gcc", *warnings, "-fPIC", "-shared", *includes, *sources, *objects, "-lm", "-o", folder / "libpock.so")
     rng = np.random.default_rng(0)
@@ -194,8 +205,8 @@ def same_as_trainer(program, folder, batches):
 @needs("gcc", "javac")
 def test_native_methods(on_java, tmp_path):
     program, folder, batches = on_java
-    plan = plan_of(program, prepared_weights(program))
-    sizes = [plan.memory_bytes, 8 * 12 * 4, 8 * 5 * 4, state_form(program, plan).nbytes]
+    network = network_of(program)
+    sizes = [network.plan.memory_bytes, 8 * 12 * 4, 8 * 5 * 4, network.form.nbytes]
     run("javac", "-d", tmp_path, TEXTS / "Pock.java")
     java = ["java", "-Xcheck:jni", f"-Djava.library.path={folder}", "-cp", tmp_path]
     said = run(*java, "pock.Pock", folder, *sizes)
@@ -271,7 +282,7 @@ def test_too_large_for_java(on_java, tmp_path):
     with pytest.raises(
         pock.PockError, match="2,147,483,648 bytes of memory.* and a buffer of Java holds 2,147,483,583"
     ):
-        aar.package(tmp_path, on_java[0], plan, SimpleNamespace(nbytes=0), None)
+        aar.package(tmp_path, Network(on_java[0], plan, SimpleNamespace(nbytes=0)), None)
     assert not list(tmp_path.iterdir())
 
 

@@ -319,9 +319,10 @@ def test_this_machine_has_what_its_own_programs_need() -> None:
 
 
 def test_where_the_system_does_not_tell_nothing_is_refused(monkeypatch, tmp_path) -> None:
+    here = resolve_target("host").attrs["mtriple"]
     instructions.machine_sets.cache_clear()
     monkeypatch.setattr(instructions, "CPUINFO", tmp_path / "none")
-    instructions.check_instructions(["avx99"])
+    assert instructions.obstacle_here({"triple": here, "instructions": ["avx99"]}) is None
     instructions.machine_sets.cache_clear()
 
 
@@ -330,7 +331,8 @@ def test_under_an_emulator_the_list_of_the_machine_below_tells_nothing(monkeypat
     instructions.machine_sets.cache_clear()
     monkeypatch.setattr(instructions, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(instructions.platform, "machine", lambda: "aarch64")
-    instructions.check_instructions(["neon"])
+    here = "aarch64-unknown-linux-gnu"
+    assert instructions.obstacle_here({"triple": here, "instructions": ["neon"]}) is None
     instructions.machine_sets.cache_clear()
 
 

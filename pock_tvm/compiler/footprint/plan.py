@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..device.contract import nbytes
-from ..device.memory import ALIGNMENT
-from ..device.parameters import FROZEN, GRADIENT_SUM, PREPARED
-from ..device.program import Program, kernel_calls
+from ...device.contract import nbytes
+from ...device.memory import ALIGNMENT
+from ...device.parameters import FROZEN, GRADIENT_SUM, PREPARED
+from ...device.program import Program, kernel_calls
 
 HEAD_BYTES = 1024
 """Bytes at the start of the memory for ``struct pock``: counts, messages, threads. The C code checks that it fits."""

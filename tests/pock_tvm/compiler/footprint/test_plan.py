@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import pock_tvm as pock
-from pock_tvm.deploying.plan import HEAD_BYTES, MEMORY, STEPS, Plan, plan_of
+from pock_tvm.compiler.footprint.plan import HEAD_BYTES, MEMORY, STEPS, Plan, plan_of
 from pock_tvm.device.contract import nbytes
 
-from .bundles import CASES, compiled
+from ...deploying.bundles import CASES, compiled
 
 
 def spans(program: pock.Program, plan: Plan, entry: str) -> list[tuple[str, int, int, int, int]]:

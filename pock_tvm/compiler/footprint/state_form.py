@@ -7,18 +7,19 @@ back.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..device import optimizers
-from ..device.checkpoint import HEADER_CRC, LENGTH_BYTES, NO_CRC, contents
-from ..device.checksums import weight_checksums
-from ..device.memory import DTYPES
-from ..device.parameters import GRADIENT_SUM, Layout, Parameter
-from ..device.parts import part_shape, reshaped
-from ..device.program import Program
-from ..device.state import State, TrainingState
+from ...device import optimizers
+from ...device.checkpoint import HEADER_CRC, LENGTH_BYTES, NO_CRC, contents
+from ...device.checksums import weight_checksums
+from ...device.memory import DTYPES
+from ...device.parameters import GRADIENT_SUM, Layout, Parameter
+from ...device.parts import part_shape, reshaped
+from ...device.program import Program
+from ...device.state import State, TrainingState
 from .plan import Plan, live_weights
 
 COUNTS = ("steps", "updates", "pending")
@@ -42,10 +43,28 @@ class StateTensor:
     place: int
     """Offset in memory."""
     item_bytes: int
+    run: int
+    """Items that lie side by side in memory as in the file."""
     shape: tuple[int, ...]
-    """In memory."""
+    """Of runs, in the file."""
     strides: tuple[int, ...]
-    """Distances of neighbours along each axis of ``shape`` in the file, in items."""
+    """Distances of neighbours along each axis of ``shape`` in memory, in items."""
+
+    @property
+    def items(self) -> int:
+        """Number of its items."""
+        return self.run * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class StateField:
+    """A member of a state's metadata."""
+
+    key: int
+    """Position of its key in the header."""
+    key_bytes: int
+    value_bytes: int
+    """0 if states differ in it."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +73,8 @@ class StateForm:
 
     header: bytes
     """With its length in front."""
-    metadata: int
-    """Position of the metadata."""
+    fields: tuple[StateField, ...]
+    """Metadata without checksums; the counts come last."""
     counts: tuple[int, ...]
     """Positions of :data:`COUNTS`."""
     sum: int
@@ -65,7 +84,7 @@ class StateForm:
     @property
     def nbytes(self) -> int:
         """Bytes of a state."""
-        return len(self.header) + sum(int(np.prod(each.shape)) * each.item_bytes for each in self.tensors)
+        return len(self.header) + sum(each.items * each.item_bytes for each in self.tensors)
 
 
 def state_form(program: Program, plan: Plan) -> StateForm:
@@ -87,18 +106,21 @@ def state_form(program: Program, plan: Plan) -> StateForm:
     accumulate = int(program.manifest["options"]["accumulate"])
     state = TrainingState(weights, tuple(states), frozen, optimizer, 0, 0, 0, accumulate)
     tensors, metadata = contents(state)
-    metadata |= dict.fromkeys(COUNTS, COUNT) | {name: NO_CRC for name in metadata if name.startswith("crc32.")}
     # As safetensors orders them: larger elements first, so that each is aligned; then by name.
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-    header = _header({name: tensors[name] for name in order}, metadata)
-    records = header.index(b"}", header.index(_member(HEADER_CRC, NO_CRC)))
+    # What differs between states comes last, in the order in which the C code fills it in.
+    own = {"notes": metadata["notes"]} | dict.fromkeys(COUNTS, COUNT)
+    own |= dict.fromkeys([HEADER_CRC, *(f"crc32.{name}" for name in order)], NO_CRC)
+    fixed = {name: value for name, value in metadata.items() if name not in own}
+    header = _header({name: tensors[name] for name in order}, fixed | own)
+    records = header.index(b"}", _value(header, f"crc32.{order[-1]}", NO_CRC))
     found = []
     for name in order:
         array, (parameter, owner) = tensors[name], stored[name]
         key = _text(name)[1:-1]
         at = header.index(_text(name) + b":{", records) + 1
         form = header.index(b'"data_offsets":[', at) + len(b'"data_offsets":[') - (at + len(key) + 2)
-        shape, strides = _axes(parameter, owner, array.shape)
+        run, axes = _axes(parameter, owner, array.shape)
         found.append(
             StateTensor(
                 name,
@@ -108,13 +130,22 @@ def state_form(program: Program, plan: Plan) -> StateForm:
                 _value(header, f"crc32.{name}", NO_CRC),
                 plan.places[parameter.name].offset,
                 array.itemsize,
-                shape,
-                strides,
+                run,
+                tuple(extent for extent, _ in axes),
+                tuple(stride for _, stride in axes),
             )
         )
+    fields = [
+        StateField(header.index(_member(name, value)) + 1, len(name), len(_text(value)) if name in fixed else 0)
+        for name, value in (fixed | {name: own[name] for name in ("notes", *COUNTS)}).items()
+    ]
     counts = tuple(_value(header, name, COUNT) for name in COUNTS)
     return StateForm(
-        header, header.index(b"{", LENGTH_BYTES + 1), counts, _value(header, HEADER_CRC, NO_CRC), tuple(found)
+        header,
+        tuple(fields),
+        counts,
+        _value(header, HEADER_CRC, NO_CRC),
+        tuple(found),
     )
 
 
@@ -143,24 +174,24 @@ def _value(header: bytes, name: str, value: str) -> int:
     return header.index(_member(name, value)) + len(_text(name)) + len(b':"')
 
 
-def _axes(parameter: Parameter, owner: Parameter, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape in memory, and the strides in the file, of a tensor whose shape in the file is ``shape``; axes that lie
-    side by side in both are one."""
+def _axes(parameter: Parameter, owner: Parameter, shape: tuple[int, ...]) -> tuple[int, list[tuple[int, int]]]:
+    """Items of a tensor that lie side by side in memory as in the file, where its shape is ``shape``; and the extents
+    of the axes around them, in the order of the file, with their strides in memory."""
     if parameter.is_weight:
         layout = parameter.layout or Layout(shape, tuple(range(len(shape))))
         inner = layout.shape
     else:
         layout = owner.layout or Layout(shape, tuple(range(len(shape))))
         inner = reshaped(owner, layout) if owner.layout else shape
-    strides = [int(np.prod(inner[axis + 1 :], dtype=np.int64)) for axis in range(len(inner))]
+    stored = [inner[axis] for axis in layout.axes]
+    strides = {axis: math.prod(stored[at + 1 :]) for at, axis in enumerate(layout.axes)}
     merged: list[tuple[int, int]] = []
-    for axis in layout.axes:
-        extent, stride = inner[axis], strides[axis]
+    for axis, extent in enumerate(inner):
         if extent == 1:
             continue
-        if merged and merged[-1][1] == extent * stride:
-            merged[-1] = (merged[-1][0] * extent, stride)
+        if merged and merged[-1][1] == extent * strides[axis]:
+            merged[-1] = (merged[-1][0] * extent, strides[axis])
         else:
-            merged.append((extent, stride))
-    merged = merged or [(1, 1)]
-    return tuple(extent for extent, _ in merged), tuple(stride for _, stride in merged)
+            merged.append((extent, strides[axis]))
+    run = merged.pop()[0] if merged and merged[-1][1] == 1 else 1
+    return run, merged or [(1, 1)]

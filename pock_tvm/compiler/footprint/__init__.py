@@ -1,0 +1,1 @@
+"""What a program takes on a device: the memory plan of its bundle, the form of its states, flash and RAM."""
