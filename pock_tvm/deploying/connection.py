@@ -101,12 +101,25 @@ class Connection:
         self._numbers = itertools.count()
         with self._talking("cannot be reached"):
             peer = _resolved(address)
-        what = f"cannot be reached, or is no RPC server{f' of key {key!r}' if key else ''}"
-        with self._talking(what, ": it serves one client at a time, and may have another"):
+        silent = ": it may serve another client, or have stopped serving as a session broke off"
+        with self._talking("cannot be reached, or is no RPC server", silent), self._explaining(key):
             self._session = self._link.made(peer, lambda: rpc.connect(*peer, key), timeout)
         weakref.finalize(self, self._link.cut)  # without it TVM asks a device that has gone, for each thing of its
         self.memory = self._session.cpu()
         """The device's memory, for ``tvm.runtime.empty``."""
+
+    @contextlib.contextmanager
+    def _explaining(self, key: str) -> Iterator[None]:
+        """Say in words why TVM made no session."""
+        try:
+            yield
+        except RuntimeError as error:
+            said = str(error)
+            if "matches key" in said:
+                other = f"another key than '{key}'" if key else "a key"
+                raise DeviceError(f"the device at {self.name} was started with {other}: key= names it") from error
+            refused = "sock.Connect" in said
+            raise OSError("nothing accepts connections there" if refused else "it closed the connection") from error
 
     @classmethod
     def through(cls, tracker: Address, key: str, *, timeout: float = TIMEOUT_S) -> Connection:
@@ -123,7 +136,7 @@ class Connection:
                 f"it knows {', '.join(sorted({repr(device.key) for device in known}))}" if known else "it knows none"
             )
             raise DeviceError(f"the tracker at {tracker} knows no device '{key}': {there}")
-        answer = _ask(tracker, [base.TrackerCode.REQUEST, key, "", 1], timeout, f": no device '{key}' became free")
+        answer = _ask(tracker, [base.TrackerCode.REQUEST, key, "", 1], timeout, f"had no free device '{key}'")
         with _understanding(tracker):
             host, port, secret = answer
             address = Address(str(host), int(port))
@@ -202,7 +215,8 @@ class Connection:
         except tvm.error.RPCError:
             raise  # the function failed on the device, which is well
         except (RuntimeError, OSError) as error:
-            why = f"no answer within {self.timeout:g} s{silent}" if late.is_set() else reason(error)
+            said = reason(error).rpartition("Error:")[2]  # without the names of TVM's functions
+            why = f"no answer within {self.timeout:g} s{silent}" if late.is_set() else said
             self._lost = DeviceError(f"the device at {self.name} {otherwise} ({why})")
             self._link.cut()
             raise self._lost from error
@@ -287,8 +301,8 @@ def _resolved(address: Address) -> Address:
     return Address(str(found[0][4][0]), address.port)
 
 
-def _ask(tracker: Address, question: list[Any], timeout: float, otherwise: str = "") -> Any:
-    """A tracker's answer. ``otherwise`` says what it means if there is none in time."""
+def _ask(tracker: Address, question: list[Any], timeout: float, otherwise: str = "gave no answer") -> Any:
+    """A tracker's answer. ``otherwise`` says what it did if there is none in time."""
     try:
         link = socket.create_connection(tracker, timeout)
         with link, _understanding(tracker):
@@ -301,9 +315,9 @@ def _ask(tracker: Address, question: list[Any], timeout: float, otherwise: str =
                 raise ValueError(f"code {code}")
             return value
     except TimeoutError as error:
-        raise DeviceError(f"the tracker at {tracker} gave no answer within {timeout:g} s{otherwise}") from error
+        raise DeviceError(f"the tracker at {tracker} {otherwise} within {timeout:g} s") from error
     except OSError as error:
-        raise DeviceError(f"the tracker at {tracker} cannot be reached ({reason(error)})") from error
+        raise DeviceError(f"the tracker at {tracker} cannot be reached, or is none ({reason(error)})") from error
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -24,10 +25,15 @@ PATIENCE_S = 90
 class Server:
     """A process of TVM's RPC on this machine, with the ones that it starts."""
 
-    def __init__(self, kind: str, *options: object, python: object = sys.executable, port: int | None = None) -> None:
+    def __init__(
+        self, kind: str | Path, *options: object, python: object = sys.executable, port: int | None = None
+    ) -> None:
         self.address = Address("127.0.0.1", port or free_port())
-        place = ["--host", "127.0.0.1", "--port", self.address.port, "--port-end", self.address.port + 1]
-        words = [python, "-m", f"tvm.exec.{kind}", *place, "--silent", *options]
+        if isinstance(kind, Path):  # a script of ours
+            words = [python, kind, *self.address, *options]
+        else:
+            place = ["--host", "127.0.0.1", "--port", self.address.port, "--port-end", self.address.port + 1]
+            words = [python, "-m", f"tvm.exec.{kind}", *place, "--silent", *options]
         self.process = subprocess.Popen(
             list(map(str, words)),
             env=os.environ | {"TVM_NUM_THREADS": "1", "TVM_USE_RUNTIME_LIB": "1"},

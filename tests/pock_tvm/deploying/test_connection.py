@@ -25,7 +25,7 @@ LARGE = 2**25
 
 def test_a_device_in_use_is_waited_for_no_longer_than_the_timeout(tracker) -> None:
     first = connected(lambda: Connection.through(tracker.address, "shelf"), PATIENCE_S)
-    with pytest.raises(DeviceError, match="no answer within 1 s: no device 'shelf' became free"):
+    with pytest.raises(DeviceError, match="had no free device 'shelf' within 1 s"):
         Connection.through(tracker.address, "shelf", timeout=1)
     first.close()
 
@@ -55,7 +55,7 @@ def test_a_port_whose_queue_is_full_ends_with_the_timeout() -> None:
 
 def test_a_second_client_of_a_server_leaves_the_first_one_alone(server) -> None:
     first = server.connect()
-    with pytest.raises(DeviceError, match="no answer within 1 s: it serves one client at a time, and may have another"):
+    with pytest.raises(DeviceError, match="no answer within 1 s: it may serve another client"):
         Connection(server.address, timeout=1)
     assert tensor(first).numpy().tolist() == [0, 1, 2, 3]
     first.close()

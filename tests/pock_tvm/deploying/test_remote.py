@@ -142,7 +142,13 @@ def test_wrong_addresses_are_one_line_each(place, server, tracker, tmp_path) -> 
         Connection(Address("nowhere.invalid", 9090))
     with pytest.raises(DeviceError, match="is no RPC server"):
         Connection(tracker.address, timeout=3)
-    with pytest.raises(DeviceError, match="no tracker|cannot be reached|no answer"):
+    with pytest.raises(DeviceError, match="is no RPC server .it closed the connection"):
+        Connection(tracker.address, timeout=30)
+    with pytest.raises(DeviceError, match=f"{closed} .*nothing accepts connections there"):
+        Connection(closed)
+    with pytest.raises(DeviceError, match="was started with another key than 'attic': key= names it"):
+        Connection(server.address, key="attic")
+    with pytest.raises(DeviceError, match="no tracker|cannot be reached, or is none|no answer"):
         devices(server.address, timeout=3)
     with pytest.raises(DeviceError, match="tracker .* cannot be reached"):
         devices(closed)
