@@ -104,7 +104,8 @@ class Connection:
         silent = ": it may serve another client, or have stopped serving as a session broke off"
         with self._talking("cannot be reached, or is no RPC server", silent), self._explaining(key):
             self._session = self._link.made(peer, lambda: rpc.connect(*peer, key), timeout)
-        weakref.finalize(self, self._link.cut)  # without it TVM asks a device that has gone, for each thing of its
+        # Else TVM asks the device to give back what is left, and waits for one that hangs.
+        weakref.finalize(self, self._link.cut)
         self.memory = self._session.cpu()
         """The device's memory, for ``tvm.runtime.empty``."""
 
@@ -170,8 +171,7 @@ class Connection:
 
     def _free_dropped(self) -> None:
         if self._dropped:
-            dropped = tvm_ffi.List(self._dropped)
-            self._dropped.clear()
+            dropped = tvm_ffi.List([self._dropped.pop() for _ in range(len(self._dropped))])  # more may come meanwhile
             dropped.clear()  # a call of TVM's, with the interpreter unlocked
 
     def function(self, name: str) -> Callable[..., Any]:

@@ -135,6 +135,8 @@ def test_wrong_addresses_are_one_line_each(place, server, tracker, tmp_path) -> 
     for text in ("", "pi", "pi:", ":9090", "pi:port", "pi:0", "pi:70000"):
         with pytest.raises(OptionError, match="is no address: write HOST:PORT"):
             Address.parse(text)
+    server.connect().close()
+    connected(lambda: devices(tracker.address), PATIENCE_S)  # both are there now
     closed = Address("127.0.0.1", free_port())
     with pytest.raises(DeviceError, match=f"{closed} cannot be reached"):
         Connection(closed)
