@@ -59,7 +59,7 @@ SEED = Annotated[int, typer.Option()]
 
 ARGUMENTS = (
     "batch", "shapes", "scheme", "loss", "optimizer", "target", "batch_norm", "accumulate", "micro_batches",
-    "clip_norm", "guard", "memory_budget", "threads", "lr", "mean", "std", "flash", "ram",
+    "clip_norm", "guard", "memory_budget", "threads", "lr", "mean", "std", "flash", "ram", "key",
 )  # fmt: skip
 """Arguments of Python functions that are options of commands."""
 FLAGS = ("allow_drop", "overwrite", "trust")

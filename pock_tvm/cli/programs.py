@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import OptionError
 from .common import (
     ALLOW_DROP,
     BATCH,
@@ -38,6 +39,7 @@ from .common import (
     restored,
     shapes_of,
 )
+from .connecting import ANY_TRACKER, KEY, RPC, TIMEOUT, TIMEOUT_S, connector
 
 
 @app.command("compile")
@@ -213,10 +215,17 @@ def inspect(
     json_output: Annotated[
         Path | None, typer.Option("--json", help="Write the profile: what 'pock search --profile' reads")
     ] = None,
+    rpc: RPC = None,
+    tracker: ANY_TRACKER = None,
+    key: KEY = "",
+    timeout: TIMEOUT = TIMEOUT_S,
     threads: THREADS = None,
     require_signature: SIGNATURE = None,
 ) -> None:
-    """Show what a program trains, what it costs and what it holds in memory."""
+    """Show what a program trains, what it costs and what it holds in memory.
+
+    With --rpc or --tracker the step of --profile runs on a device, over TVM's RPC (pock run).
+    """
     from rich.console import Console
 
     from ..device.files import check_folder, replacing
@@ -225,18 +234,27 @@ def inspect(
 
     for path in filter(None, (plot, json_output)):
         check_folder(path)
+    profile = profile or json_output is not None
+    if (rpc or tracker) and not profile:
+        raise OptionError("a device runs a step for --profile or --json: give one of them")
     loaded = Program.load(program, signature=require_signature)
     console = Console()
     if plot is not None:
         from ..reports.program_plots import draw_memory
 
         draw_memory(loaded, plot)
-    if profile or json_output is not None:
+    if profile:
         from ..device.profile import example
         from ..device.profile import profile as profile_step
         from ..device.trainer import Trainer
 
-        records = profile_step(Trainer(loaded, threads=threads), *example(loaded))
+        if rpc or tracker:
+            from ..deploying.remote import RemoteTrainer
+
+            trainer: Trainer = RemoteTrainer(loaded, connector(rpc, tracker, key, timeout)(), threads=threads)
+        else:
+            trainer = Trainer(loaded, threads=threads)
+        records = profile_step(trainer, *example(loaded))
         console.print(kernel_table(records))
         if json_output is not None:
             with replacing(json_output) as file:

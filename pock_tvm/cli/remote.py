@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import DeviceError, OptionError
+from ..errors import DeviceError
 from .common import (
     ALLOW_DROP,
     CHECKPOINT_EVERY,
@@ -32,18 +32,15 @@ from .common import (
     LrSchedule,
     app,
 )
+from .connecting import ANY_TRACKER, KEY, RPC, TIMEOUT, TIMEOUT_S, TRACKER, connector
 from .training import Job, how_to_go_on, refuse_both
 
 if TYPE_CHECKING:
-    from ..deploying.connection import Connection
     from ..deploying.remote import RemoteTrainer
-
-TRACKER = typer.Option(metavar="HOST:PORT", help="A tracker of TVM's RPC (python -m tvm.exec.rpc_tracker)")
-TIMEOUT = Annotated[float, typer.Option(help="Seconds that one step, or any other call, may take")]
 
 
 @app.command()
-def devices(tracker: Annotated[str, TRACKER], timeout: TIMEOUT = 60.0) -> None:
+def devices(tracker: Annotated[str, TRACKER], timeout: TIMEOUT = TIMEOUT_S) -> None:
     """List the devices that a tracker of TVM's RPC knows: key, address, and how many of the key are free."""
     from ..deploying.connection import Address, devices
 
@@ -63,10 +60,10 @@ def run(
     program: PROGRAM,
     data: DATA,
     checkpoint: Annotated[Path, STATE],
-    rpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="A device's RPC server")] = None,
-    tracker: Annotated[str | None, TRACKER] = None,
-    key: Annotated[str, typer.Option(help="The device's key: which of the tracker's to take")] = "",
-    timeout: TIMEOUT = 60.0,
+    rpc: RPC = None,
+    tracker: ANY_TRACKER = None,
+    key: KEY = "",
+    timeout: TIMEOUT = TIMEOUT_S,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to look for a device that has disappeared")] = 60.0,
     val: VAL = None,
     epochs: EPOCHS = 1,
@@ -96,26 +93,16 @@ def run(
 
     Exit codes: as those of pock train.
     """
-    from ..deploying.connection import Address, Connection
     from ..deploying.remote import RemoteTrainer
     from ..device.program import Program
     from ..training.data import Augmentation
     from ..training.fine_tuning import Checkpoints
     from ..training.recipe import Recipe
 
-    if (rpc is None) == (tracker is None):
-        raise OptionError("a device is named by --rpc HOST:PORT, or by --tracker HOST:PORT and --key: give one of them")
-    if tracker is not None and not key:
-        raise OptionError(f"--tracker needs --key: 'pock devices --tracker {tracker}' lists those that it knows")
+    connect = connector(rpc, tracker, key, timeout)
     refuse_both(resume, start)
     loaded = Program.load(program, signature=require_signature)
     checkpoints, recipe = Checkpoints(checkpoint, checkpoint_every, keep, overwrite), Recipe(epochs, lr, lr_schedule)
-    address = Address.parse(rpc or tracker or "")
-
-    def connect() -> Connection:
-        if tracker is not None:
-            return Connection.through(address, key, timeout=timeout)
-        return Connection(address, key=key, timeout=timeout)
 
     def trainer() -> RemoteTrainer:
         return RemoteTrainer(loaded, connect(), threads=threads)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import tvm
+import tvm_ffi
 from tvm import rpc
 from tvm.rpc import base
 
@@ -24,6 +28,8 @@ from ..errors import DeviceError, OptionError
 T = TypeVar("T")
 TIMEOUT_S = 60.0
 """Default of the time that a call may take: more than any step, less than a person's patience."""
+CUT_AGAIN_S = 1.0
+"""Pause between two attempts to cut a connection that is being made."""
 SECONDS = number("a number of seconds, more than 0", above=0)
 
 
@@ -81,20 +87,40 @@ def devices(tracker: Address, *, timeout: float = TIMEOUT_S) -> tuple[list[Devic
 class Connection:
     """A session with a device.
 
-    A call that takes longer than ``timeout`` seconds, and one whose device has gone, raises DeviceError. After that
-    the connection is of no use any more.
+    A call that takes longer than ``timeout`` seconds, one whose device has gone, and one that is interrupted end the
+    session: what comes late would be taken for the answer to the next call. All later calls raise DeviceError.
     """
 
     def __init__(self, address: Address, *, key: str = "", timeout: float = TIMEOUT_S) -> None:
         require("timeout", timeout, SECONDS, OptionError)
         self.name, self.timeout = str(address), timeout
         self._lost: DeviceError | None = None
+        self._link = _Link()
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._dropped: list[Any] = []
+        self._numbers = itertools.count()
         with self._talking("cannot be reached"):
-            self._peer = _resolved(address)
-        with self._talking(f"cannot be reached, or is no RPC server{f' of key {key!r}' if key else ''}"):
-            self._session = rpc.connect(*self._peer, key)
+            peer = _resolved(address)
+        silent = ": it may serve another client, or have stopped serving as a session broke off"
+        with self._talking("cannot be reached, or is no RPC server", silent), self._explaining(key):
+            self._session = self._link.made(peer, lambda: rpc.connect(*peer, key), timeout)
+        # Else TVM asks the device to give back what is left, and waits for one that hangs.
+        weakref.finalize(self, self._link.cut)
         self.memory = self._session.cpu()
         """The device's memory, for ``tvm.runtime.empty``."""
+
+    @contextlib.contextmanager
+    def _explaining(self, key: str) -> Iterator[None]:
+        """Say in words why TVM made no session."""
+        try:
+            yield
+        except RuntimeError as error:
+            said = str(error)
+            if "matches key" in said:
+                other = f"another key than '{key}'" if key else "a key"
+                raise DeviceError(f"the device at {self.name} was started with {other}: key= names it") from error
+            refused = "sock.Connect" in said
+            raise OSError("nothing accepts connections there" if refused else "it closed the connection") from error
 
     @classmethod
     def through(cls, tracker: Address, key: str, *, timeout: float = TIMEOUT_S) -> Connection:
@@ -111,7 +137,7 @@ class Connection:
                 f"it knows {', '.join(sorted({repr(device.key) for device in known}))}" if known else "it knows none"
             )
             raise DeviceError(f"the tracker at {tracker} knows no device '{key}': {there}")
-        answer = _ask(tracker, [base.TrackerCode.REQUEST, key, "", 1], timeout, f": no device '{key}' became free")
+        answer = _ask(tracker, [base.TrackerCode.REQUEST, key, "", 1], timeout, f"had no free device '{key}'")
         with _understanding(tracker):
             host, port, secret = answer
             address = Address(str(host), int(port))
@@ -129,57 +155,126 @@ class Connection:
         """
         if self._lost is not None:
             raise DeviceError(str(self._lost))
-        with self._talking("does not answer any more"):
+        with self._talking("does not answer any more", ": a slow device or network needs a longer timeout"):
+            self._free_dropped()
             return function(*arguments)
+
+    def owned(self, owner: object, thing: T) -> T:
+        """Give back a thing of the device's (a tensor, a function, a library) with the next call after its owner has
+        gone.
+
+        Python alone would give it back at once: TVM then asks the device, and waits for the answer with the interpreter
+        locked, so that no deadline ends it.
+        """
+        weakref.finalize(owner, self._dropped.append, thing)
+        return thing
+
+    def _free_dropped(self) -> None:
+        if self._dropped:
+            dropped = tvm_ffi.List([self._dropped.pop() for _ in range(len(self._dropped))])  # more may come meanwhile
+            dropped.clear()  # a call of TVM's, with the interpreter unlocked
 
     def function(self, name: str) -> Callable[..., Any]:
         """A global function of the device."""
-        return self.call(self._session.get_function, name)
+        if name not in self._functions:
+            self._functions[name] = self.call(self._session.get_function, name)
+        return self._functions[name]
 
-    def upload(self, data: bytes, name: str) -> None:
-        """Write a file into the session's folder on the device."""
-        self.call(self._session.upload, bytearray(data), name)
-
-    def load(self, name: str) -> Any:
-        """Load a library that was uploaded."""
+    def load(self, library: bytes) -> Any:
+        """Upload a shared library into the session's folder on the device, and load it."""
+        name = f"library-{next(self._numbers)}.so"  # to write over one that runs would change its code
+        self.call(self._session.upload, bytearray(library), name)
         return self.call(self._session.load_module, name)
 
     def close(self) -> None:
         """End the session, so that the device is free for others."""
         if self._lost is None:
             self._lost = DeviceError(f"the connection with {self.name} is closed")
-            self._cut()
+            self._link.cut()
 
     @contextlib.contextmanager
-    def _talking(self, otherwise: str) -> Iterator[None]:
-        """Cut the connection if what is done takes too long; make one error of all that a lost connection raises."""
-        late = threading.Event()
+    def _talking(self, otherwise: str, silent: str = "") -> Iterator[None]:
+        """Cut the connection if what is done takes too long; make one error of all that a lost connection raises.
 
-        def cut() -> None:
-            late.set()
-            self._cut()
+        ``silent`` says what it may mean that nothing came in time.
+        """
+        over, late = threading.Event(), threading.Event()
 
-        timer = threading.Timer(self.timeout, cut)
-        timer.daemon = True
-        timer.start()
+        def watch() -> None:
+            pause = self.timeout
+            while not over.wait(pause):  # more than once: the socket may not be there yet
+                late.set()
+                self._link.cut()
+                pause = CUT_AGAIN_S
+
+        threading.Thread(target=watch, daemon=True).start()
         try:
             yield
+            if late.is_set():  # what was cut may be one that tells nobody
+                raise TimeoutError
         except tvm.error.RPCError:
             raise  # the function failed on the device, which is well
         except (RuntimeError, OSError) as error:
-            why = f"no answer within {self.timeout:g} s" if late.is_set() else reason(error)
+            said = reason(error).rpartition("Error:")[2]  # without the names of TVM's functions
+            why = f"no answer within {self.timeout:g} s{silent}" if late.is_set() else said
             self._lost = DeviceError(f"the device at {self.name} {otherwise} ({why})")
-            self._cut()
+            self._link.cut()
             raise self._lost from error
+        except KeyboardInterrupt:
+            self._lost = DeviceError(f"a call to the device at {self.name} was interrupted")
+            self._link.cut()
+            raise
         finally:
-            timer.cancel()
+            over.set()
 
-    def _cut(self) -> None:
-        """Shut the sockets to the device: TVM waits in one for ever, and tells nobody which it is."""
-        for each in psutil.Process().net_connections("tcp"):
-            if each.raddr == getattr(self, "_peer", None):
-                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(each.fd)) as twin:
+
+class _Link:
+    """The socket of a session. TVM waits in it for ever, and tells nobody which it is."""
+
+    def __init__(self) -> None:
+        self._peer: Address | None = None
+        self._others: set[Any] = set()
+        self._own: set[Any] = set()
+
+    def made(self, peer: Address, connect: Callable[[], T], timeout: float) -> T:
+        """Connect. Sockets are this session's that were not there before: others wait meanwhile.
+
+        Raises
+        ------
+        TimeoutError
+            Another session with the same server has not begun in time.
+        """
+        if not (door := _door(peer)).acquire(timeout=timeout):
+            raise TimeoutError("another connection to it has not begun yet")
+        try:
+            self._peer, self._others = peer, set(_sockets(peer))
+            session = connect()
+            self._own = set(_sockets(peer)) - self._others
+            return session
+        finally:
+            door.release()
+
+    def cut(self) -> None:
+        """Shut the socket: whoever waits in it gets an error."""
+        if self._peer is None:
+            return
+        for address, descriptor in _sockets(self._peer).items():
+            if address in self._own if self._own else address not in self._others:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as twin:
                     twin.shutdown(socket.SHUT_RDWR)
+        if self._own:
+            self._peer = None  # another session may have the same port later
+
+
+@functools.cache
+def _door(_peer: Address) -> threading.Lock:
+    """A lock for each server."""
+    return threading.Lock()
+
+
+def _sockets(peer: Address) -> dict[Any, int]:
+    """Descriptors of the sockets of this process that lead to a peer, by their local addresses."""
+    return {each.laddr: each.fd for each in psutil.Process().net_connections("tcp") if each.raddr == peer}
 
 
 def connected(open_connection: Callable[[], T], within: float, pause: float = 1.0) -> T:
@@ -206,8 +301,8 @@ def _resolved(address: Address) -> Address:
     return Address(str(found[0][4][0]), address.port)
 
 
-def _ask(tracker: Address, question: list[Any], timeout: float, otherwise: str = "") -> Any:
-    """A tracker's answer. ``otherwise`` says what it means if there is none in time."""
+def _ask(tracker: Address, question: list[Any], timeout: float, otherwise: str = "gave no answer") -> Any:
+    """A tracker's answer. ``otherwise`` says what it did if there is none in time."""
     try:
         link = socket.create_connection(tracker, timeout)
         with link, _understanding(tracker):
@@ -220,9 +315,9 @@ def _ask(tracker: Address, question: list[Any], timeout: float, otherwise: str =
                 raise ValueError(f"code {code}")
             return value
     except TimeoutError as error:
-        raise DeviceError(f"the tracker at {tracker} gave no answer within {timeout:g} s{otherwise}") from error
+        raise DeviceError(f"the tracker at {tracker} {otherwise} within {timeout:g} s") from error
     except OSError as error:
-        raise DeviceError(f"the tracker at {tracker} cannot be reached ({reason(error)})") from error
+        raise DeviceError(f"the tracker at {tracker} cannot be reached, or is none ({reason(error)})") from error
 
 
 @contextlib.contextmanager

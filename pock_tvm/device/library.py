@@ -55,6 +55,10 @@ class Library(ABC):
             It stopped at a kernel that failed: what it had written by then stays written.
         """
 
+    @abstractmethod
+    def seconds(self, entry: str, table: Any) -> float:
+        """Call an entry point, and return how long it ran, by the device's clock."""
+
     def start(self, entry: str, table: Any, result: Any, memory: Memory) -> Outcome:
         """Start an entry point; its first result lies in an array of a memory. Here it runs when it is waited for."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,24 +36,22 @@ def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict
     Returns a record for each call: ``kernel``, ``ms`` (median of ``repeat`` steps), ``gflops`` and ``gbytes`` per
     second, ``share`` of the step's time, and the kernel's cost of the manifest. Copies of results are not timed.
     """
-    program, saved = trainer.program, {name: array.copy() for name, array in trainer._arrays.items()}
+    program, memory, library = trainer.program, trainer._memory, trainer._library
+    saved = {name: memory.read(array).copy() for name, array in trainer._arrays.items()}
     steps, spoiled = trainer.steps, trainer._spoiled
     with contextlib.suppress(NonFiniteError):  # the time of a kernel does not depend on the numbers
         trainer.step(x, y, lr=0.0)
     kernels = kernel_calls(program.manifest["entries"]["train_step"])
-    addresses = trainer._tables["train_step"].numpy().tolist()
+    addresses = library.numbers(trainer._tables["train_step"])
     times: list[list[float]] = [[] for _ in kernels]
-    library = trainer._library
     calls = [
         trainer.kernel_table(kernel, [addresses[at] + offset for at, offset in places]) for kernel, places in kernels
     ]
     for _ in range(repeat):
         for call, record in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            library.run(CALL_KERNEL, call)
-            record.append(time.perf_counter() - start)
-    for name, array in saved.items():
-        trainer._arrays[name][...] = array
+            record.append(library.seconds(CALL_KERNEL, call))
+    for name, values in saved.items():
+        trainer._fill(name, values)
     trainer.steps, trainer._spoiled = steps, spoiled
     medians = [statistics.median(record) for record in times]
     rows = []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tempfile
 import threading
+import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,14 @@ class HostLibrary(Library):
                 self._functions[entry] = self._find(entry)
             except AttributeError as error:
                 raise ProgramError(f"this program has no '{entry}': compile it again with this version") from error
-        try:
+        with self._failing(entry, table):
             self._call(self._functions[entry], table)
+
+    @contextlib.contextmanager
+    def _failing(self, entry: str, table: Any) -> Iterator[None]:
+        """Turn what an entry point raises into the errors of :meth:`run`."""
+        try:
+            yield
         except RuntimeError as error:
             if NOT_FINITE in str(error):
                 raise CheckFailed(self.numbers(table)[-1] - 1) from error
@@ -69,6 +77,12 @@ class HostLibrary(Library):
             raise PockError(
                 f"'{entry}' stopped: {said}. Free memory, restore a checkpoint and go on from there"
             ) from error
+
+    def seconds(self, entry: str, table: Any) -> float:
+        """Call an entry point, as :meth:`run` does, and return how long it took."""
+        start = time.perf_counter()
+        self.run(entry, table)
+        return time.perf_counter() - start
 
     def contract(self) -> list[int] | None:
         """The digest of the layouts and sizes that it was built for; None in one of an older version."""

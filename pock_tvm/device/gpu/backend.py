@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,14 @@ class Backend(ABC):
     @abstractmethod
     def submit(self, recorded: Any) -> None:
         """Run a list, after everything that was submitted before. It need not be done when this returns."""
+
+    def seconds(self, recorded: Any) -> float:
+        """Run a list by itself, and return how long it ran: by a clock of the device, where it has one."""
+        self.finish()
+        start = time.perf_counter()
+        self.submit(recorded)
+        self.finish()
+        return time.perf_counter() - start
 
     @abstractmethod
     def finish(self) -> None:

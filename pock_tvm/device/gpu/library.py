@@ -78,15 +78,18 @@ class LaunchLibrary(Library):
         CheckFailed
             It found a number that is not finite, and wrote nothing in place from there on.
         """
-        self._submit(entry, table)
+        self._backend.submit(self._recorded(entry, table))
         self._look_at(self._found)
+
+    def seconds(self, entry: str, table: Table) -> float:
+        return self._backend.seconds(self._recorded(entry, table))
 
     def start(self, entry: str, table: Table, result: DeviceArray, memory: Memory) -> Outcome:
         """Submit an entry point, and copies of its result and of what its checks found.
 
         A failed check lets this and all entry points behind it write nothing in place, until its outcome is asked for.
         """
-        self._submit(entry, table)
+        self._backend.submit(self._recorded(entry, table))
         kept = memory.allocate(result.shape, result.dtype)
         found = memory.allocate((1,), "int32")
         regions = [(kept, result), (found, self._found)]
@@ -101,11 +104,11 @@ class LaunchLibrary(Library):
 
         return outcome
 
-    def _submit(self, entry: str, table: Table) -> None:
+    def _recorded(self, entry: str, table: Table) -> Any:
         if table.recorded is None:
             commands = self._one_call(table) if entry == CALL_KERNEL else self._all_calls(entry, table)
             table.recorded = self._backend.record(commands)
-        self._backend.submit(table.recorded)
+        return table.recorded
 
     def _look_at(self, found: DeviceArray) -> None:
         """Raise an error if a check has failed, and let what follows write again."""

@@ -5,99 +5,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import importlib.util
-import os
-import random
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
+import json
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 import pock_tvm as pock
 from pock_tvm.deploying.connection import Address, Connection, connected, devices
 from pock_tvm.deploying.remote import RemoteTrainer
+from pock_tvm.device.profile import example, profile
+from pock_tvm.device.program import kernel_calls
 from pock_tvm.errors import DeviceError, OptionError, ProgramError
 from tests.pock_tvm.commands import run_command
-from tests.pock_tvm.networks import small
+from tests.pock_tvm.deploying.servers import PATIENCE_S, Server, batches, build, free_port
 
-PATIENCE_S = 90
-"""The machine of the tests may be busy."""
 STEPS = 12
-
-
-class Server:
-    """A process of TVM's RPC on this machine, with the ones that it starts."""
-
-    def __init__(self, kind: str, *options: object, python: object = sys.executable, port: int | None = None) -> None:
-        self.address = Address("127.0.0.1", port or free_port())
-        place = ["--host", "127.0.0.1", "--port", self.address.port, "--port-end", self.address.port + 1]
-        words = [python, "-m", f"tvm.exec.{kind}", *place, "--silent", *options]
-        self.process = subprocess.Popen(
-            list(map(str, words)),
-            env=os.environ | {"TVM_NUM_THREADS": "1", "TVM_USE_RUNTIME_LIB": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def connect(self, timeout: float = PATIENCE_S) -> Connection:
-        return connected(lambda: Connection(self.address, timeout=timeout), PATIENCE_S)
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def freeze(self) -> None:
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            child.suspend()
-
-
-def free_port() -> int:
-    """A port that nothing uses, below those that the system hands out to clients."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with contextlib.suppress(OSError), socket.socket() as listener:
-            listener.bind(("127.0.0.1", port))
-            return port
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    started = Server("rpc_server")
-    yield started
-    started.kill()
-
-
-@pytest.fixture
-def doomed() -> Iterator[list[Server]]:
-    """Servers of one test, which it may kill; a first one is there."""
-    servers = [Server("rpc_server")]
-    yield servers
-    for each in servers:
-        each.kill()
-
-
-@pytest.fixture(scope="module")
-def tracker(server) -> Iterator[Server]:
-    started = Server("rpc_tracker")
-    device = Server("rpc_server", "--tracker", started.address, "--key", "shelf")
-    yield started
-    device.kill()
-    started.kill()
-
-
-def build(**options) -> pock.Program:
-    scheme = pock.Scheme({"*": "frozen", "*.bias": "full", "head.weight": "full", "blocks.1.conv2.weight": 0.5})
-    chosen = {"scheme": scheme, "optimizer": pock.SGD(momentum=0.9), "check": False, "batch_norm": "frozen", **options}
-    return pock.compile(small(4), **chosen)
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +40,6 @@ def place(program, tmp_path_factory) -> Path:
     )
     assert done[0] == 0
     return root
-
-
-def batches(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    rng = np.random.default_rng(0)
-    xs = [rng.standard_normal((4, 3, 8, 8)).astype("float32") for _ in range(count)]
-    return xs, [rng.integers(0, 5, 4) for _ in range(count)]
 
 
 def run(place: Path, checkpoint: Path, server: Server, *options: object) -> tuple[int, str]:
@@ -163,6 +80,32 @@ def test_frozen_weights_are_prepared_on_the_device(server) -> None:
         np.testing.assert_array_equal(there.predict(x[0]), pock.Trainer(program, threads=1).predict(x[0]))
 
 
+def test_programs_of_one_connection_are_kept_apart(program, server) -> None:
+    """The library of the second must not be written over that of the first, which is loaded."""
+    other = build(scheme=pock.Scheme.full(), optimizer=pock.Adam())
+    (x, *_), (y, *_) = batches(1)
+    expected = [pock.Trainer(each, threads=1).step(x, y, lr=0.1) for each in (program, other)]
+    with contextlib.closing(server.connect()) as connection:
+        trainers = [RemoteTrainer(each, connection) for each in (program, other)]
+        assert [trainer.step(x, y, lr=0.1) for trainer in trainers] == expected
+
+
+def test_a_step_is_profiled_on_the_device(place, program, server, tmp_path) -> None:
+    inputs, target = example(program)
+    kernels = len(kernel_calls(program.manifest["entries"]["train_step"]))
+    with contextlib.closing(RemoteTrainer(program, server.connect())) as there:
+        before = there.weights()
+        records = profile(there, inputs, target, repeat=2)
+        assert len(records) == kernels and all(record["ms"] > 0 for record in records)
+        assert there.steps == 0 and all(np.array_equal(array, before[name]) for name, array in there.weights().items())
+        assert there.step(inputs, target, lr=0.1) == pock.Trainer(program, threads=1).step(inputs, target, lr=0.1)
+    code, said = run_command("inspect", place / "net.pock", "--rpc", server.address, "--json", tmp_path / "there.json")
+    assert code == 0, said
+    assert len(json.loads((tmp_path / "there.json").read_text())) == kernels
+    code, said = run_command("inspect", place / "net.pock", "--rpc", server.address)
+    assert code == 2 and "--profile" in said
+
+
 def test_a_refused_step_changes_nothing(program, server) -> None:
     (x, *_), (y, *_) = batches(1)
     with contextlib.closing(RemoteTrainer(program, server.connect())) as there:
@@ -188,17 +131,12 @@ def test_a_tracker_lists_devices_and_lends_them(place, program, server, tracker,
     assert code == 2 and "knows no device 'attic': it knows 'shelf'" in said
 
 
-def test_a_device_in_use_is_waited_for_no_longer_than_the_timeout(tracker) -> None:
-    first = connected(lambda: Connection.through(tracker.address, "shelf"), PATIENCE_S)
-    with pytest.raises(DeviceError, match="no answer within 1 s: no device 'shelf' became free"):
-        Connection.through(tracker.address, "shelf", timeout=1)
-    first.close()
-
-
 def test_wrong_addresses_are_one_line_each(place, server, tracker, tmp_path) -> None:
     for text in ("", "pi", "pi:", ":9090", "pi:port", "pi:0", "pi:70000"):
         with pytest.raises(OptionError, match="is no address: write HOST:PORT"):
             Address.parse(text)
+    server.connect().close()
+    connected(lambda: devices(tracker.address), PATIENCE_S)  # both are there now
     closed = Address("127.0.0.1", free_port())
     with pytest.raises(DeviceError, match=f"{closed} cannot be reached"):
         Connection(closed)
@@ -206,7 +144,13 @@ def test_wrong_addresses_are_one_line_each(place, server, tracker, tmp_path) -> 
         Connection(Address("nowhere.invalid", 9090))
     with pytest.raises(DeviceError, match="is no RPC server"):
         Connection(tracker.address, timeout=3)
-    with pytest.raises(DeviceError, match="no tracker|cannot be reached|no answer"):
+    with pytest.raises(DeviceError, match="is no RPC server .it closed the connection"):
+        Connection(tracker.address, timeout=30)
+    with pytest.raises(DeviceError, match=f"{closed} .*nothing accepts connections there"):
+        Connection(closed)
+    with pytest.raises(DeviceError, match="was started with another key than 'attic': key= names it"):
+        Connection(server.address, key="attic")
+    with pytest.raises(DeviceError, match="no tracker|cannot be reached, or is none|no answer"):
         devices(server.address, timeout=3)
     with pytest.raises(DeviceError, match="tracker .* cannot be reached"):
         devices(closed)
@@ -216,20 +160,9 @@ def test_wrong_addresses_are_one_line_each(place, server, tracker, tmp_path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_port_that_answers_nothing_ends_with_the_timeout() -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        address = Address(*silent.getsockname())
-        with pytest.raises(DeviceError, match=r"no answer within 0\.5 s"):
-            Connection(address, timeout=0.5)
-        with pytest.raises(DeviceError, match=r"no answer within 0\.5 s"):
-            devices(address, timeout=0.5)
-
-
 def test_a_program_for_another_machine_is_refused_before_it_is_sent(program, server, monkeypatch) -> None:
     manifest = program.manifest | {"target": program.manifest["target"] | {"triple": "aarch64-linux-gnu"}}
-    monkeypatch.setattr(Connection, "upload", lambda *_: pytest.fail("it was sent"))
+    monkeypatch.setattr(Connection, "load", lambda *_: pytest.fail("it was sent"))
     connection = server.connect()
     with pytest.raises(ProgramError, match=r"compiled for aarch64-linux-gnu, and the device at \S+ is a x86_64-linux"):
         RemoteTrainer(dataclasses.replace(program, manifest=manifest), connection)
@@ -315,28 +248,3 @@ def test_a_device_that_is_lost_at_the_same_step_again_ends_the_run(every, place,
     at_step(monkeypatch, 4, lose)
     code, said = run(place, tmp_path / "net.ckpt", server, "--wait", PATIENCE_S, "--checkpoint-every", every)
     assert code == 2 and said.count("looking for it") == 1 and "--resume" in said.splitlines()[-1]
-
-
-def test_an_emulated_arm_device_trains_the_same(tmp_path, monkeypatch) -> None:
-    python = Path(os.environ.get("POCK_EMULATED_DEVICE", "/opt/pock-arm")) / "aarch64-python"
-    if not python.exists():
-        pytest.skip(f"needs {python}: scripts/emulated-device makes it (POCK_EMULATED_DEVICE names another folder)")
-    if not shutil.which("aarch64-linux-gnu-gcc"):
-        if importlib.util.find_spec("ziglang") is None:
-            pytest.skip("needs a linker for aarch64: gcc-aarch64-linux-gnu, or ziglang")
-        linker = tmp_path / "aarch64-linux-gnu-gcc"
-        linker.write_text(f'#!/bin/sh\nexec {sys.executable} -m ziglang cc -target aarch64-linux-gnu "$@"\n')
-        linker.chmod(0o755)
-        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    here = pock.Trainer(build(), threads=1)
-    server = Server("rpc_server", python=python)
-    try:
-        with contextlib.closing(RemoteTrainer(build(target="raspberry-pi/4b-aarch64"), server.connect())) as there:
-            for x, y in zip(*batches(20), strict=True):
-                assert there.step(x, y, lr=0.05) == pytest.approx(here.step(x, y, lr=0.05), abs=1e-5)
-            weights = there.weights()
-            assert all(np.allclose(weights[name], array, atol=1e-5) for name, array in here.weights().items())
-            with pytest.raises(ProgramError, match="is a aarch64-linux"):
-                RemoteTrainer(here.program, there.connection)
-    finally:
-        server.kill()

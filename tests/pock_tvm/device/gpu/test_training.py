@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import pock_tvm as pock
+from pock_tvm.device.profile import profile
+from pock_tvm.device.program import kernel_calls
 from pock_tvm.errors import DeviceError, InputError, NonFiniteError, ProgramError
 from tests.pock_tvm.networks import small, tokens
 from tests.schedules.kernels import opencl_device
@@ -158,6 +160,17 @@ def test_a_program_file_runs(program: pock.Program, tmp_path) -> None:
     program.save(tmp_path / "net.pock")
     ((x, y),) = batches(1)
     assert pock.Trainer(tmp_path / "net.pock").step(x, y, lr=0.1) == pock.Trainer(program).step(x, y, lr=0.1)
+
+
+def test_kernels_are_timed_and_the_state_stays(program: pock.Program) -> None:
+    trainer = pock.Trainer(program)
+    ((x, y),) = batches(1)
+    before = trainer.weights()
+    rows = profile(trainer, x, y, repeat=2)
+    assert len(rows) == len(kernel_calls(program.manifest["entries"]["train_step"]))
+    assert all(row["ms"] > 0 for row in rows)
+    after = trainer.weights()
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
 
 
 @pytest.mark.parametrize(
