@@ -47,7 +47,7 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, cho
     """Schedule ``dW[.., r, s, 0, c] = sum X[n, .., c] * dY[n, h, w, c]`` in tiles of taps by channel vectors."""
     spatial, reduced = split_by_kind(sch, block)
     *parts, r, s, one, column = spatial
-    tile = choose_tile(sch, [r, s, one], column, traits, choices, parts=parts)
+    tile = choose_tile(sch, [r, s, one], column, traits, choices)
     if parts:
         most = rows_in_cache(sch, block, traits)
         block_by_block(sch, block, tile, [r, s, one], column, reduced, choices, tasks=parts, most=most)
