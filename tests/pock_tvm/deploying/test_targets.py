@@ -38,6 +38,9 @@ EMULATORS = {
 
 BATCHES = 4
 """Batches that are tried at most."""
+KINKS = 10
+"""Tolerance of MCUNet's updates, relative to others: on most batches some activation lies on a kink in some step. On the
+first batch an armv7 has 2.4e-4 so, behind one channel."""
 
 DIFFERENT = ("pi5", "pi3-32", "riscv64", "win-x64")
 """Targets that differ in more than their tiles."""
@@ -129,11 +132,13 @@ def test_a_small_network_trains_the_same(target: str, scheme: str, emulator, win
 @pytest.mark.parametrize("target", DIFFERENT)
 def test_mcunet_trains_the_same(target: str, emulator, wine, tmp_path, shared_data) -> None:
     check_training(
-        mcunet_lesson(shared_data / "models" / "mcunet-5fps-flowers12.pt2"), target, emulator, wine, tmp_path
+        mcunet_lesson(shared_data / "models" / "mcunet-5fps-flowers12.pt2"), target, emulator, wine, tmp_path, KINKS
     )
 
 
-def check_training(lesson: Lesson, target: str, emulator: list[str], wine: dict[str, str], folder: Path) -> None:
+def check_training(
+    lesson: Lesson, target: str, emulator: list[str], wine: dict[str, str], folder: Path, kinks: int = 1
+) -> None:
     """Train on one batch, here and there: every loss and all of the state are equal.
 
     Where rounding puts an activation on the other side of a kink, a gradient legitimately differs by what comes back
@@ -160,8 +165,8 @@ def check_training(lesson: Lesson, target: str, emulator: list[str], wine: dict[
         losses = np.array([float(each) for each in re.findall(r"loss (\S+)", done.stdout)])
         there.restore(bundle / "state")
         assert (there.steps, len(losses)) == (STEPS, STEPS)
-        found.append(max((np.abs(losses / expected - 1).max(), "the loss"), difference(there, here)))
-        if found[-1][0] <= TOLERANCE:
+        found.append((np.abs(losses / expected - 1).max(), *difference(there, here)))
+        if found[-1][0] <= TOLERANCE and found[-1][1] <= kinks * TOLERANCE:
             return
     pytest.fail(f"largest relative differences, batch by batch: {found}")
 
