@@ -78,20 +78,22 @@ def _is_balanced(tasks: int, traits: CpuTraits) -> bool:
 
 
 def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
-    """Schedule ``dW[.., r, s, i, o] = sum X * dY`` over pixels, in tiles of input by output channels.
+    """Schedule ``dW[.., r, s, i, o] = sum X * dY`` over pixels, in tiles of input by output channels. Where these are
+    few, a tile has those of several taps.
 
     Decisions: ``tile`` and those of :func:`block_by_block`, or of :func:`register_tile`.
     """
     spatial, reduced = split_by_kind(sch, block)
-    *parts, r, s, rows, column = spatial
-    tile = choose_tile(sch, [rows], column, traits, choices)
+    *parts, r, s, row, column = spatial
+    rows = [r, s, row]
+    tile = choose_tile(sch, rows, column, traits, choices, parts=parts)
     if parts:
         most = rows_in_cache(sch, block, traits)
-        block_by_block(sch, block, tile, [rows], column, reduced, choices, tasks=parts, between=[r, s], most=most)
+        block_by_block(sch, block, tile, rows, column, reduced, choices, tasks=parts, most=most)
         return
     if sch.get_producers(block):
         raise Unsuited("each task would pad all of X")
-    register_tile(sch, block, tile, [rows], column, reduced, traits, choices, outer=[r, s])
+    register_tile(sch, block, tile, rows, column, reduced, traits, choices)
 
 
 @dataclass(frozen=True)

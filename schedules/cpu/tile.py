@@ -46,7 +46,7 @@ def vector_lanes(columns: int, most: int) -> int:
     return max(n for n in range(1, most + 1) if columns % n == 0)
 
 
-def tiles(rows: Sequence[int], columns: int, traits: CpuTraits) -> list[Tile]:
+def tiles(rows: Sequence[int], columns: int, traits: CpuTraits, parts: int = 1) -> list[Tile]:
     """Return register tiles that cover ``rows`` x ``columns`` results without a tail, lowest estimated cost first.
 
     A tile of t rows and v vectors does t + v loads for t * v multiply-adds, and needs enough of them in flight to hide
@@ -62,7 +62,7 @@ def tiles(rows: Sequence[int], columns: int, traits: CpuTraits) -> list[Tile]:
             )
             if innermost_first and height * vectors + vectors + 1 <= traits.registers:
                 found.append(Tile(split, lanes, vectors))
-    return sorted(found, key=lambda tile: _cost(tile, math.prod(rows) * columns, traits))
+    return sorted(found, key=lambda tile: _cost(tile, parts * math.prod(rows) * columns, traits))
 
 
 def _cost(tile: Tile, results: int, traits: CpuTraits) -> float:
@@ -103,11 +103,12 @@ def choose_tile(
     traits: CpuTraits,
     choices: Choices,
     *,
+    parts: Sequence[LoopRV] = (),
     vectors: int | None = None,
 ) -> Tile:
-    """Choose a register tile for loops over results. Narrow ones, of at most ``vectors`` along the columns, come first
-    if that is given, unless they are high."""
-    offered = tiles(extents_of(sch, rows), extent_of(sch, column), traits)
+    """Choose a register tile for loops over results, of which each iteration of ``parts`` has its own. Narrow ones, of
+    at most ``vectors`` along the columns, come first if that is given, unless they are high."""
+    offered = tiles(extents_of(sch, rows), extent_of(sch, column), traits, math.prod(extents_of(sch, parts)))
     if vectors is not None:
         offered.sort(key=lambda tile: tile.vectors > vectors or tile.height > MOST_ROWS)
     return decided_tile(choices, offered)
@@ -322,14 +323,13 @@ def block_by_block(
     choices: Choices,
     *,
     tasks: Sequence[LoopRV],
-    between: Sequence[LoopRV] = (),
     most: int,
 ) -> None:
     """Accumulate a small result in memory over blocks of a long reduction, so that the operands are read once.
 
     Loops, outermost first: ``tasks``, fused and parallel; ``reduced[0]``; blocks of at most ``most`` iterations of
-    ``reduced[1]``; ``between`` and the tile loops; the iterations of a block; ``reduced[2:]``; the tile. LLVM keeps a
-    tile in registers within a block. Each task pads its part of the first operand.
+    ``reduced[1]``; the tile loops; the iterations of a block; ``reduced[2:]``; the tile. LLVM keeps a tile in registers
+    within a block. Each task pads its part of the first operand.
 
     Decisions: ``rounds_of_block``.
     """
@@ -339,7 +339,7 @@ def block_by_block(
     offered = divisors(extent_of(sch, second))
     size = choices.choose("rounds_of_block", offered, max(n for n in offered if n <= max(1, most)))
     blocks, rounds = sch.split(second, [None, size])
-    sch.reorder(*tasks, first, blocks, *between, *row_outer, column_outer, rounds, *others, *inside)
+    sch.reorder(*tasks, first, blocks, *row_outer, column_outer, rounds, *others, *inside)
     task = sch.fuse(*tasks)
     sch.parallel(task)
     sch.vectorize(inside[-1])

@@ -57,6 +57,21 @@ def test_all_tiles_that_fit_are_offered() -> None:
     assert found == {(rows, 16) for rows in heights} | {(rows, 48) for rows in low}
 
 
+def test_a_tile_is_cut_for_the_cores_only_where_parts_are_too_few() -> None:
+    traits = CpuTraits(lanes=4, registers=32, cores=4, fma_ports=2, fma_latency=2, load_ports=2)
+    (alone, *_), (shared, *_) = (tiles([3], 16, traits, parts) for parts in (1, 16))
+    assert (alone.height, alone.width) == (3, 8)
+    assert (shared.height, shared.width) == (3, 16)
+
+
+def test_a_tile_has_several_taps_where_channels_are_few() -> None:
+    """Three input by sixteen output channels are three multiply-adds of sixteen lanes: too few to hide their latency."""
+    traits = CpuTraits(lanes=16, registers=32, cores=2)
+    few, many = (tiles([3, 3, channels], 16, traits, 8)[0] for channels in (3, 16))
+    assert few.height > 8
+    assert many.rows[:2] == (1, 1)
+
+
 @given(columns=EXTENTS)
 def test_vectors_divide_the_columns(columns: int) -> None:
     lanes = vector_lanes(columns, 16)

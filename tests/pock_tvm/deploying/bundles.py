@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -67,7 +68,9 @@ CASES = {
 }  # fmt: skip
 
 
+@functools.cache
 def compiled(name: str, **more: object) -> pock.Program:
+    """The program of a case. A program is immutable: tests share it."""
     make, example, options = CASES[name]
     torch.manual_seed(0)
     exported = torch.export.export(make().eval(), (example,))

@@ -7,6 +7,7 @@ import sys
 import zlib
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -85,6 +86,16 @@ def test_zig_and_threads(tmp_path):
     net.set_rate(RATE)
     take(program, pock.Trainer(program, threads=2), net, 5)
     net.close()
+    net.close()  # the second one has nothing to stop
+
+
+def test_a_dropped_network_stops_its_threads(tmp_path):
+    module = loaded(deploy(compiled("mse"), tmp_path / "net", cc="gcc", threads=2))
+    before = psutil.Process().num_threads()
+    net = module.Net()
+    assert psutil.Process().num_threads() == before + 1
+    del net
+    assert psutil.Process().num_threads() == before
 
 
 @pytest.fixture(scope="module")

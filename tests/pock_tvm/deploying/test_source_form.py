@@ -13,7 +13,7 @@ from pock_tvm.deploying.bundle import deploy
 from .bundles import RATE, batch_of, compiled, loaded
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is missing")
-FORMS = {"extensions": ("-march=native", "-O1"), "loops": ("-DPOCK_SCALAR", "-O1")}
+FORMS = {"extensions": ("-march=native", "-O1"), "loops": ("-DPOCK_SCALAR", "-O0")}
 
 
 @pytest.mark.parametrize(
