@@ -33,6 +33,9 @@ TARGET = Annotated[
 ]
 FLASH = Annotated[str | None, typer.Option(help="Flash of a microcontroller: 512KB; by default as its target says")]
 RAM = Annotated[str | None, typer.Option(help="RAM of a microcontroller: 256KB; by default as its target says")]
+DEVICE = Annotated[
+    str | None, typer.Option(help="For a GPU's program, where it runs: opencl:1; by default the first of its kind")
+]
 THREADS = Annotated[int | None, typer.Option(help="Cores to run on; all by default")]
 TRUST = Annotated[
     bool, typer.Option("--trust", help="Read the network's file as it is, though code that lies in it may run")
@@ -59,7 +62,7 @@ SEED = Annotated[int, typer.Option()]
 
 ARGUMENTS = (
     "batch", "shapes", "scheme", "loss", "optimizer", "target", "batch_norm", "accumulate", "micro_batches",
-    "clip_norm", "guard", "memory_budget", "threads", "lr", "mean", "std", "flash", "ram", "key",
+    "clip_norm", "guard", "memory_budget", "threads", "device", "lr", "mean", "std", "flash", "ram", "key",
 )  # fmt: skip
 """Arguments of Python functions that are options of commands."""
 FLAGS = ("allow_drop", "overwrite", "trust")

@@ -16,6 +16,7 @@ from .common import (
     BATCH_NORM,
     CHECKPOINT,
     DATA,
+    DEVICE,
     FLASH,
     LOSS,
     MEAN,
@@ -188,6 +189,7 @@ def evaluate(
     mean: MEAN = None,
     std: STD = None,
     threads: THREADS = None,
+    device: DEVICE = None,
     require_signature: SIGNATURE = None,
 ) -> None:
     """Measure loss and accuracy on data."""
@@ -198,7 +200,7 @@ def evaluate(
     from ..training.data import evaluation_batches, open_samples
     from ..training.progress import Evaluation
 
-    trainer = Trainer(Program.load(program, signature=require_signature), threads=threads)
+    trainer = Trainer(Program.load(program, signature=require_signature), threads=threads, device=device)
     if checkpoint is not None:
         restored(trainer, checkpoint, allow_drop=allow_drop)
     manifest, preprocessing = trainer.program.manifest, preprocessing_for(trainer, data, mean, std)
@@ -220,6 +222,7 @@ def inspect(
     key: KEY = "",
     timeout: TIMEOUT = TIMEOUT_S,
     threads: THREADS = None,
+    device: DEVICE = None,
     require_signature: SIGNATURE = None,
 ) -> None:
     """Show what a program trains, what it costs and what it holds in memory.
@@ -253,7 +256,7 @@ def inspect(
 
             trainer: Trainer = RemoteTrainer(loaded, connector(rpc, tracker, key, timeout)(), threads=threads)
         else:
-            trainer = Trainer(loaded, threads=threads)
+            trainer = Trainer(loaded, threads=threads, device=device)
         records = profile_step(trainer, *example(loaded))
         console.print(kernel_table(records))
         if json_output is not None:

@@ -14,6 +14,7 @@ from .common import (
     ALLOW_DROP,
     CHECKPOINT_EVERY,
     DATA,
+    DEVICE,
     EPOCHS,
     KEEP,
     LR,
@@ -147,6 +148,7 @@ def train(
     crop: Annotated[bool, typer.Option(help="Crop training images at random")] = False,
     seed: SEED = 0,
     threads: THREADS = None,
+    device: DEVICE = None,
     require_signature: SIGNATURE = None,
 ) -> None:
     """Train a program on your data.
@@ -163,7 +165,7 @@ def train(
         if needs and checkpoint is None:
             raise OptionError(f"{option} needs --checkpoint, the file that keeps the state")
     refuse_both(resume, start)
-    trainer = Trainer(Program.load(program, signature=require_signature), threads=threads)
+    trainer = Trainer(Program.load(program, signature=require_signature), threads=threads, device=device)
     checkpoints = None if checkpoint is None else Checkpoints(checkpoint, checkpoint_every, keep, overwrite)
     recipe = Recipe(epochs, lr, lr_schedule)
     Job(recipe, data, val, checkpoints, Augmentation(flip, crop), start, mean, std, seed, tolerate, allow_drop).run(

@@ -14,6 +14,7 @@ import numpy as np
 from ..compiler.footprint.needs import is_freestanding
 from ..compiler.footprint.plan import called_kernels
 from ..device.arguments import PATH, require
+from ..device.gpu.devices import refuse_gpu
 from ..device.program import Program
 from ..device.reading import reading
 from ..device.trainer import CORES_USED
@@ -94,6 +95,7 @@ def deploy(
 
 def bundled(program: Program, folder: str | os.PathLike[str], options: Options) -> tuple[Path, list[str]]:
     """Write a bundle, as :func:`deploy` does; return its folder, and what a user should know of it, a line each."""
+    refuse_gpu(program.manifest["target"], "in a bundle")
     if not program.kernels:
         raise ProgramError(
             "this program is slim: it lacks the kernels that a bundle is made of. Save it again without slim=True"

@@ -13,6 +13,7 @@ import numpy as np
 import tvm
 from numpy.typing import ArrayLike
 
+from ..device.gpu.devices import refuse_gpu
 from ..device.machine import machine_triple
 from ..device.memory import ALIGNMENT, Memory
 from ..device.program import Program
@@ -53,6 +54,7 @@ class RemoteTrainer(Trainer):
         super().__init__(program, threads=threads)
 
     def _loaded(self, program: Program, threads: int | None) -> tuple[HostLibrary, int, Memory]:
+        refuse_gpu(program.manifest["target"], "over RPC")
         triple, device = program.manifest["target"]["triple"], _triple_of(self.connection)
         if device is not None and machine_triple(triple) != device:
             raise ProgramError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 import pock_tvm as pock
 
+TARGET = os.environ.get("POCK_TEST_TARGET", "host")
+"""What programs are compiled for, and run on."""
 RTOL = 1e-4
 WEIGHT_SPACING = 2.0**-22  # of float32, relative: twice the rounding of one update of a weight
 
@@ -162,7 +165,7 @@ def assert_parity(
     single precision parts from double on every batch, PyTorch's own does too, and we must not be farther off than twice that.
     """
     ours, make_optimizer = TORCH_OPTIMIZERS[optimizer]
-    program = pock.compile(exported, scheme=scheme, optimizer=ours, loss=loss, **options)
+    program = pock.compile(exported, scheme=scheme, optimizer=ours, loss=loss, **({"target": TARGET} | options))
     said = "training diverges in PyTorch on every batch"
     for seed in seeds:
         batches = make_batches(np.random.default_rng(seed))

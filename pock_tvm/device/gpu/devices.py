@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from typing import Any
 
 from ..errors import InputError, ProgramError
 from .backend import Backend
 
 BACKENDS = {"opencl": ("opencl", "OpenClBackend")}
 """Module and class of the back end of each dialect."""
+
+
+def refuse_gpu(target: Mapping[str, Any], where: str) -> None:
+    """Check that a manifest's target is a CPU.
+
+    Raises
+    ------
+    ProgramError
+        It is a GPU, whose programs do not run ``where``.
+    """
+    if target["triple"] in BACKENDS:
+        raise ProgramError(
+            f"this program was compiled for a GPU ({target['triple']}), and programs {where} run on CPUs: compile it "
+            "for one (pock targets)"
+        )
 
 
 def open_device(name: str, dialect: str) -> Backend:

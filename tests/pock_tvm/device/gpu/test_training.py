@@ -186,6 +186,12 @@ def test_wrong_devices(name: str, error: type[Exception], said: str, program: po
         pock.Trainer(program, device=name)
 
 
+def test_a_program_for_a_gpu_has_no_bundle(program: pock.Program, tmp_path) -> None:
+    with pytest.raises(ProgramError, match=r"compiled for a GPU \(opencl\), and programs in a bundle run on CPUs"):
+        pock.deploy(program, tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_program_for_a_cpu_runs_on_no_gpu() -> None:
     with pytest.raises(ProgramError, match="compiled for CPUs"):
         pock.Trainer(compiled(target="host"), device="opencl:0")
