@@ -65,9 +65,15 @@ class OpenClBackend(Backend):
         self._programs.pop(kernel, None)
 
     def _program(self, kernel: str) -> Any:
-        """The built text of a kernel: built once, when it is first launched."""
+        """The built text of a kernel. All texts that were loaded by then are built together: it takes far less time."""
         if kernel not in self._programs:
-            self._programs[kernel] = self._cl.Program(self._context, self._texts[kernel]).build(self._options)
+            try:
+                program = self._cl.Program(self._context, "\n".join(self._texts.values())).build(self._options)
+            except self._cl.RuntimeError as error:
+                said = " ".join(str(error).split())[:300]
+                raise DeviceError(f"the driver of {self.name} does not take this program's kernels: {said}") from error
+            self._programs |= dict.fromkeys(self._texts, program)
+            self._texts.clear()
         return self._programs[kernel]
 
     def record(self, commands: Sequence[Command]) -> Any:
