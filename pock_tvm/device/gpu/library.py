@@ -5,6 +5,7 @@ The library is a zip file that ``pock_tvm.compiler.launches`` packs.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import zipfile
@@ -123,7 +124,8 @@ class LaunchLibrary(Library):
 
     def _all_calls(self, entry: str, table: Table) -> list[Command]:
         calls = self._entries[entry]["calls"]
-        marks = self._memory.allocate((len(calls), self._backend.alignment // 4), "int32")
+        stride = max(self._backend.alignment, 8)
+        marks = self._memory.allocate((len(calls), stride // 4), "int32")
         table.held = (marks,)
         rows = np.zeros(marks.shape, "int32")
         commands: list[Command] = []
@@ -135,7 +137,7 @@ class LaunchLibrary(Library):
             elif kernel == CHECK:
                 count, dtype = rest[:2]
                 rows[number, :2] = count, number + 1
-                checked = [*addresses, marks.start + number * self._backend.alignment, self._found.start]
+                checked = [*addresses, marks.start + number * stride, self._found.start]
                 commands += self._launches(FINITE + dtype, checked, count * np.dtype(dtype).itemsize)
             else:
                 commands += self._launches(kernel, addresses)
@@ -148,6 +150,7 @@ class LaunchLibrary(Library):
         before: list[Command] = []
         after: list[Command] = []
 
+        @functools.cache  # what is updated in place is bound twice, and has to be one region
         def region(operand: int, offset: int) -> Region:
             if operand == FLAG:
                 return self._memory.region(self._found.start, self._found.nbytes)
