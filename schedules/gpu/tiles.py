@@ -1,0 +1,116 @@
+"""Tiles of products: what a block of threads computes at once, and how many blocks share a sum."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import astuple, dataclass
+
+from ..decisions import Choices
+from .traits import GpuTraits
+
+WORD = 4
+"""Bytes of an element."""
+VECTOR = 4
+"""Elements of the widest load or store: 128 bits."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Results of a block, terms that it holds in shared memory at once, and results of a thread."""
+
+    rows: int
+    columns: int
+    depth: int
+    thread_rows: int
+    thread_columns: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return (self.rows // self.thread_rows) * (self.columns // self.thread_columns)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block, in bytes."""
+        return WORD * self.depth * (self.rows + self.columns + 2 * PAD)
+
+
+PAD = VECTOR
+"""Elements after each row of a tile in shared memory, so that what is stored across falls in several banks."""
+SIZES = (8, 16, 32, 64, 128)
+"""Rows and columns of a block's tile."""
+SHAPES = ((1, 1), (1, 4), (2, 2), (2, 4), (4, 4), (8, 4), (4, 8), (8, 8))
+"""Rows and columns of a thread."""
+SPLITS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Blocks that share a sum."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Extents of a batched product. ``splits``: whether several blocks may share a sum."""
+
+    batch: int
+    rows: int
+    columns: int
+    terms: int
+    splits: bool
+
+
+def choose_tile(problem: Problem, traits: GpuTraits, choices: Choices) -> tuple[Tile, int]:
+    """Return the tile of a product, and the blocks that share a sum: the decisions ``tile`` and ``splits``."""
+    offered = {astuple(tile): tile for tile in tiles(traits)}
+    best = min(
+        itertools.product(offered.values(), _splits(problem)),
+        key=lambda option: cost(problem, *option, traits),
+    )
+    tile = offered[choices.choose("tile", list(offered), astuple(best[0]))]
+    able = [splits for splits in _splits(problem) if splits <= math.ceil(problem.terms / tile.depth)]
+    return tile, choices.choose("splits", able, min(able, key=lambda splits: cost(problem, tile, splits, traits)))
+
+
+def _splits(problem: Problem) -> tuple[int, ...]:
+    return SPLITS if problem.splits else SPLITS[:1]
+
+
+def tiles(traits: GpuTraits) -> list[Tile]:
+    """Return the tiles that a GPU can hold."""
+    found = []
+    for rows, columns, (high, wide) in itertools.product(SIZES, SIZES, SHAPES):
+        tile = Tile(rows, columns, 16 if rows + columns <= 128 else 8, high, wide)
+        fits = tile.shared_bytes <= traits.shared_bytes and tile.threads <= min(traits.threads, 256)
+        if rows % high == 0 and columns % wide == 0 and tile.threads >= 2 * traits.warp and fits:
+            found.append(tile)
+    return found
+
+
+LANES = 128
+"""Multiply-adds that a core starts in a cycle."""
+BUSY = 256
+"""Threads with which a core hides latencies."""
+RESIDENT = 1024
+"""Threads that a core holds at once, with the registers of a product."""
+BYTES = 16
+"""Bytes that a core's share of the memory's bandwidth moves in a cycle."""
+LAUNCH = 4000
+"""Cycles that another launch takes."""
+
+
+def cost(problem: Problem, tile: Tile, splits: int, traits: GpuTraits) -> float:
+    """Estimate the cycles of a product. A thread's step loads its rows and columns from shared memory, a vector a
+    cycle, and does their multiply-adds; what is beyond the edge of the result is computed, too."""
+    blocks = problem.batch * math.ceil(problem.rows / tile.rows) * math.ceil(problem.columns / tile.columns) * splits
+    steps = math.ceil(math.ceil(problem.terms / tile.depth) / splits) * tile.depth
+    size = tile.thread_rows * tile.thread_columns
+    loads = max(1, tile.thread_rows / VECTOR) + max(1, tile.thread_columns / VECTOR)
+    efficiency = size / (size + 4 * loads)
+    per_core = math.ceil(blocks / traits.cores)
+    resident = max(1, min(per_core, RESIDENT // tile.threads))
+    busy = min(1.0, resident * tile.threads / BUSY)
+    moved = problem.batch * math.ceil(problem.rows / tile.rows) * math.ceil(problem.columns / tile.columns)
+    moved *= (tile.rows + tile.columns) * problem.terms
+    arithmetic = per_core * steps * tile.rows * tile.columns / (LANES * efficiency * busy)
+    together = 2 * splits * problem.batch * problem.rows * problem.columns if splits > 1 else 0
+    return max(arithmetic, WORD * moved / (4 * BYTES * traits.cores)) + (
+        WORD * together / (BYTES * traits.cores) + LAUNCH if splits > 1 else 0
+    )
