@@ -72,6 +72,8 @@ def contraction_of(sch: s_tir.Schedule, block: SBlockRV) -> Contraction:
     batch, rows, columns = [], [], []
     for axis in splits.spatial:
         in_left, in_right = uses(left, axis.var), uses(right, axis.var)
+        if any(uses(each.extent, axis.var) for each in splits.reduced):
+            in_left = in_right = True
         (batch if in_left and in_right else columns if in_right else rows).append(axis)
     epilogue, realize = sch.get(copy), sch.get(sch.get_loops(copy)[-1]).body
     place = [splits.values[axis.var] for axis in spatial]
@@ -131,7 +133,7 @@ def _factors(stmt: s_tir.SBlock) -> tuple[tirx.Expr, tirx.Expr, tirx.Expr | None
     if not (isinstance(start, tirx.BufferStore) and isinstance(start.value, tirx.FloatImm) and start.value.value == 0):
         raise Unsuited("the sum does not start at 0")
     term, exists = total.value.b, None
-    if isinstance(term, Call) and term.op.name == "tirx.if_then_else":
+    if isinstance(term, Call) and term.op.name == "prim.if_then_else":
         exists, term, _ = term.args
     if not isinstance(term, tirx.Mul):
         raise Unsuited("not a sum of products")
@@ -179,13 +181,10 @@ class Splits:
                 [k for k in range(int(tap.extent)) if _holds(condition, {place.var: outer * stride + at, tap.var: k})]
                 for at in range(stride)
             ]
-            steps = {second - first for each in taps for first, second in zip(each, each[1:], strict=False)}
-            if len(steps) > 1:
-                raise Unsuited("the taps of a phase are not evenly spaced")
+            first, step, count = _progression(taps, int(tap.extent), phase)
             index = tirx.Var(f"{tap.var.name}_of_phase", INDEX)
-            first = _table([each[0] if each else 0 for each in taps], phase)
-            self.values[tap.var] = first + index * (steps.pop() if steps else 1)
-            self.reduced[number] = Axis(index, _table([len(each) for each in taps], phase))
+            self.values[tap.var] = first + index * step
+            self.reduced[number] = Axis(index, count)
 
     def _split(self, axis: Axis, size: int) -> tuple[tirx.Var, tirx.Var]:
         outer, inner = (tirx.Var(f"{axis.var.name}_{part}", INDEX) for part in ("outer", "inner"))
@@ -210,14 +209,20 @@ def _holds(condition: tirx.Expr, env: Env) -> bool:
     return bool(found.value)
 
 
-def _table(values: Sequence[int], index: tirx.Expr) -> tirx.Expr | int:
-    """Return element ``index`` of some values, as an expression."""
-    if len(set(values)) == 1:
-        return values[0]
-    found = tirx.const(values[-1], INDEX)
-    for number, value in reversed(list(enumerate(values[:-1]))):
-        found = tirx.Select(index == number, tirx.const(value, INDEX), found)
-    return found
+def _progression(taps: Sequence[Sequence[int]], extent: int, phase: tirx.Var) -> tuple[tirx.Expr, int, tirx.Expr]:
+    """Return first tap, step and number of the taps of a phase, of ``extent`` taps in all.
+
+    ``taps``: those of each phase. A convolution's are ``(phase + shift) % phases``, and every ``step``-th after it.
+    """
+    phases = len(taps)
+    steps = {second - first for each in taps for first, second in zip(each, each[1:], strict=False)} or {phases}
+    step = min(steps)
+    for shift in range(phases):
+        found = [list(range((at + shift) % phases, extent, step)) for at in range(phases)]
+        if len(steps) == 1 and found == [list(each) for each in taps]:
+            first = tirx.floormod(phase + shift, phases)
+            return first, step, tirx.floordiv(extent - 1 - first, step) + 1
+    raise Unsuited("the taps of a phase are no arithmetic progression")
 
 
 def _divisors_of(expr: tirx.Expr, var: tirx.Var) -> set[int]:
@@ -241,7 +246,7 @@ def loads_of(expr: tirx.Expr) -> list[TensorLoad]:
 
 def uses(expr: Any, var: tirx.Var) -> bool:
     """Return whether an expression depends on a variable."""
-    return any(var.same_as(other) for other in undefined_vars(expr, []))
+    return not isinstance(expr, int) and any(var.same_as(other) for other in undefined_vars(expr, []))
 
 
 def substituted(node: Any, env: Env) -> Any:

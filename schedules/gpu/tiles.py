@@ -42,6 +42,8 @@ SIZES = (8, 16, 32, 64, 128)
 """Rows and columns of a block's tile."""
 SHAPES = ((1, 1), (1, 4), (2, 2), (2, 4), (4, 4), (8, 4), (4, 8), (8, 8))
 """Rows and columns of a thread."""
+LEAST_THREADS = 64
+"""Fewest threads of a block."""
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Blocks that share a sum."""
 
@@ -79,7 +81,7 @@ def tiles(traits: GpuTraits) -> list[Tile]:
     for rows, columns, (high, wide) in itertools.product(SIZES, SIZES, SHAPES):
         tile = Tile(rows, columns, 16 if rows + columns <= 128 else 8, high, wide)
         fits = tile.shared_bytes <= traits.shared_bytes and tile.threads <= min(traits.threads, 256)
-        if rows % high == 0 and columns % wide == 0 and tile.threads >= 2 * traits.warp and fits:
+        if rows % high == 0 and columns % wide == 0 and tile.threads >= LEAST_THREADS and fits:
             found.append(tile)
     return found
 
@@ -88,29 +90,42 @@ LANES = 128
 """Multiply-adds that a core starts in a cycle."""
 BUSY = 256
 """Threads with which a core hides latencies."""
-RESIDENT = 1024
-"""Threads that a core holds at once, with the registers of a product."""
-BYTES = 16
+REGISTERS = 65536
+"""Registers of a core."""
+FAR = 32
+"""Bytes that a core reads from the second cache in a cycle."""
+NEAR = 128
+"""Bytes that a core moves to or from shared memory in a cycle."""
+MEMORY = 16
 """Bytes that a core's share of the memory's bandwidth moves in a cycle."""
+WAIT = 40
+"""Cycles that the threads of a block wait for each other in a step."""
 LAUNCH = 4000
 """Cycles that another launch takes."""
 
 
 def cost(problem: Problem, tile: Tile, splits: int, traits: GpuTraits) -> float:
-    """Estimate the cycles of a product. A thread's step loads its rows and columns from shared memory, a vector a
-    cycle, and does their multiply-adds; what is beyond the edge of the result is computed, too."""
+    """Estimate the cycles of a product.
+
+    Each step of a block brings its factors into shared memory; each thread loads its rows and columns from there, and
+    does their multiply-adds, also what is beyond the edge of the result. Blocks beside each other on a core hide
+    waiting. Parts of sums are written and read once.
+    """
     blocks = problem.batch * math.ceil(problem.rows / tile.rows) * math.ceil(problem.columns / tile.columns) * splits
-    steps = math.ceil(math.ceil(problem.terms / tile.depth) / splits) * tile.depth
-    size = tile.thread_rows * tile.thread_columns
-    loads = max(1, tile.thread_rows / VECTOR) + max(1, tile.thread_columns / VECTOR)
-    efficiency = size / (size + 4 * loads)
-    per_core = math.ceil(blocks / traits.cores)
-    resident = max(1, min(per_core, RESIDENT // tile.threads))
-    busy = min(1.0, resident * tile.threads / BUSY)
-    moved = problem.batch * math.ceil(problem.rows / tile.rows) * math.ceil(problem.columns / tile.columns)
-    moved *= (tile.rows + tile.columns) * problem.terms
-    arithmetic = per_core * steps * tile.rows * tile.columns / (LANES * efficiency * busy)
-    together = 2 * splits * problem.batch * problem.rows * problem.columns if splits > 1 else 0
-    return max(arithmetic, WORD * moved / (4 * BYTES * traits.cores)) + (
-        WORD * together / (BYTES * traits.cores) + LAUNCH if splits > 1 else 0
-    )
+    steps = math.ceil(math.ceil(problem.terms / tile.depth) / splits)
+    size, edges = tile.thread_rows * tile.thread_columns, tile.thread_rows + tile.thread_columns
+    multiply = tile.depth * tile.threads * size / LANES
+    load = tile.depth * tile.threads * edges * WORD / NEAR / SHARED_READS
+    bring = tile.depth * (tile.rows + tile.columns) * WORD * (1 / FAR + 1 / NEAR)
+    in_turn = math.ceil(blocks / traits.cores)
+    beside = max(1, min(in_turn, REGISTERS // (tile.threads * (40 + size + 2 * edges))))
+    busy = min(1.0, beside * tile.threads / BUSY)
+    arithmetic = in_turn * steps * ((multiply + load + bring) / busy + WAIT / beside)
+    if splits == 1:
+        return arithmetic
+    parts = 2 * splits * problem.batch * problem.rows * problem.columns * WORD
+    return arithmetic + parts / (MEMORY * traits.cores) + LAUNCH
+
+
+SHARED_READS = 4
+"""Threads that read one element of shared memory in one access: neighbours share rows or columns."""
