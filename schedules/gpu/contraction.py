@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -253,6 +254,13 @@ def substituted(node: Any, env: Env) -> Any:
     """Return an expression or a statement with the values of variables."""
     values = {var: tirx.const(value, INDEX) if isinstance(value, int) else value for var, value in env.items()}
     return tvm_ffi.structural_map(node, (tirx.Var, lambda var: values.get(var, var)))
+
+
+def extents_of(contraction: Contraction) -> tuple[int, int, int]:
+    """Return the extents of the batch, the rows and the columns of a product."""
+    groups = (contraction.batch, contraction.rows, contraction.columns)
+    batch, rows, columns = (math.prod(int(axis.extent) for axis in axes) for axes in groups)
+    return batch, rows, columns
 
 
 def flat(axes: Iterable[Axis]) -> tirx.Expr | int:

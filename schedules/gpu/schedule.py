@@ -13,6 +13,7 @@ from tvm.s_tir.schedule import SBlockRV
 from ..decisions import DEFAULTS, Choice, Choices, Decisions
 from ..kernels import comes_scheduled
 from ..loops import Unsuited
+from . import depthwise
 from .fallback import fallback
 from .product import product
 from .rows import rows
@@ -26,6 +27,9 @@ RULES: dict[str, Rule] = {
     "pock.conv2d": product,
     "pock.conv2d_data_gradient": product,
     "pock.conv2d_weight_gradient": product,
+    "pock.depthwise_conv2d": depthwise.depthwise,
+    "pock.depthwise_conv2d_data_gradient": depthwise.depthwise,
+    "pock.depthwise_conv2d_weight_gradient": depthwise.weight_gradient,
 }
 """Rules by the ``schedule_rule`` attribute of main blocks in ``schedules/kernels``."""
 

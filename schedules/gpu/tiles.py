@@ -11,8 +11,6 @@ from .traits import GpuTraits
 
 WORD = 4
 """Bytes of an element."""
-VECTOR = 4
-"""Elements of the widest load or store: 128 bits."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Tile:
         return WORD * self.depth * (self.rows + self.columns + 2 * PAD)
 
 
-PAD = VECTOR
+PAD = 4
 """Elements after each row of a tile in shared memory, so that what is stored across falls in several banks."""
 SIZES = (8, 16, 32, 64, 128)
 """Rows and columns of a block's tile."""
