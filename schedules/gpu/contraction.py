@@ -9,7 +9,7 @@ from typing import Any
 
 import tvm_ffi
 from tvm import s_tir, tirx
-from tvm.ir import Call, TensorLoad
+from tvm.ir import Call, Range, TensorLoad
 from tvm.s_tir.schedule import SBlockRV
 from tvm.sym import Analyzer
 from tvm.tirx.analysis import undefined_vars
@@ -51,9 +51,9 @@ class Contraction:
     """Condition, over the axes' variables, on which a sum is stored. None: each is."""
 
 
-def contraction_of(sch: s_tir.Schedule, block: SBlockRV) -> Contraction:
+def contraction_of(sch: s_tir.Schedule, block: SBlockRV, *, by_group: bool = True) -> Contraction:
     """Read a product and what is fused to it. Element-wise producers become part of the factors, consumers of the
-    epilogue.
+    epilogue. ``by_group``: an axis of groups of channels is split into group and channel.
 
     Raises
     ------
@@ -68,8 +68,9 @@ def contraction_of(sch: s_tir.Schedule, block: SBlockRV) -> Contraction:
     splits = Splits(spatial, reduced)
     if exists is not None:
         splits.by_phase(exists, spatial[1:3], [int(stride) for stride in stmt.annotations["strides"]])
-    splits.by_group(left, right)
-    left, right = (substituted(factor, splits.values) for factor in (left, right))
+    if by_group:
+        splits.by_group(left, right)
+    left, right = (splits.applied(factor) for factor in (left, right))
     batch, rows, columns = [], [], []
     for axis in splits.spatial:
         in_left, in_right = uses(left, axis.var), uses(right, axis.var)
@@ -186,6 +187,13 @@ class Splits:
             index = tirx.Var(f"{tap.var.name}_of_phase", INDEX)
             self.values[tap.var] = first + index * step
             self.reduced[number] = Axis(index, count)
+
+    def applied(self, factor: tirx.Expr) -> tirx.Expr:
+        """Return a factor over the axes, simplified: one of groups does not depend on the channel in a group."""
+        analyzer = Analyzer()
+        for axis in self.spatial:
+            analyzer.bind(axis.var, Range(0, axis.extent))
+        return analyzer.simplify(substituted(factor, self.values))
 
     def _split(self, axis: Axis, size: int) -> tuple[tirx.Var, tirx.Var]:
         outer, inner = (tirx.Var(f"{axis.var.name}_{part}", INDEX) for part in ("outer", "inner"))

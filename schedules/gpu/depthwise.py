@@ -71,9 +71,9 @@ LEAST_TERMS = 16
 
 
 def _contraction(sch: s_tir.Schedule, block: SBlockRV) -> Contraction:
-    contraction = contraction_of(sch, block)
+    contraction = contraction_of(sch, block, by_group=False)
     if contraction.columns:
-        raise Unsuited("several outputs of a channel")
+        raise Unsuited("a channel of the output reads several of the input")
     return contraction
 
 
