@@ -71,7 +71,9 @@ def contraction_of(sch: s_tir.Schedule, block: SBlockRV, *, by_group: bool = Tru
     if by_group:
         splits.by_group(left, right)
     left, right = (splits.applied(factor) for factor in (left, right))
-    batch, rows, columns = [], [], []
+    batch: list[Axis] = []
+    rows: list[Axis] = []
+    columns: list[Axis] = []
     for axis in splits.spatial:
         in_left, in_right = uses(left, axis.var), uses(right, axis.var)
         if any(uses(each.extent, axis.var) for each in splits.reduced):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,20 @@ from tvm.script.ir_builder import tirx as T
 from ..decisions import Choices
 from ..loops import Unsuited
 from .contraction import INDEX, Axis, Contraction, Env, contraction_of, extents_of, flat, places, substituted
-from .emit import add_parts, bound, lanes_along, local, reads_along, shared, store_sum, synchronise, unrolled, vector, where
+from .emit import (
+    add_parts,
+    bound,
+    lanes_along,
+    local,
+    reads_along,
+    scratch,
+    shared,
+    store_sum,
+    synchronise,
+    unrolled,
+    vector,
+    where,
+)
 from .traits import GpuTraits
 
 THREADS = (128, 64, 256)
@@ -123,7 +136,7 @@ class Direct:
             if self.splits == 1:
                 self._blocks(None)
             else:
-                parts = T.alloc_buffer((self.splits, math.prod(extents_of(self.contraction))), self.dtype, layout=None)
+                parts = scratch("parts", (self.splits, math.prod(extents_of(self.contraction))), self.dtype)
                 self._blocks(parts)
                 add_parts(self.contraction, parts, self.splits)
         return builder.get().body
@@ -140,7 +153,7 @@ class Direct:
             image = tirx.floormod(task, vectors) * lanes
             first = tirx.floordiv(task, vectors) * own
             env = places(image, contraction.batch)
-            sums = local(own * lanes, self.dtype)
+            sums = local("sums", own * lanes, self.dtype)
             with unrolled(own * lanes) as at:
                 T.buffer_store(sums, tirx.const(0, self.dtype), [at])
             is_task = task < vectors * groups if blocks * side > vectors * groups else None
@@ -149,9 +162,12 @@ class Direct:
             if self.sharers > 1:
                 self._gather(sums, thread, tirx.floormod(block, blocks) * side, parts, split)
                 return
-            with unrolled(own) as number, where(tirx.all(task < vectors * groups, first + number < rows)):
-                with vector(lanes) as lane:
-                    self._store(sums[number * lanes + lane], image, first + number, lane, parts, split)
+            with (
+                unrolled(own) as number,
+                where(tirx.all(task < vectors * groups, first + number < rows)),
+                vector(lanes) as lane,
+            ):
+                self._store(sums[number * lanes + lane], image, first + number, lane, parts, split)
 
     def _store(
         self,
@@ -205,7 +221,7 @@ class Direct:
         """Write the multiply-adds of one term."""
         contraction, lanes = self.contraction, self.lanes
         _, rows, _ = extents_of(contraction)
-        right, left = local(lanes, self.dtype), local(self.own * lanes, self.dtype)
+        right, left = local("right", lanes, self.dtype), local("left", self.own * lanes, self.dtype)
         with vector(lanes) as lane:
             T.buffer_store(right, substituted(contraction.right, self._on_lane(env, lane)), [lane])
         with unrolled(self.own) as number:
@@ -226,7 +242,7 @@ class Direct:
         lanes, side = self.lanes, self.threads // self.sharers
         batch, rows, _ = extents_of(self.contraction)
         vectors = batch // lanes
-        memory, total = shared(self.threads * lanes, self.dtype), local(1, self.dtype)
+        memory, total = shared("of_threads", self.threads * lanes, self.dtype), local("total", 1, self.dtype)
         task, lane = first + tirx.floordiv(thread, lanes), tirx.floormod(thread, lanes)
         image = tirx.floormod(task, vectors) * lanes
         with unrolled(self.own) as number:

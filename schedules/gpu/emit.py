@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from tvm.sym import Analyzer
 
@@ -26,7 +27,7 @@ THREADS = 128
 def bound(extent: int, thread: str) -> Iterator[tirx.Expr]:
     """Loop over blocks or threads."""
     with T.thread_binding(tirx.const(extent, INDEX), thread=thread) as var:
-        yield var.astype(INDEX)
+        yield _named(thread.removesuffix("Idx.x"), var).astype(INDEX)
 
 
 def unrolled(extent: int) -> AbstractContextManager[tirx.Var]:
@@ -41,7 +42,7 @@ def vector(lanes: int) -> Iterator[tirx.Expr]:
         yield tirx.const(0, INDEX)
     else:
         with T.vectorized(tirx.const(lanes, INDEX)) as lane:
-            yield lane
+            yield _named("lane", lane)
 
 
 @contextlib.contextmanager
@@ -54,14 +55,24 @@ def where(condition: tirx.Expr | bool | None) -> Iterator[None]:
             yield
 
 
-def local(extent: int, dtype: str) -> tirx.Buffer:
+def local(name: str, extent: int, dtype: str) -> tirx.Buffer:
     """Registers of a thread."""
-    return T.alloc_buffer((extent,), dtype, scope="local", layout=None)
+    return _named(name, T.alloc_buffer((extent,), dtype, scope="local", layout=None))
 
 
-def shared(extent: int, dtype: str) -> tirx.Buffer:
+def shared(name: str, extent: int, dtype: str) -> tirx.Buffer:
     """Memory that the threads of a block share."""
-    return T.alloc_buffer((extent,), dtype, scope="shared", layout=None)
+    return _named(name, T.alloc_buffer((extent,), dtype, scope="shared", layout=None))
+
+
+def scratch(name: str, shape: Sequence[int], dtype: str) -> tirx.Buffer:
+    """Memory for what a launch hands on to the next."""
+    return _named(name, T.alloc_buffer(shape, dtype, layout=None))
+
+
+def _named(name: str, value: tirx.Var) -> tirx.Var:
+    IRBuilder.name(name, value)
+    return value
 
 
 def synchronise() -> None:
@@ -103,7 +114,7 @@ def add_parts(contraction: Contraction, parts: tirx.Buffer, splits: int) -> None
     count, dtype = math.prod(extents_of(contraction)), str(contraction.sums.dtype)
     with bound(math.ceil(count / THREADS), "blockIdx.x") as block, bound(THREADS, "threadIdx.x") as thread:
         number = block * THREADS + thread
-        total = local(1, dtype)
+        total = local("total", 1, dtype)
         with where(number < count):
             T.buffer_store(total, tirx.const(0, dtype), [0])
             with T.serial(tirx.const(splits, INDEX)) as split:

@@ -22,6 +22,7 @@ from .emit import (
     lanes_along,
     local,
     reads_along,
+    scratch,
     shared,
     store_sum,
     synchronise,
@@ -36,6 +37,7 @@ from .tiles import PAD, Tile
 class Factor:
     """A factor of a product as a block reads it: in shared memory, its terms are rows."""
 
+    name: str
     value: tirx.Expr
     axes: tuple[Axis, ...]
     """Axes of the result."""
@@ -97,7 +99,9 @@ class Factor:
         inside = tirx.all(result < self.extent, term < terms)
         return tirx.if_then_else(inside, substituted(self.value, at), tirx.const(0, self.dtype))
 
-    def fetch(self, registers: tirx.Buffer, thread: tirx.Expr, first: Sequence[tirx.Expr], terms: tirx.Expr, env: Env) -> None:
+    def fetch(
+        self, registers: tirx.Buffer, thread: tirx.Expr, first: Sequence[tirx.Expr], terms: tirx.Expr, env: Env
+    ) -> None:
         """Write the loads of a thread into registers. ``first``: result and term that the tile begins at."""
         with unrolled(self.rounds) as number:
             result, term = self.place(number * self.threads + thread)
@@ -110,10 +114,10 @@ class Factor:
         with unrolled(self.rounds) as number:
             load = number * self.threads + thread
             result, term = self.place(load)
-            with where(load < self.loads if self.loads % self.threads else None):
-                with unrolled(self.lanes) if self.along_terms else vector(self.lanes) as lane:
-                    place = term * self.pitch + result + lane * (self.pitch if self.along_terms else 1)
-                    T.buffer_store(memory, registers[number * self.lanes + lane], [place])
+            is_load = load < self.loads if self.loads % self.threads else None
+            with where(is_load), unrolled(self.lanes) if self.along_terms else vector(self.lanes) as lane:
+                place = term * self.pitch + result + lane * (self.pitch if self.along_terms else 1)
+                T.buffer_store(memory, registers[number * self.lanes + lane], [place])
 
     def place_of(self, number: tirx.Expr, lane: tirx.Expr) -> tirx.Expr:
         """Return the place in the tile of a thread's element ``number``: vectors of adjacent elements, those of threads
@@ -148,12 +152,12 @@ class Tiled:
         tile, contraction = self.tile, self.contraction
         _, rows, columns = extents_of(contraction)
 
-        def factor(value: tirx.Expr, axes: tuple[Axis, ...], extent: int, size: int, own: int) -> Factor:
-            return Factor(value, axes, contraction.reduced, extent, size, own, tile.depth, tile.threads)
+        def factor(name: str, value: tirx.Expr, axes: tuple[Axis, ...], extent: int, size: int, own: int) -> Factor:
+            return Factor(name, value, axes, contraction.reduced, extent, size, own, tile.depth, tile.threads)
 
         return (
-            factor(contraction.left, contraction.rows, rows, tile.rows, tile.thread_rows),
-            factor(contraction.right, contraction.columns, columns, tile.columns, tile.thread_columns),
+            factor("left", contraction.left, contraction.rows, rows, tile.rows, tile.thread_rows),
+            factor("right", contraction.right, contraction.columns, columns, tile.columns, tile.thread_columns),
         )
 
     def written(self) -> tirx.Stmt:
@@ -162,7 +166,7 @@ class Tiled:
             if self.splits == 1:
                 self._tiles(None)
             else:
-                parts = T.alloc_buffer((self.splits, math.prod(extents_of(self.contraction))), self.dtype, layout=None)
+                parts = scratch("parts", (self.splits, math.prod(extents_of(self.contraction))), self.dtype)
                 self._tiles(parts)
                 add_parts(self.contraction, parts, self.splits)
         return builder.get().body
@@ -179,7 +183,7 @@ class Tiled:
             row = tirx.floormod(tirx.floordiv(block, across), down) * tile.rows
             column = tirx.floormod(block, across) * tile.columns
             env = places(image, self.contraction.batch)
-            sums = local(tile.thread_rows * tile.thread_columns, self.dtype)
+            sums = local("sums", tile.thread_rows * tile.thread_columns, self.dtype)
             with unrolled(tile.thread_rows * tile.thread_columns) as at:
                 T.buffer_store(sums, tirx.const(0, self.dtype), [at])
             self._sum(sums, thread, (row, column), split, env)
@@ -190,15 +194,17 @@ class Tiled:
         wide = self.tile.columns // self.tile.thread_columns
         return tirx.floordiv(thread, wide), tirx.floormod(thread, wide)
 
-    def _sum(self, sums: tirx.Buffer, thread: tirx.Expr, starts: Sequence[tirx.Expr], split: tirx.Expr, env: Env) -> None:
+    def _sum(
+        self, sums: tirx.Buffer, thread: tirx.Expr, starts: Sequence[tirx.Expr], split: tirx.Expr, env: Env
+    ) -> None:
         """Write the steps of a tile."""
         tile, factors = self.tile, self.factors
         terms = flat(self.contraction.reduced)
         terms = tirx.const(terms, INDEX) if isinstance(terms, int) else substituted(terms, env)
         steps = tirx.floordiv(terms + tile.depth * self.splits - 1, tile.depth * self.splits)
-        memory = [shared(each.depth * each.pitch, each.dtype) for each in factors]
-        coming = [local(each.rounds * each.lanes, each.dtype) for each in factors]
-        held = [local(each.own, each.dtype) for each in factors]
+        memory = [shared(f"{each.name}_tile", each.depth * each.pitch, each.dtype) for each in factors]
+        coming = [local(f"{each.name}_coming", each.rounds * each.lanes, each.dtype) for each in factors]
+        held = [local(each.name, each.own, each.dtype) for each in factors]
 
         def fetch(step: tirx.Expr | int) -> None:
             for factor, start, registers in zip(factors, starts, coming, strict=True):

@@ -62,7 +62,7 @@ def choose_tile(problem: Problem, traits: GpuTraits, choices: Choices) -> tuple[
     offered = {astuple(tile): tile for tile in tiles(traits)}
     best = min(
         itertools.product(offered.values(), _splits(problem)),
-        key=lambda option: cost(problem, *option, traits),
+        key=lambda option: cost(problem, option[0], option[1], traits),
     )
     tile = offered[choices.choose("tile", list(offered), astuple(best[0]))]
     able = [splits for splits in _splits(problem) if splits <= math.ceil(problem.terms / tile.depth)]
