@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
 from tvm.sym import Analyzer
 
 from ..decisions import Choices
 from .contraction import contraction_of, extents_of, flat
+from .emit import VECTOR, reads_along
 from .tiled import Tiled
 from .tiles import Problem, choose_tile
 from .traits import GpuTraits
@@ -23,6 +26,10 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: GpuTraits, choices: Ch
     contraction = contraction_of(sch, block)
     terms = flat(contraction.reduced)
     most = terms if isinstance(terms, int) else int(Analyzer().const_int_bound(terms).max_value)
-    problem = Problem(*extents_of(contraction), most, splits=isinstance(terms, int))
+    lanes = [
+        max(math.gcd(VECTOR, int(axes[-1].extent)) if reads_along(value, axes) else 1 for axes in (own, contraction.reduced))
+        for value, own in ((contraction.left, contraction.rows), (contraction.right, contraction.columns))
+    ]
+    problem = Problem(*extents_of(contraction), most, (lanes[0], lanes[1]), splits=isinstance(terms, int))
     tile, splits = choose_tile(problem, traits, choices)
     return func.with_body(Tiled(contraction, tile, splits).written())

@@ -48,13 +48,16 @@ SPLITS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Problem:
-    """Extents of a batched product. ``splits``: whether several blocks may share a sum."""
+    """Extents of a batched product, and how it may be computed."""
 
     batch: int
     rows: int
     columns: int
     terms: int
+    lanes: tuple[int, int]
+    """Elements of a load of the left and of the right factor."""
     splits: bool
+    """Whether several blocks may share a sum."""
 
 
 def choose_tile(problem: Problem, traits: GpuTraits, choices: Choices) -> tuple[Tile, int]:
@@ -98,6 +101,10 @@ MEMORY = 16
 """Bytes that a core's share of the memory's bandwidth moves in a cycle."""
 WAIT = 40
 """Cycles that the threads of a block wait for each other in a step."""
+INSTRUCTIONS = 12
+"""Instructions that find the place of a load, and whether it is inside."""
+MOST_LOADS = 4
+"""Loads of one factor that a thread keeps on their way without running out of registers."""
 LAUNCH = 4000
 """Cycles that another launch takes."""
 
@@ -115,6 +122,8 @@ def cost(problem: Problem, tile: Tile, splits: int, traits: GpuTraits) -> float:
     multiply = tile.depth * tile.threads * size / LANES
     load = tile.depth * tile.threads * edges * WORD / NEAR / SHARED_READS
     bring = tile.depth * (tile.rows + tile.columns) * WORD * (1 / FAR + 1 / NEAR)
+    loads = [tile.depth * of / lanes for of, lanes in zip((tile.rows, tile.columns), problem.lanes, strict=True)]
+    bring += sum(loads) * INSTRUCTIONS / LANES + sum(max(0, each / tile.threads - MOST_LOADS) for each in loads) * WAIT
     in_turn = math.ceil(blocks / traits.cores)
     beside = max(1, min(in_turn, REGISTERS // (tile.threads * (40 + size + 2 * edges))))
     busy = min(1.0, beside * tile.threads / BUSY)
