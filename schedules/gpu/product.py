@@ -27,7 +27,10 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: GpuTraits, choices: Ch
     terms = flat(contraction.reduced)
     most = terms if isinstance(terms, int) else int(Analyzer().const_int_bound(terms).max_value)
     lanes = [
-        max(math.gcd(VECTOR, int(axes[-1].extent)) if reads_along(value, axes) else 1 for axes in (own, contraction.reduced))
+        max(
+            math.gcd(VECTOR, int(axes[-1].extent)) if reads_along(value, axes) else 1
+            for axes in (own, contraction.reduced)
+        )
         for value, own in ((contraction.left, contraction.rows), (contraction.right, contraction.columns))
     ]
     problem = Problem(*extents_of(contraction), most, (lanes[0], lanes[1]), splits=isinstance(terms, int))

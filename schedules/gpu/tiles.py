@@ -72,8 +72,10 @@ def choose_tile(problem: Problem, traits: GpuTraits, choices: Choices) -> tuple[
     return tile, choices.choose("splits", able, min(able, key=lambda splits: cost(problem, tile, splits, traits)))
 
 
-def _splits(problem: Problem) -> tuple[int, ...]:
-    return SPLITS if problem.splits else SPLITS[:1]
+def _splits(problem: Problem) -> list[int]:
+    """Return how many blocks may share a sum: the parts of sums take no more memory than the factors."""
+    most = problem.terms * (problem.rows + problem.columns) / (problem.rows * problem.columns) if problem.splits else 1
+    return [splits for splits in SPLITS if splits <= max(1, most)]
 
 
 def tiles(traits: GpuTraits) -> list[Tile]:
