@@ -70,7 +70,7 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: GpuTraits, cho
     own = choices.choose("rows", ROWS, next((count for count in (9, 7, 5, 3) if rows % count == 0), 1))
     tasks = batch // _lanes(contraction) * math.ceil(rows / own)
     able = [count for count in SHARERS if count == 1 or LEAST_TERMS * count <= terms]
-    sharers = choices.choose("sharers", able, able[-1])
+    sharers = choices.choose("sharers", able, max(count for count in able if count <= THREADS[0] // NEIGHBOURS))
     want = ENOUGH * traits.warp * traits.cores / (tasks * sharers)
     able = [count for count in SPLITS if count == 1 or LEAST_TERMS * sharers * count <= terms]
     splits = choices.choose("splits", able, next((count for count in able if count >= want), able[-1]))
@@ -79,6 +79,8 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: GpuTraits, cho
 
 ENOUGH = 8
 """Warps with which a core hides the latency of memory."""
+NEIGHBOURS = 8
+"""Threads that read adjacent vectors, 128 bytes together."""
 LEAST_TERMS = 16
 """Fewest terms of a thread's part of a sum, for which it pays to share."""
 

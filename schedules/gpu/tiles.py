@@ -56,8 +56,8 @@ class Problem:
     terms: int
     lanes: tuple[int, int]
     """Elements of a load of the left and of the right factor."""
-    splits: bool
-    """Whether several blocks may share a sum."""
+    scratch: int
+    """Most elements that parts of sums may take: 0 if no blocks may share a sum."""
 
 
 def choose_tile(problem: Problem, traits: GpuTraits, choices: Choices) -> tuple[Tile, int]:
@@ -73,8 +73,8 @@ def choose_tile(problem: Problem, traits: GpuTraits, choices: Choices) -> tuple[
 
 
 def _splits(problem: Problem) -> list[int]:
-    """Return how many blocks may share a sum: the parts of sums take no more memory than the factors."""
-    most = problem.terms * (problem.rows + problem.columns) / (problem.rows * problem.columns) if problem.splits else 1
+    """Return how many blocks may share a sum."""
+    most = problem.scratch // (problem.batch * problem.rows * problem.columns)
     return [splits for splits in SPLITS if splits <= max(1, most)]
 
 
