@@ -9,25 +9,23 @@ from dataclasses import dataclass
 
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from ..decisions import Choices
 from ..loops import Unsuited
 from .contraction import INDEX, Axis, Contraction, Env, contraction_of, extents_of, flat, places, substituted
 from .emit import (
-    add_parts,
     bound,
     lanes_along,
     local,
     reads_along,
-    scratch,
     shared,
     store_sum,
     synchronise,
     unrolled,
     vector,
     where,
+    written,
 )
 from .traits import GpuTraits
 
@@ -124,8 +122,10 @@ class Direct:
     lanes: int
     own: int
     threads: int
+    """Threads of a block, of which ``sharers`` share a sum."""
     sharers: int
     splits: int
+    """Blocks that share a sum."""
 
     @property
     def dtype(self) -> str:
@@ -134,16 +134,9 @@ class Direct:
 
     def written(self) -> tirx.Stmt:
         """Return the loops: one launch, or two where blocks share sums."""
-        with IRBuilder() as builder, T.prim_func(s_tir=True):
-            if self.splits == 1:
-                self._blocks(None)
-            else:
-                parts = scratch("parts", (self.splits, math.prod(extents_of(self.contraction))), self.dtype)
-                self._blocks(parts)
-                add_parts(self.contraction, parts, self.splits)
-        return builder.get().body
+        return written(self.contraction, self.splits, self._launch)
 
-    def _blocks(self, parts: tirx.Buffer | None) -> None:
+    def _launch(self, parts: tirx.Buffer | None) -> None:
         """Write the launch of all threads. Channels are the fastest, so that neighbours read adjacent vectors."""
         contraction, lanes, own = self.contraction, self.lanes, self.own
         batch, rows, _ = extents_of(contraction)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from tvm import tirx
@@ -109,8 +109,21 @@ def store_sum(contraction: Contraction, total: tirx.Expr, at: Env) -> None:
         T.buffer_store(store.buffer, value, list(store.indices))
 
 
-def add_parts(contraction: Contraction, parts: tirx.Buffer, splits: int) -> None:
-    """Write the launch that adds the parts of each sum, in order. ``parts``: [splits, results]."""
+def written(contraction: Contraction, splits: int, launch: Callable[[tirx.Buffer | None], None]) -> tirx.Stmt:
+    """Return the loops of a product: those that ``launch`` writes. If blocks share sums, it gets scratch for their
+    parts ([splits, results]), and another launch adds these."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        if splits == 1:
+            launch(None)
+        else:
+            parts = scratch("parts", (splits, math.prod(extents_of(contraction))), str(contraction.sums.dtype))
+            launch(parts)
+            _add_parts(contraction, parts, splits)
+    return builder.get().body
+
+
+def _add_parts(contraction: Contraction, parts: tirx.Buffer, splits: int) -> None:
+    """Write the launch that adds the parts of each sum, in order."""
     count, dtype = math.prod(extents_of(contraction)), str(contraction.sums.dtype)
     with bound(math.ceil(count / THREADS), "blockIdx.x") as block, bound(THREADS, "threadIdx.x") as thread:
         number = block * THREADS + thread
@@ -119,9 +132,6 @@ def add_parts(contraction: Contraction, parts: tirx.Buffer, splits: int) -> None
             T.buffer_store(total, tirx.const(0, dtype), [0])
             with T.serial(tirx.const(splits, INDEX)) as split:
                 T.buffer_store(total, total[0] + parts[split, number], [0])
-            store_sum(contraction, total[0], places(number, results_of(contraction)))
-
-
-def results_of(contraction: Contraction) -> tuple[Axis, ...]:
-    """Return the axes of the results, in the order in which parts of sums lie."""
-    return (*contraction.batch, *contraction.rows, *contraction.columns)
+            store_sum(
+                contraction, total[0], places(number, (*contraction.batch, *contraction.rows, *contraction.columns))
+            )

@@ -11,24 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from .contraction import INDEX, Axis, Contraction, Env, extents_of, flat, places, substituted
 from .emit import (
     VECTOR,
-    add_parts,
     bound,
     lanes_along,
     local,
     reads_along,
-    scratch,
     shared,
     store_sum,
     synchronise,
     unrolled,
     vector,
     where,
+    written,
 )
 from .tiles import PAD, Tile
 
@@ -162,16 +160,9 @@ class Tiled:
 
     def written(self) -> tirx.Stmt:
         """Return the loops: one launch, or two where blocks share sums."""
-        with IRBuilder() as builder, T.prim_func(s_tir=True):
-            if self.splits == 1:
-                self._tiles(None)
-            else:
-                parts = scratch("parts", (self.splits, math.prod(extents_of(self.contraction))), self.dtype)
-                self._tiles(parts)
-                add_parts(self.contraction, parts, self.splits)
-        return builder.get().body
+        return written(self.contraction, self.splits, self._launch)
 
-    def _tiles(self, parts: tirx.Buffer | None) -> None:
+    def _launch(self, parts: tirx.Buffer | None) -> None:
         """Write the launch of the tiles. Sums go to the epilogue, or to ``parts``."""
         tile = self.tile
         batch, rows, columns = extents_of(self.contraction)
