@@ -112,6 +112,34 @@ def test_what_moves_results(row: Row, moved: str) -> None:
     assert_close(call(func, *arrays, target=OPENCL), reference(row.expected()))
 
 
+def where_positive(y: te.Tensor, other: te.Tensor) -> te.Tensor:
+    """As the gradient of an activation that is cut: the condition is a number on its way."""
+    positive = te.compute(y.shape, lambda *i: other(*i) > 0, name="positive")
+    zero = tirx.const(0, "float32")
+    kept = te.compute(y.shape, lambda *i: tirx.Select(positive(*i).astype("int64") > 0, y(*i), zero), name="kept")
+    return te.compute(y.shape, lambda *i: kept(*i) + positive(*i).astype("float32"), name="counted")
+
+
+@pytest.mark.parametrize("row", [EVEN, of(DEPTHWISE)], ids=lambda row: row.name)
+@pytest.mark.parametrize("stored", [False, True])
+def test_conditions_in_vectors(row: Row, stored: bool) -> None:
+    """A true one is not -1; one that comes from memory as 1 is true."""
+    result = row.expected()
+    (other,) = noise("conditions", result.shape)
+
+    def fused(a: te.Tensor, b: te.Tensor, other: te.Tensor, **options: Any) -> te.Tensor:
+        y = row.kernel(a, b, **options)
+        if not stored:
+            return where_positive(y, other)
+        return te.compute(y.shape, lambda *i: tirx.Select(other(*i), y(*i), tirx.const(0, "float32")), name="kept")
+
+    arrays = [*row.arrays(), other > 0 if stored else other]
+    func = scheduled(fused, *arrays, target=OPENCL, **row.options)
+    assert is_tiled(func)
+    expected = np.where(other > 0, result + (0 if stored else 1), 0)
+    assert_close(call(func, *arrays, target=OPENCL), expected)
+
+
 def test_gathered_channels_are_read_where_they_lie() -> None:
     x, grad = noise("gathered", (2, 9, 9, 16), (2, 9, 9, 12))
     channels = np.array([3, 0, 15, 7, 8], "int32")
