@@ -36,6 +36,11 @@ class Layouts(Protocol):
     def reads_across(self) -> bool:
         """Whether a product reads an operand across as fast as along its columns: none is then transposed for it."""
 
+    @property
+    def masks_edges(self) -> bool:
+        """Whether products mask what lies beyond their operands and results, and split long sums themselves: nothing is
+        padded, rounded up or split for them."""
+
     def padded_columns(self, columns: int) -> int:
         """Return the columns to compute of a product, at least ``columns``: more where that fills whole vectors."""
 

@@ -172,8 +172,8 @@ def _moved(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr,
 # ---- convolutions ----------------------------------------------------------------------------------------------------
 
 
-@legalizes("relax.nn.conv2d")
-def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+@legalizes_for_target("relax.nn.conv2d")
+def _conv2d(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     attrs = call.attrs
     if (attrs.data_layout, attrs.kernel_layout) != ("NHWC", "HWIO"):
         return relax.transform.legalize_ops.nn._nn_conv2d(builder, call)
@@ -181,7 +181,8 @@ def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         name: plain(getattr(attrs, name)) for name in ("strides", "padding", "dilation", "groups")
     }
     x, weight = call.args
-    if geometry["groups"] not in (1, shape_of(x)[3]):  # grouped: no schedule pads inside the loops
+    is_grouped = geometry["groups"] not in (1, shape_of(x)[3])
+    if is_grouped and not target.layouts.masks_edges:  # no schedule of these pads inside the loops
         x, geometry["padding"] = _padded(builder, x, geometry["padding"]), (0, 0, 0, 0)
     return _product(builder, conv2d_kernels.conv2d, x, weight, **geometry)
 
@@ -189,12 +190,12 @@ def _conv2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 @legalizes_for_target("pock.conv2d_data_gradient")
 def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Lower a data gradient. A dense one reads the weight transposed, along its input channels. All phases of a stride
-    compute equally many rows and columns: the image is rounded up to a multiple of the stride, then cropped."""
+    compute equally many rows and columns: the image is rounded up to a multiple of the stride, then cropped. Neither is
+    done where a target's products read across, and mask edges."""
     grad, weight = call.args
     attributes = attributes_of(call)
-    whole = [
-        math.ceil(extent / step) * step for extent, step in zip(attributes["size"], attributes["strides"], strict=True)
-    ]
+    steps = (1, 1) if target.layouts.masks_edges else attributes["strides"]
+    whole = [math.ceil(extent / step) * step for extent, step in zip(attributes["size"], steps, strict=True)]
     attributes["size"] = whole
     is_dense = attributes["groups"] == 1 and not attributes.get("transposed", False)
     if is_dense and not target.layouts.reads_across:
@@ -209,9 +210,11 @@ def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: rel
 @legalizes_for_target("pock.conv2d_weight_gradient")
 def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Split the reduction over pixels into partial sums that run in parallel. Done where the sums are small beside X
-    and the split is needed to occupy all cores or to read X from memory only once."""
+    and the split is needed to occupy all cores or to read X from memory only once, unless the target does."""
     x, grad = call.args
     attributes, result = attributes_of(call), shape_of(call)
+    if target.layouts.masks_edges:
+        return _product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes)
     batch, height, _, _ = shape_of(grad)
     *taps, group_in, out_channels = result
     padding, groups = attributes["padding"], attributes["groups"]

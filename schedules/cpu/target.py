@@ -25,6 +25,7 @@ class CpuLayouts:
 
     traits: CpuTraits
     reads_across: bool = False
+    masks_edges: bool = False
 
     def padded_columns(self, columns: int) -> int:
         """Return the columns to compute of a product: whole vectors, where those of ``columns`` would be short."""

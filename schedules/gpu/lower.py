@@ -16,6 +16,7 @@ from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
 
 from ..kernels import GUARDED
+from .conditions import with_plain_conditions
 from .spelling import with_bits, with_names
 from .traits import GpuTraits
 
@@ -44,7 +45,9 @@ def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
     symbol = func.attrs["global_symbol"]
     if GUARDED in func.attrs:  # it has two views of what it updates
         func = func.with_attr("tirx.noalias", False)
-    mod = tirx.transform.BindTarget(target.with_host(Target("llvm")))(IRModule({symbol: with_names(func)}))
+    mod = tirx.transform.BindTarget(target.with_host(Target("llvm")))(
+        IRModule({symbol: with_plain_conditions(with_names(func))})
+    )
     with tvm.transform.PassContext():
         mod = tvm.transform.Sequential(LOWERING)(mod)
     if GUARDED in func.attrs:

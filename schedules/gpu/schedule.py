@@ -13,14 +13,24 @@ from tvm.s_tir.schedule import SBlockRV
 from ..decisions import DEFAULTS, Choice, Choices, Decisions
 from ..kernels import comes_scheduled
 from ..loops import Unsuited
+from . import depthwise
 from .fallback import fallback
+from .product import product
 from .rows import rows
 from .tasks import bind_tasks
 from .traits import GpuTraits
 
-Rule = Callable[[s_tir.Schedule, SBlockRV, GpuTraits, Choices], None]
-"""Schedules a kernel by its main block."""
-RULES: dict[str, Rule] = {}
+Rule = Callable[[s_tir.Schedule, SBlockRV, GpuTraits, Choices], tirx.PrimFunc | None]
+"""Schedules a kernel by its main block, or returns it written anew where TVM's schedule primitives do not suffice."""
+RULES: dict[str, Rule] = {
+    "pock.matmul": product,
+    "pock.conv2d": product,
+    "pock.conv2d_data_gradient": product,
+    "pock.conv2d_weight_gradient": product,
+    "pock.depthwise_conv2d": depthwise.depthwise,
+    "pock.depthwise_conv2d_data_gradient": depthwise.depthwise,
+    "pock.depthwise_conv2d_weight_gradient": depthwise.weight_gradient,
+}
 """Rules by the ``schedule_rule`` attribute of main blocks in ``schedules/kernels``."""
 
 
@@ -48,16 +58,16 @@ def _scheduled(func: tirx.PrimFunc, traits: GpuTraits, decisions: Decisions) -> 
     for rule in _rules(s_tir.Schedule(mod), traits):
         sch, choices = s_tir.Schedule(mod), Choices(decisions)
         with contextlib.suppress(Unsuited, s_tir.ScheduleError):
-            rule(sch, choices=choices)
+            scheduled = rule(sch, choices=choices) or sch.mod["main"]
             choices.close()
-            return sch.mod["main"].with_attrs(func.attrs), choices.offered
+            return scheduled.with_attrs(func.attrs), choices.offered
     sch, choices = s_tir.Schedule(mod), Choices(decisions)
     fallback(sch, traits, choices)
     choices.close()
     return sch.mod["main"].with_attrs(func.attrs), choices.offered
 
 
-def _rules(sch: s_tir.Schedule, traits: GpuTraits) -> Iterator[Callable[..., None]]:
+def _rules(sch: s_tir.Schedule, traits: GpuTraits) -> Iterator[Callable[..., tirx.PrimFunc | None]]:
     """Yield the rules that may suit a kernel, best first."""
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         stmt = sch.get(block)
@@ -67,5 +77,5 @@ def _rules(sch: s_tir.Schedule, traits: GpuTraits) -> Iterator[Callable[..., Non
     yield functools.partial(rows, traits=traits)
 
 
-def _by_name(sch: s_tir.Schedule, choices: Choices, rule: Rule, name: str, traits: GpuTraits) -> None:
-    rule(sch, sch.get_sblock(name), traits, choices)
+def _by_name(sch: s_tir.Schedule, choices: Choices, rule: Rule, name: str, traits: GpuTraits) -> tirx.PrimFunc | None:
+    return rule(sch, sch.get_sblock(name), traits, choices)

@@ -20,6 +20,7 @@ class GpuLayouts:
     (:class:`schedules.target.Layouts`)."""
 
     reads_across: bool = True
+    masks_edges: bool = True
 
     def padded_columns(self, columns: int) -> int:
         """Return ``columns``: a block masks the end of its tile."""

@@ -21,6 +21,7 @@ from relay_passes.kernels import name_kernels
 from relay_passes.operators.training import conv2d_data_gradient, conv2d_weight_gradient, matmul
 from schedules.cpu import CpuTarget
 from schedules.cpu.traits import CpuTraits
+from schedules.gpu import gpu_target
 from tests.relay_passes.modules import TARGET, function, kernels, operators, random, run
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -95,6 +96,26 @@ def test_rows_and_columns_that_fit_no_tile_are_rounded_up(shapes) -> None:
     shapes_made = [[int(extent) for extent in binding.var.ty.shape] for binding in bindings_of(chosen["main"])]
     is_padded = any(shape[-1] % 8 == 0 and shape[-1] > shapes[1][-1] for shape in shapes_made)
     assert is_padded == (shapes[1][-1] % 8 > 0)
+
+
+def test_products_that_mask_edges_get_operands_as_they_are() -> None:
+    """A CPU pads images of groups, crops the gradient of an odd image, and adds parts of a weight gradient."""
+    padded = {"padding": [1, 1, 1, 1], "dilation": [1, 1]}
+    layouts = {"data_layout": "NHWC", "kernel_layout": "HWIO"}
+
+    def body(emit, x, w, dy, v):
+        y = emit(R.nn.conv2d(x, w, groups=2, **padded, **layouts))
+        dx = emit(conv2d_data_gradient(dy, v, strides=[2, 2], groups=1, size=[7, 9], **padded))
+        dw = emit(conv2d_weight_gradient(x, dy, strides=[2, 2], groups=1, kernel_size=[3, 3], **padded))
+        return emit(relax.Tuple([y, dx, dw]))
+
+    mod = function({"x": (2, 7, 9, 4), "w": (3, 3, 2, 6), "dy": (2, 4, 5, 8), "v": (3, 3, 4, 8)}, body)
+    on_gpu, on_cpu = (
+        ChooseKernels(["main"], target)(mod) for target in (gpu_target(tvm.target.Target("opencl")), TARGET)
+    )
+    assert len(operators(on_gpu)) == 3 < len(operators(on_cpu))
+    for found, expected in zip(run(on_gpu), run(on_cpu), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def scaled(emit, x, w, s):

@@ -1,0 +1,137 @@
+"""Pieces of the kernels that are written as loops: threads, unrolled loops, vectors, conditions, sums in parts.
+
+All are context managers of TVM's IR builder, or write statements to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+from tvm.sym import Analyzer
+
+from .contraction import INDEX, Axis, Contraction, Env, extents_of, loads_of, places, substituted, uses, with_sum
+
+VECTOR = 4
+"""Elements of the widest load or store: 128 bits."""
+THREADS = 128
+"""Threads of a block that add the parts of sums, one each."""
+
+
+@contextlib.contextmanager
+def bound(extent: int, thread: str) -> Iterator[tirx.Expr]:
+    """Loop over blocks or threads."""
+    with T.thread_binding(tirx.const(extent, INDEX), thread=thread) as var:
+        yield _named(thread.removesuffix("Idx.x"), var).astype(INDEX)
+
+
+def unrolled(extent: int) -> AbstractContextManager[tirx.Var]:
+    """Loop that is written out."""
+    return T.unroll(tirx.const(extent, INDEX))
+
+
+@contextlib.contextmanager
+def vector(lanes: int) -> Iterator[tirx.Expr]:
+    """Loop over the lanes of a vector; the number 0 for one lane."""
+    if lanes == 1:
+        yield tirx.const(0, INDEX)
+    else:
+        with T.vectorized(tirx.const(lanes, INDEX)) as lane:
+            yield _named("lane", lane)
+
+
+@contextlib.contextmanager
+def where(condition: tirx.Expr | bool | None) -> Iterator[None]:
+    """Branch without an alternative. None: always taken."""
+    if condition is None:
+        yield
+    else:
+        with T.If(condition), T.Then():
+            yield
+
+
+def local(name: str, extent: int, dtype: str) -> tirx.Buffer:
+    """Registers of a thread."""
+    return _named(name, T.alloc_buffer((extent,), dtype, scope="local", layout=None))
+
+
+def shared(name: str, extent: int, dtype: str) -> tirx.Buffer:
+    """Memory that the threads of a block share."""
+    return _named(name, T.alloc_buffer((extent,), dtype, scope="shared", layout=None))
+
+
+def scratch(name: str, shape: Sequence[int], dtype: str) -> tirx.Buffer:
+    """Memory for what a launch hands on to the next."""
+    return _named(name, T.alloc_buffer(shape, dtype, layout=None))
+
+
+def _named(name: str, value: tirx.Var) -> tirx.Var:
+    IRBuilder.name(name, value)
+    return value
+
+
+def synchronise() -> None:
+    """Write a barrier for the threads of a block."""
+    T.evaluate(T.tvm_storage_sync("shared"))
+
+
+def is_contiguous(indices: Sequence[tirx.Expr], axes: Sequence[Axis]) -> bool:
+    """Return whether indices of a buffer step by one element along the last axis."""
+    if not (axes and isinstance(axes[-1].extent, int)):
+        return False
+    var = axes[-1].var
+    *outer, last = indices
+    step = Analyzer().simplify(substituted(last, {var: var + 1}) - last)
+    return not any(uses(each, var) for each in outer) and isinstance(step, tirx.IntImm) and int(step) == 1
+
+
+def reads_along(value: tirx.Expr, axes: Sequence[Axis]) -> bool:
+    """Return whether what a factor reads first is adjacent in memory for adjacent elements of the last axis."""
+    loads = loads_of(value)
+    return bool(loads) and is_contiguous(loads[0].indices, axes)
+
+
+def lanes_along(indices: Sequence[tirx.Expr], axes: Sequence[Axis]) -> int:
+    """Return the elements of a vector along the last axis: 1 if they are not adjacent."""
+    return math.gcd(VECTOR, int(axes[-1].extent)) if is_contiguous(indices, axes) else 1
+
+
+def store_sum(contraction: Contraction, total: tirx.Expr, at: Env) -> None:
+    """Write the epilogue of one sum, at a place along the axes of the result."""
+    store = substituted(contraction.store, at)
+    value = with_sum(store.value, contraction.sums, total)
+    with where(None if contraction.kept is None else substituted(contraction.kept, at)):
+        T.buffer_store(store.buffer, value, list(store.indices))
+
+
+def written(contraction: Contraction, splits: int, launch: Callable[[tirx.Buffer | None], None]) -> tirx.Stmt:
+    """Return the loops of a product: those that ``launch`` writes. If blocks share sums, it gets scratch for their
+    parts ([splits, results]), and another launch adds these."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        if splits == 1:
+            launch(None)
+        else:
+            parts = scratch("parts", (splits, math.prod(extents_of(contraction))), str(contraction.sums.dtype))
+            launch(parts)
+            _add_parts(contraction, parts, splits)
+    return builder.get().body
+
+
+def _add_parts(contraction: Contraction, parts: tirx.Buffer, splits: int) -> None:
+    """Write the launch that adds the parts of each sum, in order."""
+    count, dtype = math.prod(extents_of(contraction)), str(contraction.sums.dtype)
+    with bound(math.ceil(count / THREADS), "blockIdx.x") as block, bound(THREADS, "threadIdx.x") as thread:
+        number = block * THREADS + thread
+        total = local("total", 1, dtype)
+        with where(number < count):
+            T.buffer_store(total, tirx.const(0, dtype), [0])
+            with T.serial(tirx.const(splits, INDEX)) as split:
+                T.buffer_store(total, total[0] + parts[split, number], [0])
+            store_sum(
+                contraction, total[0], places(number, (*contraction.batch, *contraction.rows, *contraction.columns))
+            )
