@@ -53,7 +53,10 @@ def test_a_step_a_prediction_and_a_checkpoint_need_no_tvm(tmp_path) -> None:
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "y.npy", y)
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, *(str(tmp_path / name) for name in names)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", TRAIN, *(str(tmp_path / name) for name in names)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = dict(np.load(tmp_path / "found.npz"))
