@@ -1,4 +1,4 @@
-"""Back end for CUDA, by the driver alone (``cuda-bindings``): a list of commands is submitted as one graph."""
+"""Back end for CUDA, by the driver alone (``cuda-bindings``): a long list of commands is submitted as one graph."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from .backend import Backend, Command, CopyBytes, Launch, Region
 MIB = 2**20
 STAGES, STAGE_BYTES = 16, MIB
 """Pieces of page-locked memory, which inputs are sent from while the next ones are put there."""
+GRAPH_COMMANDS = 8
+"""Fewest commands that become a graph: to make one takes longer than to start a few."""
+SMALL_BYTES = 4096
+"""Largest buffer that is kept for the next one of its size: the driver waits for the GPU when it takes memory back."""
 TEGRA = {(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)}
 """Compute capabilities of Jetson's GPUs: they run machine code of their own alone."""
 
@@ -63,6 +67,8 @@ class CudaBackend(Backend):
         self._stages = itertools.cycle([_Stage(self) for _ in range(STAGES)])
         self._binaries: dict[str, bytes] = {}
         self._modules: dict[str, Any] = {}
+        self._spare: dict[int, list[int]] = {}
+        """Addresses of small buffers that nobody uses any more, by size. What is started uses them in order."""
 
     def _call(self, function: str, *arguments: Any) -> Any:
         """Call the driver, and return what it gives besides its status."""
@@ -171,9 +177,13 @@ class _Buffer:
 
     def __init__(self, backend: CudaBackend, size: int) -> None:
         self.size = size
-        self.address = int(backend._call("cuMemAlloc", size))
-        # It waits for what was submitted. The context goes with the process.
-        weakref.finalize(self, _free, backend._driver, backend._context, self.address).atexit = False
+        spare = backend._spare.get(size)
+        self.address = spare.pop() if spare else int(backend._call("cuMemAlloc", size))
+        if size <= SMALL_BYTES:
+            kept = backend._spare.setdefault(size, [])
+            weakref.finalize(self, kept.append, self.address).atexit = False
+        else:  # it waits for what was submitted
+            weakref.finalize(self, _free, backend._driver, backend._context, self.address).atexit = False
 
 
 def _free(driver: Any, context: Any, address: int) -> None:
@@ -215,13 +225,13 @@ class _Call(NamedTuple):
 
 
 class _Recorded:
-    """Commands that are submitted as a graph. A single one is submitted as it is."""
+    """Commands that are submitted as a graph, or as they are if they are few."""
 
     def __init__(self, backend: CudaBackend, commands: Sequence[Command]) -> None:
         self._backend = backend
         self._commands = commands  # their buffers stay
         self._calls = [self._call(command) for command in commands]
-        self._graph = self._captured() if len(commands) > 1 else None
+        self._graph = self._captured() if len(commands) >= GRAPH_COMMANDS else None
 
     def _call(self, command: Command) -> _Call:
         stream = self._backend._stream

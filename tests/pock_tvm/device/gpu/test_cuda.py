@@ -12,7 +12,7 @@ import pytest
 from pock_tvm.device.errors import DeviceError, InputError, ProgramError
 from pock_tvm.device.gpu import devices
 from pock_tvm.device.gpu.backend import CopyBytes, Launch, Region
-from pock_tvm.device.gpu.cuda import STAGE_BYTES, STAGES, CudaBackend, runs
+from pock_tvm.device.gpu.cuda import GRAPH_COMMANDS, SMALL_BYTES, STAGE_BYTES, STAGES, CudaBackend, runs
 
 from .cuda_driver import Driver, Status
 
@@ -33,13 +33,17 @@ def play(monkeypatch):
     return driver
 
 
+LONG = GRAPH_COMMANDS
+"""What a list of this many times adds to ``c``."""
+
+
 def steps(a, b, c) -> list:
-    """c = a + 2, by way of b at an offset."""
+    """c = a + 1 + LONG, by way of b at an offset."""
     middle = Region(b, 16, 8)
     return [
         Launch("k", "add_one", (3, 1, 1), (64, 2, 1), (middle, Region(a, 0, 8))),
         CopyBytes(Region(c, 0, 8), middle),
-        Launch("k", "add_one", (3, 1, 1), (64, 2, 1), (Region(c, 0, 8), Region(c, 0, 8))),
+        *[Launch("k", "add_one", (3, 1, 1), (64, 2, 1), (Region(c, 0, 8), Region(c, 0, 8)))] * LONG,
     ]
 
 
@@ -55,11 +59,11 @@ def test_a_list_runs_in_order_as_often_as_it_is_submitted(play) -> None:
     for first in (5, 40):
         backend.write(Region(a, 0, 8), np.arange(first, first + 8, dtype="uint8"))
         backend.submit(recorded)
-        assert backend.read(Region(c, 0, 8)).tolist() == list(range(first + 2, first + 10))
-    assert len(driver.launches) == 2, "the driver is given each launch once, and then the graph"
+        assert backend.read(Region(c, 0, 8)).tolist() == list(range(first + 1 + LONG, first + 9 + LONG))
+    assert len(driver.launches) == 1 + LONG, "the driver is given each launch once, and then the graph"
 
 
-def test_a_single_command_runs_without_a_graph(play) -> None:
+def test_a_few_commands_run_without_a_graph(play) -> None:
     driver = play()
     backend = CudaBackend(0)
     backend.load("k", b"\x7fELF")
@@ -68,7 +72,8 @@ def test_a_single_command_runs_without_a_graph(play) -> None:
     assert not driver.launches
     backend.submit(recorded)
     backend.submit(recorded)
-    assert len(driver.launches) == 2 and backend.read(Region(b, 16, 8)).tolist() == [1] * 8
+    assert len(driver.launches) == 2, "each time"
+    assert backend.read(Region(b, 16, 8)).tolist() == [1] * 8
 
 
 def test_memory_that_is_sent_is_not_written_again_before_it_is_sent(play) -> None:
@@ -87,12 +92,25 @@ def test_memory_is_given_back_when_it_is_dropped_and_not_while_a_list_uses_it(pl
     driver = play()
     backend = CudaBackend(0)
     backend.load("k", b"\x7fELF")
-    a, b, c = (backend.allocate(size) for size in (8, 32, 8))
+    a, b, c = (backend.allocate(SMALL_BYTES + size) for size in (8, 32, 8))
     recorded = backend.record(steps(a, b, c))
     del a, b, c
     assert len(driver.memory) == 3
     del recorded
     assert not driver.memory
+
+
+def test_small_buffers_serve_again_and_begin_as_zeros(play) -> None:
+    driver = play()
+    backend = CudaBackend(0)
+    for value in range(1, 4):
+        buffer = backend.allocate(8)
+        assert backend.read(Region(buffer, 0, 8)).tolist() == [0] * 8
+        backend.write(Region(buffer, 0, 8), np.full(8, value, "uint8"))
+        del buffer
+    assert len(driver.memory) == 1
+    two = [backend.allocate(8) for _ in range(2)]
+    assert two[0].address != two[1].address
 
 
 def test_too_little_memory_is_told_with_what_is_needed_and_what_is_there(play) -> None:
