@@ -329,7 +329,19 @@ def everything(options: argparse.Namespace, record: dict[str, Any], rows: Path) 
     finally:
         for process in compiling:
             process.kill()
+    compare(rows)
     print(f"{time.monotonic() - start:.0f} s")
+
+
+def compare(rows: Path) -> None:
+    """Note how far our first loss of each network is from PyTorch's, relative to it."""
+    steps = [row for row in map(json.loads, rows.read_text().splitlines()) if row["kind"] == "step" and "loss" in row]
+    losses = {(row["network"], row["system"]): row["loss"] for row in steps if row["dtype"] == "float32"}
+    for network in dict.fromkeys(network for network, system in losses if system == "ours"):
+        if (network, "eager") in losses:
+            wanted = losses[network, "eager"]
+            off = abs(losses[network, "ours"] - wanted) / abs(wanted)
+            note(rows, "loss", network, {"off": off, "equal": off <= CLEAN})
 
 
 def wait(processes: list[subprocess.Popen], seconds: float) -> None:
