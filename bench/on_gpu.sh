@@ -16,6 +16,6 @@ prepare)
     "$python" bench/on_gpu_programs.py --small --folder "${TMPDIR:-/tmp}/gpu-dry-run"
     exec "$python" bench/on_gpu.py --folder "${TMPDIR:-/tmp}/gpu-dry-run" --out "${TMPDIR:-/tmp}/gpu-dry-run" ;;
 *)
-    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
     exec "$python" bench/on_gpu.py "$@" ;;
 esac

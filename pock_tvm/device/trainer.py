@@ -52,6 +52,8 @@ class Trainer(Stateful):
     ------
     ProgramError
         The file is damaged, or was compiled for another kind of machine.
+    DeviceError
+        There is no such GPU or no driver, or it has too little memory: how much is needed, and how much is there.
     """
 
     def __init__(
@@ -84,9 +86,8 @@ class Trainer(Stateful):
             arrays = DeviceMemory(backend)
             return LaunchLibrary(program.library, program.manifest["entries"], backend, arrays), 0, arrays
         if self._device is not None:
-            raise ProgramError(
-                f"this program was compiled for CPUs: compile it with target '{self._device}' to run there"
-            )
+            kind = self._device.partition(":")[0]
+            raise ProgramError(f"this program was compiled for CPUs: compile it for '{kind}' to run there")
         obstacle = obstacle_here(program.manifest["target"])
         if obstacle is not None:
             raise ProgramError(obstacle)
