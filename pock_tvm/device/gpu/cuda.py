@@ -62,9 +62,9 @@ class CudaBackend(Backend):
         self.capability: tuple[int, int] = (major, minor)
         """Compute capability, such as (8, 7)."""
         self._context = self._call("cuDevicePrimaryCtxRetain", device)
-        self._enter()
-        self._stream = self._call("cuStreamCreate", driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
-        self._stages = itertools.cycle([_Stage(self) for _ in range(STAGES)])
+        with self._here():
+            self._stream = self._call("cuStreamCreate", driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            self._stages = itertools.cycle([_Stage(self) for _ in range(STAGES)])
         self._binaries: dict[str, bytes] = {}
         self._modules: dict[str, Any] = {}
         self._spare: dict[int, list[int]] = {}
@@ -77,9 +77,14 @@ class CudaBackend(Backend):
             raise CudaError(self.name, status.name)
         return values[0] if len(values) == 1 else tuple(values)
 
-    def _enter(self) -> None:
-        """Make this GPU the one that calls of this thread are for."""
-        self._call("cuCtxSetCurrent", self._context)
+    @contextlib.contextmanager
+    def _here(self) -> Iterator[None]:
+        """Make this GPU the one that calls of this thread are for, and then again the one before."""
+        self._call("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            self._driver.cuCtxPopCurrent()
 
     def lacks(self, instructions: Sequence[str]) -> str:
         for architecture in instructions:
@@ -94,38 +99,38 @@ class CudaBackend(Backend):
         return ""
 
     def free_bytes(self) -> int | None:
-        self._enter()
-        return self._call("cuMemGetInfo")[0]
+        with self._here():
+            return self._call("cuMemGetInfo")[0]
 
     def allocate(self, size: int) -> Any:
-        self._enter()
-        try:
-            buffer = _Buffer(self, size)
-        except CudaError as error:
-            if error.status != "CUDA_ERROR_OUT_OF_MEMORY":
-                raise
-            free, whole = (each / MIB for each in self._call("cuMemGetInfo"))
-            raise DeviceError(
-                f"{self.name} has too little memory: {size / MIB:.1f} MiB more are needed, and {free:.1f} of its "
-                f"{whole:.1f} MiB are free. Train less, or a smaller batch, or give compile a memory_budget"
-            ) from error
-        self._call("cuMemsetD8Async", buffer.address, 0, size, self._stream)
-        return buffer
+        with self._here():
+            try:
+                buffer = _Buffer(self, size)
+            except CudaError as error:
+                if error.status != "CUDA_ERROR_OUT_OF_MEMORY":
+                    raise
+                free, whole = (each / MIB for each in self._call("cuMemGetInfo"))
+                raise DeviceError(
+                    f"{self.name} has too little memory: {size / MIB:.1f} MiB more are needed, and {free:.1f} of its "
+                    f"{whole:.1f} MiB are free. Train less, or a smaller batch, or give compile a memory_budget"
+                ) from error
+            self._call("cuMemsetD8Async", buffer.address, 0, size, self._stream)
+            return buffer
 
     def write(self, region: Region, values: np.ndarray) -> None:
-        self._enter()
-        for start in range(0, region.size, STAGE_BYTES):
-            piece = values[start : start + STAGE_BYTES]
-            with next(self._stages).filled(piece) as source:
-                self._call("cuMemcpyHtoDAsync", _address(region) + start, source, piece.size, self._stream)
+        with self._here():
+            for start in range(0, region.size, STAGE_BYTES):
+                piece = values[start : start + STAGE_BYTES]
+                with next(self._stages).filled(piece) as source:
+                    self._call("cuMemcpyHtoDAsync", _address(region) + start, source, piece.size, self._stream)
 
     def read(self, region: Region) -> np.ndarray:
-        self._enter()
-        values = np.empty(region.size, "uint8")
-        if region.size:
-            self._call("cuMemcpyDtoHAsync", values.ctypes.data, _address(region), region.size, self._stream)
-        self._call("cuStreamSynchronize", self._stream)
-        return values
+        with self._here():
+            values = np.empty(region.size, "uint8")
+            if region.size:
+                self._call("cuMemcpyDtoHAsync", values.ctypes.data, _address(region), region.size, self._stream)
+            self._call("cuStreamSynchronize", self._stream)
+            return values
 
     def load(self, kernel: str, text: bytes) -> None:
         self._binaries[kernel] = text
@@ -139,16 +144,16 @@ class CudaBackend(Backend):
         return self._call("cuModuleGetFunction", self._modules[kernel], symbol.encode())
 
     def record(self, commands: Sequence[Command]) -> Any:
-        self._enter()
-        return _Recorded(self, commands)
+        with self._here():
+            return _Recorded(self, commands)
 
     def submit(self, recorded: Any) -> None:
-        self._enter()
-        recorded.submit()
+        with self._here():
+            recorded.submit()
 
     def finish(self) -> None:
-        self._enter()
-        self._call("cuStreamSynchronize", self._stream)
+        with self._here():
+            self._call("cuStreamSynchronize", self._stream)
 
 
 class CudaError(DeviceError):
@@ -187,8 +192,9 @@ class _Buffer:
 
 
 def _free(driver: Any, context: Any, address: int) -> None:
-    driver.cuCtxSetCurrent(context)
+    driver.cuCtxPushCurrent(context)
     driver.cuMemFree(address)
+    driver.cuCtxPopCurrent()
 
 
 def _address(region: Region) -> int:
@@ -250,7 +256,8 @@ class _Recorded:
     def _captured(self) -> Any:
         """What the stream would be given, as a graph."""
         call, driver, stream = self._backend._call, self._backend._driver, self._backend._stream
-        call("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        # Relaxed: a buffer may be dropped, and its memory given back, at any moment.
+        call("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
             self._start()
         finally:

@@ -24,7 +24,7 @@ class Driver:
     )
     CUstream_flags = types.SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
     CUevent_flags = types.SimpleNamespace(CU_EVENT_DISABLE_TIMING=2)
-    CUstreamCaptureMode = types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUstreamCaptureMode = types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2)
 
     def __init__(self, capability=(8, 7), free=2**30, functions=()) -> None:
         self.capability, self.free, self.functions = capability, free, dict(functions)
@@ -34,6 +34,7 @@ class Driver:
         self.capturing: list | None = None
         self.broken = False
         self.launches: list = []
+        self.contexts: list = []
 
     # ---- devices
     def cuInit(self, _flags):
@@ -54,9 +55,12 @@ class Driver:
     def cuDevicePrimaryCtxRetain(self, _device):
         return Status.CUDA_SUCCESS, "context"
 
-    def cuCtxSetCurrent(self, context):
-        assert context == "context"
+    def cuCtxPushCurrent(self, context):
+        self.contexts.append(context)
         return (Status.CUDA_SUCCESS,)
+
+    def cuCtxPopCurrent(self):
+        return Status.CUDA_SUCCESS, self.contexts.pop()
 
     def cuStreamCreate(self, _flags):
         return Status.CUDA_SUCCESS, "stream"
@@ -66,6 +70,7 @@ class Driver:
         return Status.CUDA_SUCCESS, self.free, 2**31
 
     def cuMemAlloc(self, size):
+        assert self.contexts == ["context"]
         if size > self.free:
             return Status.CUDA_ERROR_OUT_OF_MEMORY, None
         array = np.full(size, 0xAB, "uint8")
@@ -74,6 +79,7 @@ class Driver:
         return Status.CUDA_SUCCESS, array.ctypes.data
 
     def cuMemFree(self, address):
+        assert self.contexts == ["context"]
         self.run()
         self.free += self.memory.pop(address).size
         return (Status.CUDA_SUCCESS,)
@@ -119,7 +125,7 @@ class Driver:
 
     # ---- the stream
     def enqueue(self, stream, work):
-        assert stream == "stream"
+        assert (stream, self.contexts) == ("stream", ["context"])
         (self.queue if self.capturing is None else self.capturing).append(work)
         return (Status.CUDA_ERROR_ILLEGAL_ADDRESS if self.broken else Status.CUDA_SUCCESS,)
 

@@ -141,6 +141,7 @@ def test_a_capture_that_fails_ends(play, monkeypatch) -> None:
     with pytest.raises(DeviceError, match="ILLEGAL_ADDRESS"):
         backend.record(steps(a, b, c))
     assert driver.capturing is None
+    assert not driver.contexts, "other libraries find the thread as they left it"
 
 
 @pytest.mark.parametrize(
