@@ -34,7 +34,7 @@ from tvm import tirx
 
 from pock_tvm.compiler import pipeline
 from pock_tvm.compiler.kernel_builder import KernelBuilder
-from pock_tvm.compiler.machines import MACHINES
+from pock_tvm.compiler.machines import CPUS
 from pock_tvm.compiler.targets import resolve_target
 from pock_tvm.device.losses import Loss
 from pock_tvm.device.optimizers import SGD
@@ -157,7 +157,7 @@ def measure(name: str, network: str, count: int) -> list[Row]:
 def table(name: str, rows: Sequence[Row]) -> Table:
     """Build a target's table."""
     model, near = MODELS[name]
-    found = Table(title=f"{name} ({MACHINES[name].cpu}), by LLVM's {model}: {near}")
+    found = Table(title=f"{name} ({CPUS[name].cpu}), by LLVM's {model}: {near}")
     for column in ("network", "kernel"):
         found.add_column(column)
     for column in ("calls", "% of FLOPs", "FMAs", "cycles", "bound", "ratio"):

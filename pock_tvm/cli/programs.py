@@ -175,9 +175,9 @@ def targets() -> None:
     """List the machines that have a short name: what is known of them, and how far programs for them were tried."""
     from rich.console import Console
 
-    from ..reports.target_table import target_table, traits_table
+    from ..reports.target_table import gpu_traits_table, target_table, traits_table
 
-    Console().print(target_table(), traits_table())
+    Console().print(target_table(), traits_table(), gpu_traits_table())
 
 
 @app.command("eval")

@@ -15,9 +15,10 @@ from tvm.target import Target
 
 from relay_passes.ir import first_line
 from schedules.decisions import DEFAULTS, Decisions
+from schedules.gpu.cubin import NoCudaCompilerError
 
 from ..device.machine import CORES
-from ..errors import BuildError
+from ..errors import BuildError, PockError
 from .kernel_cache import Kernel, KernelCache
 from .targets import kernel_target
 
@@ -114,6 +115,8 @@ def _named(place: str) -> Iterator[None]:
     """Name the layer of a kernel that cannot be built: TVM and LLVM do not."""
     try:
         yield
+    except NoCudaCompilerError as error:
+        raise PockError(str(error)) from error
     except Exception as error:
         raise BuildError(
             f"the kernel for {place} cannot be built: {first_line(error)}. Write the model without this operator, and "

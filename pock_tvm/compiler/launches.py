@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tvm import IRModule, tirx
 
@@ -37,14 +39,20 @@ def build_launches(
 def pack_launches(codes: Mapping[str, bytes], dialect: str, contract: Sequence[int] = (0,) * WORDS) -> bytes:
     """Pack the codes of kernels (``schedules.gpu.lower``) into a zip file that ``pock_tvm.device.gpu.library`` reads.
 
-    It holds each kernel's text under its name, and ``library.json`` with the rest: ``dialect``, ``contract`` and
-    ``kernels``, in which each has its ``launches`` and ``sizes``.
+    It holds each kernel's text, or its machine code, under its name, and ``library.json`` with the rest: ``dialect``,
+    ``contract`` and ``kernels``, in which each has its ``launches`` and ``sizes``.
     """
     kernels = {name: json.loads(code) for name, code in codes.items()}
-    texts = {name: kernel.pop("text") for name, kernel in kernels.items()}
+    texts = {name: _loaded(kernel) for name, kernel in kernels.items()}
     head = {"dialect": dialect, "contract": list(contract), "kernels": kernels}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in {"library.json": json.dumps(head), **texts}.items():
             archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)
     return packed.getvalue()
+
+
+def _loaded(kernel: dict[str, Any]) -> str | bytes:
+    """Take out of a kernel's record what a device loads."""
+    text, binary = kernel.pop("text"), kernel.pop("binary", None)
+    return text if binary is None else base64.b64decode(binary)

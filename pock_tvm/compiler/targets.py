@@ -36,7 +36,7 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
     Raises
     ------
     PockError
-        The target is invalid, or not a CPU.
+        The target is invalid, or neither a CPU nor a GPU.
     """
     if isinstance(target, Target):
         found = target
@@ -68,7 +68,8 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
 
 def _unknown(target: object, reason: str) -> str:
     """Word the error of a target that neither we nor TVM know."""
-    known = [HOST, *MACHINES, *(str(tag) for tag, found in list_tags().items() if found.kind.name == "llvm")]
+    kinds = ("llvm", *DIALECTS)
+    known = [HOST, *MACHINES, *(str(tag) for tag, found in list_tags().items() if found.kind.name in kinds)]
     near = difflib.get_close_matches(str(target).lower(), known, cutoff=0.5)
     if near:
         return f"'{target}' is no target: did you mean {' or '.join(near)}? `pock targets` lists short names"
@@ -107,8 +108,11 @@ def runs_here(target: Target) -> bool:
 
 
 def instructions_of(target: Target) -> list[str]:
-    """Return the instruction sets that kernels for the target may use."""
-    return [] if is_gpu(target) else instruction_sets(map(str, llvm.llvm_get_cpu_features(target)))
+    """Return the instruction sets that kernels for the target may use: of a GPU for CUDA its architecture."""
+    if is_gpu(target):
+        architecture = gpu_target(target).traits.architecture
+        return [architecture] if architecture else []
+    return instruction_sets(map(str, llvm.llvm_get_cpu_features(target)))
 
 
 def linker_for(target: Target) -> str | None:

@@ -52,6 +52,8 @@ class Trainer(Stateful):
     ------
     ProgramError
         The file is damaged, or was compiled for another kind of machine.
+    DeviceError
+        There is no such GPU or no driver, or it has too little memory: how much is needed, and how much is there.
     """
 
     def __init__(
@@ -77,13 +79,15 @@ class Trainer(Stateful):
         """The program's library, loaded, on how many cores it runs, and the memory that it works in."""
         target = program.manifest["target"]
         if target["triple"] in BACKENDS:
-            backend = open_device(self._device or f"{target['triple']}:0", target["triple"])
-            memory = DeviceMemory(backend)
-            return LaunchLibrary(program.library, program.manifest["entries"], backend, memory), 0, memory
+            memory = program.memory()
+            needed = sum(memory[part] for part in ("parameters", "optimizer_state", "gradient_sums", "arena"))
+            device, instructions = self._device or f"{target['triple']}:0", target.get("instructions", ())
+            backend = open_device(device, target["triple"], instructions, needed)
+            arrays = DeviceMemory(backend)
+            return LaunchLibrary(program.library, program.manifest["entries"], backend, arrays), 0, arrays
         if self._device is not None:
-            raise ProgramError(
-                f"this program was compiled for CPUs: compile it with target '{self._device}' to run there"
-            )
+            kind = self._device.partition(":")[0]
+            raise ProgramError(f"this program was compiled for CPUs: compile it for '{kind}' to run there")
         obstacle = obstacle_here(program.manifest["target"])
         if obstacle is not None:
             raise ProgramError(obstacle)

@@ -6,13 +6,19 @@ from rich import box
 from rich.table import Table
 
 from schedules.cpu import cpu_target
+from schedules.gpu import gpu_target
 
-from ..compiler.machines import MACHINES, Verified
+from ..compiler.machines import CPUS, GPUS, MACHINES, Verified
 from ..compiler.targets import HOST, resolve_target
 
 TRAITS = (
     "vectors: registers x float32 numbers in each. FMA: multiply-adds that start in a cycle. latency: cycles until the "
     "next on the same sum. loads: those that start in a cycle. cache: a core's share."
+)
+
+GPU_TRAITS = (
+    "cores: multiprocessors. warp: threads that run in step. threads, shared: most threads of a block, and the memory "
+    "that they share. buffers: most that a kernel reads and writes."
 )
 
 
@@ -26,12 +32,12 @@ def target_table() -> Table:
 
 
 def traits_table() -> Table:
-    """Build a table with one row a machine: what schedules know of its core, and the memory of a microcontroller."""
+    """Build a table with one row a CPU: what schedules know of its core, and the memory of a microcontroller."""
     table = _table("target", caption=TRAITS)
     for name in ("vectors", "FMA", "latency", "loads", "cache", "flash", "RAM"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in (HOST, *MACHINES):
-        traits, machine = cpu_target(resolve_target(name)).traits, MACHINES.get(name)
+    for name in (HOST, *CPUS):
+        traits, machine = cpu_target(resolve_target(name)).traits, CPUS.get(name)
         memory = (None, None) if machine is None else (machine.flash_bytes, machine.ram_bytes)
         table.add_row(
             name,
@@ -45,6 +51,20 @@ def traits_table() -> Table:
     return table
 
 
+def gpu_traits_table() -> Table:
+    """Build a table with one row a GPU: what schedules know of it."""
+    table = _table("target", "kernels", caption=GPU_TRAITS)
+    for name in ("cores", "warp", "threads", "shared", "buffers"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, machine in GPUS.items():
+        traits = gpu_target(resolve_target(name)).traits
+        code = "PTX" if machine.is_oldest else "cubin"
+        kernels = f"{code} {machine.architecture}" if machine.architecture else f"{machine.dialect} text"
+        numbers = (traits.cores, traits.warp, traits.threads)
+        table.add_row(name, kernels, *map(str, numbers), _kib(traits.shared_bytes), str(traits.arguments))
+    return table
+
+
 def _table(*columns: str, caption: str | None = None) -> Table:
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1, 0, 0))
     for name in columns:
@@ -53,6 +73,8 @@ def _table(*columns: str, caption: str | None = None) -> Table:
 
 
 def _cores(name: str) -> str:
+    if name in GPUS:
+        return GPUS[name].architecture
     attrs = resolve_target(name).attrs
     return f"{attrs['num-cores']} {attrs['mcpu']}"
 

@@ -6,6 +6,7 @@ in the kernel's scratch, which is its last operand.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tvm.target import Target
 
 from ..kernels import GUARDED
 from .conditions import with_plain_conditions
+from .cubin import machine_code
 from .spelling import with_bits, with_names
 from .traits import GpuTraits
 
@@ -123,7 +125,8 @@ def guarded(func: tirx.PrimFunc) -> tirx.PrimFunc:
         return tirx.IfThenElse(flag[0] == 0, stmt, None)
 
     body = tirx.SeqStmt([tirx.DeclBuffer(flag, data=pointer), wrapped(func.body)])
-    return tirx.PrimFunc([*func.params, pointer], body, func.ret_type, func.attrs)
+    changed = tirx.PrimFunc([*func.params, pointer], body, func.ret_type, func.attrs)
+    return changed.with_attr("tirx.noalias", False)  # it has two views of what it updates
 
 
 def scratch_of(mod: IRModule) -> int:
@@ -187,8 +190,9 @@ def _statements(stmt: tirx.Stmt) -> Iterator[tirx.Stmt]:
 def code_of(mod: IRModule, traits: GpuTraits) -> bytes:
     """Return the text of a lowered kernel's device functions and their launches.
 
-    JSON: ``text``, in the target's dialect; ``launches``, each ``[symbol, grid, block, operands]`` as :class:`Launch`
-    has them; ``sizes`` of the operands in bytes, 0 where any number of them will do.
+    JSON: ``text``, in the target's dialect; for CUDA also ``binary``, its machine code in base64; ``launches``, each
+    ``[symbol, grid, block, operands]`` as :class:`Launch` has them; ``sizes`` of the operands in bytes, 0 where any
+    number of them will do.
     """
     device = IRModule({name: func for name, func in mod.functions.items() if "tirx.is_entry_func" not in func.attrs})
     (target, *_) = (func.attrs["target"] for func in device.functions.values())
@@ -200,7 +204,10 @@ def code_of(mod: IRModule, traits: GpuTraits) -> bytes:
     host = _host(mod)
     sizes = [_bytes(param) for param in host.params]
     scratch = _scratch(host)[1]
-    return json.dumps({"text": text, "launches": launches, "sizes": [*sizes, *[scratch] * (scratch > 0)]}).encode()
+    record = {"text": text, "launches": launches, "sizes": [*sizes, *[scratch] * (scratch > 0)]}
+    if traits.dialect == "cuda":
+        record["binary"] = base64.b64encode(machine_code(text, traits.architecture)).decode()
+    return json.dumps(record).encode()
 
 
 def _bytes(buffer: tirx.Var) -> int:

@@ -70,7 +70,7 @@ class GpuTarget:
         return scratch_of(self.lower(func))
 
     def code(self, func: tirx.PrimFunc) -> bytes:
-        """Return the text of a scheduled kernel and its launches, as JSON (:mod:`schedules.gpu.lower`)."""
+        """Return the text of a scheduled kernel and its launches, as JSON (:func:`schedules.gpu.lower.code_of`)."""
         return code_of(self.lower(func), self.traits)
 
 

@@ -11,6 +11,8 @@ from ..target import Traits
 DIALECTS = ("cuda", "metal", "opencl", "webgpu")
 """Kinds of TVM's targets that kernels are written for."""
 KIB = 2**10
+PTX = "ptx"
+"""Key of a TVM target for CUDA whose kernels a driver compiles, for any GPU from ``arch`` on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,8 @@ class GpuTraits(Traits):
     """Most 32-bit registers of a thread."""
     arguments: int = 31
     """Most buffers that a kernel binds."""
+    architecture: str = ""
+    """CUDA's name of what kernels are compiled for: ``sm_87`` for machine code, ``compute_75`` for PTX."""
     alignment: int = 256
 
     @property
@@ -47,14 +51,23 @@ def traits_of(target: Target) -> GpuTraits:
 
     shared = number("max_shared_memory_per_block", default.shared_bytes)
     return GpuTraits(
-        cores=number("num-cores", default.cores),
+        cores=MODELS.get(str(attrs.get("model")), default.cores),
         cache_bytes=shared,
         dialect=dialect,
         warp=max(number("thread_warp_size", default.warp), default.warp),
         threads=number("max_threads_per_block", default.threads),
         shared_bytes=shared,
         arguments=default.arguments,
+        architecture=_architecture(target) if dialect == "cuda" else "",
     )
+
+
+def _architecture(target: Target) -> str:
+    return str(target.attrs["arch"]).replace("sm_", "compute_" if PTX in target.keys else "sm_")
+
+
+MODELS = {"jetson-orin": 8, "jetson-nano": 1, "h200": 132, "m1": 8}
+"""Multiprocessors of GPUs, by the attribute ``model`` of TVM's target. An AGX Orin has twice as many as the others."""
 
 
 @dataclass(frozen=True)

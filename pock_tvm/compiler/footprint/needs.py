@@ -16,7 +16,7 @@ from ...device.program import Program
 from ...device.reading import reading
 from ...errors import PockError, ProgramError
 from ...quantities import parse_bytes
-from ..machines import MACHINES
+from ..machines import CPUS
 from .objects import loaded_bytes
 from .plan import STEPS, Plan, plan_of
 from .state_form import StateForm, state_form
@@ -145,9 +145,9 @@ def limits_of(target: Mapping[str, Any], flash: str | int | None = None, ram: st
         return None
     cpu = core_of(target)
     place = target["triple"], cpu
-    name = next((name for name, each in MACHINES.items() if (each.triple, each.cpu) == place), None)
+    name = next((name for name, each in CPUS.items() if (each.triple, each.cpu) == place), None)
     if name is not None:
-        given = [given[0] or MACHINES[name].flash_bytes, given[1] or MACHINES[name].ram_bytes]
+        given = [given[0] or CPUS[name].flash_bytes, given[1] or CPUS[name].ram_bytes]
     if given == [None, None]:
         return None
     if given[0] is None or given[1] is None:

@@ -50,6 +50,14 @@ class Backend(ABC):
     name: str
     """Name of the device, for messages."""
 
+    def lacks(self, instructions: Sequence[str]) -> str:
+        """What the device has not of these instruction sets, and what to do; empty if it has them."""
+        return ""
+
+    def free_bytes(self) -> int | None:
+        """Bytes of memory that are free; None if the device does not tell."""
+        return None
+
     @abstractmethod
     def allocate(self, size: int) -> Any:
         """A buffer of so many zero bytes."""

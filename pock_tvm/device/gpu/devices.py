@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import InputError, ProgramError
+from ..errors import DeviceError, InputError, ProgramError
 from .backend import Backend
 
-BACKENDS = {"opencl": ("opencl", "OpenClBackend")}
+MIB = 2**20
+BACKENDS = {"cuda": ("cuda", "CudaBackend"), "opencl": ("opencl", "OpenClBackend")}
 """Module and class of the back end of each dialect."""
 
 
@@ -28,17 +29,17 @@ def refuse_gpu(target: Mapping[str, Any], where: str) -> None:
         )
 
 
-def open_device(name: str, dialect: str) -> Backend:
-    """Open a device for kernels of a dialect.
+def open_device(name: str, dialect: str, instructions: Sequence[str] = (), needed: int = 0) -> Backend:
+    """Open a device for kernels of a dialect and its instruction sets, and for so many bytes.
 
     Raises
     ------
     InputError
         ``name`` is not ``<dialect>`` or ``<dialect>:<number>``.
     ProgramError
-        The kernels are of another dialect.
+        The kernels are of another dialect, or of instruction sets that the device has not.
     DeviceError
-        There is no such device, or what speaks to it is not installed.
+        There is no such device, or what speaks to it is not installed, or it has less memory free.
     """
     kind, _, number = name.partition(":")
     if kind not in BACKENDS or not (number or "0").isdecimal():
@@ -46,4 +47,14 @@ def open_device(name: str, dialect: str) -> Backend:
     if kind != dialect:
         raise ProgramError(f"this program was compiled for {dialect}, not for '{name}': compile it for target '{kind}'")
     module, backend = BACKENDS[kind]
-    return getattr(importlib.import_module(f".{module}", __package__), backend)(int(number or 0))
+    found: Backend = getattr(importlib.import_module(f".{module}", __package__), backend)(int(number or 0))
+    lacking = found.lacks(instructions)
+    if lacking:
+        raise ProgramError(f"this program does not run on {found.name}: {lacking}")
+    free = found.free_bytes()
+    if free is not None and needed > free:
+        raise DeviceError(
+            f"this program needs {needed / MIB:.1f} MiB of memory, and {found.name} has {free / MIB:.1f} MiB free: "
+            "train less, or a smaller batch, or give compile a memory_budget"
+        )
+    return found

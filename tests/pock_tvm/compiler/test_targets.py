@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import struct
 from pathlib import Path
@@ -13,8 +15,9 @@ from typer.testing import CliRunner
 
 import pock_tvm as pock
 from pock_tvm.cli import app
-from pock_tvm.compiler.machines import MACHINES, Verified
-from pock_tvm.compiler.targets import kernel_target, resolve_target
+from pock_tvm.compiler.machines import CPUS, GPUS, MACHINES, Verified
+from pock_tvm.compiler.targets import instructions_of, kernel_target, resolve_target
+from schedules.gpu.cubin import NoCudaCompilerError
 from schedules.kernels.matmul import matmul
 
 AARCH64, ARM, RISCV = "ELF of machine 183", "ELF of machine 40", "ELF of machine 243"
@@ -44,7 +47,7 @@ def format_of(code: bytes) -> str:
     return f"COFF of machine {struct.unpack_from('<H', code)[0]:#x}"
 
 
-@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("name", CPUS)
 def test_a_kernel_of_each_machine_is_an_object_in_its_format(name: str, tmp_path, capfd) -> None:
     target, path = resolve_target(name), tmp_path / "product.o"
     a, b = (te.placeholder(shape, "float32", name) for name, shape in (("a", (12, 24)), ("b", (24, 16))))
@@ -54,6 +57,39 @@ def test_a_kernel_of_each_machine_is_an_object_in_its_format(name: str, tmp_path
     tvm.get_global_func("target.build.llvm")(mod, target).write_to_file(str(path), "o")
     assert format_of(path.read_bytes()) == FORMATS[name]
     assert capfd.readouterr().err == "", "LLVM knows the processor and its features"
+
+
+TEXTS = {"m1-gpu": "kernel void", "webgpu": "@compute", "opencl": "__kernel void", "cuda": ".target sm_75"}
+CUBINS = {"jetson-orin": 87, "jetson-nano": 53, "h200": 90}
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_a_kernel_of_each_gpu_is_in_its_language(name: str) -> None:
+    machine = kernel_target(resolve_target(name))
+    a = te.placeholder((300,), "float32", "0.weight")
+    func = te.create_prim_func([a, te.compute((300,), lambda at: a[at] + 1)]).with_attr("global_symbol", "added")
+    try:
+        record = json.loads(machine.code(machine.schedule(func)))
+    except NoCudaCompilerError as error:
+        pytest.skip(str(error))
+    code = base64.b64decode(record["binary"]) if "binary" in record else record["text"].encode()
+    if name in CUBINS:
+        assert format_of(code) == "ELF of machine 190", "NVIDIA's"
+        assert struct.unpack_from("<I", code, 48)[0] & 0xFF == CUBINS[name], "the architecture in ELF's flags"
+    else:
+        assert TEXTS[name] in code.decode()
+
+
+@pytest.mark.parametrize(("name", "cores"), [("jetson-orin", 8), ("jetson-nano", 1), ("h200", 132), ("m1-gpu", 8)])
+def test_a_gpus_short_name_has_its_traits(name: str, cores: int) -> None:
+    traits = kernel_target(resolve_target(name)).traits
+    assert (traits.cores, traits.warp, traits.dialect) == (cores, 32, GPUS[name].dialect)
+
+
+def test_a_program_names_the_gpus_that_its_kernels_run_on() -> None:
+    assert instructions_of(resolve_target("jetson-orin")) == ["sm_87"]
+    assert instructions_of(resolve_target("cuda")) == ["compute_75"], "and later"
+    assert instructions_of(resolve_target("opencl")) == []
 
 
 @pytest.mark.parametrize(
@@ -70,6 +106,7 @@ def test_a_short_name_has_the_traits_of_its_core(name: str, cores: int, lanes: i
         ("pi-4", "did you mean pi4"),
         ("Cortex-M7", "did you mean cortex-m7"),
         ("raspbery-pi/4b-aarch64", "did you mean raspberry-pi/4b-aarch64"),
+        ("jetson-orn", "did you mean jetson-orin"),
         ("abacus", "give host, linux-x64, .*JSON"),
     ],
 )
@@ -79,14 +116,18 @@ def test_an_unknown_target_is_refused_with_those_that_are_near(name: str, near: 
 
 
 def test_the_table_has_every_machine_and_how_far_it_was_tried() -> None:
-    """In 80 columns, in two tables: what each is, and its traits."""
+    """In 80 columns, twice: what each is, and its traits."""
     lines = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["targets"]).output.splitlines()
     found = {name: [line for line in lines if line.split()[:1] == [name]] for name in ("host", *MACHINES)}
     assert all(len(rows) == 2 for rows in found.values())
     tried = {name: re.split(" {2,}", rows[0].strip())[-1] for name, rows in found.items()}
     for name, machine in MACHINES.items():  # a cell may go on in the next line
         assert machine.verified.startswith(tried[name]) and len(tried[name]) > 10
-    assert "320 KiB" in found["cortex-m7"][1] and "ran on hardware" in found["host"][0]
+    assert (
+        "cubin sm_87" in found["jetson-orin"][1]
+        and "320 KiB" in found["cortex-m7"][1]
+        and "ran on hardware" in found["host"][0]
+    )
 
 
 def test_the_readme_says_how_far_each_was_tried() -> None:
