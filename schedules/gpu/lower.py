@@ -6,7 +6,6 @@ in the kernel's scratch, which is its last operand.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
 
 from ..kernels import GUARDED
-from .spelling import with_bits, with_names
-from .traits import GpuTraits
+from .spelling import with_names
 
 FLAG = -1
 """Operand of a guarded device function, its last: int32 [1], 0 until a check fails."""
@@ -97,14 +95,6 @@ LOWERING = [
 ]
 """Passes from a schedule to device functions over flat memory: ``tvm.s_tir.pipeline.default_s_tir_pipeline``."""
 
-FINISHING = [
-    tirx.transform.BF16StorageLegalize(),
-    tirx.transform.LowerWarpMemory(),
-    tirx.transform.StmtSimplify(),
-    tirx.transform.LowerIntrin(),
-]
-"""Passes on device functions before their text is written: ``tvm.s_tir.pipeline.finalize_device_passes``."""
-
 
 def guarded(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Let a device function do nothing if its new last argument, int32 [1], is not 0."""
@@ -181,23 +171,11 @@ def _statements(stmt: tirx.Stmt) -> Iterator[tirx.Stmt]:
         yield stmt
 
 
-def code_of(mod: IRModule, traits: GpuTraits) -> bytes:
-    """Return the text of a lowered kernel's device functions and their launches.
-
-    JSON: ``text``, in the target's dialect; ``launches``, each ``[symbol, grid, block, operands]`` as :class:`Launch`
-    has them; ``sizes`` of the operands in bytes, 0 where any number of them will do.
-    """
-    device = IRModule({name: func for name, func in mod.functions.items() if "tirx.is_entry_func" not in func.attrs})
-    (target, *_) = (func.attrs["target"] for func in device.functions.values())
-    device = tvm.transform.Sequential(FINISHING)(device)
-    if traits.dialect != "cuda":  # which prints all bits
-        device = IRModule({name: with_bits(func) for name, func in device.functions.items()})
-    text = tvm.get_global_func(f"target.build.{traits.dialect}")(device, target).inspect_source()
-    launches = [[each.symbol, each.grid, each.block, each.operands] for each in launches_of(mod)]
+def sizes_of(mod: IRModule) -> list[int]:
+    """Return the bytes of a lowered kernel's operands, its scratch last; 0 where any number of them will do."""
     host = _host(mod)
-    sizes = [_bytes(param) for param in host.params]
     scratch = _scratch(host)[1]
-    return json.dumps({"text": text, "launches": launches, "sizes": [*sizes, *[scratch] * (scratch > 0)]}).encode()
+    return [*map(_bytes, host.params), *[scratch] * (scratch > 0)]
 
 
 def _bytes(buffer: tirx.Var) -> int:

@@ -9,7 +9,8 @@ import tvm
 from tvm import IRModule, tirx
 
 from ..decisions import DEFAULTS, Choice, Decisions
-from .lower import code_of, lower, scratch_of
+from .code import code_of
+from .lower import lower, scratch_of
 from .schedule import options, schedule
 from .traits import GpuTraits, traits_of
 
@@ -69,7 +70,7 @@ class GpuTarget:
         return scratch_of(self.lower(func))
 
     def code(self, func: tirx.PrimFunc) -> bytes:
-        """Return the text of a scheduled kernel and its launches, as JSON (:mod:`schedules.gpu.lower`)."""
+        """Return the text of a scheduled kernel and its launches, as JSON (:mod:`schedules.gpu.code`)."""
         return code_of(self.lower(func), self.traits)
 
 

@@ -1,0 +1,1 @@
+def check(text, launches, traits): pass
