@@ -28,7 +28,8 @@ def code_of(mod: IRModule, traits: GpuTraits) -> bytes:
     """Return the text of a lowered kernel's device functions and their launches.
 
     JSON: ``text``, in the target's dialect; ``launches``, each ``[symbol, grid, block, operands]`` as
-    :class:`schedules.gpu.lower.Launch` has them; ``sizes`` of the operands in bytes, 0 where any number of them will do.
+    :class:`schedules.gpu.lower.Launch` has them; ``sizes`` of the operands in bytes, 0 where any number of them will
+    do.
 
     Raises
     ------

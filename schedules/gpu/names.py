@@ -40,8 +40,8 @@ subroutine super target template this thread_local throw trait try type typedef 
 unorm unsafe unsized use using varying virtual volatile wgsl where with writeonly yield
 """
 _WGSL_FUNCTIONS = """
-abs acos all any array asin atan atan2 atomic bitcast bool ceil clamp cos cosh countOneBits dot exp exp2 f16 f32 floor fma
-fract i32 inverseSqrt log log2 max min modf pow round select sign sin sinh sqrt tan tanh trunc u32 vec2 vec3 vec4
+abs acos all any array asin atan atan2 atomic bitcast bool ceil clamp cos cosh countOneBits dot exp exp2 f16 f32 floor
+fma fract i32 inverseSqrt log log2 max min modf pow round select sign sin sinh sqrt tan tanh trunc u32 vec2 vec3 vec4
 """
 """Names of WGSL that a variable may have, and then hides."""
 

@@ -55,11 +55,11 @@ class GpuTarget:
 
     def schedule(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
         """Schedule one kernel. Every loop nest of it is bound to blocks and threads."""
-        return schedule(func, self.traits, decisions)
+        return schedule(func, self.traits, self.code, decisions)
 
     def options(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
         """Return the choices that a kernel's schedule offers under ``decisions``, by name."""
-        return options(func, self.traits, decisions)
+        return options(func, self.traits, self.code, decisions)
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to its device functions, and the host function that launches them."""

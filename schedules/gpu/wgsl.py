@@ -59,6 +59,8 @@ def wgsl_of(func: tirx.PrimFunc, blocks: int, target: Target) -> str:
     # TVM passes the number of blocks as an argument, and lets one block too many run.
     text = ARGUMENTS.sub("", text).replace("> podArgs.packGridDimX", f">= {blocks}u")
     helpers = []
+    if "workgroupBarrier" in text:  # all threads must be seen to reach it
+        text = GUARD.sub(GUARD_TOGETHER, text)
     for binding, how in sorted(words.narrow.items()):
         declared = re.search(rf"@binding\({binding}\) var<storage, read_write> (\w+) : array<(u32)>", text)
         if declared is None:
@@ -70,7 +72,15 @@ def wgsl_of(func: tirx.PrimFunc, blocks: int, target: Target) -> str:
     return "".join([text, *helpers])
 
 
-ARGUMENTS = re.compile(r"struct PODArgs \{\s*packGridDimX: u32\s*\}\s*@group\(0\) @binding\(\d+\) var<uniform> [^;]*;\n")
+ARGUMENTS = re.compile(
+    r"struct PODArgs \{\s*packGridDimX: u32\s*\}\s*@group\(0\) @binding\(\d+\) var<uniform> [^;]*;\n"
+)
+GUARD = re.compile(r"(?ms)^( *)if \((failed_ptr\[0i\]) == 0i\) \{$(.*)")
+"""What a guarded function begins with (``schedules.gpu.lower.guarded``)."""
+GUARD_TOGETHER = r"""\1if (all(threadIdx == vec3<u32>())) { ended = \2; }
+\1if (workgroupUniformLoad(&ended) == 0i) {\3
+var<workgroup> ended : i32;
+"""
 NUMBERS = {
     # A shader that computes an infinity or NaN from constants is refused: one factor is a variable.
     "number_of": """
@@ -135,7 +145,10 @@ class _Words:
         rebuilders: list[tuple[Any, Callable[[Any], Any]]] = [
             (tirx.Cast, lambda node: _cast(node.value, _dtype(node))),
             (tirx.LE, self._at_most),
-            (tuple(prim.BinaryOpExpr.__subclasses__()), lambda node: _wrapped(type(node)(node.a, node.b), _dtype(node))),
+            (
+                tuple(prim.BinaryOpExpr.__subclasses__()),
+                lambda node: _wrapped(type(node)(node.a, node.b), _dtype(node)),
+            ),
             (prim.BitwiseNot, lambda node: _wrapped(prim.BitwiseNot(node.a), _dtype(node))),
             (tirx.Select, lambda node: tirx.Select(node.condition, node.true_value, node.false_value)),
             (tirx.Let, lambda node: tirx.Let(node.var, node.value, node.body)),
@@ -209,6 +222,8 @@ class _Words:
         return node
 
     def _call(self, node: ir.Call) -> tirx.Expr:
+        if node.op.name == "tirx.isnan":
+            return tirx.Not(self._extern("bool", "is_number", node.args[0]))
         dtype = str(getattr(node.ty, "dtype", ""))
         if not INTEGER.fullmatch(dtype):
             return node
@@ -245,9 +260,7 @@ class _Words:
             words = [tirx.BufferStore(node.buffer, each, [index * 2 + at]) for at, each in enumerate((low, low >> 31))]
             return tirx.SeqStmt([tirx.Bind(low, node.value), *words])
         self.narrow.setdefault(binding, _Narrow(_bits(dtype))).is_written = True
-        return tirx.Evaluate(
-            tirx.call_extern("int32", f"store_{binding}", index, tirx.Cast("uint32", node.value))
-        )
+        return tirx.Evaluate(tirx.call_extern("int32", f"store_{binding}", index, tirx.Cast("uint32", node.value)))
 
 
 def _as_it_is(new: Callable[[Any], Any]) -> Callable:

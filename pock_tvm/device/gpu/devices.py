@@ -9,7 +9,11 @@ from typing import Any
 from ..errors import InputError, ProgramError
 from .backend import Backend
 
-BACKENDS = {"opencl": ("opencl", "OpenClBackend"), "webgpu": ("webgpu", "WebGpuBackend")}
+BACKENDS = {
+    "metal": ("metal", "MetalBackend"),
+    "opencl": ("opencl", "OpenClBackend"),
+    "webgpu": ("webgpu", "WebGpuBackend"),
+}
 """Module and class of the back end of each dialect."""
 
 

@@ -12,11 +12,10 @@ import numpy as np
 
 from ..errors import DeviceError
 from .backend import Backend, Command, CopyBytes, Launch, Region
+from .words import copy_in_words, in_words, whole_words
 
 FUNCTION = re.compile(r"^//-+\n// Function: (\w+)\n//-+\n", re.MULTILINE)
 """What each function's text begins with."""
-WORD = 4
-"""Bytes of which sizes and offsets are multiples."""
 LIMITS = (
     "max-buffer-size",
     "max-compute-invocations-per-workgroup",
@@ -37,14 +36,6 @@ class _Dispatch:
     pipeline: Any
     group: Any
     grid: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """A copy between two buffers, which must not be one."""
-
-    to: Region
-    source: Region
 
 
 class WebGpuBackend(Backend):
@@ -69,7 +60,11 @@ class WebGpuBackend(Backend):
             known = ", ".join(f"webgpu:{at} {adapter.info['device']}" for at, adapter in enumerate(adapters))
             raise DeviceError(
                 f"there is no device webgpu:{number}: "
-                + (f"there are {known}" if known else "no driver is installed (Debian: mesa-vulkan-drivers runs on CPUs)")
+                + (
+                    f"there are {known}"
+                    if known
+                    else "no driver is installed (Debian: mesa-vulkan-drivers runs on CPUs)"
+                )
             )
         adapter = adapters[number]
         self.name = f"{adapter.info['device']} ({adapter.info['backend_type']})"
@@ -107,11 +102,11 @@ class WebGpuBackend(Backend):
         usage = self._wgpu.BufferUsage
         with self._speaking():
             return self._device.create_buffer(
-                size=_words(size), usage=usage.STORAGE | usage.COPY_SRC | usage.COPY_DST
+                size=whole_words(size), usage=usage.STORAGE | usage.COPY_SRC | usage.COPY_DST
             )
 
     def write(self, region: Region, values: np.ndarray) -> None:
-        filled = np.zeros(_words(values.nbytes), "uint8")
+        filled = np.zeros(whole_words(values.nbytes), "uint8")
         filled[: values.nbytes] = values.reshape(-1).view("uint8")
         with self._speaking():
             self._device.queue.write_buffer(region.buffer, region.offset, filled)
@@ -120,7 +115,7 @@ class WebGpuBackend(Backend):
         if not region.size:
             return np.empty(0, "uint8")
         with self._speaking():
-            found = self._device.queue.read_buffer(region.buffer, region.offset, _words(region.size))
+            found = self._device.queue.read_buffer(region.buffer, region.offset, whole_words(region.size))
         return np.frombuffer(found, "uint8")[: region.size].copy()
 
     def load(self, kernel: str, text: bytes) -> None:
@@ -129,7 +124,7 @@ class WebGpuBackend(Backend):
 
     def record(self, commands: Sequence[Command]) -> Any:
         groups: dict[tuple[Any, ...], Any] = {}
-        recorded: list[_Dispatch | _Copy] = []
+        recorded: list[_Dispatch | CopyBytes] = []
         for command in commands:
             if isinstance(command, CopyBytes):
                 recorded += self._copies(command)
@@ -137,23 +132,18 @@ class WebGpuBackend(Backend):
                 recorded.append(self._dispatch(command, groups))
         return recorded
 
-    def _copies(self, command: CopyBytes) -> list[_Copy]:
+    def _copies(self, command: CopyBytes) -> list[CopyBytes]:
         """A copy as WebGPU makes it: of whole words, and from one buffer to another."""
-        to, source = (Region(each.buffer, each.offset, _words(each.size)) for each in (command.to, command.source))
-        if (to.offset | source.offset) % WORD:
-            raise DeviceError(
-                f"{self.name} copies words of {WORD} bytes, and the program copies from the middle of one: compile it "
-                "with a batch that is a multiple of 4"
-            )
-        if to.buffer is not source.buffer:
-            return [_Copy(to, source)]
-        if self._between is None or self._between.size < to.size:
-            self._between = self.allocate(to.size)
-        between = Region(self._between, 0, to.size)
-        return [_Copy(between, source), _Copy(to, between)]
+        copy = copy_in_words(command, self.name)
+        if copy.to.buffer is not copy.source.buffer:
+            return [copy]
+        if self._between is None or self._between.size < copy.to.size:
+            self._between = self.allocate(copy.to.size)
+        between = Region(self._between, 0, copy.to.size)
+        return [CopyBytes(between, copy.source), CopyBytes(copy.to, between)]
 
     def _dispatch(self, launch: Launch, groups: dict[tuple[Any, ...], Any]) -> _Dispatch:
-        regions = [Region(each.buffer, each.offset, _words(each.size)) for each in launch.arguments]
+        regions = [in_words(each) for each in launch.arguments]
         self._check(launch, regions)
         layout = self._layout(len(regions))
         key = tuple((id(each.buffer), each.offset, each.size) for each in regions)
@@ -189,7 +179,10 @@ class WebGpuBackend(Backend):
         needed = {
             "max-storage-buffers-per-shader-stage": (len(regions), "buffers"),
             "max-compute-invocations-per-workgroup": (threads, "threads a block"),
-            "max-storage-buffer-binding-size": (max(each.size for each in regions), "bytes of one operand"),
+            "max-storage-buffer-binding-size": (
+                max((each.size for each in regions), default=0),
+                "bytes of one operand",
+            ),
         }
         for limit, (count, what) in needed.items():
             if count > self._limits[limit]:
@@ -203,7 +196,7 @@ class WebGpuBackend(Backend):
             encoder = self._device.create_command_encoder()
             run = None
             for each in recorded:
-                if isinstance(each, _Copy):
+                if isinstance(each, CopyBytes):
                     if run is not None:
                         run.end()
                         run = None
@@ -222,11 +215,6 @@ class WebGpuBackend(Backend):
     def finish(self) -> None:
         with self._speaking():
             self._device.queue.on_submitted_work_done_sync()
-
-
-def _words(size: int) -> int:
-    """Return a size in bytes, rounded up to whole words."""
-    return -(-size // WORD) * WORD
 
 
 def _last_cause(message: str) -> str:
