@@ -10,7 +10,7 @@ from tvm import IRModule, tirx
 
 from .limits import check
 from .lower import launches_of, sizes_of
-from .names import with_names
+from .spelling import with_bits
 from .traits import GpuTraits
 from .views import merge_views
 from .wgsl import spread, wgsl_of
@@ -37,8 +37,9 @@ def code_of(mod: IRModule, traits: GpuTraits) -> bytes:
         The text is not one that every device of the dialect takes.
     """
     merged = [merge_views(mod[launch.symbol], launch) for launch in launches_of(mod)]
-    functions = {launch.symbol: with_names(func, traits.dialect) for func, launch in merged}
-    device = tvm.transform.Sequential(FINISHING)(IRModule(functions))
+    device = tvm.transform.Sequential(FINISHING)(IRModule({launch.symbol: func for func, launch in merged}))
+    if traits.dialect != "cuda":  # which prints all bits
+        device = IRModule({name: with_bits(func) for name, func in device.functions.items()})
     launches = [launch for _, launch in merged]
     (target, *_) = (func.attrs["target"] for func in device.functions.values())
     if traits.dialect == "webgpu":

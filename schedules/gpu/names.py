@@ -1,11 +1,6 @@
-"""Names of variables in texts: a layer's name need not be one, and dialects reserve words."""
+"""Words that dialects reserve: no variable of a kernel is called so."""
 
 from __future__ import annotations
-
-import re
-
-import tvm_ffi
-from tvm import tirx
 
 _C = """
 auto break case char const continue default do double else enum extern float for goto if inline int long register
@@ -52,25 +47,3 @@ RESERVED = {
     "webgpu": frozenset((_WGSL + _WGSL_FUNCTIONS).split()),
 }
 """Words by dialect."""
-
-
-def with_names(func: tirx.PrimFunc, dialect: str) -> tirx.PrimFunc:
-    """Return a device function whose variables have names that a dialect takes."""
-    renamed: dict[tirx.Var, tirx.Var] = {}
-
-    def rename(var: tirx.Var) -> tirx.Var:
-        if var not in renamed:
-            name = legal_name(var.name, dialect)
-            renamed[var] = var if name == var.name else tirx.Var(name, var.ty)
-        return renamed[var]
-
-    body = tvm_ffi.structural_mutate(func.body, (tirx.Var, lambda var, _: rename(var)))
-    return tirx.PrimFunc([rename(param) for param in func.params], body, func.ret_type, func.attrs)
-
-
-def legal_name(name: str, dialect: str) -> str:
-    """Return a name, or the nearest that a dialect takes."""
-    name = re.sub(r"\W", "_", name, flags=re.ASCII)
-    if not name or name.startswith("__") or name == "_" or name[0].isdigit():
-        name = f"v{name}"
-    return f"{name}_" if name in RESERVED[dialect] else name

@@ -206,15 +206,10 @@ class _Words:
         return tirx.IntImm(dtype, value)
 
     def _number(self, node: tirx.FloatImm) -> tirx.Expr:
-        if _dtype(node) != "float32":
+        if math.isfinite(float(node.value)) or _dtype(node) != "float32":
             return node
-        value = float(node.value)
-        bits = tirx.const(int.from_bytes(struct.pack("<f", value), "little"), "uint32")
-        if not math.isfinite(value):
-            return self._extern("float32", "number_of", bits)
-        # TVM writes seven digits.
-        exact = struct.pack("<f", float(f"{value:e}")) == struct.pack("<f", value)
-        return node if exact else tirx.reinterpret("float32", bits)
+        bits = int.from_bytes(struct.pack("<f", float(node.value)), "little")
+        return self._extern("float32", "number_of", tirx.const(bits, "uint32"))
 
     def _at_most(self, node: tirx.LE) -> tirx.Expr:
         if isinstance(node.b, ir.Call) and _callee(node.b) == "number_of" and int(node.b.args[1].value) == INFINITY:

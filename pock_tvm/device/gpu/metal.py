@@ -57,7 +57,6 @@ class MetalBackend(Backend):
         self._queue = self._device.newCommandQueue()
         self._texts: dict[str, str] = {}
         self._libraries: dict[str, Any] = {}
-        self._pipelines: dict[str, Any] = {}
         self._last: Any = None
         """Command buffer that was committed last."""
 
@@ -84,6 +83,7 @@ class MetalBackend(Backend):
 
     def load(self, kernel: str, text: bytes) -> None:
         self._texts[kernel] = text.decode()
+        self._libraries.pop(kernel, None)
 
     def record(self, commands: Sequence[Command]) -> Any:
         return [
@@ -94,18 +94,16 @@ class MetalBackend(Backend):
         ]
 
     def _pipeline(self, launch: Launch) -> Any:
-        """The function of a launch, compiled when it is first recorded."""
-        if launch.symbol not in self._pipelines:
-            function = self._library(launch.kernel).newFunctionWithName_(launch.symbol)
-            pipeline, error = self._device.newComputePipelineStateWithFunction_error_(function, None)
-            self._refuse(launch.kernel, pipeline, error)
-            threads, most = int(np.prod(launch.block)), pipeline.maxTotalThreadsPerThreadgroup()
-            if threads > most:
-                raise DeviceError(
-                    f"kernel {launch.kernel} has {threads} threads a block, and {self.name} runs {most} of it"
-                )
-            self._pipelines[launch.symbol] = pipeline
-        return self._pipelines[launch.symbol]
+        """The function of a launch, compiled."""
+        function = self._library(launch.kernel).newFunctionWithName_(launch.symbol)
+        pipeline, error = self._device.newComputePipelineStateWithFunction_error_(function, None)
+        self._refuse(launch.kernel, pipeline, error)
+        threads, most = int(np.prod(launch.block)), pipeline.maxTotalThreadsPerThreadgroup()
+        if threads > most:
+            raise DeviceError(
+                f"kernel {launch.kernel} has {threads} threads a block, and {self.name} runs {most} of it"
+            )
+        return pipeline
 
     def _library(self, kernel: str) -> Any:
         if kernel not in self._libraries:

@@ -120,7 +120,9 @@ class WebGpuBackend(Backend):
 
     def load(self, kernel: str, text: bytes) -> None:
         _, *parts = FUNCTION.split(text.decode())
-        self._texts |= zip(parts[::2], parts[1::2], strict=True)
+        for symbol, part in zip(parts[::2], parts[1::2], strict=True):
+            self._texts[symbol] = part
+            self._pipelines.pop(symbol, None)
 
     def record(self, commands: Sequence[Command]) -> Any:
         groups: dict[tuple[Any, ...], Any] = {}

@@ -95,8 +95,8 @@ def test_threads_blocks_and_buffers_are_counted(dialect):
     for words, changed in cases.items():
         assert any(words in fault for fault in found(text, [changed], dialect)), words
     many = {
-        "cuda": ("float* __restrict__ layer", [f"float* __restrict__ b{at}, " for at in range(most)]),
-        "metal": ("device float* layer", [f"device float* b{at} [[ buffer({at + 9}) ]],\n  " for at in range(most)]),
+        "cuda": ("float* __restrict__ v_layer", [f"float* __restrict__ b{at}, " for at in range(most)]),
+        "metal": ("device float* v_layer", [f"device float* b{at} [[ buffer({at + 9}) ]],\n  " for at in range(most)]),
         "opencl": ("__global float* restrict", [f"__global float* restrict b{at}, " for at in range(most)]),
         "webgpu": (
             "@group(0)", [f"@group(0) @binding({at + 9}) var<storage, read_write> b{at} : array<f32>;\n" for at in range(most)],
