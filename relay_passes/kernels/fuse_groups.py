@@ -28,7 +28,9 @@ class FuseGroups:
                 context.opt_level, config={**context.config, "relax.FuseOps.max_depth": length}
             ):
                 grouped = relax.transform.FuseOps()(mod)
-            groups = [func for func in grouped.functions.values() if "Primitive" in (getattr(func, "attrs", None) or {})]
+            groups = [
+                func for func in grouped.functions.values() if "Primitive" in (getattr(func, "attrs", None) or {})
+            ]
             if all(_width(group) <= self.most for group in groups):
                 break
         return grouped

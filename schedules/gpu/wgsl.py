@@ -50,10 +50,9 @@ def wgsl_of(func: tirx.PrimFunc, blocks: int, target: Target) -> str:
     Unknown
         The function computes with a type that WGSL lacks.
     """
-    symbol = str(func.attrs["global_symbol"]) if "global_symbol" in func.attrs else None
+    symbol = str(func.attrs["global_symbol"])
     words = _Words(func)
-    rewritten = words.function()
-    mod = IRModule({symbol: rewritten} if symbol else {"main": rewritten})
+    mod = IRModule({symbol: words.function()})
     text = tvm.get_global_func("target.build.webgpu")(mod, target).inspect_source()
     text = text.replace("var<storage, read>", "var<storage, read_write>")
     # TVM passes the number of blocks as an argument, and lets one block too many run.
@@ -77,7 +76,9 @@ ARGUMENTS = re.compile(
 )
 GUARD = re.compile(r"(?ms)^( *)if \((failed_ptr\[0i\]) == 0i\) \{$(.*)")
 """What a guarded function begins with (``schedules.gpu.lower.guarded``)."""
-GUARD_TOGETHER = r"""\1if (all(threadIdx == vec3<u32>())) { ended = \2; }
+GUARD_TOGETHER = r"""\1if (all(threadIdx == vec3<u32>())) {
+\1  ended = \2;
+\1}
 \1if (workgroupUniformLoad(&ended) == 0i) {\3
 var<workgroup> ended : i32;
 """

@@ -47,6 +47,8 @@ class WebGpuBackend(Backend):
         ``wgpu`` is not installed, or there is no such adapter.
     """
 
+    integer_bits = 32
+
     def __init__(self, number: int) -> None:
         try:
             import wgpu

@@ -14,6 +14,7 @@ from schedules.gpu.limits import OverLimit, check, faults
 from schedules.gpu.lower import Launch
 from schedules.gpu.schedule import RULES
 from schedules.gpu.traits import DIALECTS
+from schedules.kernels import GUARDED
 
 TARGETS = {
     "cuda": {"kind": "cuda", "arch": "sm_80"},
@@ -54,9 +55,10 @@ def found(text, launches, dialect):
     return list(faults(text, launches, target_of(dialect).traits))
 
 
+@pytest.mark.parametrize("attrs", [{}, {GUARDED: True}])
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_texts_have_no_faults(dialect):
-    text, launches = built(sums(), dialect)
+def test_texts_have_no_faults(dialect, attrs):
+    text, launches = built(sums().with_attrs(attrs), dialect)
     assert BARRIERS[dialect].split("(")[0] in text
     assert found(text, launches, dialect) == []
     check(text, launches, target_of(dialect).traits)

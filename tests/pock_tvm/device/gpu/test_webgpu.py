@@ -12,8 +12,12 @@ import pock_tvm as pock
 from pock_tvm.device.errors import DeviceError, InputError, ProgramError
 from pock_tvm.device.gpu.backend import CopyBytes, Launch, Region
 from pock_tvm.device.gpu.devices import open_device
+from pock_tvm.device.gpu.memory import DeviceMemory
+from pock_tvm.errors import BuildError
 from schedules.gpu import gpu_target
-from schedules.kernels import functions
+from schedules.gpu.lower import FLAG
+from schedules.kernels import GUARDED, functions
+from tests.pock_tvm.device.gpu.networks import NETWORKS
 
 wgpu = pytest.importorskip("wgpu", reason="pip install wgpu")
 if not wgpu.gpu.enumerate_adapters_sync():
@@ -25,35 +29,6 @@ def backend():
     return open_device("webgpu", "webgpu")
 
 
-class Pictures(torch.nn.Module):
-    """Convolutions, a pool with its places, masks that are packed into bits."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = torch.nn.Conv2d(3, 8, 3, padding=1, stride=2)
-        self.norm = torch.nn.BatchNorm2d(8)
-        self.depthwise = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.last = torch.nn.Linear(8, 5)
-
-    def forward(self, x):
-        x = torch.nn.functional.max_pool2d(self.norm(self.first(x)), 2)
-        x = torch.nn.functional.hardswish(self.depthwise(torch.nn.functional.relu6(x)))
-        return self.last(x.mean((2, 3)))
-
-
-class Words(torch.nn.Module):
-    """A table that is read at int64 places, attention, norms."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = torch.nn.Embedding(50, 16)
-        self.block = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, activation="gelu")
-        self.last = torch.nn.Linear(16, 5)
-
-    def forward(self, x):
-        return self.last(self.block(self.table(x)).mean(1))
-
-
 def trained(network, x, target, **options):
     """Losses, weights and predictions after three steps."""
     program = pock.compile(torch.export.export(network, (x,)), target=target, check=False, **options)
@@ -62,17 +37,12 @@ def trained(network, x, target, **options):
     return losses, trainer.weights(), trainer.predict(x.numpy())
 
 
-@pytest.mark.parametrize(
-    "network, batch, options",
-    [
-        (Pictures, lambda: torch.randn(4, 3, 17, 17), {"optimizer": pock.SGD(momentum=0.9), "batch_norm": "frozen"}),
-        (Words, lambda: torch.randint(0, 50, (4, 8)), {"optimizer": pock.SGD(weight_decay=0.01)}),
-    ],
-)
-def test_steps_are_those_of_the_cpu(network, batch, options):
+@pytest.mark.parametrize("network, batch", NETWORKS)
+def test_steps_are_those_of_the_cpu(network, batch):
     torch.manual_seed(0)
     model, x = network().eval(), batch()
     before = {name: parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
+    options = {"optimizer": pock.SGD(momentum=0.9, weight_decay=0.01), "batch_norm": "frozen"}
     expected = trained(model, x, "host", **options)
     losses, weights, outputs = trained(model, x, "webgpu", **options)
     np.testing.assert_allclose(losses, expected[0], rtol=1e-4)
@@ -82,20 +52,43 @@ def test_steps_are_those_of_the_cpu(network, batch, options):
         np.testing.assert_allclose(update, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max() + 1e-7, err_msg=name)
 
 
-def ran(backend, function, *operands):
-    """What a kernel leaves in its last operand, whose value on the way in is given too."""
+class Parts(torch.nn.Module):
+    """One kernel with more operands than every device of WebGPU binds."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Linear(27, 5)
+
+    def forward(self, *parts):
+        return self.last(torch.cat(parts, dim=1))
+
+
+def test_a_kernel_that_does_not_fit_names_its_layer():
+    exported = torch.export.export(Parts(), tuple(torch.randn(2, 3) for _ in range(9)))
+    with pytest.raises(BuildError, match="the kernel for operator 'cat'.* binds 10 buffers, of 8 that a device has"):
+        pock.compile(exported, target="webgpu", check=False)
+
+
+def ran(backend, function, *operands, failed=None):
+    """What a kernel leaves in its last operand, whose value on the way in is given too; ``failed``: the flag of one
+    that is guarded."""
     inputs = [te.placeholder(each.shape, str(each.dtype), f"x{at}") for at, each in enumerate(operands[:-1])]
     output = te.compute(operands[-1].shape, function(*inputs), name="y")
     func = te.create_prim_func([*inputs, output]).with_attr("global_symbol", f"kernel_{next(NUMBERS)}")
+    if failed is not None:
+        func = func.with_attr(GUARDED, True)
     target = gpu_target(tvm.target.Target("webgpu"))
     code = json.loads(target.code(target.schedule(func)))
     backend.load("kernel", code["text"].encode())
     regions = [Region(backend.allocate(each.nbytes), 0, each.nbytes) for each in operands]
     for region, each in zip(regions, operands, strict=True):
         backend.write(region, each.reshape(-1).view("uint8"))
+    flag = Region(backend.allocate(4), 0, 4)
+    backend.write(flag, np.array([failed or 0], "int32").view("uint8"))
+    places = {FLAG: flag, **dict(enumerate(regions))}
     commands = [
-        Launch("kernel", symbol, tuple(grid), tuple(block), tuple(regions[operand] for operand, _ in places))
-        for symbol, grid, block, places in code["launches"]
+        Launch("kernel", symbol, tuple(grid), tuple(block), tuple(places[operand] for operand, _ in arguments))
+        for symbol, grid, block, arguments in code["launches"]
     ]
     backend.submit(backend.record(commands))
     return backend.read(regions[-1]).view(operands[-1].dtype).reshape(operands[-1].shape)
@@ -152,6 +145,24 @@ def test_negative_integers_are_whole(backend):
         np.zeros(4, "int32"),
     )
     np.testing.assert_array_equal(found, [-(2**31), 2**31 - 1, -(2**31), 7])
+
+
+def test_integers_beyond_32_bits_are_refused(backend):
+    memory = DeviceMemory(backend)
+    array = memory.allocate((3,), "int64")
+    memory.write(array, np.array([1, -(2**31), 2**31 - 1]))
+    for wide in (2**31, -(2**31) - 1):
+        with pytest.raises(InputError, match=f"integers of 32 bits, and {wide} is beyond them"):
+            memory.write(array, np.array([0, wide, 0]))
+    np.testing.assert_array_equal(memory.read(array), [1, -(2**31), 2**31 - 1])
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_threads_that_wait_for_each_other_read_the_flag_together(backend, failed):
+    x, y = np.ones((3, 1000), "float32"), np.full(3, 7, "float32")
+    k = te.reduce_axis((0, 1000), "k")
+    found = ran(backend, lambda a: lambda i: te.sum(a[i, k], axis=k), x, y, failed=failed)
+    np.testing.assert_array_equal(found, y if failed else [1000] * 3)
 
 
 def test_more_blocks_than_an_axis_has(backend):
