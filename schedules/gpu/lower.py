@@ -6,6 +6,7 @@ in the kernel's scratch, which is its last operand.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Launch:
     """Operand of the kernel and offset in it, in bytes, of each argument."""
 
 
+@functools.lru_cache(64)  # a kernel's check, scratch and code ask for it
 def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
     """Lower a scheduled kernel to its device functions, and under its ``global_symbol`` the host function that
     launches them."""

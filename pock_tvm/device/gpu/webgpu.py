@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import DeviceError
 from .backend import Backend, Command, CopyBytes, Launch, Region
-from .words import copy_in_words, in_words, whole_words
+from .words import WORD, copy_in_words, in_words, whole_words
 
 FUNCTION = re.compile(r"^//-+\n// Function: (\w+)\n//-+\n", re.MULTILINE)
 """What each function's text begins with."""
@@ -82,6 +82,8 @@ class WebGpuBackend(Backend):
         self._pipelines: dict[str, Any] = {}
         self._layouts: dict[int, Any] = {}
         """Layouts of so many bindings each."""
+        self._mark = self.allocate(WORD)
+        """Buffer that is read to wait for what was submitted before."""
         self._between: Any = None
         """Buffer on the way of copies within one buffer."""
 
@@ -217,8 +219,7 @@ class WebGpuBackend(Backend):
             self._device.queue.submit([encoder.finish()])
 
     def finish(self) -> None:
-        with self._speaking():
-            self._device.queue.on_submitted_work_done_sync()
+        self.read(Region(self._mark, 0, WORD))  # on_submitted_work_done fails in wgpu 0.32
 
 
 def _last_cause(message: str) -> str:

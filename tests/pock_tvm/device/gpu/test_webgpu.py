@@ -182,6 +182,7 @@ def test_copies(backend):
     recorded = backend.record(commands)
     backend.submit(recorded)
     backend.submit(recorded)
+    backend.finish()
     np.testing.assert_array_equal(backend.read(Region(buffer, 512, 256)), backend.read(Region(buffer, 0, 256)))
     np.testing.assert_array_equal(backend.read(Region(other, 256, 10)), backend.read(Region(buffer, 0, 10)))
     with pytest.raises(DeviceError, match="from the middle of one"):
