@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import tvm_ffi
+
 from .lower import Launch
 from .names import RESERVED
 from .traits import GpuTraits
 
 
+@tvm_ffi.register_error("OverLimit")  # as it crosses TVM's functions, it stays what it is
 class OverLimit(Exception):
     """Kernel that a device need not take; the message says why."""
 

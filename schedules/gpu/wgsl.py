@@ -21,13 +21,13 @@ from tvm import IRModule, ir, tirx
 from tvm.ir.prim import expr as prim
 from tvm.target import Target
 
+from .limits import OverLimit
+
 MOST_BLOCKS = 65535
 """Most blocks of a launch along an axis."""
 INTEGER = re.compile(r"(u?int)(8|16|64)(x\d+)?")
-
-
-class Unknown(Exception):
-    """Type or number that WGSL does not know."""
+"""Integers of another width than a word's."""
+NO_VECTORS = "WGSL has no vectors of numbers that are not of 32 bits"
 
 
 def spread(grid: tuple[int, ...]) -> tuple[int, ...]:
@@ -47,7 +47,7 @@ def wgsl_of(func: tirx.PrimFunc, blocks: int, target: Target) -> str:
 
     Raises
     ------
-    Unknown
+    OverLimit
         The function computes with a type that WGSL lacks.
     """
     symbol = str(func.attrs["global_symbol"])
@@ -63,7 +63,7 @@ def wgsl_of(func: tirx.PrimFunc, blocks: int, target: Target) -> str:
     for binding, how in sorted(words.narrow.items()):
         declared = re.search(rf"@binding\({binding}\) var<storage, read_write> (\w+) : array<(u32)>", text)
         if declared is None:
-            raise Unknown(f"binding {binding} of {symbol} is not an array of words")
+            raise OverLimit(f"binding {binding} of {symbol} is not an array of words")
         if how.is_written:
             text = f"{text[: declared.start(2)]}atomic<u32>{text[declared.end(2) :]}"
         helpers.append(how.text(declared[1], binding))
@@ -184,12 +184,12 @@ class _Words:
         if binding is None:  # registers, or memory of the block
             return tirx.decl_buffer(var.shape, _register(dtype), var.name, scope=var.scope(), layout=None)
         extent = functools.reduce(lambda a, b: a * b, var.shape)
+        if dtype != "bool" and not INTEGER.fullmatch(dtype):
+            return tirx.decl_buffer((extent,), _register(dtype), var.name, layout=None)
         bits = _bits(dtype)
-        if bits != 32:
-            extent = extent * 2 if bits == 64 else (extent + 32 // bits - 1) // (32 // bits)
+        extent = extent * 2 if bits == 64 else (extent + 32 // bits - 1) // (32 // bits)
         new = tirx.decl_buffer((extent,), _memory(dtype), var.name, layout=None)
-        if bits != 32:
-            self._stored[new] = binding, dtype
+        self._stored[new] = binding, dtype
         return new
 
     def _integer(self, node: tirx.IntImm) -> tirx.Expr:
@@ -201,7 +201,7 @@ class _Words:
         if _bits(_dtype(node)) == 64 and value in (2**63 - 1, -(2**63)):  # further than any number, in a search
             value = min(max(value, least), most)
         if not least <= value <= most:
-            raise Unknown(f"WGSL has no integer {value}")
+            raise OverLimit(f"WGSL has no integer {value}")
         if value == -(2**31):  # a literal is without its sign
             return prim.Sub(tirx.IntImm(dtype, value + 1), tirx.IntImm(dtype, 1))
         return tirx.IntImm(dtype, value)
@@ -218,13 +218,14 @@ class _Words:
         return node
 
     def _call(self, node: ir.Call) -> tirx.Expr:
-        if node.op.name == "tirx.isnan":
+        name = getattr(node.op, "name", "")
+        if name == "tirx.isnan":
             return tirx.Not(self._extern("bool", "is_number", node.args[0]))
         dtype = str(getattr(node.ty, "dtype", ""))
         if not INTEGER.fullmatch(dtype):
             return node
-        if _bits(dtype) != 64 and node.op.name == "tirx.reinterpret":
-            raise Unknown(f"WGSL has no {dtype}")
+        if _bits(dtype) != 64 and name == "tirx.reinterpret":
+            raise OverLimit(f"WGSL has no {dtype}")
         return ir.Call(node.op, node.args, node.attrs, node.ty_args, ret_ty=_register(dtype))
 
     def _extern(self, dtype: str, name: str, *args: tirx.Expr) -> tirx.Expr:
@@ -291,7 +292,7 @@ def _bits(dtype: str) -> int:
 def _register(dtype: str) -> str:
     """Return the type that computes what another type does."""
     if dtype.startswith(("uint64", "float64", "bfloat", "float8", "float4")):
-        raise Unknown(f"WGSL has no {dtype}")
+        raise OverLimit(f"WGSL has no {dtype}")
     found = INTEGER.fullmatch(dtype)
     return f"{found[1]}32{found[3] or ''}" if found else dtype
 
@@ -306,7 +307,7 @@ def _memory(dtype: str) -> str:
 def _one(index: tirx.Expr) -> None:
     """Refuse a vector of what is loaded or stored one by one."""
     if isinstance(index, tirx.Ramp | tirx.Broadcast):
-        raise Unknown("WGSL has no vectors of numbers that are not of 32 bits")
+        raise OverLimit(NO_VECTORS)
 
 
 def _cast(value: tirx.Expr, dtype: str) -> tirx.Expr:
@@ -324,4 +325,4 @@ def _wrapped(value: tirx.Expr, dtype: str) -> tirx.Expr:
     if not found[3]:
         shift = tirx.const(32 - int(found[2]), "int32")
         return (value << shift) >> shift
-    raise Unknown("WGSL has no vectors of numbers that are not of 32 bits")
+    raise OverLimit(NO_VECTORS)

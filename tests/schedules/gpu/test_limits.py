@@ -1,5 +1,6 @@
 """The validator of kernels' texts, tried on texts as they are and on texts that break a limit."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -236,8 +237,35 @@ def test_a_kernel_that_no_schedule_makes_fit_is_refused():
 def test_wgsl_refuses_what_it_has_no_words_for(dtype):
     x = te.placeholder((16,), dtype, "x")
     y = te.compute((16,), lambda i: x[i] + tirx.const(1, dtype), name="y")
-    with pytest.raises(Exception, match=f"WGSL has no {dtype}"):
+    with pytest.raises(OverLimit, match=f"WGSL has no {dtype}"):
         built(te.create_prim_func([x, y]).with_attr("global_symbol", "plus_1"), "webgpu")
+
+
+def in_vectors(sch, block, traits, choices):
+    """A schedule that WGSL has no types for."""
+    outer, lane, inner = sch.split(sch.fuse(*sch.get_loops(block)), [None, 64, 4])
+    sch.bind(outer, "blockIdx.x")
+    sch.bind(lane, "threadIdx.x")
+    sch.vectorize(inner)
+
+
+@pytest.mark.parametrize("dtype, is_known", [("uint8", False), ("float32", True)])
+def test_vectors_of_narrow_numbers_take_the_fallback(dtype, is_known, monkeypatch):
+    x = te.placeholder((1024,), dtype, "x")
+    y = te.compute((1024,), lambda i: x[i] + tirx.const(1, dtype), name="y", attrs={"schedule_rule": "in_vectors"})
+    func = te.create_prim_func([x, y]).with_attr("global_symbol", "plus_1")
+    monkeypatch.setitem(RULES, "in_vectors", in_vectors)
+    with contextlib.nullcontext() if is_known else pytest.warns(UserWarning, match="no vectors of numbers"):
+        text, _ = built(func, "webgpu")
+    assert ("vec4" in text) == is_known
+
+
+def test_half_precision_is_kept():
+    x = te.placeholder((64,), "float16", "x")
+    y = te.compute((64,), lambda i: x[i] * tirx.const(2, "float16"), name="y")
+    text, _ = built(te.create_prim_func([x, y]).with_attr("global_symbol", "twice_1"), "webgpu")
+    assert text.count("array<f16>") == 2
+    assert "enable f16;" in text
 
 
 def test_large_grids_are_spread():
