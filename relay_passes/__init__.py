@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .canonical.store_permuted import StorePermuted
     from .canonical.unify_products import UnifyProducts
     from .kernels.choose_kernels import ChooseKernels
+    from .kernels.fuse_groups import FuseGroups
     from .kernels.lift_frozen import LiftFrozen
     from .kernels.name_kernels import NameKernels
     from .kernels.pack_weights import PackWeights
@@ -61,6 +62,7 @@ _HOME = {
     "ExpandNormalization": "canonical.expand_normalization",
     "FoldBatchNorm": "canonical.fold_batch_norm",
     "FoldPadding": "canonical.fold_padding",
+    "FuseGroups": "kernels.fuse_groups",
     "GuardWrites": "memory.guard_writes",
     "LiftFrozen": "kernels.lift_frozen",
     "ListCalls": "memory.list_calls",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ class Traits(ABC):
     """Cache per core that a task shares with no other core, in bytes."""
     alignment: int = 64
     """Alignment of what lies in the arena, in bytes: a cache line, or what a device takes as a binding's offset."""
+    arguments: int = sys.maxsize
+    """Most operands and results of a kernel."""
 
     @property
     @abstractmethod

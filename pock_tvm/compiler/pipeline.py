@@ -33,6 +33,7 @@ from relay_passes import (
     CopyFunction,
     DropFunctions,
     FoldBatchNorm,
+    FuseGroups,
     GuardWrites,
     LiftFrozen,
     ListCalls,
@@ -297,7 +298,7 @@ def order_kernels(phases: Phases, training: Training, builder: KernelBuilder, *,
     phases.parameters = with_prepared(phases.parameters, phases.mod)
     # 7. Fuse epilogues and element-wise chains.
     before = phases.mod
-    phases.run(7, "grouped", [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()])
+    phases.run(7, "grouped", [relax.transform.AnnotateTIROpPattern(), FuseGroups(target.traits.arguments)])
     names = grouped_names(before, phases.mod, training.functions)
     clean = [relax.transform.DeadCodeElimination(training.functions), relax.transform.RewriteDataflowReshape()]
     phases.run(7, "fused", [relax.transform.FuseTIR(), *clean], only_kernels)

@@ -6,8 +6,7 @@ in the kernel's scratch, which is its last operand.
 
 from __future__ import annotations
 
-import base64
-import json
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +17,7 @@ from tvm.target import Target
 
 from ..kernels import GUARDED
 from .conditions import with_plain_conditions
-from .cubin import machine_code
-from .spelling import with_bits, with_names
-from .traits import GpuTraits
+from .spelling import with_names
 
 FLAG = -1
 """Operand of a guarded device function, its last: int32 [1], 0 until a check fails."""
@@ -41,6 +38,7 @@ class Launch:
     """Operand of the kernel and offset in it, in bytes, of each argument."""
 
 
+@functools.lru_cache(64)  # a kernel's check, scratch and code ask for it
 def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
     """Lower a scheduled kernel to its device functions, and under its ``global_symbol`` the host function that
     launches them."""
@@ -101,14 +99,6 @@ LOWERING = [
     tirx.transform.SplitHostDevice(),
 ]
 """Passes from a schedule to device functions over flat memory: ``tvm.s_tir.pipeline.default_s_tir_pipeline``."""
-
-FINISHING = [
-    tirx.transform.BF16StorageLegalize(),
-    tirx.transform.LowerWarpMemory(),
-    tirx.transform.StmtSimplify(),
-    tirx.transform.LowerIntrin(),
-]
-"""Passes on device functions before their text is written: ``tvm.s_tir.pipeline.finalize_device_passes``."""
 
 
 def guarded(func: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -187,27 +177,11 @@ def _statements(stmt: tirx.Stmt) -> Iterator[tirx.Stmt]:
         yield stmt
 
 
-def code_of(mod: IRModule, traits: GpuTraits) -> bytes:
-    """Return the text of a lowered kernel's device functions and their launches.
-
-    JSON: ``text``, in the target's dialect; for CUDA also ``binary``, its machine code in base64; ``launches``, each
-    ``[symbol, grid, block, operands]`` as :class:`Launch` has them; ``sizes`` of the operands in bytes, 0 where any
-    number of them will do.
-    """
-    device = IRModule({name: func for name, func in mod.functions.items() if "tirx.is_entry_func" not in func.attrs})
-    (target, *_) = (func.attrs["target"] for func in device.functions.values())
-    device = tvm.transform.Sequential(FINISHING)(device)
-    if traits.dialect != "cuda":  # which prints all bits
-        device = IRModule({name: with_bits(func) for name, func in device.functions.items()})
-    text = tvm.get_global_func(f"target.build.{traits.dialect}")(device, target).inspect_source()
-    launches = [[each.symbol, each.grid, each.block, each.operands] for each in launches_of(mod)]
+def sizes_of(mod: IRModule) -> list[int]:
+    """Return the bytes of a lowered kernel's operands, its scratch last; 0 where any number of them will do."""
     host = _host(mod)
-    sizes = [_bytes(param) for param in host.params]
     scratch = _scratch(host)[1]
-    record = {"text": text, "launches": launches, "sizes": [*sizes, *[scratch] * (scratch > 0)]}
-    if traits.dialect == "cuda":
-        record["binary"] = base64.b64encode(machine_code(text, traits.architecture)).decode()
-    return json.dumps(record).encode()
+    return [*map(_bytes, host.params), *[scratch] * (scratch > 0)]
 
 
 def _bytes(buffer: tirx.Var) -> int:

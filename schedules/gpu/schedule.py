@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 
 import tvm
@@ -15,6 +16,7 @@ from ..kernels import comes_scheduled
 from ..loops import Unsuited
 from . import depthwise
 from .fallback import fallback
+from .limits import OverLimit
 from .product import product
 from .rows import rows
 from .tasks import bind_tasks
@@ -34,23 +36,31 @@ RULES: dict[str, Rule] = {
 """Rules by the ``schedule_rule`` attribute of main blocks in ``schedules/kernels``."""
 
 
-def schedule(func: tirx.PrimFunc, traits: GpuTraits, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
+Check = Callable[[tirx.PrimFunc], object]
+"""Raises :class:`schedules.gpu.limits.OverLimit` for a scheduled kernel that a device may refuse."""
+
+
+def schedule(func: tirx.PrimFunc, traits: GpuTraits, check: Check, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
     """Schedule one kernel: every loop nest is bound to blocks and threads.
+
+    A rule whose kernel does not pass ``check`` is left out, with a warning.
 
     Raises
     ------
     DecisionError
         A decision names a choice or an option that the schedule does not offer.
     """
-    return _scheduled(func, traits, decisions)[0]
+    return _scheduled(func, traits, check, decisions)[0]
 
 
-def options(func: tirx.PrimFunc, traits: GpuTraits, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
+def options(func: tirx.PrimFunc, traits: GpuTraits, check: Check, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
     """Return the choices that a kernel's schedule offers under ``decisions``, by name, in the order they are made."""
-    return _scheduled(func, traits, decisions)[1]
+    return _scheduled(func, traits, check, decisions)[1]
 
 
-def _scheduled(func: tirx.PrimFunc, traits: GpuTraits, decisions: Decisions) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
+def _scheduled(
+    func: tirx.PrimFunc, traits: GpuTraits, check: Check, decisions: Decisions
+) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
     if comes_scheduled(func):
         Choices(decisions).close()
         return bind_tasks(func), {}
@@ -60,7 +70,13 @@ def _scheduled(func: tirx.PrimFunc, traits: GpuTraits, decisions: Decisions) -> 
         with contextlib.suppress(Unsuited, s_tir.ScheduleError):
             scheduled = rule(sch, choices=choices) or sch.mod["main"]
             choices.close()
-            return scheduled.with_attrs(func.attrs), choices.offered
+            scheduled = scheduled.with_attrs(func.attrs)
+            try:
+                check(scheduled)
+            except OverLimit as error:
+                warnings.warn(f"a kernel takes its fallback schedule: {error}", stacklevel=2)
+                continue
+            return scheduled, choices.offered
     sch, choices = s_tir.Schedule(mod), Choices(decisions)
     fallback(sch, traits, choices)
     choices.close()

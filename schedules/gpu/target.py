@@ -9,7 +9,8 @@ import tvm
 from tvm import IRModule, tirx
 
 from ..decisions import DEFAULTS, Choice, Decisions
-from .lower import code_of, lower, scratch_of
+from .code import code_of, described
+from .lower import lower, scratch_of
 from .schedule import options, schedule
 from .traits import GpuTraits, traits_of
 
@@ -55,11 +56,11 @@ class GpuTarget:
 
     def schedule(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
         """Schedule one kernel. Every loop nest of it is bound to blocks and threads."""
-        return schedule(func, self.traits, decisions)
+        return schedule(func, self.traits, self._check, decisions)
 
     def options(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
         """Return the choices that a kernel's schedule offers under ``decisions``, by name."""
-        return options(func, self.traits, decisions)
+        return options(func, self.traits, self._check, decisions)
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to its device functions, and the host function that launches them."""
@@ -70,8 +71,12 @@ class GpuTarget:
         return scratch_of(self.lower(func))
 
     def code(self, func: tirx.PrimFunc) -> bytes:
-        """Return the text of a scheduled kernel and its launches, as JSON (:func:`schedules.gpu.lower.code_of`)."""
+        """Return the text of a scheduled kernel and its launches, as JSON (:mod:`schedules.gpu.code`)."""
         return code_of(self.lower(func), self.traits)
+
+    def _check(self, func: tirx.PrimFunc) -> None:
+        """Raise :class:`schedules.gpu.limits.OverLimit` for a scheduled kernel that a device may refuse."""
+        described(self.lower(func), self.traits)
 
 
 def gpu_target(target: tvm.target.Target) -> GpuTarget:

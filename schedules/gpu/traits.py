@@ -50,6 +50,8 @@ def traits_of(target: Target) -> GpuTraits:
         return int(attrs.get(name) or otherwise)
 
     shared = number("max_shared_memory_per_block", default.shared_bytes)
+    if dialect == "webgpu":  # TVM has a default of its own, and no device need have so much
+        shared = min(shared, default.shared_bytes)
     return GpuTraits(
         cores=MODELS.get(str(attrs.get("model")), default.cores),
         cache_bytes=shared,

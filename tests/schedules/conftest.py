@@ -8,8 +8,12 @@ from schedules.cpu import CpuTarget
 from schedules.target import Target
 from tests.schedules.kernels import CPUS, TARGETS
 
+SLOW = {"webgpu"}
+"""Targets whose driver takes long to compile a kernel."""
+PARAMS = [pytest.param(target, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, target in TARGETS.items()]
 
-@pytest.fixture(params=TARGETS.values(), ids=TARGETS)
+
+@pytest.fixture(params=PARAMS)
 def target(request: pytest.FixtureRequest) -> Target:
     """Each target in turn."""
     return request.param

@@ -28,7 +28,7 @@ from pock_tvm.device.runtime import load_library, pack_objects
 from schedules.cpu import CpuTarget, cpu_target
 from schedules.cpu.lower import scratch_of
 from schedules.cpu.traits import CpuTraits
-from schedules.gpu import gpu_target
+from schedules.gpu import GpuTarget, gpu_target
 from schedules.target import Target
 
 LLVM = resolve_target("host")
@@ -39,11 +39,11 @@ CPUS = {
     "neon": CpuTarget(CpuTraits(lanes=4, registers=32, cores=4), LLVM),
 }
 """Every schedule runs on this machine, whatever CPU its tiles are meant for."""
-OPENCL = gpu_target(resolve_target("opencl"))
 TARGETS: dict[str, Target] = {
     **CPUS,
     "scalar": CpuTarget(CpuTraits(lanes=1, registers=32, cores=1), LLVM),
-    "opencl": OPENCL,
+    "opencl": gpu_target(resolve_target("opencl")),
+    "webgpu": gpu_target(resolve_target("webgpu")),
 }
 """What every definition is tested on, by the fixture ``target``; :func:`built` runs its kernels."""
 
@@ -86,8 +86,8 @@ def call(func: tirx.PrimFunc, *arrays: np.ndarray, target: Target = HOST, times:
 
 def built(func: tirx.PrimFunc, target: Target = HOST) -> Callable[..., None]:
     """A scheduled function, compiled for this machine. It works in place on aligned arrays, and on copies of others."""
-    if target.is_gpu:
-        return _built_for_opencl(func)
+    if isinstance(target, GpuTarget):
+        return _built_for_gpu(func, target)
     mod = target.lower(func.with_attr("global_symbol", "kernel"))
     kernel, scratch = object_of(tvm.get_global_func("target.build.llvm")(mod, LLVM)), scratch_of(mod)
     library = load_library(pack_objects({"kernel.o": kernel, "entry.o": entry(len(func.params) + bool(scratch))}))
@@ -105,13 +105,14 @@ def built(func: tirx.PrimFunc, target: Target = HOST) -> Callable[..., None]:
     return call
 
 
-def _built_for_opencl(func: tirx.PrimFunc) -> Callable[..., None]:
-    """A scheduled function for the first device of OpenCL: it works on copies, with bytes around each."""
-    codes = {"kernel": OPENCL.code(func.with_attr("global_symbol", "kernel"))}
+def _built_for_gpu(func: tirx.PrimFunc, target: GpuTarget) -> Callable[..., None]:
+    """A scheduled function for the first device of a dialect: it works on copies, with bytes around each."""
+    dialect = target.traits.dialect
+    codes = {"kernel": target.code(func.with_attr("global_symbol", "kernel"))}
     (size,) = [json.loads(code)["sizes"][len(func.params) :] for code in codes.values()]
-    backend = opencl_device()
+    backend = first_device(dialect)
     memory = DeviceMemory(backend)
-    library = LaunchLibrary(pack_launches(codes, "opencl"), {}, backend, memory)
+    library = LaunchLibrary(pack_launches(codes, dialect), {}, backend, memory)
 
     def call(*arrays: np.ndarray) -> None:
         lengths = [array.nbytes for array in arrays] + size
@@ -136,10 +137,10 @@ def _built_for_opencl(func: tirx.PrimFunc) -> Callable[..., None]:
 
 
 @functools.cache
-def opencl_device() -> Backend:
-    """The first device of OpenCL; a test that needs it is skipped where there is none."""
+def first_device(dialect: str) -> Backend:
+    """The first device of a dialect; a test that needs it is skipped where there is none."""
     try:
-        return open_device("opencl:0", "opencl")
+        return open_device(dialect, dialect)
     except DeviceError as error:
         pytest.skip(str(error))
 

@@ -47,6 +47,8 @@ class Backend(ABC):
 
     alignment: int
     """Alignment of a region's offset, in bytes."""
+    integer_bits: int = 64
+    """Bits of the widest integers that kernels compute with."""
     name: str
     """Name of the device, for messages."""
 

@@ -10,7 +10,12 @@ from ..errors import DeviceError, InputError, ProgramError
 from .backend import Backend
 
 MIB = 2**20
-BACKENDS = {"cuda": ("cuda", "CudaBackend"), "opencl": ("opencl", "OpenClBackend")}
+BACKENDS = {
+    "cuda": ("cuda", "CudaBackend"),
+    "metal": ("metal", "MetalBackend"),
+    "opencl": ("opencl", "OpenClBackend"),
+    "webgpu": ("webgpu", "WebGpuBackend"),
+}
 """Module and class of the back end of each dialect."""
 
 

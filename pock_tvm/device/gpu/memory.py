@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..errors import InputError
 from ..memory import Memory
 from .backend import Backend, CopyBytes, Region
 
@@ -66,8 +67,20 @@ class DeviceMemory(Memory):
     def write(self, array: DeviceArray, values: ArrayLike) -> None:
         local = np.empty(array.shape, array.dtype)
         np.copyto(local, values, casting="same_kind")
+        if local.dtype.kind in "iu" and 8 * local.itemsize > self._backend.integer_bits:
+            self._refuse_wide(local)
         if local.nbytes:
             self._backend.write(Region(array.buffer, 0, array.nbytes), local.reshape(-1).view("uint8"))
+
+    def _refuse_wide(self, values: np.ndarray) -> None:
+        """Refuse integers that kernels would cut."""
+        bits = self._backend.integer_bits
+        beyond = values[(values < -(2 ** (bits - 1))) | (values >= 2 ** (bits - 1))]
+        if beyond.size:
+            raise InputError(
+                f"{self._backend.name} computes with integers of {bits} bits, and {beyond[0]} is beyond them: give "
+                "smaller ones, or take another device"
+            )
 
     def move(self, to: tuple[Any, int], source: tuple[Any, int], size: int) -> None:
         regions = [Region(array.buffer, offset, size) for array, offset in (to, source)]

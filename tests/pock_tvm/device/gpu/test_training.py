@@ -14,7 +14,7 @@ from pock_tvm.device.profile import profile
 from pock_tvm.device.program import kernel_calls
 from pock_tvm.errors import DeviceError, InputError, NonFiniteError, ProgramError
 from tests.pock_tvm.networks import small, tokens
-from tests.schedules.kernels import opencl_device
+from tests.schedules.kernels import first_device
 
 pytestmark = pytest.mark.usefixtures("device")
 BATCH = 4
@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def device() -> str:
     """The device's name, if there is one."""
-    return opencl_device().name
+    return first_device("opencl").name
 
 
 def compiled(model: Any = None, target: str = "opencl", **options: Any) -> pock.Program:

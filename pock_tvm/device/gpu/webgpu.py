@@ -1,0 +1,228 @@
+"""Back end for WebGPU, by ``wgpu``: on Vulkan, Metal and DirectX."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeviceError
+from .backend import Backend, Command, CopyBytes, Launch, Region
+from .words import WORD, copy_in_words, in_words, whole_words
+
+FUNCTION = re.compile(r"^//-+\n// Function: (\w+)\n//-+\n", re.MULTILINE)
+"""What each function's text begins with."""
+LIMITS = (
+    "max-buffer-size",
+    "max-compute-invocations-per-workgroup",
+    "max-compute-workgroup-size-x",
+    "max-compute-workgroup-size-y",
+    "max-compute-workgroup-size-z",
+    "max-compute-workgroup-storage-size",
+    "max-storage-buffer-binding-size",
+    "max-storage-buffers-per-shader-stage",
+)
+"""Limits that are raised to what the adapter has."""
+
+
+@dataclass(frozen=True)
+class _Dispatch:
+    """A launch as it is encoded."""
+
+    pipeline: Any
+    group: Any
+    grid: tuple[int, int, int]
+
+
+class WebGpuBackend(Backend):
+    """The adapter of a number among all that WebGPU knows here.
+
+    Raises
+    ------
+    DeviceError
+        ``wgpu`` is not installed, or there is no such adapter.
+    """
+
+    integer_bits = 32
+
+    def __init__(self, number: int) -> None:
+        try:
+            import wgpu
+        except ImportError as error:
+            raise DeviceError(f"WebGPU needs wgpu: pip install 'pock-tvm[webgpu]' ({error})") from error
+        self._wgpu = wgpu
+        self.name = "WebGPU"
+        with self._speaking():
+            adapters = wgpu.gpu.enumerate_adapters_sync()
+        if number >= len(adapters):
+            known = ", ".join(f"webgpu:{at} {adapter.info['device']}" for at, adapter in enumerate(adapters))
+            raise DeviceError(
+                f"there is no device webgpu:{number}: "
+                + (
+                    f"there are {known}"
+                    if known
+                    else "no driver is installed (Debian: mesa-vulkan-drivers runs on CPUs)"
+                )
+            )
+        adapter = adapters[number]
+        self.name = f"{adapter.info['device']} ({adapter.info['backend_type']})"
+        with self._speaking():
+            self._device = adapter.request_device_sync(
+                required_features=[each for each in ("shader-f16",) if each in adapter.features],
+                required_limits={name: adapter.limits[name] for name in LIMITS},
+            )
+        self._limits = self._device.limits
+        self.alignment = self._limits["min-storage-buffer-offset-alignment"]
+        self._texts: dict[str, str] = {}
+        """Texts of device functions, by symbol."""
+        self._pipelines: dict[str, Any] = {}
+        self._layouts: dict[int, Any] = {}
+        """Layouts of so many bindings each."""
+        self._mark = self.allocate(WORD)
+        """Buffer that is read to wait for what was submitted before."""
+        self._between: Any = None
+        """Buffer on the way of copies within one buffer."""
+
+    @contextlib.contextmanager
+    def _speaking(self, what: str = "") -> Iterator[None]:
+        """Word what WebGPU reports. Errors of its library are its own classes, or plain ones."""
+        try:
+            yield
+        except (self._wgpu.GPUError, RuntimeError) as error:
+            (first, *_) = str(error).strip().splitlines() or [type(error).__name__]
+            raise DeviceError(f"{what or self.name}: WebGPU failed: {_last_cause(str(error)) or first}") from error
+
+    def allocate(self, size: int) -> Any:
+        most = self._limits["max-buffer-size"]
+        if size > most:
+            raise DeviceError(
+                f"{self.name} has buffers of at most {most} bytes, and the program needs one of {size}: compile it "
+                "with a smaller batch or a memory budget"
+            )
+        usage = self._wgpu.BufferUsage
+        with self._speaking():
+            return self._device.create_buffer(
+                size=whole_words(size), usage=usage.STORAGE | usage.COPY_SRC | usage.COPY_DST
+            )
+
+    def write(self, region: Region, values: np.ndarray) -> None:
+        filled = np.zeros(whole_words(values.nbytes), "uint8")
+        filled[: values.nbytes] = values.reshape(-1).view("uint8")
+        with self._speaking():
+            self._device.queue.write_buffer(region.buffer, region.offset, filled)
+
+    def read(self, region: Region) -> np.ndarray:
+        if not region.size:
+            return np.empty(0, "uint8")
+        with self._speaking():
+            found = self._device.queue.read_buffer(region.buffer, region.offset, whole_words(region.size))
+        return np.frombuffer(found, "uint8")[: region.size].copy()
+
+    def load(self, kernel: str, text: bytes) -> None:
+        _, *parts = FUNCTION.split(text.decode())
+        for symbol, part in zip(parts[::2], parts[1::2], strict=True):
+            self._texts[symbol] = part
+            self._pipelines.pop(symbol, None)
+
+    def record(self, commands: Sequence[Command]) -> Any:
+        groups: dict[tuple[Any, ...], Any] = {}
+        recorded: list[_Dispatch | CopyBytes] = []
+        for command in commands:
+            if isinstance(command, CopyBytes):
+                recorded += self._copies(command)
+            else:
+                recorded.append(self._dispatch(command, groups))
+        return recorded
+
+    def _copies(self, command: CopyBytes) -> list[CopyBytes]:
+        """A copy as WebGPU makes it: of whole words, and from one buffer to another."""
+        copy = copy_in_words(command, self.name)
+        if copy.to.buffer is not copy.source.buffer:
+            return [copy]
+        if self._between is None or self._between.size < copy.to.size:
+            self._between = self.allocate(copy.to.size)
+        between = Region(self._between, 0, copy.to.size)
+        return [CopyBytes(between, copy.source), CopyBytes(copy.to, between)]
+
+    def _dispatch(self, launch: Launch, groups: dict[tuple[Any, ...], Any]) -> _Dispatch:
+        regions = [in_words(each) for each in launch.arguments]
+        self._check(launch, regions)
+        layout = self._layout(len(regions))
+        key = tuple((id(each.buffer), each.offset, each.size) for each in regions)
+        with self._speaking(launch.kernel):
+            if key not in groups:
+                groups[key] = self._device.create_bind_group(
+                    layout=layout,
+                    entries=[
+                        {"binding": at, "resource": {"buffer": each.buffer, "offset": each.offset, "size": each.size}}
+                        for at, each in enumerate(regions)
+                    ],
+                )
+            if launch.symbol not in self._pipelines:
+                module = self._device.create_shader_module(code=self._texts[launch.symbol])
+                self._pipelines[launch.symbol] = self._device.create_compute_pipeline(
+                    layout=self._device.create_pipeline_layout(bind_group_layouts=[layout]),
+                    compute={"module": module, "entry_point": launch.symbol},
+                )
+        return _Dispatch(self._pipelines[launch.symbol], groups[key], launch.grid)
+
+    def _layout(self, count: int) -> Any:
+        if count not in self._layouts:
+            entry = {"visibility": self._wgpu.ShaderStage.COMPUTE, "buffer": {"type": "storage"}}
+            with self._speaking():
+                self._layouts[count] = self._device.create_bind_group_layout(
+                    entries=[{"binding": at, **entry} for at in range(count)]
+                )
+        return self._layouts[count]
+
+    def _check(self, launch: Launch, regions: Sequence[Region]) -> None:
+        """Name a kernel that the device has too little for."""
+        threads = launch.block[0] * launch.block[1] * launch.block[2]
+        needed = {
+            "max-storage-buffers-per-shader-stage": (len(regions), "buffers"),
+            "max-compute-invocations-per-workgroup": (threads, "threads a block"),
+            "max-storage-buffer-binding-size": (
+                max((each.size for each in regions), default=0),
+                "bytes of one operand",
+            ),
+        }
+        for limit, (count, what) in needed.items():
+            if count > self._limits[limit]:
+                raise DeviceError(
+                    f"kernel {launch.kernel} takes {count} {what}, and {self.name} has {self._limits[limit]}: compile "
+                    "the model for a smaller batch, or take another device"
+                )
+
+    def submit(self, recorded: Any) -> None:
+        with self._speaking():
+            encoder = self._device.create_command_encoder()
+            run = None
+            for each in recorded:
+                if isinstance(each, CopyBytes):
+                    if run is not None:
+                        run.end()
+                        run = None
+                    source, to = each.source, each.to
+                    encoder.copy_buffer_to_buffer(source.buffer, source.offset, to.buffer, to.offset, to.size)
+                    continue
+                if run is None:
+                    run = encoder.begin_compute_pass()
+                run.set_pipeline(each.pipeline)
+                run.set_bind_group(0, each.group)
+                run.dispatch_workgroups(*each.grid)
+            if run is not None:
+                run.end()
+            self._device.queue.submit([encoder.finish()])
+
+    def finish(self) -> None:
+        self.read(Region(self._mark, 0, WORD))  # on_submitted_work_done fails in wgpu 0.32
+
+
+def _last_cause(message: str) -> str:
+    """Return the innermost cause of an error of WebGPU, which comes last of several lines."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
