@@ -52,7 +52,7 @@ DIALECTS = {
         r"kernel void (\w+)\((.*?)\n?\) \{", rf"threadgroup ({_C_TYPES}) \w+\[(\d+)\]", r"threadgroup_barrier\(",
     ),
     "opencl": _Dialect(
-        (1024, 1024, 1024), (2**31 - 1,) * 3, r"\bbool\*", r"__kernel void (\w+)\(([^)]*)\) \{",
+        (1024, 1024, 1024), (2**31 - 1,) * 3, r"\blong double\b", r"__kernel void (\w+)\(([^)]*)\) \{",
         rf"__local ({_C_TYPES}) \w+\[(\d+)\]", r"\bbarrier\(",
     ),
     "webgpu": _Dialect(

@@ -118,7 +118,7 @@ def test_threads_blocks_and_buffers_are_counted(dialect):
         ("webgpu", "var<private> a : array<u8, 4>;", "u8"),
         ("webgpu", "  let a : f32 = inff;", "inff"),
         ("metal", "  double a = 0;", "double"),
-        ("opencl", "  __global bool* a = 0;", "bool*"),
+        ("opencl", "  long double a = 0;", "long double"),
         ("cuda", "  long double a = 0;", "long double"),
     ],
 )
