@@ -23,7 +23,7 @@ from schedules.gpu.traits import DIALECTS
 from schedules.kernels.conv2d import conv2d_weight_gradient
 from schedules.kernels.indexing import gather_channels
 from schedules.kernels.matmul import matmul
-from tests.schedules.kernels import HOST, OPENCL, assert_close, call, defined, doubles, noise, scheduled
+from tests.schedules.kernels import HOST, TARGETS, assert_close, call, defined, doubles, noise, scheduled
 from tests.schedules.test_products import (
     EPILOGUES,
     MOVED,
@@ -33,6 +33,8 @@ from tests.schedules.test_products import (
     weight_gradient_reference,
     weights,
 )
+
+OPENCL = TARGETS["opencl"]
 
 GPUS = {name: gpu_target(Target({"kind": "cuda", "arch": "sm_87"} if name == "cuda" else name)) for name in DIALECTS}
 
