@@ -7,11 +7,11 @@ from tvm import tirx
 from tvm.ir import TensorLoad
 
 
-def with_plain_conditions(func: tirx.PrimFunc) -> tirx.PrimFunc:
+def with_plain_conditions(func: tirx.PrimFunc, dialect: str) -> tirx.PrimFunc:
     """Rewrite ``0 < int(condition)`` to the condition, and leave loops scalar that use conditions as numbers.
 
     In OpenCL, a comparison of vectors is -1 where it is true, and a selection by a vector asks the sign: TVM takes such
-    a condition for 1, and 1 in memory for a condition.
+    a condition for 1, and 1 in memory for a condition. WGSL has no ``&&`` and ``||`` of vectors.
     """
 
     def plain(node: tirx.LT) -> tirx.Expr:
@@ -19,7 +19,8 @@ def with_plain_conditions(func: tirx.PrimFunc) -> tirx.PrimFunc:
         return node.b.value if is_zero and _is_number(node.b) else node
 
     def scalar(loop: tirx.For) -> tirx.For:
-        if loop.kind != tirx.ForKind.VECTORIZED or not _has_numbers(loop.body):
+        is_scalar = _has_numbers(loop.body) or (dialect == "webgpu" and _joins_conditions(loop.body))
+        if loop.kind != tirx.ForKind.VECTORIZED or not is_scalar:
             return loop
         return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.UNROLLED, loop.body)
 
@@ -43,3 +44,13 @@ def _has_numbers(stmt: tirx.Stmt) -> bool:
         ],
     )
     return any(found)
+
+
+def _joins_conditions(stmt: tirx.Stmt) -> bool:
+    """Return whether a statement joins conditions on what it reads: they differ from lane to lane."""
+    joined: list[tirx.Expr] = []
+    tvm_ffi.structural_walk(stmt, [(kind, joined.append) for kind in (tirx.And, tirx.Or, tirx.Not)])
+    read: list[TensorLoad] = []
+    for each in joined:
+        tvm_ffi.structural_walk(each, [(TensorLoad, read.append)])
+    return bool(read)

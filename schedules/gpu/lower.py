@@ -46,7 +46,7 @@ def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
     if GUARDED in func.attrs:  # it has two views of what it updates
         func = func.with_attr("tirx.noalias", False)
     mod = tirx.transform.BindTarget(target.with_host(Target("llvm")))(
-        IRModule({symbol: with_plain_conditions(with_names(func))})
+        IRModule({symbol: with_plain_conditions(with_names(func), target.kind.name)})
     )
     with tvm.transform.PassContext():
         mod = tvm.transform.Sequential(LOWERING)(mod)

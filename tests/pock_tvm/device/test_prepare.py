@@ -106,6 +106,7 @@ def test_a_trainer_holds_weights_once(tmp_path) -> None:
 
 RESIDENT = """
 import re, sys, pathlib
+import pock_tvm.device.runtime
 from pock_tvm.device.trainer import Trainer
 from pock_tvm.device.profile import example
 
