@@ -233,7 +233,7 @@ GPUS = {
     "webgpu": Gpu(
         title="GPU, by Vulkan, Metal, DirectX",
         dialect="webgpu",
-        verified=Verified.GENERATED,
+        verified=Verified.EMULATOR,  # llvmpipe
     ),
     "opencl": Gpu(
         title="GPU or CPU, by OpenCL",
