@@ -79,6 +79,7 @@ def compiled(network: str, architecture: str, batch: int) -> pock.Program:
     optimizer = pock.SGD(momentum=0.9) if NETWORKS[network].reads == "images" else pock.AdamW()
     return pock.compile(
         exported(network, batch), loss=NETWORKS[network].loss, optimizer=optimizer, batch_norm="frozen", check=False,
+        batch=batch if network == "mcunet" else None,  # its file has any batch
         target={"kind": "cuda", "arch": architecture},
     )  # fmt: skip
 
