@@ -8,17 +8,15 @@ products make. Each is scheduled and built as a program does. Its inner loops wi
 model starts independent ones. The *ratio* is bound by cycles: 1 is a core whose multiply-add units never wait.
 
 The models take every load for a hit in the first cache, every branch for foretold, and a core's window as LLVM has it;
-where LLVM has no model of a core, a near one stands in (``MODELS``). An address that a broadcast load writes back
-counts as an addition of its own: in cyclone's model it is as late as the data. No model stands for the A53: LLVM's
-writes results back in order, so that a load waits for the multiply-adds before it, and that of the A55 has twice the
-units. MCUNet needs ../shared/data.
+where LLVM has no model of a core, a near one stands in (`pock_tvm/tuning/static/mca.py`, which also says why none does
+for the A53). An address that a broadcast load writes back counts as an addition of its own: in cyclone's model it is as
+late as the data. MCUNet needs ../shared/data.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -36,26 +34,19 @@ from pock_tvm.compiler import pipeline
 from pock_tvm.compiler.kernel_builder import KernelBuilder
 from pock_tvm.compiler.machines import CPUS
 from pock_tvm.compiler.targets import resolve_target
+from pock_tvm.compiler.training_options import Training
 from pock_tvm.device.losses import Loss
 from pock_tvm.device.optimizers import SGD
 from pock_tvm.schemes.scheme import Scheme
+from pock_tvm.tuning.static.mca import MODELS, region_cycles
 from relay_passes.memory.call_list import KernelCall
 
-MODELS = {
-    "pi4": ("cortex-a57", "an A72 has the A57's ports, and shorter latencies"),
-    "pi5": ("neoverse-n1", "the server core of the A76"),
-    "m1": ("cyclone", "indicative only: three multiply-add ports of the M1's four"),
-}
-"""LLVM's model that stands for each target's core, and how near it is."""
-MCA = "llvm-mca-19"
-ITERATIONS = 100
+TARGETS = ("pi4", "pi5", "m1")
 GOAL = 0.8
 FMA = re.compile(r"\s*fmla(\s+v\d+\.4s|\.4s)")
 """A multiply-add of four numbers, in Linux's spelling or in Apple's."""
-INDEPENDENT = "\n".join(f"fmla v{at}.4s, v24.4s, v25.s[0]" for at in range(24))
+INDEPENDENT = [f"fmla v{at}.4s, v24.4s, v25.s[0]" for at in range(24)]
 """Multiply-adds without an order among them: they run at the rate of the ports."""
-WRITTEN_BACK = re.compile(r"(\s*ld1r.*\[(x\d+)\]), #(\d+)")
-"""A broadcast load that moves its address on."""
 LABEL = re.compile(r"\.L\w+:")
 BRANCH = re.compile(r"\s*(?:b\.\w+|b|cbn?z|tbn?z)\s.*?(\.L\w+)$")
 
@@ -80,17 +71,6 @@ class Row:
     def ratio(self) -> float:
         """Bound by cycles."""
         return self.bound / self.cycles
-
-
-def cycles(text: str, model: str) -> float:
-    """Return the cycles of an iteration of a loop on LLVM's model of a core."""
-    triple = "arm64-apple-macos" if "fmla.4s" in text else "aarch64-linux-gnu"
-    command = [MCA, f"-mtriple={triple}", f"-mcpu={model}", f"-iterations={ITERATIONS}", "--json"]
-    text = WRITTEN_BACK.sub(r"\1\n\tadd \2, \2, #\3", text)
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{MCA} fails: {done.stderr.strip()}")
-    return json.loads(done.stdout)["CodeRegions"][0]["SummaryView"]["TotalCycles"] / ITERATIONS
 
 
 def inner_loops(lines: Sequence[str]) -> Iterator[list[str]]:
@@ -124,7 +104,7 @@ def heaviest(network: str, target: tvm.target.Target) -> tuple[Any, list[tuple[s
     """Lower a network's training step. Return it, and kernel, calls and share of FLOPs, heaviest first."""
     batch = 1 if network == "mcunet" else None
     model = pipeline.import_model(exported(network, 1), batch=batch)
-    training = pipeline.Training(Scheme.full().resolve(model), vars(Loss("cross_entropy")), SGD().kernel, "frozen", 1)
+    training = Training(Scheme.full().resolve(model), vars(Loss("cross_entropy")), SGD().kernel, "frozen", 1)
     lowered = pipeline.lower(model, training, KernelBuilder(target)).value
     calls = Counter(call.kernel for call in lowered.entries["train_step"].calls if isinstance(call, KernelCall))
     flops = {name: lowered.kernels[name]["flops"] * count for name, count in calls.items()}
@@ -140,8 +120,8 @@ def assembly_of(func: tirx.PrimFunc, builder: KernelBuilder) -> str:
 
 def measure(name: str, network: str, count: int) -> list[Row]:
     """Measure the ``count`` heaviest kernels of a network for a target."""
-    target, model = resolve_target(name), MODELS[name][0]
-    rate = 24 / cycles(INDEPENDENT, model)
+    target = resolve_target(name)
+    rate = len(INDEPENDENT) / region_cycles([INDEPENDENT], target)[0]
     lowered, kernels = heaviest(network, target)
     builder, rows = KernelBuilder(target), []
     for kernel, calls, share in kernels[:count]:
@@ -149,14 +129,14 @@ def measure(name: str, network: str, count: int) -> list[Row]:
         if not loops:
             raise SystemExit(f"{kernel}: no inner loop multiplies and adds vectors")
         fmas = sum(sum(map(bool, map(FMA.match, loop))) for loop in loops)
-        took = sum(cycles("\n".join(loop), model) for loop in loops)
+        took = sum(region_cycles(loops, target))
         rows.append(Row(name, network, kernel, lowered.places.get(kernel, ""), calls, share, fmas, took, fmas / rate))
     return rows
 
 
 def table(name: str, rows: Sequence[Row]) -> Table:
     """Build a target's table."""
-    model, near = MODELS[name]
+    model, near = MODELS[CPUS[name].cpu]
     found = Table(title=f"{name} ({CPUS[name].cpu}), by LLVM's {model}: {near}")
     for column in ("network", "kernel"):
         found.add_column(column)
@@ -177,17 +157,17 @@ console = Console()
 
 
 def main(
-    target: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(MODELS)}; may be repeated.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(TARGETS)}; may be repeated.")] = None,
     model: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(NETWORKS)}; may be repeated.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many kernels of a network")] = 10,
     json_output: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Measure the kernels, and print a table for each target."""
     records = []
-    for name in target or MODELS:
+    for name in target or TARGETS:
         rows = [row for network in model or ("mcunet", "distilbert") for row in measure(name, network, count)]
         console.print(table(name, rows))
-        records += [asdict(row) | {"ratio": row.ratio, "model": MODELS[name][0]} for row in rows]
+        records += [asdict(row) | {"ratio": row.ratio, "model": MODELS[CPUS[name].cpu][0]} for row in rows]
     if json_output is not None:
         json_output.write_text(json.dumps(records, indent=1))
 

@@ -53,11 +53,14 @@ SMALL = {
     "llama": Network("Llama, small", _transformer("LlamaForCausalLM", **TINY), 16, 1000, "text"),
 }
 RATE = 1e-4
+DTYPES = ("float32", "bfloat16")
 BURSTS, BURST_SECONDS = 5, 0.2
 PATIENCE = 240
 """Seconds from the start after which nobody waits for `torch.compile` any more."""
 CLEAN = 1e-4
 """Largest difference of an update, relative to the update, that counts as equal."""
+ROUNDING = {"float32": CLEAN, "bfloat16": 2.0**-8}
+"""Largest difference of a product, relative to its largest number, that counts as equal."""
 WEIGHT_SPACING = 2.0**-22  # twice the rounding of an update of a weight, relative to the weight
 
 
@@ -68,23 +71,24 @@ def networks_of(small: bool) -> dict[str, Network]:
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product: sizes of the result, length of the sums, and which operands lie transposed (``nt``)."""
+    """A matrix product: sizes of the result, length of the sums, which operands lie transposed (``nt``), their type."""
 
     rows: int
     columns: int
     depth: int
     transposed: str
+    dtype: str
 
     @property
     def name(self) -> str:
         """Name of its library."""
-        return f"{self.rows}x{self.columns}x{self.depth}-{self.transposed}"
+        return f"{self.rows}x{self.columns}x{self.depth}-{self.transposed}-{self.dtype}"
 
     @classmethod
     def named(cls, name: str) -> Product:
         """The product of a name."""
-        sizes, _, transposed = name.partition("-")
-        return cls(*map(int, sizes.split("x")), transposed)
+        sizes, transposed, dtype = name.split("-")
+        return cls(*map(int, sizes.split("x")), transposed, dtype)
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -134,15 +138,15 @@ def case(setting: Setting, name: str) -> Iterator[dict[str, Any]]:
 def step(setting: Setting, name: str) -> Iterator[dict[str, Any]]:
     """Take training steps of a network."""
     network, system, dtype = name.split()
-    take = ours if system == "ours" else functools.partial(pytorch, system=system, dtype=dtype)
-    yield {"network": network, "system": system, "dtype": dtype, "batch": setting.batch} | take(setting, network)
+    take = ours if system == "ours" else functools.partial(pytorch, system=system)
+    yield {"network": network, "system": system, "dtype": dtype, "batch": setting.batch} | take(setting, network, dtype)
 
 
-def ours(setting: Setting, name: str) -> dict[str, Any]:
+def ours(setting: Setting, name: str, dtype: str) -> dict[str, Any]:
     """Take steps of our program."""
     network = networks_of(setting.small)[name]
     (x, y), model = network.data(setting.batch), network.build()
-    program = pock.Program.load(setting.folder / "step" / f"{name}.pock")
+    program = pock.Program.load(setting.folder / "step" / f"{name}-{dtype}.pock")
     state = {key: value.detach().numpy() for key, value in model.state_dict().items()}
     start = time.perf_counter()
     weights = {key: state[key] for key in program.manifest["weight_crc32"]}
@@ -158,7 +162,7 @@ def ours(setting: Setting, name: str) -> dict[str, Any]:
     return found | {"loss": loss, "mib": round(mib, 1), "seconds_to_first": round(loaded, 1)}
 
 
-def pytorch(setting: Setting, name: str, system: str, dtype: str) -> dict[str, Any]:
+def pytorch(setting: Setting, name: str, dtype: str, system: str) -> dict[str, Any]:
     """Take PyTorch's steps."""
     import torch
 
@@ -215,8 +219,13 @@ def product(setting: Setting, name: str) -> Iterator[dict[str, Any]]:
     torch.backends.cuda.matmul.allow_tf32 = False
     sizes = Product.named(name)
     rng = np.random.default_rng(0)
-    values = [rng.standard_normal(shape, "float32") for shape in sizes.shapes]
-    tensors = [torch.from_numpy(value).to(setting.torch_device) for value in values]
+    tensors = [
+        torch.from_numpy(rng.standard_normal(shape, "float32")).to(getattr(torch, sizes.dtype))
+        for shape in sizes.shapes
+    ]
+    words = "uint16" if sizes.dtype == "bfloat16" else "float32"  # NumPy has no bfloat16
+    values = [each.view(getattr(torch, words)).numpy() for each in tensors]
+    tensors = [each.to(setting.torch_device) for each in tensors]
     plain = [each.T if letter == "t" else each for each, letter in zip(tensors, sizes.transposed, strict=True)]
     flops = 2.0 * sizes.rows * sizes.columns * sizes.depth
     finish = torch.cuda.synchronize if setting.torch_device != "cpu" else lambda: None
@@ -225,16 +234,17 @@ def product(setting: Setting, name: str) -> Iterator[dict[str, Any]]:
     backend = open_device(setting.device, setting.device.partition(":")[0])
     memory = DeviceMemory(backend)
     library = LaunchLibrary((setting.folder / "product" / f"{name}.zip").read_bytes(), {}, backend, memory)
-    result = memory.allocate((sizes.rows, sizes.columns), "float32")
+    result = memory.allocate((sizes.rows, sizes.columns), words)
     scratch = [memory.allocate((size,), "uint8") for size in library._kernels["product"]["sizes"][3:]]
     arrays = [*(memory.copy_of(value) for value in values), result, *scratch]
     table = library.table([0, *(memory.address(array) for array in arrays)])
     library.run(CALL_KERNEL, table)
     expected = torch.matmul(*(each.double() for each in plain)).cpu().numpy()
-    off = float(np.abs(memory.read(result) - expected).max() / np.abs(expected).max())
+    found = torch.from_numpy(memory.read(result).copy()).view(getattr(torch, sizes.dtype)).double().numpy()
+    off = float(np.abs(found - expected).max() / np.abs(expected).max())
     mine = measured(lambda: backend.submit(table.recorded), backend.finish)
     rates = {who: flops / (each["ms"] * 1e9) for who, each in (("tflops", mine), ("cublas_tflops", theirs))}
-    yield {"dtype": "float32", "off": off, "equal": off <= CLEAN, **mine, **rates}
+    yield {"dtype": sizes.dtype, "off": off, "equal": off <= ROUNDING[sizes.dtype], **mine, **rates}
 
 
 def measured(call: Callable[[], Any], finish: Callable[[], Any]) -> dict[str, Any]:
@@ -287,8 +297,8 @@ def work(setting: Setting, kind: str, names: list[str], rows: Path) -> None:
 
 def warm(setting: Setting, name: str) -> None:
     """Let `torch.compile` fill its cache for a network."""
-    for dtype in ("float32", "bfloat16"):
-        pytorch(setting, name, "compile", dtype)
+    for dtype in DTYPES:
+        pytorch(setting, name, dtype, "compile")
 
 
 def command(options: argparse.Namespace, *more: str) -> list[str]:
@@ -330,7 +340,9 @@ def everything(options: argparse.Namespace, record: dict[str, Any], rows: Path) 
         for process in compiling:
             process.kill()
     compare(rows)
-    print(f"{time.monotonic() - start:.0f} s")
+    known = {(row["kind"], row["name"]) for row in map(json.loads, rows.read_text().splitlines())}
+    missing = [f"{kind} {name}" for kind, name in record["jobs"] if (kind, name) not in known]
+    print(f"{time.monotonic() - start:.0f} s; no time was left for: {', '.join(missing) or 'nothing, all is done'}")
 
 
 def compare(rows: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from on_gpu import Product, networks_of
+from on_gpu import DTYPES, Product, networks_of
 from step_models import arguments
 from tvm import te
 
@@ -32,6 +32,7 @@ from pock_tvm.compiler.kernel_builder import KernelBuilder
 from pock_tvm.compiler.launches import pack_launches
 from pock_tvm.compiler.targets import resolve_target
 from pock_tvm.device.losses import Loss
+from relay_passes.kernels.narrow_kernel import narrow_kernel
 from schedules.kernels.matmul import matmul
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,11 +41,13 @@ from tests.numeric.test_layers import ROWS, Row  # noqa: E402
 STEPS, RATE = 3, 1e-2
 LIMIT = 64 * 2**20
 """Bytes that can be carried to the other machine."""
-PRODUCTS = [
-    Product(size, size, size, transposed) for size in (1024, 2048, 4096) for transposed in ("nn", "nt", "tn")
-] + [Product(1024, 3072, 768, "nt"), Product(768, 3072, 1024, "tn"), Product(2048, 32000, 768, "nt")]
+SIZES = [(size, size, size, transposed) for size in (1024, 2048, 4096) for transposed in ("nn", "nt", "tn")] + [
+    (1024, 3072, 768, "nt"),
+    (768, 3072, 1024, "tn"),
+    (2048, 32000, 768, "nt"),
+]
 """Squares, and layers of BERT and Llama at batch 8: forward, weight gradient, the vocabulary."""
-SMALL_PRODUCTS = [Product(48, 40, 56, transposed) for transposed in ("nn", "nt", "tn")]
+SMALL_SIZES = [(48, 40, 56, transposed) for transposed in ("nn", "nt", "tn")]
 
 
 def case(row: Row, number: int, target: str, folder: Path) -> None:
@@ -75,17 +78,18 @@ def _first(outputs: Any) -> np.ndarray:
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-def step(name: str, small: bool, batch: int, target: str, folder: Path) -> None:
-    """Write a network's training step without its weights."""
+def step(name: str, small: bool, batch: int, dtype: str, target: str, folder: Path) -> None:
+    """Write a network's training step in a precision, without its weights."""
     network = networks_of(small)[name]
     model = network.build()
     tensors = {key: torch.from_numpy(array) for key, array in network.data(batch)[0].items()}
     exported = torch.export.export(model, *arguments(model, tensors), strict=False)
     optimizer = pock.SGD(momentum=0.9) if network.reads == "images" else pock.AdamW()
     program = pock.compile(
-        exported, target=target, loss=network.loss, optimizer=optimizer, batch_norm="frozen", check=False
-    )
-    dataclasses.replace(program, weights={}).save(folder / f"{name}.pock", slim=True)
+        exported, target=target, loss=network.loss, optimizer=optimizer, batch_norm="frozen", check=False,
+        precision=dtype,
+    )  # fmt: skip
+    dataclasses.replace(program, weights={}).save(folder / f"{name}-{dtype}.pock", slim=True)
 
 
 def product(each: Product, builder: KernelBuilder, folder: Path) -> None:
@@ -93,7 +97,10 @@ def product(each: Product, builder: KernelBuilder, folder: Path) -> None:
     shapes = each.shapes
     operands = [te.placeholder(shape, "float32", name) for name, shape in zip("ab", shapes, strict=True)]
     across = {f"transpose_{name}": letter == "t" for name, letter in zip("ab", each.transposed, strict=True)}
-    func = te.create_prim_func([*operands, matmul(*operands, **across)]).with_attr("global_symbol", "product")
+    func = te.create_prim_func([*operands, matmul(*operands, **across)])
+    if each.dtype != "float32":
+        func = narrow_kernel(func, range(3), each.dtype)
+    func = func.with_attr("global_symbol", "product")
     codes = builder.codes([func], {})
     (folder / f"{each.name}.zip").write_bytes(pack_launches(codes, builder.target.kind.name))
 
@@ -128,10 +135,16 @@ def main() -> int:
             jobs.append(["case", f"{number} {row.name}"])
     batch = 2 if small else 8
     for name in options.model or networks_of(small):
-        if written(name, functools.partial(step, name, small, batch, target, options.folder / "step")):
-            jobs += [["step", f"{name} {system}"] for system in systems(name, small)]
+        ours = [
+            f"ours {dtype}"
+            for dtype in DTYPES
+            if written(
+                f"{name} {dtype}", functools.partial(step, name, small, batch, dtype, target, options.folder / "step")
+            )
+        ]
+        jobs += [["step", f"{name} {system}"] for system in [*ours, *rivals(name, small)]]
     builder = KernelBuilder(resolve_target(target))
-    for each in SMALL_PRODUCTS if small else PRODUCTS:
+    for each in [Product(*sizes, dtype) for dtype in DTYPES for sizes in (SMALL_SIZES if small else SIZES)]:
         if written(each.name, functools.partial(product, each, builder, options.folder / "product")):
             jobs.append(["product", each.name])
     record = {"small": small, "batch": batch, "device": "opencl:0" if small else "cuda:0", "jobs": jobs}
@@ -141,11 +154,10 @@ def main() -> int:
     return int(size > LIMIT)
 
 
-def systems(name: str, small: bool) -> list[str]:
-    """List who takes a network's step, and in which type: ours, then PyTorch's ways."""
+def rivals(name: str, small: bool) -> list[str]:
+    """List PyTorch's ways to take a network's step, and in which type."""
     layouts = ["channels_last"] if networks_of(small)[name].reads == "images" else []
-    ways = ["eager", *layouts, "compile"]
-    return ["ours float32", *(f"{way} float32" for way in ways), *(f"{way} bfloat16" for way in ways)]
+    return [f"{way} {dtype}" for dtype in DTYPES for way in ("eager", *layouts, "compile")]
 
 
 if __name__ == "__main__":

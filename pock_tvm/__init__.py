@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .errors import CheckError, NonFiniteError, Obstacle, PockError, PockWarning
     from .schemes.scheme import Scheme
     from .training.recipe import Recipe
+    from .tuning.tune import tune
 
 _HOME = {
     "Adam": "device.optimizers",
@@ -46,6 +47,7 @@ _HOME = {
     "compile": "compiler.driver",
     "deploy": "deploying.bundle",
     "search": "choosing.scheme_search",
+    "tune": "tuning.tune",
 }
 __all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605
 

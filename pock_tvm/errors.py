@@ -29,6 +29,7 @@ __all__ = [
     "CompilerError",
     "ContributionError",
     "DataError",
+    "DatabaseError",
     "DeviceError",
     "InputError",
     "MemoryBudgetError",
@@ -109,6 +110,10 @@ class CompilerError(PockError):
 
 class DataError(PockError):
     """A data set on disk cannot be used."""
+
+
+class DatabaseError(PockError):
+    """A tuning database is for another target or version of TVM, or cannot be read."""
 
 
 class ContributionError(PockError):

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import re
 
+from .device.arguments import Kind, is_number
 from .errors import PockError
 
-SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0, "min": 60.0, "h": 3600.0}
 BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, str) or is_number(value)
+
+
+AMOUNT = Kind("an amount of memory: '64MB', or a number of bytes", _is_amount)
 
 
 def parse_bytes(text: str | int) -> int:
@@ -25,7 +33,7 @@ def parse_bytes(text: str | int) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """A time: ``20ms``, ``1.5 s``, ``300us``; a plain number is in seconds.
+    """A time: ``20ms``, ``1.5 s``, ``300us``, ``30m``, ``2h``; a plain number is in seconds.
 
     Raises
     ------

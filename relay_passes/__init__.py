@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .canonical.expand_normalization import ExpandNormalization
     from .canonical.fold_batch_norm import FoldBatchNorm
     from .canonical.fold_padding import FoldPadding
+    from .canonical.recover_attention import RecoverAttention
     from .canonical.recover_operators import RecoverOperators
     from .canonical.select_early import SelectEarly
     from .canonical.simplify_masks import SimplifyMasks
@@ -25,16 +26,21 @@ if TYPE_CHECKING:
     from .canonical.unify_products import UnifyProducts
     from .kernels.choose_kernels import ChooseKernels
     from .kernels.fuse_groups import FuseGroups
+    from .kernels.fuse_updates import FuseUpdates
+    from .kernels.join_attention import JoinAttention
     from .kernels.lift_frozen import LiftFrozen
+    from .kernels.mixed_precision import MixedPrecision
     from .kernels.name_kernels import NameKernels
     from .kernels.pack_weights import PackWeights
     from .kernels.pad_frozen import PadFrozen
     from .kernels.scale_results import ScaleResults
+    from .kernels.schedule_kernels import ScheduleKernels
     from .kernels.share_frozen import ShareFrozen
     from .kernels.slice_forward import SliceForward
     from .kernels.straighten_products import StraightenProducts
     from .kernels.winograd import Winograd
     from .memory.guard_writes import GuardWrites
+    from .memory.hold_inputs import HoldInputs
     from .memory.list_calls import ListCalls
     from .memory.lower_to_executor import LowerToExecutor
     from .memory.order_updates import OrderUpdates
@@ -48,7 +54,9 @@ if TYPE_CHECKING:
     from .training.backward import Backward
     from .training.pack_masks import PackMasks
     from .training.save_small import SaveSmall
+    from .training.scale_loss import ScaleLoss
     from .training.split_gradients import SplitGradients
+    from .training.unscale_gradients import UnscaleGradients
 
 _HOME = {
     "AccumulateGradients": "training.accumulate_gradients",
@@ -63,10 +71,14 @@ _HOME = {
     "FoldBatchNorm": "canonical.fold_batch_norm",
     "FoldPadding": "canonical.fold_padding",
     "FuseGroups": "kernels.fuse_groups",
+    "FuseUpdates": "kernels.fuse_updates",
     "GuardWrites": "memory.guard_writes",
+    "HoldInputs": "memory.hold_inputs",
+    "JoinAttention": "kernels.join_attention",
     "LiftFrozen": "kernels.lift_frozen",
     "ListCalls": "memory.list_calls",
     "LowerToExecutor": "memory.lower_to_executor",
+    "MixedPrecision": "kernels.mixed_precision",
     "NameKernels": "kernels.name_kernels",
     "OrderUpdates": "memory.order_updates",
     "PackMasks": "training.pack_masks",
@@ -76,9 +88,12 @@ _HOME = {
     "Recompute": "memory.recompute",
     "RecomputeCheap": "memory.recompute_cheap",
     "ReserveScratch": "memory.reserve_scratch",
+    "RecoverAttention": "canonical.recover_attention",
     "RecoverOperators": "canonical.recover_operators",
     "SaveSmall": "training.save_small",
+    "ScaleLoss": "training.scale_loss",
     "ScaleResults": "kernels.scale_results",
+    "ScheduleKernels": "kernels.schedule_kernels",
     "ShareFrozen": "kernels.share_frozen",
     "SelectEarly": "canonical.select_early",
     "SimplifyMasks": "canonical.simplify_masks",
@@ -89,6 +104,7 @@ _HOME = {
     "StorePermuted": "canonical.store_permuted",
     "StraightenProducts": "kernels.straighten_products",
     "UnifyProducts": "canonical.unify_products",
+    "UnscaleGradients": "training.unscale_gradients",
     "Winograd": "kernels.winograd",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605

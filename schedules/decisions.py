@@ -6,7 +6,7 @@ and a database record are decisions: options by name. Default, trial and tuned s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar, cast
@@ -16,6 +16,9 @@ Option = int | tuple[int, ...]
 Decisions = Mapping[str, Option]
 """Options by choice name. A choice without a decision takes its default."""
 DEFAULTS: Decisions = MappingProxyType({})
+Decide = Callable[[str, Sequence[Option], Option], Option]
+"""Decides a choice when a schedule comes to it, by its name, options and default: how a tuner walks a space whose later
+choices depend on earlier ones."""
 T = TypeVar("T", bound=Option)
 
 
@@ -25,17 +28,20 @@ class DecisionError(ValueError):
 
 @dataclass(frozen=True)
 class Choice:
-    """Options and default of one choice. Both may depend on earlier decisions."""
+    """Options and default of one choice, which may depend on earlier decisions, and the option that was taken."""
 
     options: tuple[Option, ...]
     default: Option
+    decided: Option
 
 
 class Choices:
     """Decisions for one schedule, and a record of the choices that it offers."""
 
-    def __init__(self, decisions: Decisions = DEFAULTS) -> None:
-        self.decisions = {name: tuple(value) if isinstance(value, list) else value for name, value in decisions.items()}
+    def __init__(self, decisions: Decisions | Decide = DEFAULTS) -> None:
+        self._decide = decisions if callable(decisions) else None
+        given = {} if callable(decisions) else decisions
+        self.decisions = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         self.offered: dict[str, Choice] = {}
 
     def choose(self, name: str, options: Sequence[T], default: T) -> T:
@@ -46,10 +52,12 @@ class Choices:
         DecisionError
             The decided option is not among ``options``.
         """
-        self.offered[name] = Choice(tuple(options), default)
-        decided = self.decisions.get(name, default)
+        decided: Option = self.decisions.get(name, default)
+        if self._decide is not None:
+            decided = self._decide(name, options, default)
         if decided not in options:
             raise DecisionError(f"'{name}' has no option {decided}; it has {', '.join(map(str, options))}")
+        self.offered[name] = Choice(tuple(options), default, decided)
         return cast(T, decided)
 
     def close(self) -> None:

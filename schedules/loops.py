@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import s_tir, tirx
+import tvm_ffi
+from tvm import ir, s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 
@@ -38,3 +39,22 @@ def split_by_kind(sch: s_tir.Schedule, block: SBlockRV) -> tuple[list[LoopRV], l
         raise Unsuited("a block whose loops are not its own")
     spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 0]
     return spatial, [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 2]
+
+
+def factors_of(block: s_tir.SBlock) -> tuple[tirx.Expr, tirx.Expr, tirx.Expr | None] | None:
+    """Return the factors of the products that a block sums, and the condition on which there is a term (None: always).
+    None if it does anything else."""
+    store = block.body
+    if not (isinstance(store, tirx.BufferStore) and isinstance(store.value, tirx.Add)):
+        return None
+    term, exists = store.value.b, None
+    if isinstance(term, ir.Call) and term.op.name == "prim.if_then_else":
+        exists, term, _ = term.args
+    return (term.a, term.b, exists) if isinstance(term, tirx.Mul) else None
+
+
+def loads_of(expr: tirx.Expr) -> list[ir.TensorLoad]:
+    """Return what an expression reads of buffers."""
+    found: list[ir.TensorLoad] = []
+    tvm_ffi.structural_walk(expr, (ir.TensorLoad, lambda node: found.append(node)))
+    return found

@@ -10,7 +10,10 @@ from typing import Protocol
 
 from tvm import IRModule, tirx
 
-from .decisions import DEFAULTS, Choice, Decisions
+from .decisions import DEFAULTS, Choice, Decide, Decisions
+
+GENERIC = "pock.generic"
+"""Attribute of a scheduled kernel that no rule suits: it has the fallback schedule, for kernels of any kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,18 @@ class Layouts(Protocol):
     def transposes_alone(self, shape: Sequence[int], axes: Sequence[int], dtype: str) -> bool:
         """Return whether a transpose of ``shape`` is best a kernel of its own, not fused with its neighbours."""
 
+    def fuses_attention(self, width: int, dtype: str, masks: int) -> bool:
+        """Return whether attention with heads of ``width`` elements, and so many masks, is best one kernel, which never
+        holds all scores."""
+
+    @property
+    def joins_attention(self) -> bool:
+        """Whether the gradients of queries, keys and values are best one kernel, which computes the scores once."""
+
+    @property
+    def fuses_updates(self) -> bool:
+        """Whether the product that computes a gradient may update the weight."""
+
 
 class Target(Protocol):
     """A machine to compile kernels for. A plain value: equal targets give equal kernels."""
@@ -84,14 +99,23 @@ class Target(Protocol):
             A decision names a choice or an option that the schedule does not offer.
         """
 
-    def options(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
-        """Return the choices that a kernel's schedule offers under ``decisions``, by name."""
+    def options(
+        self, func: tirx.PrimFunc, decisions: Decisions | Decide = DEFAULTS, space: str | None = None
+    ) -> dict[str, Choice]:
+        """Return the choices that a kernel's schedule offers under ``decisions``, by name, in the order they are made.
+
+        ``space`` names a schedule to take instead of the target's own (:mod:`schedules.spaces`), as decisions for it
+        do by themselves."""
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to a module for the target's code generator, under its ``global_symbol``.
 
         A kernel that needs scratch (:meth:`scratch_bytes`) takes its address as its last operand.
         """
+
+    def loops(self, func: tirx.PrimFunc) -> IRModule:
+        """Lower a scheduled kernel to flat loops over memory, under its ``global_symbol``: what TVM's ``MakePackedAPI``
+        takes in a build of TVM's. A GPU's are device functions, and the host function that launches them."""
 
     def code(self, func: tirx.PrimFunc) -> bytes:
         """Return the code of a scheduled kernel: an object file, or text with its launches."""

@@ -14,13 +14,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
-    "schedules": ["extents", "kernels", "decisions", "loops", "target", "cpu", "gpu"],
+    "schedules": ["emit", "extents", "kernels", "decisions", "loops", "generic", "spaces", "target", "cpu", "gpu"],
     "relay_passes": [
         "errors", "ir", "operators", "analysis", "gradients", "canonical", "training", "kernels", "memory",
     ],
     "pock_tvm": [
-        "device", "errors", "quantities", "frontend", "schemes", "training", "compiler", "choosing", "deploying",
-        "reports", "cli", "plugin",
+        "device", "errors", "quantities", "frontend", "schemes", "training", "compiler", "calibrating", "choosing",
+        "deploying", "tuning", "reports", "cli", "plugin",
     ],
 }  # fmt: skip
 """The rooms of each package, lowest first: each imports only what stands before it."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..compiler.footprint.needs import limited_bytes
 from ..device.program import Program, kernel_calls
 
 Work = Mapping[str, Sequence[float]]
@@ -20,12 +21,12 @@ class Cost:
     """Cost of one training step."""
 
     memory: float
-    """Bytes beside the weights: arena, optimizer state, gradient sums."""
+    """Bytes that ``memory_budget`` limits: arena, optimizer state, gradient sums; in a bundle all memory."""
     kept: float = 0.0
     """Bytes that live through the step: optimizer state, gradient sums, activations saved for the backward graph."""
     work: Work = field(default_factory=dict)
     state: float = 0.0
-    """Bytes of optimizer state and gradient sums, which do not depend on the batch."""
+    """Bytes of ``memory`` that micro-batches do not divide: optimizer state and gradient sums."""
     gradients: float = 0.0
     """Bytes of all gradients; micro-batches sum them."""
     scratch: float = 0.0
@@ -68,12 +69,11 @@ class Cost:
 
 def cost_of(program: Program) -> Cost:
     """Compute the cost of a program's training step; it may be planned only, not built."""
-    memory, kernels = program.memory(), program.manifest["kernels"]
+    kernels, (memory, state) = program.manifest["kernels"], limited_bytes(program)
     calls = kernel_calls(program.manifest["entries"]["train_step"])
-    state = memory["optimizer_state"] + memory["gradient_sums"]
     saved = sum(layer["saved_bytes"] for layer in program.manifest["layers"])
     work = work_of([kernels[kernel] for kernel, _ in calls])
-    return Cost(memory["arena"] + state, saved + state, work, state, _gradient_bytes(program), memory["scratch"])
+    return Cost(memory, saved + state, work, state, _gradient_bytes(program), program.memory()["scratch"])
 
 
 def _gradient_bytes(program: Program) -> int:

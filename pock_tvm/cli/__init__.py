@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 
 from ..errors import NonFiniteError, PockError, PockWarning
-from . import choosing, deploying, programs, remote, training
+from . import calibrating, choosing, deploying, programs, remote, training, tuning
 from .common import app, as_options
 
 __all__ = ["app", "main"]

@@ -29,7 +29,10 @@ BATCH = Annotated[int | None, typer.Option(help="The batch, where the model leav
 SHAPE = Annotated[list[str] | None, typer.Option(help="The shape of an input: input_ids=8,128")]
 TARGET = Annotated[
     str,
-    typer.Option(help="host, pi4 or another machine that pock targets lists, a tag of TVM's, or a target as JSON"),
+    typer.Option(
+        help="host, calibrated (the host as pock calibrate measured it), pi4 or another machine that pock targets "
+        "lists, a tag of TVM's, or a target as JSON"
+    ),
 ]
 FLASH = Annotated[str | None, typer.Option(help="Flash of a microcontroller: 512KB; by default as its target says")]
 RAM = Annotated[str | None, typer.Option(help="RAM of a microcontroller: 256KB; by default as its target says")]
@@ -57,15 +60,16 @@ RESUME = Annotated[bool, typer.Option("--resume", help="Go on where the run that
 START = Annotated[Path | None, typer.Option(help="A checkpoint whose state a new run starts from")]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that this run does not start from")]
 TOLERATE = Annotated[int, typer.Option(min=0, help="Steps that may meet values that are not finite; each is left out")]
-SEED = Annotated[int, typer.Option()]
+SEED = Annotated[int, typer.Option(min=0)]
 
 
 ARGUMENTS = (
     "batch", "shapes", "scheme", "loss", "optimizer", "target", "batch_norm", "accumulate", "micro_batches",
-    "clip_norm", "guard", "memory_budget", "threads", "device", "lr", "mean", "std", "flash", "ram", "key",
+    "clip_norm", "guard", "precision", "memory_budget", "threads", "device", "lr", "mean", "std", "flash", "ram", "key",
+    "database", "trials", "strategy", "seed",
 )  # fmt: skip
 """Arguments of Python functions that are options of commands."""
-FLAGS = ("allow_drop", "overwrite", "trust")
+FLAGS = ("allow_drop", "keep_going", "overwrite", "trust")
 """Arguments of Python functions that are options of commands without a value."""
 
 

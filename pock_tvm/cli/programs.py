@@ -40,7 +40,7 @@ from .common import (
     restored,
     shapes_of,
 )
-from .connecting import ANY_TRACKER, KEY, RPC, TIMEOUT, TIMEOUT_S, connector
+from .connecting import ANY_TRACKER, KEY, RPC, TIMEOUT, TIMEOUT_S, endpoint
 
 
 @app.command("compile")
@@ -67,10 +67,14 @@ def compile_(
             help="Against NaN and infinities: update checks before each update, step before the first of a step, or off"
         ),
     ] = "update",
+    precision: Annotated[
+        str, typer.Option(help="On GPUs: store values and multiply in bfloat16 or float16, instead of float32")
+    ] = "float32",
     memory_budget: Annotated[
         str | None,
         typer.Option(
-            help="Most memory beside the weights, such as 64MB: recompute, or run in micro-batches, where it takes more"
+            help="Most memory beside the weights, such as 64MB (microcontrollers: all memory): recompute, or run in "
+            "micro-batches, where it takes more"
         ),
     ] = None,
     copies: Annotated[
@@ -86,6 +90,9 @@ def compile_(
     ] = False,
     flash: FLASH = None,
     ram: RAM = None,
+    database: Annotated[
+        Path | None, typer.Option(help="A folder of tuning records, whose schedules kernels take (pock tune)")
+    ] = None,
     trust: TRUST = False,
 ) -> None:
     """Compile a network into a training program."""
@@ -114,12 +121,14 @@ def compile_(
             micro_batches=micro_batches,
             clip_norm=clip_norm,
             guard=guard,
+            precision=precision,
             memory_budget=memory_budget,
             copies=copies,
             dump=dump,
             check=None if check else False,
             flash=flash,
             ram=ram,
+            database=database,
         )
     if preprocessing is not None:
         program.manifest["preprocessing"] = preprocessing.to_json()
@@ -233,7 +242,7 @@ def inspect(
 
     from ..device.files import check_folder, replacing
     from ..device.program import Program
-    from ..reports.tables import kernel_table, layer_table, memory_table, summary
+    from ..reports.tables import kernel_table, layer_table, memory_table, schedule_table, summary
 
     for path in filter(None, (plot, json_output)):
         check_folder(path)
@@ -247,24 +256,26 @@ def inspect(
 
         draw_memory(loaded, plot)
     if profile:
-        from ..device.profile import example
+        from ..device.profile import clock_of, example
         from ..device.profile import profile as profile_step
         from ..device.trainer import Trainer
 
         if rpc or tracker:
             from ..deploying.remote import RemoteTrainer
 
-            trainer: Trainer = RemoteTrainer(loaded, connector(rpc, tracker, key, timeout)(), threads=threads)
+            trainer: Trainer = RemoteTrainer(loaded, endpoint(rpc, tracker, key, timeout).connect(), threads=threads)
         else:
             trainer = Trainer(loaded, threads=threads, device=device)
         records = profile_step(trainer, *example(loaded))
         console.print(kernel_table(records))
+        console.print(f"timed by {clock_of(trainer)}", markup=False)
         if json_output is not None:
             with replacing(json_output) as file:
                 file.write(json.dumps(records, indent=1).encode())
         return
     console.print(summary(loaded), markup=False)
     console.print(layer_table(loaded))
+    console.print(schedule_table(loaded))
     console.print(memory_table(loaded))
 
 

@@ -32,7 +32,7 @@ from .common import (
     LrSchedule,
     app,
 )
-from .connecting import ANY_TRACKER, KEY, RPC, TIMEOUT, TIMEOUT_S, TRACKER, connector
+from .connecting import ANY_TRACKER, KEY, RPC, TIMEOUT, TIMEOUT_S, TRACKER, endpoint
 from .training import Job, how_to_go_on, refuse_both
 
 if TYPE_CHECKING:
@@ -99,13 +99,13 @@ def run(
     from ..training.fine_tuning import Checkpoints
     from ..training.recipe import Recipe
 
-    connect = connector(rpc, tracker, key, timeout)
+    device = endpoint(rpc, tracker, key, timeout)
     refuse_both(resume, start)
     loaded = Program.load(program, signature=require_signature)
     checkpoints, recipe = Checkpoints(checkpoint, checkpoint_every, keep, overwrite), Recipe(epochs, lr, lr_schedule)
 
     def trainer() -> RemoteTrainer:
-        return RemoteTrainer(loaded, connect(), threads=threads)
+        return RemoteTrainer(loaded, device.connect(), threads=threads)
 
     job = Job(recipe, data, val, checkpoints, Augmentation(), start, mean, std, seed, tolerate, allow_drop)
     _run(job, trainer, resume, wait)

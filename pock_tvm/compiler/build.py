@@ -73,19 +73,19 @@ def build_library(
         operands = {name: len(func.params) for name, func in functions.items()}
         executors[CALL_KERNEL] = call_kernel(operands | {call.kernel: len(call.operands) for call in calls})
         executors[CONTRACT] = tell(CONTRACT, contract)
-        dtypes = {call.dtype for entry in entries.values() for call in entry.calls if isinstance(call, Check)}
+        checks = [call for entry in entries.values() for call in entry.calls if isinstance(call, Check)]
+        dtypes = sorted({check.dtype for check in checks if check.other is None})
+        checkers = [finite.all_finite(dtype) for dtype in dtypes]
+        checkers += [finite.all_factors()] if any(check.other for check in checks) else []
         modules = {"executors": executors}
         # Apart from their callers: LLVM would inline them, hundreds of times.
-        modules |= {finite.symbol(dtype): {finite.symbol(dtype): finite.all_finite(dtype)} for dtype in sorted(dtypes)}
+        named = {str(func.attrs["global_symbol"]): func for func in checkers}
+        modules |= {name: {name: func} for name, func in named.items()}
         for name, content in modules.items():
             objects.append(directory / f"{name}.o")
             tirx.build(IRModule(content), target=builder.target).write_to_file(str(objects[-1]), "o")
         packed = packed_kernels({name: builder.definition_of(func) for name, func in functions.items()}, codes)
-        library = directory / "program.so"
-        linker = linker_for(builder.target)
-        if linker is not None and _link(objects, library, linker, builder.target):
-            return Library(library.read_bytes(), packed)
-        return Library(pack_objects({path.name: path.read_bytes() for path in objects}), packed)
+        return Library(link(objects, builder.target), packed)
 
 
 def packed_kernels(definitions: Mapping[str, str], codes: Mapping[str, bytes]) -> bytes:
@@ -99,7 +99,21 @@ def packed_kernels(definitions: Mapping[str, str], codes: Mapping[str, bytes]) -
     return packed.getvalue()
 
 
-def _link(objects: Sequence[Path], library: Path, linker: str, target: Target) -> bool:
+def link(objects: Sequence[Path], target: Target) -> bytes:
+    """Link objects of one folder into a shared library, or pack them if there is no linker.
+
+    Warns
+    -----
+    PockWarning
+        The linker of another machine fails.
+    """
+    library, linker = objects[0].with_name("linked.so"), linker_for(target)
+    if linker is not None and _linked(objects, library, linker, target):
+        return library.read_bytes()
+    return pack_objects({path.name: path.read_bytes() for path in objects})
+
+
+def _linked(objects: Sequence[Path], library: Path, linker: str, target: Target) -> bool:
     """Link objects into a shared library, and return whether that succeeded.
 
     A compiler that fails to link is treated as missing: macOS has a placeholder that only offers to install one, and

@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import tvm
+from tvm import tirx
 
 from relay_passes.ir import first_line
 from relay_passes.memory.call_list import CallList
-from relay_passes.memory.fit import TooLarge
-from relay_passes.memory.order_updates import GUARDS, OFF, UPDATE
+from relay_passes.memory.fit import Fit, TooLarge
+from relay_passes.memory.order_updates import GUARDS, OFF, STEP, UPDATE
+from schedules.decisions import DecisionError
 
 from .. import __version__
 from ..device import optimizers
-from ..device.arguments import FLAG, PATH, Kind, is_number, number, one_of, require, whole
+from ..device.arguments import FLAG, PATH, Kind, number, one_of, require, whole
 from ..device.checksums import weight_checksums
 from ..device.contract import contract_of
 from ..device.files import make_folder
@@ -32,17 +34,20 @@ from ..errors import CompilerError, MemoryBudgetError, OptionError, PockError, P
 from ..frontend import Model
 from ..frontend.observations import observations
 from ..frontend.structure import structure_of
-from ..quantities import parse_bytes
+from ..quantities import AMOUNT, parse_bytes
 from ..schemes.scheme import Scheme
 from . import pipeline
 from .build import Library
-from .footprint.needs import limits_of, needs_of
+from .database import ANY, Records, TunedStep, records_of
+from .footprint.needs import is_freestanding, limits_of, needs_of
 from .index_limits import index_limits
 from .kernel_builder import KernelBuilder
 from .layers import layer_report
-from .pipeline import Training
+from .lowered import Lowered
 from .self_check import SelfCheck, reference_of
+from .step_choices import kernels_key, record_of, step_key
 from .targets import instructions_of, resolve_target, runs_here, triple_of
+from .training_options import FLOAT16, FLOAT32, PRECISIONS, Training
 
 
 @contextlib.contextmanager
@@ -78,6 +83,7 @@ def compile(  # noqa: A001 - the name that users expect
     micro_batches: int | None = None,
     clip_norm: float | None = None,
     guard: str = UPDATE,
+    precision: str = FLOAT32,
     memory_budget: str | int | None = None,
     copies: int = 1,
     dump: str | os.PathLike[str] | None = None,
@@ -87,6 +93,7 @@ def compile(  # noqa: A001 - the name that users expect
     trust: bool = False,
     flash: str | int | None = None,
     ram: str | int | None = None,
+    database: str | os.PathLike[str] | Records | None = None,
 ) -> Program:
     """Compile a model into a training program.
 
@@ -123,8 +130,14 @@ def compile(  # noqa: A001 - the name that users expect
         steps or micro-batches. Elsewhere the updates before it in the step stay, and the trainer goes on only from a
         checkpoint. ``"step"``: the first update waits for the last gradient, so that a step is applied as a whole or
         not at all; all gradients are in memory at once. ``"off"``: no checks.
+    precision : str
+        ``"float32"`` (the default), or on GPUs ``"bfloat16"`` or ``"float16"``: values between kernels and frozen
+        weights are stored in 16 bits, and products multiply numbers of 16 bits. Their sums, norms, softmax, losses and
+        updates stay in float32, and so do trained weights and gradients of weights. With float16 a step scales its
+        loss: if a gradient overflows, it is taken again with a smaller scale. So ``guard`` is then ``"step"``.
     memory_budget : str or int, optional
         Largest memory for training besides the weights (arena, optimizer state, gradient sums): ``"64MB"``, or bytes.
+        On a microcontroller: all memory of the program's bundle, in which trained weights, inputs and results lie, too.
         To fit it, the batch is split into micro-batches, values are rematerialised, and, as a last resort, Winograd's
         transforms, which trade memory for time, are left out.
     copies : int
@@ -138,15 +151,19 @@ def compile(  # noqa: A001 - the name that users expect
     check : bool, optional
         Whether to compare one step of the program with the framework that the model comes from: outputs, loss, the
         update of every trained part, and every statistic. By default, if that framework is installed. If this machine
-        lacks instructions of the target, a build for this machine is checked instead.
+        lacks instructions of the target or has no such GPU, or if ``precision`` is of 16 bits, a build in float32 for
+        this machine's CPU is checked instead.
     check_with : pair of x and y, optional
         Batch to check with, as ``Trainer.step`` takes it; a synthetic one by default.
     trust : bool
         Read a ``.pt2`` file as it is, though PyTorch then runs code that may lie in it. Only files of pickled weights
         or objects need it.
     flash, ram : str or int, optional
-        What a microcontroller has: ``"512KB"``, or bytes. A program that needs more is refused. By default what its
-        target's record says (``pock targets``).
+        What a microcontroller has: ``"512KB"``, or bytes. By default what its target's record says (``pock targets``).
+        RAM less the stack is a ``memory_budget``. A program that needs more flash is refused.
+    database : path, optional
+        Folder of a tuning database (:func:`pock_tvm.tune`), whose schedules kernels take where it has any, as the step
+        does its choices above kernels, unless they do not fit ``memory_budget``. Or the records themselves.
 
     Raises
     ------
@@ -162,13 +179,14 @@ def compile(  # noqa: A001 - the name that users expect
     """
     _check_options(
         scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
-        micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, memory_budget=memory_budget, copies=copies,
-        dump=dump, build=build, flash=flash, ram=ram,
+        micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, precision=precision, memory_budget=memory_budget,
+        copies=copies, dump=dump, build=build, flash=flash, ram=ram, database=database,
     )  # fmt: skip
     if check is False and check_with is not None:
         raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
     loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
-    of_target = {"triple": triple_of(target), "description": str(target), "instructions": instructions_of(target)}
+    triple = triple_of(target)
+    of_target = {"triple": triple, "description": str(target), "instructions": instructions_of(target)}
     limits = limits_of(of_target, flash, ram)
     if dump is not None:
         make_folder(dump)
@@ -181,18 +199,41 @@ def compile(  # noqa: A001 - the name that users expect
         raise OptionError(TRAINS_NOTHING)
     # Phases 2 to 9.
     budget = None if memory_budget is None else parse_bytes(memory_budget)
+    if limits is not None:
+        budget = limits.memory if budget is None else min(budget, limits.memory)
     statistics = batch_norm or "frozen"
-    builder = KernelBuilder(target)
+    builder, records = KernelBuilder(target), None
+    if database is not None:
+        records = database if isinstance(database, Records) else records_of(database, target)
+        builder = KernelBuilder(target, functools.partial(records.tuned, target=builder.kernel_target))
+    if precision != FLOAT32 and not builder.kernel_target.is_gpu:
+        raise OptionError(
+            f"precision={precision!r} is for GPUs, and this target is a CPU: leave it out, or compile for a GPU"
+        )
+    if precision == FLOAT16:
+        if guard == OFF:
+            raise OptionError("precision='float16' finds its loss scale by the checks that guard='off' leaves out")
+        guard = STEP
     training = Training(
-        selection, vars(loss), optimizer.kernel, statistics, accumulate, clip_norm=clip_norm, guard=guard, copies=copies
-    )
-    found = pipeline.lower(
-        imported, training, builder, micro_batches=micro_batches, budget=budget, dump=Path(dump) if dump else None
-    )
+        selection, vars(loss), optimizer.kernel, statistics, accumulate, clip_norm=clip_norm, guard=guard,
+        copies=copies, precision=precision,
+    )  # fmt: skip
+    in_bundle = is_freestanding(triple)
+    lower = functools.partial(
+        pipeline.lower, imported, training, builder,
+        micro_batches=micro_batches, budget=budget, in_bundle=in_bundle, dump=Path(dump) if dump else None,
+    )  # fmt: skip
+    key = step_key(imported.module, training)
+    tuned = None if records is None else records.tuned_step(key)
+    fit = None if tuned is None else _as_tuned(tuned, lower)
+    tuned, found = (None, lower()) if fit is None else (tuned, fit)
     if isinstance(found, TooLarge):
+        if limits is not None and budget == limits.memory:
+            raise MemoryBudgetError(limits.too_small(found.smallest), found.smallest)
+        fixed = "trained weights, states, inputs and results" if in_bundle else "optimizer state and gradient sums"
         raise MemoryBudgetError(
             f"memory_budget={memory_budget!r} is too small: the smallest that would do is {found.smallest} bytes "
-            f"({found.state} of them optimizer state and gradient sums). Train less, or a smaller batch",
+            f"({found.state} of them {fixed}). Train less, or a smaller batch",
             found.smallest,
         )
     lowered = found.value
@@ -209,9 +250,11 @@ def compile(  # noqa: A001 - the name that users expect
             "batch_norm": statistics,
             "accumulate": accumulate,
             "micro_batches": lowered.micro_batches,
+            "memory_budget": None if memory_budget is None else parse_bytes(memory_budget),
             "clip_norm": clip_norm and float(clip_norm),
             "copies": copies,
             "guard": guard,
+            "precision": precision,
         },
         "inputs": [vars(spec) for spec in imported.inputs],
         "outputs": [vars(spec) for spec in imported.outputs],
@@ -221,12 +264,19 @@ def compile(  # noqa: A001 - the name that users expect
         "aliases": imported.aliases,
         "entries": {name: calls.record() for name, calls in lowered.entries.items()},
         "layers": layer_report(structure_of(imported), selection, lowered.step),
+        "step": {"key": key, "choices": record_of(lowered.choices), "gain": None if tuned is None else tuned.gain},
         "kernels": lowered.kernels,
         "check": None,
     }
     # Phase 10.
     constants = _constants(lowered.entries)
-    library = pipeline.build(lowered, builder, contract_of(manifest, constants)) if build else Library(b"", b"")
+    library = Library(b"", b"")
+    if build:
+        library = pipeline.build(lowered, builder, contract_of(manifest, constants))
+        functions = (func for func in lowered.module.functions.values() if isinstance(func, tirx.PrimFunc))
+        notes = builder.notes([func for func in functions if func.attrs["global_symbol"] in lowered.kernels])
+        for name, note in notes.items():
+            lowered.kernels[name] |= note
     program = Program(manifest, library.code, dict(imported.weights), constants, library.kernels)
     if build and limits is not None:
         needs_of(program).check(limits)
@@ -245,14 +295,30 @@ def compile(  # noqa: A001 - the name that users expect
         copies=copies,
         guard=guard,
     )
-    if runs_here(target):
+    if precision == FLOAT32 and runs_here(target):
         itself = functools.partial(again, target=target)
         manifest["check"] = _checked(imported, program, list(selection), loss, optimizer, check, check_with, itself)
     else:
+        here = functools.partial(again, imported, check=check, check_with=check_with)
         with warnings.catch_warnings(action="ignore", category=PockWarning):
-            here = again(imported, memory_budget=memory_budget, check=check, check_with=check_with)
-        manifest["check"] = here.manifest["check"] and here.manifest["check"] | {"build": "of the host"}
+            try:
+                checked = here(memory_budget=budget)
+            except MemoryBudgetError:  # this machine's kernels need more scratch
+                checked = here()
+        manifest["check"] = checked.manifest["check"] and checked.manifest["check"] | {"build": "of the host"}
     return program
+
+
+def _as_tuned(tuned: TunedStep, lower: Callable[..., Fit[Lowered] | TooLarge]) -> Fit[Lowered] | None:
+    """Lower a step as it was found faster; None if it no longer can be made of the same kernels, or does not fit."""
+    try:
+        found = lower(decisions=tuned.decisions)
+    except DecisionError:
+        return None
+    if isinstance(found, TooLarge):
+        return None
+    entries = {name: calls.record() for name, calls in found.value.entries.items()}
+    return found if tuned.kernels in (ANY, kernels_key(entries)) else None
 
 
 def _checked(
@@ -281,11 +347,6 @@ def _checked(
     return None
 
 
-def _is_amount(value: object) -> bool:
-    return isinstance(value, str) or is_number(value)
-
-
-AMOUNT = Kind("an amount of memory: '64MB', or a number of bytes", _is_amount)
 OPTIONS = {
     "scheme": one_of("""a pock.Scheme, such as Scheme.full() or Scheme({"*.bias": "full"})""", Scheme).or_none(),
     "loss": one_of(f"a pock.Loss, or one of the names {', '.join(KINDS)}", str, Loss),
@@ -295,12 +356,14 @@ OPTIONS = {
     "micro_batches": whole("a number of parts of a batch, at least 1", 1).or_none(),
     "clip_norm": number("a positive number", above=0).or_none(),
     "guard": Kind("'update', 'step' or 'off'", lambda value: value in GUARDS),
+    "precision": Kind("'float32', 'bfloat16' or 'float16'", lambda value: value in PRECISIONS),
     "memory_budget": AMOUNT.or_none(),
     "copies": Kind("1 or 2", lambda value: value in (1, 2)),
     "dump": PATH.or_none(),
     "build": FLAG,
     "flash": AMOUNT.or_none(),
     "ram": AMOUNT.or_none(),
+    "database": Kind("a path", lambda value: value is None or PATH.holds(value) or isinstance(value, Records)),
 }
 """Valid values of the options of ``compile``, except those about inputs, which the front end checks."""
 

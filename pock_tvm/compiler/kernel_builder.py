@@ -6,24 +6,29 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tvm_ffi
 from tvm import tirx
 from tvm.target import Target
 
 from relay_passes.ir import first_line
-from schedules.decisions import DEFAULTS, Decisions
-from schedules.gpu.cubin import NoCudaCompilerError
+from schedules.decisions import DEFAULTS
+from schedules.gpu.text.cubin import NoCudaCompilerError
+from schedules.spaces import space_of
+from schedules.target import GENERIC
 
 from ..device.machine import CORES
-from ..errors import BuildError, PockError
+from ..errors import BuildError, DatabaseError, PockError
+from .database import Tuned
 from .kernel_cache import Kernel, KernelCache
 from .targets import kernel_target
 
-HEAD = 8
-"""Bytes before an object in the cache: the kernel's scratch, in bytes, as a little-endian integer."""
+SCRATCH, HEAD = 8, 9
+"""Bytes before an object in the cache: the kernel's scratch, in bytes, as a little-endian integer; then the head's last
+byte, which is 1 for a kernel that no rule suits."""
+LookUp = Callable[[tirx.PrimFunc], Tuned | None]
+"""Returns how a kernel is to be scheduled; None for its default schedule."""
 T = TypeVar("T")
 
 
@@ -32,19 +37,21 @@ class _Known:
     """Progress of a kernel: its scratch, and its schedule or its code."""
 
     kernel: Kernel
+    tuned: Tuned | None
     scratch: int
+    is_generic: bool
     scheduled: tirx.PrimFunc | None = None
     code: bytes | None = None
 
 
 class KernelBuilder:
-    """Builder of kernels for one target. ``decisions`` are those of their schedules, by kernel name."""
+    """Builder of kernels for one target, scheduled as ``look_up`` says."""
 
-    def __init__(self, target: Target, decisions: Mapping[str, Decisions] = MappingProxyType({})) -> None:
+    def __init__(self, target: Target, look_up: LookUp = lambda _: None) -> None:
         self.target = target
         self.kernel_target = kernel_target(target)
         """The target as passes and schedules know it."""
-        self._decisions = decisions
+        self._look_up = look_up
         self._cache = KernelCache(target)
         self._known: dict[str, _Known] = {}
 
@@ -72,6 +79,17 @@ class KernelBuilder:
         """Return the definition of a kernel, which the cache has compared already, as JSON."""
         return self._find(Kernel(func)).kernel.definition
 
+    def notes(self, functions: Sequence[tirx.PrimFunc]) -> dict[str, dict[str, Any]]:
+        """Return how each kernel is scheduled, by name, for the manifest: ``schedule`` is ``"tuned"`` or
+        ``"estimated"`` (with its ``gain``), ``"default"``, or ``"fallback"`` for a kernel that no rule suits."""
+        notes: dict[str, dict[str, Any]] = {}
+        for known in map(self._find, map(Kernel, functions)):
+            schedule = "fallback" if known.is_generic else "default"
+            if known.tuned:
+                schedule = "estimated" if known.tuned.estimated else "tuned"
+            notes[known.kernel.name] = {"schedule": schedule} | ({"gain": known.tuned.gain} if known.tuned else {})
+        return notes
+
     def _each(
         self, functions: Sequence[tirx.PrimFunc], places: Mapping[str, str], work: Callable[[Kernel], T]
     ) -> dict[str, T]:
@@ -90,13 +108,17 @@ class KernelBuilder:
         known = self._known.get(kernel.name)
         # Names contain a hash. Kernels of two modules may share it.
         if known is None or not tvm_ffi.structural_equal(known.kernel.func, kernel.func, map_free_vars=True):
-            decisions = self._decisions.get(kernel.name, DEFAULTS)
-            stored = self._cache.get(kernel, decisions)
+            tuned = self._look_up(kernel.func)
+            decisions = tuned.decisions if tuned else DEFAULTS
+            # The source of a schedule from outside is not among those that the cache goes by.
+            stored = self._cache.get(kernel, decisions) if space_of(decisions) is None else None
             if stored is not None:
-                known = _Known(kernel, int.from_bytes(stored[:HEAD], "little"), code=stored[HEAD:])
+                scratch = int.from_bytes(stored[:SCRATCH], "little")
+                known = _Known(kernel, tuned, scratch, bool(stored[SCRATCH]), code=stored[HEAD:])
             else:
                 scheduled = self.kernel_target.schedule(kernel.func, decisions)
-                known = _Known(kernel, self.kernel_target.scratch_bytes(scheduled), scheduled)
+                scratch = self.kernel_target.scratch_bytes(scheduled)
+                known = _Known(kernel, tuned, scratch, GENERIC in scheduled.attrs, scheduled)
             self._known[kernel.name] = known
         return known
 
@@ -105,8 +127,10 @@ class KernelBuilder:
         if known.code is None:
             known.code = self.kernel_target.code(known.scheduled)
             known.scheduled = None
-            head = known.scratch.to_bytes(HEAD, "little")
-            self._cache.put(head + known.code, known.kernel, self._decisions.get(known.kernel.name, DEFAULTS))
+            head = known.scratch.to_bytes(SCRATCH, "little") + bytes([known.is_generic])
+            decisions = known.tuned.decisions if known.tuned else DEFAULTS
+            if space_of(decisions) is None:
+                self._cache.put(head + known.code, known.kernel, decisions)
         return known.code
 
 
@@ -117,6 +141,8 @@ def _named(place: str) -> Iterator[None]:
         yield
     except NoCudaCompilerError as error:
         raise PockError(str(error)) from error
+    except DatabaseError:
+        raise  # the model is not at fault
     except Exception as error:
         raise BuildError(
             f"the kernel for {place} cannot be built: {first_line(error)}. Write the model without this operator, and "

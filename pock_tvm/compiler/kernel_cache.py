@@ -40,6 +40,12 @@ _told: set[str] = set()
 """Folders of which it was said that they cannot be written."""
 
 
+def cache_root() -> Path | None:
+    """Return the folder of all that is kept between runs, or None if nothing is to be."""
+    place = os.environ.get(VARIABLE) or str(Path.home() / ".cache" / "pock-tvm")
+    return None if place == "off" else Path(place)
+
+
 @dataclass(frozen=True)
 class Kernel:
     """Definition of a kernel: its loops before scheduling."""
@@ -70,9 +76,9 @@ class KernelCache:
     """Why objects could not be written; empty if all were."""
 
     def __init__(self, target: Target) -> None:
-        place = os.environ.get(VARIABLE) or str(Path.home() / ".cache" / "pock-tvm")
-        self.state = json.dumps([str(target), tvm.__version__, tvm_ffi.__version__, __version__, _sources()])
-        self.folder = None if place == "off" else Path(place) / "kernels" / _digest(self.state)
+        root = cache_root()
+        self.state = json.dumps([str(target), tvm.__version__, tvm_ffi.__version__, __version__, sources()])
+        self.folder = None if root is None else root / "kernels" / _digest(self.state)
         if self.folder is not None:
             with contextlib.suppress(OSError):
                 os.utime(self.folder)
@@ -148,7 +154,7 @@ def _remove_unused(root: Path) -> None:
 
 
 @functools.cache
-def _sources() -> str:
+def sources() -> str:
     """Return a digest of the sources that turn a definition into LLVM's input: definitions, schedules, lowering."""
     digest = hashlib.sha256()
     for path in sorted(Path(schedules.__file__).parent.rglob("*.py")):

@@ -22,8 +22,9 @@ from ..schemes.scheme import Scheme
 from .driver import TRAINS_NOTHING, own_faults
 from .driver import compile as compile_program
 from .phases import Phases
-from .pipeline import TRAIN, Training, import_model, training_graph
+from .pipeline import import_model, training_graph
 from .targets import kernel_target, resolve_target
+from .training_options import TRAIN, Training
 
 
 def check(

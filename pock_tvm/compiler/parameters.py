@@ -8,7 +8,7 @@ from dataclasses import replace
 from tvm import IRModule, relax
 
 from relay_passes.canonical.store_permuted import stored_of
-from relay_passes.ir import append, dtype_of, shape_of
+from relay_passes.ir import append, dtype_of, shape_of, stored_as
 from relay_passes.ir.append import states_of
 from relay_passes.kernels.lift_frozen import PREPARE, prepared_name
 
@@ -45,4 +45,6 @@ def with_prepared(parameters: Parameters, mod: IRModule) -> Parameters:
     """Phase 6: add the arrays that the function ``prepare`` computes from frozen parameters."""
     prepare = mod[PREPARE]
     specs = result_specs(prepare, [prepared_name(at) for at in range(len(prepare.ret_ty.fields))])
-    return {**parameters} | {spec.name: Parameter(spec.name, spec.shape, spec.dtype, PREPARED) for spec in specs}
+    return {**parameters} | {
+        spec.name: Parameter(spec.name, spec.shape, stored_as(spec.dtype), PREPARED) for spec in specs
+    }

@@ -18,6 +18,7 @@ from relay_passes.analysis.verify import Check, verify
 from ..device.files import writing
 from ..errors import of_passes
 from .parameters import Parameters
+from .step_choices import StepChoices
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Phases:
     """Part of the network that each kernel computes, for messages."""
     kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Costs of each kernel, from phase 8 on: see :func:`relay_passes.analysis.kernel_costs.kernel_costs`."""
+    choices: StepChoices = field(default_factory=StepChoices)
+    """Choices above kernels, of all forks."""
     written: set[Path] = field(default_factory=set)
     """Files of the dump, of all forks."""
 

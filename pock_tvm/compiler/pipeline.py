@@ -16,11 +16,10 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tvm
 from tvm import IRModule, relax, tirx
 from tvm.ir.transform import Pass
 
@@ -34,10 +33,14 @@ from relay_passes import (
     DropFunctions,
     FoldBatchNorm,
     FuseGroups,
+    FuseUpdates,
     GuardWrites,
+    HoldInputs,
+    JoinAttention,
     LiftFrozen,
     ListCalls,
     LowerToExecutor,
+    MixedPrecision,
     NameKernels,
     OrderUpdates,
     PackMasks,
@@ -45,8 +48,10 @@ from relay_passes import (
     PadFrozen,
     PlanArena,
     RecomputeCheap,
+    RecoverAttention,
     ReserveScratch,
     SaveSmall,
+    ScaleLoss,
     ScaleResults,
     SelectEarly,
     ShareFrozen,
@@ -57,6 +62,7 @@ from relay_passes import (
     StorePermuted,
     StraightenProducts,
     UnifyProducts,
+    UnscaleGradients,
     Winograd,
 )
 from relay_passes.analysis.kernel_costs import kernel_costs
@@ -77,86 +83,32 @@ from relay_passes.canonical.split_batch import why_whole
 from relay_passes.canonical.store_permuted import stored_parts
 from relay_passes.ir import shape_of
 from relay_passes.ir.places import grouped_names, kernel_places
-from relay_passes.ir.trained_part import Trained
 from relay_passes.kernels.lift_frozen import PREPARE
 from relay_passes.kernels.share_frozen import tables_of
-from relay_passes.kernels.winograd import uses_winograd
+from relay_passes.kernels.winograd import suited_convolutions, uses_winograd
 from relay_passes.memory.budget import within_budget
-from relay_passes.memory.call_list import CallList, call_list_of
+from relay_passes.memory.call_list import call_list_of
 from relay_passes.memory.fit import Fit, TooLarge
-from relay_passes.memory.order_updates import OFF, UPDATE
+from relay_passes.memory.order_updates import OFF, STEP
 from relay_passes.memory.verify import operands_are_inside, ranges_are_apart
+from relay_passes.operators.attention import uses_attention
+from schedules.decisions import DEFAULTS, Decisions
+from schedules.target import Layouts
 
 from ..frontend import Model, load_model
 from ..schemes.scheme import with_trained
 from .build import Library, build_library
 from .fitting import batch_parts, fewest_parts
+from .footprint.plan import TARGET, bundled, memory_of
 from .kernel_builder import KernelBuilder
 from .launches import build_launches
+from .lowered import Lowered
 from .parameters import Parameters, with_layouts, with_prepared, with_states
 from .phases import Phases
+from .step_choices import StepChoices
+from .training_options import ACCUMULATE, FLOAT16, FLOAT32, FORWARD, PREDICT, TRAIN, Training
 
-FORWARD, TRAIN, ACCUMULATE, PREDICT = "main", "train_step", "accumulate_step", "predict"
 ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
-
-
-@dataclass(frozen=True)
-class Training:
-    """Training options of the phases, as plain values."""
-
-    trained: Trained
-    """Trained parameters by name, with parts along axes of the parameter as the forward module declares it."""
-    loss: Mapping[str, Any] = field(default_factory=lambda: {"kind": "cross_entropy"})
-    """Fields of :class:`relay_passes.AppendLoss`."""
-    optimizer: Mapping[str, Any] = field(default_factory=lambda: {"kind": "sgd", "momentum": 0.0})
-    """Fields of :class:`relay_passes.AppendUpdate`'s ``optimizer``."""
-    batch_norm: str = "frozen"
-    """Statistics that training normalises with: ``frozen`` or ``batch``."""
-    accumulate: int = 1
-    """Number of steps that share one update."""
-    micro_batches: int = 1
-    """Number of parts of the batch that a step runs one after the other, summing gradients."""
-    clip_norm: float | None = None
-    copies: int = 1
-    """Copies of a frozen weight that may be kept: 2 keeps one for the forward and one for the backward products."""
-    guard: str = UPDATE
-    """How steps are guarded against numbers that are not finite: a value of :class:`relay_passes.OrderUpdates`."""
-    store_permuted: bool = True
-    """Store trained weights in the layout in which they are read. Required for weights trained in part."""
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether several runs share one update, so that gradients are summed."""
-        return self.accumulate * self.micro_batches > 1
-
-    @property
-    def steps(self) -> list[str]:
-        """Names of the functions that compute gradients."""
-        return [TRAIN, ACCUMULATE] if self.is_shared else [TRAIN]
-
-    @property
-    def functions(self) -> list[str]:
-        """Names of all functions from phase 6 on."""
-        return [PREDICT, *self.steps, PREPARE]
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """Result of phases 2 to 9."""
-
-    module: IRModule
-    """Kernels and executors as PrimFuncs."""
-    entries: dict[str, CallList]
-    """Entry points by name."""
-    parameters: Parameters
-    """Records of every array that a trainer keeps beside inputs and results."""
-    micro_batches: int
-    step: relax.Function
-    """Training step of one micro-batch after phase 4."""
-    places: dict[str, str]
-    """Part of the network that each kernel computes, for messages."""
-    kernels: dict[str, dict[str, Any]]
-    """Costs of each kernel."""
 
 
 def import_model(
@@ -177,16 +129,27 @@ def lower(
     *,
     micro_batches: int | None = None,
     budget: int | None = None,
+    in_bundle: bool = False,
     dump: Path | None = None,
+    decisions: Decisions = DEFAULTS,
 ) -> Fit[Lowered] | TooLarge:
     """Run phases 2 to 9: lower a model to kernels, and executors that call them on fixed addresses.
 
     ``micro_batches``: by default one, or as many as the budget needs. ``budget`` limits arena, optimizer state and
-    gradient sums together, in bytes.
+    gradient sums together, in bytes; with ``in_bundle`` all memory of the program's bundle. ``decisions`` are those of
+    choices above kernels (:class:`StepChoices`).
+
+    Raises
+    ------
+    DecisionError
+        The step offers no such choice or option.
     """
     # 1. Import, by the front end. What the scheme trains is filled into the records.
-    phases = Phases(model.module, dump, with_trained(model.parameters, training.trained))
+    phases = Phases(
+        model.module, dump, with_trained(model.parameters, training.trained), choices=StepChoices(decisions)
+    )
     phases.enter(1, "imported", model.module, parameters_are_told_apart)
+    held = [*(each.name for each in model.inputs), TARGET] if in_bundle else []
     # 2. Canonicalise, for any number of micro-batches.
     training = canonicalise_forward(phases, training)
 
@@ -194,30 +157,45 @@ def lower(
     def graph(count: int) -> Phases:
         """Run phases 3 to 5: loss, backward graph, update."""
         own = phases.fork()
-        differentiate(own, replace(training, micro_batches=count))
+        differentiate(own, replace(training, micro_batches=count), builder.kernel_target.layouts)
         return own
 
     @functools.cache
     def kernels(count: int, winograd: bool) -> Phases:
         """Run phases 6 to 8: kernels, fusion, order."""
         own = graph(count).fork()
-        order_kernels(own, replace(training, micro_batches=count), builder, winograd=winograd)
+        order_kernels(own, replace(training, micro_batches=count), builder, winograd=winograd, held=held)
         return own
 
-    def attempt(count: int, max_slowdown: float) -> Fit[Lowered] | TooLarge:
-        """Run the end of phase 8, rematerialisation for a budget, and phase 9, the plan."""
-        own, state = replace(training, micro_batches=count), state_bytes(graph(count).parameters)
-        arena = None if budget is None else budget - state
+    def planned(own: Phases, count: int) -> Lowered:
+        """Run phase 9, the plan."""
+        return plan(own.fork(), replace(training, micro_batches=count), is_gpu=builder.kernel_target.is_gpu)
+
+    def within(arena: int, count: int, max_slowdown: float) -> Fit[Phases] | TooLarge:
+        """Run the end of phase 8, rematerialisation for an arena of at most so many bytes."""
+        own = replace(training, micro_batches=count)
         found = fit_arena(kernels(count, True), own, arena, max_slowdown)
-        if isinstance(found, TooLarge) and math.isinf(max_slowdown) and has_winograd(kernels(count, True)):
-            # Winograd's transforms enlarge their operands but save time: dropped last.
-            without = fit_arena(kernels(count, False), own, arena, max_slowdown)
-            found = without if isinstance(without, Fit) else TooLarge(min(found.smallest, without.smallest))
-        return (
-            found.beside(state)
-            if isinstance(found, TooLarge)
-            else Fit(plan(found.value, own, is_gpu=builder.kernel_target.is_gpu))
-        )
+        if isinstance(found, Fit) or math.isfinite(max_slowdown) or not has_winograd(kernels(count, True)):
+            return found
+        # Winograd's transforms enlarge their operands but save time: dropped last.
+        without = fit_arena(kernels(count, False), own, arena, max_slowdown)
+        return without if isinstance(without, Fit) else TooLarge(min(found.smallest, without.smallest))
+
+    @functools.cache
+    def beside_arena(count: int) -> int:
+        """Bytes that the budget has to hold beside the arena."""
+        if not in_bundle:
+            return state_bytes(graph(count).parameters)
+        lowered = planned(kernels(count, True), count)
+        entries = {name: calls.record() for name, calls in bundled(lowered.entries).items()}
+        return memory_of(entries, lowered.parameters, held).arena
+
+    def attempt(count: int, max_slowdown: float) -> Fit[Lowered] | TooLarge:
+        if budget is None:
+            return Fit(planned(kernels(count, True), count))
+        beside = beside_arena(count)
+        found = within(budget - beside, count, max_slowdown)
+        return found.beside(beside) if isinstance(found, TooLarge) else Fit(planned(found.value, count))
 
     def can_split() -> bool:
         return not any(why_whole(phases.mod[name]) for name in (TRAIN, PREDICT))
@@ -225,7 +203,9 @@ def lower(
     # Micro-batches cost less than recomputation. Batch statistics need the whole batch at once.
     is_fixed = micro_batches is not None or budget is None or training.batch_norm == "batch"
     counts = [micro_batches or 1] if is_fixed else batch_parts(model)
-    return fewest_parts(attempt, counts, math.inf if budget is None else budget, can_split)
+    found = fewest_parts(attempt, counts, math.inf if budget is None else budget, can_split)
+    phases.choices.close()
+    return found
 
 
 def canonicalise_forward(phases: Phases, training: Training) -> Training:
@@ -248,17 +228,30 @@ def canonicalise_forward(phases: Phases, training: Training) -> Training:
     return training
 
 
-def differentiate(phases: Phases, training: Training) -> IRModule:
-    """Phases 3 to 5: loss, backward graph and update of one micro-batch."""
+def differentiate(phases: Phases, training: Training, layouts: Layouts | None = None) -> IRModule:
+    """Phases 3 to 5: loss, backward graph and update of one micro-batch.
+
+    ``layouts`` are those of the target, which may differentiate attention as one operator.
+    """
     trained, count = training.trained, training.micro_batches
     if count > 1:
         phases.run(2, "split", [SplitBatch(count, name) for name in (TRAIN, PREDICT)])
+    if layouts is not None:
+        apart = phases.mod
+        attention = [RecoverAttention(layouts, trained, TRAIN), RecoverAttention(layouts, function=PREDICT)]
+        recovered = phases.run(2, "attention", attention)
+        if any(uses_attention(recovered[name]) for name in (TRAIN, PREDICT)) and not phases.choices.attention():
+            phases.enter(2, "attention", apart)
     # 3. Loss.
     phases.run(3, "loss", [AppendLoss(**training.loss, parts=count, function=TRAIN)], returns_loss(TRAIN))
     # 4. Backward: mark first, then build.
     backward = Backward(trained, TRAIN, 1 / training.accumulate)
     only_trained = only_trained_gradients(TRAIN, trained)
+    if training.precision == FLOAT16:
+        phases.run(3, "scaled", [ScaleLoss(TRAIN)], returns_loss(TRAIN))
     phases.run(4, "backward", [backward], only_trained, everything_is_needed(TRAIN))
+    if training.precision == FLOAT16:
+        phases.run(4, "unscaled", [UnscaleGradients(TRAIN)], only_trained)
     small = [relax.transform.EliminateCommonSubexpr(), SaveSmall(TRAIN), PackMasks(TRAIN)]
     phases.run(4, "saved", small, only_trained)
     # 5. Update, in place. Runs that share an update only accumulate gradients.
@@ -273,55 +266,76 @@ def differentiate(phases: Phases, training: Training) -> IRModule:
     return mod
 
 
-def order_kernels(phases: Phases, training: Training, builder: KernelBuilder, *, winograd: bool = True) -> None:
+def order_kernels(
+    phases: Phases, training: Training, builder: KernelBuilder, *, winograd: bool = True, held: Sequence[str] = ()
+) -> None:
     """Phases 6 to 8: kernels in execution order.
 
-    Computations on frozen parameters alone are hoisted into the function ``prepare``.
+    Computations on frozen parameters alone are hoisted into the function ``prepare``. ``held``: inputs that lie in the
+    arena.
     """
     frozen = [name for name, record in phases.parameters.items() if record.is_frozen]
     functions = [PREDICT, *training.steps]
     # 6. Choose kernels.
-    target = builder.kernel_target
-    tables = tables_of(phases.mod[PREDICT], frozen) if training.copies == 1 else set()
+    target, choices = builder.kernel_target, phases.choices
+    copies = choices.copies(training.copies) if frozen else training.copies
+    tables = tables_of(phases.mod[PREDICT], frozen) if copies == 1 else set()
     moved = [name for name in frozen if name not in tables]
-    padded = [PadFrozen(moved, functions, target)] if training.copies == 1 else []
+    padded = [PadFrozen(moved, functions, target)] if copies == 1 else []
     straight = [] if target.layouts.reads_across else [StraightenProducts(moved, name) for name in functions]
     scaled = [ScaleResults(list(training.trained), name) for name in functions]
-    transformed = [Winograd(frozen, name) for name in functions] if winograd else []
-    packed = [PackWeights(moved, target, name) for name in functions]
-    sliced = SliceForward(training.steps, functions, frozen)
-    shared = [ShareFrozen(frozen, functions)] if training.copies == 1 and not target.layouts.reads_across else []
-    phases.run(6, "products", [*scaled, *padded, *straight, *transformed, sliced, *packed, *shared])
+    winograd = winograd and training.precision == FLOAT32  # its transforms lose what 16 bits have
+    transformed = []
+    if winograd:
+        suited = [suited_convolutions(phases.mod[name], frozen).values() for name in functions]
+        left = choices.without_winograd(set().union(*suited))
+        transformed = [Winograd(frozen, name, left=left) for name in functions]
+    unpacked = {"unpacked": choices.unpacked()} if moved else {}
+    packed = [PackWeights(moved, target, name, **unpacked) for name in functions]
+    batch = shape_of(phases.mod[TRAIN].params[0])[:1]
+    sliced = SliceForward(training.steps, functions, frozen, choices.slices(*batch) if batch else None)
+    joins = target.layouts.joins_attention and uses_attention(phases.mod[TRAIN]) and choices.joined_attention()
+    joined = [JoinAttention(name) for name in training.steps] if joins else []
+    shared = [ShareFrozen(frozen, functions)] if copies == 1 and not target.layouts.reads_across else []
+    phases.run(6, "products", [*scaled, *padded, *straight, *transformed, *joined, sliced, *packed, *shared])
     chosen = ChooseKernels(functions, target)
     views = relax.transform.RewriteDataflowReshape()
     phases.run(6, "kernels", [chosen, views, LiftFrozen(frozen, functions)], only_kernels)
     phases.parameters = with_prepared(phases.parameters, phases.mod)
     # 7. Fuse epilogues and element-wise chains.
     before = phases.mod
-    phases.run(7, "grouped", [relax.transform.AnnotateTIROpPattern(), FuseGroups(target.traits.arguments)])
+    groups = FuseGroups(target.traits.arguments, choices.longest_group())
+    phases.run(7, "grouped", [relax.transform.AnnotateTIROpPattern(), groups])
     names = grouped_names(before, phases.mod, training.functions)
     clean = [relax.transform.DeadCodeElimination(training.functions), relax.transform.RewriteDataflowReshape()]
     phases.run(7, "fused", [relax.transform.FuseTIR(), *clean], only_kernels)
+    if training.precision != FLOAT32:
+        phases.run(7, "narrowed", [MixedPrecision(functions, frozen, training.precision)], only_kernels)
+        phases.parameters = with_prepared(phases.parameters, phases.mod)
+    if target.layouts.fuses_updates and training.guard != STEP:
+        phases.run(7, "updates", [*map(FuseUpdates, training.steps), clean[0]], only_kernels)
     # 8. Order: updates as early as possible; cheap, long-lived values are rematerialised.
     updates_early = [OrderUpdates(name, training.guard) for name in training.functions]
+    holding = [HoldInputs(functions, held, training.micro_batches, TRAIN)] if held else []
     guarded = [GuardWrites(training.steps)] if target.is_gpu and training.guard != OFF else []
-    phases.run(8, "ordered", [*guarded, NameKernels(training.functions), *updates_early], updates_follow_reads)
+    phases.run(
+        8, "ordered", [*guarded, NameKernels(training.functions), *updates_early, *holding], updates_follow_reads
+    )
     phases.places, phases.kernels = kernel_places(phases.mod, names), kernel_costs(phases.mod, training.functions)
-    phases.run(8, "cheap", [RecomputeCheap(training.steps, phases.seconds)], updates_follow_reads)
+    if choices.recomputed():
+        phases.run(8, "cheap", [RecomputeCheap(training.steps, phases.seconds)], updates_follow_reads)
     # Kernels are scheduled here: how much scratch they need decides the plan.
     kernels = [func for func in phases.mod.functions.values() if isinstance(func, tirx.PrimFunc)]
     scratch = builder.scratch(kernels, phases.places)
     phases.run(8, "scratch", [ReserveScratch(training.functions, scratch, target.traits.alignment)])
 
 
-def fit_arena(phases: Phases, training: Training, budget: int | None, max_slowdown: float) -> Fit[Phases] | TooLarge:
+def fit_arena(phases: Phases, training: Training, budget: int, max_slowdown: float) -> Fit[Phases] | TooLarge:
     """End of phase 8: rematerialise more values if the budget requires it.
 
     ``budget`` is the largest arena in bytes, ``max_slowdown`` the largest share of a step's time spent on
     recomputation.
     """
-    if budget is None:
-        return Fit(phases)
     found = within_budget(phases.mod, training.steps, training.functions, phases.seconds, budget, max_slowdown)
     if isinstance(found, TooLarge):
         return found
@@ -354,6 +368,7 @@ def plan(phases: Phases, training: Training, *, is_gpu: bool = False) -> Lowered
         phases.after["saved"][TRAIN],
         phases.places,
         phases.kernels,
+        phases.choices.offered,
     )
 
 
@@ -383,30 +398,3 @@ def training_graph(phases: Phases, training: Training) -> IRModule:
     the functions ``train_step``, ``predict`` and, if several runs share an update, ``accumulate_step``.
     """
     return differentiate(phases, canonicalise_forward(phases, training))
-
-
-def training_pipeline(
-    train: Sequence[str] | Trained,
-    loss: str | Mapping[str, Any] = "cross_entropy",
-    optimizer: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Pass:
-    """Return TVM's pipeline ``pock_train``: phases 2 to 5 as one pass, for a plain TVM build.
-
-    ``train`` names the trained parameters of ``main``, or maps them to their trained parts (None, or indices along an
-    axis). ``options`` are further fields of :class:`Training`. Parameters keep their layout unless one is trained in
-    part: then the attribute ``stored`` of ``train_step`` gives the reshape and permutation of each.
-    """
-    trained = dict(train) if isinstance(train, Mapping) else dict.fromkeys(train)
-    training = Training(
-        trained,
-        {"kind": loss} if isinstance(loss, str) else loss,
-        optimizer or {"kind": "sgd"},
-        **({"store_permuted": any(piece is not None for piece in trained.values())} | options),
-    )
-
-    @tvm.transform.module_pass(opt_level=0, name="pock_train")
-    def run(mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        return training_graph(Phases(mod), training)
-
-    return run

@@ -16,12 +16,15 @@ from schedules.gpu import gpu_target
 from schedules.gpu.traits import DIALECTS
 from schedules.target import Target as KernelTarget
 
+from ..device.gpu.devices import open_device
 from ..device.instructions import instruction_sets
 from ..device.machine import machine_triple
 from ..errors import PockError
+from .calibration import calibrated, load_calibration
 from .machines import MACHINES
 
 HOST = "host"
+CALIBRATED = "calibrated"
 TUNING = ("allow-", "false-deps-", "fast", "no-bypass-", "prefer-", "slow-", "tuning-")
 """Prefixes of LLVM features that only tune for a CPU and add no instructions."""
 
@@ -29,14 +32,15 @@ TUNING = ("allow-", "false-deps-", "fast", "no-bypass-", "prefer-", "slow-", "tu
 def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
     """Return the TVM target of a program.
 
-    ``"host"`` (the default) is this machine with all its vector instructions. Otherwise give a short name (``pi4``; see
+    ``"host"`` (the default) is this machine with all its vector instructions; ``"calibrated"`` is the same with what
+    ``pock calibrate`` measured of it. Otherwise give a short name (``pi4``; see
     :mod:`pock_tvm.compiler.machines`), one of TVM's tags (``raspberry-pi/4b-aarch64``), a TVM target as JSON or dict,
     or a Target.
 
     Raises
     ------
     PockError
-        The target is invalid, or neither a CPU nor a GPU.
+        The target is invalid, or neither a CPU nor a GPU; or this machine was not calibrated.
     """
     if isinstance(target, Target):
         found = target
@@ -49,6 +53,9 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
                 "num-cores": os.cpu_count() or 1,
             }
         )
+    elif target == CALIBRATED:
+        host = resolve_target(HOST)
+        found = calibrated(host, load_calibration(host))
     elif isinstance(target, str) and target in MACHINES:
         found = Target(MACHINES[target].target())
     else:
@@ -63,17 +70,22 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
             f"programs are built for CPUs (kind llvm) and GPUs ({', '.join(DIALECTS)}); '{target}' is of kind "
             f"{found.kind.name}"
         )
+    if found.kind.name == "llvm":
+        try:
+            cpu_target(found)
+        except ValueError as error:
+            raise PockError(str(error)) from error
     return found
 
 
 def _unknown(target: object, reason: str) -> str:
     """Word the error of a target that neither we nor TVM know."""
     kinds = ("llvm", *DIALECTS)
-    known = [HOST, *MACHINES, *(str(tag) for tag, found in list_tags().items() if found.kind.name in kinds)]
+    known = [HOST, CALIBRATED, *MACHINES, *(str(tag) for tag, found in list_tags().items() if found.kind.name in kinds)]
     near = difflib.get_close_matches(str(target).lower(), known, cutoff=0.5)
     if near:
         return f"'{target}' is no target: did you mean {' or '.join(near)}? `pock targets` lists short names"
-    names = ", ".join((HOST, *MACHINES))
+    names = ", ".join((HOST, CALIBRATED, *MACHINES))
     return f"'{target}' is no target: give {names}, a tag of TVM's, or a TVM target as JSON ({reason})"
 
 
@@ -100,11 +112,23 @@ def is_this_machine(target: Target) -> bool:
 
 
 def runs_here(target: Target) -> bool:
-    """Return whether this machine can run a program for the target, i.e. has every instruction that LLVM may use."""
-    if is_gpu(target) or not is_this_machine(target):
+    """Return whether this machine can run a program for the target: it has every instruction that LLVM may use, or a
+    GPU that takes the kernels."""
+    if is_gpu(target):
+        return _has_device(target)
+    if not is_this_machine(target):
         return False
     missing = set(llvm.llvm_get_cpu_features(target)) - set(llvm.llvm_get_cpu_features(resolve_target(HOST)))
     return all(feature.startswith(TUNING) for feature in missing)
+
+
+def _has_device(target: Target) -> bool:
+    dialect = triple_of(target)
+    try:
+        open_device(dialect, dialect, instructions_of(target))
+    except PockError:
+        return False
+    return True
 
 
 def instructions_of(target: Target) -> list[str]:

@@ -69,9 +69,9 @@ def package(folder: Path, network: Network, kernels: Sequence[Path] | None) -> N
         The compiler fails, or the network is too large for Java's buffers.
     """
     program, plan, form = network.program, network.plan, network.form
-    if max(plan.memory_bytes, len(plan.weights), form.nbytes) > MOST_BYTES:
+    if max(plan.memory.size, len(plan.weights), form.nbytes) > MOST_BYTES:
         raise PockError(
-            f"the network takes {plan.memory_bytes:,} bytes of memory, {len(plan.weights):,} of weights and "
+            f"the network takes {plan.memory.size:,} bytes of memory, {len(plan.weights):,} of weights and "
             f"{form.nbytes:,} of state, and a buffer of Java holds {MOST_BYTES:,}: train fewer weights, or lower the "
             "batch"
         )
@@ -142,7 +142,7 @@ def _kotlin(network: Network) -> str:
     return filled(
         "Pock.kt",
         ANDROID,
-        memory=plan.memory_bytes,
+        memory=plan.memory.size,
         weights=len(plan.weights),
         state=form.nbytes,
         alignment=ALIGNMENT,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import tvm_ffi
 from tvm import DataType, ir, tirx
 from tvm.target import codegen as llvm
 
@@ -97,11 +98,13 @@ class _Kernel(Expressions):
             if isinstance(each, tirx.For) and at + 1 < len(stmt.seq):
                 written = dict.fromkeys(STORE.findall("\n".join(self.lines[before:])))
                 for name in (name for name in written if name in tiles):
-                    self._end_tile(name, *tiles[name])
+                    buffer, extent = tiles[name]
+                    if not any(isinstance(later, tirx.For) and _writes(later, buffer) for later in stmt.seq[at + 1 :]):
+                        self._end_tile(name, buffer, extent)
         self._memory |= memory
 
     def _end_tile(self, name: str, buffer: tirx.Var, extent: int) -> None:
-        """Let the statements behind the loops that accumulate a tile read a copy of it, apart from its registers."""
+        """Let the statements behind the last loop of a tile read a copy of it, apart from its registers."""
         kind = self.scope[name]
         done = self.declare_memory(buffer, kind, name=self._new(f"{name}_done", kind), is_array_of_vectors=True)
         self.emit(f"{kind.removesuffix(' *')} {done}[{extent}];")
@@ -259,6 +262,13 @@ def _without_unused(lines: Sequence[str]) -> tuple[list[str], set[str]]:
             words.update(WORD.findall(line))
             kept.append(line)
     return kept[::-1], words
+
+
+def _writes(loop: tirx.For, buffer: tirx.Var) -> bool:
+    """Return whether a loop stores to a buffer."""
+    found: list[tirx.BufferStore] = []
+    tvm_ffi.structural_walk(loop, (tirx.BufferStore, found.append))
+    return any(store.buffer.same_as(buffer) for store in found)
 
 
 STORE = re.compile(r"(\w+)\[\w+\] = ")

@@ -80,14 +80,14 @@ def texts_for_systems(network: Network) -> dict[str, str]:
         inputs="".join(f"    {described(each)},\n" for each in arguments.inputs),
         target=described(arguments.target) if arguments.target else "None",
         outputs="".join(f"    {described(each)},\n" for each in arguments.outputs),
-        memory=plan.memory_bytes,
+        memory=plan.memory.size,
         weights=len(plan.weights),
         state=form.nbytes,
     )
     readme = filled(
         "README.md",
         triple=manifest["target"]["triple"],
-        memory=f"{plan.memory_bytes:,}",
+        memory=f"{plan.memory.size:,}",
         weights=f"{len(plan.weights):,}",
         state=f"{form.nbytes:,}",
         columns=" then ".join(f"{each.count // rows} of `{each.variable}`" for each in given),

@@ -127,7 +127,7 @@ def header_code(program: Program, plan: Plan, form: StateForm) -> str:
     arguments, given = arguments_of(program), given_arguments(program)
     return filled(
         "pock.h",
-        memory=plan.memory_bytes,
+        memory=plan.memory.size,
         weights=len(plan.weights),
         state=form.nbytes,
         alignment=ALIGNMENT,
@@ -151,7 +151,7 @@ def network_code(program: Program, plan: Plan, form: StateForm, checksum: int) -
     run = "run_train_step(net)"
     if accumulate > 1:
         run = "last ? run_train_step(net) : run_accumulate_step(net)"
-    start, size = plan.sums
+    start, size = plan.memory.sums
     return filled(
         "pock.c",
         head=HEAD_BYTES,
@@ -218,16 +218,15 @@ def _calls(name: str, entry: Mapping[str, Any], plan: Plan) -> Iterator[str]:
         if kernel == "copy":
             yield f"  memcpy({places[0]}, {places[1]}, {rest[0]});{comment}"
         elif kernel == guards.CHECK:
-            count, dtype, kind, of, written = rest
-            found = f"found(net, {_found(kind, of)}, WRITTEN_{written.upper()})"
-            yield f"  if (!pock_all_finite_{dtype}({places[0]}, {count})) return {found};"
+            count, dtype, kind, of, written, *more = rest
+            what, holds, _ = guards.TEXTS[kind]
+            what = "the target" if (kind, of) == (guards.INPUT, TARGET) else what.format(of)
+            found = f"found(net, {c_string(what)}, {c_string(holds)}, WRITTEN_{written.upper()})"
+            numbers = ", ".join(f"{place}, {size}" for place, size in zip(places, [count, *more], strict=True))
+            function = "pock_all_factors" if more else f"pock_all_finite_{dtype}"
+            yield f"  if (!{function}({numbers})) return {found};"
         else:
             yield f"  if ({kernel}({', '.join(places)})) return no_threads(net);{comment}"
-
-
-def _found(kind: str, name: str) -> str:
-    text, _ = guards.TEXTS[kind]
-    return c_string("the target" if (kind, name) == (guards.INPUT, TARGET) else text.format(name))
 
 
 def _index_checks(program: Program, arguments: Arguments) -> Iterator[str]:

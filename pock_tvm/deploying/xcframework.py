@@ -68,7 +68,7 @@ def package(folder: Path, network: Network, kernels: Sequence[Path] | None) -> N
         f"{headers}/module.modulemap": text_of("module.modulemap", IOS),
         "Package.swift": text_of("Package.swift", IOS),
         f"{sources}/Pock.swift": filled(
-            "Pock.swift", IOS, memory=plan.memory_bytes, weights=len(plan.weights), state=form.nbytes,
+            "Pock.swift", IOS, memory=plan.memory.size, weights=len(plan.weights), state=form.nbytes,
             alignment=ALIGNMENT, **_lists("step", given, ()),
             **_lists("predict", arguments.inputs, arguments.outputs),
         ),

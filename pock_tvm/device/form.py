@@ -43,7 +43,7 @@ def check_form(value: Any, form: Any, place: str) -> None:
         if value is not None:
             check_form(value, form.form, place)
     elif isinstance(form, type):
-        _require(isinstance(value, form) and not (form is not bool and isinstance(value, bool)), place)
+        _require(isinstance(value, form) and (form in (bool, object) or not isinstance(value, bool)), place)
     elif isinstance(form, list):
         _require(isinstance(value, list | tuple), place)
         for number, child in enumerate(value):

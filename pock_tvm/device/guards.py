@@ -1,7 +1,7 @@
 """Checks of a training step that found a number that is not finite: what it is, and what has become of the state.
 
-A check is a record of the manifest's call list: ``["check", [place], count, dtype, kind, name, written]``. Its values
-are those of ``relay_passes.memory.call_list``.
+A check is a record of the manifest's call list: ``["check", [place], count, dtype, kind, name, written]``, or that of
+two factors. Its values are those of ``relay_passes.memory.call_list``.
 """
 
 from __future__ import annotations
@@ -13,18 +13,25 @@ from typing import Any
 from .errors import NonFiniteError, NonFiniteInputError
 
 CHECK = "check"
-INPUT, LOSS, GRADIENT, STATISTIC = "input", "loss", "gradient", "statistic"
+INPUT, LOSS, GRADIENT, STATISTIC, FACTOR = "input", "loss", "gradient", "statistic", "factor"
 NOTHING, SUMS, STATE = "nothing", "sums", "state"
 """In-place writes of a step before a check: nothing, gradient sums alone, or weights, statistics and states of
 the optimizer."""
 
+HOLDS = "it holds NaN or infinity"
+OF_GRADIENTS = "Lower the learning rate, or look at the data; guard='step' changes nothing"
 TEXTS = {
-    INPUT: ("input '{}'", "Look at the data; if infinities are meant, as in a mask, compile with guard='off'"),
-    LOSS: ("the loss", "Lower the learning rate, or look at the data"),
-    GRADIENT: ("the gradient of '{}'", "Lower the learning rate, or look at the data; guard='step' changes nothing"),
-    STATISTIC: ("the new running statistic '{}'", "Look at the data, and at the scale of the values before it"),
+    INPUT: ("input '{}'", HOLDS, "Look at the data; if infinities are meant, as in a mask, compile with guard='off'"),
+    LOSS: ("the loss", HOLDS, "Lower the learning rate, or look at the data"),
+    GRADIENT: ("the gradient of '{}'", HOLDS, OF_GRADIENTS),
+    FACTOR: (
+        "the gradient of '{}'",
+        "its factors hold NaN or infinity, or it may overflow",
+        OF_GRADIENTS,
+    ),
+    STATISTIC: ("the new running statistic '{}'", HOLDS, "Look at the data, and at the scale of the values before it"),
 }
-"""For each kind of tensor its name in messages, and what to do."""
+"""For each kind of tensor its name in messages, what is wrong with it, and what to do."""
 
 
 def is_checked(entry: Mapping[str, Any]) -> bool:
@@ -43,7 +50,7 @@ class Found:
     @classmethod
     def at(cls, entry: Mapping[str, Any], position: int) -> Found:
         """Read a check by its position in the call list of an entry point."""
-        *_, kind, name, written = entry["calls"][position]
+        kind, name, written = entry["calls"][position][4:7]
         return cls(kind, name, written)
 
     def error(self, dropped: int) -> NonFiniteError:
@@ -51,7 +58,7 @@ class Found:
 
         ``dropped`` counts the steps before this one whose gradient sums are lost.
         """
-        what, advice = TEXTS[self.kind]
+        what, holds, advice = TEXTS[self.kind]
         what = "the target" if (self.kind, self.name) == (INPUT, "target") else what.format(self.name)
         consequence = "Nothing has changed"
         if self.written == STATE:
@@ -59,4 +66,4 @@ class Found:
         elif dropped:
             consequence = f"Earlier steps of the same update ({dropped}) are dropped; nothing else has changed"
         kind = NonFiniteInputError if self.kind == INPUT else NonFiniteError
-        return kind(f"{what} is not finite: it holds NaN or infinity", consequence, advice)
+        return kind(f"{what} is not finite: {holds}", consequence, advice)

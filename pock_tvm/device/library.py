@@ -32,6 +32,8 @@ Outcome = Callable[[], np.ndarray]
 class Library(ABC):
     """The entry points of a program. Each is called with one table, made of addresses."""
 
+    clock = "the device's clock"
+    """Clock that times entry points, for reports."""
     queues = False
     """Whether an entry point that was started runs on while its caller goes on."""
 

@@ -20,7 +20,9 @@ def _is_call(value: Any) -> bool:
     if not all(isinstance(place, list) and len(place) == 2 and all(map(is_extent, place)) for place in places):
         return False
     if name == CHECK:
-        return len(rest) == 5 and is_extent(rest[0]) and all(isinstance(each, str) for each in rest[1:])
+        count, what, more = rest[:1], rest[1:5], rest[5:]
+        are_counts = all(map(is_extent, [*count, *more])) and len(more) == len(places) - 1
+        return are_counts and len(what) == 4 and all(isinstance(each, str) for each in what)
     return len(rest) < 2 and all(map(is_extent, rest))
 
 
@@ -72,6 +74,7 @@ MANIFEST = {
     "entries": {"train_step": dict, "predict": dict},
     "layers": [LAYER],
     "kernels": Each({"flops": is_number, "bytes": is_number}),
+    "step": Maybe({"choices": Each({"default": object, "decided": object}), "gain": Maybe(is_number)}),
     "classes": Maybe([str]),
     "preprocessing": Maybe({"mean": [is_number], "std": [is_number]}),
 }

@@ -30,6 +30,11 @@ def example(program: Program) -> tuple[dict[str, np.ndarray], np.ndarray | None]
     return inputs, None if target is None else np.zeros(*target)
 
 
+def clock_of(trainer: Trainer) -> str:
+    """Return what times the kernels of a trainer's steps."""
+    return trainer._library.clock
+
+
 def profile(trainer: Trainer, x: Data, y: Any, *, repeat: int = 10) -> list[dict[str, Any]]:
     """Time every kernel of a training step, slowest first; the trainer's state stays as it was.
 

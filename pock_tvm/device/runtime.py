@@ -100,7 +100,7 @@ class HostLibrary(Library):
 
     def _call(self, function: Any, table: Any) -> None:
         def call() -> None:
-            _use_threads(self._threads)
+            use_threads(self._threads)
             function(table)
 
         in_one_thread(call)
@@ -109,7 +109,7 @@ class HostLibrary(Library):
 _pool = threading.local()
 
 
-def _use_threads(count: int) -> None:
+def use_threads(count: int) -> None:
     """Set the number of threads for the kernels that this thread calls from now on."""
     if getattr(_pool, "threads", None) != count:
         tvm.get_global_func("runtime.config_threadpool")(FASTEST_CORES, count)

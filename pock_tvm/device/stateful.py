@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from .arguments import FLAG, PATH, one_of, require, whole
 from .arrays import as_array
 from .checkpoint import newest_checkpoint, write_checkpoint
 from .checksums import weight_checksums
-from .errors import CheckpointError, NonFiniteError, OptionError, PockWarning
+from .errors import CheckpointError, DeviceError, NonFiniteError, OptionError, PockError, PockWarning
 from .execution import Execution
 from .library import Library
 from .matching import Restored, match
@@ -46,8 +46,8 @@ class Stateful(Execution):
         self.restored: Restored | None = None
         """Outcome of the last restore."""
         self._cycle = (0, 0)  # updates, and steps that they took: counted apart, for a program may share others
-        self._spoiled: str | None = None
-        """Tensor that was not finite behind updates of the same step: the state is then not one to go on from."""
+        self._spoiled: PockError | None = None
+        """Error that stopped a step or a restore in the middle: the state is then not one to go on from."""
         self._replaced: dict[str, np.ndarray] = {}
 
     def _settle(self) -> None:
@@ -56,7 +56,17 @@ class Stateful(Execution):
 
     def _refuse_spoiled(self) -> None:
         if self._spoiled is not None:
-            raise NonFiniteError(f"this trainer stopped within a step, and goes on after restore(…): {self._spoiled}")
+            kind = NonFiniteError if isinstance(self._spoiled, NonFiniteError) else DeviceError
+            raise kind(f"this trainer stopped within a step, and goes on after restore(…): {self._spoiled}")
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change the state. If the device fails at it, what it holds is unknown."""
+        try:
+            yield
+        except DeviceError as error:
+            self._spoiled = error
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """All weights under PyTorch's names and in its layouts, for ``torch_model.load_state_dict``.
@@ -120,7 +130,8 @@ class Stateful(Execution):
                 f"the state does not fit the program: {what} ({len(missing)} missing, {len(unknown)} unknown)"
             )
         self._check_shapes(arrays)
-        self._set_weights({name: array.astype(self._weights[name].dtype) for name, array in arrays.items()})
+        with self._changing():
+            self._set_weights({name: array.astype(self._weights[name].dtype) for name, array in arrays.items()})
         self._replaced = {
             name: array.copy()
             for name, array in arrays.items()
@@ -162,15 +173,16 @@ class Stateful(Execution):
         """
         require("the path of a checkpoint", path, PATH, CheckpointError)
         require("allow_drop", allow_drop, FLAG, OptionError)
-        with contextlib.suppress(NonFiniteError):
+        with contextlib.suppress(NonFiniteError, DeviceError):
             self._settle()
         found = newest_checkpoint(path, self.program)
         state, file = found.state, os.fspath(found.path)
         matched = match(file, state, self.program, allow_drop=allow_drop)
-        self._set_weights(self.program.weights | matched.weights)
+        with self._changing():
+            self._set_weights(self.program.weights | matched.weights)
+            for name, array in matched.states.items():
+                self._fill(name, array)
         self._replaced = {name: array for name, array in matched.weights.items() if name not in self._live}
-        for name, array in matched.states.items():
-            self._fill(name, array)
         self.steps, self.notes, self._spoiled = state.steps, state.notes, None
         self._cycle = (matched.updates, state.steps - matched.pending)
         said = [f"{each}: passed over" for each in found.skipped] + matched.warnings

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import guards
 from .arguments import number, one_of, require, whole
 from .arrays import pairs_of
 from .contract import check_contract
-from .errors import InputError, NonFiniteError, PockError, ProgramError
+from .errors import DeviceError, InputError, NonFiniteError, PockError, ProgramError
 from .gpu.devices import BACKENDS, open_device
 from .gpu.library import LaunchLibrary
 from .gpu.memory import DeviceMemory
 from .inputs import Data, Inputs
 from .instructions import obstacle_here
 from .library import CheckFailed, Library, Outcome
+from .loss_scale import LOSS_SCALE, LossScale
 from .losses import Loss
 from .machine import CORES, THREADS
 from .memory import Memory
@@ -74,6 +76,7 @@ class Trainer(Stateful):
             self._inputs = Inputs(program, self._loss)
         self._queued: list[tuple[str, Outcome]] = []
         self._losses: list[float] = []
+        self._scale = LossScale() if LOSS_SCALE in self._arrays else None
 
     def _loaded(self, program: Program, threads: int | None) -> tuple[Library, int, Memory]:
         """The program's library, loaded, on how many cores it runs, and the memory that it works in."""
@@ -143,7 +146,7 @@ class Trainer(Stateful):
     @one_at_a_time
     def queue(self, x: Data, y: Any = None, *, lr: float) -> None:
         """Train on one batch as :meth:`step`, but leave the loss to :meth:`losses`: a GPU then goes from step to step
-        without waiting. On a CPU the step is done when this returns.
+        without waiting. On a CPU, and in float16, the step is done when this returns.
 
         A number that is not finite is then told later, by :meth:`losses` or any other method: the step that met it is
         left as :meth:`step` leaves it, and those queued behind it change nothing.
@@ -156,21 +159,30 @@ class Trainer(Stateful):
         require("lr", lr, LEARNING_RATE, InputError)
         updates, pending = self._updates()
         last = pending + 1 == self._accumulate
-        for name, array in arrays.items():
-            self._fill(name, array)
+        values: dict[str, ArrayLike] = dict(arrays)
         if target is not None:
-            self._fill("target", target)
+            values["target"] = target
         if target is not None and "counted" in self._arrays:
-            self._fill("counted", self._loss.counted(target))
+            values["counted"] = self._loss.counted(target)
         if "rates" in self._arrays:
-            self._fill("rates", self._optimizer.rates(lr, updates + 1))
-        entry = "train_step" if last else "accumulate_step"
-        self._queued.append(
-            (entry, self._library.start(entry, self._tables[entry], self._results[entry][0], self._memory))
-        )
-        self.steps += 1
-        if not self._library.queues:
+            values["rates"] = self._optimizer.rates(lr, updates + 1)
+        self._start("train_step" if last else "accumulate_step", values)
+        if self._scale is not None or not self._library.queues:
             self._collect()
+
+    def _start(self, entry: str, values: Mapping[str, ArrayLike]) -> None:
+        """Start a step, with new values of some inputs."""
+        scale = {} if self._scale is None else {LOSS_SCALE: self._scale.value}
+        try:
+            with self._changing():
+                for name, value in {**values, **scale}.items():
+                    self._fill(name, value)
+                outcome = self._library.start(entry, self._tables[entry], self._results[entry][0], self._memory)
+        except DeviceError:
+            self._forget_queued()
+            raise
+        self._queued.append((entry, outcome))
+        self.steps += 1
 
     @one_at_a_time
     def losses(self) -> list[float]:
@@ -182,17 +194,41 @@ class Trainer(Stateful):
 
     def _collect(self) -> None:
         """Wait for the queued steps and note their losses."""
-        queued, self._queued = self._queued, []
-        for done, (entry, outcome) in enumerate(queued):
+        while self._queued:
+            entry, outcome = self._queued[0]
             try:
-                shares = outcome()  # of the micro-batches
+                with self._changing():
+                    shares = outcome()  # of the micro-batches
             except CheckFailed as failed:
-                self.steps -= len(queued) - done  # those behind it changed nothing
-                raise self._left_at(guards.Found.at(self._entries[entry], failed.position)) from failed
-            except BaseException:
-                self.steps -= len(queued) - done
+                self._forget_queued()  # those behind it changed nothing
+                found = guards.Found.at(self._entries[entry], failed.position)
+                if not self._scaled_down(found):
+                    raise self._left_at(found) from failed
+                self._start(entry, {})
+                continue
+            except BaseException as error:
+                if isinstance(error, PockError) or not self._library.queues:  # an interrupt leaves a GPU at work
+                    self._forget_queued()
                 raise
+            self._queued.pop(0)
             self._losses.append(float(np.cumsum(shares)[-1]))  # one after the other, as bundles do: sum() adds pairs
+            if self._scale is not None:
+                self._scale.count()
+
+    def _scaled_down(self, found: guards.Found) -> bool:
+        """Lower the scale of the loss after a gradient that is not finite. Return whether the step may be taken again:
+        the scale could be lowered, and the state is as before it."""
+        if self._scale is None or found.kind != guards.GRADIENT or not self._scale.lower():
+            return False
+        if found.written == guards.SUMS and self._updates()[1] == 0:  # of the step's own micro-batches
+            self._clear_sums()
+            return True
+        return found.written == guards.NOTHING
+
+    def _forget_queued(self) -> None:
+        """Count the queued steps as not taken."""
+        self.steps -= len(self._queued)
+        self._queued = []
 
     @one_at_a_time
     def predict(self, x: Data) -> np.ndarray | tuple[np.ndarray, ...]:
@@ -245,14 +281,17 @@ class Trainer(Stateful):
         dropped = 0
         if found.written == guards.SUMS:  # the sums of several steps cannot be taken apart
             _, dropped = self._updates()
-            for name, parameter in self._parameters.items():
-                if parameter.origin == GRADIENT_SUM:
-                    self._fill(name, 0)
+            self._clear_sums()
             self.steps -= dropped
         error = found.error(dropped)
         if found.written == guards.STATE:
-            self._spoiled = str(error)
+            self._spoiled = error
         return error
+
+    def _clear_sums(self) -> None:
+        for name, parameter in self._parameters.items():
+            if parameter.origin == GRADIENT_SUM:
+                self._fill(name, 0)
 
     def _settle(self) -> None:
         """Wait for the queued steps, and refuse to go on from a spoiled state."""

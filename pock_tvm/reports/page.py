@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,35 +15,15 @@ from ..choosing.scheme_search import best_alternative, budgets_of, prepare_searc
 from ..choosing.time_model import Profiles
 from ..choosing.worker import open_model
 from ..device.files import make_folder, replacing
-from ..errors import PockError
 from ..frontend.structure import Structure
 from ..schemes.scheme import Scheme
 from .choice_tables import amounts, reasons
+from .html import Table, write_page
 from .program_plots import MIB
 from .scheme_plots import draw_contributions, draw_fronts, draw_scheme
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PAGE_TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>What to train of {{ network }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; font-size: 13px } td, th { padding: 2px 10px; text-align: right }
-td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f5f5f5 } img { max-width: 100% }
-</style></head><body>
-<h1>What to train of {{ network }}</h1>
-<p>{% for line in lines %}{{ line }}<br>{% endfor %}</p>
-{% for title, text, picture in figures %}
-<h2>{{ title }}</h2><p>{{ text }}</p><img alt="{{ title }}" src="data:image/png;base64,{{ picture }}">
-{% endfor %}
-{% for title, header, rows in tables %}
-<h2>{{ title }}</h2>
-<table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
-{% endfor %}
-</body></html>
-"""
 
 
 def write_report(
@@ -69,10 +47,6 @@ def write_report(
     PockError
         Matplotlib or Jinja is missing.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise PockError("reports are made by Jinja and Matplotlib: pip install 'pock-tvm[plot]'") from error
     budgets = budgets_of(memory, seconds)
     structure, alternatives, time_model = prepare_search(contributions, target, profiles)
     choices = best_alternative(alternatives, budgets)
@@ -102,19 +76,16 @@ def write_report(
             "From input to head.",
             draw_scheme(scheme, structure, open_model(contributions.task)[0]),
         )
-    drawn = {name: _png(figure) for name, (_, _, figure) in figures.items()}
-    page = jinja2.Environment(autoescape=True).from_string(PAGE_TEMPLATE)
-    text = page.render(
-        network=Path(contributions.task.model).stem,
-        lines=[*_task_lines(contributions), f"The {time_model}.", *_rank_lines(contributions)],
-        figures=[(title, text, base64.b64encode(drawn[n]).decode()) for n, (title, text, _) in figures.items()],
-        tables=_tables(contributions, choices, chosen, fronts["memory"]),
+    drawn = write_page(
+        output,
+        f"What to train of {Path(contributions.task.model).stem}",
+        [*_task_lines(contributions), f"The {time_model}.", *_rank_lines(contributions)],
+        list(figures.values()),
+        _tables(contributions, choices, chosen, fronts["memory"]),
     )
-    with replacing(output) as file:
-        file.write(text.encode())
     if pictures is not None:
         make_folder(pictures)
-        for name, data in drawn.items():
+        for name, data in zip(figures, drawn, strict=True):
             with replacing(Path(pictures) / f"{name}.png") as file:
                 file.write(data)
 
@@ -131,12 +102,6 @@ def choice_of(scheme: Scheme, choices: Choices, structure: Structure) -> Choice 
     if biases not in choices.biases or scheme_of(structure, biases, weights).rules != scheme.rules:
         return None
     return total(choices, biases, weights)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
 
 
 def _task_lines(contributions: Contributions) -> list[str]:
@@ -158,9 +123,6 @@ def _rank_lines(contributions: Contributions) -> list[str]:
         f"First-order scores rank {what} like the measured gains with a correlation of {value:.2f} (Spearman)."
         for what, value in rank_agreement(contributions).items()
     ]
-
-
-Table = tuple[str, list[str], list[list[str]]]
 
 
 def _tables(contributions: Contributions, choices: Choices, chosen: Choice | None, points: list[Choice]) -> list[Table]:

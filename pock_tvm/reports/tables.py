@@ -16,6 +16,8 @@ from ..errors import Obstacle
 if TYPE_CHECKING:
     from relay_passes.ir.trained_part import TrainedPart
 
+    from ..tuning.tune import TuningResult
+
 MIB = 2**20
 
 
@@ -123,6 +125,7 @@ def kernel_table(records: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="kernels of a step", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("calls", "ms", "% of step", "GFLOP/s", "GB/s"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("schedule", no_wrap=True)
     table.add_column("kernel", overflow="fold")
     calls: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
@@ -131,10 +134,66 @@ def kernel_table(records: Sequence[Mapping[str, Any]]) -> Table:
     def add_row(own: Sequence[Mapping[str, Any]], name: str) -> None:
         ms, share, flops, size = (sum(record[what] for record in own) for what in ("ms", "share", "flops", "bytes"))
         rates = [f"{flops / ms / 1e6:.0f}" if flops else "", f"{size / ms / 1e6:.1f}"]
-        table.add_row(str(len(own)), f"{ms:.3f}", f"{100 * share:.1f}", *rates, escape(name))
+        schedules = {_scheduled(record) for record in own}
+        schedule = schedules.pop() if len(schedules) == 1 else ""
+        table.add_row(str(len(own)), f"{ms:.3f}", f"{100 * share:.1f}", *rates, schedule, escape(name))
 
     for kernel, own in sorted(calls.items(), key=lambda item: -sum(record["ms"] for record in item[1])):
         add_row(own, kernel)
     table.add_section()
     add_row(records, f"{len(calls)} kernels")
+    return table
+
+
+def _scheduled(record: Mapping[str, Any]) -> str:
+    """Say how a kernel is scheduled, by its record in a manifest."""
+    gain = f" {record['gain']:.2f}x" if "gain" in record else ""
+    return f"{record.get('schedule', '')}{gain}"
+
+
+def schedule_table(program: Program) -> Table:
+    """Build a table of how kernels are scheduled: a row for each tuned or estimated one with its gain, and the
+    count of others.
+    Choices above kernels that are not the defaults come first, with the gain of all of them.
+
+    Programs that older versions compiled do not say.
+    """
+    table = Table(title="schedules of kernels", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("schedule", no_wrap=True)
+    table.add_column("gain", justify="right", no_wrap=True)
+    table.add_column("kernel", overflow="fold")
+    step = program.manifest.get("step", {"choices": {}})
+    for name, choice in step["choices"].items():
+        if choice["decided"] != choice["default"]:
+            gain = f"{step['gain']:.2f}x" if step["gain"] else ""
+            table.add_row("tuned", gain, f"the step: {name} = {choice['decided']}")
+    kernels = {name: record for name, record in program.manifest["kernels"].items() if "schedule" in record}
+    for schedule in ("tuned", "estimated"):
+        gains = {name: record["gain"] for name, record in kernels.items() if record["schedule"] == schedule}
+        for name, gain in sorted(gains.items(), key=lambda item: -item[1]):
+            table.add_row(schedule, f"{gain:.2f}x", escape(name))
+    table.add_section()
+    for schedule in ("default", "fallback"):
+        count = sum(record["schedule"] == schedule for record in kernels.values())
+        if count:
+            table.add_row(schedule, "", f"{count} kernels")
+    return table
+
+
+def tuning_table(result: TuningResult) -> Table:
+    """Build a table with one row a kernel that was measured, those with the largest share of a step first."""
+    title = "kernels by estimates: nothing was measured" if result.estimated else "tuned kernels"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("% of step", "trials", "gain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("kernel", overflow="fold")
+    measured = [kernel for kernel in result.kernels if kernel.trials]
+    for kernel in measured:
+        gain = f"{kernel.gain:.2f}x" if kernel.decisions else "default"
+        table.add_row(f"{100 * kernel.share:.1f}", str(kernel.trials), gain, escape(kernel.name))
+    rest = [kernel for kernel in result.kernels if not kernel.trials]
+    if rest:
+        table.add_section()
+        share = sum(kernel.share for kernel in rest)
+        table.add_row(f"{100 * share:.1f}", "0", "default", f"{len(rest)} kernels that the search did not come to")
     return table

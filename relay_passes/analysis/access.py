@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tvm import relax
 from tvm.relax import op as R
 
-from ..ir import Expr, normalized_axes, shape_of, slice_bounds
+from ..ir import Expr, normalized_axes, op_name, operands, shape_of, slice_bounds
 from ..operators import training  # noqa: F401 - the records of its operators
 from ..operators.record import Kind, record_of, rule
 from ..operators.registry import plain
@@ -126,6 +126,35 @@ def _of_product(call: relax.Call, selection: Selection) -> Reads:
         else:
             found.append(None)
     return found
+
+
+@rule(
+    "reads",
+    "pock.attention",
+    "pock.attention_query_gradient",
+    "pock.attention_key_gradient",
+    "pock.attention_value_gradient",
+    "pock.attention_gradients",
+)
+def _of_attention(call: relax.Call, selection: Selection) -> Reads | None:
+    """Map batch axes to every operand. Masks have to agree."""
+    rank = max(len(shape_of(arg)) for _, _, arg in operands(call))
+    if selection.axis >= rank - 2:
+        return None
+    found: Reads = []
+    for index, arg in enumerate(call.args):
+        own = arg.fields if isinstance(arg, relax.Tuple) else [arg]
+        # Sums of rows, [.., n], have an axis less than the others.
+        is_of_rows = op_name(call) != "pock.attention" and index == ALONG
+        ways = {_broadcast(each, selection, rank - is_of_rows) for each in own}
+        if len(ways) > 1:
+            return None
+        found.append(ways.pop() if ways else None)
+    return found
+
+
+ALONG = 6
+"""Position of the sums of rows among the operands of attention's gradients."""
 
 
 @rule("reads", "relax.concat")

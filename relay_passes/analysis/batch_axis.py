@@ -99,17 +99,23 @@ def _share(binding: relax.VarBinding, samples: BatchAxis) -> Found | None:
     if not isinstance(value, relax.Call) or op_name(value) in CALLS:
         return None
     of = value.args[0] if op_name(value) == "relax.split" else binding.var
-    if not isinstance(of.ty, relax.TensorType):
+    if not isinstance(of.ty, relax.TensorType | relax.TupleType):
         return None
     if op_name(value) in REPEATS and samples.batch > 1 and _repeats(value, samples):
         return Selection(0, 0, 1), []
-    for axis, extent in enumerate(shape_of(of)):
+    for axis, extent in enumerate(_first_shape(of)):
         if extent % samples.batch == 0:
             share = Selection(axis, 0, extent // samples.batch)
             needed = _needed(value, share, samples)
             if needed:
                 return share, needed
     return None
+
+
+def _first_shape(var: Expr) -> tuple[int, ...]:
+    """Return the shape of a tensor, or of the first of a tuple's."""
+    first = var.ty if isinstance(var.ty, relax.TensorType) else var.ty.fields[0]
+    return tuple(int(extent) for extent in first.shape)
 
 
 def _repeats(value: relax.Call, samples: BatchAxis) -> bool:

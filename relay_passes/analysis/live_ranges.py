@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm import relax
@@ -18,6 +19,11 @@ its live ranges."""
 ALIGNED = "alignment"
 """Attribute of a function with the alignment that a target asks for, in bytes (:class:`relay_passes.ReserveScratch`).
 """
+HELD = "held_inputs"
+"""Attribute of a function with the inputs that the arena holds (:class:`relay_passes.HoldInputs`): name, bytes, and
+whether it is in use to the end."""
+INPUT = "input."
+"""Prefix of the names of their live ranges."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class LiveRange:
     size: int
     first: int
     last: int
+    offset: int | None = None
+    """Place in the arena; None where a plan chooses it."""
 
 
 class Liveness:
@@ -49,23 +57,48 @@ class Liveness:
         """Buffers that no result aliases. The caller keeps the results."""
         self.scratch = scratch_of(func)
         """Bytes of scratch by binding, for the calls that need any."""
+        self._held = func.attrs.get(HELD, ()) if func.attrs else ()
+        self._params = {param.name: param for param in func.params}
         self._alignment = int(func.attrs.get(ALIGNED, ALIGNMENT)) if func.attrs else ALIGNMENT
 
     def _use(self, buffer: Buffer, step: int) -> None:
         self.span[buffer] = (self.span.get(buffer, (step, step))[0], step)
 
     def ranges(self) -> tuple[LiveRange, ...]:
-        """Return the live ranges of ``temporaries``, then of ``scratch``, with sizes rounded up to the alignment."""
-
-        def aligned(size: int) -> int:
-            return -(-size // self._alignment) * self._alignment
-
+        """Return the live ranges of ``temporaries``, then of ``scratch``, then of inputs that the arena holds, with
+        sizes rounded up to the alignment."""
+        aligned = self._aligned
         temporaries = (
             LiveRange(var.name, aligned(type_bytes(output_type(var, index))), *self.span[var, index])
             for var, index in self.temporaries
         )
         scratch = (LiveRange(SCRATCH, aligned(size), step, step) for step, size in self.scratch.items())
-        return (*temporaries, *scratch)
+        return (*temporaries, *scratch, *self._inputs())
+
+    def _inputs(self) -> Iterator[LiveRange]:
+        offset = 0
+        for name, size, is_followed in self._held:
+            if name in self._params:
+                last = len(self.aliasing.bindings) - 1 if is_followed else self._last_use(self._params[name])
+                yield LiveRange(f"{INPUT}{name}", self._aligned(int(size)), 0, last, offset)
+            offset += self._aligned(int(size))
+
+    def _last_use(self, param: relax.Var) -> int:
+        """Return the last step that reads a parameter; 0 if none does."""
+        aliasing = self.aliasing
+        return max(
+            (
+                step
+                for step, binding in enumerate(aliasing.bindings)
+                if op_name(binding.value) in CALLS
+                for var in used_vars(binding.value)
+                if not aliasing.buffers(var) and aliasing.origin(var) == param
+            ),
+            default=0,
+        )
+
+    def _aligned(self, size: int) -> int:
+        return -(-size // self._alignment) * self._alignment
 
 
 def live_ranges(func: relax.Function) -> tuple[LiveRange, ...]:

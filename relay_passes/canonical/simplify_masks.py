@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 from tvm import IRModule, relax
+from tvm.relax import op as R
 
 from ..ir import Expr, constant_value, eliminate_dead, made_by, op_name, rewrite, shape_of, update_function
 
@@ -14,10 +15,11 @@ from ..ir import Expr, constant_value, eliminate_dead, made_by, op_name, rewrite
 @tvm.transform.module_pass(opt_level=0, name="SimplifyMasks")
 @dataclass(frozen=True)
 class SimplifyMasks:
-    """Remove ``where`` and ``add`` whose constant mask changes nothing.
+    """Remove ``where``, ``add`` and ``logical_and`` whose constant mask changes nothing.
 
-    In, out: a dataflow function. ``where(True, x, y)`` is x, and ``x + 0`` is x. Zeroing a softmax at masked positions
-    is removed unless the mask hides a whole row: elsewhere the softmax is zero there already.
+    In, out: a dataflow function. ``where(True, x, y)`` is x, ``x + 0`` is x, and ``x & True`` is x. Zeroing a softmax
+    at masked positions is removed unless the mask hides a whole row: elsewhere the softmax is zero there already. A
+    mask that is repeated is read as it was before.
     """
 
     function: str = "main"
@@ -32,6 +34,13 @@ class SimplifyMasks:
             return constant_value(expr)
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:
+            if op_name(value) == "relax.logical_and":
+                for x, other in (value.args, reversed(list(value.args))):
+                    mask = mask_of(other)
+                    if mask is not None and mask.all():
+                        return x if shape_of(x) == shape_of(var) else R.broadcast_to(x, shape_of(var))
+            if op_name(value) in ("relax.where", "relax.add"):
+                value = _unrepeated(value, made)
             if op_name(value) == "relax.where":
                 mask = mask_of(value.args[0])
                 kept = value.args[1] if mask is not None and mask.all() else None
@@ -52,6 +61,18 @@ class SimplifyMasks:
             return value
 
         return update_function(mod, self.function, eliminate_dead(rewrite(mod[self.function], visit, made=made)))
+
+
+def _unrepeated(value: relax.Call, made: dict[relax.Var, Expr]) -> relax.Call:
+    """Let a call read what an operand repeats, where another operand gives the result its shape."""
+    args = list(value.args)
+    for index, arg in enumerate(args):
+        repeated = made_by(made, arg)
+        if op_name(repeated) == "relax.broadcast_to":
+            args[index] = repeated.args[0]
+            if np.broadcast_shapes(*map(shape_of, args)) != shape_of(value):
+                args[index] = arg
+    return relax.Call(value.op, args, value.attrs, value.ty_args, ret_ty=value.ty)
 
 
 def _unmasked_softmax(value: relax.Call, mask: np.ndarray | None, made: dict[relax.Var, Expr]) -> Expr | None:

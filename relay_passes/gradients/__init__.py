@@ -1,6 +1,7 @@
 """Gradient rules, grouped by kind of operator. Importing the package fills the registry."""
 
 from . import (
+    attention,
     convolution,
     elementwise,
     indexing,

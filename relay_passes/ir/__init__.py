@@ -39,9 +39,21 @@ def shape_of(expr: Expr) -> tuple[int, ...]:
         ) from error
 
 
+def is_static(expr: Expr) -> bool:
+    """Whether the shape of every tensor that an expression holds is known, and has no symbolic dimension."""
+    types = list(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else [expr.ty]
+    tensors = [ty for ty in types if isinstance(ty, relax.TensorType)]
+    return all(ty.shape is not None and all(isinstance(n, tvm.tirx.IntImm) for n in ty.shape) for ty in tensors)
+
+
 def dtype_of(expr: Expr) -> str:
     """The element type of a tensor expression, as NumPy spells it."""
     return str(expr.ty.dtype.dtype)
+
+
+def stored_as(dtype: str) -> str:
+    """The type under which a device holds numbers of ``dtype``: NumPy has no bfloat16."""
+    return "uint16" if dtype == "bfloat16" else dtype
 
 
 def is_float(expr: Expr) -> bool:

@@ -33,7 +33,7 @@ from ..ir import (
     used_vars,
 )
 from ..ir.places import places_of
-from ..operators import aliases, training  # noqa: F401 - their records
+from ..operators import aliases, attention, training  # noqa: F401 - their records
 from ..operators.record import record_of
 from ..operators.registry import attributes_of, plain
 from . import not_finite  # noqa: F401 - its kernels

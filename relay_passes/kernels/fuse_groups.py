@@ -16,14 +16,15 @@ LENGTHS = (256, 16, 8, 6, 4, 3, 2, 1)
 class FuseGroups:
     """Group kernels by TVM's ``FuseOps``, so that no group has more than ``most`` operands and results.
 
-    In: functions of ``call_tir`` on annotated kernels. Out: groups, which ``FuseTIR`` makes kernels of. If one is too
-    wide, all groups become shorter. A kernel that is too wide by itself stays.
+    In: functions of ``call_tir`` on annotated kernels. Out: groups of at most ``longest`` kernels, which ``FuseTIR``
+    makes kernels of. If one is too wide, all groups become shorter. A kernel that is too wide by itself stays.
     """
 
     most: int
+    longest: int = LENGTHS[0]
 
     def transform_module(self, mod: IRModule, context: tvm.transform.PassContext) -> IRModule:
-        for length in LENGTHS:
+        for length in (each for each in LENGTHS if each <= self.longest):
             with tvm.transform.PassContext(
                 context.opt_level, config={**context.config, "relax.FuseOps.max_depth": length}
             ):

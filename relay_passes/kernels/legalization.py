@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import relax
+from tvm.ir.transform import Pass
 
 from schedules.target import Target
 
-from ..ir import Expr
+from ..ir import Expr, is_static
 from ..operators.record import all_records, rule
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -43,6 +44,20 @@ def legalizes_for_target(*names: str) -> Callable[[ForTarget], ForTarget]:
 def legalizations(target: Target) -> dict[str, Legalize]:
     """Return the legalisation of each operator that does not use TVM's own kernels."""
     return {record.name: record.kernel(target) for record in all_records() if record.kernel is not None}
+
+
+def legalize_known(target: Target) -> Pass:
+    """Make a pass that lowers every operator of known shape by our legalisation, and leaves others to TVM's own."""
+    return relax.transform.LegalizeOps({name: _where_static(rule) for name, rule in legalizations(target).items()})
+
+
+def _where_static(legalize: Legalize) -> Legalize:
+    def legalize_or_leave(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        if all(map(is_static, (call, *call.args))):
+            return legalize(builder, call)
+        return call.op.get_attr("FLegalize")(builder, call)
+
+    return legalize_or_leave
 
 
 def call_kernel(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:

@@ -30,8 +30,8 @@ from ..operators.training import packed_matmul, winograd_weight
 FEW_ROWS = 256
 """Rows of a result up to which reading the weight dominates, so that packing pays for smaller weights."""
 LITTLE, LARGE = 1 / 8, 1 / 2
-"""Largest weights left unpacked, for results of few and of many rows, relative to a core's cache. Such weights are read
-as fast unpacked."""
+"""Weights up to this size, for results of few and of many rows, relative to a core's cache, are read as fast
+unpacked."""
 TRANSPOSED, CHANNELS_LAST = (1, 0), (2, 3, 1, 0)
 """Permutations that transpose a matrix, and that give the [1, 1, k, n] weight of a 1x1 convolution from [n, k, 1,
 1]."""
@@ -54,6 +54,8 @@ class PackWeights:
     frozen: Collection[str]
     target: Target
     function: str = "main"
+    unpacked: tuple[float, float] = (LITTLE, LARGE)
+    """Largest weights left as they are, for results of few and of many rows, relative to a core's cache."""
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
@@ -82,7 +84,8 @@ class PackWeights:
         if isinstance(weight, relax.Var) and weight not in constant:
             return 0
         has_few_rows = math.prod(outer) * rows // batch <= FEW_ROWS
-        if share <= (LITTLE if has_few_rows else LARGE):
+        little, large = self.unpacked
+        if share <= (little if has_few_rows else large):
             return 0
         return self.target.layouts.strip_width(rows, columns)
 

@@ -64,18 +64,21 @@ class SliceForward:
     each slice reads the weights and starts the kernels again.
 
     ``steps`` are sliced first. The other ``functions`` share the arena, and are sliced only while that lowers its size.
-    Values made only of ``frozen`` parameters are ignored: they are hoisted later.
+    Values made only of ``frozen`` parameters are ignored: they are hoisted later. ``slices`` fixes the slice count of
+    ``steps``, where it lowers the peak.
     """
 
     steps: Sequence[str]
     functions: Sequence[str]
     frozen: Collection[str] = ()
+    slices: int | None = None
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         enough = 0.0
         for name in sorted(self.functions, key=lambda name: name not in self.steps):
             usage = _Usage(mod[name], self.frozen)
-            cut = usage.best_cut(0.0 if name in self.steps else enough)
+            is_step = name in self.steps
+            cut = usage.best_cut(0.0 if is_step else enough, self.slices if is_step else None)
             if cut is not None:
                 mod = update_function(mod, name, _sliced(mod[name], cut, usage.samples))
             enough = max(enough, usage.peak if cut is None else cut.peak)
@@ -167,21 +170,21 @@ class _Usage:
                 return self.memory[var]
         return None
 
-    def best_cut(self, enough: float) -> Cut | None:
-        """Choose the fewest slices whose peak is within ``NEAR`` of the lowest, or below ``enough``. Of their cuts,
-        choose the earliest whose slice peak is within ``NEAR`` of the lowest: the rest's estimate may be too high. None
-        if slicing does not help."""
+    def best_cut(self, enough: float, slices: int | None = None) -> Cut | None:
+        """Choose the fewest slices whose peak is within ``NEAR`` of the lowest, or below ``enough``; or of cuts into
+        ``slices``, if that is given. Of their cuts, choose the earliest whose slice peak is within ``NEAR`` of the
+        lowest: the rest's estimate may be too high. None if slicing does not help."""
         target = max(enough, SAVED * self.peak)
-        found = [cut for cut in self._cuts() if cut.peak <= target]
+        found = [cut for cut in self._cuts() if cut.peak <= target and slices in (None, cut.slices)]
         if self.peak <= enough or not found:
             return None
         least = max(enough, NEAR * min(cut.peak for cut in found))
         found = [cut for cut in found if cut.peak <= least]
-        slices = min(cut.slices for cut in found)
-        found = [cut for cut in found if cut.slices == slices]
+        fewest = min(cut.slices for cut in found)
+        found = [cut for cut in found if cut.slices == fewest]
         lowest = max(enough, NEAR * min(cut.own for cut in found))
         chosen = next(cut for cut in found if cut.own <= lowest)
-        return Cut(slices, chosen.last, *self._inside(chosen.last), chosen.peak)
+        return Cut(chosen.slices, chosen.last, *self._inside(chosen.last), chosen.peak)
 
     def _cuts(self) -> list[_Tried]:
         """List all cuts whose extra traffic is within ``DEARER``."""

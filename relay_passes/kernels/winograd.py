@@ -26,8 +26,12 @@ from ..operators.training import (
 MOST_BYTES = 64 * 2**20
 """Largest size in bytes of the transformed input and output together."""
 FEWEST_CHANNELS = 32
+FEWEST_MULTIPLICATIONS = 20_000_000
+"""Fewest multiplications of a convolution: below, the time saved is not worth the memory."""
 FEWEST_PIXELS = 1024
 """Fewest pixels of the result for a trained weight: below, transforming the weight costs what the products save."""
+Extents = tuple[int, ...]
+"""Rows and columns of a convolution's pixels, and its input and output channels."""
 CONVOLUTIONS = ("relax.nn.conv2d", "pock.conv2d_data_gradient", "pock.conv2d_weight_gradient")
 
 
@@ -43,14 +47,16 @@ class Winograd:
 
     frozen: Collection[str] = ()
     function: str = "main"
-    fewest_multiplications: int = 20_000_000
-    """Multiplications of the convolution: below, the time saved is not worth the memory."""
+    fewest_multiplications: int = FEWEST_MULTIPLICATIONS
     fewest_pixels: int = FEWEST_PIXELS
+    left: Collection[Extents] = ()
+    """Convolutions that are left as they are."""
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
         constant = constant_vars(func, self.frozen)
-        chosen = {binding.var for binding in bindings_of(func) if self._is_suited(binding.value, constant)}
+        suited = suited_convolutions(func, self.frozen, self.fewest_multiplications, self.fewest_pixels)
+        chosen = {var for var, extents in suited.items() if extents not in self.left}
         across = {
             binding.var
             for binding in bindings_of(func)
@@ -80,24 +86,51 @@ class Winograd:
 
         return update_function(mod, self.function, rewrite(func, visit))
 
-    def _is_suited(self, value: Expr, constant: Collection[relax.Var]) -> bool:
-        if op_name(value) not in CONVOLUTIONS or not _is_plain(value):
-            return False
-        x, other = value.args
-        is_weight_gradient = op_name(value) == "pock.conv2d_weight_gradient"
-        *taps, inputs, outputs = shape_of(value if is_weight_gradient else other)
-        batch, height, width, _ = shape_of(other if is_weight_gradient else value)
-        pixels, count = batch * height * width, batch * tiles(height) * tiles(width)
-        is_frozen = not isinstance(other, relax.Var) or other in constant
-        return (
-            taps == [TAPS, TAPS]
-            and all(0 <= pad <= TILE - STEP for pad in _padding(value))
-            and x not in constant
-            and (is_frozen or pixels >= self.fewest_pixels)
-            and math.prod(taps) * inputs * outputs * pixels >= self.fewest_multiplications
-            and min(inputs, outputs) >= FEWEST_CHANNELS
-            and DataType(dtype_of(x)).itemsize * TILE**2 * count * (inputs + outputs) <= MOST_BYTES
-        )
+
+def suited_convolutions(
+    func: relax.Function,
+    frozen: Collection[str],
+    fewest_multiplications: int = FEWEST_MULTIPLICATIONS,
+    fewest_pixels: int = FEWEST_PIXELS,
+) -> dict[relax.Var, Extents]:
+    """Return the extents of the convolutions for which the rewrite pays, and of gradients, by their results."""
+    constant = constant_vars(func, frozen)
+    values = {binding.var: binding.value for binding in bindings_of(func)}
+    return {
+        var: extents_of(value)
+        for var, value in values.items()
+        if _is_suited(value, constant, fewest_multiplications, fewest_pixels)
+    }
+
+
+def _is_suited(value: Expr, constant: Collection[relax.Var], fewest_multiplications: int, fewest_pixels: int) -> bool:
+    if op_name(value) not in CONVOLUTIONS or not _is_plain(value):
+        return False
+    x, other = value.args
+    *taps, _, _ = _weight_shape(value)
+    height, width, inputs, outputs = extents_of(value)
+    batch = shape_of(x)[0]
+    pixels, count = batch * height * width, batch * tiles(height) * tiles(width)
+    is_frozen = not isinstance(other, relax.Var) or other in constant
+    return (
+        taps == [TAPS, TAPS]
+        and all(0 <= pad <= TILE - STEP for pad in _padding(value))
+        and x not in constant
+        and (is_frozen or pixels >= fewest_pixels)
+        and math.prod(taps) * inputs * outputs * pixels >= fewest_multiplications
+        and min(inputs, outputs) >= FEWEST_CHANNELS
+        and DataType(dtype_of(x)).itemsize * TILE**2 * count * (inputs + outputs) <= MOST_BYTES
+    )
+
+
+def extents_of(call: relax.Call) -> Extents:
+    """Return the extents of a convolution, or of a gradient of one."""
+    pixels = shape_of(call.args[1] if op_name(call) == "pock.conv2d_weight_gradient" else call)
+    return (*pixels[1:3], *_weight_shape(call)[2:])
+
+
+def _weight_shape(call: relax.Call) -> tuple[int, ...]:
+    return shape_of(call if op_name(call) == "pock.conv2d_weight_gradient" else call.args[1])
 
 
 def uses_winograd(func: relax.Function) -> bool:

@@ -45,11 +45,10 @@ def within_budget(
                 break
             # Last resort: rematerialise everything that saves memory.
             found = again(name, 0 if attempt == PLANS - 1 else max(target, 0))
-            if found.peak > target and not math.isinf(max_slowdown):
-                best = min(best, (found.function, found.peak), key=lambda found: found[1])
-                break
             size = arena_estimate(found.function)
             best = min(best, (found.function, size), key=lambda found: found[1])
+            if found.peak > target and not math.isinf(max_slowdown):
+                break
             target -= size - budget
         return best
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import tvm
@@ -11,12 +12,13 @@ import tvm
 from ..errors import PassError
 
 ATTRIBUTE = "call_list"
+NONE: Mapping[str, tvm.runtime.Tensor] = MappingProxyType({})
 COPY, CHECK = "copy", "check"
 """Mark the record of a copy or a check, in place of a kernel's name. Kernel names end in a hash, so they never
 clash."""
 
-INPUT, LOSS, GRADIENT, STATISTIC = "input", "loss", "gradient", "statistic"
-"""Kinds of tensors that a :class:`Check` reads."""
+INPUT, LOSS, GRADIENT, STATISTIC, FACTOR = "input", "loss", "gradient", "statistic", "factor"
+"""Kinds of tensors that a :class:`Check` reads. A factor is one of a gradient that is never in memory."""
 WRITTEN = NOTHING, SUMS, STATE = "nothing", "sums", "state"
 """In-place writes before a :class:`Check`, in ascending order: nothing; gradient sums alone; weights,
 statistics or states of the optimizer."""
@@ -64,21 +66,27 @@ class Copy:
 
 @dataclass(frozen=True)
 class Check:
-    """Check that the ``count`` numbers at a place are finite. If one is not, the entry point stops there."""
+    """Check that the ``count`` numbers at a place are finite, or that no sum of products of two factors can overflow
+    (:func:`schedules.kernels.finite.all_factors`). If not, the entry point stops there."""
 
     place: Place
     count: int
     dtype: str
     kind: str
-    """Kind of the tensor: ``INPUT``, ``LOSS``, ``GRADIENT`` or ``STATISTIC``."""
+    """Kind of the tensor: ``INPUT``, ``LOSS``, ``GRADIENT``, ``STATISTIC`` or ``FACTOR``."""
     name: str
     """Name of the input, or of the parameter that the gradient or statistic belongs to."""
     written: str
     """In-place writes of earlier calls: ``NOTHING``, ``SUMS`` or ``STATE``."""
+    other: tuple[Place, int] | None = None
+    """Of a ``FACTOR``: place and count of the other one, of the same dtype."""
 
     def record(self) -> list[Any]:
-        """Return ``["check", [place], count, dtype, kind, name, written]``."""
-        return [CHECK, [list(self.place)], self.count, self.dtype, self.kind, self.name, self.written]
+        """Return ``["check", [place], count, dtype, kind, name, written]``; of two factors ``["check", [place, other
+        place], count, dtype, kind, name, written, other count]``."""
+        places, counts = ([list(self.other[0])], [self.other[1]]) if self.other else ([], [])
+        what = [self.dtype, self.kind, self.name, self.written]
+        return [CHECK, [list(self.place), *places], self.count, *what, *counts]
 
 
 Call: TypeAlias = KernelCall | Copy | Check
@@ -149,12 +157,17 @@ def call_list_of(func: tvm.ir.BaseFunc) -> CallList:
     if func.attrs is None or ATTRIBUTE not in func.attrs:
         raise PassError("a function has no call list: run relay_passes.ListCalls first")
     record = func.attrs[ATTRIBUTE]
+    return read_call_list(record, {str(name): value for name, value in record["constants"].items()})
+
+
+def read_call_list(record: Mapping[str, Any], constants: Mapping[str, tvm.runtime.Tensor] = NONE) -> CallList:
+    """Return the call list of which a record was made (:meth:`CallList.record`)."""
     regions = (Region(str(name), *map(int, numbers)) for name, *numbers in record["arena_map"])
     return CallList(
         tuple(Tensor(str(row["name"]), tuple(map(int, row["shape"])), str(row["dtype"])) for row in record["table"]),
         tuple(_call(*call) for call in record["calls"]),
         Workspace(int(record["arena_bytes"]), int(record["arena_lower_bound"]), tuple(regions)),
-        {str(name): value for name, value in record["constants"].items()},
+        constants,
     )
 
 
@@ -165,6 +178,7 @@ def _call(name: Any, places: Iterable[Sequence[Any]], *rest: Any) -> Call:
         to, source = at
         return Copy(to, source, int(rest[0]))
     if name == CHECK:
-        count, dtype, kind, of, written = rest
-        return Check(at[0], int(count), str(dtype), str(kind), str(of), str(written))
+        count, dtype, kind, of, written, *more = rest
+        other = (at[1], int(more[0])) if more else None
+        return Check(at[0], int(count), str(dtype), str(kind), str(of), str(written), other)
     return KernelCall(str(name), tuple(at))

@@ -16,9 +16,11 @@ from ..analysis.aliasing import Aliasing, Buffer
 from ..analysis.verify import written_by
 from ..canonical.split_batch import CUT
 from ..errors import PassError
-from ..ir import CALLS, Constant, Expr, dtype_of, is_float, op_name, shape_of, type_bytes, update_function
+from ..ir import CALLS, Constant, Expr, dtype_of, is_float, op_name, shape_of, stored_as, type_bytes, update_function
 from ..ir.append import GRADIENT_SUM, states_of
+from ..kernels.fuse_updates import PRODUCT_UPDATES
 from .call_list import (
+    FACTOR,
     GRADIENT,
     INPUT,
     LOSS,
@@ -154,26 +156,41 @@ class _Part:
         """Return the checks of the loss, and of what in-place calls read that other calls wrote: gradients, their sums,
         statistics. The key is the binding whose call writes the last of it."""
         last: dict[Buffer | relax.Var, relax.Var] = {}
-        found: dict[relax.Var, dict[Named, _Listed]] = {}
+        found: dict[relax.Var, dict[tuple[Named, ...], _Listed]] = {}
+        order = {binding.var: number for number, binding in enumerate(self.aliasing.bindings)}
 
-        def check(value: Expr, kind: str, name: str) -> None:
-            source = next(iter(self.aliasing.buffers(value)), value)
-            if source in last and is_float(value):
-                place = self._place(value)
-                count = math.prod(shape_of(value))
-                make = partial(Check, count=count, dtype=dtype_of(value), kind=kind, name=name, written=NOTHING)
-                found.setdefault(last[source], {}).setdefault(place, _Listed([place], make))
+        def source(value: Expr) -> Buffer | Expr:
+            return next(iter(self.aliasing.buffers(value)), value)
+
+        def check(values: Sequence[Expr], kind: str, name: str) -> None:
+            """Add a check of a value, or of two factors."""
+            places = [self._place(value) for value in values]
+            count, *more = (math.prod(shape_of(value)) for value in values)
+
+            def make(place: Place, *others: Place) -> Check:
+                other = (others[0], more[0]) if others else None
+                return Check(place, count, dtype_of(values[0]), kind, name, NOTHING, other)
+
+            when = max((last[source(value)] for value in values), key=order.__getitem__)
+            found.setdefault(when, {}).setdefault(tuple(places), _Listed(places, make))
+
+        def is_made(value: Expr) -> bool:
+            return is_float(value) and source(value) in last
 
         for binding in self.aliasing.bindings:
             written = set(written_by(binding.value))
-            for arg in binding.value.args[1].fields if written else ():
-                if arg not in written:
-                    check(arg, *_named(self.func, binding.value.args[1].fields[0].name))
+            operands: Sequence[Expr] = binding.value.args[1].fields if written else []
+            read = [arg for arg in operands if arg not in written and is_made(arg)]
+            if read:
+                kind, name = _named(self.func, operands[0].name)
+                for values in [read] if kind == FACTOR else [[arg] for arg in read]:
+                    check(values, kind, name)
             last |= dict.fromkeys(
                 (self.aliasing.buffer_of(output)[0] for output in self.aliasing.outputs(binding)), binding.var
             )
             last |= dict.fromkeys(written, binding.var)
-        check(self.results[0], LOSS, "")
+        if is_made(self.results[0]):
+            check([self.results[0]], LOSS, "")
         return {var: list(checks.values()) for var, checks in found.items()}
 
     def _place(self, expr: Expr) -> Named:
@@ -204,7 +221,9 @@ def _writes(func: relax.Function, binding: relax.VarBinding) -> str:
 def _named(func: relax.Function, name: str) -> tuple[str, str]:
     """Return kind and name of what is read to write a parameter in place."""
     _, owner = states_of(func).get(name, (None, name))
-    return (STATISTIC if owner in func.attrs.get("state_updates", []) else GRADIENT), owner
+    if owner in func.attrs.get("state_updates", []):
+        return STATISTIC, owner
+    return (FACTOR if name in func.attrs.get(PRODUCT_UPDATES, []) else GRADIENT), owner
 
 
 def _joined(parts: Sequence[_Part], constants: Mapping[str, Constant], *, checked: bool) -> CallList:
@@ -268,4 +287,4 @@ def _described(ty: relax.TensorType, count: int) -> tuple[tuple[int, ...], str]:
     shape = tuple(int(extent) for extent in ty.shape)
     if count > 1:
         shape = (count * shape[0], *shape[1:]) if shape else (count,)
-    return shape, str(ty.dtype.dtype)
+    return shape, stored_as(str(ty.dtype.dtype))

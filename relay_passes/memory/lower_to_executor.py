@@ -56,8 +56,12 @@ def executor(calls: CallList) -> tirx.PrimFunc:
             if isinstance(call, Copy):
                 T.evaluate(T.call_extern("handle", "memcpy", pointer(call.to), pointer(call.source), call.size))
             elif isinstance(call, Check):
-                mark = [T.address_of(addresses[found]), T.int64(number)]
-                emit_call(finite.symbol(call.dtype), [pointer(call.place), T.int64(call.count), *mark])
+                numbers = [pointer(call.place), T.int64(call.count)]
+                function, mark = finite.symbol(call.dtype), [T.address_of(addresses[found]), T.int64(number)]
+                if call.other is not None:
+                    other, count = call.other
+                    function, numbers = finite.ALL_FACTORS, [*numbers, pointer(other), T.int64(count)]
+                emit_call(function, [*numbers, *mark])
                 with T.Assert(addresses[found] == 0, NOT_FINITE):
                     pass
             else:

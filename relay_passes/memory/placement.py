@@ -113,10 +113,13 @@ def _overlaps(ranges: Sequence[LiveRange]) -> Overlaps:
 
 
 def _planned(ranges: Sequence[LiveRange], overlapping: Overlaps, order: Sequence[int]) -> Plan:
-    """Place temporaries in this order, each in the tightest gap between overlapping ones."""
+    """Place temporaries in this order, each in the tightest gap between overlapping ones. Some have a place already."""
     sizes = [live.size for live in ranges]
-    offsets, ends = [-1] * len(sizes), [0] * len(sizes)
+    offsets = [-1 if live.offset is None else live.offset for live in ranges]
+    ends = [offset + size if offset >= 0 else 0 for offset, size in zip(offsets, sizes, strict=True)]
     for index in order:
+        if offsets[index] >= 0:
+            continue
         size = sizes[index]
         taken = sorted([(offsets[other], ends[other]) for other in overlapping[index] if offsets[other] >= 0])
         best, best_gap, end = -1, -1, 0

@@ -20,9 +20,9 @@ class PlanArena:
 
     In: a dataflow function of ``call_tir``, ``call_tir_inplace``, views and tuples, in execution order. Out: the same
     function with attributes, in bytes: ``arena_bytes`` (size), ``arena_lower_bound`` (smallest possible size),
-    ``arena_offsets`` (the offsets of each binding's outputs, then of its scratch if it needs any), ``arena_map`` (each
-    temporary's name, offset, size, first binding and last binding). Views lie where :class:`Aliasing` places them. A
-    result of the function has the offset -1: it is the caller's memory.
+    ``arena_offsets`` (the offsets of each binding's outputs, then of its scratch if it needs any), ``arena_map`` (name,
+    offset, size, first binding and last binding of each temporary, then of each input that the arena holds). Views lie
+    where :class:`Aliasing` places them. A result of the function has the offset -1: it is the caller's memory.
     """
 
     function: str = "main"
@@ -33,7 +33,7 @@ class PlanArena:
         aliasing = liveness.aliasing
         plan = place(liveness.ranges())
         at = dict(zip(liveness.temporaries, plan.offsets, strict=False))
-        scratch = dict(zip(liveness.scratch, plan.offsets[len(at) :], strict=True))
+        scratch = dict(zip(liveness.scratch, plan.offsets[len(at) :], strict=False))
 
         def offset(output: Output) -> int:
             buffer, inside = aliasing.buffer_of(output)

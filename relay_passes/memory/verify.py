@@ -49,7 +49,8 @@ def operands_are_inside(mod: IRModule) -> Iterator[str]:
             if isinstance(call, Copy):
                 operands = [(call.to, call.size), (call.source, call.size)]
             elif isinstance(call, Check):
-                operands = [(call.place, _bytes([call.count], call.dtype))]
+                checked = [(call.place, call.count), *([call.other] if call.other else [])]
+                operands = [(place, _bytes([count], call.dtype)) for place, count in checked]
             else:
                 params, scratch = sizes.get(call.kernel, []), _scratch(calls, number)
                 if len(call.operands) != len(params) + len(scratch):

@@ -14,6 +14,8 @@ import tvm
 from tvm import relax
 from tvm.ir import _ffi_api
 
+from schedules.kernels import OPAQUE
+
 from ..errors import RegistrationError
 from .record import describe
 
@@ -24,7 +26,7 @@ _REGISTERED: set[str] = set()
 
 
 def register_operator(
-    name: str, arguments: list[str], infer_type: InferType, kernel: Kernel, **facts: Any
+    name: str, arguments: list[str], infer_type: InferType, kernel: Kernel, *, fuses: bool = True, **facts: Any
 ) -> Callable[..., relax.Call]:
     """Register the pure operator ``name`` and return a function that makes calls of it.
 
@@ -38,6 +40,8 @@ def register_operator(
         ``infer_type(call)`` returns the type of the result from ``call.args`` and ``call.attrs``.
     kernel : callable
         ``kernel(*tensors, **attributes)`` returns the result as a ``te.Tensor``. A tuple argument is passed as a list.
+    fuses : bool
+        Whether its kernel may be fused with others, as TVM classifies it. False where its schedule writes it anew.
     facts
         Fields of its record (:class:`~relay_passes.operators.record.OperatorRecord`).
 
@@ -60,7 +64,7 @@ def register_operator(
         op.set_attr("FPurity", True)
         op.set_attr("TScriptPrinterName", name)
         op.set_attr("FInferType", lambda call, _builder: infer_type(call))
-        op.set_attr("FLegalize", lambda builder, call: _legalize(builder, call, kernel))
+        op.set_attr("FLegalize", lambda builder, call: _legalize(builder, call, kernel, fuses))
 
     def make(*tensors: relax.Expr, **attributes: Any) -> relax.Call:
         if len(tensors) != len(arguments):
@@ -88,6 +92,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _legalize(builder: relax.BlockBuilder, call: relax.Call, kernel: Kernel) -> relax.Expr:
+def _legalize(builder: relax.BlockBuilder, call: relax.Call, kernel: Kernel, fuses: bool) -> relax.Expr:
     args = [list(arg.fields) if isinstance(arg, relax.Tuple) else arg for arg in call.args]
-    return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, **attributes_of(call))
+    attrs = None if fuses else {"op_pattern": OPAQUE}
+    return builder.call_te(
+        kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs=attrs, **attributes_of(call)
+    )

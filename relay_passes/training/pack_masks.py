@@ -16,6 +16,7 @@ from ..ir import (
     bytes_of,
     dtype_of,
     is_kept,
+    op_name,
     rewrite,
     shape_of,
     substitute,
@@ -27,6 +28,7 @@ from .save_small import loss_of
 
 LARGEST_UNPACKED = 256
 """Bytes of the largest mask that stays unpacked: it is not worth a kernel."""
+ATTENTION = frozenset({"pock.attention_query_gradient", "pock.attention_key_gradient", "pock.attention_value_gradient"})
 
 
 @tvm.transform.module_pass(opt_level=0, name="PackMasks")
@@ -47,6 +49,8 @@ class PackMasks:
         loss_index = [binding.var for binding in bindings].index(loss_of(func))
         backward = {binding.var for binding in bindings[loss_index + 1 :]}
         masks = {binding.var for binding in bindings[:loss_index] if _is_mask(binding.var, binding.value)}
+        # Attention reads its mask again and again, and fuses with nothing.
+        masks -= {used for each in bindings if op_name(each.value) in ATTENTION for used in used_vars(each.value)}
         mask_of: dict[relax.Var, relax.Var] = {}  # by packed bits
 
         def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:

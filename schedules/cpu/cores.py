@@ -19,6 +19,8 @@ class Core:
     """Loads that start in a cycle."""
     cache_bytes: int | None = None
     """Second-level cache per core, or all cache where there is one level, in bytes. None: by instruction set."""
+    cache_stream: float = 32
+    """Bytes that the second-level cache delivers in a cycle, over many."""
 
 
 CORES = {
@@ -32,7 +34,11 @@ CORES = {
     "cortex-m7": Core(fma_ports=1, fma_latency=3, load_ports=1, cache_bytes=16 * KIB),
     "cortex-m33": Core(fma_ports=1, fma_latency=3, load_ports=1, cache_bytes=16 * KIB),
     "znver4": Core(fma_ports=1, fma_latency=4, load_ports=1),
-    "sapphirerapids": Core(fma_ports=2, fma_latency=4, load_ports=2),
+    "znver5": Core(fma_ports=2, fma_latency=4, load_ports=2, cache_stream=64),
+    **dict.fromkeys(
+        ("sapphirerapids", "emeraldrapids", "graniterapids"),
+        Core(fma_ports=2, fma_latency=4, load_ports=2, cache_stream=48),
+    ),
 }
 """Cores by LLVM's name of the CPU."""
 GENERIC_X86 = Core(fma_ports=2, fma_latency=4, load_ports=2)

@@ -12,7 +12,7 @@ from ..decisions import Choices
 from ..extents import divisors
 from ..kernels import SMALL
 from ..loops import Unsuited, extent_of, extents_of, is_reduction, split_by_kind
-from .tile import vector_lanes
+from .tile_cost import vector_lanes
 from .traits import CpuTraits
 
 

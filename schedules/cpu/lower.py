@@ -9,8 +9,8 @@ import tvm
 from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
 
-from .prefetch import prefetch_results
-from .scratch import place_scratch
+from .prefetch import prefetch_tiles
+from .scratch import place_scratch, with_tiles_on_stack
 
 DEVICE_TYPE_CPU = 1
 
@@ -22,11 +22,24 @@ def lower(func: tirx.PrimFunc, target: Target, workers: int) -> IRModule:
     for ``workers`` parallel workers.
     """
     symbol = func.attrs["global_symbol"]
-    mod = tirx.transform.BindTarget(target.with_host(target))(IRModule({symbol: _without_offsets(func)}))
     with tvm.transform.PassContext():
-        mod = tvm.transform.Sequential(LOWERING)(mod)
-        mod = IRModule({symbol: as_c_function(mod[symbol], workers)})
+        mod = IRModule({symbol: as_c_function(_flat(func, target), workers)})
         return tvm.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])(mod)
+
+
+def loops(func: tirx.PrimFunc, target: Target) -> IRModule:
+    """Lower a scheduled kernel to flat loops, under its ``global_symbol``, with register tiles on the stack.
+
+    Other buffers of its own stay allocations, which TVM's runtime serves.
+    """
+    flat = _flat(func, target)
+    return IRModule({func.attrs["global_symbol"]: flat.with_body(with_tiles_on_stack(flat.body))})
+
+
+def _flat(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+    mod = tirx.transform.BindTarget(target.with_host(target))(IRModule({"main": _without_offsets(func)}))
+    with tvm.transform.PassContext():
+        return tvm.transform.Sequential(LOWERING)(mod)["main"]
 
 
 def _without_offsets(func: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -75,7 +88,8 @@ LOWERING = [
     s_tir.transform.RenormalizeSplitPattern(),
     tirx.transform.StmtSimplify(),
     tirx.transform.RemoveNoOp(),
-    prefetch_results,
+    prefetch_tiles,
+    tirx.transform.ConvertSSA(),  # as do the parts of a loop
     s_tir.transform.RewriteUnsafeSelect(),
     tirx.transform.CommonSubexprElim(),
 ]

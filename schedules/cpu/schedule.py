@@ -10,11 +10,14 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
 
-from ..decisions import DEFAULTS, Choice, Choices, Decisions
+from ..decisions import DEFAULTS, Choice, Choices, Decide, Decisions
 from ..kernels import comes_scheduled
 from ..loops import Unsuited
-from . import depthwise, product, reduction
+from ..spaces import in_space, space_of
+from ..target import GENERIC
+from . import attention, depthwise, product, reduction
 from .fallback import fallback
+from .rows import row_wise
 from .traits import CpuTraits
 from .transpose import transpose
 from .update import update
@@ -31,6 +34,11 @@ RULES: dict[str, Rule] = {
     "pock.depthwise_conv2d_weight_gradient": depthwise.weight_gradient,
     "pock.channel_sum": reduction.channel_sum,
     "pock.transpose": transpose,
+    "pock.attention": attention.forward,
+    "pock.attention_query_gradient": attention.query_gradient,
+    "pock.attention_key_gradient": attention.key_gradient,
+    "pock.attention_value_gradient": attention.value_gradient,
+    "pock.attention_gradients": attention.gradients,
     "pock.update": update,
 }
 """Rules by the ``schedule_rule`` attribute of main blocks in ``schedules/kernels``."""
@@ -47,16 +55,20 @@ def schedule(func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions = DEFA
     return _scheduled(func, traits, decisions)[0]
 
 
-def options(func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
+def options(
+    func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions | Decide = DEFAULTS, space: str | None = None
+) -> dict[str, Choice]:
     """Return the choices that a kernel's schedule offers under ``decisions``, by name, in the order they are made."""
-    return _scheduled(func, traits, decisions)[1]
+    return _scheduled(func, traits, decisions, space)[1]
 
 
-def _scheduled(func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
+def _scheduled(
+    func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions | Decide, space: str | None = None
+) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
     found, choices = func, Choices(decisions)
     if not comes_scheduled(func):
         mod = tvm.IRModule({"main": func})
-        for rule in _rules(s_tir.Schedule(mod), traits):
+        for rule in _rules(s_tir.Schedule(mod), traits, space or space_of(decisions)):
             sch, tried = s_tir.Schedule(mod), Choices(decisions)
             with contextlib.suppress(Unsuited, s_tir.ScheduleError):
                 found = (rule(sch, tried) or sch.mod["main"]).with_attrs(func.attrs)
@@ -67,16 +79,23 @@ def _scheduled(func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions) -> 
 
 
 def _rules(
-    sch: s_tir.Schedule, traits: CpuTraits
+    sch: s_tir.Schedule, traits: CpuTraits, space: str | None
 ) -> Iterator[Callable[[s_tir.Schedule, Choices], tirx.PrimFunc | None]]:
     """Yield the rules to try, best first."""
+    if space is not None:
+        yield functools.partial(in_space(space), traits=traits)
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         stmt = sch.get(block)
         rule = RULES.get(stmt.annotations.get("schedule_rule"))
         if rule is not None:
             yield functools.partial(_by_name, rule=rule, name=stmt.name_hint, traits=traits)
-    yield functools.partial(reduction.row_wise, traits=traits)
-    yield functools.partial(fallback, traits=traits)
+    yield functools.partial(row_wise, traits=traits)
+    yield functools.partial(_generic, traits=traits)
+
+
+def _generic(sch: s_tir.Schedule, choices: Choices, traits: CpuTraits) -> tirx.PrimFunc:
+    fallback(sch, choices, traits)
+    return sch.mod["main"].with_attr(GENERIC, True)
 
 
 def _by_name(sch: s_tir.Schedule, choices: Choices, rule: Rule, name: str, traits: CpuTraits) -> tirx.PrimFunc | None:

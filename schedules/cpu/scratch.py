@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 import tvm
+import tvm_ffi
 from tvm import s_tir, tirx
 
 ALIGNMENT = 64  # bytes: one cache line, and one AVX-512 vector
@@ -21,6 +22,16 @@ def needs_scratch(stmt: tirx.Stmt) -> bool:
     own = list(stmt.alloc_buffers) if isinstance(stmt, s_tir.SBlock) else []
     own += [stmt.buffer] if isinstance(stmt, tirx.AllocBuffer) else []
     return any(buffer.scope() != "local" for buffer in own) or any(map(needs_scratch, _inside(stmt)))
+
+
+def with_tiles_on_stack(body: tirx.Stmt) -> tirx.Stmt:
+    """Keep the register tiles among the buffers that a kernel allocates on the stack, whatever their size."""
+
+    def kept(alloc: tirx.AllocBuffer) -> tirx.AllocBuffer:
+        is_tile = alloc.buffer.scope() == "local"
+        return tirx.AllocBuffer(alloc.buffer, annotations=ON_STACK) if is_tile else alloc
+
+    return tvm_ffi.structural_map(body, (tirx.AllocBuffer, kept))
 
 
 def _inside(stmt: tirx.Stmt) -> list[tirx.Stmt]:

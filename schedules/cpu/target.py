@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import tvm
 from tvm import IRModule, tirx
 
-from ..decisions import DEFAULTS, Choice, Decisions
+from ..decisions import DEFAULTS, Choice, Decide, Decisions
 from ..kernels import SMALL
-from .lower import lower, object_of, scratch_of
+from .lower import loops, lower, object_of, scratch_of
 from .schedule import options, schedule
 from .scratch import needs_scratch
-from .tile import rounded_rows, tiles, vector_lanes
+from .tile_cost import rounded_rows, tiles, vector_lanes
 from .traits import CpuTraits, traits_of
 from .transpose import square_lanes
 
@@ -26,6 +26,8 @@ class CpuLayouts:
     traits: CpuTraits
     reads_across: bool = False
     masks_edges: bool = False
+    joins_attention: bool = True
+    fuses_updates: bool = True
 
     def padded_columns(self, columns: int) -> int:
         """Return the columns to compute of a product: whole vectors, where those of ``columns`` would be short."""
@@ -47,6 +49,10 @@ class CpuLayouts:
         """Return whether a transpose is done in vector registers, by shuffles."""
         return dtype == "float32" and math.prod(shape) > SMALL and bool(square_lanes(shape, axes, self.traits))
 
+    def fuses_attention(self, width: int, dtype: str, masks: int) -> bool:
+        """Return whether the operands are floats: scores of a few queries stay in the cache."""
+        return dtype in ("float32", "float64")
+
 
 @dataclass(frozen=True)
 class CpuTarget:
@@ -66,13 +72,19 @@ class CpuTarget:
         """Schedule one kernel. One that comes scheduled, or that no rule suits, is returned unchanged."""
         return schedule(func, self.traits, decisions)
 
-    def options(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
+    def options(
+        self, func: tirx.PrimFunc, decisions: Decisions | Decide = DEFAULTS, space: str | None = None
+    ) -> dict[str, Choice]:
         """Return the choices that a kernel's schedule offers under ``decisions``, by name."""
-        return options(func, self.traits, decisions)
+        return options(func, self.traits, decisions, space)
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to a C function of pointers, under its ``global_symbol``."""
         return lower(func, self.llvm, self.traits.cores)
+
+    def loops(self, func: tirx.PrimFunc) -> IRModule:
+        """Lower a scheduled kernel to flat loops: what TVM's ``MakePackedAPI`` takes."""
+        return loops(func, self.llvm)
 
     def code(self, func: tirx.PrimFunc) -> bytes:
         """Return the object file of a scheduled kernel."""

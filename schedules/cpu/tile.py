@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
@@ -14,86 +12,8 @@ from ..decisions import Choices
 from ..extents import divisors
 from ..loops import Unsuited, extent_of, extents_of
 from .squares import turn_in_squares
+from .tile_cost import Tile, tiles, vector_lanes
 from .traits import CpuTraits
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Extents of a register tile: results along each row loop, and columns as vectors of lanes."""
-
-    rows: tuple[int, ...]
-    lanes: int
-    vectors: int
-
-    @property
-    def height(self) -> int:
-        """Rows in the tile."""
-        return math.prod(self.rows)
-
-    @property
-    def width(self) -> int:
-        """Columns in the tile."""
-        return self.lanes * self.vectors
-
-
-def vector_lanes(columns: int, most: int) -> int:
-    """Return the lanes of a vector along ``columns`` results: a divisor, at most ``most``, powers of two first."""
-    lanes = most
-    while lanes > 4 and columns % lanes:
-        lanes //= 2
-    if columns % lanes == 0:
-        return lanes
-    return max(n for n in range(1, most + 1) if columns % n == 0)
-
-
-def tiles(rows: Sequence[int], columns: int, traits: CpuTraits, parts: int = 1) -> list[Tile]:
-    """Return register tiles that cover ``rows`` x ``columns`` results without a tail, lowest estimated cost first.
-
-    A tile of t rows and v vectors does t + v loads for t * v multiply-adds, and needs enough of them in flight to hide
-    their latency. Operands take v + 1 registers, which bounds the number of tiles: about 20, 66 at most seen.
-    """
-    lanes = vector_lanes(columns, traits.lanes)
-    found = []
-    for vectors in divisors(columns // lanes):
-        for split in itertools.product(*(divisors(extent) for extent in rows)):
-            height = math.prod(split)
-            innermost_first = all(
-                part == 1 or whole == inner for part, whole, inner in zip(split, rows[1:], split[1:], strict=False)
-            )
-            if innermost_first and height * vectors + vectors + 1 <= traits.registers:
-                found.append(Tile(split, lanes, vectors))
-    return sorted(found, key=lambda tile: _cost(tile, parts * math.prod(rows) * columns, traits))
-
-
-def _cost(tile: Tile, results: int, traits: CpuTraits) -> float:
-    """Estimate the time per multiply-add, relative to peak throughput."""
-    size = tile.height * tile.vectors
-    loads = (tile.height + tile.vectors) / size
-    in_flight = max(LEAST_IN_FLIGHT, traits.fma_ports * traits.fma_latency)
-    latency = max(1.0, in_flight / size)
-    count = results // (tile.height * tile.width)
-    balance = math.ceil(count / traits.cores) * traits.cores / count
-    return balance * latency * (1 + 0.5 * loads * traits.fma_ports / traits.load_ports)
-
-
-LEAST_IN_FLIGHT = 10
-"""Fewest independent multiply-adds of a tile that keep a core busy, whatever its latency: the loop's own instructions
-take their turn, too. From measurements on x86."""
-
-
-def rounded_rows(rows: int, columns: int, traits: CpuTraits) -> int:
-    """Return ``rows``, or slightly more for a much better tile: 197 is prime, 198 is 33 times 6."""
-
-    def cost(count: int) -> float:
-        best = tiles([count], columns, traits)[0]
-        return _cost(best, count * columns, traits) * count
-
-    candidates = range(rows, rows + MOST_SPARE_ROWS + 1)
-    best = min(candidates, key=cost)
-    return best if rows > MOST_SPARE_ROWS**2 and cost(best) < 0.9 * cost(rows) else rows
-
-
-MOST_SPARE_ROWS = 7
 
 
 def choose_tile(
@@ -105,10 +25,16 @@ def choose_tile(
     *,
     parts: Sequence[LoopRV] = (),
     vectors: int | None = None,
+    from_memory: bool = False,
+    by_row: bool = False,
 ) -> Tile:
     """Choose a register tile for loops over results, of which each iteration of ``parts`` has its own. Narrow ones, of
-    at most ``vectors`` along the columns, come first if that is given, unless they are high."""
-    offered = tiles(extents_of(sch, rows), extent_of(sch, column), traits, math.prod(extents_of(sch, parts)))
+    at most ``vectors`` along the columns, come first if that is given, unless they are high. ``by_row``: so do those of
+    one row of taps. ``from_memory``: see :func:`tiles`."""
+    extents, count = extents_of(sch, rows), math.prod(extents_of(sch, parts))
+    offered = tiles(extents, extent_of(sch, column), traits, count, from_memory=from_memory)
+    if by_row:
+        offered.sort(key=lambda tile: tile.rows[0] > 1)
     if vectors is not None:
         offered.sort(key=lambda tile: tile.vectors > vectors or tile.height > MOST_ROWS)
     return decided_tile(choices, offered)
@@ -174,7 +100,7 @@ def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
         consumers = sch.get_consumers(last)
         if consumers:
             sch.compute_inline(last)
-    if last is not None and _has_more(_shape(sch, last), _shape(sch, block)):
+    if last is not None and _has_more(_extents(sch, last), _shape(sch, block)):
         raise Unsuited("what comes behind is not element-wise")
     name = sch.get(block).name_hint
     while last is not None:
@@ -185,8 +111,23 @@ def inline_elementwise(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV | None:
     return last
 
 
+def epilogue_of(sch: s_tir.Schedule, block: SBlockRV) -> SBlockRV:
+    """Keep the results of ``block`` in registers, and return the block that writes them: its element-wise consumers, or
+    a copy."""
+    epilogue = inline_elementwise(sch, block)
+    if epilogue is None:
+        return sch.cache_write(block, 0, "local")
+    sch.set_scope(block, 0, "local")
+    return epilogue
+
+
 def _shape(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
     return [int(extent) for extent in sch.get(block).writes[0].source.ty.shape]
+
+
+def _extents(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
+    """Return the shape of an epilogue's results: an update writes views of one axis."""
+    return extents_of(sch, sch.get_loops(block))
 
 
 def _has_more(shape: Sequence[int], than: Sequence[int]) -> bool:
@@ -231,10 +172,10 @@ def register_tile(
     an operand of which each task first copies its part. A strip of a wide matrix maps to too few cache sets, and to too
     many pages. ``turned``: block that turns an operand, of which each task turns its part.
 
-    Decisions: ``parallel``, ``unroll_reduced`` and, where tasks pad, ``tiles_of_task``.
+    Decisions: ``parallel``, ``unroll_reduced`` and, where tasks pad or turn an operand, ``tiles_of_task``.
     """
     padding = [] if turned else sch.get_producers(block)
-    row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
+    row_outer, column_outer, inside = split_tile(sch, tile, rows, column)
     grid = [*row_outer[:-1], *phases[:1], row_outer[-1]]
     grid = [*outer, column_outer, *grid] if columns_first else [*outer, *grid, column_outer]
     last_task = grid.index(phases[0]) if phases else len(grid)
@@ -242,15 +183,11 @@ def register_tile(
     unroll_reduced = _unrolled(sch, reduced, choices, unroll_reduced)
     grid += phases[1:]
     sch.reorder(*grid, *reduced, *inside)
-    epilogue = inline_elementwise(sch, block)
-    if epilogue is None:
-        epilogue = sch.cache_write(block, 0, "local")
-    else:
-        sch.set_scope(block, 0, "local")
+    epilogue = epilogue_of(sch, block)
     if phases:
         high, wide = strides_of(sch, block)
         sch.transform_block_layout(epilogue, lambda n, h, w, c: (n, h // high, h % high, w // wide, w % wide, c))
-    elif _joins_strips(_shape(sch, epilogue), _shape(sch, block)):
+    elif _joins_strips(_extents(sch, epilogue), _shape(sch, block)):
         _in_strips(sch, epilogue, _shape(sch, block)[-1])
     sch.reverse_compute_at(epilogue, grid[-1])
     for loop in sch.get_loops(epilogue)[len(grid) : -1]:
@@ -260,6 +197,9 @@ def register_tile(
     tasks = grid[:parallel]
     if padding and parallel == len(images) + 1:
         tasks[-1], _ = sch.split(tasks[-1], [None, _tiles_of_task(sch, tasks, padding[0], traits, choices)])
+    if turned is not None and parallel == len(grid):
+        tasks = [*tasks[: len(outer) + 1], sch.fuse(*tasks[len(outer) + 1 :])]
+        tasks[-1], _ = sch.split(tasks[-1], [None, _tiles_of_turned(sch, tasks, tile.height, traits, choices)])
     task = sch.fuse(*tasks)
     sch.parallel(task)
     sch.vectorize(inside[-1])
@@ -313,6 +253,30 @@ def _tiles_of_task(
     return choices.choose("tiles_of_task", divisors(rows), default)
 
 
+def _tiles_of_turned(
+    sch: s_tir.Schedule, tasks: Sequence[LoopRV], height: int, traits: CpuTraits, choices: Choices
+) -> int:
+    """Return how many row tiles of a ``height`` form a task that turns an operand. More tasks balance the cores, and
+    turn it more often: the default takes the least time by :data:`TURNING_ROWS`."""
+    *others, count = extents_of(sch, tasks)
+    offered = divisors(count)
+
+    def rows(size: int) -> int:
+        """Return the rows that the busiest core computes, in strips."""
+        return math.ceil(math.prod(others) * (count // size) / traits.cores) * (size * height + TURNING_ROWS)
+
+    return choices.choose("tiles_of_task", offered, min(offered, key=rows))
+
+
+TURNING_ROWS = 6
+"""Rows that a core computes while it turns a strip: a square of 16 vectors takes 16 loads, 64 shuffles, 16 stores."""
+
+
+def is_balanced(tasks: int, traits: CpuTraits) -> bool:
+    """Return whether the cores get equally many of ``tasks``, or nearly."""
+    return tasks % traits.cores == 0 or tasks >= 8 * traits.cores
+
+
 def block_by_block(
     sch: s_tir.Schedule,
     block: SBlockRV,
@@ -334,7 +298,7 @@ def block_by_block(
     Decisions: ``rounds_of_block``.
     """
     padding = sch.get_producers(block)
-    row_outer, column_outer, inside = _split_tile(sch, tile, rows, column)
+    row_outer, column_outer, inside = split_tile(sch, tile, rows, column)
     first, second, *others = reduced
     offered = divisors(extent_of(sch, second))
     size = choices.choose("rounds_of_block", offered, max(n for n in offered if n <= max(1, most)))
@@ -356,7 +320,7 @@ def _copy_at(sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int) -> 
     vectorize_inner(sch, block, vector_lanes(extent_of(sch, sch.get_loops(block)[-1]), lanes))
 
 
-def _split_tile(
+def split_tile(
     sch: s_tir.Schedule, tile: Tile, rows: Sequence[LoopRV], column: LoopRV
 ) -> tuple[list[LoopRV], LoopRV, list[LoopRV]]:
     """Split loops by tile: return those over row tiles, over column tiles, and inside a tile (vector last)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
@@ -28,13 +29,45 @@ class CpuTraits(Traits):
     load_ports: float = 2
     """Vector loads that start in a cycle."""
 
+    cache_stream: float = 32
+    """Bytes that the L2 cache delivers in a cycle, over many."""
+
     @property
     def peak(self) -> int:
         """Lanes of all cores."""
         return self.lanes * self.cores
 
 
+MEASURED = "pock."
+"""Beginning of the keys of a TVM target that say what was measured of the machine: ``pock.fma_ports=2``."""
+
+
+def measured_key(trait: str, value: float) -> str:
+    """Return the key of a TVM target that overrides a trait."""
+    return f"{MEASURED}{trait}={value:g}" if isinstance(value, float) else f"{MEASURED}{trait}={value}"
+
+
 def traits_of(target: Target) -> CpuTraits:
+    """Return the traits of an LLVM target, by its instruction set, its core, and its keys of what was measured.
+
+    Raises
+    ------
+    ValueError
+        A key does not name a trait.
+    """
+    keys = [str(key).removeprefix(MEASURED) for key in target.keys if str(key).startswith(MEASURED)]
+    return replace(_known(target), **dict(map(_measured, keys)))
+
+
+def _measured(key: str) -> tuple[str, Any]:
+    name, _, value = key.partition("=")
+    kind = {each.name: each.type for each in fields(CpuTraits)}.get(name)
+    if kind is None or not value.replace(".", "", 1).isdigit() or float(value) <= 0:
+        raise ValueError(f"the target's key '{MEASURED}{key}' is no trait and its number: 'pock.fma_ports=2' is one")
+    return name, int(value) if kind == "int" else float(value)
+
+
+def _known(target: Target) -> CpuTraits:
     """Return the traits of an LLVM target, by its instruction set and its core.
 
     Known are x86 with AVX-512, AVX2 or SSE; ARM with NEON; RISC-V with vectors; ARM and RISC-V without.
@@ -63,4 +96,5 @@ def _traits(target: Target, generic: Core, *, lanes: int, registers: int, cache_
         fma_ports=core.fma_ports,
         fma_latency=core.fma_latency,
         load_ports=core.load_ports,
+        cache_stream=core.cache_stream,
     )

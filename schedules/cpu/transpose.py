@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..decisions import Choices
 from ..loops import Unsuited
+from .emit import unravelled
 from .squares import squares, turned
 from .traits import CpuTraits
 
@@ -31,11 +32,19 @@ def transpose(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: 
 
 
 def square_lanes(shape: Sequence[int], axes: Sequence[int], traits: CpuTraits) -> list[int]:
-    """Return the sides that a transpose's square tiles may have, largest first; none where the last axis stays."""
+    """Return the sides that a transpose's square tiles may have, best first; none where the last axis stays.
+
+    Where a side does not divide an extent, the last square overlaps the one before it.
+    """
     if axes[-1] == len(shape) - 1:
         return []
     moved = (shape[-1], shape[axes[-1]])
-    return [n for n in squares(traits) if all(extent % n == 0 for extent in moved)]
+
+    def cost(lanes: int) -> float:
+        """Count loads, stores and shuffles."""
+        return math.prod(math.ceil(extent / lanes) for extent in moved) * lanes * (2 + math.log2(lanes))
+
+    return sorted((n for n in squares(traits) if n <= min(moved)), key=cost)
 
 
 def _shuffled(shape: Sequence[int], axes: Sequence[int], dtype: str, lanes: int) -> tirx.PrimFunc:
@@ -43,8 +52,14 @@ def _shuffled(shape: Sequence[int], axes: Sequence[int], dtype: str, lanes: int)
     rank, row_axis = len(shape), axes[-1]
     result = [shape[axis] for axis in axes]
     x_strides, y_strides = _strides(shape), dict(zip(axes, _strides(result), strict=True))  # in the axis order of X
-    counts = [extent // lanes if axis in (row_axis, rank - 1) else extent for axis, extent in enumerate(shape)]
-    steps = [lanes if axis in (row_axis, rank - 1) else 1 for axis in range(rank)]
+    counts = [-(-extent // lanes) if axis in (row_axis, rank - 1) else extent for axis, extent in enumerate(shape)]
+
+    def start(place: tirx.Expr, axis: int) -> tirx.Expr:
+        """Return where a square starts: the last one ends with the axis."""
+        if axis not in (row_axis, rank - 1):
+            return place
+        return place * lanes if shape[axis] % lanes == 0 else tirx.min(place * lanes, shape[axis] - lanes)
+
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         T.func_name("transpose")
         T.func_attr({"tirx.noalias": True})
@@ -54,9 +69,9 @@ def _shuffled(shape: Sequence[int], axes: Sequence[int], dtype: str, lanes: int)
             flat_x = T.decl_buffer((math.prod(shape),), dtype, data=x.data)
             flat_y = T.decl_buffer((math.prod(shape),), dtype, data=y.data)
             with T.parallel(math.prod(counts[:-1])) as task, T.serial(counts[-1]) as column:
-                places = [*_unravel(task, counts[:-1]), column]
-                x_start = _dot(places, [stride * step for stride, step in zip(x_strides, steps, strict=True)])
-                y_start = _dot(places, [y_strides[axis] * steps[axis] for axis in range(rank)])
+                places = [start(place, axis) for axis, place in enumerate([*unravelled(task, counts[:-1]), column])]
+                x_start = _dot(places, x_strides)
+                y_start = _dot(places, [y_strides[axis] for axis in range(rank)])
                 rows = [T.bind(flat_x[tirx.Ramp(x_start + n * x_strides[row_axis], 1, lanes)]) for n in range(lanes)]
                 for n, row in enumerate(turned(rows)):
                     T.buffer_store(flat_y, row, [tirx.Ramp(y_start + n * y_strides[rank - 1], 1, lanes)])
@@ -65,14 +80,6 @@ def _shuffled(shape: Sequence[int], axes: Sequence[int], dtype: str, lanes: int)
 
 def _strides(shape: Sequence[int]) -> list[int]:
     return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-
-
-def _unravel(index: tirx.Expr, counts: Sequence[int]) -> list[tirx.Expr]:
-    places = []
-    for axis, count in enumerate(counts):
-        rest = math.prod(counts[axis + 1 :])
-        places.append(tirx.indexmod(tirx.indexdiv(index, rest), count))
-    return places
 
 
 def _dot(places: Sequence[tirx.Expr], strides: Sequence[int]) -> tirx.Expr:

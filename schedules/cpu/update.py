@@ -7,7 +7,7 @@ from tvm.s_tir.schedule import SBlockRV
 
 from ..decisions import Choices
 from ..kernels import SMALL
-from ..loops import extents_of
+from ..loops import Unsuited, extents_of
 from .traits import CpuTraits
 
 ROW_LENGTHS = (4096, 1024, 256, 64)
@@ -19,6 +19,8 @@ def update(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Cho
 
     Decisions: ``parallel``, ``lanes`` and, where there is one row, ``row_length``.
     """
+    if sch.get_producers(block):
+        raise Unsuited("the epilogue of a product")
     row, column = sch.get_loops(block)
     rows, columns = extents_of(sch, [row, column])
     work = rows * columns

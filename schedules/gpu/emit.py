@@ -8,17 +8,21 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 
+import tvm
+import tvm_ffi
 from tvm import tirx
+from tvm.ir import TensorLoad
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from tvm.sym import Analyzer
 
-from .contraction import INDEX, Axis, Contraction, Env, extents_of, loads_of, places, substituted, uses, with_sum
+from ..emit import substituted, where
+from ..loops import loads_of
+from .products.contraction import INDEX, Axis, Contraction, Env, extents_of, places, uses, with_sum
 
-VECTOR = 4
-"""Elements of the widest load or store: 128 bits."""
+VECTOR_BYTES = 16
+"""Bytes of the widest load or store."""
 THREADS = 128
 """Threads of a block that add the parts of sums, one each."""
 
@@ -28,31 +32,6 @@ def bound(extent: int, thread: str) -> Iterator[tirx.Expr]:
     """Loop over blocks or threads."""
     with T.thread_binding(tirx.const(extent, INDEX), thread=thread) as var:
         yield _named(thread.removesuffix("Idx.x"), var).astype(INDEX)
-
-
-def unrolled(extent: int) -> AbstractContextManager[tirx.Var]:
-    """Loop that is written out."""
-    return T.unroll(tirx.const(extent, INDEX))
-
-
-@contextlib.contextmanager
-def vector(lanes: int) -> Iterator[tirx.Expr]:
-    """Loop over the lanes of a vector; the number 0 for one lane."""
-    if lanes == 1:
-        yield tirx.const(0, INDEX)
-    else:
-        with T.vectorized(tirx.const(lanes, INDEX)) as lane:
-            yield _named("lane", lane)
-
-
-@contextlib.contextmanager
-def where(condition: tirx.Expr | bool | None) -> Iterator[None]:
-    """Branch without an alternative. None: always taken."""
-    if condition is None:
-        yield
-    else:
-        with T.If(condition), T.Then():
-            yield
 
 
 def local(name: str, extent: int, dtype: str) -> tirx.Buffer:
@@ -80,6 +59,18 @@ def synchronise() -> None:
     T.evaluate(T.tvm_storage_sync("shared"))
 
 
+def lanes_of(dtype: str) -> int:
+    """Return the elements of the widest load or store."""
+    return max(1, VECTOR_BYTES // tvm.DataType(dtype).itemsize)
+
+
+def lanes_of_value(value: tirx.Expr) -> int:
+    """Return the elements of the widest vector in which an expression may be computed, of all its types."""
+    types = {str(value.ty.dtype)}
+    tvm_ffi.structural_walk(value, ((TensorLoad, tirx.Cast), lambda node: types.add(str(node.ty.dtype))))
+    return min(lanes_of(dtype) for dtype in types)
+
+
 def is_contiguous(indices: Sequence[tirx.Expr], axes: Sequence[Axis]) -> bool:
     """Return whether indices of a buffer step by one element along the last axis."""
     if not (axes and isinstance(axes[-1].extent, int)):
@@ -96,9 +87,31 @@ def reads_along(value: tirx.Expr, axes: Sequence[Axis]) -> bool:
     return bool(loads) and is_contiguous(loads[0].indices, axes)
 
 
-def lanes_along(indices: Sequence[tirx.Expr], axes: Sequence[Axis]) -> int:
-    """Return the elements of a vector along the last axis: 1 if they are not adjacent."""
-    return math.gcd(VECTOR, int(axes[-1].extent)) if is_contiguous(indices, axes) else 1
+def lanes_of_load(value: tirx.Expr, axes: Sequence[Axis], most: int) -> int:
+    """Return the elements of a load along the last axis, up to ``most``: adjacent in what a factor reads first, and at
+    multiples of their number there."""
+    if not reads_along(value, axes):
+        return 1
+    load, axis = loads_of(value)[0], axes[-1]
+    lanes = math.gcd(most, int(axis.extent))
+    while lanes > 1 and not _is_multiple(load, axis.var, lanes):
+        lanes //= 2
+    return lanes
+
+
+def _is_multiple(load: TensorLoad, var: tirx.Var, lanes: int) -> bool:
+    """Return whether a load is at a multiple of ``lanes`` elements where a variable is a multiple of it."""
+    flat: tirx.Expr = tirx.const(0, INDEX)
+    for index, extent in zip(load.indices, load.source.shape, strict=True):
+        flat = flat * extent + index
+    found = Analyzer().modular_set(substituted(flat, {var: var * lanes}))
+    return found.coeff % lanes == 0 and found.base % lanes == 0
+
+
+def lanes_along(contraction: Contraction, axes: Sequence[Axis]) -> int:
+    """Return the elements of a store of sums along the last axis: 1 if they are not adjacent."""
+    lanes = lanes_of(contraction.dtype)
+    return math.gcd(lanes, int(axes[-1].extent)) if is_contiguous(contraction.store.indices, axes) else 1
 
 
 def store_sum(contraction: Contraction, total: tirx.Expr, at: Env) -> None:
@@ -116,7 +129,7 @@ def written(contraction: Contraction, splits: int, launch: Callable[[tirx.Buffer
         if splits == 1:
             launch(None)
         else:
-            parts = scratch("parts", (splits, math.prod(extents_of(contraction))), str(contraction.sums.dtype))
+            parts = scratch("parts", (splits, math.prod(extents_of(contraction))), contraction.dtype)
             launch(parts)
             _add_parts(contraction, parts, splits)
     return builder.get().body
@@ -124,7 +137,7 @@ def written(contraction: Contraction, splits: int, launch: Callable[[tirx.Buffer
 
 def _add_parts(contraction: Contraction, parts: tirx.Buffer, splits: int) -> None:
     """Write the launch that adds the parts of each sum, in order."""
-    count, dtype = math.prod(extents_of(contraction)), str(contraction.sums.dtype)
+    count, dtype = math.prod(extents_of(contraction)), contraction.dtype
     with bound(math.ceil(count / THREADS), "blockIdx.x") as block, bound(THREADS, "threadIdx.x") as thread:
         number = block * THREADS + thread
         total = local("total", 1, dtype)

@@ -16,8 +16,10 @@ from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
 
 from ..kernels import GUARDED
-from .conditions import with_plain_conditions
-from .spelling import with_names
+from .text.conditions import with_plain_conditions
+from .text.spelling import with_names
+from .text.words import with_words
+from .traits import has_matrix_units
 
 FLAG = -1
 """Operand of a guarded device function, its last: int32 [1], 0 until a check fails."""
@@ -45,8 +47,10 @@ def lower(func: tirx.PrimFunc, target: Target) -> IRModule:
     symbol = func.attrs["global_symbol"]
     if GUARDED in func.attrs:  # it has two views of what it updates
         func = func.with_attr("tirx.noalias", False)
+    dialect = target.kind.name
+    named = with_names(func if has_matrix_units(target) else with_words(func, dialect))
     mod = tirx.transform.BindTarget(target.with_host(Target("llvm")))(
-        IRModule({symbol: with_plain_conditions(with_names(func), target.kind.name)})
+        IRModule({symbol: with_plain_conditions(named, dialect)})
     )
     with tvm.transform.PassContext():
         mod = tvm.transform.Sequential(LOWERING)(mod)
@@ -73,7 +77,6 @@ LOWERING = [
     s_tir.transform.InjectSoftwarePipeline(),
     s_tir.transform.LowerOpaqueBlock(),
     tirx.transform.FlattenBuffer(),
-    tirx.transform.BF16ComputeLegalize(),
     tirx.transform.NarrowDataType(32),
     s_tir.transform.LoopPartition(),
     tirx.transform.ConvertSSA(),  # inlining a block duplicates its variables

@@ -28,7 +28,7 @@ def rows(sch: s_tir.Schedule, traits: GpuTraits, choices: Choices) -> None:
     if len(depths) != 1 or is_reduction(sch, last) or not 0 < min(depths) < len(loops):
         raise Unsuited("no reductions over the same rows before the result")
     if not all(is_plain(sch, block) for block in reductions):
-        raise Unsuited("a reduction of two results")
+        raise Unsuited("a reduction that no threads share")
     depth = depths.pop()
     leading = extents_of(sch, loops[:depth])
     for block in inner:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import tvm
 from tvm import IRModule, tirx
 
-from ..decisions import DEFAULTS, Choice, Decisions
-from .code import code_of, described
+from ..decisions import DEFAULTS, Choice, Decide, Decisions
 from .lower import lower, scratch_of
-from .schedule import options, schedule
+from .products.attention import GRADIENT_OPERANDS, WIDEST
+from .schedule import FALLBACK, options, schedule
+from .text.code import code_of, described
+from .text.limits import OverLimit
 from .traits import GpuTraits, traits_of
 
 
@@ -20,8 +22,12 @@ class GpuLayouts:
     """Operands of products as they are: a thread block brings its tiles into shared memory, in any order
     (:class:`schedules.target.Layouts`)."""
 
+    arguments: int
+    """Most buffers that a kernel binds."""
     reads_across: bool = True
     masks_edges: bool = True
+    joins_attention: bool = False
+    fuses_updates: bool = False
 
     def padded_columns(self, columns: int) -> int:
         """Return ``columns``: a block masks the end of its tile."""
@@ -39,6 +45,10 @@ class GpuLayouts:
         """Return False: a transpose is fused with its neighbours."""
         return False
 
+    def fuses_attention(self, width: int, dtype: str, masks: int) -> bool:
+        """Return whether the sums of a head fit into the registers of a block, and a kernel can bind its operands."""
+        return width <= WIDEST and dtype != "float64" and GRADIENT_OPERANDS + masks <= self.arguments
+
 
 @dataclass(frozen=True)
 class GpuTarget:
@@ -52,31 +62,42 @@ class GpuTarget:
     @property
     def layouts(self) -> GpuLayouts:
         """Operand layouts: as they are."""
-        return GpuLayouts()
+        return GpuLayouts(self.traits.arguments)
 
     def schedule(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> tirx.PrimFunc:
         """Schedule one kernel. Every loop nest of it is bound to blocks and threads."""
         return schedule(func, self.traits, self._check, decisions)
 
-    def options(self, func: tirx.PrimFunc, decisions: Decisions = DEFAULTS) -> dict[str, Choice]:
+    def options(
+        self, func: tirx.PrimFunc, decisions: Decisions | Decide = DEFAULTS, space: str | None = None
+    ) -> dict[str, Choice]:
         """Return the choices that a kernel's schedule offers under ``decisions``, by name."""
-        return options(func, self.traits, self._check, decisions)
+        return options(func, self.traits, self._check, decisions, space)
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to its device functions, and the host function that launches them."""
         return lower(func, self.target)
+
+    def loops(self, func: tirx.PrimFunc) -> IRModule:
+        """Lower a scheduled kernel, as :meth:`lower` does: what TVM's ``MakePackedAPI`` takes."""
+        return self.lower(func)
 
     def scratch_bytes(self, func: tirx.PrimFunc) -> int:
         """Return the bytes of memory for what the launches of a scheduled kernel hand on to each other."""
         return scratch_of(self.lower(func))
 
     def code(self, func: tirx.PrimFunc) -> bytes:
-        """Return the text of a scheduled kernel and its launches, as JSON (:mod:`schedules.gpu.code`)."""
-        return code_of(self.lower(func), self.traits)
+        """Return the text of a scheduled kernel and its launches, as JSON (:mod:`schedules.gpu.text.code`)."""
+        return code_of(self.lower(func), self.traits, str(func.attrs.get(FALLBACK, "")))
 
     def _check(self, func: tirx.PrimFunc) -> None:
-        """Raise :class:`schedules.gpu.limits.OverLimit` for a scheduled kernel that a device may refuse."""
-        described(self.lower(func), self.traits)
+        """Raise ``OverLimit`` (:mod:`schedules.gpu.text.limits`) for a scheduled kernel that a device may refuse, or
+        that TVM cannot lower or write: WGSL lacks some operations on vectors."""
+        named = func if "global_symbol" in func.attrs else func.with_attr("global_symbol", "kernel")
+        try:
+            described(self.lower(named), self.traits)
+        except tvm.error.InternalError as error:
+            raise OverLimit(f"TVM cannot write it ({error})") from error
 
 
 def gpu_target(target: tvm.target.Target) -> GpuTarget:

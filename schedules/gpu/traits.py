@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from tvm.target import Target
@@ -11,6 +12,8 @@ from ..target import Traits
 DIALECTS = ("cuda", "metal", "opencl", "webgpu")
 """Kinds of TVM's targets that kernels are written for."""
 KIB = 2**10
+TF32 = "tf32"
+"""Key of a TVM target for CUDA whose products of float32 may be in tf32."""
 PTX = "ptx"
 """Key of a TVM target for CUDA whose kernels a driver compiles, for any GPU from ``arch`` on."""
 
@@ -33,6 +36,13 @@ class GpuTraits(Traits):
     """Most buffers that a kernel binds."""
     architecture: str = ""
     """CUDA's name of what kernels are compiled for: ``sm_87`` for machine code, ``compute_75`` for PTX."""
+    matrix_units: bool = False
+    """Whether warps multiply matrices of 16-bit factors (CUDA's ``mma.m16n8k16``), and memory is copied to shared
+    memory beside the threads (``cp.async``)."""
+    simd_matrices: bool = False
+    """Whether SIMD groups multiply matrices of float32 (Metal's ``simdgroup_matrix``, of Apple's GPUs since the M1)."""
+    tf32: bool = False
+    """Whether matrix units multiply float32 too, its mantissa rounded to 10 bits: on request only."""
     alignment: int = 256
 
     @property
@@ -61,6 +71,9 @@ def traits_of(target: Target) -> GpuTraits:
         shared_bytes=shared,
         arguments=default.arguments,
         architecture=_architecture(target) if dialect == "cuda" else "",
+        matrix_units=has_matrix_units(target),
+        simd_matrices=dialect == "metal" and attrs.get("model") in APPLE,
+        tf32=has_matrix_units(target) and TF32 in target.keys,
     )
 
 
@@ -68,6 +81,15 @@ def _architecture(target: Target) -> str:
     return str(target.attrs["arch"]).replace("sm_", "compute_" if PTX in target.keys else "sm_")
 
 
+def has_matrix_units(target: Target) -> bool:
+    """Return whether a GPU has what ``GpuTraits.matrix_units`` says."""
+    return target.kind.name == "cuda" and int(re.sub(r"\D", "", str(target.attrs["arch"]))) >= MATRIX_CAPABILITY
+
+
+MATRIX_CAPABILITY = 80
+"""First of CUDA's compute capabilities with bfloat16, in matrix units too, and with asynchronous copies."""
+APPLE = ("m1",)
+"""Models of Apple's own GPUs."""
 MODELS = {"jetson-orin": 8, "jetson-nano": 1, "h200": 132, "m1": 8}
 """Multiprocessors of GPUs, by the attribute ``model`` of TVM's target. An AGX Orin has twice as many as the others."""
 

@@ -9,6 +9,8 @@ OPAQUE = 8
 GUARDED = "pock.guarded"
 """Attribute of kernels that write in place, on targets whose calls cannot end a step: such a kernel does nothing once a
 check has failed."""
+EXACT = "pock.exact"
+"""Attribute of blocks whose results stay in the type of sums, where others are stored in 16 bits."""
 
 
 def comes_scheduled(func: tirx.PrimFunc) -> bool:

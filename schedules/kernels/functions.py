@@ -14,7 +14,7 @@ from tvm import te, tirx
 # Cephes, expf: minimax on [-log(2) / 2, log(2) / 2] of (exp(r) - 1 - r) / r^2.
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 LOG2_HIGH, LOG2_LOW = 0.693359375, -2.12194440e-4
-EXP_LOWEST, EXP_HIGHEST = -87.336544, 88.722839  # range of normal float32 results; outside: 0 and infinity
+EXP_LOWEST, EXP_HIGHEST = -87.336544, 88.722832  # range of normal float32 results; outside: 0 and infinity
 EXPM1_LOWEST = -30.0  # below, e^x - 1 rounds to -1
 # Cephes, logf: (log(1 + r) - r + r^2 / 2) / r^3 on [sqrt(1 / 2) - 1, sqrt(2) - 1].
 LOG: tuple[float, ...] = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1)
@@ -37,15 +37,15 @@ def exp(x: tirx.Expr) -> tirx.Expr:
     def of(x: tirx.Expr) -> tirx.Expr:
         inside = tirx.max(tirx.min(x, _f(EXP_HIGHEST)), _f(EXP_LOWEST))
         value = let(inside, lambda y: let(tirx.floor(y * _f(1 / math.log(2)) + _f(0.5)), lambda n: reduced(y, n)))
-        value = tirx.Select(x < _f(EXP_LOWEST), _f(0), tirx.Select(x > _f(EXP_HIGHEST), _f(math.inf), value))
-        return unless_nan(x, value)
+        # Above the range, x + inf is infinite, or NaN as x is.
+        above = tirx.Select(x <= _f(EXP_HIGHEST), value, x + _f(math.inf))
+        return tirx.Select(x < _f(EXP_LOWEST), _f(0), above)
 
     def reduced(y: tirx.Expr, power: tirx.Expr) -> tirx.Expr:
         rest = y - power * _f(LOG2_HIGH) - power * _f(LOG2_LOW)
         value = let(rest, lambda r: _polynomial(EXP, r) * r * r + r + _f(1))
-        # 2^power as two factors: 2^128 overflows float32.
-        half = tirx.Cast("int32", power) >> 1
-        return value * _power_of_two(half) * _power_of_two(tirx.Cast("int32", power) - half)
+        # Added to the exponent's bits: 2^128 overflows float32, and with it the value is below 1.
+        return tirx.reinterpret("float32", tirx.reinterpret("int32", value) + (tirx.Cast("int32", power) << 23))
 
     return let(x, of)
 

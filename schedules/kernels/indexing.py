@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from tvm import te, tirx, topi
@@ -79,47 +80,94 @@ def _lowest(dtype: str) -> tirx.Expr:
     return tirx.const(False, dtype) if dtype == "bool" else tirx.min_value(dtype)
 
 
+EMBEDDING_GRADIENT = "embedding_gradient"
+"""Name of the block of an embedding's gradient."""
+
+
 def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.Tensor:
     """Compute ``dTable[r, c] = sum over the positions p with indices[p] == r of grad[p, c]``.
 
     ``indices``: integers [positions]; negative ones count from the end, those out of range are skipped. ``grad``: float
     [positions, columns].
     """
-    positions, columns = (int(extent) for extent in grad.shape)
-    stripe = min(STRIPE, columns)
 
     def body(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
-        index, gradient, table = ins[0], ins[1], outs[0]
-        with IRBuilder() as builder:
-            with T.parallel(-(-columns // stripe)) as outer:
-                with T.serial(rows) as row:
-                    with T.serial(stripe) as inner:
-                        with T.If(outer * stripe + inner < columns):
-                            with T.Then():
-                                T.buffer_store(table, tirx.const(0, grad.dtype), [row, outer * stripe + inner])
-                with T.serial(positions) as p:
-                    with T.serial(stripe) as inner:
-                        with T.If(tirx.all(index[p] >= -rows, index[p] < rows, outer * stripe + inner < columns)):
-                            with T.Then():
-                                at = tirx.Select(index[p] < 0, index[p] + rows, index[p])
-                                c = outer * stripe + inner
-                                T.buffer_store(table, table[at, c] + gradient[p, c], [at, c])
-            return builder.get()
+        return _added_rows(ins[0], ins[1], outs[0], rows, lambda row: row)
 
-    # Buffers are declared here: te.extern would give them symbolic offsets.
-    read = [
-        tirx.decl_buffer(tensor.shape, str(tensor.dtype), tensor.op.name, layout=None) for tensor in (indices, grad)
-    ]
-    table = tirx.decl_buffer([tirx.IntImm("int64", rows), grad.shape[1]], str(grad.dtype), "table", layout=None)
-    return te.extern(
-        [table.shape],
-        [indices, grad],
-        body,
-        dtype=str(grad.dtype),
-        in_buffers=read,
-        out_buffers=[table],
-        name="embedding_gradient",
-    )
+    return _written(EMBEDDING_GRADIENT, [indices, grad], (rows, int(grad.shape[1])), grad.dtype, body)
+
+
+def first_positions(indices: te.Tensor, *, rows: int) -> te.Tensor:
+    """Compute ``P[r] = min over the positions p with indices[p] == r of p``, int32 [rows]; the number of positions
+    where there is none. ``indices``: see :func:`embedding_gradient`."""
+    (positions,) = (int(extent) for extent in indices.shape)
+
+    def body(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
+        index, first = ins[0], outs[0]
+        with IRBuilder() as nowhere, T.serial(rows) as row:
+            T.buffer_store(first, tirx.const(positions, "int32"), [row])
+        with IRBuilder() as found, T.serial(positions) as at, _inside(index[positions - 1 - at], rows) as row:
+            T.buffer_store(first, tirx.Cast("int32", positions - 1 - at), [row])
+        return tirx.SeqStmt([nowhere.get(), found.get()])
+
+    return _written("first_positions", [indices], (rows,), "int32", body)
+
+
+def gathered_gradient(indices: te.Tensor, grad: te.Tensor, first: te.Tensor) -> te.Tensor:
+    """Compute the rows of :func:`embedding_gradient` that are not zero: ``G[first[r], c] = dTable[r, c]``.
+
+    ``first``: from :func:`first_positions`. Returns float [positions + 1, columns]; the last row is zero.
+    """
+    positions, columns = (int(extent) for extent in grad.shape)
+
+    def body(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
+        return _added_rows(ins[0], ins[1], outs[0], int(first.shape[0]), lambda row: ins[2][row])
+
+    return _written("gathered_gradient", [indices, grad, first], (positions + 1, columns), grad.dtype, body)
+
+
+def _added_rows(
+    index: tirx.Buffer,
+    gradient: tirx.Buffer,
+    table: tirx.Buffer,
+    rows: int,
+    place: Callable[[tirx.Expr], tirx.Expr],
+) -> tirx.Stmt:
+    """Clear a table, and add each row of ``gradient`` to the one at ``place`` of its index, which is below ``rows``."""
+    positions, columns = (int(extent) for extent in gradient.shape)
+    stripe = min(STRIPE, columns)
+    with IRBuilder() as zeros, T.parallel(table.shape[0]) as row, T.serial(columns) as column:
+        T.buffer_store(table, tirx.const(0, str(table.dtype)), [row, column])
+    with IRBuilder() as sums, T.parallel(-(-columns // stripe)) as outer, T.serial(positions) as p:
+        with _inside(index[p], rows) as row, T.serial(stripe) as inner, contextlib.ExitStack() as inside:
+            c = outer * stripe + inner
+            if columns % stripe:
+                inside.enter_context(T.If(c < columns))
+                inside.enter_context(T.Then())
+            T.buffer_store(table, table[place(row), c] + gradient[p, c], [place(row), c])
+    return tirx.SeqStmt([zeros.get(), sums.get()])
+
+
+@contextlib.contextmanager
+def _inside(index: tirx.Expr, rows: int) -> Iterator[tirx.Expr]:
+    """Branch for an index in range, counted from the start."""
+    with T.If(tirx.all(index >= -rows, index < rows)), T.Then():
+        yield tirx.Select(index < 0, index + rows, index)
+
+
+def _written(
+    name: str,
+    operands: Sequence[te.Tensor],
+    shape: Sequence[int],
+    dtype: str,
+    body: Callable[[list[tirx.Buffer], list[tirx.Buffer]], tirx.Stmt],
+) -> te.Tensor:
+    """Define a kernel that is written as loops. Its buffers are declared: te.extern would give them symbolic
+    offsets."""
+    read = [tirx.decl_buffer(each.shape, str(each.dtype), each.op.name, layout=None) for each in operands]
+    extents = [tirx.IntImm("int64", extent) for extent in shape]
+    result = tirx.decl_buffer(extents, str(dtype), "table", layout=None)
+    return te.extern([extents], operands, body, dtype=str(dtype), in_buffers=read, out_buffers=[result], name=name)
 
 
 def pad_columns(x: te.Tensor, *, columns: int) -> te.Tensor:

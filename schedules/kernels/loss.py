@@ -51,11 +51,20 @@ def cross_entropy_gradient(
     share = tirx.const(label_smoothing / classes, logits.dtype)
     hit = tirx.const(1 - label_smoothing + label_smoothing / classes, logits.dtype)
 
+    def place_of(row: tirx.Expr) -> tirx.Expr:
+        """Return the label in 32 bits, of which a vector compares more; -1 for one beyond the classes."""
+        end = tirx.const(classes, labels.dtype)
+        return tirx.Select(labels(row) < end, tirx.Cast("int32", labels(row)), tirx.const(-1, "int32"))
+
+    place = te.compute((rows,), place_of, name="place")
+    # An ignored row has gradient 0, or NaN where a probability is NaN.
+    weight = te.compute(
+        (rows,), lambda row: tirx.Select(_counts(labels, row, ignore_index), grad(row), zero), name="weight"
+    )
+
     def d_logits(row: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
-        target = tirx.Select(labels(row) == tirx.Cast(labels.dtype, c), hit, share)
-        # An ignored row has gradient 0, or NaN where a probability is NaN.
-        weight = tirx.Select(_counts(labels, row, ignore_index), grad(row), zero)
-        return (exp(logits(row, c) - largest(row)) * scale(row) - target) * weight
+        target = tirx.Select(place(row) == tirx.Cast("int32", c), hit, share)
+        return (exp(logits(row, c) - largest(row)) * scale(row) - target) * weight(row)
 
     return te.compute((rows, classes), d_logits, name="cross_entropy_gradient")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
+MATMUL = "pock.matmul"
+"""Schedule rule of a matrix product."""
+
 
 def matmul(
     a: te.Tensor, b: te.Tensor, *, transpose_a: bool, transpose_b: bool, computed_rows: int | None = None
@@ -29,7 +32,7 @@ def matmul(
             a(*broadcast_index(outer, a.shape[:-2]), *a_at) * b(*broadcast_index(outer, b.shape[:-2]), *b_at), axis=k
         )
 
-    result = te.compute((*batch, computed, columns), product, name="matmul", attrs={"schedule_rule": "pock.matmul"})
+    result = te.compute((*batch, computed, columns), product, name="matmul", attrs={"schedule_rule": MATMUL})
     return result if computed == rows else te.compute((*batch, rows, columns), lambda *at: result(*at), name="kept")
 
 
@@ -50,7 +53,7 @@ def packed_matmul(a: te.Tensor, strips: te.Tensor, *, computed_rows: int | None 
         return te.sum(a(*outer, i, k) * strips(*outer[: len(own)], strip, k, j), axis=k)
 
     shape = (*batch, computed, count, width)
-    result = te.compute(shape, product, name="matmul", attrs={"schedule_rule": "pock.matmul"})
+    result = te.compute(shape, product, name="matmul", attrs={"schedule_rule": MATMUL})
     return te.compute(
         (*batch, rows, count * width), lambda *at: result(*at[:-1], at[-1] // width, at[-1] % width), name="joined"
     )

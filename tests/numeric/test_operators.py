@@ -15,6 +15,7 @@ from relay_passes import Backward
 from relay_passes.gradients import supported_operators
 from relay_passes.ir import bindings_of, op_name
 from relay_passes.operators import training as pock
+from relay_passes.operators.attention import attention as fused_attention
 
 Shape = tuple[int, ...]
 
@@ -51,6 +52,17 @@ def pooling(name: str, operator: Callable[..., relax.Expr], x: Shape, **attribut
 
 def product(name: str, a: Shape, b: Shape, transpose_a: bool = False, transpose_b: bool = False) -> Row:
     return Row(name, (a, b), lambda x, y: pock.matmul(x, y, transpose_a=transpose_a, transpose_b=transpose_b))
+
+
+def attention(name: str, q: Shape, k: Shape, v: Shape, *masks: np.ndarray, causal: bool = False) -> Row:
+    """The result of attention, which has statistics beside it."""
+
+    def apply(*operands):
+        constants = relax.Tuple([relax.const(mask, str(mask.dtype)) for mask in masks])
+        call = fused_attention(*operands, constants, scale=0.5, masked=-1.5, causal=causal, safe=False)
+        return relax.TupleGetItem(call, 0)
+
+    return Row(name, (q, k, v), apply)
 
 
 def integers(values: np.ndarray | list, dtype: str = "int64") -> relax.Expr:
@@ -113,6 +125,10 @@ ROWS = [
     unary("sigmoid", R.sigmoid),
     unary("erf", R.erf),
     # products
+    attention("attention", (2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 3)),
+    attention("attention, keys broadcast, mask", (2, 3, 4), (2, 7, 4), (1, 7, 3), MASK),
+    attention("attention, causal", (2, 5, 4), (2, 7, 4), (2, 7, 3), causal=True),
+    attention("attention, added mask", (3, 4), (7, 4), (7, 3), np.linspace(-1, 1, 14).reshape(2, 1, 7)),
     product("matmul NN", (5, 3), (3, 7)),
     product("matmul NT", (5, 3), (7, 3), transpose_b=True),
     product("matmul TN", (3, 5), (3, 7), transpose_a=True),

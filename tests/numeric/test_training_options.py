@@ -11,7 +11,7 @@ import torch
 import pock_tvm as pock
 from pock_tvm.device.program import kernel_calls
 from relay_passes.training import append_update
-from tests.numeric.parity import TORCH_OPTIMIZERS, assert_parity
+from tests.numeric.parity import TARGET, TORCH_OPTIMIZERS, assert_parity
 from tests.pock_tvm.networks import small
 
 OPTIMIZERS: dict[str, tuple[pock.SGD | pock.Adam, Callable[..., torch.optim.Optimizer]]] = {
@@ -75,7 +75,8 @@ def test_large_gradients_part_by_part_equal_pytorch(name: str, monkeypatch) -> N
         for program in (whole, parts)
     ]
     assert updates == [3, 2 + 4], "the 40 x 512 gradient is made 10 rows at a time"
-    assert parts.memory()["arena"] < whole.memory()["arena"] - 4 * 512 * 20
+    saved = 4 * 512 * 20 if TARGET != "host" else 0  # on CPUs the product updates the weight: no gradient is in memory
+    assert parts.memory()["arena"] < whole.memory()["arena"] - saved
 
 
 LOSSES: dict[str, tuple[pock.Loss, Callable[[np.random.Generator], np.ndarray]]] = {

@@ -13,7 +13,7 @@ from tvm.relax import op as R
 from pock_tvm.compiler import pipeline
 from pock_tvm.compiler.kernel_builder import KernelBuilder
 from pock_tvm.compiler.phases import Phases
-from pock_tvm.compiler.pipeline import Training
+from pock_tvm.compiler.training_options import Training
 from pock_tvm.frontend import Model, load_model
 from pock_tvm.schemes.scheme import with_trained
 from relay_passes import ChooseKernels, NameKernels

@@ -47,7 +47,7 @@ TARGETS: dict[str, Target] = {
 }
 """What every definition is tested on, by the fixture ``target``; :func:`built` runs its kernels."""
 
-Kernel = Callable[..., te.Tensor]
+Kernel = Callable[..., te.Tensor | list[te.Tensor]]
 
 
 def run(kernel: Kernel, *arrays: np.ndarray, target: Target = HOST, **options: Any) -> np.ndarray:
@@ -66,7 +66,9 @@ def defined(kernel: Kernel, *arrays: np.ndarray, **options: Any) -> tirx.PrimFun
         te.placeholder([tirx.IntImm("int64", extent) for extent in array.shape], str(array.dtype), f"operand{index}")
         for index, array in enumerate(arrays)
     ]
-    return te.create_prim_func([*operands, kernel(*operands, **options)], index_dtype_override="int64")
+    results = kernel(*operands, **options)
+    results = results if isinstance(results, list) else [results]
+    return te.create_prim_func([*operands, *results], index_dtype_override="int64")
 
 
 def call(func: tirx.PrimFunc, *arrays: np.ndarray, target: Target = HOST, times: int = 1) -> Any:

@@ -16,7 +16,7 @@ from schedules.cpu.traits import CpuTraits
 from schedules.decisions import Choices, DecisionError
 from schedules.kernels.conv2d import conv2d, conv2d_data_gradient, conv2d_weight_gradient
 from schedules.kernels.functions import softmax
-from schedules.kernels.matmul import matmul
+from schedules.kernels.matmul import across_matmul, matmul
 from schedules.kernels.reduction import channel_sum
 from schedules.kernels.transpose import transpose
 from schedules.kernels.update import Layout, assign
@@ -28,6 +28,7 @@ TARGETS: dict[str, Target] = {
 }
 """Small caches, so that small kernels have the choices of large ones."""
 PLAIN = {"transpose_a": False, "transpose_b": False}
+ACROSS = {"transpose_a": True, "transpose_b": False}
 ONCE = {"strides": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1)}
 TWICE = ONCE | {"strides": (2, 2)}
 
@@ -45,6 +46,9 @@ KERNELS: dict[str, tuple[Kernel, list[tuple[int, ...]], dict[str, Any]]] = {
     "product with an epilogue": (rectified, [(2, 6, 5), (5, 16)], {}),
     "products": (matmul, [(3, 4, 8), (3, 8, 16)], PLAIN),
     "wide product": (matmul, [(48, 20), (20, 64)], PLAIN),
+    "product across its sum": (matmul, [(20, 24), (20, 64)], ACROSS),
+    "products across their sums": (matmul, [(2, 20, 12), (2, 20, 64)], ACROSS),
+    "product of a turned operand": (across_matmul, [(2, 3, 4, 32), (2, 48, 16)], {}),
     "convolution": (conv2d, [(2, 4, 6, 3), (3, 3, 3, 16)], ONCE | {"groups": 1}),
     "data gradient": (conv2d_data_gradient, [(1, 2, 3, 8), (3, 3, 8, 8)], TWICE | {"groups": 1, "size": (4, 6)}),
     "weight gradient": (

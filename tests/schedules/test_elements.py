@@ -19,6 +19,7 @@ from schedules.kernels.conv2d import pad_spatial
 from schedules.kernels.elementwise import hardtanh
 from schedules.kernels.indexing import embedding_gradient, gather_channels, index_tensor, take, take_along
 from schedules.kernels.pooling import avg_pool2d_gradient, max_pool2d_argmax, max_pool2d_gradient
+from schedules.kernels.reduction import argmax, argmin, largest, smallest
 from schedules.target import Target
 from tests.schedules.kernels import TARGETS, assert_close, call, doubles, noise, run, scheduled, traces
 
@@ -207,6 +208,17 @@ def test_fallback(name: str, target: Target) -> None:
     kernel, reference, shapes = OTHERS[name]
     arrays = noise(name, *shapes)
     assert_close(run(kernel, *arrays, target=target), np.asarray(reference(*doubles(*arrays))))
+
+
+@pytest.mark.parametrize("keepdims", [True, False])
+def test_long_extrema_keep_nan(keepdims: bool, target: Target) -> None:
+    (x,) = noise("extrema", (3, 17, 41))
+    x[1, 7, 33] = np.nan
+    options = {"axes": (1, 2), "keepdims": keepdims}
+    rows, shape = x.reshape(3, -1), (3, 1, 1) if keepdims else (3,)
+    for kernel, reference in ((largest, np.max), (smallest, np.min), (argmax, np.argmax), (argmin, np.argmin)):
+        found = run(kernel, x, target=target, **options)
+        np.testing.assert_array_equal(found, reference(rows, axis=1).reshape(shape), err_msg=kernel.__name__)
 
 
 TRANSPOSES: list[tuple[Shape, Sequence[int]]] = [

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
-from tvm import te, tirx
+from tvm import te, tirx, topi
 
+from schedules.cpu import CpuTarget
 from schedules.kernels.functions import softmax
 from schedules.kernels.loss import cross_entropy, cross_entropy_gradient
 from schedules.kernels.normalization import normalize, normalize_gradient
@@ -21,6 +22,7 @@ from tests.schedules.kernels import (
     TARGETS,
     assert_close,
     call,
+    defined,
     doubles,
     is_cpu,
     is_one_nest,
@@ -115,6 +117,52 @@ def test_softmax(shape: Shape, target: Target) -> None:
     )  # of x - max the last bit counts
 
 
+@pytest.mark.parametrize("shape", [(5, 1), (3, 7), (2, 3, 5, 33), (4, 197)], ids=str)
+def test_softmax_gradient(shape: Shape, cpu: CpuTarget) -> None:
+    """Its sums keep the axis that they are over."""
+
+    def kernel(y: te.Tensor, grad: te.Tensor) -> te.Tensor:
+        along = topi.sum(topi.multiply(grad, y), axis=-1, keepdims=True)
+        return topi.multiply(y, topi.subtract(grad, along))
+
+    x, grad = noise("softmax gradient", shape, shape)
+    y = special.softmax(x, axis=-1)
+    func = scheduled(kernel, y, grad, target=cpu)
+    assert is_one_nest(func)
+    y64, grad64 = doubles(y, grad)
+    assert_close(call(func, y, grad, target=cpu), y64 * (grad64 - (grad64 * y64).sum(-1, keepdims=True)))
+
+
+def test_rows_of_a_reduction_alone(cpu: CpuTarget) -> None:
+    """Sums, and extrema that start at -inf, of rows of any length; and what stays a reduction across rows."""
+    for length in (1, 3, 17, 33, 197):
+        (x,) = noise("alone", (7, length))
+        for kernel, reference in ((topi.sum, np.sum), (topi.max, np.max), (topi.min, np.min)):
+            func = scheduled(kernel, x, axis=-1, target=cpu)
+            assert is_one_nest(func)
+            assert_close(call(func, x, target=cpu), reference(doubles(x)[0], axis=-1))
+        assert_close(run(topi.sum, x, axis=0, target=cpu), doubles(x)[0].sum(0))
+
+
+def test_windows_are_no_rows(cpu: CpuTarget) -> None:
+    def pairs(x: te.Tensor) -> te.Tensor:
+        s = te.reduce_axis((0, 2), name="s")
+        return te.compute((6, 16), lambda i, c: te.sum(x(i * 2 + s, c), axis=s), name="pairs")
+
+    (x,) = noise("windows", (12, 16))
+    assert "pairs.lanes" in cpu.options(defined(pairs, x))  # of the columns
+    assert_close(run(pairs, x, target=cpu), doubles(x)[0].reshape(6, 2, 16).sum(1))
+
+
+def test_rows_that_read_other_rows_are_no_rows(cpu: CpuTarget) -> None:
+    def kernel(x: te.Tensor) -> te.Tensor:
+        total = topi.sum(x, axis=-1, keepdims=True)
+        return te.compute(x.shape, lambda i, j: x(i, j) - total(6 - i, 0), name="others")
+
+    (x,) = noise("others", (7, 33))
+    assert_close(run(kernel, x, target=cpu), doubles(x)[0] - doubles(x)[0].sum(-1, keepdims=True)[::-1])
+
+
 def test_softmax_of_extremes() -> None:
     x = np.zeros((4, 24), "float32")
     x[0, 3:] = -np.inf  # masked
@@ -152,7 +200,9 @@ def test_cross_entropy(shape: Shape, smoothing: float, target: Target) -> None:
     options: dict[str, Any] = {"ignore_index": IGNORED, "label_smoothing": smoothing, "target": target}
     wanted = targets(labels, classes, smoothing)
     expected = -(wanted * log_softmax(*doubles(logits))).sum(1) * counts
-    np.testing.assert_allclose(run(cross_entropy, logits, labels, **options), expected, rtol=2e-6, atol=1e-5)
+    func = scheduled(cross_entropy, logits, labels, **options)
+    assert not is_cpu(target) or is_one_nest(func)
+    np.testing.assert_allclose(call(func, logits, labels, target=target), expected, rtol=2e-6, atol=1e-5)
     gradient = (special.softmax(*doubles(logits), axis=1) - wanted) * (grad * counts)[:, None]
     func = scheduled(cross_entropy_gradient, logits, labels, grad, **options)
     assert not is_cpu(target) or is_one_nest(func)
@@ -196,6 +246,26 @@ def test_channel_sum(shape: Shape, chunks: tuple[int, ...], target: Target) -> N
     first, second = call(func, x, target=target, times=2)
     assert_close(first, channel_sum_reference(*doubles(x), chunks))
     assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize("together", [2, 16])
+@pytest.mark.parametrize(
+    ("shape", "columns"), [((9, 7), 7), ((1, 7, 7, 33), 11), ((2, 5, 3, 17), 1), ((3, 6, 2, 40), 10)]
+)
+@pytest.mark.parametrize("name", ["opencl", "webgpu"])
+def test_gpus_share_sums_of_adjacent_columns(name: str, shape: Shape, columns: int, together: int) -> None:
+    """Threads side by side read side by side, in groups that fill the columns. Sums are the same every time."""
+    target, (x,) = TARGETS[name], noise("shared", shape)
+    chunks = (1,) * (len(shape) - 1)
+    func = target.schedule(defined(channel_sum, x, chunks=chunks), {"channel_sum.together": together})
+    threads = {"threadIdx.y": together, "threadIdx.x": columns} if columns > 1 else {"threadIdx.x": together}
+    for axis, extent in threads.items():
+        assert f'thread_binding(T.int64({extent}), thread="{axis}")' in func.script()
+    first, second = call(func, x, target=target, times=2)
+    assert_close(first, channel_sum_reference(*doubles(x), chunks))
+    assert first.tobytes() == second.tobytes()
+    x[..., 0].flat[-1] = np.nan
+    np.testing.assert_array_equal(np.isnan(call(func, x, target=target)).ravel(), np.arange(shape[-1]) == 0)
 
 
 def channel_sum_reference(x: np.ndarray, chunks: tuple[int, ...]) -> np.ndarray:

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from tvm.target import Target
 
 from schedules.cpu import CpuTarget
-from schedules.cpu.tile import tiles, vector_lanes
+from schedules.cpu.tile_cost import tiles, vector_lanes
 from schedules.cpu.traits import CpuTraits, traits_of
 from schedules.extents import parts
-from tests.schedules.kernels import CPUS
+from schedules.kernels.matmul import matmul
+from tests.schedules.kernels import CPUS, LLVM, defined, noise
 
 EXTENTS = st.integers(1, 300)
+TN = {"transpose_a": True, "transpose_b": False}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,21 @@ def test_a_tile_has_several_taps_where_channels_are_few() -> None:
     few, many = (tiles([3, 3, channels], 16, traits, 8)[0] for channels in (3, 16))
     assert few.height > 8
     assert many.rows[:2] == (1, 1)
+
+
+def test_a_tile_is_high_where_the_second_cache_is_slow_beside_the_multiply_adds() -> None:
+    slow, fast = (
+        tiles([1024], 1024, CpuTraits(lanes=16, registers=32, cores=2, cache_stream=stream))[0] for stream in (32, 256)
+    )
+    assert (slow.height, slow.vectors) == (8, 2)
+    assert (fast.height, fast.vectors) == (4, 4)
+
+
+@pytest.mark.parametrize(("ports", "packs"), [(1, False), (2, True)])
+def test_panels_are_packed_where_a_tile_is_done_before_its_next_line_is_there(ports: int, packs: bool) -> None:
+    traits = CpuTraits(lanes=16, registers=32, cores=2, fma_ports=ports, load_ports=ports)
+    offered = CpuTarget(traits, LLVM).options(defined(matmul, *noise("panels", (512, 64), (512, 1024)), **TN))
+    assert offered["panels"].default == packs
 
 
 @given(columns=EXTENTS)

@@ -19,7 +19,10 @@ CASES = [
     ("first to last", (16, 5, 3, 32), (3, 1, 2, 0), 16),
     ("everything turned", (4, 3, 2, 8), (3, 2, 1, 0), 4),
     ("others move too", (2, 3, 8, 4), (1, 3, 0, 2), 4),
-    ("no square fits", (17, 64), (1, 0), 0),
+    ("the last squares overlap", (17, 64), (1, 0), 16),
+    ("smaller squares overlap less", (2, 33, 7, 5), (0, 2, 3, 1), 4),
+    ("odd both ways", (3, 197, 33), (0, 2, 1), 16),
+    ("no square fits", (3, 64), (1, 0), 0),
 ]
 
 
@@ -45,6 +48,6 @@ def test_only_large_transposes_that_move_the_last_axis_are_alone() -> None:
     alone = HOST.layouts.transposes_alone
     assert alone((256, 128), (1, 0), "float32")
     assert not alone((64, 64), (1, 0), "float32")
-    assert not alone((17, 1024), (1, 0), "float32")
+    assert not alone((3, 8192), (1, 0), "float32")
     assert not alone((16, 16, 128), (1, 0, 2), "float32")
     assert not alone((256, 128), (1, 0), "int32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 from tvm import tirx
 
+from pock_tvm.compiler.targets import resolve_target
 from schedules.cpu import CpuTarget
+from schedules.decisions import DEFAULTS, Decisions
+from schedules.gpu import gpu_target
+from schedules.gpu.text import code
 from schedules.kernels.update import Layout, adam, assign, clear, sgd
 from schedules.target import Target
-from tests.schedules.kernels import assert_close, built, doubles, noise
+from tests.schedules.kernels import TARGETS, assert_close, built, doubles, noise
 
 CHANNELS = [4, 0, 2]
 LAYOUTS = {
@@ -81,7 +86,43 @@ def test_update_that_scales_its_gradient(name: str, layout: str, target: Target)
     _check(name, described, {"scale": np.linspace(-1, 2, described.shape[-1])}, target)
 
 
-def _check(name: str, layout: Layout, scale: dict[str, np.ndarray], target: Target) -> None:
+GPU_LAYOUTS = {
+    "64x65": 4,
+    "3x33": 1,
+    "inputs of 3x3x5x17": 1,
+    "outputs of 1x1x24x5": 1,
+    "rows of 5x34": 2,
+    "rows of 5x32": 4,
+}
+
+
+@pytest.mark.parametrize("layout", GPU_LAYOUTS)
+@pytest.mark.parametrize("name", ["sgd, nesterov", "adamw"])
+def test_gpus_update_vectors(name: str, layout: str) -> None:
+    """As wide as everything is aligned, by default in CUDA alone."""
+    shapes = {"rows of 5x34": (5, 34), "rows of 5x32": (5, 32)}
+    described = Layout(shapes[layout], "float32", 0, 3) if layout in shapes else LAYOUTS[layout]
+    build, options, _, _, vectors = UPDATES[name]
+    func = build(described, **options, vectors={vector: len(values) for vector, values in vectors.items()})
+    named, lanes = func.with_attr("global_symbol", "update"), GPU_LAYOUTS[layout]
+    cuda = gpu_target(resolve_target("jetson-orin"))
+    text = code.described(cuda.lower(cuda.schedule(named)), cuda.traits)["text"]
+    wide = {1: set(), 2: {"float2"}, 4: {"float4"}}[lanes]
+    assert set(re.findall(r"float[24]", text)) == wide
+    assert ("lanes", lanes) in [(name, max(each.options)) for name, each in cuda.options(named).items()]
+    for target in (TARGETS["opencl"], TARGETS["webgpu"]):
+        _check(name, described, {}, target, {"lanes": lanes})
+
+
+def test_parts_that_begin_between_vectors_have_narrower_ones() -> None:
+    for part, lanes in (((1, 5), 1), ((2, 6), 2), ((4, 6), 2), ((4, 8), 4)):
+        func = clear(Layout((8, 33), "float32", part=part)).with_attr("global_symbol", "update")
+        assert max(gpu_target(resolve_target("jetson-orin")).options(func)["lanes"].options) == lanes
+
+
+def _check(
+    name: str, layout: Layout, scale: dict[str, np.ndarray], target: Target, decisions: Decisions = DEFAULTS
+) -> None:
     build, options, reference, count, vectors = UPDATES[name]
     weight, *operands = noise(name, layout.shape, *[layout.piece] * count)
     for square in operands[2:]:
@@ -95,7 +136,7 @@ def _check(name: str, layout: Layout, scale: dict[str, np.ndarray], target: Targ
     given = vectors | scale
     lengths = {"vectors": {vector: len(values) for vector, values in given.items()}} if given else {}
     channels = [] if layout.axis is None else [np.array(CHANNELS, "int32")]
-    built(target.schedule(build(layout, **options, **lengths)), target)(
+    built(target.schedule(build(layout, **options, **lengths), decisions), target)(
         weight, *operands, *(np.array(values, "float32") for values in given.values()), *channels
     )
     for actual, wanted in zip([weight, *operands[1:]], [expected, *states], strict=True):
@@ -142,7 +183,7 @@ def test_update_of_a_part(name: str, shape: tuple[int, ...], part: tuple[int, in
 def test_vectors_are_as_wide_as_those_of_the_cpu(layout: Layout, vectors: bool, tail: int, cpu: CpuTarget) -> None:
     """The tail of a row is a loop of its own, and a large parameter is updated on all cores."""
     lanes = cpu.traits.lanes
-    script = cpu.schedule(clear(layout)).script()
+    script = re.sub(r"T\.int64\((\d+)\)", r"\1", cpu.schedule(clear(layout)).script())
     assert (f"T.vectorized({lanes})" in script) == vectors == ("T.vectorized" in script)
     assert (f"range({tail // lanes * lanes}, {tail})" in script) == bool(tail)
     assert ("T.parallel" in script) == (layout.shape[0] == 64)

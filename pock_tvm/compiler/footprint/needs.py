@@ -18,7 +18,7 @@ from ...errors import PockError, ProgramError
 from ...quantities import parse_bytes
 from ..machines import CPUS
 from .objects import loaded_bytes
-from .plan import STEPS, Plan, plan_of
+from .plan import Plan, bundled, memory_of, plan_of
 from .state_form import StateForm, state_form
 
 STACK_BYTES = 8 * 1024
@@ -38,6 +38,20 @@ class Limits:
     flash: int
     ram: int
 
+    @property
+    def memory(self) -> int:
+        """RAM beside the stack."""
+        return self.ram - STACK_BYTES
+
+    def too_small(self, smallest: int) -> str:
+        """Word the refusal of a network whose smallest program takes ``smallest`` bytes of memory."""
+        needed = smallest + STACK_BYTES
+        return (
+            f"{self.machine} has {_kb(self.ram)} of RAM, and the smallest program needs {_kb(needed - self.ram)} more "
+            f"({_kb(needed)}, {_kb(STACK_BYTES)} of them stack): it splits the batch, and computes values again. "
+            "Train less (scheme), or take a smaller batch; ram= says how much there is"
+        )
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -48,8 +62,9 @@ class Needs:
     """Estimate: the kernels' own, entry points, runtime, form of states."""
     memory: int
     """``POCK_MEMORY_BYTES``: what training changes, and the arena."""
-    budget: int
-    """Memory that ``memory_budget`` limits: arena, optimizer state and gradient sums."""
+    unavoidable: int
+    """Bytes of ``memory`` that every program of this scheme and batch needs: all but temporaries and the gradient sums
+    of micro-batches."""
 
     @property
     def flash(self) -> int:
@@ -90,11 +105,15 @@ class Needs:
             )
         over = self.ram - limits.ram
         if over > 0:
-            smaller = self.budget - over
-            budget = f"compile it with memory_budget={smaller}, " if smaller > 0 else ""
+            unavoidable = self.unavoidable + STACK_BYTES
+            advice = (
+                f"Compile it with ram={limits.ram}: it then splits the batch, or computes values again. Or"
+                if unavoidable <= limits.ram
+                else f"{_kb(unavoidable)} are trained weights, states, inputs and stack, which no program avoids:"
+            )
             raise PockError(
                 f"{limits.machine} has {_kb(limits.ram)} of RAM, and this program needs {_kb(over)} more: {self}. "
-                f"To make it fit, {budget}train less (scheme), or take a smaller batch; ram= says how much there is"
+                f"{advice} train less (scheme), or take a smaller batch; ram= says how much there is"
             )
 
 
@@ -111,11 +130,23 @@ def needs_of_plan(program: Program, plan: Plan, form: StateForm) -> Needs:
     fault = "the program's kernels are damaged or left out (slim): compile it again ({})"
     with reading(ProgramError, fault), zipfile.ZipFile(io.BytesIO(program.kernels)) as archive:
         kernels = sum(loaded_bytes(archive.read(name)) for name in archive.namelist() if name.endswith(".o"))
-    memory, entries = program.memory(), program.manifest["entries"]
-    budget = memory["arena"] + memory["optimizer_state"] + memory["gradient_sums"]
-    calls = sum(len(entries[name]["calls"]) for name in STEPS if name in entries)
+    calls = sum(len(entry["calls"]) for entry in bundled(program.manifest["entries"]).values())
     code = CODE_BYTES + CALL_BYTES * calls + len(form.header) + kernels
-    return Needs(len(plan.weights), code, plan.memory_bytes, budget)
+    memory = plan.memory
+    avoidable = memory.sums[1] if program.manifest["options"]["accumulate"] == 1 else 0
+    return Needs(len(plan.weights), code, memory.size, memory.arena - avoidable + memory.handed)
+
+
+def limited_bytes(program: Program) -> tuple[int, int]:
+    """Return what ``memory_budget`` limits of a program, and how much of that the parts of a batch do not divide."""
+    manifest = program.manifest
+    if is_freestanding(manifest["target"]["triple"]):
+        inputs = [each["name"] for each in manifest["inputs"]]
+        bundle = memory_of(bundled(manifest["entries"]), program.parameters, inputs)
+        return bundle.size, bundle.arena + bundle.handed
+    memory = program.memory()
+    state = memory["optimizer_state"] + memory["gradient_sums"]
+    return memory["arena"] + state, state
 
 
 def is_freestanding(triple: str) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from relay_passes.analysis.live_ranges import INPUT
+
 from ...device.contract import nbytes
 from ...device.memory import ALIGNMENT
-from ...device.parameters import FROZEN, GRADIENT_SUM, PREPARED
+from ...device.parameters import FROZEN, GRADIENT_SUM, PREPARED, Parameter
 from ...device.program import Program, kernel_calls
 
 HEAD_BYTES = 1024
@@ -21,6 +23,9 @@ TARGET = "target"
 """The loss's target, as the tables call it."""
 MEMORY, WEIGHTS = "m", "w"
 """Spaces of operands, as the C code calls their addresses."""
+
+
+T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -42,31 +47,42 @@ class Initial(NamedTuple):
 
 
 @dataclass
+class Memory:
+    """Layout of the memory of a bundle: what lives on between calls, then the arena, in which inputs lie as well."""
+
+    offsets: dict[str, int] = field(default_factory=dict)
+    """By name in the tables; results as ``<entry>/result.<i>``. Weights that no step changes have none."""
+    sums: tuple[int, int] = (0, 0)
+    """Offset and size of all gradient sums, which lie side by side."""
+    arena: int = HEAD_BYTES
+    """Offset of the arena: the bytes of all that lives on."""
+    handed: int = 0
+    """Bytes of inputs and target. They share the arena: each needs its place until its last use."""
+    size: int = 0
+
+
+@dataclass
 class Plan:
     """Places of everything that a bundle's entry points read and write."""
 
+    memory: Memory
     places: dict[str, Place] = field(default_factory=dict)
     """By name in the tables; results as ``<entry>/result.<i>``."""
     weights: bytearray = field(default_factory=bytearray)
     """Frozen and prepared weights, constants, and initial values of what training changes."""
     initial: list[Initial] = field(default_factory=list)
-    sums: tuple[int, int] = (0, 0)
-    """Offset and size of all gradient sums, which lie side by side."""
-    arena: int = 0
-    memory_bytes: int = HEAD_BYTES
 
     def place(self, entry: Mapping[str, Any], name: str, position: int, offset: int) -> Place:
         """The place of an operand of a call list."""
         if position == len(entry["table"]):
-            return Place(MEMORY, self.arena + offset)
+            return Place(MEMORY, self.memory.arena + offset)
         start = self.places[key_of(name, entry["table"][position]["name"])]
         return Place(start.space, start.offset + offset)
 
 
 def called_kernels(program: Program) -> dict[str, int]:
     """The kernels that a bundle's entry points call, in alphabetical order, with the number of their operands."""
-    entries = program.manifest["entries"]
-    calls = [call for name in STEPS if name in entries for call in kernel_calls(entries[name])]
+    calls = [call for entry in bundled(program.manifest["entries"]).values() for call in kernel_calls(entry)]
     return {kernel: len(places) for kernel, places in sorted(calls)}
 
 
@@ -75,50 +91,75 @@ def key_of(entry: str, name: str) -> str:
     return f"{entry}/{name}" if name.startswith("result.") else name
 
 
+def memory_of(entries: Mapping[str, Any], parameters: Mapping[str, Parameter], inputs: Iterable[str]) -> Memory:
+    """Plan the memory of a bundle of these entry points, in their manifest's form, and inputs."""
+    memory, handed = Memory(), {*inputs, TARGET}
+    tensors = {name: tensor for name, (_, tensor) in _tensors(entries).items()}
+    sums = {name for name, each in parameters.items() if each.origin == GRADIENT_SUM}
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[0] in sums):  # sums side by side
+        if name in handed or _is_constant(name, parameters):
+            continue
+        memory.offsets[name], size = memory.arena, nbytes(tensor)
+        if name in sums:
+            start = memory.sums[0] or memory.arena
+            memory.sums = (start, memory.arena + size - start)
+        memory.arena = _up(memory.arena + size)
+    sizes = {name: nbytes(tensor) for name, tensor in tensors.items() if name in handed}
+    inside = _held(entries) or _overlaid(entries, sizes)
+    memory.offsets |= {name: memory.arena + offset for name, offset in inside.items()}
+    ends = [offset + sizes[name] for name, offset in inside.items()]
+    memory.handed = sum(_up(size) for size in sizes.values())
+    memory.size = memory.arena + _up(max(*(entry["arena_bytes"] for entry in entries.values()), *ends))
+    return memory
+
+
+def _held(entries: Mapping[str, Any]) -> dict[str, int]:
+    """Return the offsets in the arena of what a caller hands over, where the program's own plan has places for that."""
+    regions = [region for entry in entries.values() for region in entry["arena_map"]]
+    return {name.removeprefix(INPUT): offset for name, offset, *_ in regions if name.startswith(INPUT)}
+
+
 def plan_of(program: Program, prepared: Mapping[str, np.ndarray]) -> Plan:
     """Plan the memory and weights of a bundle.
 
     ``prepared``: the frozen weights in the layouts that kernels read, by name.
     """
-    plan, parameters = Plan(), program.parameters
-    entries = {name: program.manifest["entries"][name] for name in STEPS if name in program.manifest["entries"]}
-    tensors = {
-        key_of(entry, tensor["name"]): (entry, tensor) for entry, each in entries.items() for tensor in each["table"]
-    }
-
-    def is_sum(name: str) -> bool:
-        return name in parameters and parameters[name].origin == GRADIENT_SUM
-
-    handed = {each["name"] for each in program.manifest["inputs"]} | {TARGET}
-    for name, (entry, tensor) in sorted(tensors.items(), key=lambda item: is_sum(item[0])):  # sums side by side
-        if name in handed:
-            continue
+    parameters, entries = program.parameters, bundled(program.manifest["entries"])
+    plan = Plan(memory_of(entries, parameters, [each["name"] for each in program.manifest["inputs"]]))
+    plan.places = {name: Place(MEMORY, offset) for name, offset in plan.memory.offsets.items()}
+    for name, (entry, tensor) in _tensors(entries).items():
         parameter = parameters.get(name)
-        if name.startswith("constant."):
+        if parameter is None and not _is_constant(name, parameters):
+            continue
+        if parameter is None:
             plan.places[name] = Place(WEIGHTS, _append(plan.weights, program.constant(entry, name)))
-        elif parameter is not None and parameter.origin == PREPARED:
+        elif parameter.origin == PREPARED:
             plan.places[name] = Place(WEIGHTS, _append(plan.weights, prepared[name]))
-        elif parameter is not None and parameter.is_frozen:
-            plan.places[name] = Place(WEIGHTS, _append(plan.weights, parameter.store(program.weights[name])))
-        else:
-            size = nbytes(tensor)
-            plan.places[name] = Place(MEMORY, plan.memory_bytes)
-            if parameter is not None and parameter.is_weight:
-                stored = _append(plan.weights, parameter.store(program.weights[name]))
-                plan.initial.append(Initial(plan.memory_bytes, stored, size))
-            if is_sum(name):
-                start = plan.sums[0] or plan.memory_bytes
-                plan.sums = (start, plan.memory_bytes + size - start)
-            plan.memory_bytes = _up(plan.memory_bytes + size)
-    plan.arena = plan.memory_bytes
-    size = max(entry["arena_bytes"] for entry in entries.values())
-    sizes = {name: nbytes(tensor) for name, (_, tensor) in tensors.items() if name in handed}
-    offsets = _overlaid(entries, sizes)
-    for name, offset in offsets.items():
-        plan.places[name] = Place(MEMORY, plan.arena + offset)
-        size = max(size, offset + sizes[name])
-    plan.memory_bytes += _up(size)
+        elif parameter.is_weight:
+            stored = _append(plan.weights, parameter.store(program.weights[name]))
+            if parameter.is_frozen:
+                plan.places[name] = Place(WEIGHTS, stored)
+            else:
+                plan.initial.append(Initial(plan.memory.offsets[name], stored, nbytes(tensor)))
     return plan
+
+
+def bundled(entries: Mapping[str, T]) -> dict[str, T]:
+    """Those of a program's entry points that a bundle runs."""
+    return {name: entries[name] for name in STEPS if name in entries}
+
+
+def _tensors(entries: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """The entry point and the record of each tensor in the tables."""
+    return {key_of(entry, each["name"]): (entry, each) for entry, calls in entries.items() for each in calls["table"]}
+
+
+def _is_constant(name: str, parameters: Mapping[str, Parameter]) -> bool:
+    """Whether no step changes a tensor: it lies among the weights."""
+    parameter = parameters.get(name)
+    if parameter is None:
+        return name.startswith("constant.")
+    return parameter.origin == PREPARED or parameter.is_frozen
 
 
 def _overlaid(entries: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:

@@ -40,7 +40,7 @@ class Probe(Trainer):
         self._spoiled = None
         self.load_state_dict(weights)
         for name in self._states:
-            self._arrays[name][...] = 0
+            self._fill(name, 0)
         self.steps = 0
 
     @property

@@ -6,19 +6,29 @@
 
 /* A number is finite if its exponent is below the largest. Integers are compared: compilers fold x == x. */
 #define ALL_FINITE(name, type, magnitude, infinity)                  \
-  int pock_all_finite_##name(const void *numbers, size_t count) {    \
-    const type *bits = numbers;                                      \
+  static type largest_##name(const type *bits, size_t count) {       \
     type largest = 0;                                                \
     for (size_t i = 0; i < count; i++) {                             \
       type found = bits[i] & (type)(magnitude);                      \
       largest = found > largest ? found : largest;                   \
     }                                                                \
-    return largest < (type)(infinity);                               \
+    return largest;                                                  \
+  }                                                                  \
+  int pock_all_finite_##name(const void *numbers, size_t count) {    \
+    return largest_##name(numbers, count) < (type)(infinity);        \
   }
 ALL_FINITE(float16, uint16_t, 0x7fff, 0x7c00)
 ALL_FINITE(bfloat16, uint16_t, 0x7fff, 0x7f80)
 ALL_FINITE(float32, uint32_t, 0x7fffffff, 0x7f800000)
 ALL_FINITE(float64, uint64_t, 0x7fffffffffffffff, 0x7ff0000000000000)
+
+int pock_all_factors(const void *numbers, size_t count, const void *others, size_t other_count) {
+  uint32_t bits[2] = {largest_float32(numbers, count), largest_float32(others, other_count)};
+  float largest[2];
+  if (bits[0] >= 0x7f800000 || bits[1] >= 0x7f800000) return 0;
+  memcpy(largest, bits, sizeof largest);
+  return (double)largest[0] * largest[1] * (count < other_count ? count : other_count) < 1.7014118346046923e38; /* 2^127 */
+}
 
 uint32_t pock_crc32(uint32_t before, const void *data, size_t bytes) {
   static const uint32_t table[16] = {

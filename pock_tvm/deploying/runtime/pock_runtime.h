@@ -14,6 +14,8 @@ int pock_all_finite_float16(const void *numbers, size_t count);
 int pock_all_finite_bfloat16(const void *numbers, size_t count);
 int pock_all_finite_float32(const void *numbers, size_t count);
 int pock_all_finite_float64(const void *numbers, size_t count);
+/* Whether no sum of products of numbers of two float32 arrays can overflow. */
+int pock_all_factors(const void *numbers, size_t count, const void *others, size_t other_count);
 
 /* The CRC-32 (ISO 3309, as zlib) of some bytes that follow others, whose CRC-32 is `before`; 0 at the beginning. */
 uint32_t pock_crc32(uint32_t before, const void *data, size_t bytes);

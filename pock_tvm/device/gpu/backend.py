@@ -10,6 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import DeviceError
+
+MIB = 2**20
+LESS_MEMORY = "Train less, or a smaller batch, or give compile a memory_budget"
+"""Advice where a device has too little memory."""
+
 
 class Region(NamedTuple):
     """Part of a buffer: offset and size in bytes."""
@@ -42,6 +48,16 @@ class CopyBytes:
 Command = Launch | CopyBytes
 
 
+class LostError(DeviceError):
+    """A device fails at what it was given, and may not answer any more."""
+
+    def __init__(self, device: str, said: str, where: str = "in a new trainer") -> None:
+        super().__init__(
+            f"{device} stops: {said}. What was read or saved before still holds, and the steps since are lost: restore "
+            f"the last checkpoint {where}"
+        )
+
+
 class Backend(ABC):
     """A device, and how it is spoken to. Commands run in the order in which they are submitted."""
 
@@ -51,18 +67,39 @@ class Backend(ABC):
     """Bits of the widest integers that kernels compute with."""
     name: str
     """Name of the device, for messages."""
+    clock = "the device's clock"
+    """Clock that times a list, for reports."""
 
     def lacks(self, instructions: Sequence[str]) -> str:
         """What the device has not of these instruction sets, and what to do; empty if it has them."""
         return ""
 
     def free_bytes(self) -> int | None:
-        """Bytes of memory that are free; None if the device does not tell."""
+        """Most bytes of memory that may be free; None if the device does not tell."""
+        return None
+
+    def largest_buffer(self) -> int | None:
+        """Most bytes of a buffer; None if only the memory limits it."""
         return None
 
     @abstractmethod
     def allocate(self, size: int) -> Any:
-        """A buffer of so many zero bytes."""
+        """A buffer of so many zero bytes.
+
+        Raises
+        ------
+        DeviceError
+            There is too little memory: how much is needed, and as far as the device tells, how much is there.
+        """
+
+    def refuse_buffer(self, size: int) -> None:
+        """Refuse a buffer that is larger than any."""
+        most = self.largest_buffer()
+        if most is not None and size > most:
+            raise DeviceError(
+                f"{self.name} has buffers of at most {most / MIB:.1f} MiB, and the program needs one of "
+                f"{size / MIB:.1f}: compile it with a smaller batch or a memory budget"
+            )
 
     @abstractmethod
     def write(self, region: Region, values: np.ndarray) -> None:

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DeviceError
-from .backend import Backend, Command, CopyBytes, Launch, Region
+from .backend import LESS_MEMORY, MIB, Backend, Command, CopyBytes, Launch, LostError, Region
 
-MIB = 2**20
 STAGES, STAGE_BYTES = 16, MIB
 """Pieces of page-locked memory, which inputs are sent from while the next ones are put there."""
 GRAPH_COMMANDS = 8
@@ -112,7 +111,7 @@ class CudaBackend(Backend):
                 free, whole = (each / MIB for each in self._call("cuMemGetInfo"))
                 raise DeviceError(
                     f"{self.name} has too little memory: {size / MIB:.1f} MiB more are needed, and {free:.1f} of its "
-                    f"{whole:.1f} MiB are free. Train less, or a smaller batch, or give compile a memory_budget"
+                    f"{whole:.1f} MiB are free. {LESS_MEMORY}"
                 ) from error
             self._call("cuMemsetD8Async", buffer.address, 0, size, self._stream)
             return buffer
@@ -151,19 +150,29 @@ class CudaBackend(Backend):
         with self._here():
             recorded.submit()
 
+    def seconds(self, recorded: Any) -> float:
+        with self._here():
+            events = [self._call("cuEventCreate", 0) for _ in range(2)]
+            try:
+                self._call("cuEventRecord", events[0], self._stream)
+                recorded.submit()
+                self._call("cuEventRecord", events[1], self._stream)
+                self._call("cuStreamSynchronize", self._stream)
+                return 1e-3 * self._call("cuEventElapsedTime", *events)
+            finally:
+                for event in events:
+                    self._driver.cuEventDestroy(event)
+
     def finish(self) -> None:
         with self._here():
             self._call("cuStreamSynchronize", self._stream)
 
 
-class CudaError(DeviceError):
+class CudaError(LostError):
     """The driver refuses something; ``status`` is its name of the error."""
 
     def __init__(self, device: str, status: str) -> None:
-        super().__init__(
-            f"{device} stops with {status}. What was read last still holds: go on from the last checkpoint, in a new "
-            "process"
-        )
+        super().__init__(device, status, "in a new process")
         self.status = status
 
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import DeviceError, InputError, ProgramError
-from .backend import Backend
+from .backend import LESS_MEMORY, MIB, Backend
 
-MIB = 2**20
 BACKENDS = {
     "cuda": ("cuda", "CudaBackend"),
     "metal": ("metal", "MetalBackend"),
@@ -59,7 +58,7 @@ def open_device(name: str, dialect: str, instructions: Sequence[str] = (), neede
     free = found.free_bytes()
     if free is not None and needed > free:
         raise DeviceError(
-            f"this program needs {needed / MIB:.1f} MiB of memory, and {found.name} has {free / MIB:.1f} MiB free: "
-            "train less, or a smaller batch, or give compile a memory_budget"
+            f"this program needs {needed / MIB:.1f} MiB of memory, and {found.name} has at most {free / MIB:.1f} free. "
+            f"{LESS_MEMORY}"
         )
     return found

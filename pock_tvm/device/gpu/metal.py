@@ -1,6 +1,6 @@
 """Back end for Metal, by ``pyobjc-framework-Metal``.
 
-No machine of this project runs it: kernels' texts are checked (``schedules.gpu.limits``), and this file was read
+No machine of this project runs it: kernels' texts are checked (``schedules.gpu.text.limits``), and this file was read
 against Apple's documentation alone. The way to an Apple GPU that was tried is ``webgpu``.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
-from .backend import Backend, Command, CopyBytes, Launch, Region
+from .backend import LESS_MEMORY, MIB, Backend, Command, CopyBytes, Launch, LostError, Region
 from .words import copy_in_words
 
 
@@ -57,14 +57,23 @@ class MetalBackend(Backend):
         self._queue = self._device.newCommandQueue()
         self._texts: dict[str, str] = {}
         self._libraries: dict[str, Any] = {}
-        self._last: Any = None
-        """Command buffer that was committed last."""
+        self._committed: list[Any] = []
+        """Command buffers that nobody has waited for yet."""
+
+    def free_bytes(self) -> int:
+        return self._device.recommendedMaxWorkingSetSize() - self._device.currentAllocatedSize()
+
+    def largest_buffer(self) -> int:
+        return self._device.maxBufferLength()
 
     def allocate(self, size: int) -> Any:
-        most = self._device.maxBufferLength()
+        self.refuse_buffer(size)
         buffer = self._device.newBufferWithLength_options_(size, self._metal.MTLResourceStorageModeShared)
         if buffer is None:
-            raise DeviceError(f"{self.name} has no memory for a buffer of {size} bytes; it holds at most {most}")
+            raise DeviceError(
+                f"{self.name} has too little memory: {size / MIB:.1f} MiB more are needed, and "
+                f"{self.free_bytes() / MIB:.1f} are free. {LESS_MEMORY}"
+            )
         self._bytes(Region(buffer, 0, size))[:] = 0
         return buffer
 
@@ -142,22 +151,22 @@ class MetalBackend(Backend):
         if compute is not None:
             compute.endEncoding()
         commands.commit()
-        self._last = commands
+        self._committed.append(commands)
 
     def finish(self) -> None:
         """Wait until everything that was submitted is done.
 
         Raises
         ------
-        DeviceError
-            The last submission failed.
+        LostError
+            A submission failed: those behind it need not.
         """
-        if self._last is None:
-            return
-        commands, self._last = self._last, None
-        commands.waitUntilCompleted()  # those before it are done then
-        if commands.error() is not None:
-            raise DeviceError(f"{self.name} failed: {_words_of(commands.error())}")
+        committed, self._committed = self._committed, []
+        for commands in committed:
+            commands.waitUntilCompleted()
+        for commands in committed:
+            if commands.error() is not None:
+                raise LostError(self.name, _words_of(commands.error()))
 
 
 def _words_of(error: Any) -> str:

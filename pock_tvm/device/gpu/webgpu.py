@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
-from .backend import Backend, Command, CopyBytes, Launch, Region
+from .backend import LESS_MEMORY, MIB, Backend, Command, CopyBytes, Launch, LostError, Region
 from .words import WORD, copy_in_words, in_words, whole_words
 
+TIMESTAMPS = "timestamp-query"
+"""Feature of an adapter that times passes."""
 FUNCTION = re.compile(r"^//-+\n// Function: (\w+)\n//-+\n", re.MULTILINE)
 """What each function's text begins with."""
 LIMITS = (
@@ -56,7 +58,7 @@ class WebGpuBackend(Backend):
             raise DeviceError(f"WebGPU needs wgpu: pip install 'pock-tvm[webgpu]' ({error})") from error
         self._wgpu = wgpu
         self.name = "WebGPU"
-        with self._speaking():
+        with self._speaking("adapters"):
             adapters = wgpu.gpu.enumerate_adapters_sync()
         if number >= len(adapters):
             known = ", ".join(f"webgpu:{at} {adapter.info['device']}" for at, adapter in enumerate(adapters))
@@ -70,9 +72,9 @@ class WebGpuBackend(Backend):
             )
         adapter = adapters[number]
         self.name = f"{adapter.info['device']} ({adapter.info['backend_type']})"
-        with self._speaking():
+        with self._speaking(self.name):
             self._device = adapter.request_device_sync(
-                required_features=[each for each in ("shader-f16",) if each in adapter.features],
+                required_features=[each for each in ("shader-f16", TIMESTAMPS) if each in adapter.features],
                 required_limits={name: adapter.limits[name] for name in LIMITS},
             )
         self._limits = self._device.limits
@@ -86,28 +88,36 @@ class WebGpuBackend(Backend):
         """Buffer that is read to wait for what was submitted before."""
         self._between: Any = None
         """Buffer on the way of copies within one buffer."""
+        self._timer = _Timer(self._device, wgpu.BufferUsage) if TIMESTAMPS in self._device.features else None
+        if self._timer is None:
+            self.clock = "the host's clock, with the time to submit: the adapter has no timestamps"
 
     @contextlib.contextmanager
     def _speaking(self, what: str = "") -> Iterator[None]:
-        """Word what WebGPU reports. Errors of its library are its own classes, or plain ones."""
+        """Word what WebGPU reports, of ``what`` or of the device. Errors of its library are its own classes, or plain
+        ones."""
         try:
             yield
         except (self._wgpu.GPUError, RuntimeError) as error:
-            (first, *_) = str(error).strip().splitlines() or [type(error).__name__]
-            raise DeviceError(f"{what or self.name}: WebGPU failed: {_last_cause(str(error)) or first}") from error
+            said = _last_cause(str(error)) or type(error).__name__
+            raise (DeviceError(f"{what}: WebGPU failed: {said}") if what else LostError(self.name, said)) from error
+
+    def largest_buffer(self) -> int:
+        return self._limits["max-buffer-size"]
 
     def allocate(self, size: int) -> Any:
-        most = self._limits["max-buffer-size"]
-        if size > most:
-            raise DeviceError(
-                f"{self.name} has buffers of at most {most} bytes, and the program needs one of {size}: compile it "
-                "with a smaller batch or a memory budget"
-            )
+        self.refuse_buffer(size)
         usage = self._wgpu.BufferUsage
         with self._speaking():
-            return self._device.create_buffer(
-                size=whole_words(size), usage=usage.STORAGE | usage.COPY_SRC | usage.COPY_DST
-            )
+            try:
+                return self._device.create_buffer(
+                    size=whole_words(size), usage=usage.STORAGE | usage.COPY_SRC | usage.COPY_DST
+                )
+            except self._wgpu.GPUOutOfMemoryError as error:
+                raise DeviceError(
+                    f"{self.name} has too little memory: {size / MIB:.1f} MiB more are needed, and WebGPU does not "
+                    f"tell how much is there. {LESS_MEMORY}"
+                ) from error
 
     def write(self, region: Region, values: np.ndarray) -> None:
         filled = np.zeros(whole_words(values.nbytes), "uint8")
@@ -211,15 +221,58 @@ class WebGpuBackend(Backend):
                     continue
                 if run is None:
                     run = encoder.begin_compute_pass()
-                run.set_pipeline(each.pipeline)
-                run.set_bind_group(0, each.group)
-                run.dispatch_workgroups(*each.grid)
+                _encode(run, [each])
             if run is not None:
                 run.end()
             self._device.queue.submit([encoder.finish()])
 
+    def seconds(self, recorded: Any) -> float:
+        dispatches = [each for each in recorded if isinstance(each, _Dispatch)]
+        if self._timer is None or len(dispatches) < len(recorded):  # only passes have timestamps
+            return super().seconds(recorded)
+        with self._speaking():
+            encoder = self._device.create_command_encoder()
+            run = encoder.begin_compute_pass(timestamp_writes=self._timer.writes)
+            _encode(run, dispatches)
+            run.end()
+            return self._timer.submitted(encoder)
+
     def finish(self) -> None:
         self.read(Region(self._mark, 0, WORD))  # on_submitted_work_done fails in wgpu 0.32
+
+
+def _encode(run: Any, dispatches: Sequence[_Dispatch]) -> None:
+    """Write launches to a pass."""
+    for each in dispatches:
+        run.set_pipeline(each.pipeline)
+        run.set_bind_group(0, each.group)
+        run.dispatch_workgroups(*each.grid)
+
+
+class _Timer:
+    """Two timestamps of a device: when a pass begins, and when it ends."""
+
+    BYTES = 16
+
+    def __init__(self, device: Any, usage: Any) -> None:
+        from wgpu.backends.wgpu_native import lib
+
+        self._queue = device.queue
+        self._set = device.create_query_set(type="timestamp", count=2)
+        self._found = device.create_buffer(size=self.BYTES, usage=usage.QUERY_RESOLVE | usage.COPY_SRC)
+        self._tick = 1e-9 * lib.wgpuQueueGetTimestampPeriod(self._queue._internal)  # wgpu has no word of its own for it
+        self.writes = {
+            "query_set": self._set,
+            "beginning_of_pass_write_index": 0,
+            "end_of_pass_write_index": 1,
+        }
+
+    def submitted(self, encoder: Any) -> float:
+        """Submit commands with a pass that writes both, and return the seconds between them."""
+        encoder.resolve_query_set(self._set, 0, 2, self._found, 0)
+        self._queue.submit([encoder.finish()])
+        begin, end = np.frombuffer(self._queue.read_buffer(self._found, 0, self.BYTES), "uint64")
+        return self._tick * float(end - begin)
 
 
 def _last_cause(message: str) -> str:

@@ -42,14 +42,25 @@ class Row:
 
 
 class Heads(nn.Module):
-    """Softmax of a product of two linear layers, as in attention."""
+    """Softmax of a product of two linear layers; its square keeps it from being attention."""
 
     def __init__(self) -> None:
         super().__init__()
         self.query, self.key = nn.Linear(5, 4), nn.Linear(5, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(self.query(x) @ self.key(x).transpose(1, 2), dim=-1) @ x
+        return torch.softmax(self.query(x) @ self.key(x).transpose(1, 2), dim=-1).square() @ x
+
+
+class Attention(nn.Module):
+    """Attention whose values have a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Linear(5, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, self.value(x))
 
 
 class Tokens(nn.Module):
@@ -83,6 +94,10 @@ def flipped(*axes: int) -> Mutation:
 
 def not_transposed(use: Use, _rule: Callable[[Use], Expr]) -> Expr:
     return matmul(use.grad, use.args[1], transpose_a=False, transpose_b=bool(use.call.attrs["transpose_b"]))
+
+
+def negative(use: Use, rule: Callable[[Use], Expr]) -> Expr:
+    return R.negative(rule(use))
 
 
 def without_sum(use: Use, _rule: Callable[[Use], Expr]) -> Expr:
@@ -125,6 +140,7 @@ ROWS = [
     Row("left operand of a product, transposed", ("pock.matmul", 0), not_transposed, network(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 4)), (3, 5), ("0.weight", "0.bias")),
     Row("right operand of a product, of the wrong sign", ("pock.matmul", 1), scaled(-1), network(nn.Linear(5, 3)), (4, 5), ("0.weight",)),
     Row("softmax without its sum", ("relax.nn.softmax", 0), without_sum, Heads, (2, 3, 5), ("query.weight", "query.bias", "key.weight", "key.bias")),
+    Row("attention's values, of the wrong sign", ("pock.attention", 2), negative, Attention, (2, 3, 5), ("value.weight",)),
     Row("normalisation without its mean", ("pock.normalize", 0), without_mean, network(nn.Linear(5, 7), nn.LayerNorm(7)), (4, 5), ("0.weight", "0.bias")),
     Row("max-pooling to all of a window", ("relax.nn.max_pool2d", 0), spread_evenly, network(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)), IMAGE, ("0.weight",)),
     Row("embedding, all into one row", ("relax.take", 0), first_row_only, Tokens, (6,), ("table.weight",)),

@@ -11,7 +11,7 @@ import pytest
 import pock_tvm as pock
 from pock_tvm.compiler import pipeline
 from pock_tvm.compiler.phases import Phases
-from pock_tvm.compiler.pipeline import Training
+from pock_tvm.compiler.training_options import Training
 from pock_tvm.frontend import Model, load_model
 from pock_tvm.schemes.scheme import with_trained
 from tests.pock_tvm.networks import small

@@ -16,11 +16,14 @@ from tvm import relax
 import pock_tvm as pock
 from pock_tvm.compiler.self_check.agreement import difference
 from pock_tvm.compiler.targets import resolve_target, runs_here
+from pock_tvm.device.errors import DeviceError
+from pock_tvm.device.gpu.opencl import OpenClBackend
 from pock_tvm.device.machine import machine_triple
 from pock_tvm.frontend import Model, load_model
 from relay_passes.ir import bindings_of, op_name, rewrite, update_function
 from relay_passes.operators.record import record_of
 from tests.pock_tvm.networks import Tokens, small, tokens
+from tests.schedules.kernels import first_device
 
 
 def altered(model: Model, name: str, change: Callable[[relax.Expr], relax.Expr]) -> Model:
@@ -97,6 +100,17 @@ def test_a_program_that_runs_here_is_checked_itself_whatever_its_target_is_calle
     assert runs_here(resolve_target(target))
     assert "build" not in pock.compile(tokens(), target=target).manifest["check"]
     assert not runs_here(resolve_target("raspberry-pi/4b-aarch64"))
+
+
+def test_a_program_for_a_gpu_is_checked_on_the_gpu_if_there_is_one(monkeypatch) -> None:
+    first_device("opencl")
+    assert "build" not in pock.compile(tokens(), target="opencl").manifest["check"]
+    monkeypatch.setattr(OpenClBackend, "__init__", _no_device)
+    assert pock.compile(tokens(), target="opencl").manifest["check"]["build"] == "of the host"
+
+
+def _no_device(*_args: object) -> None:
+    raise DeviceError("there is no such device")
 
 
 def test_a_users_batch_is_checked_as_a_step_would() -> None:

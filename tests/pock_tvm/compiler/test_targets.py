@@ -17,7 +17,7 @@ import pock_tvm as pock
 from pock_tvm.cli import app
 from pock_tvm.compiler.machines import CPUS, GPUS, MACHINES, Verified
 from pock_tvm.compiler.targets import instructions_of, kernel_target, resolve_target
-from schedules.gpu.cubin import NoCudaCompilerError
+from schedules.gpu.text.cubin import NoCudaCompilerError
 from schedules.kernels.matmul import matmul
 
 AARCH64, ARM, RISCV = "ELF of machine 183", "ELF of machine 40", "ELF of machine 243"
@@ -107,7 +107,7 @@ def test_a_short_name_has_the_traits_of_its_core(name: str, cores: int, lanes: i
         ("Cortex-M7", "did you mean cortex-m7"),
         ("raspbery-pi/4b-aarch64", "did you mean raspberry-pi/4b-aarch64"),
         ("jetson-orn", "did you mean jetson-orin"),
-        ("abacus", "give host, linux-x64, .*JSON"),
+        ("abacus", "give host, calibrated, linux-x64, .*JSON"),
     ],
 )
 def test_an_unknown_target_is_refused_with_those_that_are_near(name: str, near: str) -> None:

@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 import pock_tvm as pock
 from pock_tvm.cli import app
-from pock_tvm.compiler.footprint.needs import STACK_BYTES, needs_of
+from pock_tvm.compiler.footprint.needs import STACK_BYTES, limited_bytes, needs_of
 from pock_tvm.compiler.machines import MACHINES
 from pock_tvm.deploying.boards import BOARDS
 from pock_tvm.deploying.bundle import deploy
 from pock_tvm.deploying.preparation import prepared_weights
+from pock_tvm.errors import MemoryBudgetError
 
 from ..networks import Small
 
@@ -50,12 +51,28 @@ class Spotter(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Coarse(nn.Module):
+    """A frozen first layer, whose inputs are larger than all that follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 3, padding=1)
+        self.wide, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.wide(torch.relu(self.deep(torch.relu(self.stem(x)))))).mean((2, 3)))
+
+
 NETWORKS = {
     "keyword spotter": (Spotter, (2, 1, 49, 10), 10, {"optimizer": pock.SGD(momentum=0.9)}),
     "image network": (
         Small, (4, 3, 8, 8), 5,
         {"scheme": pock.Scheme({"*": "frozen", "blocks.1.conv*.weight": 0.5, "*.bias": "full"}), "clip_norm": 1.0,
          "optimizer": pock.AdamW(), "accumulate": 2},
+    ),
+    "large inputs": (
+        Coarse, (4, 3, 32, 32), 4,
+        {"scheme": pock.Scheme({"*": "frozen", "wide.*": "full", "head.*": "full"}), "memory_budget": 90_000},
     ),
 }  # fmt: skip
 
@@ -123,6 +140,7 @@ def assert_trains_alike(folder: Path, machine: str, host: pock.Program, samples:
         ("image network", "cortex-m33", GCC, True),
         ("image network", "cortex-m7", ZIG, False),
         ("image network", "cortex-m7", ZIG, True),
+        ("large inputs", "cortex-m7", GCC, False),
     ],
 )
 def test_networks_train_on_boards(name: str, machine: str, cc: str, source: bool, tmp_path: Path) -> None:
@@ -202,15 +220,36 @@ def test_more_than_the_device_has_is_refused(tmp_path: Path) -> None:
         deploy(program, tmp_path / "net", flash="32KB", build=False)
     with pytest.raises(pock.PockError, match=r"of RAM, and this program needs 0\.1 KB more") as caught:
         deploy(program, tmp_path / "net", ram=needs.ram - 100, build=False)
+    with pytest.raises(pock.PockError, match=r"KB are trained weights, .* which no program avoids: train less"):
+        deploy(program, tmp_path / "net", ram=needs.unavoidable + STACK_BYTES - 1, build=False)
     assert not (tmp_path / "net").exists()
     # What it says to change does help.
-    budget = int(re.search(r"memory_budget=(\d+)", str(caught.value))[1])
-    compiled("keyword spotter", "cortex-m7", memory_budget=budget, ram=needs.ram - 100)
-    # compile says the same, before it is checked against PyTorch.
-    with pytest.raises(pock.PockError, match=r"this program needs 0\.1 KB more"):
-        compiled("keyword spotter", "cortex-m7", ram=needs.ram - 100, check=None)
+    ram = int(re.search(r"Compile it with ram=(\d+)", str(caught.value))[1])
+    assert ram == needs.ram - 100
+    deploy(compiled("keyword spotter", "cortex-m7", ram=ram), tmp_path / "net", ram=ram, build=False)
     with pytest.raises(pock.PockError, match=r"cortex-m7 has 32\.0 KB of flash"):
         compiled("keyword spotter", "cortex-m7", flash="32KB")
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"), [("keyword spotter", True), ("image network", False), ("large inputs", True)]
+)
+def test_programs_are_made_to_fit_the_ram(name: str, fits: bool) -> None:
+    """A program fits, or what is said to be needed is more, and does."""
+
+    def planned(**options: object) -> pock.Program:
+        return compiled(name, "cortex-m7", **({"memory_budget": None, "build": False} | options))
+
+    budget = int(0.7 * limited_bytes(planned())[0])
+    if fits:
+        program = planned(ram=budget + STACK_BYTES)
+    else:
+        with pytest.raises(MemoryBudgetError, match="the smallest program needs") as caught:
+            planned(ram=budget + STACK_BYTES)
+        assert caught.value.smallest > budget
+        budget = caught.value.smallest
+        program = planned(memory_budget=budget)
+    assert limited_bytes(program)[0] <= budget
 
 
 def test_refusals(tmp_path: Path) -> None:

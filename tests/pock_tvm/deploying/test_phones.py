@@ -206,7 +206,7 @@ def same_as_trainer(program, folder, batches):
 def test_native_methods(on_java, tmp_path):
     program, folder, batches = on_java
     network = network_of(program)
-    sizes = [network.plan.memory_bytes, 8 * 12 * 4, 8 * 5 * 4, network.form.nbytes]
+    sizes = [network.plan.memory.size, 8 * 12 * 4, 8 * 5 * 4, network.form.nbytes]
     run("javac", "-d", tmp_path, TEXTS / "Pock.java")
     java = ["java", "-Xcheck:jni", f"-Djava.library.path={folder}", "-cp", tmp_path]
     said = run(*java, "pock.Pock", folder, *sizes)
@@ -278,7 +278,7 @@ def test_phones_are_known_by_their_triple(triple, phone):
 
 
 def test_too_large_for_java(on_java, tmp_path):
-    plan = SimpleNamespace(memory_bytes=2**31, weights=b"")
+    plan = SimpleNamespace(memory=SimpleNamespace(size=2**31), weights=b"")
     with pytest.raises(
         pock.PockError, match="2,147,483,648 bytes of memory.* and a buffer of Java holds 2,147,483,583"
     ):

@@ -14,6 +14,7 @@ import pytest
 import tvm
 
 import pock_tvm as pock
+from pock_tvm.device.form import check_form
 from pock_tvm.errors import ProgramError
 from tests.pock_tvm.networks import small
 
@@ -144,3 +145,8 @@ def test_programs_and_trainers_show_themselves_in_a_line(program) -> None:
     assert repr(pock.Trainer(program)).startswith("Trainer(0 steps, 9 of 22 weights trained, Program(")
     assert "\n" not in repr(program)
     assert len(repr(program)) < 120
+
+
+@pytest.mark.parametrize("value", [True, 256, "host", None])
+def test_an_entry_of_a_program_may_have_any_type(value: object) -> None:
+    check_form({"default": value}, {"default": object}, "its manifest")

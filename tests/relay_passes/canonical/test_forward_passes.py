@@ -207,6 +207,21 @@ def test_masks_that_mask_nothing_are_dropped() -> None:
     np.testing.assert_allclose(run(simple), run(causal))
 
 
+def test_masks_are_read_as_they_were_before_they_were_repeated() -> None:
+    everything, lowest = relax.const(np.ones((1, 1, 4, 1), bool), "bool"), relax.const(-1e30, "float32")
+
+    def body(emit, x, mask):
+        kept = emit(R.logical_and(everything, emit(mask > relax.const(0.0, "float32"))))
+        scores = emit(R.add(emit(R.where(kept, x, lowest)), emit(R.broadcast_to(mask, (2, 1, 4, 4)))))
+        return emit(R.add(scores, emit(R.broadcast_to(emit(R.sum(mask)), (5, 2, 3, 4, 4)))))
+
+    mod = function({"x": (2, 3, 4, 4), "mask": (2, 1, 1, 4)}, body)
+    simple = SimplifyMasks()(mod)
+    assert "relax.logical_and" not in operators(simple)
+    assert operators(simple).count("relax.broadcast_to") == 1, "the last one gives the result its shape"
+    np.testing.assert_array_equal(run(simple), run(mod))
+
+
 def test_only_what_is_selected_is_computed() -> None:
     """A block of a transformer whose first token alone is read: keys for all tokens, the rest for one."""
 

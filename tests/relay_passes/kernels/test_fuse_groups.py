@@ -27,8 +27,8 @@ def chain() -> tvm.IRModule:
     return builder.get()
 
 
-def kernels(most: int) -> tvm.IRModule:
-    passes = [relax.transform.AnnotateTIROpPattern(), FuseGroups(most), relax.transform.FuseTIR()]
+def kernels(most: int, *longest: int) -> tvm.IRModule:
+    passes = [relax.transform.AnnotateTIROpPattern(), FuseGroups(most, *longest), relax.transform.FuseTIR()]
     return tvm.transform.Sequential([*passes, relax.transform.DeadCodeElimination(["main"])])(chain())
 
 
@@ -52,6 +52,11 @@ def test_no_group_is_wider_than_a_device_binds(most):
 
 def test_a_target_that_binds_enough_has_tvms_groups():
     assert widths(kernels(OPERANDS + 1)) == [OPERANDS + 1]
+
+
+def test_groups_may_be_kept_short():
+    assert max(widths(kernels(OPERANDS + 1, 1))) == 3
+    assert 3 <= max(widths(kernels(OPERANDS + 1, 2))) < OPERANDS + 1
 
 
 def test_a_kernel_that_is_too_wide_by_itself_stays():

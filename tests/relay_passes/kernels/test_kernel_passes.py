@@ -18,6 +18,7 @@ from relay_passes import (
 )
 from relay_passes.ir import bindings_of, op_name, shape_of
 from relay_passes.kernels import name_kernels
+from relay_passes.kernels.winograd import suited_convolutions
 from relay_passes.operators.training import conv2d_data_gradient, conv2d_weight_gradient, matmul
 from schedules.cpu import CpuTarget
 from schedules.cpu.traits import CpuTraits
@@ -74,6 +75,26 @@ def test_how_a_data_gradient_reads_its_weight(rows, columns, frozen, read) -> No
     assert read == "across" or not product.attrs["transpose_b"]
     dy, w = random((*rows, 40), (columns, 40))
     np.testing.assert_allclose(run(straight, dy, w), dy @ w.T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "taps", "frozen", "is_across"),
+    [(32, 1, [], True), (33, 1, [], False), (32, 1, ["w"], False), (32, 3, [], False)],
+)
+def test_how_the_data_gradient_of_a_convolution_reads_its_weight(channels, taps, frozen, is_across) -> None:
+    def gradient(emit, dy, w):
+        pad = [taps // 2] * 4
+        plain = {"strides": [1, 1], "dilation": [1, 1], "groups": 1}
+        return emit(conv2d_data_gradient(dy, w, padding=pad, size=[5, 7], **plain))
+
+    shapes = (2, 5, 7, 17), (taps, taps, channels, 17)
+    mod = function(dict(zip(("dy", "w"), shapes, strict=True)), gradient)
+    straight = StraightenProducts(frozen)(mod)
+    assert ("pock.across_matmul" in operators(straight)) == is_across
+    dy, w = random(*shapes)
+    np.testing.assert_allclose(run(straight, dy, w), run(mod, dy, w), rtol=1e-4, atol=1e-5)
+    if taps == 1:
+        np.testing.assert_allclose(run(straight, dy, w), dy @ w[0, 0].T, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [(2, 3), (1, 3)])
@@ -238,6 +259,12 @@ def test_other_weights_are_not_packed(frozen: list[str], x: tuple[int, ...], w: 
     assert operators(PackWeights(frozen, CACHE)(mod)) == ["pock.matmul"]
 
 
+def test_sizes_of_weights_left_unpacked_may_be_given() -> None:
+    mod = function({"x": (300, 33), "w": (33, 48)}, product_of())
+    assert operators(PackWeights(["w"], CACHE)(mod)) == ["pock.matmul"]
+    assert "pock.packed_matmul" in operators(PackWeights(["w"], CACHE, unpacked=(0, 0))(mod))
+
+
 @pytest.mark.parametrize("strides", [[2, 2], [1, 1]])
 def test_a_convolution_that_is_no_matrix_product_is_not_packed(strides: list[int]) -> None:
     def body(emit, x, w):
@@ -287,6 +314,16 @@ def test_3x3_convolutions_become_products(make, second, frozen, batch) -> None:
     for few in ({"fewest_multiplications": 10**9}, {} if frozen else {"fewest_pixels": 1000}):
         if few:
             assert operators(Winograd(["w"] if frozen else [], **(always | few))(mod)) == operators(mod)
+
+
+@pytest.mark.parametrize(("make", "weight"), [(convolution, (3, 3, 33, 40)), (gradient, (3, 3, 40, 33))])
+def test_some_convolutions_may_be_left(make, weight) -> None:
+    mod = function({"x": (1, 7, 9, 33), "w": weight}, make)
+    (extents,) = suited_convolutions(mod["main"], ["w"], 0, 0).values()
+    assert extents[2:] == weight[2:]
+    always = {"fewest_multiplications": 0, "fewest_pixels": 0}
+    assert operators(Winograd(["w"], **always, left=[extents])(mod)) == operators(mod)
+    assert "pock.matmul" in operators(Winograd(["w"], **always, left=[(1, 1, 33, 40)])(mod))
 
 
 @pytest.mark.parametrize(

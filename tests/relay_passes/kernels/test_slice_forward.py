@@ -114,6 +114,15 @@ def test_slices_compute_the_same(name: str) -> None:
     assert "pock.join" in found
 
 
+@pytest.mark.parametrize("slices", [1, 2, BATCH])
+def test_the_number_of_slices_may_be_given(slices: int) -> None:
+    mod = function(BODIES["convolutions"][1], BODIES["convolutions"][0])
+    new = relay_passes.SliceForward(["main"], ["main"], slices=slices)(mod)
+    parts = sum(op_name(binding.value) == "pock.part" for binding in bindings_of(new["main"]))
+    assert parts == (slices if slices > 1 else 0)
+    np.testing.assert_allclose(run(new), run(mod), rtol=1e-5, atol=1e-5)
+
+
 def test_what_mixes_the_images_stays_whole() -> None:
     def body(emit: Callable[..., Any], x: Any) -> Any:
         y = emit(R.exp(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tempfile
 import warnings
@@ -98,7 +99,7 @@ def test_the_loss_comes_before_everything_that_is_written(entries) -> None:
 def test_programs_that_hold_all_gradients_lose_nothing(entries) -> None:
     options, steps = entries
     checks = [call for entry in steps.values() for call in entry["calls"] if call[0] == "check"]
-    assert any(call[-1] == "state" for call in checks) == (options not in HOLDS_ALL | {"guarded steps, accumulated"})
+    assert any(call[6] == "state" for call in checks) == (options not in HOLDS_ALL | {"guarded steps, accumulated"})
     if options.startswith("guarded"):
         calls = steps["train_step"]["calls"]
         first = next(at for at, call in enumerate(calls) if call[0].startswith(UPDATES))
@@ -108,7 +109,9 @@ def test_programs_that_hold_all_gradients_lose_nothing(entries) -> None:
 
 def test_gradients_carry_pytorchs_names(entries) -> None:
     options, steps = entries
-    named = {call[5] for call in steps["train_step"]["calls"] if call[0] == "check" and call[4] == "gradient"}
+    named = {
+        call[5] for call in steps["train_step"]["calls"] if call[0] == "check" and call[4] in ("gradient", "factor")
+    }
     partly = options == "in part"
     assert named == {name for name, _ in _weights() if not partly or name.endswith((".bias", ".conv2.weight"))}
     statistics = {call[5] for call in steps["train_step"]["calls"] if call[0] == "check" and call[4] == "statistic"}
@@ -142,11 +145,14 @@ def checked(request) -> tuple[str, int, HostLibrary]:
     checks = [(Place(0, 0), 1), (Place(1, offset), count), (Place(1, offset), 100)]
     calls = tuple(Check(place, size, dtype, "input", "x", NOTHING) for place, size in checks)
     entry = executor(CallList(table, calls, Workspace(0, 0, ()))).with_attr("global_symbol", "entry")
-    module = tvm.IRModule({"entry": entry, finite.symbol(dtype): finite.all_finite(dtype)})
+    return dtype, count, loaded({"entry": entry, finite.symbol(dtype): finite.all_finite(dtype)})
+
+
+def loaded(functions: dict[str, tirx.PrimFunc]) -> HostLibrary:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "entry.o"
-        tirx.build(module, target=resolve_target(None)).write_to_file(str(path), "o")
-        return dtype, count, load_library(pack_objects({"entry.o": path.read_bytes()}))
+        tirx.build(tvm.IRModule(functions), target=resolve_target(None)).write_to_file(str(path), "o")
+        return load_library(pack_objects({"entry.o": path.read_bytes()}))
 
 
 def bits_of(dtype: str) -> tuple[type, int]:
@@ -208,3 +214,26 @@ def test_an_executor_goes_on_after_a_check_that_failed(checked) -> None:
             library.run("entry", table)
         a[0] = 0
         library.run("entry", table)
+
+
+FACTORS = [
+    ([3.0, -2.0], [1.0, 4.0, 5.0], True),
+    ([2.0**60, 1.0], [1.0, -(2.0**60)], True),
+    ([2.0**60, 1.0], [2.0**66, 1.0], False),  # two terms reach 2^127
+    ([1e30], [1e7], True),
+    ([1e38, 0.0], [10.0, 1.0], False),
+    ([0.0, np.inf], [0.0, 0.0], False),
+    ([0.0, 0.0], [np.nan, 0.0], False),
+]
+
+
+@pytest.mark.parametrize("zeros", [0, 3 * finite.BLOCK + 5])
+def test_factors_whose_products_may_overflow_are_found(zeros: int) -> None:
+    for a, b, passes in FACTORS:
+        arrays = [np.array([0.0] * zeros + a, "float32"), np.array(b, "float32")]
+        table = tuple(Tensor(name, each.shape, "float32") for name, each in zip("ab", arrays, strict=True))
+        check = Check(Place(0, 0), arrays[0].size, "float32", "factor", "w", NOTHING, (Place(1, 0), arrays[1].size))
+        entry = executor(CallList(table, (check,), Workspace(0, 0, ()))).with_attr("global_symbol", "entry")
+        library = loaded({"entry": entry, finite.ALL_FACTORS: finite.all_factors()})
+        with contextlib.nullcontext() if passes else pytest.raises(CheckFailed):
+            library.run("entry", library.table([*(each.ctypes.data for each in arrays), 0, 0]))

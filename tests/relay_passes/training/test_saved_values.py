@@ -9,6 +9,7 @@ from tvm.relax import op as R
 
 from relay_passes import Backward, PackMasks, SaveSmall
 from relay_passes.ir import bindings_of, bytes_of, is_kept, op_name
+from relay_passes.operators.attention import attention
 from tests.relay_passes.modules import function, operators, run
 
 
@@ -67,3 +68,18 @@ def test_a_mask_made_of_another_is_packed_too() -> None:
     assert operators(packed).count("pock.pack_bits") == 2
     for before, after in zip(run(mod), run(packed), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_a_mask_of_attention_is_kept_as_it_is() -> None:
+    """Each of three gradients would unpack it, in a kernel of its own."""
+
+    def body(emit, q, w, mask):
+        keys = emit(R.matmul(q, w))
+        kept = emit(mask > relax.const(0.0, "float32"))
+        both = emit(attention(q, keys, keys, relax.Tuple([kept]), scale=1.0, masked=-1e9, causal=False, safe=False))
+        result = emit(relax.TupleGetItem(both, 0))
+        return emit(R.log(emit(R.sum(emit(result * result)))))
+
+    mod = SaveSmall()(Backward({"w": None})(function({"q": (64, 3), "w": (3, 3), "mask": (64, 64)}, body)))
+    assert "pock.attention_key_gradient" in operators(mod)
+    assert operators(PackMasks()(mod)) == operators(mod)

@@ -10,7 +10,7 @@ from tvm import te
 import pock_tvm as pock
 from pock_tvm.compiler.kernel_builder import KernelBuilder
 from pock_tvm.compiler.targets import resolve_target
-from schedules.gpu import cubin
+from schedules.gpu.text import cubin
 
 TEXT = """
 #ifdef __CUDACC_RTC__
@@ -33,6 +33,38 @@ def test_nvrtc_knows_old_gpus_and_new_ones(architecture: str) -> None:
     code = cubin.machine_code(TEXT % "", architecture)
     assert code.startswith(b"\x7fELF") and b"twice" in code
     assert code == cubin.machine_code(TEXT % "", architecture), "the same text gives the same code"
+
+
+SPILLING = """
+extern "C" __global__ void __launch_bounds__(64) many(float* x) {
+  float sums[200];
+  #pragma unroll
+  for (int i = 0; i < 200; ++i) sums[i] = x[i];
+  for (int k = 1; k < x[0]; ++k) {
+    #pragma unroll
+    for (int i = 0; i < 200; ++i) sums[i] = sums[i] * x[k] + sums[(i + 1) % 200];
+  }
+  #pragma unroll
+  for (int i = 0; i < 200; ++i) x[i * 64 + threadIdx.x] = sums[i];
+}
+"""
+
+
+@needs_nvrtc
+def test_spills_are_found_in_what_the_compiler_says() -> None:
+    text = (TEXT % SPILLING).replace("__launch_bounds__(64)", "__launch_bounds__(64, 8)")
+    assert cubin.SPILLS.search(cubin._compiled(text, "sm_87")[1])
+    free = (TEXT % SPILLING).replace("__launch_bounds__(64)", "__launch_bounds__(64, 1)")
+    assert not cubin.SPILLS.search(cubin._compiled(free, "sm_87")[1])
+    assert cubin.with_one_block(TEXT % SPILLING) == free
+
+
+@pytest.mark.parametrize("spilled", [0, 8])
+def test_only_what_spills_is_compiled_again(spilled: int, monkeypatch) -> None:
+    said = f"{spilled} bytes stack frame, {spilled} bytes spill stores, {2 * spilled} bytes spill loads"
+    monkeypatch.setattr(cubin, "_compiled", lambda text, _: (text.encode(), said))
+    code = cubin.machine_code("void __launch_bounds__(64) a() {}", "sm_87")
+    assert code == (b"void __launch_bounds__(64, 1) a() {}" if spilled else b"void __launch_bounds__(64) a() {}")
 
 
 @needs_nvrtc

@@ -1,6 +1,5 @@
 """The validator of kernels' texts, tried on texts as they are and on texts that break a limit."""
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -11,9 +10,9 @@ import tvm
 from tvm import te, tirx
 
 from schedules.gpu import gpu_target
-from schedules.gpu.limits import OverLimit, check, faults
 from schedules.gpu.lower import Launch
 from schedules.gpu.schedule import RULES
+from schedules.gpu.text.limits import OverLimit, check, faults
 from schedules.gpu.traits import DIALECTS
 from schedules.kernels import GUARDED
 
@@ -69,7 +68,7 @@ def declared(dialect, name, kind="float", extent=16384):
     """A declaration of memory that a block shares."""
     wgsl = {"float": "f32", "half": "f16", "uint": "u32", "float4": "vec4<f32>"}[kind]
     return {
-        "cuda": f"  __shared__ {kind} {name}[{extent}];",
+        "cuda": f"  __shared__ alignas(64) {kind} {name}[{extent}];",
         "metal": f"  threadgroup {kind} {name}[{extent}];",
         "opencl": f"  __local {kind} {name}[{extent}];",
         "webgpu": f"var<workgroup> {name} : array<{wgsl}, {extent}>;",
@@ -82,6 +81,13 @@ def test_shared_memory_is_counted(dialect, kind, extent):
     text, launches = built(sums(), dialect)
     (fault,) = found(text + declared(dialect, "tile", kind, extent), launches, dialect)
     assert "shares 6" in fault
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_shared_memory_of_texts_is_found(dialect):
+    text, launches = built(sums(), dialect)
+    (fault,) = faults(text, launches, dataclasses.replace(target_of(dialect).traits, shared_bytes=0))
+    assert re.search(r" shares [1-9]\d* bytes", fault)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -217,11 +223,12 @@ def test_a_kernel_over_a_limit_takes_the_fallback_and_says_so(monkeypatch):
     y = te.compute((10000,), lambda i: x[i] * 2.0, name="y", attrs={"schedule_rule": "wasteful"})
     func = te.create_prim_func([x, y]).with_attr("global_symbol", "twice_1")
     monkeypatch.setitem(RULES, "wasteful", wasteful)
-    with pytest.warns(
-        UserWarning, match="takes its fallback schedule: twice_1_kernel has 4096 threads a block, of 256"
-    ):
-        text, (launch,) = built(func, "webgpu")
-    assert launch.block == (256, 1, 1)
+    target = target_of("webgpu")
+    code = json.loads(target.code(target.schedule(func)))
+    assert code["fallback"] == "twice_1_kernel has 4096 threads a block, of 256"
+    ((_, _, block, _),) = code["launches"]
+    assert block == [256, 1, 1]
+    assert "fallback" not in json.loads(target.code(target.schedule(sums())))
 
 
 def test_a_kernel_that_no_schedule_makes_fit_is_refused():
@@ -249,15 +256,16 @@ def in_vectors(sch, block, traits, choices):
     sch.vectorize(inner)
 
 
-@pytest.mark.parametrize("dtype, is_known", [("uint8", False), ("float32", True)])
-def test_vectors_of_narrow_numbers_take_the_fallback(dtype, is_known, monkeypatch):
+@pytest.mark.parametrize("dtype, is_known", [("int64", False), ("uint8", True), ("float32", True)])
+def test_vectors_of_long_numbers_take_the_fallback(dtype, is_known, monkeypatch):
     x = te.placeholder((1024,), dtype, "x")
     y = te.compute((1024,), lambda i: x[i] + tirx.const(1, dtype), name="y", attrs={"schedule_rule": "in_vectors"})
     func = te.create_prim_func([x, y]).with_attr("global_symbol", "plus_1")
     monkeypatch.setitem(RULES, "in_vectors", in_vectors)
-    with contextlib.nullcontext() if is_known else pytest.warns(UserWarning, match="no vectors of numbers"):
-        text, _ = built(func, "webgpu")
-    assert ("vec4" in text) == is_known
+    target = target_of("webgpu")
+    code = json.loads(target.code(target.schedule(func)))
+    assert ("vec4" in code["text"]) == is_known
+    assert ("no vectors of numbers" in code.get("fallback", "")) != is_known
 
 
 def test_half_precision_is_kept():

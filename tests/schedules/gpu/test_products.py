@@ -18,7 +18,7 @@ from tvm.target import Target
 
 from schedules.decisions import Option
 from schedules.gpu import GpuTarget, gpu_target
-from schedules.gpu.tiles import Problem, cost, tiles
+from schedules.gpu.products.tiles import Problem, cost, tiles
 from schedules.gpu.traits import DIALECTS
 from schedules.kernels.conv2d import conv2d_weight_gradient
 from schedules.kernels.indexing import gather_channels
@@ -198,9 +198,9 @@ def test_tiles_fit(gpu: GpuTarget) -> None:
     offered = tiles(traits)
     assert offered
     for tile in offered:
-        assert tile.shared_bytes <= traits.shared_bytes
+        assert tile.shared_bytes((4, 4)) <= traits.shared_bytes
         assert tile.threads <= min(traits.threads, 256)
-        problem = Problem(1, 1000, 1000, 1000, (4, 4), 10**6)
+        problem = Problem(1, 1000, 1000, 1000, (4, 4), (4, 4), 10**6)
         assert cost(problem, tile, 1, traits) > 0
 
 

@@ -35,6 +35,8 @@ class Driver:
         self.broken = False
         self.launches: list = []
         self.contexts: list = []
+        self.clock = 0
+        """Milliseconds: work takes one each."""
 
     # ---- devices
     def cuInit(self, _flags):
@@ -132,17 +134,24 @@ class Driver:
     def run(self):
         while self.queue:
             self.queue.pop(0)()
+            self.clock += 1
 
     def cuStreamSynchronize(self, _stream):
         self.run()
         return (Status.CUDA_ERROR_ILLEGAL_ADDRESS if self.broken else Status.CUDA_SUCCESS,)
 
     def cuEventCreate(self, _flags):
-        return Status.CUDA_SUCCESS, [None]
+        return Status.CUDA_SUCCESS, [None, 0]
 
     def cuEventRecord(self, event, _stream):
-        event[0] = mark = lambda: None
+        event[0] = mark = lambda: event.__setitem__(1, self.clock)
         self.queue.append(mark)
+        return (Status.CUDA_SUCCESS,)
+
+    def cuEventElapsedTime(self, start, end):
+        return Status.CUDA_SUCCESS, end[1] - start[1]
+
+    def cuEventDestroy(self, _event):
         return (Status.CUDA_SUCCESS,)
 
     def cuEventSynchronize(self, event):

@@ -63,6 +63,14 @@ def test_a_list_runs_in_order_as_often_as_it_is_submitted(play) -> None:
     assert len(driver.launches) == 1 + LONG, "the driver is given each launch once, and then the graph"
 
 
+def test_a_list_is_timed_by_the_device(play) -> None:
+    play()
+    backend = CudaBackend(0)
+    backend.load("k", b"\x7fELF")
+    a, b, c = (backend.allocate(size) for size in (8, 32, 8))
+    assert backend.seconds(backend.record(steps(a, b, c)[:2])) == pytest.approx(3e-3)  # both, and the first event
+
+
 def test_a_few_commands_run_without_a_graph(play) -> None:
     driver = play()
     backend = CudaBackend(0)
@@ -118,7 +126,7 @@ def test_too_little_memory_is_told_with_what_is_needed_and_what_is_there(play) -
     backend = CudaBackend(0)
     with pytest.raises(DeviceError, match=r"cuda:0 \(Some GPU\) .* 4.0 MiB more are needed, and 3.0 of its 2048.0 MiB"):
         backend.allocate(4 * 2**20)
-    with pytest.raises(DeviceError, match=r"needs 5.0 MiB of memory, and cuda:0 \(Some GPU\) has 3.0 MiB free"):
+    with pytest.raises(DeviceError, match=r"needs 5.0 MiB of memory, and cuda:0 \(Some GPU\) has at most 3.0 free"):
         devices.open_device("cuda", "cuda", ["sm_87"], 5 * 2**20)
 
 
@@ -128,7 +136,7 @@ def test_an_error_of_the_driver_names_device_and_status(play) -> None:
     buffer = backend.allocate(8)
     driver.broken = True
     for call in (lambda: backend.read(Region(buffer, 0, 8)), backend.finish):
-        with pytest.raises(DeviceError, match=r"cuda:0 \(Some GPU\) stops with CUDA_ERROR_ILLEGAL_ADDRESS.*checkpoint"):
+        with pytest.raises(DeviceError, match=r"cuda:0 \(Some GPU\) stops: CUDA_ERROR_ILLEGAL_ADDRESS.*checkpoint"):
             call()
 
 

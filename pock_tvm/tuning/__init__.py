@@ -1,0 +1,1 @@
+"""Tunes the schedules of a program's kernels on the machine that it is for."""

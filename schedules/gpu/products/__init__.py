@@ -1,0 +1,1 @@
+"""Products on GPUs: matrix products, convolutions, attention, and their gradients."""

@@ -1,0 +1,1 @@
+"""Texts of kernels in each dialect: what TVM writes, made fit for every device, and checked."""

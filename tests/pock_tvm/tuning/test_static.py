@@ -1,0 +1,135 @@
+"""Static estimates: how often loops run, cycles that grow with the work, and tuning without a device."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import tvm
+from torch import nn
+
+import pock_tvm as pock
+from pock_tvm.compiler.database import Database, Tuned, kernel_key
+from pock_tvm.compiler.targets import kernel_target, resolve_target
+from pock_tvm.errors import OptionError
+from pock_tvm.tuning.measurer import MeasuringError
+from pock_tvm.tuning.static import mca
+from pock_tvm.tuning.static.loops import functions_of, loops_of, trips
+from pock_tvm.tuning.static.measure import StaticMeasure
+from schedules.kernels.matmul import matmul
+from tests.schedules.kernels import defined, noise
+from tests.schedules.test_decisions import PLAIN
+
+PI4 = resolve_target("pi4")
+needs_mca = pytest.mark.skipif(not any(map(shutil.which, mca.TOOLS)), reason="llvm-mca is not installed")
+TEXT = """define i32 @kernel(ptr %0) {
+entry:
+  br label %outer
+outer:
+  %i = phi i64 [ 0, %entry ], [ %i.next, %latch ]
+  br label %inner
+inner:
+  %j = phi i64 [ 3, %outer ], [ %j.next, %inner ]
+  %j.next = add nuw nsw i64 %j, 2
+  %done = icmp eq i64 %j.next, 17
+  br i1 %done, label %latch, label %inner
+latch:
+  %i.next = add nuw nsw i64 %i, 1
+  %end = icmp eq i64 %i.next, COUNT
+  br i1 %end, label %out, label %outer
+out:
+  ret i32 0
+}
+"""
+
+
+def test_loops_and_how_often_they_run() -> None:
+    (function,) = functions_of(TEXT.replace("COUNT", "33"))
+    (outer,) = loops_of(function.graph)
+    (inner,) = outer.inner
+    assert (outer.header, inner.header) == ("outer", "inner") and outer.own == {"outer", "latch"}
+    assert trips(function, outer) == 33 and trips(function, inner) == 7
+    (function,) = functions_of(TEXT.replace("COUNT", "%n"))
+    assert trips(function, loops_of(function.graph)[0]) is None
+
+
+def kernel(rows: int) -> tvm.tirx.PrimFunc:
+    x, weight = noise("static", (rows, 64), (64, 64))
+    return defined(matmul, x, weight, **PLAIN).with_attr("global_symbol", "kernel")
+
+
+@needs_mca
+@pytest.mark.parametrize("name", ["pi4", "pi5", "m1"])
+def test_cycles_grow_with_the_work_and_respect_the_ports(name: str) -> None:
+    target = resolve_target(name)
+    machine = kernel_target(target)
+    cycles = [
+        mca.kernel_cycles(machine.lower(machine.schedule(kernel(rows))), target, machine.traits.cores)
+        for rows in (96, 192)
+    ]
+    assert 1.7 < cycles[1] / cycles[0] < 2.3
+    # No core starts more than four multiply-adds of four numbers in a cycle.
+    assert cycles[1] > 192 * 64 * 64 / (4 * 4 * machine.traits.cores)
+
+
+@needs_mca
+def test_a_measure_without_a_device() -> None:
+    func, machine = kernel(96), kernel_target(PI4)
+    default = {name: choice.decided for name, choice in machine.options(func).items()}
+    measure = StaticMeasure(PI4)
+    good, bad = measure.measure(tvm.ir.save_json(func), str(PI4), [default, {"no such choice": 1}])
+    assert good.speedup == 1 and good.failure is None
+    assert bad.seconds is None and bad.failure is not None and bad.failure.startswith("cannot be built: ")
+    with pytest.raises(MeasuringError, match="there is no estimate of it: "):
+        list(measure.measure(tvm.ir.save_json(func), '{"kind": "llvm", "mcpu": "no-such-core"}', [default]))
+
+
+def test_what_has_no_model_is_said(monkeypatch) -> None:
+    with pytest.raises(pock.PockError, match="no static model of the core 'cortex-a53'"):
+        mca.model_of(tvm.target.Target({"kind": "llvm", "mcpu": "cortex-a53"}))
+    with pytest.raises(pock.PockError, match="estimates are made of CPU kernels"):
+        StaticMeasure(resolve_target("opencl"))
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(pock.PockError, match="made by llvm-mca, which is missing: apt-get install llvm"):
+        StaticMeasure(PI4)
+
+
+@needs_mca
+def test_a_program_for_another_machine_is_tuned_by_estimates(tmp_path: Path) -> None:
+    layers = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    exported = torch.export.export(layers, (torch.randn(8, 32),))
+    with warnings.catch_warnings(action="ignore"):
+        program = pock.compile(exported, target="pi4", check=False)
+        result = pock.tune(program, tmp_path, trials=24, strategy="random", measure="static")
+        again = pock.compile(exported, target="pi4", check=False, database=tmp_path)
+    assert result.estimated and result.trials == 24 and result.before == 1 and 0 < result.after <= 1
+    chosen = {kernel.name: kernel.gain for kernel in result.kernels if kernel.decisions}
+    assert all(gain >= 1.1 for gain in chosen.values())
+    for built in (result.program, again):
+        schedules = {name: record["schedule"] for name, record in built.manifest["kernels"].items()}
+        assert {name for name, schedule in schedules.items() if schedule == "estimated"} == set(chosen)
+        assert "tuned" not in schedules.values()
+    with pytest.raises(OptionError, match="leave devices and model out"):
+        pock.tune(program, tmp_path, measure="static", model=exported)
+    with pytest.raises(OptionError, match="space='metaschedule' may be wrong: leave space out"):
+        pock.tune(program, tmp_path, measure="static", space="metaschedule")
+
+
+def test_measurements_outrank_estimates(tmp_path: Path) -> None:
+    func, machine = kernel(96), kernel_target(PI4)
+    (name, option), *_ = [
+        (name, option)
+        for name, choice in machine.options(func).items()
+        for option in choice.options
+        if option != choice.default
+    ]
+    scheduled = machine.schedule(func, {name: option})
+    Database(tmp_path, PI4, estimated=True).choose(
+        kernel_key(func), Tuned({name: option}, 1.5, estimated=True), scheduled
+    )
+    assert Database(tmp_path, PI4, must_exist=True).tuned(func, machine) == Tuned({name: option}, 1.5, estimated=True)
+    Database(tmp_path, PI4).choose(kernel_key(func), Tuned({}, 1.0), machine.schedule(func))
+    assert Database(tmp_path, PI4).tuned(func, machine) is None  # its default was measured, and kept

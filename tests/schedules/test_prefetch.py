@@ -1,0 +1,108 @@
+"""While a register tile is computed, the next one's rows come to the caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import tvm
+import tvm_ffi
+from tvm import IRModule, tirx
+from tvm.sym import Analyzer
+
+from schedules.cpu.lower import LOWERING
+from schedules.cpu.prefetch import AHEAD, prefetch_tiles
+from schedules.kernels.conv2d import conv2d
+from tests.schedules.kernels import HOST, LLVM, assert_close, call, noise, scheduled
+
+LINE = 16
+PLAIN = {"strides": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+
+
+@pytest.mark.parametrize(("terms", "columns"), [(144, 24), (17, 33), (64, 96), (960, 16)])
+def test_every_line_of_the_next_rows_is_fetched(terms: int, columns: int) -> None:
+    x, weight = noise("prefetch", (1 + HOST.traits.cache_bytes // (256 * terms), 8, 8, terms), (1, 1, terms, columns))
+    func = scheduled(conv2d, x, weight, **PLAIN)
+    ((tiles, loop, fetches),) = walks(func)
+    tile_rows, tile_columns = rows_and_columns(loop)
+    last = columns // tile_columns - 1  # behind it come the next rows
+    found = {
+        int(Analyzer().simplify(at(fetch, {tiles.loop_var: last, loop.loop_var: term}))) // LINE
+        for fetch in fetches
+        for term in range(terms)
+    }
+    panel = tile_rows * terms
+    assert found >= set(range(-(-panel // LINE), 2 * panel // LINE))
+    assert found <= set(range(panel // LINE, 2 * panel // LINE + 2))
+    expected = x.reshape(-1, terms).astype("float64") @ weight[0, 0].astype("float64")
+    assert_close(call(func, x, weight), expected.reshape(*x.shape[:3], columns))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel"), [((1, 8, 8, 64), 1), ((64, 8, 8, 128), 3)], ids=["in the second cache", "of several taps"]
+)
+def test_rows_that_come_by_themselves_are_not_fetched(shape: tuple[int, ...], kernel: int) -> None:
+    x, weight = noise("none", shape, (kernel, kernel, shape[-1], 32))
+    assert not list(walks(scheduled(conv2d, x, weight, **PLAIN)))
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_stores_of_unrolled_tiles_are_prefetched_ahead(strides: int) -> None:
+    options = PLAIN | {"strides": [strides] * 2, "padding": [1] * 4, "groups": 48}
+    x, weight = noise("depthwise", (2, 32, 32, 48), (3, 3, 1, 48))
+    func = scheduled(conv2d, x, weight, **options)
+    stored: list[tirx.BufferStore] = []
+    fetched: list[tvm.ir.Call] = []
+    body = flat(func).body
+    tvm_ffi.structural_walk(body, (tirx.BufferStore, stored.append))
+    tvm_ffi.structural_walk(body, (tirx.Evaluate, lambda each: fetched.append(each.value)))
+    results = [each.indices[0] for each in stored if each.buffer.shape[0] == 2 * (32 // strides) ** 2 * 48]
+    ahead = [str(Analyzer().simplify(ramp.base + AHEAD * ramp.lanes)) for ramp in results]
+    assert ahead
+    assert [str(Analyzer().simplify(at(each, {}))) for each in fetched] == ahead
+
+
+def flat(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A kernel as flat loops, with prefetches, as they come."""
+    until = next(index for index, each in enumerate(LOWERING) if each.same_as(prefetch_tiles))
+    mod = tirx.transform.BindTarget(LLVM.with_host(LLVM))(IRModule({"main": func}))
+    return tvm.transform.Sequential(LOWERING[: until + 1])(mod)["main"]
+
+
+def walks(func: tirx.PrimFunc) -> Iterator[tuple[tirx.For, tirx.For, list[tvm.ir.Call]]]:
+    """The loops over tiles, the reductions in them and the prefetches in these."""
+    loops: list[tirx.For] = []
+    tvm_ffi.structural_walk(flat(func).body, (tirx.For, loops.append))
+    for outer in loops:
+        for inner in outer.body.seq if isinstance(outer.body, tirx.SeqStmt) else []:
+            steps = inner.body.seq if isinstance(inner, tirx.For) and isinstance(inner.body, tirx.SeqStmt) else []
+            if found := [step.value for step in steps if isinstance(step, tirx.Evaluate)]:
+                yield outer, inner, found
+
+
+def rows_and_columns(loop: tirx.For) -> tuple[int, int]:
+    """The extents of a tile, by the elements and the vectors that a term of its reduction reads."""
+    elements: dict[str, int] = {}
+    vectors: dict[str, int] = {}
+    for step in loop.body.seq:
+        if isinstance(step, tirx.BufferStore):
+            tvm_ffi.structural_walk(step.value, (tvm.ir.TensorLoad, lambda load: note(load, elements, vectors)))
+    return len(elements), sum(vectors.values())
+
+
+def note(load: tvm.ir.TensorLoad, elements: dict[str, int], vectors: dict[str, int]) -> None:
+    """Note a load, by its address, under what it reads: an element, or a vector and its lanes."""
+    if load.source.scope() == "global":
+        place = load.indices[0]
+        if isinstance(place, tirx.Ramp):
+            vectors[str(place)] = int(place.lanes)
+        else:
+            elements[str(place)] = 1
+
+
+def at(fetch: tvm.ir.Call, values: dict[tirx.Var, int]) -> tirx.Expr:
+    """The element that a prefetch fetches, with the values of loops."""
+    place = fetch.args[0].args[0].indices[0]
+    return tvm_ffi.structural_map(
+        place, (tirx.Var, lambda var: next((tirx.const(n, "int32") for v, n in values.items() if v.same_as(var)), var))
+    )
