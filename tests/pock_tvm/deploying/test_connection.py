@@ -126,14 +126,38 @@ def test_a_session_with_a_hanging_device_can_be_dropped_whole(doomed) -> None:
     assert time.monotonic() - start < 50
 
 
+@contextlib.contextmanager
+def interrupted() -> Iterator[None]:
+    """Ctrl-C, each second until it is noticed: one that comes just before a wait begins does not end it."""
+    noticed, before = threading.Event(), signal.getsignal(signal.SIGINT)
+    main = threading.main_thread().ident
+
+    def interrupt(*_: object) -> None:
+        if not noticed.is_set():
+            noticed.set()
+            raise KeyboardInterrupt
+
+    def send() -> None:
+        while not noticed.wait(1):
+            signal.pthread_kill(main, signal.SIGINT)
+
+    signal.signal(signal.SIGINT, interrupt)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        noticed.set()
+        sender.join()
+        signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupted_call_ends_the_session(doomed) -> None:
     """The answer that comes late would be taken for that of the next call."""
     connection = doomed[0].connect()
     values = tensor(connection)
     doomed[0].freeze()
-    interruption = threading.Timer(2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
-    with thawed_after(doomed[0], 20), pytest.raises(KeyboardInterrupt):
-        interruption.start()  # in here: on a busy machine it might come before
+    with thawed_after(doomed[0], 40), pytest.raises(KeyboardInterrupt), interrupted():
         connection.call(values.numpy)
     with pytest.raises(DeviceError, match="was interrupted"):
         connection.call(values.numpy)
