@@ -5,7 +5,7 @@ found = $(shell for python in $(1); do "$$python" -c '$(SUITED)' 2> /dev/null &&
 PYTHONS = $(or $(call found,python3.14 python3.13 python3.12 python3.11),$(call found,python3))
 PYTHON ?= $(firstword $(PYTHONS))
 VENV ?= .venv
-QUICK := $(addprefix tests/,relay_passes pock_tvm/compiler/test_build.py pock_tvm/device/test_program.py system/test_device.py)
+QUICK := $(addprefix tests/,relay_passes/canonical relay_passes/training pock_tvm/compiler/test_build.py pock_tvm/device/test_program.py system/test_device.py)
 BIN := $(VENV)/bin
 
 .PHONY: demo test quick lint graph pythons
@@ -13,10 +13,10 @@ demo: $(VENV)/demo
 	$(BIN)/pock demo
 
 test: $(VENV)/test lint
-	$(BIN)/python -m pytest -n 2 --durations 15
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15
 
 quick: $(VENV)/quick demo
-	$(BIN)/python -m pytest -n 2 $(QUICK)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(QUICK)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -9,7 +9,8 @@ import pytest
 
 os.environ["POCK_VERIFY"] = "1"  # every compile checks the module after each phase
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +19,12 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real networks and data in {SHARED}")
     return SHARED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes (``-n``, ``--dist loadgroup``) one runs all tests that share what takes long to make: those
+    of a file, or of a folder whose files share it."""
+    for item in items:
+        parts = item.path.relative_to(TESTS).parts
+        if parts[0] == "pock_tvm":
+            item.add_marker(pytest.mark.xdist_group("choosing" if "choosing" in parts else "/".join(parts)))

@@ -10,6 +10,8 @@ from tests.schedules.kernels import CPUS, TARGETS
 
 SLOW = {"webgpu"}
 """Targets whose driver takes long to compile a kernel."""
+EACH = 3
+"""Of the products on them every third is run: their schedules are OpenCL's, which runs all."""
 PARAMS = [pytest.param(target, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, target in TARGETS.items()]
 
 
@@ -23,3 +25,10 @@ def target(request: pytest.FixtureRequest) -> Target:
 def cpu(request: pytest.FixtureRequest) -> CpuTarget:
     """Each CPU in turn: for what only a CPU's schedules do."""
     return request.param
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out of the products on slow targets all but every third."""
+    products = [item for item in items if item.name.startswith("test_product[") and item.get_closest_marker("slow")]
+    left_out = {item for number, item in enumerate(products) if number % EACH}
+    items[:] = [item for item in items if item not in left_out]

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import pock_tvm as pock
+from pock_tvm.choosing import analysis
 from pock_tvm.choosing.analysis import planned_costs
-from pock_tvm.choosing.candidates import (
-    candidates,
-)
+from pock_tvm.choosing.candidates import candidates
 from pock_tvm.choosing.contributions import Contributions
 from pock_tvm.choosing.fingerprint import fingerprint
 from pock_tvm.choosing.runs import Run
+from pock_tvm.choosing.workers import Workers
 from pock_tvm.frontend import load_model
 from pock_tvm.frontend.structure import structure_of
 from tests.pock_tvm.networks import small, tokens
+
+
+class Here(Workers):
+    """Does in this process what processes of this machine would, which load PyTorch first."""
+
+    def run(self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        if self._client is not None:
+            yield from super().run(function, jobs)
+        else:
+            yield from ((number, function(*job)) for number, job in enumerate(jobs))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def here() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "Workers", Here)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +56,11 @@ def task(tmp_path_factory) -> pock.Task:
 
 
 @pytest.fixture(scope="session")
-def analysed(task, tmp_path_factory) -> Contributions:
-    return pock.analyze(task, tmp_path_factory.mktemp("analysed") / "c.json")
+def analysed(task, tmp_path_factory, here) -> Contributions:
+    """By workers, as users have them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "Workers", Workers)
+        return pock.analyze(task, tmp_path_factory.mktemp("analysed") / "c.json")
 
 
 @pytest.fixture(scope="session")

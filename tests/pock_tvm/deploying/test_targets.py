@@ -141,13 +141,13 @@ def test_a_small_network_trains_the_same(target: str, scheme: str, emulator, win
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", DIFFERENT)
+@pytest.mark.parametrize("target", ["pi3-32", "win-x64"])
 def test_mcunet_trains_the_same(target: str, emulator, wine, tmp_path, shared_data) -> None:
     check_training(mcunet_lesson(shared_data), target, emulator, wine, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["pi5", "pi3-32"])
+@pytest.mark.parametrize("target", ["pi5", "riscv64"])
 def test_minilm_trains_the_same(target: str, emulator, wine, tmp_path) -> None:
     check_training(minilm_lesson(), target, emulator, wine, tmp_path)
 
