@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .scratch import place_scratch, with_tiles_on_stack
 DEVICE_TYPE_CPU = 1
 
 
+@functools.lru_cache(512)  # the scratch of all kernels of a program is asked for before their code
 def lower(func: tirx.PrimFunc, target: Target, workers: int) -> IRModule:
     """Lower a scheduled kernel to a module for LLVM, with the function ``int <global_symbol>(pointer, …)``.
 
