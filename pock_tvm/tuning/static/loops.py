@@ -1,10 +1,11 @@
-"""Loops of a function's code by its control flow, and from LLVM's IR how often each runs."""
+"""Loops of a function's code by its control flow, and functions of LLVM's IR."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 Graph = Mapping[str, Sequence[str]]
 """Successors of each block, by label, in the order of the text. The first block is the entry."""
@@ -84,6 +85,8 @@ def _body(graph: Graph, header: str, latches: Sequence[str]) -> set[str]:
 
 LABEL = re.compile(r"^([\w.$-]+|\"[^\"]+\"):")
 TARGET = re.compile(r"label %([\w.$-]+|\"[^\"]+\")")
+SWITCH = re.compile(r"^\s*switch [^\[\n]*\[[^\]]*\]", re.MULTILINE)
+"""A terminator that has a line for each target."""
 DEFINITION = re.compile(r"^define .*@([\w.$]+|\"[^\"]+\")\(")
 
 
@@ -99,12 +102,18 @@ class Function:
         """Its control flow."""
         return {label: TARGET.findall(lines[-1]) if lines else [] for label, lines in self.blocks.items()}
 
+    @cached_property
+    def definitions(self) -> dict[str, str]:
+        """Expression of each value, by name."""
+        lines = (line.partition(" = ") for block in self.blocks.values() for line in block if line.startswith("%"))
+        return {name: expression for name, _, expression in lines}
+
 
 def functions_of(text: str) -> list[Function]:
     """Return the functions of LLVM's IR."""
     found: list[Function] = []
     lines: list[str] | None = None
-    for line in text.splitlines():
+    for line in SWITCH.sub(lambda each: each[0].replace("\n", " "), text).splitlines():
         if start := DEFINITION.match(line):
             lines = []
             found.append(Function(start[1], {"": lines}))
@@ -122,44 +131,3 @@ def functions_of(text: str) -> list[Function]:
         if not function.blocks[""]:
             del function.blocks[""]
     return found
-
-
-PHI = re.compile(r"^(%[\w.]+) = phi i\d+ (.*)")
-FROM = re.compile(r"\[ (-?\w+|%[\w.]+), %([\w.$-]+) \]")
-STEP = re.compile(r"^(%[\w.]+) = (?:add|sub)(?: nuw| nsw)* i\d+ (%[\w.]+), (-?\d+)$")
-COMPARE = re.compile(r"^(%[\w.]+) = icmp(?: samesign)? (\w+) i\d+ (%[\w.]+), (-?\d+)$")
-
-
-def trips(function: Function, loop: Loop) -> int | None:
-    """Return how often a loop runs: None if that is no constant of the code."""
-    if len(loop.latches) != 1:
-        return None
-    lines = [line for block in loop.blocks for line in function.blocks[block]]
-    steps = {found[1]: (found[2], int(found[3])) for line in lines if (found := STEP.match(line))}
-    compares = {found[1]: found for line in lines if (found := COMPARE.match(line))}
-    exit_ = re.match(r"^br i1 (%[\w.]+),", function.blocks[loop.latches[0]][-1])
-    if exit_ is None:
-        return None
-    if any(line.startswith(f"{exit_[1]} = phi i1 [ true,") and "[ false," in line for line in lines):
-        return 2
-    compare = compares.get(exit_[1])
-    if compare is None:
-        return None
-    end, last = compare[3], int(compare[4])
-    for line in function.blocks[loop.header]:
-        phi = PHI.match(line)
-        if phi is None:
-            continue
-        sources = {block: value for value, block in FROM.findall(phi[2])}
-        first = next((value for block, value in sources.items() if block not in loop.blocks), "")
-        base, step = steps.get(end, (end, 0))
-        following = sources.get(loop.latches[0], "")
-        if phi[1] not in (base, end) or not re.fullmatch(r"-?\d+", first) or following not in steps:
-            continue
-        stride = steps[following][1]
-        reached = last - int(first) if base == phi[1] and end in steps else last - int(first) + stride
-        if stride and reached / stride >= 1 and compare[2] in ("eq", "ne"):
-            return reached // stride
-        if stride and compare[2] in ("ult", "slt", "ugt", "sgt"):
-            return max(1, -(-abs(reached) // abs(stride)))
-    return None

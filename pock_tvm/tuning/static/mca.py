@@ -18,7 +18,8 @@ from tvm import IRModule, tirx
 from tvm.target import Target
 
 from ...errors import PockError
-from .loops import Function, Loop, NoEstimateError, functions_of, loops_of, trips
+from .loops import Loop, NoEstimateError, functions_of, loops_of
+from .trips import Values, first_iteration, trips
 
 TOOLS = ("llvm-mca-22", "llvm-mca-21", "llvm-mca-20", "llvm-mca-19", "llvm-mca")
 """Names under which it is looked for, the newest first: older ones do not know newer cores."""
@@ -35,8 +36,6 @@ before it; that of the A55 has twice the units of an A53."""
 WRITTEN_BACK = re.compile(r"(\s*ld1r.*\[(x\d+)\]), #(\d+)")
 """A broadcast load that moves its address on: in cyclone's model the address is as late as the data."""
 BRANCH = re.compile(r"\s*(b\.\w+|b|cbn?z|tbn?z|j\w+)\s.*?(\.LBB\w+)\s*$")
-PARALLEL = "__tvm_parallel_lambda"
-"""Beginning of the name of the function that TVM makes of a parallel loop's body."""
 RETURN = re.compile(r"\s*(ret\w*|br|ud2|brk)\b")
 
 
@@ -79,25 +78,20 @@ def kernel_cycles(lowered: IRModule, target: Target, cores: int) -> float:
     NoEstimateError
         The code does not say how often a loop runs, or the model does not know an instruction.
     """
-    module = tvm.get_global_func("target.build.llvm")(lowered, target)
+    module = tvm.get_global_func("target.build.llvm")(_first_share(lowered, cores), target)
     functions = functions_of(module.inspect_source("ll"))
     assembly = code_of(module.inspect_source("asm"), [function.name for function in functions])
-    extents = iter(_parallel_extents(lowered))
     regions: list[tuple[float, list[str]]] = []
     for function in functions:
         blocks = assembly[function.name]
         loops = loops_of(_graph(blocks))
-        tasks = math.ceil(next(extents, 1) / cores) if function.name.startswith(PARALLEL) else None
         inside = {label for loop in loops for label in loop.blocks}
         counted = [(1.0, set(blocks) - inside)]
-        counted += [
-            (times, loop.own) for times, loop in _walk(function, _paired(loops_of(function.graph), loops), tasks)
-        ]
+        pairs = _paired(loops_of(function.graph), loops)
+        counted += [(times, loop.own) for times, loop in _walk(pairs, Values(function, {}))]
         for times, labels in counted:
             lines = [line for label in blocks if label in labels for line in blocks[label]]
             regions += [(times, lines)] if lines else []
-    if next(extents, None) is not None:
-        raise NoEstimateError("its parallel loops are not found in its code")
     cycles = region_cycles([lines for _, lines in regions], target)
     return sum(times * each for (times, _), each in zip(regions, cycles, strict=True))
 
@@ -168,28 +162,31 @@ def _paired(own: Sequence[Loop], other: Sequence[Loop]) -> Pairs:
     return list(zip(own, other, strict=True))
 
 
-def _walk(function: Function, pairs: Pairs, tasks: int | None, times: float = 1.0) -> Iterator[tuple[float, Loop]]:
-    """Yield the loops of the assembly, and how often each one's body runs. ``tasks`` is how often an outermost loop
-    does whose bounds are a worker's share."""
+def _walk(pairs: Pairs, around: Values, times: float = 1.0) -> Iterator[tuple[float, Loop]]:
+    """Yield the loops of the assembly, and how often each one's body runs. Of loops whose bounds depend on a counter
+    around them, the first time counts for all."""
     for own, other in pairs:
-        count = trips(function, own) or tasks
+        count = trips(own, around)
         if count is None:
             raise NoEstimateError(f"how often the loop '{own.header}' runs is not known")
         yield times * count, other
-        yield from _walk(function, _paired(own.inner, other.inner), None, times * count)
+        yield from _walk(_paired(own.inner, other.inner), first_iteration(own, around), times * count)
 
 
-def _parallel_extents(lowered: IRModule) -> list[int]:
-    """Return the extents of parallel loops, in the order of the functions that TVM makes of their bodies."""
-    found: list[int] = []
+def _first_share(lowered: IRModule, cores: int) -> IRModule:
+    """Leave of parallel loops what the first of some cores does of them. So their bounds are constants of the code."""
 
-    def visit(loop: tirx.For) -> None:
-        if loop.kind == tirx.ForKind.PARALLEL:
-            if not isinstance(loop.extent, tirx.IntImm):
-                raise NoEstimateError("the extent of a parallel loop is not constant")
-            found.append(int(loop.extent))
+    def shared(loop: tirx.For) -> tirx.For:
+        if loop.kind != tirx.ForKind.PARALLEL:
+            return loop
+        if not isinstance(loop.extent, tirx.IntImm):
+            raise NoEstimateError("the extent of a parallel loop is not constant")
+        share = tirx.const(math.ceil(int(loop.extent) / cores), loop.extent.ty.dtype)
+        return tirx.For(loop.loop_var, loop.min, share, tirx.ForKind.SERIAL, loop.body)
 
-    for func in lowered.functions.values():
-        if isinstance(func, tirx.PrimFunc):
-            tvm_ffi.structural_walk(func.body, (tirx.For, visit))
-    return found
+    return IRModule(
+        {
+            name: func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, shared)))
+            for name, func in lowered.functions.items()
+        }
+    )

@@ -17,8 +17,9 @@ from pock_tvm.compiler.targets import kernel_target, resolve_target
 from pock_tvm.errors import OptionError
 from pock_tvm.tuning.measurer import MeasuringError
 from pock_tvm.tuning.static import mca
-from pock_tvm.tuning.static.loops import functions_of, loops_of, trips
+from pock_tvm.tuning.static.loops import Loop, functions_of, loops_of
 from pock_tvm.tuning.static.measure import StaticMeasure
+from pock_tvm.tuning.static.trips import Values, first_iteration, trips
 from schedules.kernels.matmul import matmul
 from tests.schedules.kernels import defined, noise
 from tests.schedules.test_decisions import PLAIN
@@ -46,14 +47,52 @@ out:
 """
 
 
-def test_loops_and_how_often_they_run() -> None:
-    (function,) = functions_of(TEXT.replace("COUNT", "33"))
+def loops(**replaced: str) -> tuple[Values, Loop, Loop]:
+    """Return the values, and the outer and the inner loop of the text."""
+    text = TEXT
+    for old, new in replaced.items():
+        text = text.replace(old, new)
+    (function,) = functions_of(text)
     (outer,) = loops_of(function.graph)
     (inner,) = outer.inner
+    return Values(function, {}), outer, inner
+
+
+def test_loops_and_how_often_they_run() -> None:
+    values, outer, inner = loops(COUNT="33")
     assert (outer.header, inner.header) == ("outer", "inner") and outer.own == {"outer", "latch"}
-    assert trips(function, outer) == 33 and trips(function, inner) == 7
-    (function,) = functions_of(TEXT.replace("COUNT", "%n"))
-    assert trips(function, loops_of(function.graph)[0]) is None
+    assert trips(outer, values) == 33 and trips(inner, values) == 7
+    values, outer, _ = loops(COUNT="%n")
+    assert trips(outer, values) is None
+
+
+@pytest.mark.parametrize(
+    ("compare", "count"),
+    [("eq i64 %j.next, 17", 7), ("ugt i64 %j, 12", 6), ("sge i64 %j.next, 13", 5), ("ult i64 %j, 2", None)]
+    + [("slt i64 %i, %j", 1), ("samesign ult i64 100, %j", 50)],
+)
+def test_how_often_a_loop_runs_by_its_comparison(compare: str, count: int | None) -> None:
+    values, outer, inner = loops(**{"eq i64 %j.next, 17": compare, "COUNT": "33"})
+    assert trips(inner, first_iteration(outer, values)) == count
+
+
+def test_loops_that_leave_in_the_middle_or_by_a_switch() -> None:
+    halves = """inner:
+  %j = phi i64 [ 3, %outer ], [ %j.next, %second ]
+  switch i64 %j, label %first [
+    i64 2, label %second
+    i64 9, label %second
+  ]
+first:
+  %middle = icmp eq i64 %j, 13
+  br i1 %middle, label %latch, label %second
+second:
+  %j.next = add nuw nsw i64 %j, 2
+  br label %inner
+latch:"""
+    start, end = TEXT.index("inner:"), TEXT.index("latch:") + len("latch:")
+    values, _, inner = loops(**{TEXT[start:end]: halves, "COUNT": "2"})
+    assert inner.blocks == {"inner", "first", "second"} and trips(inner, values) == 6
 
 
 def kernel(rows: int) -> tvm.tirx.PrimFunc:
@@ -73,6 +112,15 @@ def test_cycles_grow_with_the_work_and_respect_the_ports(name: str) -> None:
     assert 1.7 < cycles[1] / cycles[0] < 2.3
     # No core starts more than four multiply-adds of four numbers in a cycle.
     assert cycles[1] > 192 * 64 * 64 / (4 * 4 * machine.traits.cores)
+
+
+@needs_mca
+def test_of_a_parallel_kernel_the_longest_share_counts() -> None:
+    machine = kernel_target(PI4)
+    lowered = machine.lower(machine.schedule(kernel(192)))
+    assert any("parallel" in str(func) for func in lowered.functions.values())
+    one, four = (mca.kernel_cycles(lowered, PI4, cores) for cores in (1, 4))
+    assert 3.5 < one / four < 4.5
 
 
 @needs_mca
