@@ -146,7 +146,7 @@ def tune(
         ``"own"`` (the default): the choices of the target's schedules; ``"metaschedule"``: TVM's generic space.
     measure : str, or Measure
         ``"device"`` (the default): a process of this machine, or of ``devices``. ``"static"``: estimates by a model of
-        the target's core (:mod:`pock_tvm.tuning.static`), for a target without a device. Nothing is measured, checked
+        the target's core, or for CUDA by counts of PTX (:mod:`pock_tvm.tuning.static`), for a target without a device. Nothing is measured, checked
         or compared within steps then: a kernel gets another schedule only for an estimated gain of
         :data:`ESTIMATED_GAIN`, and may be slower. It is recorded as an estimate, which whatever is measured outranks.
     seed : int

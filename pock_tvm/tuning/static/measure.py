@@ -1,8 +1,9 @@
-"""Estimates instead of measurements: what a schedule takes by a model of the core, for targets without a device."""
+"""Estimates instead of measurements: what a schedule takes by a model of the machine, for targets without a device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import tvm
@@ -11,6 +12,9 @@ from tvm.target import Target
 
 from relay_passes.ir import first_line
 from schedules.decisions import DEFAULTS, Decisions
+from schedules.gpu.target import GpuTarget
+from schedules.gpu.text.code import described
+from schedules.gpu.text.cubin import NoCudaCompilerError, check_compiler
 
 from ...compiler.database import Trial
 from ...compiler.targets import is_gpu, kernel_target, resolve_target
@@ -18,8 +22,8 @@ from ...device.machine import CORES
 from ...device.program import Program, kernel_calls
 from ...errors import PockError
 from ..measurer import MeasuringError
+from . import mca, ptx
 from .loops import NoEstimateError
-from .mca import kernel_cycles, model_of, tool
 
 STATIC = "static"
 BYTES_A_CYCLE = 8
@@ -33,32 +37,38 @@ class StaticMeasure:
     Raises
     ------
     PockError
-        There is no model of the target's core, or its tool is missing.
+        There is no model of the target, or its tool is missing.
     """
 
     def __init__(self, target: Target) -> None:
-        if is_gpu(target):
-            raise PockError("static estimates are made of CPU kernels: tune a GPU's program on its device")
-        tool()
-        model_of(target)
+        if not is_gpu(target):
+            mca.tool()
+            mca.model_of(target)
+        elif target.kind.name == "cuda":
+            try:
+                check_compiler()
+            except NoCudaCompilerError as error:
+                raise PockError(str(error)) from error
+        else:
+            raise PockError("static estimates are made for CPUs and for CUDA: tune this GPU's program on its device")
 
     def measure(self, definition: str, target: str, points: Sequence[Decisions]) -> Iterator[Trial]:
         """Yield a trial for each point. Nothing is checked against the default's results, since nothing runs."""
-        func, machine = tvm.ir.load_json(definition), resolve_target(target)
+        cycles = functools.partial(_cycles, tvm.ir.load_json(definition), resolve_target(target))
         with ThreadPoolExecutor(CORES) as pool:
             try:
-                default = _cycles(func, machine, DEFAULTS)
+                default = cycles(DEFAULTS)
             except Exception as error:
                 raise MeasuringError(f"there is no estimate of it: {first_line(error)}") from error
-            yield from pool.map(lambda point: _trial(func, machine, point, default), points)
+            yield from pool.map(lambda point: _trial(cycles, point, default), points)
 
     def reach(self, target: str) -> None:
         """Do nothing: there is no device."""
 
 
-def _trial(func: tirx.PrimFunc, target: Target, point: Decisions, default: float) -> Trial:
+def _trial(cycles: Callable[[Decisions], float], point: Decisions, default: float) -> Trial:
     try:
-        return Trial(point, _cycles(func, target, point), default)
+        return Trial(point, cycles(point), default)
     except NoEstimateError as error:
         return Trial(point, None, None, f"no estimate: {error}")
     except Exception as error:
@@ -67,7 +77,10 @@ def _trial(func: tirx.PrimFunc, target: Target, point: Decisions, default: float
 
 def _cycles(func: tirx.PrimFunc, target: Target, point: Decisions) -> float:
     machine = kernel_target(target)
-    return kernel_cycles(machine.lower(machine.schedule(func, point)), target, machine.traits.cores)
+    lowered = machine.lower(machine.schedule(func, point))
+    if isinstance(machine, GpuTarget):
+        return ptx.kernel_cycles(described(lowered, machine.traits), machine.traits)
+    return mca.kernel_cycles(lowered, target, machine.traits.cores)
 
 
 def estimated_work(program: Program, target: Target) -> dict[str, float]:

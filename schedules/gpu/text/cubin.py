@@ -73,14 +73,17 @@ def with_one_block(text: str) -> str:
 
 def _compiled(text: str, architecture: str) -> tuple[bytes, str]:
     """Return the code, and what the compiler says of registers."""
+    check_compiler()
     library = nvrtc()
-    if library is not None:
-        return _by_nvrtc(library, text, architecture)
-    if shutil.which("nvcc") is None:
+    return _by_nvcc(text, architecture) if library is None else _by_nvrtc(library, text, architecture)
+
+
+def check_compiler() -> None:
+    """Raise :class:`NoCudaCompilerError` if there is neither NVRTC 12 nor ``nvcc``."""
+    if nvrtc() is None and shutil.which("nvcc") is None:
         raise NoCudaCompilerError(
             "kernels for CUDA need a compiler: pip install 'pock-tvm[cuda]', or put CUDA's nvcc on the PATH"
         )
-    return _by_nvcc(text, architecture)
 
 
 @functools.cache

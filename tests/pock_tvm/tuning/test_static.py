@@ -20,6 +20,7 @@ from pock_tvm.tuning.static import mca
 from pock_tvm.tuning.static.loops import Loop, functions_of, loops_of
 from pock_tvm.tuning.static.measure import StaticMeasure
 from pock_tvm.tuning.static.trips import Values, first_iteration, trips
+from schedules.gpu.text import cubin
 from schedules.kernels.matmul import matmul
 from tests.schedules.kernels import defined, noise
 from tests.schedules.test_decisions import PLAIN
@@ -138,21 +139,27 @@ def test_a_measure_without_a_device() -> None:
 def test_what_has_no_model_is_said(monkeypatch) -> None:
     with pytest.raises(pock.PockError, match="no static model of the core 'cortex-a53'"):
         mca.model_of(tvm.target.Target({"kind": "llvm", "mcpu": "cortex-a53"}))
-    with pytest.raises(pock.PockError, match="estimates are made of CPU kernels"):
+    with pytest.raises(pock.PockError, match="estimates are made for CPUs and for CUDA"):
         StaticMeasure(resolve_target("opencl"))
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(pock.PockError, match="made by llvm-mca, which is missing: apt-get install llvm"):
         StaticMeasure(PI4)
 
 
-@needs_mca
-def test_a_program_for_another_machine_is_tuned_by_estimates(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param("pi4", marks=needs_mca),
+        pytest.param("jetson-orin", marks=pytest.mark.skipif(cubin.nvrtc() is None, reason="needs NVRTC")),
+    ],
+)
+def test_a_program_for_another_machine_is_tuned_by_estimates(target: str, tmp_path: Path) -> None:
     layers = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
     exported = torch.export.export(layers, (torch.randn(8, 32),))
     with warnings.catch_warnings(action="ignore"):
-        program = pock.compile(exported, target="pi4", check=False)
+        program = pock.compile(exported, target=target, check=False)
         result = pock.tune(program, tmp_path, trials=24, strategy="random", measure="static")
-        again = pock.compile(exported, target="pi4", check=False, database=tmp_path)
+        again = pock.compile(exported, target=target, check=False, database=tmp_path)
     assert result.estimated and result.trials == 24 and result.before == 1 and 0 < result.after <= 1
     chosen = {kernel.name: kernel.gain for kernel in result.kernels if kernel.decisions}
     assert all(gain >= 1.1 for gain in chosen.values())
