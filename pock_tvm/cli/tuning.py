@@ -183,8 +183,11 @@ def _export(program: Program, folder: Path, path: Path) -> None:
 
     check_folder(path)
     with Console(stderr=True).status("taking features"):
-        count = write_table(trial_rows(Database(folder, target_of(program), must_exist=True)), path)
-    Console().print(f"{path}: {count} trials", highlight=False, soft_wrap=True)
+        rows = list(trial_rows(Database(folder, target_of(program), must_exist=True)))
+        write_table(rows, path)
+    bare = sum(not row["features"] for row in rows)
+    lack = f", {bare} without features: their decisions do not fit the schedules of this version" if bare else ""
+    Console().print(f"{path}: {len(rows)} trials{lack}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

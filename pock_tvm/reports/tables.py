@@ -16,7 +16,7 @@ from ..errors import Obstacle
 if TYPE_CHECKING:
     from relay_passes.ir.trained_part import TrainedPart
 
-    from ..tuning.tune import TuningResult
+    from ..tuning.result import TuningResult
 
 MIB = 2**20
 

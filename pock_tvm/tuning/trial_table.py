@@ -64,8 +64,8 @@ def _has_schedule(space: Space, trial: Trial) -> bool:
         return False
 
 
-def write_table(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> int:
-    """Write rows as a Parquet file, and return their number; a file that is there is replaced at the end.
+def write_table(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Write rows as a Parquet file; one that is there is replaced at the end.
 
     Raises
     ------
@@ -88,4 +88,3 @@ def write_table(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike[str])
             table = table.set_column(at, name, table.column(name).cast(kind))
     with replacing(path) as file:
         pyarrow.parquet.write_table(table, file, compression="zstd")
-    return int(table.num_rows)

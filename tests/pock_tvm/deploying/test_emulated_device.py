@@ -16,7 +16,7 @@ import pock_tvm as pock
 from pock_tvm.deploying.endpoint import Endpoint
 from pock_tvm.deploying.remote import RemoteTrainer
 from pock_tvm.errors import ProgramError
-from pock_tvm.tuning import search, tune
+from pock_tvm.tuning import search, verdicts
 from tests.pock_tvm.deploying.servers import PATIENCE_S, Server, batches, build
 
 SERVE = Path(__file__).parents[3] / "examples" / "remote" / "serve.py"
@@ -58,9 +58,9 @@ def test_an_emulated_arm_device_is_tuned(python: Path, tmp_path: Path, monkeypat
     """From the search to steps with what was chosen. Whatever was measured counts as faster."""
     if not (python.parent / "site" / "safetensors").exists():
         pytest.skip(f"needs safetensors in {python.parent}: scripts/emulated-device makes it anew")
-    kernels, steps = tune.compare_kernels, tune.compare_steps
-    monkeypatch.setattr(tune, "compare_kernels", lambda *given: dict.fromkeys(kernels(*given), (4.0, 3.0)))
-    monkeypatch.setattr(tune, "compare_steps", lambda *given: (3.0 + min(1.0, *steps(*given)), 3.0))
+    kernels, steps = verdicts.compare_kernels, verdicts.compare_steps
+    monkeypatch.setattr(verdicts, "compare_kernels", lambda *given: dict.fromkeys(kernels(*given), (4.0, 3.0)))
+    monkeypatch.setattr(verdicts, "compare_steps", lambda *given: (3.0 + min(1.0, *steps(*given)), 3.0))
     monkeypatch.setattr(search, "LEAST_GAIN", 0.0)
     options = {"scheme": pock.Scheme({"head.*": "full"}), "target": TARGET}
     default = build(**options)

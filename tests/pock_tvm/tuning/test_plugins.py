@@ -15,7 +15,7 @@ from pock_tvm.compiler.database import Database, Trial
 from pock_tvm.compiler.rebuild import target_of
 from pock_tvm.errors import DatabaseError, OptionError, PockWarning
 from pock_tvm.tuning import plugins
-from pock_tvm.tuning import tune as module
+from pock_tvm.tuning import verdicts as module
 from pock_tvm.tuning.cost_model import COST_MODELS, NoModel
 from pock_tvm.tuning.measurer import MeasuringError
 from pock_tvm.tuning.measures import MEASURES

@@ -22,7 +22,7 @@ from pock_tvm.deploying.connection import Address, connected
 from pock_tvm.deploying.endpoint import Endpoint, all_of
 from pock_tvm.errors import DeviceError, PockWarning
 from pock_tvm.tuning import remote as module
-from pock_tvm.tuning import tune
+from pock_tvm.tuning import verdicts
 from pock_tvm.tuning.builder import Builder
 from pock_tvm.tuning.remote import RefusedError, RemoteBench, RemoteDevice
 from tests.pock_tvm.commands import run_command
@@ -182,7 +182,7 @@ def test_two_devices_measure_nearly_twice_as_many_schedules(tmp_path: Path, monk
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 96))
     program = pock.compile(torch.export.export(net, (torch.zeros(33, 64),)), loss="mse", check=False)
-    monkeypatch.setattr(tune, "compare_steps", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(verdicts, "compare_steps", lambda *_: (1.0, 1.0))
     sleeping = [Server(SLEEPING), Server(SLEEPING)]
     try:
         for each in sleeping:

@@ -15,7 +15,7 @@ from pock_tvm.compiler.rebuild import target_of
 from pock_tvm.compiler.step_choices import decided, kernels_key
 from pock_tvm.device.measuring.steps import Steps
 from pock_tvm.errors import CheckError, OptionError
-from pock_tvm.tuning import step_search, tune
+from pock_tvm.tuning import step_search, verdicts
 from pock_tvm.tuning.step_search import StepSearch
 from tests.pock_tvm.networks import small
 
@@ -168,7 +168,7 @@ def test_a_program_is_tuned_with_its_model(
 ) -> None:
     """By decree its choice is faster alone, and with its kernels, or not."""
     decree(lambda decisions: 4.0 - 1.0 * (decisions == FUSED))
-    monkeypatch.setattr(tune, "compare_steps", lambda *_: (4.0, 3.0 if is_faster else 5.0))
+    monkeypatch.setattr(verdicts, "compare_steps", lambda *_: (4.0, 3.0 if is_faster else 5.0))
     result = pock.tune(program, tmp_path, trials=2, strategy="random", model=exported)
     expected = FUSED if is_faster else {}
     assert result.choices == expected and result.gain == (4 / 3 if is_faster else 1)

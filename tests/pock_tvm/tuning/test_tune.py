@@ -13,7 +13,7 @@ import pock_tvm as pock
 from pock_tvm.compiler.database import Database, Trial
 from pock_tvm.compiler.rebuild import rebuild, target_of
 from pock_tvm.errors import OptionError, PockWarning, ProgramError
-from pock_tvm.tuning import tune as module
+from pock_tvm.tuning import verdicts as module
 from pock_tvm.tuning.measurer import MeasuringError
 from tests.pock_tvm.networks import small
 
