@@ -36,6 +36,10 @@ FREE = re.compile(r"(mov|cvta|ld\.param|bra|ret)\b")
 SPECIAL = re.compile(r"(ex2|lg2|sin|cos|rsqrt|sqrt|rcp|tanh|div\.[\w.]*f32)\b")
 MEMORY = re.compile(r"(?:ld|st|atom|red)\.(?:volatile\.)?(global|shared|local)\b")
 WIDTH = re.compile(r"(?:\.v(\d))?\.[bfsu](\d+)$")
+COPY = re.compile(r"cp\.async\.c[ag]\b")
+"""A copy from global to shared memory: its third operand is its bytes."""
+MATRICES = re.compile(r"ldmatrix.*\.x(\d)")
+"""A load of 8x8 matrices of 16-bit numbers: each thread gets four bytes of each."""
 LABEL = re.compile(r"\s*([$\w]+):(?!:)")
 STATEMENT = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 REGISTER = re.compile(r"%[a-z]+[\w.]*")
@@ -131,7 +135,8 @@ def _busiest(costs: Mapping[str, float], warps: int, lanes: int) -> float:
 
 def functions_of(text: str) -> dict[str, str]:
     """Return the bodies of a text's kernels by name."""
-    return dict(re.findall(r"\.entry (\w+)\(.*?^\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE))
+    parts = re.split(r"\.entry (\w+)\(", text)
+    return {name: body.partition("{")[2] for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def warp_costs(body: str, grid: Sequence[int], block: Sequence[int]) -> Counter[str]:
@@ -217,25 +222,26 @@ def _needed(code: Sequence[Instruction]) -> set[str]:
     return needed
 
 
-def _costs(instruction: Instruction) -> Iterator[str]:
-    """Yield the units that an instruction keeps busy, each byte of memory by itself."""
+def _costs(instruction: Instruction) -> dict[str, int]:
+    """Return what an instruction keeps busy: units, and bytes of memory of a thread."""
     opcode = instruction.opcode
     if FREE.match(opcode):
-        return
-    yield "instructions"
+        return {}
+    found = {"instructions": 1}
     memory, width = MEMORY.match(opcode), WIDTH.search(opcode)
     if memory and width:
-        yield from [memory[1]] * (int(width[1] or 1) * int(width[2]) // 8)
-    elif opcode.startswith("cp.async.c"):
-        yield from ["global"] * int(instruction.operands[2])
-    elif opcode.startswith("ldmatrix"):
-        yield from ["shared"] * 4 * int((re.search(r"\.x(\d)", opcode) or "11")[1])
+        found[memory[1]] = int(width[1] or 1) * int(width[2]) // 8
+    elif COPY.match(opcode):
+        found["global"] = int(instruction.operands[2])
+    elif matrices := MATRICES.match(opcode):
+        found["shared"] = 4 * int(matrices[1])
     elif "mma" in opcode:
-        yield "matrix"
+        found["matrix"] = 1
     elif SPECIAL.match(opcode):
-        yield "special"
+        found["special"] = 1
     elif opcode.endswith("f64"):
-        yield "double"
+        found["double"] = 1
+    return found
 
 
 def _following(at: int, last: Instruction | None, labels: Mapping[str, int], values: Values) -> int:
