@@ -273,7 +273,7 @@ def _verdict(
     tuned_program = _rebuilt(program, chosen) if chosen else program
     before, after = compare_steps(default, tuned_program, steps_of)
     choices, gain = (DEFAULTS, 1.0) if steps is None else (steps.decisions, steps.gain)
-    if after >= before:
+    if after >= before or not (chosen or choices):  # else noise would be a gain
         tuned_program, after, chosen, choices, gain = default, before, {}, DEFAULTS, 1.0
     if steps is not None:
         steps.choose(gain)

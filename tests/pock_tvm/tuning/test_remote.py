@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,18 @@ from torch import nn
 from tvm import te, tirx
 
 import pock_tvm as pock
+from pock_tvm.cli import tuning
 from pock_tvm.compiler.database import Database
 from pock_tvm.compiler.rebuild import target_of
 from pock_tvm.compiler.targets import resolve_target
-from pock_tvm.deploying.connection import Address, connected
+from pock_tvm.deploying.connection import Address, connected, devices
 from pock_tvm.deploying.endpoint import Endpoint, all_of
 from pock_tvm.errors import DeviceError, PockWarning
 from pock_tvm.tuning import remote as module
 from pock_tvm.tuning import tune
 from pock_tvm.tuning.builder import Builder
 from pock_tvm.tuning.remote import RefusedError, RemoteBench, RemoteDevice
+from pock_tvm.tuning.step_search import StepSearch
 from tests.pock_tvm.commands import run_command
 from tests.pock_tvm.deploying.servers import PATIENCE_S, Server, free_port
 from tests.pock_tvm.networks import small
@@ -100,6 +103,52 @@ def test_a_program_is_tuned_on_a_device(program: pock.Program, shelf: Endpoint, 
     assert losses(again) == pytest.approx(losses(program), rel=1e-5)
 
 
+def test_choices_above_kernels_are_measured_on_a_device(
+    program: pock.Program, servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = {"fused": 2}
+    monkeypatch.setattr(StepSearch, "_variants", lambda _: iter([(fused, "fused = 2")]))  # each takes a compilation
+    default, model, tuned = (tmp_path / name for name in ("net.pock", "net.pt2", "tuned.pock"))
+    program.save(default)
+    torch.export.save(small(4), model)
+    named = ["--tracker", servers[0].address, "--key", "shelf", "--timeout", PATIENCE_S]
+    options = ["--database", tmp_path, "--trials", 1, "--strategy", "random", "-o", tuned, *named]
+    code, text = run_command("tune", default, *options, "--model", model)
+    assert code == 0 and "choices above kernels: " in text, text
+    found = Database(tmp_path, target_of(program))
+    (trial,) = found.trials[program.manifest["step"]["key"]].values()
+    assert trial.decisions == fused and trial.failure is None and trial.speedup > 0
+    assert losses(pock.Program.load(tuned)) == pytest.approx(losses(program), rel=1e-5)
+
+
+def test_an_interrupted_search_frees_its_devices_and_goes_on(
+    program: pock.Program, servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, path = servers[0].address, tmp_path / "net.pock"
+    program.save(path)
+    named = ["--tracker", tracker, "--key", "shelf", "--timeout", PATIENCE_S]
+    command = ["tune", path, "--database", tmp_path, "--trials", 12, "--strategy", "random", *named]
+
+    @contextmanager
+    def interrupted(*_, **__):
+        yield lambda state: signal.raise_signal(signal.SIGINT) if state.trials == 3 else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_shown", interrupted)
+        code, text = run_command(*command)
+    assert code == 130 and f"the trials are kept in '{tmp_path}', and the same command goes on from there" in text
+    kept = Database(tmp_path, target_of(program))
+    assert not kept.skipped and sum(map(len, kept.trials.values())) == 3
+    connected(lambda: both_free(tracker), PATIENCE_S)
+    code, text = run_command(*command)
+    assert code == 0 and "12 trials in" in text, text
+
+
+def both_free(tracker: Address) -> None:
+    if devices(tracker)[1]["shelf"] < 2:
+        raise DeviceError("a session has not ended yet")
+
+
 def test_a_program_is_tuned_on_the_gpus_of_all_devices(servers: list[Server], tmp_path: Path) -> None:
     first_device("opencl")
     torch.manual_seed(0)
@@ -156,7 +205,7 @@ def test_other_targets_and_versions_are_refused(shelf: Endpoint, monkeypatch: py
 
 def test_a_program_of_another_target_is_refused_before_the_search(shelf: Endpoint, tmp_path: Path) -> None:
     with warnings.catch_warnings(action="ignore"):
-        other = pock.compile(small(4), target="pi4", **OPTIONS)
+        other = pock.compile(small(4), target="pi4", build=False, **OPTIONS)
     with pytest.raises(RefusedError, match="was compiled for aarch64"):
         pock.tune(other, tmp_path, strategy="random", devices=[shelf])
 
