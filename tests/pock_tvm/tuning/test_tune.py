@@ -80,7 +80,7 @@ def test_a_whole_search(program: pock.Program, tmp_path: Path) -> None:
 
 
 def test_what_is_chosen_is_replayed(program: pock.Program, tmp_path: Path, faster) -> None:
-    result = pock.tune(program, tmp_path, trials=200, strategy="random", measure=Table())
+    result = pock.tune(program, tmp_path, trials=120, strategy="random", measure=Table())
     assert result.gain == pytest.approx(4 / 3)
     chosen = {kernel.name: kernel for kernel in result.kernels if kernel.decisions}
     assert len(chosen) > 5 and {kernel.gain for kernel in chosen.values()} == {4 / 3}
