@@ -32,9 +32,13 @@ TRIES = 32
 
 
 class Point(dict[str, Option]):
-    """Complete decisions, and the kernel that they make: to schedule it again would take milliseconds."""
+    """Complete decisions, and the kernel that they make: to schedule it again would take milliseconds. Another process
+    gets the decisions alone."""
 
     scheduled: tirx.PrimFunc
+
+    def __reduce__(self) -> tuple[type[dict[str, Option]], tuple[dict[str, Option]]]:
+        return dict, (dict(self),)
 
 
 @dataclass

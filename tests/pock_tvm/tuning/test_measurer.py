@@ -86,15 +86,14 @@ def test_a_schedule_that_hangs_costs_one_trial(hostile_measurer: Measurer, monke
     assert trial.failure is None
 
 
-def test_a_kernel_whose_default_fails_is_refused() -> None:
+def test_a_kernel_whose_default_fails_is_refused(hostile_measurer: Measurer) -> None:
     x = te.placeholder((8,), "float32", "x")
     func = te.create_prim_func([x, te.compute((8,), lambda i: tirx.call_extern("float32", "no_such_function", x[i]))])
     definition = tvm.ir.save_json(func.with_attr("global_symbol", "unresolved"))
-    with Measurer() as measurer:
-        with pytest.raises(MeasuringError, match="the default schedule fails: "):
-            list(measurer.measure(definition, TARGET, [{}]))
-        # The worker goes on.
-        assert list(measurer.measure(DEFINITION, TARGET, [DEFAULT]))[0].failure is None
+    with pytest.raises(MeasuringError, match="the default schedule fails: "):
+        list(hostile_measurer.measure(definition, TARGET, [{}]))
+    # The worker goes on.
+    assert list(hostile_measurer.measure(DEFINITION, TARGET, [DEFAULT]))[0].failure is None
 
 
 def test_the_worker_ends_with_its_parent() -> None:
