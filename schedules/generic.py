@@ -81,12 +81,12 @@ def generator(func: tirx.PrimFunc, cores: int, seed: int) -> tuple[tvm.IRModule,
     return mod, space, context
 
 
-def tune_context(mod: tvm.IRModule, target: Target, space: Any, seed: int) -> Any:
-    """Return MetaSchedule's context for the function ``main`` of a module, on one thread.
+def tune_context(mod: tvm.IRModule, target: Target, space: Any, seed: int, threads: int = 1) -> Any:
+    """Return MetaSchedule's context for the function ``main`` of a module.
 
     The constructor in Python imports TVM's tensor intrinsics first, which takes most of a minute.
     """
-    return tvm.get_global_func("s_tir.meta_schedule.TuneContext")(mod, target, space, None, "main", 1, seed, None)
+    return tvm.get_global_func("s_tir.meta_schedule.TuneContext")(mod, target, space, None, "main", threads, seed, None)
 
 
 def decisions_of(trace: s_tir.Trace, sketches: Sequence[s_tir.Trace]) -> dict[str, Option]:

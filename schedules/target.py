@@ -107,6 +107,11 @@ class Target(Protocol):
         ``space`` names a schedule to take instead of the target's own (:mod:`schedules.spaces`), as decisions for it
         do by themselves."""
 
+    def walk(
+        self, func: tirx.PrimFunc, decisions: Decisions | Decide, space: str | None = None
+    ) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
+        """Return what :meth:`schedule` and :meth:`options` do, by one run of the schedule."""
+
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to a module for the target's code generator, under its ``global_symbol``.
 

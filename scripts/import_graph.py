@@ -14,7 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
-    "schedules": ["emit", "extents", "kernels", "decisions", "loops", "generic", "spaces", "target", "cpu", "gpu"],
+    "schedules": [
+        "emit", "extents", "kernels", "decisions", "loops", "primitives", "generic", "spaces", "target", "cpu", "gpu",
+    ],
     "relay_passes": [
         "errors", "ir", "operators", "analysis", "gradients", "canonical", "training", "kernels", "memory",
     ],

@@ -39,7 +39,7 @@ from schedules.target import Target as KernelTarget
 from ..device.files import writing
 from ..device.form import Each, Maybe, check_form, is_real
 from ..device.reading import MIB, read_file, reading
-from ..errors import DatabaseError, PockWarning
+from ..errors import DatabaseError, PockWarning, WriteError
 from .kernel_cache import sources
 
 ESTIMATES = ".estimates.jsonl"
@@ -235,11 +235,8 @@ class Database:
     def warn(self) -> None:
         """Say how many records are damaged."""
         if self.skipped:
-            warnings.warn(
-                f"'{self.path}': {self.skipped} damaged records are left out, and stay in the file",
-                PockWarning,
-                stacklevel=4,
-            )
+            count = "1 damaged record is" if self.skipped == 1 else f"{self.skipped} damaged records are"
+            warnings.warn(f"'{self.path}': {count} left out, and kept in the file", PockWarning, stacklevel=4)
 
     def add_kernel(self, key: str, kernel: KernelRecord) -> None:
         """Record a kernel, unless it is recorded already."""
@@ -270,19 +267,25 @@ class Database:
         head = {"record": kind, "kernel": key, "target": self.key, "tvm": tvm.__version__, "version": sources()}
         record = head | {"time": round(time.time(), 3)} | dict(values)
         line = f"{json.dumps(record | {'crc32': _checksum(record)})}\n".encode()
-        with writing(self.path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab", buffering=0) as file, _locked(file.fileno()):
-                size = file.seek(0, os.SEEK_END)
-                if size and not _ends_a_line(self.path):  # somebody was killed while writing
-                    line = b"\n" + line
-                try:
-                    if file.write(line) != len(line):
-                        raise OSError(28, "No space left on device")
-                except OSError:
-                    file.truncate(size)
-                    raise
+        try:
+            with writing(self.path):
+                self._write(line)
+        except WriteError as error:
+            raise WriteError(f"{error}. What it holds is kept: once there is room, the same command goes on") from error
         return record
+
+    def _write(self, line: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab", buffering=0) as file, _locked(file.fileno()):
+            size = file.seek(0, os.SEEK_END)
+            if size and not _ends_a_line(self.path):  # somebody was killed while writing
+                line = b"\n" + line
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(28, "No space left on device")
+            except OSError:
+                file.truncate(size)
+                raise
 
     def _read(self) -> None:
         with reading(DatabaseError, f"'{self.path}' cannot be read ({{}})"):
@@ -293,7 +296,8 @@ class Database:
                 self.skipped += 1
                 continue
             if record["target"] != self.key:
-                raise DatabaseError(f"'{self.path}' holds records for {record['target']}: its name should say so")
+                name = self.path.name.replace(self.key, record["target"], 1)
+                raise DatabaseError(f"'{self.path}' holds records for {record['target']}: rename it to '{name}'")
             if record["tvm"] != tvm.__version__:
                 raise DatabaseError(
                     f"'{self.path}' was measured with TVM {record['tvm']}, and this is {tvm.__version__}, which "
@@ -305,8 +309,7 @@ class Database:
         key, kind = record["kernel"], record["record"]
         if kind == "kernel":
             shapes = tuple(map(tuple, record["shapes"]))
-            definition = zlib.decompress(base64.b64decode(record["definition"])).decode()
-            self.kernels[key] = KernelRecord(record["name"], record["rule"], shapes, definition)
+            self.kernels[key] = KernelRecord(record["name"], record["rule"], shapes, _unpacked(record["definition"]))
             return
         decisions = _decisions(record["decisions"])
         if kind == "choice":
@@ -364,11 +367,17 @@ def _record(line: bytes) -> dict[str, Any] | None:
         check_form(record, HEAD | {"crc32": str}, "record")
         found = record.pop("crc32")
         check_form(record, FORMS[record["record"]], "record")
-    except (ValueError, KeyError, TypeError, RecursionError):
+        if record["record"] == "kernel":
+            _unpacked(record["definition"])
+    except (ValueError, KeyError, TypeError, RecursionError, zlib.error):
         return None
     numbers = [record.get(name) for name in ("seconds", "reference", "gain")]
     sound = all(each is None or (math.isfinite(each) and each > 0) for each in numbers)
     return record if sound and found == _checksum(record) else None
+
+
+def _unpacked(definition: str) -> str:
+    return zlib.decompress(base64.b64decode(definition)).decode()
 
 
 def _checksum(record: Mapping[str, Any]) -> str:

@@ -20,6 +20,8 @@ from .tasks import Task
 
 PAUSE = 1.0
 """Seconds between two looks for a device that has gone."""
+WAITING = 1
+"""Batches that wait for each device: they are proposed while it builds the one before, and measures nothing yet."""
 MOST_LOSSES = 2
 """Devices that a schedule may take with it, until it counts as failed."""
 
@@ -75,8 +77,14 @@ class Dispatcher:
         with self._changed:
             return max(0, self._present - self.pending)
 
+    @property
+    def wanted(self) -> int:
+        """Batches that are wanted: one for each idle device, and for each device one that waits."""
+        with self._changed:
+            return max(0, (1 + WAITING) * self._present - self.pending)
+
     def submit(self, batch: Batch) -> None:
-        """Give a batch to a device that has nothing to do, or to the next one."""
+        """Give a batch to a device that has nothing to do, or to the next one that is free."""
         self.pending += 1
         with self._changed:
             self._waiting.append(batch)

@@ -16,21 +16,42 @@ from .plugins import Kind
 from .static.measure import STATIC, StaticMeasure
 
 DEVICE = "device"
+
+
+class _Unconnected:
+    """Measure without a connection, around another one, of which nothing but ``measure`` is needed."""
+
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+
+    def reach(self, target: str) -> None:
+        """Do nothing."""
+
+
+class Checked(_Unconnected):
+    """Measure from outside, which may yield anything."""
+
+    def measure(self, definition: str, target: str, points: Sequence[Decisions]) -> Iterator[Trial]:
+        """Yield its trials; raise TypeError for what is none."""
+        for trial in self._measure.measure(definition, target, points):
+            if not isinstance(trial, Trial):
+                raise TypeError(f"it yields {trial!r}, which is no Trial")
+            yield trial
+
+
 MEASURES: Kind[Measure] = Kind(
     "measure",
     "measure",
     "pock_tvm.measures",
     {DEVICE: lambda target: Measurer(), STATIC: StaticMeasure},
     passed=(MeasuringError, LostError),
+    adapted=lambda _, make: lambda target: Checked(make(target)),
 )
 """Measures. They are made from TVM's target."""
 
 
-class Once:
+class Once(_Unconnected):
     """Measure that yields at most one trial of each schedule, and of none that it was not asked for."""
-
-    def __init__(self, measure: Measure) -> None:
-        self._measure = measure
 
     def measure(self, definition: str, target: str, points: Sequence[Decisions]) -> Iterator[Trial]:
         """Yield a trial for each point (:class:`Measure`)."""
@@ -39,6 +60,3 @@ class Once:
             if trial.decisions in left:
                 left.remove(trial.decisions)
                 yield trial
-
-    def reach(self, target: str) -> None:
-        """Do nothing: it has no connection."""

@@ -90,7 +90,8 @@ class Search:
 
         def proposed() -> Batch | None:
             count = self._count(dispatcher, trials) if time.monotonic() < end else 0
-            left = waiting if count else []
+            # A batch that is to wait is of another kernel than those that are measured: their trials will tell more.
+            left = [task for task in waiting if dispatcher.idle or not batches[task.key]] if count else []
             # A kernel of which batches are measured may gain nothing by one more.
             for task in sorted(left, key=lambda each: -each.priority / (1 + batches[each.key])):
                 points = self._proposed(task, count)
@@ -143,8 +144,10 @@ class Search:
         self, dispatcher: Dispatcher, proposed: Callable[[], Batch | None]
     ) -> Iterator[tuple[Batch, Outcome]]:
         """Keep devices busy with what is proposed, and yield what happens to it. Trials are written down first."""
+        has_ended = True
         while True:
-            while dispatcher.idle and (batch := proposed()) is not None:
+            # Proposals take a core: none are made while schedules are measured, but when a batch begins.
+            while (has_ended or dispatcher.idle) and dispatcher.wanted and (batch := proposed()) is not None:
                 self._database.add_kernel(batch.task.key, batch.task.record)
                 self._measured |= {(batch.task.key, text_of(point)) for point in batch.left}
                 dispatcher.submit(batch)
@@ -158,19 +161,20 @@ class Search:
             done = [outcome.decisions] if isinstance(outcome, Trial) else batch.left
             self._measured -= {(batch.task.key, text_of(point)) for point in done}
             yield batch, outcome
+            has_ended = not isinstance(outcome, Trial)
 
     def _count(self, dispatcher: Dispatcher, trials: int | None) -> int:
-        """Return how many schedules to propose for a device: the last ones are shared by all that are idle."""
+        """Return how many schedules to propose for a batch: all that are wanted share the last ones."""
         if trials is None:
             return BATCH
         left = trials - self.trials - len(self._measured)
-        return min(BATCH, math.ceil(max(0, left) / max(1, dispatcher.idle)))
+        return min(BATCH, math.ceil(max(0, left) / max(1, dispatcher.wanted)))
 
     def _proposed(self, task: Task, count: int) -> list[Decisions]:
         """Return what a strategy proposes, less what the database knows."""
         known = self._database.trials.get(task.key, {})
         points = self._strategies[task.key].propose(count)
-        new = {text_of(point): point for point in points if text_of(point) not in known}
+        new = {text_of(point): dict(point) for point in points if text_of(point) not in known}
         return [point for text, point in new.items() if (task.key, text) not in self._measured]
 
     def _started(self, task: Task, maker: Maker[Strategy]) -> Strategy:

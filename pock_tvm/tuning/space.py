@@ -5,9 +5,10 @@ One from outside is an entry point of the group ``pock_tvm.spaces``: a schedule 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,16 @@ TRIES = 32
 """Draws that bring nothing new, until a space counts as exhausted."""
 
 
+class Point(dict[str, Option]):
+    """Complete decisions, and the kernel that they make: to schedule it again would take milliseconds. Another process
+    gets the decisions alone."""
+
+    scheduled: tirx.PrimFunc
+
+    def __reduce__(self) -> tuple[type[dict[str, Option]], tuple[dict[str, Option]]]:
+        return dict, (dict(self),)
+
+
 @dataclass
 class Space:
     """Schedules of a kernel on a target. A point is complete decisions: an option for every choice that comes up.
@@ -48,25 +59,25 @@ class Space:
     _open: dict[str, list[str]] = field(default_factory=dict)
     """Choices that have several options, by point as text."""
 
-    @property
+    @functools.cached_property
     def default(self) -> Decisions:
         """The point of the default schedule."""
         found = self.walk(lambda _name, _options, default: default)
         assert found is not None, "the default schedule of a kernel can be made"
-        return found
+        return dict(found)
 
     @property
     def is_open(self) -> bool:
         """Whether there is anything to choose."""
         return bool(self._open_choices(self.default))
 
-    def sample(self, rng: np.random.Generator) -> Decisions | None:
+    def sample(self, rng: np.random.Generator) -> Point | None:
         """Draw each choice uniformly; None if no schedule can be made so."""
         return self.walk(lambda _name, options, _default: options[int(rng.integers(len(options)))])
 
-    def mutate(self, point: Decisions, rng: np.random.Generator) -> Decisions | None:
+    def mutate(self, point: Decisions, rng: np.random.Generator) -> Point | None:
         """Decide one or two choices of a point otherwise, and repair what no longer fits; None as :meth:`sample`."""
-        names = self._open.get(text_of(point)) or self._open_choices(point)
+        names = self._open_choices(point)
         if not names:
             return None
         changed = set(rng.choice(names, min(len(names), int(rng.integers(1, 3))), replace=False).tolist())
@@ -79,7 +90,7 @@ class Space:
 
         return self.walk(decide)
 
-    def cross(self, one: Decisions, other: Decisions, rng: np.random.Generator) -> Decisions | None:
+    def cross(self, one: Decisions, other: Decisions, rng: np.random.Generator) -> Point | None:
         """Take each choice from one of two points, repaired; None as :meth:`sample`."""
         one, other = self._with_space(one), self._with_space(other)
 
@@ -89,21 +100,27 @@ class Space:
 
         return self.walk(decide)
 
-    def repaired(self, decisions: Decisions) -> Decisions | None:
+    def repaired(self, decisions: Decisions) -> Point | None:
         """Return the point next to decisions of another kernel, or of an older schedule; None as :meth:`sample`."""
         given = self._with_space(decisions)
         return self.walk(lambda name, options, default: nearest(given.get(name, default), options, default))
 
-    def walk(self, decide: Decide) -> Decisions | None:
+    def walk(self, decide: Decide) -> Point | None:
         """Return the point that decisions lead to, each made when the schedule comes to it; None as :meth:`sample`."""
         number = decide(SPACE, range(len(self.names)), 0) if len(self.names) > 1 else 0
         assert isinstance(number, int)
-        offered = self._offered(decide, self.names[number])
-        if offered is None:
+        found = self._walked(decide, self.names[number])
+        if found is None:
             return None
-        point = {name: choice.decided for name, choice in offered.items()}
+        scheduled, offered = found
+        point = Point((name, choice.decided) for name, choice in offered.items())
+        point.scheduled = scheduled
         self._open[text_of(point)] = [name for name, choice in offered.items() if len(choice.options) > 1]
         return point
+
+    def scheduled(self, point: Decisions) -> tirx.PrimFunc:
+        """Return the kernel with the schedule of a point."""
+        return point.scheduled if isinstance(point, Point) else self.target.schedule(self.func, point)
 
     def completed(self, decisions: Decisions) -> Decisions:
         """Return decisions with the default of each choice that they leave open.
@@ -122,9 +139,10 @@ class Space:
             prefixes: list[Decisions] = [DEFAULTS]
             while prefixes:
                 prefix = prefixes.pop()
-                offered = self._offered(_following(prefix), space)
-                if offered is None:
+                found = self._walked(_following(prefix), space)
+                if found is None:
                     continue
+                _, offered = found
                 yield {name: choice.decided for name, choice in offered.items()}
                 taken: dict[str, Option] = {}
                 for name, choice in offered.items():
@@ -133,7 +151,8 @@ class Space:
                     taken[name] = choice.decided
 
     def _open_choices(self, point: Decisions) -> list[str]:
-        self.walk(_following(self._with_space(point)))
+        if text_of(point) not in self._open:
+            self.walk(_following(self._with_space(point)))
         return self._open.get(text_of(point), [])
 
     def _with_space(self, decisions: Decisions) -> Decisions:
@@ -141,9 +160,9 @@ class Space:
         space = space_of(decisions)
         return {**decisions, SPACE: self.names.index(space) if space in self.names else 0}
 
-    def _offered(self, decide: Decide, space: str | None) -> Mapping[str, Choice] | None:
+    def _walked(self, decide: Decide, space: str | None) -> tuple[tirx.PrimFunc, dict[str, Choice]] | None:
         try:
-            return self.target.options(self.func, decide, space)
+            return self.target.walk(self.func, decide, space)
         except (s_tir.ScheduleError, Unsuited):
             return None  # TVM's primitives, or the schedule, do not allow what was decided
         except Exception as error:

@@ -70,8 +70,8 @@ class StepSearch:
     ) -> None:
         if program.manifest["options"]["precision"] != FLOAT32:
             raise OptionError(
-                "model=: a step in 16 bits is not checked itself, so that choices above kernels cannot be trusted "
-                "there: leave it out, and its kernels are tuned"
+                "model= is given, and a step in 16 bits is not checked itself, so that choices above kernels cannot be "
+                "trusted there: leave it out, and its kernels are tuned"
             )
         self._compile = functools.partial(compile_program, *_model_of(model, program), **_options_of(program))
         self._database, self._steps_of = database, steps_of

@@ -107,7 +107,7 @@ class OnSteps:
             tuned = _rebuilt(self._program, chosen)
             before, after = compare_steps(self._default, tuned, steps_of)
         choices, gain = (DEFAULTS, 1.0) if self._above is None else (self._above.decisions, self._above.gain)
-        if after >= before:
+        if after >= before or not (chosen or choices):  # else noise would be a gain
             tuned, after, chosen, choices, gain = self._default, before, {}, DEFAULTS, 1.0
         if self._above is not None:
             self._above.choose(gain)

@@ -13,6 +13,7 @@ from tvm.s_tir.schedule import SBlockRV
 from ..decisions import DEFAULTS, Choice, Choices, Decide, Decisions
 from ..kernels import comes_scheduled
 from ..loops import Unsuited
+from ..primitives import Schedule
 from ..spaces import in_space, space_of
 from ..target import GENERIC
 from . import attention, depthwise, product, reduction
@@ -52,24 +53,19 @@ def schedule(func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions = DEFA
     DecisionError
         A decision names a choice or an option that the schedule does not offer.
     """
-    return _scheduled(func, traits, decisions)[0]
+    return walk(func, traits, decisions)[0]
 
 
-def options(
-    func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions | Decide = DEFAULTS, space: str | None = None
-) -> dict[str, Choice]:
-    """Return the choices that a kernel's schedule offers under ``decisions``, by name, in the order they are made."""
-    return _scheduled(func, traits, decisions, space)[1]
-
-
-def _scheduled(
+def walk(
     func: tirx.PrimFunc, traits: CpuTraits, decisions: Decisions | Decide, space: str | None = None
 ) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
+    """Schedule one kernel; return it, and the choices that its schedule offers under ``decisions``, by name, in the
+    order they are made."""
     found, choices = func, Choices(decisions)
     if not comes_scheduled(func):
         mod = tvm.IRModule({"main": func})
-        for rule in _rules(s_tir.Schedule(mod), traits, space or space_of(decisions)):
-            sch, tried = s_tir.Schedule(mod), Choices(decisions)
+        for rule in _rules(Schedule(mod), traits, space or space_of(decisions)):
+            sch, tried = Schedule(mod), Choices(decisions)
             with contextlib.suppress(Unsuited, s_tir.ScheduleError):
                 found = (rule(sch, tried) or sch.mod["main"]).with_attrs(func.attrs)
                 choices = tried

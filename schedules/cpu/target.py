@@ -12,7 +12,7 @@ from tvm import IRModule, tirx
 from ..decisions import DEFAULTS, Choice, Decide, Decisions
 from ..kernels import SMALL
 from .lower import loops, lower, object_of, scratch_of
-from .schedule import options, schedule
+from .schedule import schedule, walk
 from .scratch import needs_scratch
 from .tile_cost import rounded_rows, tiles, vector_lanes
 from .traits import CpuTraits, traits_of
@@ -76,7 +76,13 @@ class CpuTarget:
         self, func: tirx.PrimFunc, decisions: Decisions | Decide = DEFAULTS, space: str | None = None
     ) -> dict[str, Choice]:
         """Return the choices that a kernel's schedule offers under ``decisions``, by name."""
-        return options(func, self.traits, decisions, space)
+        return self.walk(func, decisions, space)[1]
+
+    def walk(
+        self, func: tirx.PrimFunc, decisions: Decisions | Decide, space: str | None = None
+    ) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
+        """Schedule one kernel; return it, and the choices that its schedule offers under ``decisions``."""
+        return walk(func, self.traits, decisions, space)
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to a C function of pointers, under its ``global_symbol``."""

@@ -13,6 +13,7 @@ from tvm.s_tir.schedule import SBlockRV
 from ..decisions import DEFAULTS, Choice, Choices, Decide, Decisions
 from ..kernels import comes_scheduled
 from ..loops import Unsuited
+from ..primitives import Schedule
 from ..spaces import in_space, space_of
 from ..target import GENERIC
 from .fallback import fallback
@@ -59,29 +60,20 @@ def schedule(func: tirx.PrimFunc, traits: GpuTraits, check: Check, decisions: De
     DecisionError
         A decision names a choice or an option that the schedule does not offer.
     """
-    return _scheduled(func, traits, check, decisions)[0]
+    return walk(func, traits, check, decisions)[0]
 
 
-def options(
-    func: tirx.PrimFunc,
-    traits: GpuTraits,
-    check: Check,
-    decisions: Decisions | Decide = DEFAULTS,
-    space: str | None = None,
-) -> dict[str, Choice]:
-    """Return the choices that a kernel's schedule offers under ``decisions``, by name, in the order they are made."""
-    return _scheduled(func, traits, check, decisions, space)[1]
-
-
-def _scheduled(
+def walk(
     func: tirx.PrimFunc, traits: GpuTraits, check: Check, decisions: Decisions | Decide, space: str | None = None
 ) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
+    """Schedule one kernel (:func:`schedule`); return it, and the choices that its schedule offers under ``decisions``,
+    by name, in the order they are made."""
     if comes_scheduled(func):
         Choices(decisions).close()
         return bind_tasks(func), {}
     mod, attrs = tvm.IRModule({"main": func}), dict(func.attrs)
-    for rule in _rules(s_tir.Schedule(mod), traits, space or space_of(decisions)):
-        sch, choices = s_tir.Schedule(mod), Choices(decisions)
+    for rule in _rules(Schedule(mod), traits, space or space_of(decisions)):
+        sch, choices = Schedule(mod), Choices(decisions)
         with contextlib.suppress(Unsuited, s_tir.ScheduleError):
             scheduled = rule(sch, choices=choices) or sch.mod["main"]
             choices.close()
@@ -92,7 +84,7 @@ def _scheduled(
                 attrs.setdefault(FALLBACK, str(error))
                 continue
             return scheduled, choices.offered
-    sch, choices = s_tir.Schedule(mod), Choices(decisions)
+    sch, choices = Schedule(mod), Choices(decisions)
     fallback(sch, traits, choices)
     choices.close()
     return sch.mod["main"].with_attrs(attrs | {GENERIC: True}), choices.offered

@@ -11,7 +11,7 @@ from tvm import IRModule, tirx
 from ..decisions import DEFAULTS, Choice, Decide, Decisions
 from .lower import lower, scratch_of
 from .products.attention import GRADIENT_OPERANDS, WIDEST
-from .schedule import FALLBACK, options, schedule
+from .schedule import FALLBACK, schedule, walk
 from .text.code import code_of, described
 from .text.limits import OverLimit
 from .traits import GpuTraits, traits_of
@@ -72,7 +72,13 @@ class GpuTarget:
         self, func: tirx.PrimFunc, decisions: Decisions | Decide = DEFAULTS, space: str | None = None
     ) -> dict[str, Choice]:
         """Return the choices that a kernel's schedule offers under ``decisions``, by name."""
-        return options(func, self.traits, self._check, decisions, space)
+        return self.walk(func, decisions, space)[1]
+
+    def walk(
+        self, func: tirx.PrimFunc, decisions: Decisions | Decide, space: str | None = None
+    ) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
+        """Schedule one kernel; return it, and the choices that its schedule offers under ``decisions``."""
+        return walk(func, self.traits, self._check, decisions, space)
 
     def lower(self, func: tirx.PrimFunc) -> IRModule:
         """Lower a scheduled kernel to its device functions, and the host function that launches them."""

@@ -95,12 +95,19 @@ def test_a_damaged_line_costs_itself(tmp_path: Path, damage) -> None:
     content = path.read_bytes()
     found = Database(tmp_path, HOST)
     assert found.skipped == 1 and list(found.trials[KEY].values()) == [FAILED]
-    with pytest.warns(PockWarning, match="1 damaged records are left out, and stay in the file"):
+    with pytest.warns(PockWarning, match="1 damaged record is left out, and kept in the file"):
         assert look_up(tmp_path, HOST, CPU)(FUNC) == chosen()
     # The next record starts a line of its own.
     found.add_trial(KEY, TRIAL)
     assert path.read_bytes().startswith(content)
     assert list(Database(tmp_path, HOST).trials[KEY].values()) == [FAILED, TRIAL]
+
+
+def test_a_kernel_whose_definition_cannot_be_read_costs_itself(tmp_path: Path) -> None:
+    found = filled(tmp_path)
+    found._append("kernel", KEY, {"name": "k", "rule": "", "shapes": [], "definition": "AAAA"})
+    again = Database(tmp_path, HOST)
+    assert again.skipped == 1 and again.kernels == found.kernels and again.trials == found.trials
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
@@ -112,7 +119,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, hard))  # room for a part of a line
     try:
-        with pytest.raises(WriteError, match=r"x.*\.jsonl' cannot be written"):
+        with pytest.raises(WriteError, match=r"x.*\.jsonl' cannot be written.* the same command goes on$"):
             found.add_trial(KEY, Trial({"tile": (8, 16)}, 1.0, 1.0))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -136,7 +143,7 @@ def test_another_target_is_refused(tmp_path: Path) -> None:
     ):
         look_up(tmp_path, OTHER, kernel_target(OTHER))
     path.rename(tmp_path / f"{target_key(OTHER)}.jsonl")
-    with pytest.raises(DatabaseError, match=f"holds records for {path.stem}"):
+    with pytest.raises(DatabaseError, match=f"holds records for {path.stem}: rename it to '{path.name}'$"):
         Database(tmp_path, OTHER)
     with pytest.raises(DatabaseError, match="it has none at all"):
         look_up(tmp_path / "nowhere", HOST, CPU)

@@ -81,6 +81,19 @@ def test_devices_measure_at_the_same_time() -> None:
     assert [each.measured for each in devices] == [2, 2]
 
 
+def test_a_batch_waits_for_a_device_that_measures() -> None:
+    meeting = threading.Barrier(2)
+    with Dispatcher([Device(meeting=meeting)], "", 1) as dispatcher:
+        assert (dispatcher.idle, dispatcher.wanted) == (1, 2)
+        dispatcher.submit(batch(1))
+        assert (dispatcher.idle, dispatcher.wanted) == (0, 1)
+        dispatcher.submit(batch(2))
+        assert (dispatcher.idle, dispatcher.wanted) == (0, 0)
+        for _ in range(2):
+            meeting.wait(10)
+        assert tried(outcomes(dispatcher)) == [1, 2] and dispatcher.wanted == 2
+
+
 def test_what_a_device_leaves_is_measured_by_another() -> None:
     """The schedule that was running when a second device goes with it counts as failed."""
     devices = [Device(away=1e9), Device(away=3)]

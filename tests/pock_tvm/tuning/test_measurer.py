@@ -39,46 +39,61 @@ OTHERS = [point for point in Space(kernel_target(HOST), FUNC).points() if point 
 def hostile_measurer():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WORKER", hostile.__name__)
-        with Measurer(run_limit=3) as found:
+        with Measurer() as found:
             yield found
 
 
 def test_schedules_are_measured(hostile_measurer: Measurer) -> None:
     trials = list(hostile_measurer.measure(DEFINITION, TARGET, [DEFAULT, *OTHERS[:2]]))
     assert [trial.decisions for trial in trials] == [DEFAULT, *OTHERS[:2]]
-    assert all(trial.failure is None and 0 < trial.seconds < 0.1 and 0 < trial.reference < 0.1 for trial in trials)
+    assert all(trial.failure is None and trial.seconds > 0 and trial.reference > 0 for trial in trials)
     assert list(hostile_measurer.measure(DEFINITION, TARGET, [])) == []
 
 
 @pytest.mark.parametrize(
-    ("fault", "failure"),
+    "failures",
     [
-        (hostile.CRASH, "crashes: SIGSEGV"),
-        (hostile.CRASH_BUILDING, "crashes: SIGABRT"),
-        (hostile.HANG, "hangs: nothing for 3 s"),
-        (hostile.WRONG, "wrong: operand 2: differs by"),
-        (hostile.UNBUILT, "cannot be built: this cannot be scheduled"),
-        (hostile.STRAY, "fails: it writes outside its operands"),
+        {
+            hostile.WRONG: "wrong: operand 2: differs by",
+            hostile.UNBUILT: "cannot be built: this cannot be scheduled",
+            hostile.STRAY: "fails: it writes outside its operands",
+            hostile.CRASH: "crashes: SIGSEGV",
+        },
+        {hostile.CRASH_BUILDING: "crashes: SIGABRT"},
     ],
+    ids=["measuring", "building"],
 )
-def test_a_fault_costs_one_trial(hostile_measurer: Measurer, fault: int, failure: str) -> None:
-    bad = DEFAULT | {hostile.FAULT: fault}
-    points = [OTHERS[0], bad, OTHERS[1]]
+def test_a_fault_costs_one_trial(hostile_measurer: Measurer, failures: dict[int, str]) -> None:
+    bad = [DEFAULT | {hostile.FAULT: fault} for fault in failures]
+    points = [OTHERS[0], *bad, OTHERS[1]]
     trials = {str(trial.decisions): trial for trial in hostile_measurer.measure(DEFINITION, TARGET, points)}
     assert len(trials) == len(points)
-    assert trials[str(bad)].seconds is None and trials[str(bad)].failure.startswith(failure)
-    assert all(trials[str(point)].failure is None for point in points if point != bad)
+    for point, failure in zip(bad, failures.values(), strict=True):
+        assert trials[str(point)].seconds is None and trials[str(point)].failure.startswith(failure)
+    assert all(trials[str(point)].failure is None for point in points if point not in bad)
 
 
-def test_a_kernel_whose_default_fails_is_refused() -> None:
+def test_a_schedule_that_hangs_costs_one_trial(hostile_measurer: Measurer, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = DEFAULT | {hostile.FAULT: hostile.HANG}
+    build_limit, _ = hostile_measurer._limits
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            hostile_measurer, "_limits", (build_limit, 2)
+        )  # too few seconds for what is well, on a busy machine
+        (trial,) = hostile_measurer.measure(DEFINITION, TARGET, [bad])
+    assert trial.seconds is None and trial.failure == "hangs: nothing for 2 s"
+    (trial,) = hostile_measurer.measure(DEFINITION, TARGET, [DEFAULT])
+    assert trial.failure is None
+
+
+def test_a_kernel_whose_default_fails_is_refused(hostile_measurer: Measurer) -> None:
     x = te.placeholder((8,), "float32", "x")
     func = te.create_prim_func([x, te.compute((8,), lambda i: tirx.call_extern("float32", "no_such_function", x[i]))])
     definition = tvm.ir.save_json(func.with_attr("global_symbol", "unresolved"))
-    with Measurer() as measurer:
-        with pytest.raises(MeasuringError, match="the default schedule fails: "):
-            list(measurer.measure(definition, TARGET, [{}]))
-        # The worker goes on.
-        assert list(measurer.measure(DEFINITION, TARGET, [DEFAULT]))[0].failure is None
+    with pytest.raises(MeasuringError, match="the default schedule fails: "):
+        list(hostile_measurer.measure(definition, TARGET, [{}]))
+    # The worker goes on.
+    assert list(hostile_measurer.measure(DEFINITION, TARGET, [DEFAULT]))[0].failure is None
 
 
 def test_the_worker_ends_with_its_parent() -> None:

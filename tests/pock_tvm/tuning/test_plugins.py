@@ -109,6 +109,8 @@ def install(monkeypatch):
 
 @pytest.fixture
 def faster(monkeypatch):
+    """Kernels and steps take times by decree: which kernels come first, and what is drawn, depends on no clock."""
+    monkeypatch.setattr(module, "kernel_seconds", lambda a, _: dict.fromkeys(a.manifest["kernels"], 1.0))
     monkeypatch.setattr(module, "compare_kernels", lambda a, b, _: dict.fromkeys(b.manifest["kernels"], (4.0, 3.0)))
     monkeypatch.setattr(module, "compare_steps", lambda a, b, _: (4.0, 4.0 if a is b else 3.0))
 
@@ -156,6 +158,25 @@ def test_a_measure_that_fails_is_replaced_in_its_batch(install) -> None:
     with pytest.warns(PockWarning, match="the measure 'mine' failed"):
         found = list(measure.measure("", "", [{"a": 1}, {"a": 2}]))
     assert [trial.decisions for trial in found] == [{"a": 1}, {"a": 1}, {"a": 2}]
+
+
+class ListingMeasure(FailingMeasure):
+    def measure(self, definition, target, points):
+        return [(point, 1.0) for point in points]
+
+
+class ShortCostModel(CostModel):
+    def scores(self, space, points):
+        return np.zeros(1)
+
+
+def test_a_part_that_returns_something_else(install) -> None:
+    install(MEASURES, "ListingMeasure")
+    with pytest.raises(PluginError, match=r"^the measure 'mine' failed: TypeError: it yields .*, which is no Trial$"):
+        list(MEASURES.maker("mine")(None).measure("", "", [{"a": 1}]))
+    install(COST_MODELS, "ShortCostModel")
+    with pytest.raises(PluginError, match=r"^the cost model 'mine' failed: .* 2 points have the shape \(1,\)$"):
+        COST_MODELS.maker("mine")(None).scores(None, [{"a": 1}, {"a": 2}])
 
 
 def test_a_measure_may_refuse_a_kernel(install) -> None:
@@ -210,9 +231,7 @@ def test_a_schedule_from_outside_is_replayed_while_it_is_there_and_the_same(
 
 
 def other_schedule(sch, choices, traits) -> None:
-    """As :func:`schedule`, and in the other order."""
+    """As :func:`schedule`, and of every kernel it makes another one."""
+    schedule(sch, choices, traits)
     for block in sch.get_child_blocks(sch.get_sblock("root")):
-        loops = sch.get_loops(block)
-        choices.choose(f"{sch.get(block).name_hint}.parallel", (False, True), False)
-        if len(loops) > 1:
-            sch.reorder(loops[1], loops[0])
+        sch.annotate(block, "changed", 1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,18 @@ from torch import nn
 from tvm import te, tirx
 
 import pock_tvm as pock
+from pock_tvm.cli import tuning
 from pock_tvm.compiler.database import Database
 from pock_tvm.compiler.rebuild import target_of
 from pock_tvm.compiler.targets import resolve_target
-from pock_tvm.deploying.connection import Address, connected
+from pock_tvm.deploying.connection import Address, connected, devices
 from pock_tvm.deploying.endpoint import Endpoint, all_of
 from pock_tvm.errors import DeviceError, PockWarning
 from pock_tvm.tuning import remote as module
 from pock_tvm.tuning import verdicts
 from pock_tvm.tuning.builder import Builder
 from pock_tvm.tuning.remote import RefusedError, RemoteBench, RemoteDevice
+from pock_tvm.tuning.step_search import StepSearch
 from tests.pock_tvm.commands import run_command
 from tests.pock_tvm.deploying.servers import PATIENCE_S, Server, free_port
 from tests.pock_tvm.networks import small
@@ -36,6 +39,8 @@ HOST = resolve_target("host")
 OPTIONS = {"scheme": pock.Scheme({"head.*": "full"}), "batch_norm": "frozen", "check": False}
 X = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype("float32")
 Y = np.array([0, 1, 2, 3])
+TRIALS = 16
+"""Trials of each device that a rate is taken from."""
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +89,50 @@ def builder(*, calls: str | None = None, adds: float = 1.0) -> Builder:
     return Builder(func.with_attr("global_symbol", "add"), HOST, is_here=False)
 
 
-def test_a_program_is_tuned_on_a_device(program: pock.Program, shelf: Endpoint, tmp_path: Path) -> None:
-    seen: list[int] = []
-    result = pock.tune(
-        program,
-        tmp_path,
-        trials=8,
-        strategy="random",
-        devices=[shelf],
-        progress=lambda state: seen.append(state.trials),
-    )
-    assert result.trials == 8 == len(seen) and result.failures == 0 and 0 < result.after <= result.before
-    assert losses(result.program) == pytest.approx(losses(program), rel=1e-5)
-    again = pock.compile(small(4), database=tmp_path, **OPTIONS)
-    assert losses(again) == pytest.approx(losses(program), rel=1e-5)
+def test_a_program_and_its_choices_above_kernels_are_tuned_on_devices(
+    program: pock.Program, servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = {"fused": 2}
+    monkeypatch.setattr(StepSearch, "_variants", lambda _: iter([(fused, "fused = 2")]))  # each takes a compilation
+    default, model, tuned = (tmp_path / name for name in ("net.pock", "net.pt2", "tuned.pock"))
+    program.save(default)
+    torch.export.save(small(4), model)
+    named = ["--tracker", servers[0].address, "--key", "shelf", "--timeout", PATIENCE_S]
+    options = ["--database", tmp_path, "--trials", 8, "--strategy", "random", "-o", tuned, *named]
+    code, text = run_command("tune", default, *options, "--model", model)
+    assert code == 0 and "choices above kernels: " in text and "8 trials in" in text, text
+    found = Database(tmp_path, target_of(program))
+    (trial,) = found.trials.pop(program.manifest["step"]["key"]).values()
+    assert trial.decisions == fused and trial.failure is None and trial.speedup > 0
+    assert [each.failure for trials in found.trials.values() for each in trials.values()] == [None] * 8
+    for each in (pock.Program.load(tuned), pock.compile(small(4), database=tmp_path, **OPTIONS)):
+        assert losses(each) == pytest.approx(losses(program), rel=1e-5)
+
+
+def test_an_interrupted_search_frees_its_devices(
+    program: pock.Program, servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, path = servers[0].address, tmp_path / "net.pock"
+    program.save(path)
+    named = ["--tracker", tracker, "--key", "shelf", "--timeout", PATIENCE_S]
+    command = ["tune", path, "--database", tmp_path, "--trials", 12, "--strategy", "random", *named]
+
+    @contextmanager
+    def interrupted(*_, **__):
+        yield lambda state: signal.raise_signal(signal.SIGINT) if state.trials == 3 else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_shown", interrupted)
+        code, text = run_command(*command)
+    assert code == 130 and f"the trials are kept in '{tmp_path}', and the same command goes on from there" in text
+    kept = Database(tmp_path, target_of(program))
+    assert not kept.skipped and sum(map(len, kept.trials.values())) == 3
+    connected(lambda: both_free(tracker), PATIENCE_S)
+
+
+def both_free(tracker: Address) -> None:
+    if devices(tracker)[1]["shelf"] < 2:
+        raise DeviceError("a session has not ended yet")
 
 
 def test_a_program_is_tuned_on_the_gpus_of_all_devices(servers: list[Server], tmp_path: Path) -> None:
@@ -156,7 +191,7 @@ def test_other_targets_and_versions_are_refused(shelf: Endpoint, monkeypatch: py
 
 def test_a_program_of_another_target_is_refused_before_the_search(shelf: Endpoint, tmp_path: Path) -> None:
     with warnings.catch_warnings(action="ignore"):
-        other = pock.compile(small(4), target="pi4", **OPTIONS)
+        other = pock.compile(small(4), target="pi4", build=False, **OPTIONS)
     with pytest.raises(RefusedError, match="was compiled for aarch64"):
         pock.tune(other, tmp_path, strategy="random", devices=[shelf])
 
@@ -177,8 +212,8 @@ def test_devices_that_are_not_there_are_waited_for(
 
 
 def test_two_devices_measure_nearly_twice_as_many_schedules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels have large spaces, so that batches are whole. Two devices bring 2.0 on a quiet machine (RESULTS.md); here other
-    work takes the cores that build."""
+    """Kernels have large spaces, so that batches are whole. Two devices bring 2.0 on a quiet machine (RESULTS.md); here
+    other work takes the cores that build."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 96))
     program = pock.compile(torch.export.export(net, (torch.zeros(33, 64),)), loss="mse", check=False)
@@ -202,12 +237,12 @@ def rate(program: pock.Program, folder: Path, devices: list[Endpoint]) -> float:
     pock.tune(
         program,
         folder,
-        trials=32 * len(devices),
+        trials=TRIALS * len(devices),
         strategy="random",
         devices=devices,
         progress=lambda _: times.append(time.monotonic()),
     )
-    times = times[8 * len(devices) : 24 * len(devices)]
+    times = times[TRIALS // 4 * len(devices) : 3 * TRIALS // 4 * len(devices)]
     return (len(times) - 1) / (times[-1] - times[0])
 
 
@@ -215,10 +250,10 @@ def test_the_search_goes_on_without_a_device_that_drops_out(
     program: pock.Program, servers: list[Server], tmp_path: Path
 ) -> None:
     def drop(state) -> None:
-        if state.trials == 20:
+        if state.trials == 8:
             servers[2].kill()
 
     devices = both(servers[0].address)
     with pytest.warns(PockWarning, match="the device at .* does not answer.*the others go on"):
-        result = pock.tune(program, tmp_path, trials=60, strategy="random", devices=devices, progress=drop)
-    assert result.trials == 60 and result.failures == 0
+        result = pock.tune(program, tmp_path, trials=40, strategy="random", devices=devices, progress=drop)
+    assert result.trials == 40 and result.failures == 0

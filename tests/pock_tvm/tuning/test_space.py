@@ -84,7 +84,7 @@ def test_the_nearest_option() -> None:
 )
 def test_what_cannot_be_scheduled_is_no_point(error: Exception, faults) -> None:
     class Broken:
-        def options(self, func, decide, space):
+        def walk(self, func, decide, space):
             raise error
 
     broken = Space(Broken(), kernel_of("product")[0])  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from pock_tvm.errors import CheckError, OptionError
 from pock_tvm.tuning import step_search, verdicts
 from pock_tvm.tuning.step_search import StepSearch
 from tests.pock_tvm.networks import small
+from tests.pock_tvm.tuning.test_tune import Table
 
 OPTIONS = {"optimizer": pock.SGD(momentum=0.9), "batch_norm": "frozen", "check": False}
 X = np.random.default_rng(0).standard_normal((4, 3, 24, 24)).astype("float32")
@@ -169,7 +170,7 @@ def test_a_program_is_tuned_with_its_model(
     """By decree its choice is faster alone, and with its kernels, or not."""
     decree(lambda decisions: 4.0 - 1.0 * (decisions == FUSED))
     monkeypatch.setattr(verdicts, "compare_steps", lambda *_: (4.0, 3.0 if is_faster else 5.0))
-    result = pock.tune(program, tmp_path, trials=2, strategy="random", model=exported)
+    result = pock.tune(program, tmp_path, trials=2, strategy="random", measure=Table(), model=exported)
     expected = FUSED if is_faster else {}
     assert result.choices == expected and result.gain == (4 / 3 if is_faster else 1)
     assert decided(choices(result.program)) == expected

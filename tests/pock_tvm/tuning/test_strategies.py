@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -12,7 +13,7 @@ from pock_tvm.compiler.targets import resolve_target
 from pock_tvm.tuning import plugins as module
 from pock_tvm.tuning.cost_model import NoModel, XGBoostModel
 from pock_tvm.tuning.plugins import PluginError
-from pock_tvm.tuning.space import Space
+from pock_tvm.tuning.space import Space, new_points
 from pock_tvm.tuning.strategies import STRATEGIES
 from tests.schedules.test_decisions import TARGETS, kernel_of
 
@@ -86,6 +87,16 @@ def test_the_model_learns_which_schedules_are_fast() -> None:
     model.update(SPACE, [*map(trial, known), Trial(POINTS[order[0]], None, None, "crashes")])
     seconds = [trial(point).seconds for point in unknown]
     assert np.corrcoef(model.scores(SPACE, unknown), seconds)[0, 1] < -0.5
+
+
+def test_what_was_drawn_is_not_scheduled_again(monkeypatch) -> None:
+    pytest.importorskip("xgboost")
+    model, rng = XGBoostModel(resolve_target("host")), np.random.default_rng(0)
+    model.update(SPACE, [trial(point) for point in POINTS[:32]])
+    points = new_points(lambda: SPACE.sample(rng), set(), 8)
+    monkeypatch.setattr(type(SPACE.target), "schedule", None)
+    assert len(set(model.scores(SPACE, points))) > 1
+    model.update(SPACE, pickle.loads(pickle.dumps([trial(point) for point in points])))  # as a process returns them
 
 
 class Chosen:
