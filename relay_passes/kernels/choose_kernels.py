@@ -131,6 +131,11 @@ ELEMENTWISE = 0
 """``OpPatternKind`` of operators that may be fused into a product's epilogue."""
 
 
+REDUCTION = 3
+"""``OpPatternKind`` of reductions, which fuse with what computes their operand. TVM does not see that a sum of rows in
+parts is one."""
+
+
 INJECTIVE = 2
 """``OpPatternKind`` of operators that move elements. TVM classifies padding at the end and slicing from the start as
 element-wise, since the indices match. Fused into a product, they would leave elements of the result unwritten."""
@@ -280,8 +285,9 @@ def _sum(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax
     over_rows = axes is not None and sorted(axis % len(shape) for axis in axes) == list(range(len(shape) - 1))
     if not over_rows or len(shape) < 2 or attrs.keepdims or math.prod(shape) < SMALL:
         return call_kernel(builder, topi.sum, x, axis=axes and list(axes), keepdims=bool(attrs.keepdims))
-    chunks = parts(shape[: min(2, len(shape) - 1)], 4 * target.traits.cores)
-    sums = builder.emit(call_kernel(builder, reduction.channel_sum, x, chunks=chunks))
+    leading = 2 if max(shape[:2]) > 1 else len(shape)  # a 1x1 weight is split along its input channels
+    chunks = parts(shape[: min(leading, len(shape) - 1)], 4 * target.traits.cores)
+    sums = builder.emit(_product(builder, reduction.channel_sum, x, pattern=REDUCTION, chunks=chunks))
     return call_kernel(builder, topi.sum, sums, axis=list(range(len(chunks))))
 
 

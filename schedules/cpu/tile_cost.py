@@ -71,9 +71,13 @@ def _cost(tile: Tile, results: int, traits: CpuTraits, from_memory: bool = False
     latency = max(1.0, in_flight / size)
     count = results // (tile.height * tile.width)
     balance = math.ceil(count / traits.cores) * traits.cores / count
-    streamed = 4 * tile.lanes * traits.fma_ports / (tile.height * traits.cache_stream)
-    exposed = max(0.0, streamed - (HIDDEN_FROM_MEMORY if from_memory else HIDDEN_STREAM))
+    exposed = max(0.0, stream_of(tile, traits) - (HIDDEN_FROM_MEMORY if from_memory else HIDDEN_STREAM))
     return balance * latency * (1 + 0.5 * loads * traits.fma_ports / traits.load_ports + exposed)
+
+
+def stream_of(tile: Tile, traits: CpuTraits) -> float:
+    """Return the share of what the L2 cache delivers that a tile at full speed reads of the second operand."""
+    return 4 * tile.lanes * traits.fma_ports / (tile.height * traits.cache_stream)
 
 
 HIDDEN_STREAM = 0.5

@@ -207,7 +207,7 @@ PRODUCTS = [
     product("packed, transposed", (700, 240), (700, 1024), "TN"),
     product("in panels", (300, 36), (300, 2048), "TN"),
     product("in panels, of a batch", (2, 130, 33), (2, 130, 4224), "TN"),
-    product("packed, prime", (250, 2503), (2503, 512)),
+    product("packed, prime", (250, 1259), (1259, 512)),
     product("packed, of a batch", (2, 232, 1024), (2, 1024, 512)),
     strips("of a row", (1, 33), (3, 33, 16)),
     strips("17, 24, 33", (17, 24), (3, 24, 11)),

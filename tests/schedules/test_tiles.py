@@ -13,6 +13,7 @@ from schedules.cpu import CpuTarget
 from schedules.cpu.tile_cost import tiles, vector_lanes
 from schedules.cpu.traits import CpuTraits, traits_of
 from schedules.extents import parts
+from schedules.kernels.conv2d import conv2d, conv2d_weight_gradient
 from schedules.kernels.matmul import matmul
 from tests.schedules.kernels import CPUS, LLVM, defined, noise
 
@@ -87,6 +88,33 @@ def test_panels_are_packed_where_a_tile_is_done_before_its_next_line_is_there(po
     traits = CpuTraits(lanes=16, registers=32, cores=2, fma_ports=ports, load_ports=ports)
     offered = CpuTarget(traits, LLVM).options(defined(matmul, *noise("panels", (512, 64), (512, 1024)), **TN))
     assert offered["panels"].default == packs
+
+
+@pytest.mark.parametrize(
+    ("kernel", "shapes", "packs"),
+    [
+        ("forward", ((1, 16, 16, 64), (1, 1, 64, 256)), True),
+        ("forward", ((1, 16, 16, 64), (1, 1, 64, 64)), False),  # strips lie together
+        ("forward", ((1, 16, 16, 64), (1, 1, 64, 192)), False),  # three strips for two cores
+        ("forward", ((1, 16, 16, 16), (1, 1, 16, 256)), False),  # the first cache holds a strip
+        ("forward", ((1, 8, 8, 64), (1, 1, 64, 256)), False),  # few rows
+        ("forward", ((1, 14, 14, 256), (1, 1, 256, 1024)), False),  # high tiles
+        ("weight", ((1, 16, 16, 256), (1, 16, 16, 256)), True),
+        ("weight", ((1, 16, 16, 2048), (1, 16, 16, 256)), False),  # the second cache does not hold X
+    ],
+)
+@pytest.mark.parametrize("ports", [1, 2])
+def test_wide_cores_pack_what_they_would_wait_for(
+    kernel: str, shapes: tuple[tuple[int, ...], ...], packs: bool, ports: int
+) -> None:
+    traits = CpuTraits(
+        lanes=16, registers=32, cores=2, cache_bytes=2**20, fma_ports=ports, load_ports=ports, cache_stream=32 * ports
+    )
+    geometry = {"strides": (1, 1), "padding": (0,) * 4, "dilation": (1, 1), "groups": 1}
+    of_weight = {"kernel_size": (1, 1)} if kernel == "weight" else {}
+    function = conv2d_weight_gradient if kernel == "weight" else conv2d
+    offered = CpuTarget(traits, LLVM).options(defined(function, *noise("pack", *shapes), **geometry, **of_weight))
+    assert ("pack" in offered and offered["pack"].default) == (packs and ports == 2)
 
 
 @given(columns=EXTENTS)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from schedules.cpu import CpuTarget
+from schedules.cpu.traits import CpuTraits
 from schedules.cpu.transpose import square_lanes
 from schedules.kernels.transpose import transpose
 from schedules.target import Target
-from tests.schedules.kernels import HOST, noise, run, scheduled
+from tests.schedules.kernels import HOST, LLVM, defined, noise, run, scheduled
 
 CASES = [
     ("matrix", (48, 32), (1, 0), 16),
@@ -22,6 +23,8 @@ CASES = [
     ("the last squares overlap", (17, 64), (1, 0), 16),
     ("smaller squares overlap less", (2, 33, 7, 5), (0, 2, 3, 1), 4),
     ("odd both ways", (3, 197, 33), (0, 2, 1), 16),
+    ("strips abreast", (3, 128, 48), (0, 2, 1), 16),
+    ("many strips abreast", (256, 33), (1, 0), 16),
     ("no square fits", (3, 64), (1, 0), 0),
 ]
 
@@ -42,6 +45,14 @@ def test_a_cpu_shuffles_squares_that_fit(
     script = scheduled(transpose, x, axes=axes, target=cpu).script()
     assert ("T.Shuffle" in script) == (side > 0)
     assert side == 0 or f", 1, {side})" in script
+
+
+@pytest.mark.parametrize(("shape", "abreast"), [((256, 64), 4), ((192, 64), 2), ((48, 64), 1), ((32, 64), 1)])
+def test_a_task_writes_adjacent_lines_where_the_cores_stay_busy(shape: tuple[int, int], abreast: int) -> None:
+    traits = CpuTraits(lanes=16, registers=32, cores=2)
+    (x,) = noise("abreast", shape)
+    offered = CpuTarget(traits, LLVM).options(defined(transpose, x, axes=(1, 0)))
+    assert offered["abreast"].default == abreast
 
 
 def test_only_large_transposes_that_move_the_last_axis_are_alone() -> None:
