@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import tvm
@@ -10,6 +12,7 @@ from tvm.relax import op as R
 
 from relay_passes import (
     ChooseKernels,
+    FuseGroups,
     LiftFrozen,
     PackWeights,
     ScaleResults,
@@ -44,6 +47,26 @@ def test_kernels_that_share_a_hash_get_names_of_their_own(monkeypatch) -> None:
 
 def names_kernel(mod: tvm.IRModule, name: str) -> bool:
     return mod[name].attrs["global_symbol"] == name and "_0000000000000007" in name
+
+
+# ---- sums ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 256), (3, 3, 40, 64)], ids=str)
+def test_a_sum_over_channels_multiplies_on_the_way_and_in_parallel(shape) -> None:
+    """As the gradient of BatchNorm's scale: no kernel writes the products, and 1x1 weights are split, too."""
+    mod = function({"x": shape, "y": shape}, lambda emit, x, y: emit(R.sum(emit(x * y), axis=[0, 1, 2])))
+    chosen = ChooseKernels(["main"], TARGET)(mod)
+    fused = tvm.transform.Sequential(
+        [relax.transform.AnnotateTIROpPattern(), FuseGroups(9), relax.transform.FuseTIR()]
+    )(chosen)
+    parts, total = (
+        binding.value for binding in bindings_of(fused["main"]) if op_name(binding.value) == "relax.call_tir"
+    )
+    assert len(parts.args[1].fields) == 2 and math.prod(shape_of(parts)[:-1]) >= TARGET.traits.cores
+    assert shape_of(total) == shape[-1:]
+    x, y = random(shape, shape)
+    np.testing.assert_allclose(run(fused, x, y), (x * y).sum((0, 1, 2)), rtol=1e-4, atol=1e-4)
 
 
 # ---- products --------------------------------------------------------------------------------------------------------
