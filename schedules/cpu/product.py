@@ -112,8 +112,10 @@ def _packing_pays(height: int, terms: int, columns: int, tile: Tile, strips: int
     """Return whether each of ``strips`` tasks best copies its strip of B, [terms, columns], for ``height`` rows."""
     if columns == tile.width or not is_balanced(strips, traits):
         return False
-    if not is_wide(traits):
-        return height >= PACKED_ROWS[4 * columns % SHARED_SETS == 0]
+    are_many = height >= PACKED_ROWS[4 * columns % SHARED_SETS == 0]
+    is_large = 4 * terms * columns > traits.cache_bytes // 2
+    if not is_wide(traits) or (are_many and is_large):
+        return are_many
     places, size = WAY // math.gcd(4 * columns, WAY), 4 * terms * tile.width
     if not WAYS * min(WAY, 4 * places * tile.width) <= size <= traits.cache_bytes // 2:
         return False
