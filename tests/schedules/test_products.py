@@ -23,6 +23,7 @@ from tests.schedules.kernels import (
     Kernel,
     assert_close,
     call,
+    defined,
     doubles,
     has_vectors,
     noise,
@@ -349,6 +350,17 @@ def test_strips_of_a_wide_operand_are_packed(cpu: CpuTarget) -> None:
     rows = [row for row in ROWS if "packed" in row.name and row.kernel in (matmul, conv2d)]
     assert len(rows) == 7
     assert all("_global" in row.schedule(cpu).script() for row in rows)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("taps", [1, 3])
+def test_a_weight_gradient_packs_strips_of_its_second_operand(taps: int, strides: int) -> None:
+    """Whatever the host is: its default may leave them where they are."""
+    size = [strides * (extent - 1) + taps for extent in (5, 7)]
+    row = weights("in strips", (2, *size, 20), (2, 5, 7, 192), taps, strides=[strides] * 2)
+    func = HOST.schedule(defined(row.kernel, *row.arrays(), **row.options), {"pack": True})
+    assert "_global" in func.script()
+    assert_close(call(func, *row.arrays()), row.expected())
 
 
 def is_tiled(func: tirx.PrimFunc) -> bool:
