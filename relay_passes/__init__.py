@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .canonical.expand_normalization import ExpandNormalization
     from .canonical.fold_batch_norm import FoldBatchNorm
     from .canonical.fold_padding import FoldPadding
+    from .canonical.quantize_frozen import QuantizeFrozen
     from .canonical.recover_attention import RecoverAttention
     from .canonical.recover_operators import RecoverOperators
     from .canonical.select_early import SelectEarly
@@ -85,6 +86,7 @@ _HOME = {
     "PackWeights": "kernels.pack_weights",
     "PadFrozen": "kernels.pad_frozen",
     "PlanArena": "memory.plan_arena",
+    "QuantizeFrozen": "canonical.quantize_frozen",
     "Recompute": "memory.recompute",
     "RecomputeCheap": "memory.recompute_cheap",
     "ReserveScratch": "memory.reserve_scratch",

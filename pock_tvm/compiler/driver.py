@@ -46,8 +46,9 @@ from .layers import layer_report
 from .lowered import Lowered
 from .self_check import SelfCheck, reference_of
 from .step_choices import kernels_key, record_of, step_key
-from .targets import instructions_of, resolve_target, runs_here, triple_of
-from .training_options import FLOAT16, FLOAT32, PRECISIONS, Training
+from .targets import instructions_of, kernel_target, resolve_target, runs_here, triple_of
+from .quantization import Calibration, calibration_batches
+from .training_options import AS_TRAINED, FLOAT16, FLOAT32, FROZEN, INT8, PRECISIONS, Training
 
 
 @contextlib.contextmanager
@@ -84,6 +85,8 @@ def compile(  # noqa: A001 - the name that users expect
     clip_norm: float | None = None,
     guard: str = UPDATE,
     precision: str = FLOAT32,
+    frozen: str = AS_TRAINED,
+    calibrate_with: Any = None,
     memory_budget: str | int | None = None,
     copies: int = 1,
     dump: str | os.PathLike[str] | None = None,
@@ -135,6 +138,13 @@ def compile(  # noqa: A001 - the name that users expect
         weights are stored in 16 bits, and products multiply numbers of 16 bits. Their sums, norms, softmax, losses and
         updates stay in float32, and so do trained weights and gradients of weights. With float16 a step scales its
         loss: if a gradient overflows, it is taken again with a smaller scale. So ``guard`` is then ``"step"``.
+    frozen : str
+        Type in which the layers before the first trained parameter compute: ``"float32"`` (the default), or on CPUs
+        ``"int8"``: their weights and activations have eight bits, and sums are exact integers. No gradient passes there.
+        Ranges come from ``calibrate_with``. The manifest lists the layers, and why others stay float. A program does not
+        hold the float weights of these layers; its state and checkpoints have what it trains, as always.
+    calibrate_with : array, mapping of arrays, or sequence of batches (x, y), optional
+        Samples for ``frozen="int8"``, some hundred, like those of training.
     memory_budget : str or int, optional
         Largest memory for training besides the weights (arena, optimizer state, gradient sums): ``"64MB"``, or bytes.
         On a microcontroller: all memory of the program's bundle, in which trained weights, inputs and results lie, too.
@@ -179,13 +189,14 @@ def compile(  # noqa: A001 - the name that users expect
     """
     _check_options(
         scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
-        micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, precision=precision, memory_budget=memory_budget,
+        micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, precision=precision, frozen=frozen, memory_budget=memory_budget,
         copies=copies, dump=dump, build=build, flash=flash, ram=ram, database=database,
     )  # fmt: skip
     if check is False and check_with is not None:
         raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
     loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
     triple = triple_of(target)
+    _check_frozen(frozen, calibrate_with, target, statistics=batch_norm, precision=precision)
     of_target = {"triple": triple, "description": str(target), "instructions": instructions_of(target)}
     limits = limits_of(of_target, flash, ram)
     if dump is not None:
@@ -219,9 +230,13 @@ def compile(  # noqa: A001 - the name that users expect
         copies=copies, precision=precision,
     )  # fmt: skip
     in_bundle = is_freestanding(triple)
+    calibration = None
+    if frozen == INT8:
+        calibration = Calibration(calibration_batches(calibrate_with, imported.inputs))
     lower = functools.partial(
         pipeline.lower, imported, training, builder,
         micro_batches=micro_batches, budget=budget, in_bundle=in_bundle, dump=Path(dump) if dump else None,
+        calibration=calibration,
     )  # fmt: skip
     key = step_key(imported.module, training)
     tuned = None if records is None else records.tuned_step(key)
@@ -255,13 +270,15 @@ def compile(  # noqa: A001 - the name that users expect
             "copies": copies,
             "guard": guard,
             "precision": precision,
+            "frozen": frozen,
         },
+        "quantized": calibration and calibration.report(),
         "inputs": [vars(spec) for spec in imported.inputs],
         "outputs": [vars(spec) for spec in imported.outputs],
         "index_limits": index_limits(imported),
         "parameters": {name: record.to_json() for name, record in lowered.parameters.items()},
         "weight_crc32": weight_checksums(imported.weights),
-        "aliases": imported.aliases,
+        "aliases": {alias: owner for alias, owner in imported.aliases.items() if owner in lowered.parameters},
         "entries": {name: calls.record() for name, calls in lowered.entries.items()},
         "layers": layer_report(structure_of(imported), selection, lowered.step),
         "step": {"key": key, "choices": record_of(lowered.choices), "gain": None if tuned is None else tuned.gain},
@@ -277,7 +294,8 @@ def compile(  # noqa: A001 - the name that users expect
         notes = builder.notes([func for func in functions if func.attrs["global_symbol"] in lowered.kernels])
         for name, note in notes.items():
             lowered.kernels[name] |= note
-    program = Program(manifest, library.code, dict(imported.weights), constants, library.kernels)
+    weights = {name: array for name, array in imported.weights.items() if name in lowered.parameters}
+    program = Program(manifest, library.code, weights, constants, library.kernels)
     if build and limits is not None:
         needs_of(program).check(limits)
     if not build or check is False:
@@ -295,7 +313,7 @@ def compile(  # noqa: A001 - the name that users expect
         copies=copies,
         guard=guard,
     )
-    if precision == FLOAT32 and runs_here(target):
+    if precision == FLOAT32 and calibration is None and runs_here(target):
         itself = functools.partial(again, target=target)
         manifest["check"] = _checked(imported, program, list(selection), loss, optimizer, check, check_with, itself)
     else:
@@ -357,6 +375,7 @@ OPTIONS = {
     "clip_norm": number("a positive number", above=0).or_none(),
     "guard": Kind("'update', 'step' or 'off'", lambda value: value in GUARDS),
     "precision": Kind("'float32', 'bfloat16' or 'float16'", lambda value: value in PRECISIONS),
+    "frozen": Kind("'float32' or 'int8'", lambda value: value in FROZEN),
     "memory_budget": AMOUNT.or_none(),
     "copies": Kind("1 or 2", lambda value: value in (1, 2)),
     "dump": PATH.or_none(),
@@ -366,6 +385,25 @@ OPTIONS = {
     "database": Kind("a path", lambda value: value is None or PATH.holds(value) or isinstance(value, Records)),
 }
 """Valid values of the options of ``compile``, except those about inputs, which the front end checks."""
+
+
+def _check_frozen(frozen: str, data: Any, target: Any, *, statistics: str | None, precision: str) -> None:
+    """Refuse what frozen layers in eight bits are not there for."""
+    if frozen != INT8:
+        if data is not None:
+            raise OptionError("calibrate_with is data for frozen='int8': give that too, or leave it out")
+        return
+    if data is None:
+        raise OptionError("frozen='int8' needs data to take ranges from: calibrate_with=batches, --calibrate DIR")
+    if kernel_target(target).is_gpu:
+        raise OptionError("frozen='int8' is for CPUs, and this target is a GPU: leave it out, or compile for a CPU")
+    if precision != FLOAT32:
+        raise OptionError(f"frozen='int8' goes with precision='float32', not {precision!r}")
+    if statistics == "batch":
+        raise OptionError(
+            "frozen='int8' needs batch norms with frozen statistics: with those of each batch no layer behind the first "
+            "stays as it was calibrated. Leave out batch_norm='batch', or frozen"
+        )
 
 
 def _check_options(**given: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from tvm import IRModule, relax
@@ -23,6 +23,11 @@ def with_layouts(parameters: Parameters, func: relax.Function) -> Parameters:
     """Phase 2: fill in the layouts in which a function stores parameters."""
     layouts = {name: Layout(*stored) for name, stored in stored_of(func).items()}
     return {name: replace(record, layout=layouts.get(name)) for name, record in parameters.items()}
+
+
+def without(parameters: Parameters, names: Collection[str]) -> Parameters:
+    """Phase 2: drop the records of weights that are constants of eight bits now."""
+    return {name: record for name, record in parameters.items() if name not in names}
 
 
 def with_states(parameters: Parameters, step: relax.Function) -> Parameters:

@@ -103,8 +103,9 @@ from .footprint.plan import TARGET, bundled, memory_of
 from .kernel_builder import KernelBuilder
 from .launches import build_launches
 from .lowered import Lowered
-from .parameters import Parameters, with_layouts, with_prepared, with_states
+from .parameters import Parameters, with_layouts, with_prepared, with_states, without
 from .phases import Phases
+from .quantization import Calibration
 from .step_choices import StepChoices
 from .training_options import ACCUMULATE, FLOAT16, FLOAT32, FORWARD, PREDICT, TRAIN, Training
 
@@ -132,12 +133,13 @@ def lower(
     in_bundle: bool = False,
     dump: Path | None = None,
     decisions: Decisions = DEFAULTS,
+    calibration: Calibration | None = None,
 ) -> Fit[Lowered] | TooLarge:
     """Run phases 2 to 9: lower a model to kernels, and executors that call them on fixed addresses.
 
     ``micro_batches``: by default one, or as many as the budget needs. ``budget`` limits arena, optimizer state and
     gradient sums together, in bytes; with ``in_bundle`` all memory of the program's bundle. ``decisions`` are those of
-    choices above kernels (:class:`StepChoices`).
+    choices above kernels (:class:`StepChoices`). With ``calibration`` the frozen prefix is computed in eight bits.
 
     Raises
     ------
@@ -152,6 +154,10 @@ def lower(
     held = [*(each.name for each in model.inputs), TARGET] if in_bundle else []
     # 2. Canonicalise, for any number of micro-batches.
     training = canonicalise_forward(phases, training)
+    if calibration is not None:
+        quantizing = calibration.passes(phases.mod, list(training.trained), phases.parameters)
+        phases.run(2, "quantized", quantizing)
+        phases.parameters = without(phases.parameters, calibration.dropped(phases.mod))
 
     @functools.cache
     def graph(count: int) -> Phases:

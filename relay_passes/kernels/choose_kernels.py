@@ -36,8 +36,15 @@ from ..ir.places import places_of
 from ..operators import aliases, attention, training  # noqa: F401 - their records
 from ..operators.record import record_of
 from ..operators.registry import attributes_of, plain
-from . import not_finite  # noqa: F401 - its kernels
-from .legalization import Legalize, call_kernel, legalizations, legalizes, legalizes_for_target
+from . import not_finite, quantized_products  # noqa: F401 - their kernels
+from .legalization import (
+    OUT_ELEMENTWISE_FUSABLE,
+    Legalize,
+    call_kernel,
+    legalizations,
+    legalizes,
+    legalizes_for_target,
+)
 from .lift_frozen import EACH_STEP
 
 
@@ -120,11 +127,6 @@ def _left_over(mod: IRModule, name: str) -> str:
         elif operator.startswith(("relax.", "pock.")) and not record_of(operator).is_alias:
             return "TVM has none for this target"
     return ""
-
-
-OUT_ELEMENTWISE_FUSABLE = 4
-"""``OpPatternKind`` of products: fuses with consumers, not with producers, because a product reads each operand element
-many times (``tvm::relay::OpPatternKind``)."""
 
 
 ELEMENTWISE = 0

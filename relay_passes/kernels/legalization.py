@@ -18,6 +18,11 @@ Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 """Legalisation rule: takes a call of an operator, returns a call of a kernel. Further calls go to the builder."""
 
 
+OUT_ELEMENTWISE_FUSABLE = 4
+"""``OpPatternKind`` of products: fuses with consumers, not with producers, because a product reads each operand element
+many times (``tvm::relay::OpPatternKind``)."""
+
+
 def legalizes(*names: str) -> Callable[[Legalize], Legalize]:
     """Register the decorated function as the legalisation of some operators, for any target."""
 

@@ -10,6 +10,7 @@ import tvm
 from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
 
+from .dot import lower_dot
 from .prefetch import prefetch_tiles
 from .scratch import place_scratch, with_tiles_on_stack
 
@@ -84,6 +85,7 @@ LOWERING = [
     s_tir.transform.LoopPartition(),
     tirx.transform.ConvertSSA(),  # inlining a block duplicates its variables
     vectorize,
+    lower_dot,
     tirx.transform.StorageRewrite(),
     s_tir.transform.HoistIfThenElse(),
     tirx.transform.UnrollLoop(),

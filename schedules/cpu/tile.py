@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tvm import s_tir, tirx
+from tvm import DataType, s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..decisions import Choices
@@ -317,7 +317,16 @@ def block_by_block(
 def _copy_at(sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int) -> None:
     """Compute in each iteration of ``loop`` the part of ``block``'s result that is read there."""
     sch.compute_at(block, loop)
-    vectorize_inner(sch, block, vector_lanes(extent_of(sch, sch.get_loops(block)[-1]), lanes))
+    extent = extent_of(sch, sch.get_loops(block)[-1])
+    vectorize_inner(sch, block, vector_lanes(extent, lanes * WORD // _itemsize(sch, block)))
+
+
+WORD = 4
+"""Bytes of a float32, whose lanes a target's vectors have."""
+
+
+def _itemsize(sch: s_tir.Schedule, block: SBlockRV) -> int:
+    return DataType(str(sch.get(block).writes[0].source.ty.dtype)).itemsize
 
 
 def split_tile(
@@ -333,6 +342,10 @@ def split_tile(
     )
 
 
+MOST_VECTORS = 8
+"""Most vectors along a row that a copy unrolls."""
+
+
 def vectorize_inner(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
     """Vectorise the innermost loop of a block, unless it has a tail; unroll a short loop over vectors."""
     loop = sch.get_loops(block)[-1]
@@ -341,6 +354,6 @@ def vectorize_inner(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
         return
     if extent > lanes:
         outer, loop = sch.split(loop, [None, lanes])
-        if extent <= 8 * lanes:
+        if extent <= MOST_VECTORS * lanes:
             sch.unroll(outer)
     sch.vectorize(loop)

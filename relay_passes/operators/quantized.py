@@ -1,0 +1,73 @@
+"""Operators of frozen layers in eight bits. Their definitions are in ``schedules/kernels/quantized.py``."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import relax
+
+from schedules.kernels import quantized
+from schedules.kernels.conv2d import output_extent
+
+from ..ir import dtype_of, shape_of
+from .record import Kind
+from .registry import attributes_of, register_operator
+
+
+def _convolution_type(call: relax.Call) -> relax.TensorType:
+    batch, *size, _ = shape_of(call.args[0])
+    *taps, _, columns = shape_of(call.args[1])
+    given = attributes_of(call)
+    top, left, bottom, right = given["padding"]
+    axes = zip(size, taps, given["strides"], (top + bottom, left + right), given["dilation"], strict=True)
+    return relax.TensorType((batch, *(output_extent(*axis) for axis in axes), columns), "int32")
+
+
+def _matmul_type(call: relax.Call) -> relax.TensorType:
+    return relax.TensorType((*shape_of(call.args[0])[:-1], shape_of(call.args[1])[-1]), "int32")
+
+
+def _quantized_type(call: relax.Call) -> relax.TensorType:
+    return relax.TensorType((*shape_of(call.args[0])[:-1], int(call.attrs["channels"])), "uint8")
+
+
+def _bytes_type(call: relax.Call) -> relax.TensorType:
+    return relax.TensorType(shape_of(call.args[0]), "uint8")
+
+
+def _float_type(call: relax.Call) -> relax.TensorType:
+    return relax.TensorType(shape_of(call.args[0]), "float32")
+
+
+def _macs(call: relax.Call) -> int:
+    """Count for words of four weights, or for a depthwise weight's bytes."""
+    weight = call.args[1]
+    per_element = 1 if dtype_of(weight) == "int8" else quantized.WORD
+    return math.prod(shape_of(call)) * math.prod(shape_of(weight)[:-1]) * per_element
+
+
+FIXED_POINT = ["bias", "before", "factor", "rounding", "after"]
+"""Vectors by which sums are requantised."""
+
+quantized_conv2d = register_operator(
+    "pock.quantized_conv2d",
+    ["x", "weight"],
+    _convolution_type,
+    quantized.quantized_conv2d,
+    kind=Kind.PER_IMAGE,
+    macs=_macs,
+)
+quantized_matmul = register_operator(
+    "pock.quantized_matmul", ["x", "weight"], _matmul_type, quantized.quantized_matmul, kind=Kind.PER_IMAGE, macs=_macs
+)
+requantize = register_operator(
+    "pock.requantize", ["sums", *FIXED_POINT], _bytes_type, quantized.requantize, kind=Kind.ELEMENTWISE
+)
+requantize_sum = register_operator(
+    "pock.requantize_sum", ["sums", *FIXED_POINT, "other"], _bytes_type, quantized.requantize_sum, kind=Kind.ELEMENTWISE
+)
+quantize = register_operator("pock.quantize", ["x"], _quantized_type, quantized.quantize, kind=Kind.PER_IMAGE)
+dequantize = register_operator("pock.dequantize", ["q"], _float_type, quantized.dequantize, kind=Kind.ELEMENTWISE)
+dequantize_sums = register_operator(
+    "pock.dequantize_sums", ["sums", "bias", "scale"], _float_type, quantized.dequantize_sums, kind=Kind.ELEMENTWISE
+)

@@ -1,0 +1,222 @@
+"""Products of frozen layers in eight bits, and their requantisation, in integers of 32 bits.
+
+Activations: uint8, ``q``, for the number ``scale * (q - zero)``. Weights: int8 in [-127, 127], one scale an output
+channel. Sums: int32. All arithmetic of sums is exact, so every target computes the same bits.
+
+Four neighbouring channels are one word of 32 bits, little-endian, in activations as they lie in memory, and in the
+weights of dense products, which are packed so: int32 [.., C_in / 4, C_out]. A word is what the dot instructions of all
+processors multiply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tvm
+from tvm import te, tirx
+from tvm.ir import _ffi_api
+
+from .conv2d import output_extent
+from .matmul import MATMUL
+
+DOT = "pock.dot4"
+"""Operator of TIR: the dot product of a word of four uint8 and a word of four int8, int32."""
+WORD = 4
+"""Bytes of a word."""
+LARGEST = 255
+"""Largest uint8."""
+
+
+def _register() -> None:
+    if DOT not in tvm.ir.Op.list_op_names():
+        _ffi_api.RegisterOp(DOT, "dot product of four uint8 and four int8, each four one word of 32 bits")
+        op = tvm.ir.Op.get(DOT)
+        op.set_num_inputs(2)
+        op.set_attr("TCallEffectKind", PURE)
+        op.set_attr("TVectorizable", True)
+        op.set_attr("TScriptPrinterName", DOT)
+
+
+PURE = 1
+"""``CallEffectKind`` of an operator without side effects (``tvm::tirx::CallEffectKind``)."""
+_register()
+
+
+def dot4(x: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
+    """Return the dot product of two words: four uint8 of ``x``, four int8 of ``weights``."""
+    return tirx.call_intrin("int32", DOT, x, weights)
+
+
+def quantized_conv2d(
+    x: te.Tensor,
+    weight: te.Tensor,
+    *,
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    zero: int,
+) -> te.Tensor:
+    """Compute ``A[n, h, w, o] = sum_{r, s, i} X[n, h * stride + r * dilation - pad, …, i] * W[r, s, i, o]``, int32.
+
+    ``x``: uint8 [N, H, W, C], padded with ``zero``, C a multiple of four. ``weight``: int32 [R, S, C / 4, C_out], words
+    of four input channels; or int8 [R, S, 1, C], depthwise.
+    """
+    batch, height, width, _ = (int(extent) for extent in x.shape)
+    kernel_h, kernel_w, words, columns = (int(extent) for extent in weight.shape)
+    padded = _padded(x, padding, zero)
+    rows = output_extent(height, kernel_h, strides[0], padding[0] + padding[2], dilation[0])
+    across = output_extent(width, kernel_w, strides[1], padding[1] + padding[3], dilation[1])
+    r, s = te.reduce_axis((0, kernel_h), name="r"), te.reduce_axis((0, kernel_w), name="s")
+
+    def at(h: tirx.Expr, w: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
+        return h * strides[0] + r * dilation[0], w * strides[1] + s * dilation[1]
+
+    if str(weight.dtype) == "int8":
+        return te.compute(
+            (batch, rows, across, columns),
+            lambda n, h, w, o: te.sum(
+                padded(n, *at(h, w), o).astype("int32") * weight(r, s, 0, o).astype("int32"), axis=[r, s]
+            ),
+            name="quantized_depthwise",
+            attrs={"schedule_rule": "pock.depthwise_conv2d"},
+        )
+    i = te.reduce_axis((0, words), name="i")
+    return te.compute(
+        (batch, rows, across, columns),
+        lambda n, h, w, o: te.sum(dot4(_word(padded, [n, *at(h, w)], i), weight(r, s, i, o)), axis=[r, s, i]),
+        name="quantized_conv2d",
+        attrs={"schedule_rule": "pock.conv2d"},
+    )
+
+
+def quantized_matmul(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
+    """Compute ``A[.., i, j] = sum_k X[.., i, k] * W[k, j]``, int32.
+
+    ``x``: uint8 [.., m, K], K a multiple of four. ``weight``: int32 [K / 4, n], words of four rows.
+    """
+    *batch, rows, _ = (int(extent) for extent in x.shape)
+    words, columns = (int(extent) for extent in weight.shape)
+    k = te.reduce_axis((0, words), name="k")
+    return te.compute(
+        (*batch, rows, columns),
+        lambda *at: te.sum(dot4(_word(x, list(at[:-1]), k), weight(k, at[-1])), axis=k),
+        name="quantized_matmul",
+        attrs={"schedule_rule": MATMUL},
+    )
+
+
+def _word(x: te.Tensor, at: Sequence[tirx.Expr], word: tirx.Expr) -> tirx.Expr:
+    """Return four neighbouring bytes as a word, as they lie in memory: compilers load it at once."""
+    low, *others = (x(*at, word * WORD + byte).astype("int32") for byte in range(WORD))
+    for byte, other in enumerate(others, 1):
+        low = low | (other << (8 * byte))
+    return low
+
+
+def _padded(x: te.Tensor, padding: Sequence[int], zero: int) -> te.Tensor:
+    """Pad each image with the byte that stands for 0. Returns X itself without padding."""
+    if not any(padding):
+        return x
+    top, left, bottom, right = padding
+    batch, height, width, channels = (int(extent) for extent in x.shape)
+
+    def value(n: tirx.Var, h: tirx.Var, w: tirx.Var, c: tirx.Var) -> tirx.Expr:
+        inside = tirx.all(h >= top, h < height + top, w >= left, w < width + left)
+        return tirx.if_then_else(inside, x(n, h - top, w - left, c), tirx.const(zero, "uint8"))
+
+    return te.compute((batch, height + top + bottom, width + left + right, channels), value, name="padded")
+
+
+def requantize(
+    sums: te.Tensor, bias: te.Tensor, before: te.Tensor, factor: te.Tensor, rounding: te.Tensor, after: te.Tensor
+) -> te.Tensor:
+    """Compute ``clip((((A + bias) >> before) * factor + rounding) >> after, 0, 255)``, uint8.
+
+    ``sums``: int32 [.., C]. The others: int32 [C]; shifts are arithmetic. Whoever makes them sees to it that nothing
+    overflows, and adds to ``bias`` and ``rounding`` what rounds to nearest, and the zero point.
+    """
+
+    def value(*at: tirx.Var) -> tirx.Expr:
+        return _clipped(_rescaled(sums, bias, before, factor, rounding, at) >> after(at[-1]))
+
+    return te.compute(sums.shape, value, name="requantized")
+
+
+def requantize_sum(
+    sums: te.Tensor,
+    bias: te.Tensor,
+    before: te.Tensor,
+    factor: te.Tensor,
+    rounding: te.Tensor,
+    after: te.Tensor,
+    other: te.Tensor,
+    *,
+    other_factor: int,
+    constant: int,
+    bits: int,
+) -> te.Tensor:
+    """Compute ``clip(((rescaled >> after) + other * other_factor + constant) >> bits, 0, 255)``, uint8.
+
+    ``rescaled`` is ``((A + bias) >> before) * factor + rounding``, as in :func:`requantize`. ``other``: uint8 like
+    ``sums``, a residual. Both summands have ``bits`` fraction bits.
+    """
+
+    def value(*at: tirx.Var) -> tirx.Expr:
+        own = _rescaled(sums, bias, before, factor, rounding, at) >> after(at[-1])
+        return _clipped((own + other(*at).astype("int32") * other_factor + constant) >> bits)
+
+    return te.compute(sums.shape, value, name="requantized")
+
+
+def _rescaled(
+    sums: te.Tensor,
+    bias: te.Tensor,
+    before: te.Tensor,
+    factor: te.Tensor,
+    rounding: te.Tensor,
+    at: Sequence[tirx.Var],
+) -> tirx.Expr:
+    channel = at[-1]
+    return ((sums(*at) + bias(channel)) >> before(channel)) * factor(channel) + rounding(channel)
+
+
+def _clipped(value: tirx.Expr) -> tirx.Expr:
+    return tirx.min(tirx.max(value, 0), LARGEST).astype("uint8")
+
+
+def quantize(x: te.Tensor, *, inverse: float, zero: int, channels: int) -> te.Tensor:
+    """Compute ``q = zero + nearest(X * inverse)``, clipped to uint8; halves to even.
+
+    ``x``: float32 [.., C]. Channels up to ``channels`` hold ``zero``.
+    """
+    *outer, given = (int(extent) for extent in x.shape)
+    low, high = tirx.const(-zero, "float32"), tirx.const(LARGEST - zero, "float32")
+
+    def value(*at: tirx.Var) -> tirx.Expr:
+        channel = at[-1] if channels == given else tirx.min(at[-1], given - 1)
+        scaled = x(*at[:-1], channel) * tirx.const(inverse, "float32")
+        q = (tirx.nearbyint(tirx.min(tirx.max(scaled, low), high)).astype("int32") + zero).astype("uint8")
+        return q if channels == given else tirx.if_then_else(at[-1] < given, q, tirx.const(zero, "uint8"))
+
+    return te.compute((*outer, channels), value, name="quantized")
+
+
+def dequantize(q: te.Tensor, *, scale: float, zero: int) -> te.Tensor:
+    """Compute ``scale * (q - zero)``, float32, of uint8."""
+    return te.compute(
+        q.shape,
+        lambda *at: (q(*at).astype("int32") - zero).astype("float32") * tirx.const(scale, "float32"),
+        name="dequantized",
+    )
+
+
+def dequantize_sums(sums: te.Tensor, bias: te.Tensor, scale: te.Tensor) -> te.Tensor:
+    """Compute ``(A + bias) * scale``, float32.
+
+    ``sums``: int32 [.., C]. ``bias``: int32 [C], what the zero point adds to the sums. ``scale``: float32 [C].
+    """
+    return te.compute(
+        sums.shape,
+        lambda *at: (sums(*at) + bias(at[-1])).astype("float32") * scale(at[-1]),
+        name="dequantized",
+    )
