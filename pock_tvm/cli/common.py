@@ -166,6 +166,15 @@ def check_text(check: Mapping[str, Any] | None) -> str:
     return f"checked against {check['against']} in {check['seconds']:.1f} s: equal{build}{rest}"
 
 
+def eight_bits_text(quantized: Mapping[str, Any]) -> str:
+    """Describe the layers in eight bits: how many, how well they were checked, and which others stay float."""
+    check, text = quantized.get("check"), f"{len(quantized['layers'])} frozen layers in eight bits"
+    if check is not None:
+        text += f", equal to {check['against']}"
+        text += f"; outputs are {check['error']:.1%} from those in float" if "error" in check else ""
+    return text + "".join(f"; '{name}' stays float: {why}" for name, why in quantized["float"].items())
+
+
 def optimizer_of(text: str) -> Any:
     """Parse an optimizer such as ``sgd:momentum=0.9``."""
     from ..device.optimizers import KINDS

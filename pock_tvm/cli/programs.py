@@ -33,6 +33,7 @@ from .common import (
     app,
     as_options,
     check_text,
+    eight_bits_text,
     mb_text,
     named_scheme,
     optimizer_of,
@@ -70,6 +71,14 @@ def compile_(
     precision: Annotated[
         str, typer.Option(help="On GPUs: store values and multiply in bfloat16 or float16, instead of float32")
     ] = "float32",
+    frozen: Annotated[
+        str,
+        typer.Option(help="On CPUs: compute layers before the first trained parameter in int8, instead of float32"),
+    ] = "float32",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Samples to take the ranges of int8 from: a folder or .npz file, as for training"),
+    ] = None,
     memory_budget: Annotated[
         str | None,
         typer.Option(
@@ -103,12 +112,18 @@ def compile_(
     from ..device.files import check_folder
     from ..frontend import load_model
     from ..training.beside import Preprocessing, classes_beside
+    from ..training.data import open_data, shuffled_batches
 
     check_folder(output)
     console = Console(stderr=True)
     preprocessing, classes = Preprocessing.beside(model), classes_beside(model)
     with console.status(f"reading {model.name}"):
         imported = load_model(model, batch=batch, shapes=shapes_of(shape or []), trust=trust)
+    samples = None
+    if calibrate is not None:
+        specs = [vars(spec) for spec in imported.inputs]
+        data = open_data(calibrate, specs, preprocessing or Preprocessing(), has_target=False)
+        samples = shuffled_batches(data, specs[0]["shape"][0])
     with console.status("compiling"):
         program = compile_program(
             imported,
@@ -122,6 +137,8 @@ def compile_(
             clip_norm=clip_norm,
             guard=guard,
             precision=precision,
+            frozen=frozen,
+            calibrate_with=samples,
             memory_budget=memory_budget,
             copies=copies,
             dump=dump,
@@ -141,6 +158,8 @@ def compile_(
     if is_freestanding(program.manifest["target"]["triple"]):
         console.print(f"needs {needs_of(program)}", highlight=False)
     console.print(check_text(program.manifest["check"]))
+    if program.manifest["quantized"] is not None:
+        console.print(eight_bits_text(program.manifest["quantized"]), highlight=False)
 
 
 @app.command()

@@ -44,11 +44,12 @@ from .index_limits import index_limits
 from .kernel_builder import KernelBuilder
 from .layers import layer_report
 from .lowered import Lowered
+from .quantization import calibration_for
 from .self_check import SelfCheck, reference_of
+from .self_check.quantized import check_quantized
 from .step_choices import kernels_key, record_of, step_key
-from .targets import instructions_of, kernel_target, resolve_target, runs_here, triple_of
-from .quantization import Calibration, calibration_batches
-from .training_options import AS_TRAINED, FLOAT16, FLOAT32, FROZEN, INT8, PRECISIONS, Training
+from .targets import instructions_of, resolve_target, runs_here, triple_of
+from .training_options import FLOAT16, FLOAT32, FROZEN, PRECISIONS, Training
 
 
 @contextlib.contextmanager
@@ -85,7 +86,7 @@ def compile(  # noqa: A001 - the name that users expect
     clip_norm: float | None = None,
     guard: str = UPDATE,
     precision: str = FLOAT32,
-    frozen: str = AS_TRAINED,
+    frozen: str = FLOAT32,
     calibrate_with: Any = None,
     memory_budget: str | int | None = None,
     copies: int = 1,
@@ -139,10 +140,10 @@ def compile(  # noqa: A001 - the name that users expect
         updates stay in float32, and so do trained weights and gradients of weights. With float16 a step scales its
         loss: if a gradient overflows, it is taken again with a smaller scale. So ``guard`` is then ``"step"``.
     frozen : str
-        Type in which the layers before the first trained parameter compute: ``"float32"`` (the default), or on CPUs
-        ``"int8"``: their weights and activations have eight bits, and sums are exact integers. No gradient passes there.
-        Ranges come from ``calibrate_with``. The manifest lists the layers, and why others stay float. A program does not
-        hold the float weights of these layers; its state and checkpoints have what it trains, as always.
+        Type that layers before the first trained parameter compute in, where no gradient passes: ``"float32"`` (the
+        default), or on CPUs ``"int8"``. Their weights and activations then have eight bits, with ranges from
+        ``calibrate_with``, and sums are exact. The manifest lists these layers under ``quantized``, and says why others
+        stay float. The program does not hold their float weights, nor does its state.
     calibrate_with : array, mapping of arrays, or sequence of batches (x, y), optional
         Samples for ``frozen="int8"``, some hundred, like those of training.
     memory_budget : str or int, optional
@@ -189,14 +190,13 @@ def compile(  # noqa: A001 - the name that users expect
     """
     _check_options(
         scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
-        micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, precision=precision, frozen=frozen, memory_budget=memory_budget,
-        copies=copies, dump=dump, build=build, flash=flash, ram=ram, database=database,
+        micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, precision=precision, frozen=frozen,
+        memory_budget=memory_budget, copies=copies, dump=dump, build=build, flash=flash, ram=ram, database=database,
     )  # fmt: skip
     if check is False and check_with is not None:
         raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
     loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
     triple = triple_of(target)
-    _check_frozen(frozen, calibrate_with, target, statistics=batch_norm, precision=precision)
     of_target = {"triple": triple, "description": str(target), "instructions": instructions_of(target)}
     limits = limits_of(of_target, flash, ram)
     if dump is not None:
@@ -230,9 +230,10 @@ def compile(  # noqa: A001 - the name that users expect
         copies=copies, precision=precision,
     )  # fmt: skip
     in_bundle = is_freestanding(triple)
-    calibration = None
-    if frozen == INT8:
-        calibration = Calibration(calibration_batches(calibrate_with, imported.inputs))
+    calibration = calibration_for(
+        frozen, calibrate_with, imported.inputs, is_gpu=builder.kernel_target.is_gpu, precision=precision,
+        batch_norm=statistics,
+    )  # fmt: skip
     lower = functools.partial(
         pipeline.lower, imported, training, builder,
         micro_batches=micro_batches, budget=budget, in_bundle=in_bundle, dump=Path(dump) if dump else None,
@@ -278,7 +279,7 @@ def compile(  # noqa: A001 - the name that users expect
         "index_limits": index_limits(imported),
         "parameters": {name: record.to_json() for name, record in lowered.parameters.items()},
         "weight_crc32": weight_checksums(imported.weights),
-        "aliases": {alias: owner for alias, owner in imported.aliases.items() if owner in lowered.parameters},
+        "aliases": imported.aliases,
         "entries": {name: calls.record() for name, calls in lowered.entries.items()},
         "layers": layer_report(structure_of(imported), selection, lowered.step),
         "step": {"key": key, "choices": record_of(lowered.choices), "gain": None if tuned is None else tuned.gain},
@@ -316,14 +317,18 @@ def compile(  # noqa: A001 - the name that users expect
     if precision == FLOAT32 and calibration is None and runs_here(target):
         itself = functools.partial(again, target=target)
         manifest["check"] = _checked(imported, program, list(selection), loss, optimizer, check, check_with, itself)
-    else:
-        here = functools.partial(again, imported, check=check, check_with=check_with)
-        with warnings.catch_warnings(action="ignore", category=PockWarning):
-            try:
-                checked = here(memory_budget=budget)
-            except MemoryBudgetError:  # this machine's kernels need more scratch
-                checked = here()
-        manifest["check"] = checked.manifest["check"] and checked.manifest["check"] | {"build": "of the host"}
+        return program
+    # Of 16 and of eight bits, and of other machines, a build in float32 for this machine is compared.
+    here = functools.partial(again, imported, check=check, check_with=check_with)
+    with warnings.catch_warnings(action="ignore", category=PockWarning):
+        try:
+            checked = here(memory_budget=budget)
+        except MemoryBudgetError:  # this machine's kernels, or floats, need more
+            checked = here()
+    what = "of the host" if calibration is None else "in float32"
+    manifest["check"] = checked.manifest["check"] and checked.manifest["check"] | {"build": what}
+    if calibration is not None and runs_here(target):
+        manifest["quantized"]["check"] = check_quantized(imported, program, calibration, builder, checked)
     return program
 
 
@@ -385,25 +390,6 @@ OPTIONS = {
     "database": Kind("a path", lambda value: value is None or PATH.holds(value) or isinstance(value, Records)),
 }
 """Valid values of the options of ``compile``, except those about inputs, which the front end checks."""
-
-
-def _check_frozen(frozen: str, data: Any, target: Any, *, statistics: str | None, precision: str) -> None:
-    """Refuse what frozen layers in eight bits are not there for."""
-    if frozen != INT8:
-        if data is not None:
-            raise OptionError("calibrate_with is data for frozen='int8': give that too, or leave it out")
-        return
-    if data is None:
-        raise OptionError("frozen='int8' needs data to take ranges from: calibrate_with=batches, --calibrate DIR")
-    if kernel_target(target).is_gpu:
-        raise OptionError("frozen='int8' is for CPUs, and this target is a GPU: leave it out, or compile for a CPU")
-    if precision != FLOAT32:
-        raise OptionError(f"frozen='int8' goes with precision='float32', not {precision!r}")
-    if statistics == "batch":
-        raise OptionError(
-            "frozen='int8' needs batch norms with frozen statistics: with those of each batch no layer behind the first "
-            "stays as it was calibrated. Leave out batch_norm='batch', or frozen"
-        )
 
 
 def _check_options(**given: Any) -> None:

@@ -103,7 +103,7 @@ from .footprint.plan import TARGET, bundled, memory_of
 from .kernel_builder import KernelBuilder
 from .launches import build_launches
 from .lowered import Lowered
-from .parameters import Parameters, with_layouts, with_prepared, with_states, without
+from .parameters import Parameters, with_layouts, with_prepared, with_states
 from .phases import Phases
 from .quantization import Calibration
 from .step_choices import StepChoices
@@ -139,7 +139,7 @@ def lower(
 
     ``micro_batches``: by default one, or as many as the budget needs. ``budget`` limits arena, optimizer state and
     gradient sums together, in bytes; with ``in_bundle`` all memory of the program's bundle. ``decisions`` are those of
-    choices above kernels (:class:`StepChoices`). With ``calibration`` the frozen prefix is computed in eight bits.
+    choices above kernels (:class:`StepChoices`). With ``calibration``, the frozen prefix computes in eight bits.
 
     Raises
     ------
@@ -155,13 +155,11 @@ def lower(
     # 2. Canonicalise, for any number of micro-batches.
     training = canonicalise_forward(phases, training)
     if calibration is not None:
-        quantizing = calibration.passes(phases.mod, list(training.trained), phases.parameters)
-        phases.run(2, "quantized", quantizing)
-        phases.parameters = without(phases.parameters, calibration.dropped(phases.mod))
+        calibration.quantize(phases, list(training.trained))
 
     @functools.cache
     def graph(count: int) -> Phases:
-        """Run phases 3 to 5: loss, backward graph, update."""
+        """Run phases 3 to 5."""
         own = phases.fork()
         differentiate(own, replace(training, micro_batches=count), builder.kernel_target.layouts)
         return own

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tvm import IRModule, relax
-from tvm.ir.transform import Pass
+from tvm import relax
 
 from relay_passes import QuantizeFrozen
 from relay_passes.analysis.fixed_point import eight_bits
@@ -21,9 +20,10 @@ from ..errors import DataError, InputError, OptionError
 from ..frontend.model import TensorSpec
 from .evaluation import Evaluation
 from .kernel_builder import KernelBuilder
-from .parameters import Parameters
+from .parameters import Parameters, without
+from .phases import Phases
 from .targets import resolve_target
-from .training_options import PREDICT, TRAIN
+from .training_options import FLOAT32, PREDICT, TRAIN
 
 MOST_BATCHES = 16
 """Batches that are read: ranges change little beyond."""
@@ -42,9 +42,14 @@ class Calibration:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     plan: Quantization = field(default_factory=Quantization)
+    quantized: relax.Function | None = None
+    """``predict`` in eight bits, before later phases."""
+    unread: list[str] = field(default_factory=list)
+    """Frozen parameters that only layers in eight bits had read."""
 
-    def passes(self, mod: IRModule, trained: Sequence[str], parameters: Parameters) -> list[Pass]:
-        """Return the passes that compute the frozen prefix of ``train_step`` and ``predict`` in eight bits.
+    def quantize(self, phases: Phases, trained: Sequence[str]) -> None:
+        """End of phase 2: compute the frozen prefix of ``train_step`` and ``predict`` in eight bits. Frozen parameters
+        that only its layers had read are dropped.
 
         Raises
         ------
@@ -53,9 +58,9 @@ class Calibration:
         OptionError
             No layer can be computed in eight bits.
         """
-        func = mod[PREDICT]
+        func = phases.mod[PREDICT]
         if not self.ranges:
-            self._calibrate(func, trained, parameters)
+            self._calibrate(func, trained, phases.parameters)
         self.plan = quantization(func, trained, self.ranges, self.arrays)
         if not self.plan.prefix.layers:
             reasons = "".join(f"; '{name}': {why}" for name, why in self.plan.prefix.floats.items())
@@ -63,14 +68,13 @@ class Calibration:
                 "frozen='int8' finds no layer to compute in eight bits: none with a frozen weight stands before the "
                 f"first trained parameter{reasons}. Leave it out, or train less"
             )
-        return [QuantizeFrozen(trained, self.ranges, self.arrays, name) for name in (TRAIN, PREDICT)]
-
-    def dropped(self, mod: IRModule) -> list[str]:
-        """Return the frozen parameters that only layers in eight bits had read."""
-        func = mod[PREDICT]
+        phases.run(
+            2, "quantized", [QuantizeFrozen(trained, self.ranges, self.arrays, name) for name in (TRAIN, PREDICT)]
+        )
+        self.quantized = func = phases.mod[PREDICT]
         read = {var.name for binding in bindings_of(func) for var in used_vars(binding.value)}
-        inputs = int(func.attrs["num_input"])
-        return [param.name for param in func.params[inputs:] if param.name not in read]
+        self.unread = [param.name for param in func.params[int(func.attrs["num_input"]) :] if param.name not in read]
+        phases.parameters = without(phases.parameters, self.unread)
 
     def report(self) -> dict[str, Any]:
         """Return what a manifest says: the layers in eight bits, and those of the prefix that stay float."""
@@ -78,13 +82,11 @@ class Calibration:
             {"name": layer.name, "kind": layer.kind, "stored": self.plan.prefix.requantizes(layer)}
             for layer in self.plan.prefix.layers.values()
         ]
-        return {"layers": layers, "float": dict(self.plan.prefix.floats)}
+        return {"layers": layers, "float": dict(self.plan.prefix.floats), "parameters": list(self.unread)}
 
     def _calibrate(self, func: relax.Function, trained: Sequence[str], parameters: Parameters) -> None:
         builder = KernelBuilder(resolve_target("host"))
-        weights = {
-            name: each.store(each.initial) for name, each in parameters.items() if each.initial is not None
-        }
+        weights = {name: each.store(each.initial) for name, each in parameters.items() if each.initial is not None}
         values, vectors = observed(func, trained), needed(func, trained)
         if not values:
             return
@@ -134,6 +136,35 @@ class _Range:
         return best * self.low, best * self.high
 
 
+def calibration_for(
+    frozen: str, data: Any, specs: Sequence[TensorSpec], *, is_gpu: bool, precision: str, batch_norm: str
+) -> Calibration | None:
+    """Return the calibration of a compile whose options are these; None if frozen layers stay float.
+
+    Raises
+    ------
+    OptionError
+        An option does not go with layers in eight bits, or there is no data. Errors of the data: as
+        :func:`calibration_batches`.
+    """
+    if frozen == FLOAT32:
+        if data is not None:
+            raise OptionError("calibrate_with is data for frozen='int8': give that too, or leave it out")
+        return None
+    if data is None:
+        raise OptionError("frozen='int8' needs data to take ranges from: calibrate_with=batches, --calibrate DIR")
+    if is_gpu:
+        raise OptionError("frozen='int8' is for CPUs, and this target is a GPU: leave it out, or compile for a CPU")
+    if precision != FLOAT32:
+        raise OptionError(f"frozen='int8' goes with precision='float32', not with {precision!r}")
+    if batch_norm == "batch":
+        raise OptionError(
+            "frozen='int8' needs batch norms with frozen statistics, which ranges are taken with: leave out "
+            "batch_norm='batch', or frozen"
+        )
+    return Calibration(calibration_batches(data, specs))
+
+
 def calibration_batches(data: Any, specs: Sequence[TensorSpec]) -> list[dict[str, np.ndarray]]:
     """Read batches of a network's inputs, at most :data:`MOST_BATCHES`.
 
@@ -159,7 +190,9 @@ def calibration_batches(data: Any, specs: Sequence[TensorSpec]) -> list[dict[str
             for spec in specs:
                 check_array(f"input '{spec.name}' of the calibration data", part[spec.name], spec.shape, spec.dtype)
                 if not np.isfinite(part[spec.name]).all():
-                    raise DataError(f"input '{spec.name}' of the calibration data is not finite: leave such samples out")
+                    raise DataError(
+                        f"input '{spec.name}' of the calibration data is not finite: leave such samples out"
+                    )
             found.append(part)
     if not found:
         raise DataError("the calibration data holds no samples: frozen='int8' takes ranges from some hundred")
@@ -171,7 +204,9 @@ def _parts(data: Any) -> Iterator[Any]:
         yield data
         return
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
-        raise InputError(f"calibrate_with is an array of samples, or a sequence of batches (x, y), not {described(data)}")
+        raise InputError(
+            f"calibrate_with is an array of samples, or a sequence of batches (x, y), not {described(data)}"
+        )
     for batch in data:
         yield batch[0] if isinstance(batch, tuple | list) else batch
 

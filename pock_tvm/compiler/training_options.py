@@ -11,9 +11,9 @@ from relay_passes.kernels.lift_frozen import PREPARE
 from relay_passes.memory.order_updates import UPDATE
 
 FORWARD, TRAIN, ACCUMULATE, PREDICT = "main", "train_step", "accumulate_step", "predict"
-FROZEN = (AS_TRAINED, INT8) = ("float32", "int8")
-"""Types of the weights and activations of the frozen prefix."""
 PRECISIONS = FLOAT32, BFLOAT16, FLOAT16 = "float32", "bfloat16", "float16"
+FROZEN = FLOAT32, INT8 = "float32", "int8"
+"""Types that frozen layers before the first trained parameter compute in."""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ MANIFEST = {
     "layers": [LAYER],
     "kernels": Each({"flops": is_number, "bytes": is_number}),
     "step": Maybe({"choices": Each({"default": object, "decided": object}), "gain": Maybe(is_number)}),
+    "quantized": Maybe({"layers": [{"name": str, "kind": str}], "float": Each(str), "parameters": [str]}),
     "classes": Maybe([str]),
     "preprocessing": Maybe({"mean": [is_number], "std": [is_number]}),
 }

@@ -117,6 +117,12 @@ class Program:
         }
 
     @property
+    def in_eight_bits(self) -> list[str]:
+        """The frozen weights that the program has in eight bits alone, as constants of its kernels. They are the
+        model's own, and no part of a trainer's state."""
+        return list((self.manifest.get("quantized") or {}).get("parameters", []))
+
+    @property
     def index_limits(self) -> dict[str, tuple[int, int]]:
         """For each integer input by which something is read the lowest index, and how many positions there are."""
         return {name: (low, high) for name, (low, high) in self.manifest["index_limits"].items()}

@@ -15,7 +15,7 @@ from . import optimizers
 from .arguments import FLAG, PATH, one_of, require, whole
 from .arrays import as_array
 from .checkpoint import newest_checkpoint, write_checkpoint
-from .checksums import weight_checksums
+from .checksums import crc32, weight_checksums
 from .errors import CheckpointError, DeviceError, NonFiniteError, OptionError, PockError, PockWarning
 from .execution import Execution
 from .library import Library
@@ -69,7 +69,8 @@ class Stateful(Execution):
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        """All weights under PyTorch's names and in its layouts, for ``torch_model.load_state_dict``.
+        """All weights under PyTorch's names and in its layouts, for ``torch_model.load_state_dict``; those that the
+        program has in eight bits alone are left out (``strict=False``): the model has them as they were.
 
         The values are torch tensors where torch is installed, and NumPy arrays where it is not.
         """
@@ -85,7 +86,8 @@ class Stateful(Execution):
         """All weights as NumPy arrays of their own, under PyTorch's names and in its layouts."""
         self._settle()
         current = self.program.weights | self._current()
-        current |= {alias: current[owner] for alias, owner in self.program.manifest["aliases"].items()}
+        aliases = self.program.manifest["aliases"].items()
+        current |= {alias: current[owner] for alias, owner in aliases if owner in current}
         return {name: np.array(array) for name, array in current.items()}
 
     def _current(self) -> dict[str, np.ndarray]:
@@ -106,12 +108,14 @@ class Stateful(Execution):
 
     @one_at_a_time
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over all weights, trained and frozen, from a state in PyTorch's names and layouts.
+        """Take over all weights, trained and frozen, from a state in PyTorch's names and layouts. Those that the
+        program has in eight bits may be missing, and have to be the ones that it was compiled from.
 
         Raises
         ------
         CheckpointError
-            A name is missing or unknown, or a shape is wrong. The trainer is left as it was.
+            A name is missing or unknown, a shape is wrong, or a weight in eight bits another. The trainer is left as it
+            was.
         """
         self._settle()  # it would leave the optimizer's state spoiled
         require("the state", state, STATE, CheckpointError)
@@ -122,6 +126,12 @@ class Stateful(Execution):
             if name not in aliases or aliases[name] not in state
         }
         arrays = {aliases.get(name, name): array for name, array in arrays.items()}
+        for name in self.program.in_eight_bits:
+            if name in arrays and crc32(arrays.pop(name)) != self.program.manifest["weight_crc32"][name]:
+                raise CheckpointError(
+                    f"'{name}' differs from the weight that the program has in eight bits: compile the network with "
+                    "this state again"
+                )
         missing = [name for name in self._weights if name not in arrays]
         unknown = [name for name in arrays if name not in self._weights]
         if missing or unknown:

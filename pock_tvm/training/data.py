@@ -360,6 +360,13 @@ def training_batches(data: DataSet, batch: int, rng: np.random.Generator) -> Ite
         yield data.read(order[start : start + batch], rng)
 
 
+def shuffled_batches(data: DataSet, batch: int) -> Iterator[Batch]:
+    """Yield every sample once, in an order that is random but the same each time; the last batch may be smaller."""
+    order = np.random.default_rng(0).permutation(len(data))
+    for start in range(0, len(data), batch):
+        yield data.read(order[start : start + batch], None)
+
+
 def evaluation_batches(data: DataSet, batch: int) -> Iterator[Batch]:
     """Yield every sample once, in order; the last batch may be smaller."""
     for start in range(0, len(data), batch):

@@ -2,8 +2,8 @@
 
 Sums are rescaled in 32 bits: ``((A + bias) >> before) * factor >> after``. ``before`` leaves :data:`SUM_BITS` bits of
 the largest sum that the weights allow, and ``factor`` has :data:`FACTOR_BITS`: no product overflows, whatever the
-input. The scheme is that of Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-
-Only Inference (2018), without its products of 64 bits, which few vector units have.
+input. The scheme is that of Jacob et al., Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference (2018), without its products of 64 bits, which few vector units have.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from tvm import relax
 
@@ -13,7 +15,6 @@ from schedules.kernels.quantized import WORD
 from ..ir import Expr, bindings_of, constant_vars, is_float, op_name, returned, shape_of, used_vars
 from ..ir.places import places_of
 from ..operators import training  # noqa: F401 - the records of its operators
-from ..operators.record import kind_of, Kind
 from ..operators.registry import plain
 
 CONVOLUTION, DEPTHWISE, MATMUL = "conv2d", "depthwise", "matmul"
@@ -29,11 +30,11 @@ class Layer:
     product: relax.Var
     x: relax.Var
     weight: Expr
-    bias: Expr | None = None
+    result: relax.Var
+    """Value behind bias, residual and activation."""
+    bias: relax.Var | None = None
     other: relax.Var | None = None
     """Residual that is added, behind the bias."""
-    result: relax.Var | None = None
-    """Value behind bias, residual and activation."""
     inside: tuple[relax.Var, ...] = ()
     """Values between product and result."""
 
@@ -56,7 +57,9 @@ class FrozenPrefix:
         return layer.result in self.eight_bits
 
 
-def frozen_prefix(func: relax.Function, trained: Collection[str], excluded: Mapping[str, str] = {}) -> FrozenPrefix:  # noqa: B006 - never written
+def frozen_prefix(
+    func: relax.Function, trained: Collection[str], excluded: Mapping[str, str] = MappingProxyType({})
+) -> FrozenPrefix:
     """Analyse a dataflow function in canonical form: channels last, batch norms folded.
 
     The prefix are the values that depend on an input (the first ``num_input`` parameters) and on no ``trained``
@@ -89,6 +92,7 @@ class _Analysis:
         self.early = reached - set(inputs) | {each for each in inputs if is_float(each)}
 
     def prefix(self) -> FrozenPrefix:
+        """Find the layers, and what stays float."""
         found = FrozenPrefix()
         claimed: set[relax.Var] = set()
         for binding in reversed(self.bindings):  # of two products that are added, the later adds the other
@@ -147,7 +151,7 @@ class _Analysis:
         if following is not None and _is_clip(following.value):
             chain.append(following.var)
         claimed.update(chain)
-        return Layer(name, kind, binding.var, x, weight, bias, other, chain[-1], tuple(chain[1:-1]))
+        return Layer(name, kind, binding.var, x, weight, chain[-1], bias, other, tuple(chain[1:-1]))
 
     def _only_reader(self, var: relax.Var, claimed: set[relax.Var]) -> relax.VarBinding | None:
         """Return the binding that alone reads a value, unless it is another layer's or behind the prefix."""
@@ -157,14 +161,15 @@ class _Analysis:
         (reader,) = readers
         return reader if reader.var in self.early and reader.var not in claimed else None
 
-    def _bias_of(self, value: Expr, sums: relax.Var) -> Expr | None:
+    def _bias_of(self, value: Expr, sums: relax.Var) -> relax.Var | None:
         """Return the vector that is added to ``sums``."""
         if op_name(value) != "relax.add":
             return None
-        other = value.args[1] if value.args[0] is sums or value.args[0].same_as(sums) else value.args[0]
-        columns = shape_of(sums)[-1]
-        is_vector = isinstance(other, relax.Var) and other in self.constant and _size(other) == shape_of(other)[-1]
-        return other if is_vector and _size(other) == columns else None
+        other = value.args[1] if value.args[0].same_as(sums) else value.args[0]
+        if not isinstance(other, relax.Var) or other not in self.constant:
+            return None
+        *outer, columns = shape_of(other) or (1,)
+        return other if math.prod(outer) == 1 and columns == shape_of(sums)[-1] else None
 
     def _residual_of(self, value: Expr, own: relax.Var) -> relax.Var | None:
         if op_name(value) != "relax.add":
@@ -195,7 +200,9 @@ class _Analysis:
                 each.other for each in found.layers.values() if each.other is not None and found.requantizes(each)
             )
             eight.update(
-                binding.value.args[0] for binding in self.bindings if binding.var in eight and _is_pooling(binding.value)
+                binding.value.args[0]
+                for binding in self.bindings
+                if binding.var in eight and _is_pooling(binding.value)
             )
         inside = {
             (each.other, var)
@@ -213,13 +220,6 @@ class _Analysis:
             ]
             if others or var in self.results:
                 found.in_float.add(var)
-
-
-def _size(expr: Expr) -> int:
-    size = 1
-    for extent in shape_of(expr):
-        size *= extent
-    return size
 
 
 def _is_pooling(value: Expr) -> bool:

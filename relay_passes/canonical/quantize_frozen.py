@@ -178,7 +178,7 @@ class _Rewriter:
     def _requantized(self, builder: relax.BlockBuilder, layer: Layer) -> Expr:
         vectors, residual = self.plan.rescalings[layer.product]
         operands = [self.sums[layer.product], *map(relax.const, vectors.vectors())]
-        if residual is None:
+        if residual is None or layer.other is None:
             call = Q.requantize(*operands)
         else:
             call = Q.requantize_sum(*operands, self.stored[layer.other], **vars(residual))

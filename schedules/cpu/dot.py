@@ -28,17 +28,17 @@ PAIRS = {
 def lower_dot(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tirx.PrimFunc:
     """Lower ``pock.dot4`` of words, and of vectors of words, for the function's target.
 
-    With VNNI, ``vpdpbusd`` adds to sums without saturating. Elsewhere on x86, bytes are widened to 16 bits: ``vpmaddwd``
-    multiplies these and adds pairs, exactly. (``vpmaddubsw`` would take the bytes as they are, and saturates.) Anywhere
-    else it is plain arithmetic.
+    With VNNI, ``vpdpbusd`` adds to sums without saturating. Elsewhere on x86, bytes are widened to 16 bits:
+    ``vpmaddwd`` multiplies these and adds pairs, exactly. (``vpmaddubsw`` would take the bytes as they are, and
+    saturates.) Anywhere else it is plain arithmetic.
     """
     target = func.attrs["target"]
 
     def lowered(node: ir.Call) -> tirx.Expr:
-        return _dot(*node.args, target) if _is_dot(node) else node
+        return _dot(node.args[0], node.args[1], target) if _is_dot(node) else node
 
     def added(node: tirx.Add) -> tirx.Expr:
-        sums = _added(node.a, *node.b.args, target) if _is_dot(node.b) else None
+        sums = _added(node.a, node.b.args[0], node.b.args[1], target) if _is_dot(node.b) else None
         return node if sums is None else sums
 
     body = tvm_ffi.structural_map(func.body, (tirx.Add, added))
