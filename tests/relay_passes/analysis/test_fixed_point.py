@@ -1,0 +1,86 @@
+"""Numbers of layers in eight bits: near those in float, and never too large."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from relay_passes.analysis.fixed_point import (
+    EightBits,
+    Unfit,
+    eight_bits,
+    packed,
+    quantized_sums,
+    rescaling,
+    rescaling_with,
+)
+
+RNG = np.random.default_rng(0)
+X = EightBits(0.03, 117)
+
+
+def layer(terms: int = 96, columns: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Weights whose channels differ in size, one of them zero, and a bias."""
+    weight = RNG.standard_normal((terms, columns)) * np.exp(3 * RNG.standard_normal(columns))
+    weight[:, 3] = 0
+    weight[:, 4] *= 1e-12  # a bias beside which the weights are nothing
+    return weight, RNG.standard_normal(columns)
+
+
+def test_zero_is_exact_and_the_ends_are_covered() -> None:
+    for low, high in ((-1.0, 3.0), (0.5, 2.0), (-3.0, -1.0), (0.0, 6.0), (0.0, 0.0)):
+        numbers = eight_bits(low, high)
+        assert 0 <= numbers.zero <= 255
+        ends = numbers.scale * (np.array([0, 255]) - numbers.zero)
+        assert ends[0] <= min(low, 0) + numbers.scale / 2
+        assert ends[1] >= high - numbers.scale / 2
+
+
+def test_words_hold_four_input_channels() -> None:
+    weight = RNG.integers(-127, 128, (3, 6, 5)).astype("int8")
+    words = packed(weight)
+    assert (words.shape, words.dtype) == ((3, 2, 5), np.dtype("int32"))
+    unpacked = np.moveaxis(words.view("int8").reshape(3, 2, 5, 4), -1, -2).reshape(3, 8, 5)
+    np.testing.assert_array_equal(unpacked[:, :6], weight)
+    assert not unpacked[:, 6:].any()
+
+
+@pytest.mark.parametrize("with_other", [False, True])
+def test_rescaled_sums_are_those_in_float_and_fit_32_bits(with_other: bool) -> None:
+    weight, bias = layer()
+    sums = quantized_sums(weight, bias, X)
+    x = np.concatenate([RNG.integers(0, 256, (200, 96)), np.zeros((1, 96), int), np.full((1, 96), 255)])
+    worst = np.where(sums.weight[:, 7] > 0, 255, 0)  # the largest sum of a channel
+    x = np.concatenate([x, worst[None], 255 - worst[None]])
+    exact = (x - X.zero) * X.scale @ (sums.weight * sums.scale / X.scale) + bias
+    y, other = eight_bits(*np.quantile(exact, (0.01, 0.99))), EightBits(0.5, 40)
+    total = x @ sums.weight.astype("int64") + sums.bias
+    assert (np.abs(total) <= sums.largest).all()
+    if with_other:
+        numbers, residual = rescaling_with(sums, y, other)
+        added = RNG.integers(0, 256, exact.shape)
+        exact = exact + (added - other.zero) * other.scale
+    else:
+        numbers = rescaling(sums, y)
+    bias_, before, factor, rounding, after = (each.astype("int64") for each in numbers.vectors())
+    first = x @ sums.weight.astype("int64") + bias_
+    second = (first >> before) * factor + rounding
+    found = second >> after
+    if with_other:
+        third = found + added * residual.other_factor + residual.constant
+        assert np.abs(third).max() < 2**31
+        found = third >> residual.bits
+    assert max(np.abs(first).max(), np.abs(second).max()) < 2**31
+    expected = np.clip(np.rint(exact / y.scale) + y.zero, 0, 255)
+    assert np.abs(np.clip(found, 0, 255) - expected).max() <= 1
+    assert (np.clip(found, 0, 255) != expected).mean() < 0.1
+
+
+def test_what_does_not_fit_32_bits_is_refused() -> None:
+    with pytest.raises(Unfit, match="overflow"):
+        quantized_sums(np.ones((80_000, 2)), None, X)
+    sums = quantized_sums(np.ones((8, 2)), None, X)
+    with pytest.raises(Unfit, match="range of its result"):
+        rescaling(sums, EightBits(1e-9, 0))
+    with pytest.raises(Unfit, match="range of its result"):
+        rescaling_with(sums, EightBits(1e-6, 0), X)
