@@ -25,7 +25,7 @@ class Layer:
     """A product with a frozen weight, and what is fused with it."""
 
     name: str
-    """Path of the module, or the operator where there is none."""
+    """Path of the module that owns the weight."""
     kind: str
     product: relax.Var
     x: relax.Var
@@ -81,6 +81,13 @@ class _Analysis:
         inputs = list(func.params[: int(func.attrs["num_input"])])
         frozen = [each.name for each in func.params if each not in inputs and each.name not in trained]
         self.constant = constant_vars(func, frozen)
+        self.roots: dict[relax.Var, frozenset[relax.Var]] = {
+            param: frozenset([param]) for param in func.params if param in self.constant
+        }
+        for binding in self.bindings:
+            if binding.var in self.constant:
+                read = used_vars(binding.value)
+                self.roots[binding.var] = frozenset().union(*(self.roots[each] for each in read))
         reached = set(inputs)
         late = {each for each in func.params if each.name in trained}
         for binding in self.bindings:
@@ -98,7 +105,7 @@ class _Analysis:
         for binding in reversed(self.bindings):  # of two products that are added, the later adds the other
             if binding.var not in self.early or not self._has_weight(binding.value):
                 continue
-            name = self._name(binding.var)
+            name = self._name(binding)
             kind, why = self._kind(binding.value)
             why = self.excluded.get(name, why)
             if why:
@@ -118,9 +125,13 @@ class _Analysis:
         is_constant = isinstance(weight, relax.Var) and weight in self.constant
         return is_constant and isinstance(value.args[0], relax.Var) and value.args[0] in self.early
 
-    def _name(self, var: relax.Var) -> str:
-        place = self.places[var]
-        return place.layer or place.operator
+    def _name(self, product: relax.VarBinding) -> str:
+        """Return the path of the module that owns a product's weight: the largest parameter that it is made of."""
+        weights = self.roots[product.value.args[1]]
+        largest = max(weights, key=lambda each: math.prod(shape_of(each)), default=None)
+        return (
+            largest.name.rpartition(".")[0] or largest.name if largest is not None else self.places[product.var].layer
+        )
 
     def _kind(self, call: relax.Call) -> tuple[str, str]:
         """Return a product's kind, or why it stays float."""

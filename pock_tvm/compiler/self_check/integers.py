@@ -9,6 +9,7 @@ import numpy as np
 from tvm import relax
 
 from relay_passes.ir import bindings_of, constant_value, dtype_of, op_name
+from relay_passes.ir.places import places_of
 from relay_passes.operators.registry import attributes_of, plain
 
 from ...errors import CheckError
@@ -17,10 +18,10 @@ LARGEST = 255
 """Largest uint8."""
 
 
-def check_integers(func: relax.Function, values: Mapping[str, np.ndarray]) -> int:
+def check_integers(func: relax.Function, values: Mapping[relax.Var, np.ndarray]) -> int:
     """Check what layers in eight bits compute against NumPy, and return how many values were compared.
 
-    ``values``: those of :func:`in_eight_bits` by name, of a quantised function. NumPy goes on with its own.
+    ``values``: those of :func:`in_eight_bits`, of a quantised function. NumPy goes on with its own.
 
     Raises
     ------
@@ -28,24 +29,24 @@ def check_integers(func: relax.Function, values: Mapping[str, np.ndarray]) -> in
         It names the first value that differs.
     """
     own: dict[relax.Var, np.ndarray] = {}
-    compared = 0
+    places, compared = places_of(func), 0
 
     def operand(expr: relax.Expr) -> np.ndarray:
         constant = constant_value(expr)
-        return constant if constant is not None else own[expr] if expr in own else values[expr.name]
+        return constant if constant is not None else own[expr] if expr in own else values[expr]
 
     for binding in bindings_of(func):
         var, compute = binding.var, _computation(binding.value)
         if compute is None:
             continue
         own[var] = compute(binding.value, [operand(each) for each in binding.value.args])
-        if var.name not in values:
+        if var not in values:
             continue
-        wrong = np.count_nonzero(own[var] != values[var.name])
+        wrong = np.count_nonzero(own[var] != values[var])
         if wrong:
             raise CheckError(
-                f"the layer in eight bits that computes '{var.name}' differs from NumPy's integers in {wrong} of "
-                f"{own[var].size} elements. This is a fault of the compiler: please report it with the model"
+                f"the layer in eight bits that computes {places[var].described} differs from NumPy's integers in {wrong} "
+                f"of {own[var].size} elements. This is a fault of the compiler: please report it with the model"
             )
         compared += 1
     return compared

@@ -45,7 +45,7 @@ def check_quantized(
     weights = {name: each.store(model.weights[name]) for name, each in program.parameters.items() if each.is_weight}
     values = in_eight_bits(func)
     results = Evaluation(func, [*values, *returned(func)], builder).run({**batch, **weights})
-    compared = check_integers(func, {var.name: array for var, array in zip(values, results, strict=False)})
+    compared = check_integers(func, dict(zip(values, results, strict=False)))
     trainer, loss = Trainer(program), Loss(**program.manifest["loss"])
     outputs = _outputs(trainer, batch)
     for number, (ours, expected) in enumerate(zip(outputs, results[len(values) :], strict=True)):
