@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import tvm
 from tvm import tirx
 
+from schedules.kernels import PORTABLE
 from schedules.target import Target
 
 from ..compiler.footprint.plan import called_kernels
@@ -44,7 +45,7 @@ def sources(kernels: Mapping[str, tirx.PrimFunc], target: Target, operands: Mapp
     """Print unscheduled kernels by their names: see :func:`kernel_sources`. ``operands`` are for the comments."""
     files, prototypes = {}, []
     for name, definition in kernels.items():
-        (lowered,) = target.lower(target.schedule(definition)).functions.values()
+        (lowered,) = target.lower(target.schedule(definition).with_attr(PORTABLE, True)).functions.values()
         printed = print_kernel(lowered)
         vectors = [f'#define POCK_LANES {lanes}\n#include "{VECTORS}"' for lanes in printed.lanes]
         head = [_comment(name, operands.get(name, [])), f'#include "{KERNELS}"', f'#include "{VECTORS}"', *vectors]

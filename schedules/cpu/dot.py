@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import tvm
 import tvm_ffi
@@ -10,6 +10,7 @@ from tvm import ir, tirx
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
 
+from ..kernels import PORTABLE
 from ..kernels.quantized import DOT, WORD
 
 BYTE, HALF = 8, 16
@@ -30,15 +31,15 @@ def lower_dot(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transform.P
 
     With VNNI, ``vpdpbusd`` adds to sums without saturating. Elsewhere on x86, bytes are widened to 16 bits:
     ``vpmaddwd`` multiplies these and adds pairs, exactly. (``vpmaddubsw`` would take the bytes as they are, and
-    saturates.) Anywhere else it is plain arithmetic.
+    saturates.) Anywhere else, and in source code, it is plain arithmetic.
     """
-    target = func.attrs["target"]
+    features = () if PORTABLE in func.attrs else _features(func.attrs["target"])
 
     def lowered(node: ir.Call) -> tirx.Expr:
-        return _dot(node.args[0], node.args[1], target) if _is_dot(node) else node
+        return _dot(node.args[0], node.args[1], features) if _is_dot(node) else node
 
     def added(node: tirx.Add) -> tirx.Expr:
-        sums = _added(node.a, node.b.args[0], node.b.args[1], target) if _is_dot(node.b) else None
+        sums = _added(node.a, node.b.args[0], node.b.args[1], features) if _is_dot(node.b) else None
         return node if sums is None else sums
 
     body = tvm_ffi.structural_map(func.body, (tirx.Add, added))
@@ -53,21 +54,27 @@ def _lanes(value: tirx.Expr) -> int:
     return int(tvm.DataType(str(value.ty.dtype)).lanes)
 
 
-def _added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, target: Target) -> tirx.Expr | None:
+def _features(target: Target) -> tuple[str, ...]:
+    """Return those features of a target that have dot products."""
+    known = ("avx512vnni", "avx512vl", *(feature for feature, _ in PAIRS.values()))
+    return tuple(each for each in known if target_has_features(each, target))
+
+
+def _added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, features: Collection[str]) -> tirx.Expr | None:
     """Return ``sums`` and the dot products of words by one instruction, or None if the target has none."""
     lanes = _lanes(x)
     needed = ["avx512vnni"] if lanes == 16 else ["avx512vnni", "avx512vl"]
-    if lanes not in VNNI or not all(target_has_features(each, target) for each in needed):
+    if lanes not in VNNI or not all(each in features for each in needed):
         return None
     as_bytes = f"int8x{WORD * lanes}"
     operands = (tirx.reinterpret(as_bytes, each) for each in (x, weights))
     return tirx.call_llvm_pure_intrin(f"int32x{lanes}", VNNI[lanes], sums, *operands)
 
 
-def _dot(x: tirx.Expr, weights: tirx.Expr, target: Target) -> tirx.Expr:
+def _dot(x: tirx.Expr, weights: tirx.Expr, features: Collection[str]) -> tirx.Expr:
     lanes = _lanes(x)
     feature, intrinsic = PAIRS.get(lanes, ("", ""))
-    if feature and target_has_features(feature, target):
+    if feature in features:
         return _by_pairs(x, weights, lanes, intrinsic)
     products = [_byte(x, at, signed=False) * _byte(weights, at, signed=True) for at in range(WORD)]
     return (products[0] + products[1]) + (products[2] + products[3])

@@ -12,6 +12,9 @@ check has failed."""
 EXACT = "pock.exact"
 """Attribute of blocks whose results stay in the type of sums, where others are stored in 16 bits."""
 
+PORTABLE = "pock.portable"
+"""Attribute of kernels that become source code: it names no instructions of a processor."""
+
 
 def comes_scheduled(func: tirx.PrimFunc) -> bool:
     """Return whether a kernel was written as loops: one opaque block. Its parallel loops are over independent tasks,

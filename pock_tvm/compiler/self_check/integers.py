@@ -45,8 +45,8 @@ def check_integers(func: relax.Function, values: Mapping[relax.Var, np.ndarray])
         wrong = np.count_nonzero(own[var] != values[var])
         if wrong:
             raise CheckError(
-                f"the layer in eight bits that computes {places[var].described} differs from NumPy's integers in {wrong} "
-                f"of {own[var].size} elements. This is a fault of the compiler: please report it with the model"
+                f"the layer in eight bits that computes {places[var].described} differs from NumPy's integers in "
+                f"{wrong} of {own[var].size} elements. This is a fault of the compiler: please report it with the model"
             )
         compared += 1
     return compared
