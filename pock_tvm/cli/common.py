@@ -65,8 +65,8 @@ SEED = Annotated[int, typer.Option(min=0)]
 
 ARGUMENTS = (
     "batch", "shapes", "scheme", "loss", "optimizer", "target", "batch_norm", "accumulate", "micro_batches",
-    "clip_norm", "guard", "precision", "memory_budget", "threads", "device", "lr", "mean", "std", "flash", "ram", "key",
-    "database", "trials", "strategy", "seed", "cost_model", "space", "measure", "model", "memory",
+    "clip_norm", "guard", "precision", "frozen", "memory_budget", "threads", "device", "lr", "mean", "std", "flash",
+    "ram", "key", "database", "trials", "strategy", "seed", "cost_model", "space", "measure", "model", "memory",
 )  # fmt: skip
 """Arguments of Python functions that are options of commands."""
 FLAGS = ("allow_drop", "keep_going", "overwrite", "trust")

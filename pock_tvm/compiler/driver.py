@@ -44,7 +44,7 @@ from .index_limits import index_limits
 from .kernel_builder import KernelBuilder
 from .layers import layer_report
 from .lowered import Lowered
-from .quantization import calibration_for
+from .quantization import Calibration, calibration_for
 from .self_check import SelfCheck, reference_of
 from .self_check.quantized import check_quantized
 from .step_choices import kernels_key, record_of, step_key
@@ -281,7 +281,7 @@ def compile(  # noqa: A001 - the name that users expect
         "weight_crc32": weight_checksums(imported.weights),
         "aliases": imported.aliases,
         "entries": {name: calls.record() for name, calls in lowered.entries.items()},
-        "layers": layer_report(structure_of(imported), selection, lowered.step),
+        "layers": _layers(layer_report(structure_of(imported), selection, lowered.step), calibration),
         "step": {"key": key, "choices": record_of(lowered.choices), "gain": None if tuned is None else tuned.gain},
         "kernels": lowered.kernels,
         "check": None,
@@ -330,6 +330,12 @@ def compile(  # noqa: A001 - the name that users expect
     if calibration is not None and runs_here(target):
         manifest["quantized"]["check"] = check_quantized(imported, program, calibration, builder, checked)
     return program
+
+
+def _layers(rows: list[dict[str, Any]], calibration: Calibration | None) -> list[dict[str, Any]]:
+    """Say of layers in eight bits that they are."""
+    names = {layer.name for layer in calibration.plan.prefix.layers.values()} if calibration else set()
+    return [row | {"weight": "int8"} if row["name"] in names else row for row in rows]
 
 
 def _as_tuned(tuned: TunedStep, lower: Callable[..., Fit[Lowered] | TooLarge]) -> Fit[Lowered] | None:

@@ -40,6 +40,7 @@ class Calibration:
     batches: Sequence[Mapping[str, np.ndarray]]
     """Inputs of the network by name."""
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    means: dict[str, np.ndarray] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     plan: Quantization = field(default_factory=Quantization)
     quantized: relax.Function | None = None
@@ -61,7 +62,7 @@ class Calibration:
         func = phases.mod[PREDICT]
         if not self.ranges:
             self._calibrate(func, trained, phases.parameters)
-        self.plan = quantization(func, trained, self.ranges, self.arrays)
+        self.plan = quantization(func, trained, self.ranges, self.means, self.arrays)
         if not self.plan.prefix.layers:
             reasons = "".join(f"; '{name}': {why}" for name, why in self.plan.prefix.floats.items())
             raise OptionError(
@@ -69,7 +70,9 @@ class Calibration:
                 f"first trained parameter{reasons}. Leave it out, or train less"
             )
         phases.run(
-            2, "quantized", [QuantizeFrozen(trained, self.ranges, self.arrays, name) for name in (TRAIN, PREDICT)]
+            2,
+            "quantized",
+            [QuantizeFrozen(trained, self.ranges, self.means, self.arrays, name) for name in (TRAIN, PREDICT)],
         )
         self.quantized = func = phases.mod[PREDICT]
         read = {var.name for binding in bindings_of(func) for var in used_vars(binding.value)}
@@ -101,6 +104,7 @@ class Calibration:
                     )
                 found.see(array)
         self.ranges = {value.name: each.chosen() for value, each in zip(values, seen, strict=True)}
+        self.means = {value.name: np.mean(each.means, axis=0) for value, each in zip(values, seen, strict=True)}
         self.arrays = {each.name: weights[each.name] for each in vectors if each.name in weights}
         made = [each for each in vectors if each.name not in weights]
         if made:
@@ -114,11 +118,14 @@ class _Range:
 
     low: float = 0.0
     high: float = 0.0
+    means: list[np.ndarray] = field(default_factory=list)
+    """By channel, of each batch."""
     sampled: list[np.ndarray] = field(default_factory=list)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def see(self, array: np.ndarray) -> None:
         self.low, self.high = min(self.low, float(array.min())), max(self.high, float(array.max()))
+        self.means.append(array.reshape(-1, array.shape[-1]).mean(axis=0, dtype=np.float64))
         flat = array.reshape(-1)
         # At random: regular steps would see some channels alone.
         self.sampled.append(self.rng.choice(flat, SAMPLED) if flat.size > SAMPLED else flat.copy())
@@ -152,7 +159,7 @@ def calibration_for(
             raise OptionError("calibrate_with is data for frozen='int8': give that too, or leave it out")
         return None
     if data is None:
-        raise OptionError("frozen='int8' needs data to take ranges from: calibrate_with=batches, --calibrate DIR")
+        raise OptionError("frozen='int8' needs data to take ranges from: calibrate_with, or --calibrate DIR")
     if is_gpu:
         raise OptionError("frozen='int8' is for CPUs, and this target is a GPU: leave it out, or compile for a CPU")
     if precision != FLOAT32:

@@ -48,7 +48,7 @@ def layer_table(program: Program) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     layers = program.manifest["layers"]
     for layer in layers:
-        trained = layer["weight"] != "frozen" or layer["bias"] == "full"
+        trained = layer["weight"] not in ("frozen", "int8") or layer["bias"] == "full"
         table.add_row(
             *(escape(layer[name]) for name in ("name", "kind", "weight", "bias")),
             *_amounts(layer),

@@ -56,17 +56,20 @@ class Sums:
     weight: np.ndarray
     """int8, shaped as given."""
     bias: np.ndarray
-    """int64 [C_out]: the layer's own, and what the zero point of the input adds to each sum."""
+    """int64 [C_out]: the layer's own, and what corrects for the input's zero point and the rounding of weights."""
     zero_bias: np.ndarray
-    """int64 [C_out]: what the zero point adds, alone."""
+    """int64 [C_out]: what corrects for zero point and rounding, without the layer's own."""
     scale: np.ndarray
     """float64 [C_out]."""
     largest: np.ndarray
     """int64 [C_out]: bound of ``|A + bias|`` over all inputs."""
 
 
-def quantized_sums(weight: np.ndarray, bias: np.ndarray | None, x: EightBits) -> Sums:
-    """Quantise a weight [.., C_out], symmetrically by output channel, and a bias [C_out].
+def quantized_sums(weight: np.ndarray, bias: np.ndarray | None, x: EightBits, mean: np.ndarray | None = None) -> Sums:
+    """Quantise a weight [.., C_in, C_out], symmetrically by output channel, and a bias [C_out].
+
+    ``mean``: [C_in], of the input by channel (for a depthwise weight [.., 1, C]: [C]). What the rounding of weights
+    takes from the mean of each sum is added to the bias (Nagel et al., Data-Free Quantization, 2019).
 
     Raises
     ------
@@ -79,6 +82,10 @@ def quantized_sums(weight: np.ndarray, bias: np.ndarray | None, x: EightBits) ->
     scale[scale == 0] = 1.0
     q = np.clip(np.rint(weight / scale), -LARGEST_WEIGHT, LARGEST_WEIGHT).astype(np.int64)
     zero_bias = -x.zero * q.sum(axis=axes)
+    if mean is not None:
+        lost = weight - q * scale
+        shift = lost * (mean if weight.shape[-2] == 1 else mean[:, None])
+        zero_bias += np.rint(shift.sum(axis=axes) / (x.scale * scale)).astype(np.int64)
     whole = np.rint(bias / (x.scale * scale)).astype(np.int64) + zero_bias
     low, high = np.minimum(q, 0).sum(axis=axes) * LARGEST, np.maximum(q, 0).sum(axis=axes) * LARGEST
     largest = np.maximum(np.abs(low + whole), np.abs(high + whole))

@@ -44,17 +44,19 @@ class QuantizeFrozen:
     such layer reads is left float: it comes from the sums of 32 bits. What layers and others read is stored in eight
     bits, and dequantised once.
 
-    ``ranges`` are those of the values in :func:`observed`, ``arrays`` hold the values in :func:`needed`.
+    ``ranges`` are those of the values in :func:`observed`, ``means`` their means by channel; ``arrays`` hold the values
+    in :func:`needed`.
     """
 
     trained: Collection[str]
     ranges: Ranges
+    means: Arrays
     arrays: Arrays
     function: str = "main"
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
-        plan = quantization(func, self.trained, self.ranges, self.arrays)
+        plan = quantization(func, self.trained, self.ranges, self.means, self.arrays)
         return update_function(mod, self.function, eliminate_dead(_Rewriter(plan, func).run(func)))
 
 
@@ -83,7 +85,9 @@ class Quantization:
     """By the product, where the result is stored in eight bits."""
 
 
-def quantization(func: relax.Function, trained: Collection[str], ranges: Ranges, arrays: Arrays) -> Quantization:
+def quantization(
+    func: relax.Function, trained: Collection[str], ranges: Ranges, means: Arrays, arrays: Arrays
+) -> Quantization:
     """Choose the numbers of every layer. One without any of 32 bits stays float, and so has no part in it."""
     excluded: dict[str, str] = {}
     while True:
@@ -97,7 +101,7 @@ def quantization(func: relax.Function, trained: Collection[str], ranges: Ranges,
         failed = {}
         for product, layer in plan.prefix.layers.items():
             try:
-                _choose(plan, product, layer, arrays)
+                _choose(plan, product, layer, means[layer.x.name], arrays)
             except Unfit as error:
                 failed[layer.name] = str(error)
         if not failed:
@@ -105,10 +109,10 @@ def quantization(func: relax.Function, trained: Collection[str], ranges: Ranges,
         excluded |= failed
 
 
-def _choose(plan: Quantization, product: relax.Var, layer: Layer, arrays: Arrays) -> None:
+def _choose(plan: Quantization, product: relax.Var, layer: Layer, mean: np.ndarray, arrays: Arrays) -> None:
     """Choose the numbers of a layer."""
     bias = None if layer.bias is None else arrays[layer.bias.name].reshape(-1)
-    sums = plan.sums[product] = quantized_sums(arrays[layer.weight.name], bias, plan.numbers[layer.x])
+    sums = plan.sums[product] = quantized_sums(arrays[layer.weight.name], bias, plan.numbers[layer.x], mean)
     if not plan.prefix.requantizes(layer):
         return
     result = plan.numbers[layer.result]

@@ -237,3 +237,14 @@ def test_faults_of_an_analysis_are_one_line(place, arguments, message) -> None:
     assert message in done.stderr
     assert done.stderr.startswith("pock: ")
     assert "Traceback" not in done.stderr
+
+
+def test_frozen_layers_compute_in_eight_bits(place) -> None:
+    command = ("compile", place / "net.pt2", "-o", place / "net8.pock", "--scheme", "head", "--batch", 4, "--no-check")
+    done = pock(*command, "--frozen", "int8")
+    assert done.returncode != 0
+    assert "--frozen 'int8' needs data to take ranges from" in " ".join(done.stderr.split())
+    done = pock(*command, "--frozen", "int8", "--calibrate", place / "train")
+    assert done.returncode == 0, done.stderr
+    assert "5 frozen layers in eight bits" in done.stderr
+    assert "int8" in pock("inspect", place / "net8.pock").stdout

@@ -76,6 +76,19 @@ def test_rescaled_sums_are_those_in_float_and_fit_32_bits(with_other: bool) -> N
     assert (np.clip(found, 0, 255) != expected).mean() < 0.1
 
 
+def test_the_mean_of_sums_outlives_the_rounding_of_weights() -> None:
+    weight, bias = layer()
+    q = RNG.integers(180, 256, 96)
+    mean = (q - X.zero) * X.scale
+    exact = mean @ weight + bias
+
+    def error(sums) -> float:
+        found = (q @ sums.weight.astype("int64") + sums.bias) * sums.scale
+        return float(np.linalg.norm((found - exact)[5:]))
+
+    assert error(quantized_sums(weight, bias, X, mean)) < 0.5 * error(quantized_sums(weight, bias, X))
+
+
 def test_what_does_not_fit_32_bits_is_refused() -> None:
     with pytest.raises(Unfit, match="overflow"):
         quantized_sums(np.ones((80_000, 2)), None, X)
