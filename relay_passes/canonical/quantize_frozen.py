@@ -150,7 +150,7 @@ class _Rewriter:
         if var in self.parts:
             return self._part(builder, self.parts[var], var, value)
         source = self.old[var].args[0] if op_name(value) == "relax.nn.max_pool2d" else None
-        if source in self.stored and var in self.prefix.eight_bits:
+        if source in self.stored and var in self.prefix.eight_bits and shape_of(var)[-1] % WORD == 0:
             pooled = builder.emit(relax.Call(value.op, [self.stored[source]], value.attrs), var.name)
             return self._store(builder, var, pooled)
         return value
@@ -198,8 +198,9 @@ class _Rewriter:
         if var not in self.stored:
             numbers, columns = self.plan.numbers[var], shape_of(var)[-1]
             channels = -(-columns // WORD) * WORD
-            inverse = float(np.float32(1 / numbers.scale))
-            self.stored[var] = builder.emit(
-                Q.quantize(new, inverse=inverse, zero=numbers.zero, channels=channels), var.name
-            )
+            given = {"inverse": float(np.float32(1 / numbers.scale)), "zero": numbers.zero}
+            # A pixel of few channels is one word, whose bytes come from as many planes of an image.
+            is_word = columns < WORD
+            quantized = Q.quantize_words(new, **given) if is_word else Q.quantize(new, **given, channels=channels)
+            self.stored[var] = builder.emit(quantized, var.name)
         return self.stored[var]

@@ -67,6 +67,13 @@ requantize_sum = register_operator(
     "pock.requantize_sum", ["sums", *FIXED_POINT, "other"], _bytes_type, quantized.requantize_sum, kind=Kind.ELEMENTWISE
 )
 quantize = register_operator("pock.quantize", ["x"], _quantized_type, quantized.quantize, kind=Kind.PER_IMAGE)
+quantize_words = register_operator(
+    "pock.quantize_words",
+    ["x"],
+    lambda call: relax.TensorType((*shape_of(call.args[0])[:-1], 1), "int32"),
+    quantized.quantize_words,
+    kind=Kind.PER_IMAGE,
+)
 dequantize = register_operator("pock.dequantize", ["q"], _float_type, quantized.dequantize, kind=Kind.ELEMENTWISE)
 dequantize_sums = register_operator(
     "pock.dequantize_sums", ["sums", "bias", "scale"], _float_type, quantized.dequantize_sums, kind=Kind.ELEMENTWISE

@@ -58,8 +58,8 @@ def quantized_conv2d(
 ) -> te.Tensor:
     """Compute ``A[n, h, w, o] = sum_{r, s, i} X[n, h * stride + r * dilation - pad, …, i] * W[r, s, i, o]``, int32.
 
-    ``x``: uint8 [N, H, W, C], padded with ``zero``, C a multiple of four. ``weight``: int32 [R, S, C / 4, C_out], words
-    of four input channels; or int8 [R, S, 1, C], depthwise.
+    ``x``: uint8 [N, H, W, C], padded with ``zero``, C a multiple of four; or words of them, int32 [N, H, W, C / 4].
+    ``weight``: int32 [R, S, C / 4, C_out], words of four input channels; or int8 [R, S, 1, C], depthwise.
     """
     batch, height, width, _ = (int(extent) for extent in x.shape)
     kernel_h, kernel_w, words, columns = (int(extent) for extent in weight.shape)
@@ -107,6 +107,8 @@ def quantized_matmul(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
 
 def _word(x: te.Tensor, at: Sequence[tirx.Expr], word: tirx.Expr) -> tirx.Expr:
     """Return four neighbouring bytes as a word, as they lie in memory: compilers load it at once."""
+    if str(x.dtype) == "int32":
+        return x(*at, word)
     low, *others = (x(*at, word * WORD + byte).astype("int32") for byte in range(WORD))
     for byte, other in enumerate(others, 1):
         low = low | (other << (8 * byte))
@@ -118,11 +120,12 @@ def _padded(x: te.Tensor, padding: Sequence[int], zero: int) -> te.Tensor:
     if not any(padding):
         return x
     top, left, bottom, right = padding
+    outside = zero if str(x.dtype) == "uint8" else _signed(zero * 0x01010101)
     batch, height, width, channels = (int(extent) for extent in x.shape)
 
     def value(n: tirx.Var, h: tirx.Var, w: tirx.Var, c: tirx.Var) -> tirx.Expr:
         inside = tirx.all(h >= top, h < height + top, w >= left, w < width + left)
-        return tirx.if_then_else(inside, x(n, h - top, w - left, c), tirx.const(zero, "uint8"))
+        return tirx.if_then_else(inside, x(n, h - top, w - left, c), tirx.const(outside, str(x.dtype)))
 
     return te.compute((batch, height + top + bottom, width + left + right, channels), value, name="padded")
 
@@ -190,15 +193,42 @@ def quantize(x: te.Tensor, *, inverse: float, zero: int, channels: int) -> te.Te
     ``x``: float32 [.., C]. Channels up to ``channels`` hold ``zero``.
     """
     *outer, given = (int(extent) for extent in x.shape)
-    low, high = tirx.const(-zero, "float32"), tirx.const(LARGEST - zero, "float32")
 
     def value(*at: tirx.Var) -> tirx.Expr:
         channel = at[-1] if channels == given else tirx.min(at[-1], given - 1)
-        scaled = x(*at[:-1], channel) * tirx.const(inverse, "float32")
-        q = (tirx.nearbyint(tirx.min(tirx.max(scaled, low), high)).astype("int32") + zero).astype("uint8")
+        q = _nearest(x(*at[:-1], channel), inverse, zero).astype("uint8")
         return q if channels == given else tirx.if_then_else(at[-1] < given, q, tirx.const(zero, "uint8"))
 
     return te.compute((*outer, channels), value, name="quantized")
+
+
+def quantize_words(x: te.Tensor, *, inverse: float, zero: int) -> te.Tensor:
+    """Quantise X as :func:`quantize` does, and pack the channels of each pixel, at most four, into a word.
+
+    ``x``: float32 [.., C]. Result: int32 [.., 1]; missing channels hold ``zero``.
+    """
+    *outer, given = (int(extent) for extent in x.shape)
+    missing = _signed(sum(zero << (8 * byte) for byte in range(given, WORD)))
+
+    def value(*at: tirx.Var) -> tirx.Expr:
+        word: tirx.Expr = tirx.const(missing, "int32")
+        for channel in range(given):
+            word = word | (_nearest(x(*at[:-1], channel), inverse, zero) << (8 * channel))
+        return word
+
+    return te.compute((*outer, 1), value, name="quantized")
+
+
+def _nearest(value: tirx.Expr, inverse: float, zero: int) -> tirx.Expr:
+    """Return the byte that stands for a float, as int32."""
+    low, high = tirx.const(-zero, "float32"), tirx.const(LARGEST - zero, "float32")
+    scaled = value * tirx.const(inverse, "float32")
+    return tirx.nearbyint(tirx.min(tirx.max(scaled, low), high)).astype("int32") + zero
+
+
+def _signed(word: int) -> int:
+    """Return the int32 of the same bits."""
+    return word - 2**32 if word >= 2**31 else word
 
 
 def dequantize(q: te.Tensor, *, scale: float, zero: int) -> te.Tensor:

@@ -96,6 +96,9 @@ def test_convolutions_are_numpys_integers(cpu, channels, columns, taps, stride, 
     assert np.abs(((sums + bias) >> before) * factor + rounding).max() < 2**31
     assert len(np.unique(ours)) > 20
     np.testing.assert_array_equal(ours, np.clip(wide, 0, 255))
+    if channels == quantized.WORD:
+        of_words = run(convolution, x.view("int32"), packed(weight), *vectors, target=cpu, **geometry)
+        np.testing.assert_array_equal(of_words, ours)
 
 
 def test_a_residual_is_added_before_the_last_shift(cpu) -> None:
@@ -120,6 +123,8 @@ def test_quantising_rounds_to_even_clips_and_pads(cpu) -> None:
     x = np.array([[-9.0, -0.5, 0.5], [1.5, 0.26, 400.0]], "float32")
     q = run(quantized.quantize, x, target=cpu, inverse=1.0, zero=3, channels=4)
     np.testing.assert_array_equal(q, [[0, 3, 3, 3], [5, 3, 255, 3]])
+    words = run(quantized.quantize_words, x, target=cpu, inverse=1.0, zero=3)
+    np.testing.assert_array_equal(words.view("uint8"), q)
     back = run(quantized.dequantize, q, target=cpu, scale=0.5, zero=3)
     np.testing.assert_array_equal(back, (q.astype("float32") - 3) * 0.5)
 

@@ -16,6 +16,8 @@ from ...errors import CheckError
 
 LARGEST = 255
 """Largest uint8."""
+WORD = 4
+"""Bytes of a word."""
 
 
 def check_integers(func: relax.Function, values: Mapping[relax.Var, np.ndarray]) -> int:
@@ -75,6 +77,7 @@ def _convolution(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray
     """Sum over taps, in float64: the integers are exact there."""
     x, weight = operands
     given = attributes_of(call)
+    x = _unpacked(x)
     top, left, bottom, right = given["padding"]
     x = np.pad(x.astype("float64"), ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=given["zero"])
     is_depthwise = weight.dtype == np.int8
@@ -93,8 +96,13 @@ def _convolution(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray
 
 
 def _matmul(_call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
-    x, weight = operands
+    x, weight = _unpacked(operands[0]), operands[1]
     return (x.astype("float64") @ _bytes(weight).astype("float64")).astype("int32")
+
+
+def _unpacked(x: np.ndarray) -> np.ndarray:
+    """Return an input as bytes, if it is words of pixels."""
+    return x if x.dtype == np.uint8 else np.ascontiguousarray(x).view("uint8")
 
 
 def _bytes(words: np.ndarray) -> np.ndarray:
@@ -123,8 +131,12 @@ def _quantized(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
     (x,), given = operands, attributes_of(call)
     scaled = np.clip(x * np.float32(given["inverse"]), -given["zero"], LARGEST - given["zero"])
     q = (np.rint(scaled).astype("int64") + given["zero"]).astype("uint8")
-    missing = given["channels"] - x.shape[-1]
+    missing = given.get("channels", WORD) - x.shape[-1]
     return np.pad(q, [(0, 0)] * (x.ndim - 1) + [(0, missing)], constant_values=given["zero"])
+
+
+def _words(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
+    return np.ascontiguousarray(_quantized(call, operands)).view("int32")
 
 
 def _dequantized(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
@@ -157,6 +169,7 @@ def _pooled(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
 
 OPERATORS: dict[str, Compute] = {
     "pock.quantize": _quantized,
+    "pock.quantize_words": _words,
     "pock.quantized_conv2d": _convolution,
     "pock.quantized_matmul": _matmul,
     "pock.requantize": _requantized,

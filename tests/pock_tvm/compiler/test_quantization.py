@@ -142,8 +142,8 @@ def test_the_self_check_finds_a_wrong_integer(model, monkeypatch) -> None:
 
 def test_linear_layers_compute_in_eight_bits() -> None:
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3))
-    x = torch.randn(4, 5, 6)
+    layers = nn.Sequential(nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(4, 5, 3)
     program = pock.compile(
         torch.export.export(layers, (x,)), scheme=pock.Scheme({"4.*": "full"}), loss="mse", frozen="int8",
         calibrate_with={"input": x},
