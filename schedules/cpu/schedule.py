@@ -18,6 +18,7 @@ from ..spaces import in_space, space_of
 from ..target import GENERIC
 from . import attention, depthwise, product, reduction
 from .fallback import fallback
+from .pixels import pixels
 from .rows import row_wise
 from .traits import CpuTraits
 from .transpose import transpose
@@ -41,6 +42,7 @@ RULES: dict[str, Rule] = {
     "pock.attention_value_gradient": attention.value_gradient,
     "pock.attention_gradients": attention.gradients,
     "pock.update": update,
+    "pock.quantize_words": pixels,
 }
 """Rules by the ``schedule_rule`` attribute of main blocks in ``schedules/kernels``."""
 

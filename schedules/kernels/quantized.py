@@ -216,7 +216,8 @@ def quantize_words(x: te.Tensor, *, inverse: float, zero: int) -> te.Tensor:
             word = word | (_nearest(x(*at[:-1], channel), inverse, zero) << (8 * channel))
         return word
 
-    return te.compute((*outer, 1), value, name="quantized")
+    attrs = {"schedule_rule": "pock.quantize_words"}
+    return te.compute((*outer, 1), value, name="quantized", attrs=attrs)
 
 
 def _nearest(value: tirx.Expr, inverse: float, zero: int) -> tirx.Expr:
