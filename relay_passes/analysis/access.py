@@ -51,6 +51,7 @@ def reads(value: Expr, selection: Selection) -> Reads | None:
 # ---- rules: a call and a selection of its result in, the reads out ---------------------------------------------------
 
 
+@rule("reads", "pock.requantize", "pock.requantize_sum", "pock.dequantize", "pock.dequantize_sums")
 def _of_elements(call: relax.Call, selection: Selection) -> Reads | None:
     if not isinstance(call.ty, relax.TensorType):
         return None

@@ -60,11 +60,9 @@ quantized_conv2d = register_operator(
 quantized_matmul = register_operator(
     "pock.quantized_matmul", ["x", "weight"], _matmul_type, quantized.quantized_matmul, kind=Kind.PER_IMAGE, macs=_macs
 )
-requantize = register_operator(
-    "pock.requantize", ["sums", *FIXED_POINT], _bytes_type, quantized.requantize, kind=Kind.ELEMENTWISE
-)
+requantize = register_operator("pock.requantize", ["sums", *FIXED_POINT], _bytes_type, quantized.requantize)
 requantize_sum = register_operator(
-    "pock.requantize_sum", ["sums", *FIXED_POINT, "other"], _bytes_type, quantized.requantize_sum, kind=Kind.ELEMENTWISE
+    "pock.requantize_sum", ["sums", *FIXED_POINT, "other"], _bytes_type, quantized.requantize_sum
 )
 quantize = register_operator("pock.quantize", ["x"], _quantized_type, quantized.quantize, kind=Kind.PER_IMAGE)
 quantize_words = register_operator(
@@ -74,7 +72,7 @@ quantize_words = register_operator(
     quantized.quantize_words,
     kind=Kind.PER_IMAGE,
 )
-dequantize = register_operator("pock.dequantize", ["q"], _float_type, quantized.dequantize, kind=Kind.ELEMENTWISE)
+dequantize = register_operator("pock.dequantize", ["q"], _float_type, quantized.dequantize)
 dequantize_sums = register_operator(
-    "pock.dequantize_sums", ["sums", "bias", "scale"], _float_type, quantized.dequantize_sums, kind=Kind.ELEMENTWISE
+    "pock.dequantize_sums", ["sums", "bias", "scale"], _float_type, quantized.dequantize_sums
 )
