@@ -21,10 +21,13 @@ from .library import CONTRACT, CheckFailed, Library
 from .machine import THREADS  # sets the variable that TVM's pool reads when it starts
 from .reading import reading
 from .threads import in_one_thread
+from .waiting import keep_cores
 
 # isort: split
 import tvm
 import tvm_ffi
+
+keep_cores()
 
 NOT_FINITE = "a number is not finite"
 """Error of an entry point at a check (``relay_passes.memory.lower_to_executor``). The position in the call list,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import os
 import pickle
@@ -18,6 +19,7 @@ import pytest
 
 import pock_tvm as pock
 from pock_tvm.device.profile import example
+from pock_tvm.device.waiting import INSTEAD, address_of, keep_cores, places
 from tests.pock_tvm.networks import small
 
 linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's account of a process")
@@ -151,6 +153,7 @@ OUTLIVED = """
 import sys, threading, time
 import pock_tvm as pock
 from pock_tvm.device.profile import example
+from pock_tvm.device.waiting import INSTEAD, address_of, keep_cores, places
 
 def train():
     threading.main_thread().join()
@@ -194,3 +197,12 @@ def test_a_child_trains_as_its_parent(saved: Path) -> None:
         pytest.fail("the child hangs")
     assert status == 0
     assert np.frombuffer(os.read(read, 8))[0] == trainer.step(x, y, lr=0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere TVM's pool waits as it does")
+def test_threads_that_wait_keep_their_cores() -> None:
+    """What TVM's library calls to yield is a function that gives nothing away; beside busy processes a step would take
+    a hundred times as long."""
+    assert keep_cores()
+    (place,) = places()
+    assert ctypes.c_size_t.from_address(place).value == address_of(INSTEAD) != address_of("sched_yield")
