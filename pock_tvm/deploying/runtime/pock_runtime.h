@@ -36,11 +36,11 @@ void pock_connect_kernels(void); /* before the first kernel is called */
 /* Threads of an instance. The calling thread is the first of them. */
 typedef struct {
   pthread_mutex_t lock; /* for those that sleep */
-  pthread_cond_t wake;
+  pthread_cond_t wake, done;
   int (*work)(int, void *, void *);
   void *data;
   atomic_uint round; /* of work; odd ones end the threads */
-  atomic_uint busy, asleep;
+  atomic_uint busy, asleep, is_awaited;
   int started;
   struct pock_worker {
     void *pool;

@@ -140,6 +140,22 @@ def test_a_small_network_trains_the_same(target: str, scheme: str, emulator, win
     check_training(pictures_lesson(scheme), target, emulator, wine, tmp_path)
 
 
+@functools.cache
+def eight_bits_lesson() -> Lesson:
+    """The first three convolutions compute in eight bits, one of them depthwise; what is behind them trains."""
+    x = np.random.default_rng(0).standard_normal((4, 3, 12, 12)).astype("float32")
+    scheme = pock.Scheme({"*": "frozen", "narrow.*": "full", "head.*": "full"})
+    options = {"scheme": scheme, "frozen": "int8", "calibrate_with": x}
+    lesson = Lesson.of(pictures(), {"x": x}, np.arange(4), 0.01, **options)
+    assert len(lesson.program.manifest["quantized"]["layers"]) == 3
+    return lesson
+
+
+@pytest.mark.parametrize("target", ["pi5", "riscv64"])
+def test_frozen_layers_in_eight_bits_are_the_same(target: str, emulator, wine, tmp_path) -> None:
+    check_training(eight_bits_lesson(), target, emulator, wine, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["pi3-32", "win-x64"])
 def test_mcunet_trains_the_same(target: str, emulator, wine, tmp_path, shared_data) -> None:
