@@ -57,7 +57,7 @@ def test_updates_equal_pytorch(name: str, scheme: str, optimizer: str) -> None:
     assert_parity(exported, batches, scheme=SCHEMES[scheme](exported), optimizer=optimizer, lr=lr, **options)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["resnet", "bert", "llama"])
 def test_micro_batches_equal_pytorch(name: str) -> None:
     """Of one sample each: class tokens, positions and masks are the same for all of them."""
     exported, (_, batches, options) = exported_small(name), SMALL[name]
@@ -124,7 +124,7 @@ def test_pretrained_networks_equal_pytorch(shared_data, name: str, scheme: str, 
     assert_parity(exported, batches, scheme=SCHEMES[scheme](exported), optimizer=optimizer, lr=lr, batch=2)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["full", "sparse"])
 def test_the_small_llama_equals_pytorch(shared_data, scheme: str) -> None:
     exported = torch.export.load(shared_data / "models" / "stories260k-b4-s128.pt2")
     make = networks.texts((4, 128), 512)
