@@ -119,14 +119,14 @@ def test_an_interrupted_search_frees_its_devices(
 
     @contextmanager
     def interrupted(*_, **__):
-        yield lambda state: signal.raise_signal(signal.SIGINT) if state.trials == 3 else None
+        yield lambda state: signal.raise_signal(signal.SIGINT) if state.trials >= 3 else None  # some come together
 
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "_shown", interrupted)
         code, text = run_command(*command)
     assert code == 130 and f"the trials are kept in '{tmp_path}', and the same command goes on from there" in text
     kept = Database(tmp_path, target_of(program))
-    assert not kept.skipped and sum(map(len, kept.trials.values())) == 3
+    assert not kept.skipped and 3 <= sum(map(len, kept.trials.values())) < 12
     connected(lambda: both_free(tracker), PATIENCE_S)
 
 
