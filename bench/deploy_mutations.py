@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from mutations import changed_json, cut, doubled, flipped, zeroed
+from mutated_files import changed_json, cut, doubled, flipped, zeroed
 from rich.console import Console
 from rich.table import Table
 
