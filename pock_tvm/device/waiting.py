@@ -15,7 +15,7 @@ from typing import Any
 
 LIBRARY = b"libtvm_runtime.so"
 YIELD, INSTEAD = b"sched_yield", "getppid"
-"""What is called at each look, and a call of the system as short, which gives nothing away."""
+"""The function that the pool calls while it spins, and a system call as short that does not yield."""
 DYNAMIC, READ_ONLY = 2, 0x6474E552
 """Kinds of segments of an ELF file: PT_DYNAMIC, PT_GNU_RELRO."""
 NONE, CALLS_BYTES, STRINGS, SYMBOLS, CALLS = 0, 2, 5, 6, 23

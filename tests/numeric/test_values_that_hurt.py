@@ -41,7 +41,7 @@ class Row:
     absolute: float = 1e-37
     """More than that where terms cancel."""
     cancels: float = 0.0
-    """What a gradient may differ by where the numbers of a row cancel, in roundings of the largest of them: of equal
+    """Tolerance of a gradient where the numbers of a row cancel, in roundings of the largest of them: of equal
     numbers x - mean is 0, or what the mean was rounded by."""
 
 

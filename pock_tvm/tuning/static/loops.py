@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 Graph = Mapping[str, Sequence[str]]
 """Successors of each block, by label, in the order of the text. The first block is the entry."""
+COMPARISONS: dict[str, Callable[[int, int], bool]] = {
+    name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")
+}
+"""Comparisons of integers, by the names that both LLVM's IR and PTX give them."""
 
 
 class NoEstimateError(Exception):

@@ -18,7 +18,7 @@ from typing import Any
 from schedules.gpu.text.cubin import machine_code
 from schedules.gpu.traits import GpuTraits
 
-from .loops import NoEstimateError
+from .loops import COMPARISONS, NoEstimateError
 
 MOST_BLOCKS = 200_000
 """Basic blocks of a walk after which a kernel is too long to walk through: about a second."""
@@ -47,8 +47,7 @@ BITS = re.compile(r"[sub](\d+)$")
 
 Values = dict[str, int | None]
 """Integers of registers, without a sign: None where they depend on data."""
-COMPARISONS: dict[str, Callable[[int, int], bool]] = {
-    **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+PREDICATES: dict[str, Callable[[int, int], bool]] = COMPARISONS | {
     "lo": operator.lt,
     "ls": operator.le,
     "hi": operator.gt,
@@ -268,7 +267,7 @@ def _result(instruction: Instruction, values: Mapping[str, int | None]) -> int |
     if len(known) < len(operands) or instruction.condition is not None:
         return None
     if name == "setp":
-        return int(COMPARISONS[parts[0]](*known)) if len(parts) == 2 and parts[0] in COMPARISONS else None
+        return int(PREDICATES[parts[0]](*known)) if len(parts) == 2 and parts[0] in PREDICATES else None
     if name not in OPERATIONS:
         return None
     value, bits = OPERATIONS[name](*known), _bits(kind)

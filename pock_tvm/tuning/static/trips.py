@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .loops import Function, Loop
+from .loops import COMPARISONS, Function, Loop
 
 NAME = r"%(?:[\w.$-]+|\"[^\"]+\")"
 VALUE = rf"(?:{NAME}|-?\d+|true|false)"
@@ -33,14 +33,6 @@ OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "urem": operator.mod,
 }
 """Operations whose results do not wrap round: those on the counters of loops."""
-PREDICATES: dict[str, Callable[[int, int], bool]] = {
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-}
 WALKED = 3
 """Iterations that are walked through. Later ones follow from how the counters move between these."""
 
@@ -96,7 +88,7 @@ class Values:
         if found is None:
             raise UnknownError(condition)
         one, other = (_read(self.of(each), int(found[2]), found[1]) for each in (found[3], found[4]))
-        return PREDICATES[found[1][-2:]], one, other
+        return COMPARISONS[found[1][-2:]], one, other
 
 
 def _read(value: int, bits: int, operation: str) -> int:

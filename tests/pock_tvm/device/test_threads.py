@@ -201,8 +201,8 @@ def test_a_child_trains_as_its_parent(saved: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere TVM's pool waits as it does")
 def test_threads_that_wait_keep_their_cores() -> None:
-    """What TVM's library calls to yield is a function that gives nothing away; beside busy processes a step would take
-    a hundred times as long."""
+    """TVM's library calls another function instead of sched_yield, with which a step beside busy processes takes a
+    hundred times as long."""
     assert keep_cores()
     (place,) = places()
     assert ctypes.c_size_t.from_address(place).value == address_of(INSTEAD) != address_of("sched_yield")
