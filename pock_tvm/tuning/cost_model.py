@@ -130,7 +130,8 @@ def _context(target: Target, space: Space) -> ms.TuneContext:
 
 def _candidates(scheduled: Sequence[tirx.PrimFunc]) -> list[ms.MeasureCandidate]:
     operands = ms.arg_info.ArgInfo.from_prim_func(scheduled[0]) if scheduled else []
-    modules = (tvm.IRModule({"main": func}) for func in scheduled)
+    # Parts of a partitioned loop define the same variables, which a new schedule refuses.
+    modules = (tirx.transform.ConvertSSA()(tvm.IRModule({"main": func})) for func in scheduled)
     return [ms.MeasureCandidate(s_tir.Schedule(module), operands) for module in modules]
 
 
