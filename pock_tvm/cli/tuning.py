@@ -185,8 +185,11 @@ def _export(program: Program, folder: Path, path: Path) -> None:
     with Console(stderr=True).status("taking features"):
         rows = list(trial_rows(Database(folder, target_of(program), must_exist=True)))
         write_table(rows, path)
-    bare = sum(not row["features"] for row in rows)
-    lack = f", {bare} without features: their decisions do not fit the schedules of this version" if bare else ""
+    bare, lack = sum(not row["features"] for row in rows), ""
+    if bare:
+        lack = (
+            f", {bare} without features: they fit no schedule of this version, or their kernel is not in the database"
+        )
     Console().print(f"{path}: {len(rows)} trials{lack}", highlight=False, soft_wrap=True)
 
 

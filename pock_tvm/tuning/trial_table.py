@@ -27,17 +27,20 @@ def trial_rows(database: Database) -> Iterable[dict[str, Any]]:
     """Yield a row for each trial of a database, in the order of each kernel's trials.
 
     Columns: ``kernel`` (its structural hash), ``name``, ``rule``, ``shapes`` (JSON), ``target``, ``number``, and those
-    of :func:`rows_of`. Trials of kernels whose definition is missing are left out.
+    of :func:`rows_of`. ``name`` and ``rule`` are null, and features empty, if the kernel's definition is missing.
     """
     target = kernel_target(database.target)
     for key, trials in database.trials.items():
         record = database.kernels.get(key)
+        name, rule, shapes = (None, None, None) if record is None else (record.name, record.rule, record.shapes)
+        head = {"kernel": key, "name": name, "rule": rule, "target": database.key, "shapes": json.dumps(shapes)}
         if record is None:
-            continue
-        head = {"kernel": key, "name": record.name, "rule": record.rule, "target": database.key}
-        space = own_space(target, tvm.ir.load_json(record.definition))
-        for number, row in enumerate(rows_of(database.target, space, list(trials.values()))):
-            yield head | {"shapes": json.dumps(record.shapes), "number": number} | row
+            rows: Iterable[dict[str, Any]] = (_row(trial, []) for trial in trials.values())
+        else:
+            space = own_space(target, tvm.ir.load_json(record.definition))
+            rows = rows_of(database.target, space, list(trials.values()))
+        for number, row in enumerate(rows):
+            yield head | {"number": number} | row
 
 
 def rows_of(target: tvm.target.Target, space: Space, trials: Sequence[Trial]) -> Iterable[dict[str, Any]]:
@@ -52,9 +55,12 @@ def rows_of(target: tvm.target.Target, space: Space, trials: Sequence[Trial]) ->
         points = [trial.decisions for trial, is_point in zip(chunk, found, strict=True) if is_point]
         matrices = iter(features(target, space, points))
         for trial, is_point in zip(chunk, found, strict=True):
-            measured = {"seconds": trial.seconds, "reference": trial.reference, "failure": trial.failure}
-            stores = next(matrices).tolist() if is_point else []
-            yield {"decisions": json.dumps(dict(trial.decisions)), **measured, "features": stores}
+            yield _row(trial, next(matrices).tolist() if is_point else [])
+
+
+def _row(trial: Trial, stores: list[list[float]]) -> dict[str, Any]:
+    measured = {"seconds": trial.seconds, "reference": trial.reference, "failure": trial.failure}
+    return {"decisions": json.dumps(dict(trial.decisions)), **measured, "features": stores}
 
 
 def _has_schedule(space: Space, trial: Trial) -> bool:
@@ -79,7 +85,8 @@ def write_table(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike[str])
         import pyarrow.parquet
     except ImportError as error:
         raise PockError("Parquet files are written by PyArrow: pip install 'pock-tvm[research]'") from error
-    types = {"seconds": pyarrow.float64(), "reference": pyarrow.float64(), "failure": pyarrow.string()}
+    types = {"seconds": pyarrow.float64(), "reference": pyarrow.float64()}
+    types |= dict.fromkeys(("name", "rule", "failure"), pyarrow.string())
     types["features"] = pyarrow.list_(pyarrow.list_(pyarrow.float32()))
     table = pyarrow.Table.from_pylist([dict(row) for row in rows])
     for name, kind in types.items():

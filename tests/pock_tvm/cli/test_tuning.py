@@ -52,7 +52,7 @@ def test_trials_that_are_exported_without_features_are_counted(program: Path, tm
     func = tvm.ir.load_json(definition)
     records.add_kernel(name, KernelRecord(name, "", (), definition))
     whole = own_space(kernel_target(records.target), func).default
-    for decisions, said in ((whole, "1 trials"), ({"no such choice": 1}, "2 trials, 1 without features: their")):
+    for decisions, said in ((whole, "1 trials"), ({"no such choice": 1}, "2 trials, 1 without features: they")):
         records.add_trial(name, Trial(decisions, 1e-6, 2e-6))
         code, text = run_command("tune", program, "--database", tmp_path, "--export", path)
         assert code == 0 and f"trials.parquet: {said}" in text.replace("\n", "")

@@ -37,6 +37,12 @@ def test_each_trial_is_a_row(database: Database) -> None:
     assert second["features"] == []
 
 
+def test_trials_of_a_kernel_that_is_not_defined_have_no_features(database: Database) -> None:
+    database.add_trial("unknown", Trial({"tile": 1}, 2e-6, 4e-6))
+    *_, last = trial_rows(database)
+    assert (last["kernel"], last["name"], last["features"], last["seconds"]) == ("unknown", None, [], 2e-6)
+
+
 def test_a_parquet_file_holds_them(database: Database, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "trials.parquet"
