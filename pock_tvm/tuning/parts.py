@@ -54,7 +54,7 @@ def parts_of(
     OptionError
         There is none of a name.
     PluginError
-        A part of another package cannot be imported or made.
+        A part of another package cannot be imported or made, and ours does not take its place.
     """
     name = cost_model or ("none" if strategy == "random" else "xgboost")
     return Parts(

@@ -52,8 +52,6 @@ class Kind(Generic[T]):
         ------
         OptionError
             There is none of that name.
-        PluginError
-            It cannot be imported.
         """
         if name in self.own:
             return lambda *args, instead=None: self.own[name](*args)
@@ -62,10 +60,10 @@ class Kind(Generic[T]):
             known = ", ".join([*self.own, *found])
             raise OptionError(f"{self.option}={name!r}: there is no such {self.noun}; there are {known}")
         title = self._title(found[name])
-        try:
-            make = self.adapted(name, found[name].load())
-        except Exception as error:
-            raise PluginError(f"{title} cannot be imported: {type(error).__name__}: {error}") from error
+
+        def make(*args: Any) -> T:
+            return self.adapted(name, found[name].load())(*args)
+
         return lambda *args, instead=None: cast(T, Outside(title, lambda: make(*args), self.passed, instead))
 
     def _title(self, entry: EntryPoint) -> str:

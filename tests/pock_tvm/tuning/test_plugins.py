@@ -193,8 +193,11 @@ def test_a_measure_may_refuse_a_kernel(install) -> None:
 @pytest.mark.parametrize("option", KINDS)
 def test_a_part_that_cannot_be_imported(monkeypatch, install, option: str, value: str) -> None:
     install(KINDS[option], value or "no:such:name")
-    with pytest.raises(PluginError, match=f"^the {KINDS[option].noun} 'mine' cannot be imported: "):
-        KINDS[option].maker("mine")
+    message = f"^the {KINDS[option].noun} 'mine' failed: "
+    with pytest.raises(PluginError, match=message):
+        KINDS[option].maker("mine")()
+    with pytest.warns(PockWarning, match=message + ".*. Ours takes its place$"):
+        KINDS[option].maker("mine")(instead=Table)
 
 
 @pytest.mark.parametrize("option", KINDS)
