@@ -24,6 +24,9 @@ HOPELESS = 3.0
 CALM, ATTEMPTS = 1.1, 3
 """Times as slow as lately that the default may be: else the machine is disturbed, which parallel schedules suffer from
 most, and the rounds are repeated, so often at most."""
+REST = 0.01
+"""Seconds of sleep before that. Two threads that wait for each other on one core, as other processes keep the rest,
+may stay there for a second, and take milliseconds a call; one that wakes is given an idle core."""
 RECENT = 16
 """Measurements of the default that count as lately: a machine becomes slower for good, too."""
 Loaded = TypeVar("Loaded")
@@ -69,8 +72,11 @@ class Bench(ABC, Generic[Loaded]):
         self._default = self.load(kernel.default)
         self._expected = [self.results(self._default, values) for values in self.inputs]
         self.seconds(self._default, 1)  # the first run loads pages
-        self._passes = max(1, math.ceil(ROUND / (self.sets * self.seconds(self._default, 1))))
         self._references: collections.deque[float] = collections.deque(maxlen=RECENT)
+        for _ in range(LEAST_ROUNDS):
+            time.sleep(REST)
+            self._references.append(self.seconds(self._default, 1))
+        self._passes = max(1, math.ceil(ROUND / (self.sets * min(self._references))))
 
     @abstractmethod
     def prepare(self) -> None:
@@ -95,21 +101,25 @@ class Bench(ABC, Generic[Loaded]):
         """Return the seconds of a run, over so many passes through all copies of the operands."""
 
     def measure(self, built: Built) -> Timing:
-        """Check and time a schedule."""
+        """Check and time a schedule. Where the default stays disturbed, it counts as little slower than lately: no
+        schedule is called faster for that."""
         kernel = self.load(built)
         for values, expected in zip(self.inputs, self._expected, strict=True):
             fault = difference(self.results(kernel, values), expected)
             if fault:
                 return Timing(None, None, f"wrong: {fault}")
         reference, taken = (min(self.seconds(each, 1) for _ in range(LEAST_ROUNDS)) for each in (self._default, kernel))
-        if taken > HOPELESS * min([*self._references, reference]):
+        reference = min([*self._references, reference])
+        if taken > HOPELESS * reference:
             return Timing(taken, reference)
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(REST)
             reference, taken = self._rounds(kernel)
             self._references.append(reference)
             if reference <= CALM * min(self._references):
-                break
-        return Timing(taken, reference)
+                return Timing(taken, reference)
+        return Timing(taken, CALM * min(self._references))
 
     def _rounds(self, kernel: Loaded) -> tuple[float, float]:
         """Return the least seconds of the default and of a schedule, in turns."""
