@@ -204,8 +204,8 @@ def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: rel
     steps = (1, 1) if target.layouts.masks_edges else attributes["strides"]
     whole = [math.ceil(extent / step) * step for extent, step in zip(attributes["size"], steps, strict=True)]
     attributes["size"] = whole
-    is_dense = attributes["groups"] == 1 and not attributes.get("transposed", False)
-    if is_dense and not target.layouts.reads_across:
+    is_straight = attributes.get("transposed", False) or attributes.get("across", False)
+    if attributes["groups"] == 1 and not is_straight and not target.layouts.reads_across:
         weight = builder.emit(_permute_dims(target, builder, relax.op.permute_dims(weight, (0, 1, 3, 2))))
         attributes["transposed"] = True
     kernel, shape = conv2d_kernels.conv2d_data_gradient, shape_of(call)

@@ -12,6 +12,7 @@ from tvm.target import Target
 
 from .dot import lower_dot
 from .prefetch import prefetch_tiles
+from .prefetch_blocks import prefetch_blocks
 from .scratch import place_scratch, with_tiles_on_stack
 
 DEVICE_TYPE_CPU = 1
@@ -93,6 +94,7 @@ LOWERING = [
     tirx.transform.StmtSimplify(),
     tirx.transform.RemoveNoOp(),
     prefetch_tiles,
+    prefetch_blocks,
     tirx.transform.ConvertSSA(),  # as do the parts of a loop
     s_tir.transform.RewriteUnsafeSelect(),
     tirx.transform.CommonSubexprElim(),

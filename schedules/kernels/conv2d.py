@@ -60,12 +60,16 @@ def conv2d_data_gradient(
     groups: int,
     size: Sequence[int],
     transposed: bool = False,
+    across: bool = False,
 ) -> te.Tensor:
     """Compute ``dX[n, h, w, i] = sum_{r, s, o} dY[n, (h + pad - r * dilation) / stride, …, o] * W[r, s, i, o]``.
 
     Sums over the (r, s) for which the division is exact and the position lies in dY. ``size``: height and width of X.
     ``transposed``: the weight is [R, S, C_out, C_in / groups]. Also the forward form of a transposed convolution.
+    ``across``: each task turns its part of a dense weight in cache.
     """
+    if across:
+        weight, transposed = _turned(weight), True
     batch, out_h, out_w, out_channels = (int(extent) for extent in grad.shape)
     kernel_h, kernel_w = (int(extent) for extent in weight.shape[:2])
     group_in, group_out = int(weight.shape[3 if transposed else 2]), out_channels // groups
@@ -112,6 +116,17 @@ def conv2d_data_gradient(
         lambda n, h, w, c: te.sum(term(n, h, w, out_channel(c), weight_at(c)), axis=[r, s, o]),
         name="conv2d_data_gradient",
         attrs={"schedule_rule": "pock.conv2d_data_gradient", "strides": list(strides)},
+    )
+
+
+def _turned(weight: te.Tensor) -> te.Tensor:
+    """Turn a dense weight to [R, S, C_out, C_in]."""
+    *taps, inputs, outputs = weight.shape
+    return te.compute(
+        (*taps, outputs, inputs),
+        lambda r, s, o, i: weight(r, s, i, o),
+        name="turned",
+        attrs={"pock.turned": int(outputs)},
     )
 
 
