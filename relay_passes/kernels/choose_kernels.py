@@ -217,8 +217,8 @@ def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: rel
 @legalizes_for_target("pock.conv2d_weight_gradient")
 def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Split the reduction over pixels into partial sums that run in parallel. Done where the sums are small beside X
-    and the split is needed to occupy all cores or to read X from memory only once, unless the target does. If dW has few
-    output channels, its transpose is computed: vectors run along the input channels."""
+    and the split is needed to occupy all cores or to read X from memory only once, unless the target does. If dW has
+    few output channels, its transpose is computed: vectors run along the input channels."""
     x, grad = call.args
     attributes, result = attributes_of(call), shape_of(call)
     if target.layouts.masks_edges:
@@ -238,9 +238,10 @@ def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: r
     is_short = target.layouts.padded_columns(out_channels) != out_channels or (is_large and out_channels <= FEW_OUTPUTS)
     if groups == 1 and is_short and out_channels < group_in == target.layouts.padded_columns(group_in):
         attributes["turned"] = True
-    split = {} if chunks == (1, 1) else {"chunks": chunks}
-    sums = _product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes, **split)
-    if split:
+    if chunks != (1, 1):
+        attributes["chunks"] = chunks
+    sums = _product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes)
+    if chunks != (1, 1):
         sums = call_kernel(builder, topi.sum, builder.emit(sums), axis=[0, 1])
     if "turned" not in attributes:
         return sums

@@ -103,8 +103,8 @@ def _is_pointwise_gradient(value: Expr) -> bool:
 
 
 def _is_dense_gradient(value: Expr) -> bool:
-    """Return whether a call is the data gradient of a dense convolution of stride 1, with whole vectors of channels, and
-    enough of them to share out."""
+    """Return whether a call is the data gradient of a dense convolution of stride 1, with whole vectors of channels,
+    and enough of them to share out."""
     if op_name(value) != "pock.conv2d_data_gradient":
         return False
     attributes = attributes_of(value)

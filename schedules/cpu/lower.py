@@ -93,8 +93,8 @@ LOWERING = [
     s_tir.transform.RenormalizeSplitPattern(),
     tirx.transform.StmtSimplify(),
     tirx.transform.RemoveNoOp(),
-    prefetch_tiles,
     prefetch_blocks,
+    prefetch_tiles,
     tirx.transform.ConvertSSA(),  # as do the parts of a loop
     s_tir.transform.RewriteUnsafeSelect(),
     tirx.transform.CommonSubexprElim(),

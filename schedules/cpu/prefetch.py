@@ -95,11 +95,11 @@ def _spread(prefetches: list[tirx.Stmt], loop: tirx.For) -> list[tirx.Stmt]:
     steps: list[tirx.Stmt] = []
     for part in range(count):
         steps += prefetches[part * len(prefetches) // count : (part + 1) * len(prefetches) // count]
-        steps.append(part_of(loop, bounds[part], bounds[part + 1]))
+        steps.append(_part_of(loop, bounds[part], bounds[part + 1]))
     return steps
 
 
-def part_of(loop: tirx.For, first: int, end: int) -> tirx.For:
+def _part_of(loop: tirx.For, first: int, end: int) -> tirx.For:
     dtype = str(loop.loop_var.ty.dtype)
     var = tirx.Var(loop.loop_var.name, dtype)
     body = substituted(loop.body, {loop.loop_var: var + tirx.const(first, dtype)})
@@ -107,6 +107,7 @@ def part_of(loop: tirx.For, first: int, end: int) -> tirx.For:
 
 
 def with_body(loop: tirx.For, body: tirx.Stmt) -> tirx.For:
+    """Return a loop with another body."""
     return tirx.For(
         loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations, loop.step
     )
@@ -173,6 +174,7 @@ FOR_READING, FOR_READING_LATER, FOR_WRITING = (0, 3, 1), (0, 2, 1), (1, 3, 1)
 
 
 def prefetch(buffer: tirx.Buffer, place: tirx.Expr, how: tuple[int, int, int]) -> tirx.Stmt:
+    """Return a prefetch of the line of an element. ``how``: :data:`FOR_READING` or its neighbours."""
     address = tirx.address_of(tirx.BufferLoad(buffer, [place]))
     return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, *how))
 

@@ -10,8 +10,9 @@ from tvm import IRModule, tirx
 from tvm.sym import Analyzer
 
 from ..emit import substituted
+from ..extents import divisors
 from ..loops import loads_of
-from .prefetch import FOR_READING_LATER, LINE, part_of, prefetch, with_body
+from .prefetch import FOR_READING_LATER, LINE, prefetch, with_body
 
 BLOCKS = "pock.blocks"
 """Annotation of the loop over the terms of a block of a matrix B (:func:`.blocks.in_blocks`): tiles of rows, each of
@@ -22,8 +23,9 @@ which has such a loop, blocks of a strip, and columns of a strip."""
 def prefetch_blocks(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.PassContext) -> tirx.PrimFunc:
     """Prefetch, in loops that are annotated with :data:`BLOCKS`, the next block of what the kernel copies or turns.
 
-    Each of T tiles fetches a part: the lines of one term, or as many, in T terms. So they come evenly, and do not keep
-    the loads of the product waiting. Behind the last block of a strip comes the first one of the next.
+    Each tile fetches a part, the lines of one term, or as many, in a round of about as many terms as there are tiles.
+    So they come evenly, and do not keep the loads of the product waiting. Behind the last block of a strip comes the
+    first one of the next.
 
     In, out: flat loops, unrolled and vectorised.
     """
@@ -35,55 +37,44 @@ Copies = Mapping[tirx.Buffer, tirx.For]
 
 
 def _visit(stmt: tirx.Stmt, loops: Sequence[tirx.For], copies: Copies) -> tirx.Stmt:
+    """Rewrite a statement within ``loops``."""
     if isinstance(stmt, tirx.For):
         if BLOCKS in stmt.annotations:
             return _fetching(stmt, loops, copies)
         return with_body(stmt, _visit(stmt.body, [*loops, stmt], copies))
     if isinstance(stmt, tirx.AttrStmt):
         return tirx.AttrStmt(stmt.node, stmt.attr_key, stmt.value, _visit(stmt.body, loops, copies))
-    if isinstance(stmt, tirx.SeqStmt):
-        here = dict(copies)
-        for step in stmt.seq:
-            if isinstance(step, tirx.For):
-                stores: list[tirx.BufferStore] = []
-                tvm_ffi.structural_walk(step, (tirx.BufferStore, stores.append))
-                here |= {store.buffer: step for store in stores}
-        return tirx.SeqStmt([_visit(step, loops, here) for step in stmt.seq])
-    return stmt
+    if not isinstance(stmt, tirx.SeqStmt):
+        return stmt
+    here = dict(copies)
+    for step in stmt.seq:
+        stores: list[tirx.BufferStore] = []
+        tvm_ffi.structural_walk(step, (tirx.BufferStore, stores.append))
+        here |= {store.buffer: step for store in stores if isinstance(step, tirx.For)}
+    return tirx.SeqStmt([_visit(step, loops, here) for step in stmt.seq])
 
 
 def _fetching(loop: tirx.For, loops: Sequence[tirx.For], copies: Copies) -> tirx.Stmt:
-    """Return a loop over the terms of a block with prefetches of the next one."""
+    """Return a loop over the terms of a block, in rounds that each begin with prefetches."""
     tiles, blocks, width = (int(number) for number in loop.annotations[BLOCKS])
-    around = list(loops)
-    dtype = str(loop.loop_var.ty.dtype)
+    around, var, terms = list(loops), loop.loop_var, int(loop.extent)
+    dtype = str(var.ty.dtype)
     tile = around.pop().loop_var if tiles > 1 else tirx.const(0, dtype)
-    block = around.pop() if blocks > 1 else None
+    block = around.pop().loop_var if blocks > 1 else None
     task = around.pop().loop_var
-    terms = int(loop.extent)
-    copied = next(copies[source] for source in _vectors(loop.body) if source in copies and source.scope() == "global")
-    rounds = terms // tiles
-    if rounds == 0:
-        return loop
-
-    def fetches(unit: tirx.Expr) -> list[tirx.Stmt]:
-        source, at = _place(copied, unit, width, terms)
-        following = substituted(at, {task: task + 1})
-        if block is not None:
-            first = substituted(following, {block.loop_var: tirx.const(0, dtype)})
-            inside = substituted(at, {block.loop_var: block.loop_var + 1})
-            following = tirx.Select(block.loop_var + 1 < blocks, inside, first)
-        return [prefetch(source, following + line, FOR_READING_LATER) for line in range(0, width, LINE)]
-
-    if tiles == 1:
-        return with_body(loop, tirx.SeqStmt([*fetches(loop.loop_var), loop.body]))
-    each, inner = tirx.Var("round", dtype), tirx.Var(loop.loop_var.name, dtype)
-    body = substituted(loop.body, {loop.loop_var: each * tiles + inner})
-    part = tirx.For(inner, loop.min, tirx.const(tiles, dtype), loop.kind, body)
-    spread = tirx.For(
-        each, loop.min, tirx.const(rounds, dtype), loop.kind, tirx.SeqStmt([*fetches(tile * rounds + each), part])
-    )
-    return tirx.SeqStmt([spread, part_of(loop, rounds * tiles, terms)]) if rounds * tiles < terms else spread
+    copied = next(copies[each] for each in _vectors(loop.body) if each in copies and each.scope() == "global")
+    length = max(n for n in divisors(terms) if n <= tiles)
+    each, inner = tirx.Var("round", dtype), tirx.Var(var.name, dtype)
+    unit = tirx.indexdiv((tile * (terms // length) + each) * length, tiles)
+    source, at = _place(copied, unit, width, terms)
+    place = substituted(at, {task: task + 1})
+    if block is not None:
+        first = substituted(place, {block: tirx.const(0, dtype)})
+        place = tirx.Select(block + 1 < blocks, substituted(at, {block: block + 1}), first)
+    fetches = [prefetch(source, place + line, FOR_READING_LATER) for line in range(0, width, LINE)]
+    body = substituted(loop.body, {var: each * length + inner})
+    part = tirx.For(inner, loop.min, tirx.const(length, dtype), loop.kind, body)
+    return tirx.For(each, loop.min, tirx.const(terms // length, dtype), loop.kind, tirx.SeqStmt([*fetches, part]))
 
 
 def _place(copied: tirx.For, unit: tirx.Expr, width: int, terms: int) -> tuple[tirx.Buffer, tirx.Expr]:

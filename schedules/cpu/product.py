@@ -64,9 +64,9 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
         panels(sch, block, tile, rows[0], column, reduced[0], traits, choices, outer=operands.outer, operands=reads)
         return
     turns_taps = turned is not None and len(reduced) > 1
-    in_turn = turns_taps or (not turned and is_large and blocks_pay(height, strips, tile, traits))
     has_blocks = columns_first and not phases and columns > tile.width
-    if has_blocks and choices.choose("blocks", (False, True), in_turn):
+    default = turns_taps or (is_large and blocks_pay(height, strips, tile, traits, is_turned=turned is not None))
+    if has_blocks and choices.choose("blocks", (False, True), default):
         in_blocks(
             sch,
             block,

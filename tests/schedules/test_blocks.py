@@ -82,7 +82,7 @@ def expected(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("across", [False, True], ids=["copied", "turned"])
 def test_the_next_block_is_fetched_while_one_is_multiplied(across: bool) -> None:
-    """Each line of it once, and behind the last block of a strip the first one of the next strip."""
+    """Every line of it, and behind the last block of a strip the first one of the next strip."""
     size, terms, columns, height = 112, 56, 256, 49
     if across:
         size, terms = 128, 64
@@ -108,8 +108,8 @@ def test_the_next_block_is_fetched_while_one_is_multiplied(across: bool) -> None
         place = np.arange(b.size).reshape(columns, size).T if across else np.arange(b.size).reshape(size, columns)
         part = place[number_next * terms : (number_next + 1) * terms, strip_next * 32 : (strip_next + 1) * 32]
         lines = {int(each) // LINE for each in part.flat}
-        assert len(found) == len(set(found)) >= 0.9 * len(lines)
-        assert {each // LINE for each in found} <= lines
+        assert {each // LINE for each in found} == lines
+        assert len(found) < 2 * len(lines)
 
 
 def flat(func: tirx.PrimFunc) -> tirx.PrimFunc:
