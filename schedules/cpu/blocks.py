@@ -69,10 +69,10 @@ def in_blocks(
     """
     row_outer, column_outer, inside = split_tile(sch, tile, rows, column)
     *taps, last = reduced
-    offered = divisors(extent_of(sch, last))
+    offered = [n for n in divisors(extent_of(sch, last)) if n > 1]
     share = SHARE_OF_BLOCK if turned is None or taps else SHARE_OF_TURNED
     most = max(1, int(share * traits.cache_bytes) // (4 * tile.width))
-    size = choices.choose("terms_of_block", offered, max(n for n in offered if n <= most))
+    size = choices.choose("terms_of_block", offered, max((n for n in offered if n <= most), default=offered[0]))
     blocks, term = sch.split(last, [None, size])
     sch.reorder(*outer, column_outer, *taps, blocks, *row_outer, term, *inside)
     each, tiles = sch.fuse(*taps, blocks), sch.fuse(*row_outer)

@@ -64,7 +64,7 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
         panels(sch, block, tile, rows[0], column, reduced[0], traits, choices, outer=operands.outer, operands=reads)
         return
     turns_taps = turned is not None and len(reduced) > 1
-    has_blocks = columns_first and not phases and columns > tile.width
+    has_blocks = columns_first and not phases and columns > tile.width and extent_of(sch, reduced[-1]) > 1
     default = turns_taps or (is_large and blocks_pay(height, strips, tile, traits, is_turned=turned is not None))
     if has_blocks and choices.choose("blocks", (False, True), default):
         in_blocks(
