@@ -204,8 +204,8 @@ def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: rel
     steps = (1, 1) if target.layouts.masks_edges else attributes["strides"]
     whole = [math.ceil(extent / step) * step for extent, step in zip(attributes["size"], steps, strict=True)]
     attributes["size"] = whole
-    is_dense = attributes["groups"] == 1 and not attributes.get("transposed", False)
-    if is_dense and not target.layouts.reads_across:
+    is_straight = attributes.get("transposed", False) or attributes.get("across", False)
+    if attributes["groups"] == 1 and not is_straight and not target.layouts.reads_across:
         weight = builder.emit(_permute_dims(target, builder, relax.op.permute_dims(weight, (0, 1, 3, 2))))
         attributes["transposed"] = True
     kernel, shape = conv2d_kernels.conv2d_data_gradient, shape_of(call)
@@ -217,7 +217,8 @@ def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: rel
 @legalizes_for_target("pock.conv2d_weight_gradient")
 def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Split the reduction over pixels into partial sums that run in parallel. Done where the sums are small beside X
-    and the split is needed to occupy all cores or to read X from memory only once, unless the target does."""
+    and the split is needed to occupy all cores or to read X from memory only once, unless the target does. If dW has
+    few output channels, its transpose is computed: vectors run along the input channels."""
     x, grad = call.args
     attributes, result = attributes_of(call), shape_of(call)
     if target.layouts.masks_edges:
@@ -234,10 +235,22 @@ def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: r
     chunks = parts((batch, height), min(want, most)) if most > 1 else (1, 1)
     if needs_parts and (chunks == (1, 1) or groups > 1):
         x, attributes["padding"] = _padded(builder, x, padding), (0, 0, 0, 0)
-    if chunks == (1, 1):
-        return _product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes)
-    sums = builder.emit(_product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes, chunks=chunks))
-    return call_kernel(builder, topi.sum, sums, axis=[0, 1])
+    is_short = target.layouts.padded_columns(out_channels) != out_channels or (is_large and out_channels <= FEW_OUTPUTS)
+    if groups == 1 and is_short and out_channels < group_in == target.layouts.padded_columns(group_in):
+        attributes["turned"] = True
+    if chunks != (1, 1):
+        attributes["chunks"] = chunks
+    sums = _product(builder, conv2d_kernels.conv2d_weight_gradient, x, grad, **attributes)
+    if chunks != (1, 1):
+        sums = call_kernel(builder, topi.sum, builder.emit(sums), axis=[0, 1])
+    if "turned" not in attributes:
+        return sums
+    return _permute_dims(target, builder, relax.op.permute_dims(builder.emit(sums), (0, 1, 3, 2)))
+
+
+FEW_OUTPUTS = 48
+"""Most output channels of a weight gradient that is computed transposed because X is large. From measurements on x86 at
+batch 8: 1.7 times as fast for 144 to 32 channels, 1.0 times for 384 to 64."""
 
 
 def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Expr:

@@ -12,6 +12,7 @@ from tvm.target import Target
 
 from .dot import lower_dot
 from .prefetch import prefetch_tiles
+from .prefetch_blocks import prefetch_blocks
 from .scratch import place_scratch, with_tiles_on_stack
 
 DEVICE_TYPE_CPU = 1
@@ -92,6 +93,7 @@ LOWERING = [
     s_tir.transform.RenormalizeSplitPattern(),
     tirx.transform.StmtSimplify(),
     tirx.transform.RemoveNoOp(),
+    prefetch_blocks,
     prefetch_tiles,
     tirx.transform.ConvertSSA(),  # as do the parts of a loop
     s_tir.transform.RewriteUnsafeSelect(),

@@ -60,7 +60,7 @@ def prefetch_tiles(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.
 def _visit(stmt: tirx.Stmt, tiles: tirx.For | None, cache: int, views: Views) -> tirx.Stmt:
     """Rewrite a statement in a loop over ``tiles``."""
     if isinstance(stmt, tirx.For):
-        return _with_body(stmt, _visit(stmt.body, stmt, cache, views))
+        return with_body(stmt, _visit(stmt.body, stmt, cache, views))
     if isinstance(stmt, tirx.AttrStmt):
         return tirx.AttrStmt(stmt.node, stmt.attr_key, stmt.value, _visit(stmt.body, tiles, cache, views))
     if not isinstance(stmt, tirx.SeqStmt):
@@ -77,7 +77,7 @@ def _visit(stmt: tirx.Stmt, tiles: tirx.For | None, cache: int, views: Views) ->
             stores = _stores_of_vectors(behind)
             bound = [each.value for each in behind if isinstance(each, tirx.Bind)]
             rows = _rows(step, tiles, cache) if stores and tiles is not None else []
-            step = _with_body(step, tirx.SeqStmt([*rows, step.body])) if rows else _visit(step, tiles, cache, views)
+            step = with_body(step, tirx.SeqStmt([*rows, step.body])) if rows else _visit(step, tiles, cache, views)
             steps += _spread(_prefetches(stores, views, bound), step)
         else:
             steps.append(step)
@@ -106,7 +106,8 @@ def _part_of(loop: tirx.For, first: int, end: int) -> tirx.For:
     return tirx.For(var, loop.min, tirx.const(end - first, dtype), loop.kind, body)
 
 
-def _with_body(loop: tirx.For, body: tirx.Stmt) -> tirx.For:
+def with_body(loop: tirx.For, body: tirx.Stmt) -> tirx.For:
+    """Return a loop with another body."""
     return tirx.For(
         loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations, loop.step
     )
@@ -135,7 +136,7 @@ def _prefetches(
         for load in wide
         if views.get(load.source, load.source) not in written
     ]
-    return [_prefetch(buffer, at.base + ahead * at.lanes, how) for buffer, at, how in places]
+    return [prefetch(buffer, at.base + ahead * at.lanes, how) for buffer, at, how in places]
 
 
 def _rows(loop: tirx.For, tiles: tirx.For, cache: int) -> list[tirx.Stmt]:
@@ -159,7 +160,7 @@ def _rows(loop: tirx.For, tiles: tirx.For, cache: int) -> list[tirx.Stmt]:
     first = substituted(place, {loop.loop_var: loop.min})
     at = substituted(first, {tiles.loop_var: tiles.loop_var + 1}) + loop.loop_var * rows
     walks = math.ceil(rows / LINE)
-    return [_prefetch(operand, at + walk * rows // walks, how) for walk in range(walks)]
+    return [prefetch(operand, at + walk * rows // walks, how) for walk in range(walks)]
 
 
 def _stores(stmt: tirx.Stmt) -> list[tirx.BufferStore]:
@@ -172,7 +173,8 @@ FOR_READING, FOR_READING_LATER, FOR_WRITING = (0, 3, 1), (0, 2, 1), (1, 3, 1)
 """Arguments of llvm.prefetch: read or write; all caches, or all but the first; data."""
 
 
-def _prefetch(buffer: tirx.Buffer, place: tirx.Expr, how: tuple[int, int, int]) -> tirx.Stmt:
+def prefetch(buffer: tirx.Buffer, place: tirx.Expr, how: tuple[int, int, int]) -> tirx.Stmt:
+    """Return a prefetch of the line of an element. ``how``: :data:`FOR_READING` or its neighbours."""
     address = tirx.address_of(tirx.BufferLoad(buffer, [place]))
     return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, *how))
 

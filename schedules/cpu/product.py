@@ -11,32 +11,15 @@ from tvm.tirx.analysis import undefined_vars
 
 from ..decisions import Choices
 from ..loops import Unsuited, extent_of, extents_of, split_by_kind
+from .blocks import blocks_pay, in_blocks
+from .packing import is_wide, packing_pays
 from .panels import panels, panels_pay
 from .squares import TURNED
-from .tile import block_by_block, choose_tile, is_balanced, register_tile, rows_in_cache, split_phases
-from .tile_cost import Tile, stream_of
+from .tile import block_by_block, choose_tile, register_tile, rows_in_cache, split_phases
 from .traits import CpuTraits
 
 SHARE_OF_TURNED = 1 / 8
 """Largest strip of a turned B, relative to the L2 cache, which also holds what is fetched ahead for the next strip."""
-PACKED_ROWS = {True: 224, False: 512}
-"""Fewest result rows for which packing a strip of B pays on a core that is not wide, by whether the rows of B begin in
-few sets of a cache: those of a multiple of :data:`SHARED_SETS` bytes do. From measurements with weights that are in no
-cache, as in a training step: of 768 columns, packing is 0.97 times as fast for 256 rows, and 1.03 times for 1024."""
-SHARED_SETS = 2048
-"""Bytes between rows that share an eighth of the sets of a cache with 1024 or 2048, or fewer."""
-WIDE = 32
-"""Fewest numbers that a wide core multiplies and adds in a cycle: two vectors of AVX-512."""
-PACKED_ROWS_OF_WIDE = {True: 32, False: 112}
-"""The same for wide cores, by whether all rows of B begin in one set of a first cache. From measurements on Zen 5,
-weights in no cache: for 49 rows, packing 4 MB of 2048 columns is 1.3 times as fast, of 512 0.9 to 1.0 times; for 128
-rows of 768 columns 1.1 times."""
-UNPACKED_STREAM = 0.4
-"""Share of what the L2 cache delivers from which wide cores do not read an unpacked strip of B. From measurements on
-Zen 5: packing strips for tiles of 4 rows is 1.1 to 1.4 times as fast, and 0.95 to 1.0 times for tiles of 14."""
-WAY, WAYS = 4096, 16
-"""Bytes of a way of a first cache, within which each line has a set of its own, and twice the fewest ways that one has:
-most of a strip that is little larger stays there."""
 
 
 def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
@@ -48,12 +31,15 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
 
     Wide cores also pack strips of a smaller B, if the first cache does not hold them where they lie.
 
-    If A is contiguous along the rows, as in a weight gradient, it may be packed as well (:func:`panels`).
+    If A is contiguous along the rows, as in a weight gradient, it may be packed as well (:func:`panels`). If there are
+    few rows, B may be packed or turned block by block (:func:`in_blocks`).
 
-    Decisions: ``tile``, ``columns_first``, ``panels``, ``pack`` and those of :func:`register_tile`, or of
-    :func:`panels`.
+    Decisions: ``tile``, ``columns_first``, ``panels``, ``blocks``, ``pack`` and those of :func:`register_tile`, of
+    :func:`panels`, or of :func:`in_blocks`.
     """
-    turned = next((each for each in sch.get_producers(block) if TURNED in sch.get(each).annotations), None)
+    producers = sch.get_producers(block)
+    turned = next((each for each in producers if TURNED in sch.get(each).annotations), None)
+    padding = next((each for each in producers if TURNED not in sch.get(each).annotations), None)
     spatial, reduced = split_by_kind(sch, block)
     column = spatial[-1]
     operands = _operands(sch, block, spatial)
@@ -64,7 +50,7 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
     tile = choose_tile(sch, rows, column, traits, choices, vectors=vectors, from_memory=is_large)
     columns = extent_of(sch, column)
     strips = math.prod(extents_of(sch, operands.outer)) * (columns // tile.width)
-    pays = _packing_pays(height, math.prod(extents_of(sch, reduced)), columns, tile, strips, traits)
+    pays = packing_pays(height, math.prod(extents_of(sch, reduced)), columns, tile, strips, traits)
     offered = (True,) if turned else (False, True)
     columns_first = choices.choose("columns_first", offered, bool(turned) or is_large or (pays and is_wide(traits)))
     first = _across_sum(sch, block)
@@ -76,6 +62,25 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
     ):
         reads = (first, operands.index)
         panels(sch, block, tile, rows[0], column, reduced[0], traits, choices, outer=operands.outer, operands=reads)
+        return
+    turns_taps = turned is not None and len(reduced) > 1
+    has_blocks = columns_first and not phases and columns > tile.width and extent_of(sch, reduced[-1]) > 1
+    default = turns_taps or (is_large and blocks_pay(height, strips, tile, traits, is_turned=turned is not None))
+    if has_blocks and choices.choose("blocks", (False, True), default):
+        in_blocks(
+            sch,
+            block,
+            tile,
+            rows,
+            column,
+            reduced,
+            traits,
+            choices,
+            outer=operands.outer,
+            operand=operands.index,
+            padding=padding,
+            turned=turned,
+        )
         return
     depth, parallel, pack = len(operands.outer), None, None
     if turned:
@@ -103,35 +108,19 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
     )
 
 
-def is_wide(traits: CpuTraits) -> bool:
-    """Return whether a core multiplies so many numbers a cycle that it waits for what is not packed."""
-    return traits.fma_ports * traits.lanes >= WIDE
-
-
-def _packing_pays(height: int, terms: int, columns: int, tile: Tile, strips: int, traits: CpuTraits) -> bool:
-    """Return whether each of ``strips`` tasks best copies its strip of B, [terms, columns], for ``height`` rows."""
-    if columns == tile.width or not is_balanced(strips, traits):
-        return False
-    are_many = height >= PACKED_ROWS[4 * columns % SHARED_SETS == 0]
-    is_large = 4 * terms * columns > traits.cache_bytes // 2
-    if not is_wide(traits) or (are_many and is_large):
-        return are_many
-    places, size = WAY // math.gcd(4 * columns, WAY), 4 * terms * tile.width
-    if not WAYS * min(WAY, 4 * places * tile.width) <= size <= traits.cache_bytes // 2:
-        return False
-    if 4 * terms * columns <= traits.cache_bytes and stream_of(tile, traits) < UNPACKED_STREAM:
-        return False
-    return height >= PACKED_ROWS_OF_WIDE[places == 1]
-
-
 def _vectors_turned(terms: int, traits: CpuTraits) -> int:
     """Return the width, in vectors, of a strip of ``terms`` rows of a turned B: at least two."""
     return max(2, int(SHARE_OF_TURNED * traits.cache_bytes) // (4 * terms * traits.lanes))
 
 
+PIXELS_APART, MOST_PIXELS = 1024, 64
+"""Bytes of a pixel's channels of which a multiple lets the first cache hold so few pixels. From measurements on Zen 5:
+256 and 512 channels are 1.4 times as fast in blocks of a row of 56 and 28 pixels as in larger ones."""
+
+
 def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
-    """Schedule ``dW[.., r, s, i, o] = sum X * dY`` over pixels, in tiles of input by output channels. Where these are
-    few, a tile has those of several taps. dY is packed in strips where that pays (:func:`product`).
+    """Schedule ``dW[.., r, s, i, o] = sum X * dY`` over pixels, in tiles of input by output channels, or its transpose.
+    Where these are few, a tile has those of several taps. dY is packed in strips where that pays (:func:`product`).
 
     Decisions: ``tile`` and those of :func:`block_by_block`, or ``pack`` and those of :func:`register_tile`.
     """
@@ -141,6 +130,8 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, cho
     tile = choose_tile(sch, rows, column, traits, choices, parts=parts)
     if parts:
         most = rows_in_cache(sch, block, traits)
+        if 4 * extent_of(sch, row) % PIXELS_APART == 0:
+            most = min(most, MOST_PIXELS // extent_of(sch, reduced[-1]))
         block_by_block(sch, block, tile, rows, column, reduced, choices, tasks=parts, most=most)
         return
     if sch.get_producers(block):
@@ -148,7 +139,7 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, cho
     operands, columns = _operands(sch, block, spatial), extent_of(sch, column)
     height, terms = (math.prod(extents_of(sch, loops)) for loops in (rows, reduced))
     is_held = 4 * terms * math.prod(extents_of(sch, [row])) <= traits.cache_bytes  # X, which every strip reads
-    pays = is_wide(traits) and is_held and _packing_pays(height, terms, columns, tile, columns // tile.width, traits)
+    pays = is_wide(traits) and is_held and packing_pays(height, terms, columns, tile, columns // tile.width, traits)
     pack = choices.choose("pack", (False, True), pays)
     register_tile(
         sch,

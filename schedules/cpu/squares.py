@@ -43,10 +43,11 @@ def turned(rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
     return vectors
 
 
-def turn_in_squares(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits) -> None:
+def turn_in_squares(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, *, fetches: bool = True) -> None:
     """Schedule a block that turns a matrix in strips, ``Y[.., k, n] = X[.., k // width, n, k % width]``.
 
     Its last two loops become squares of vectors. Where no square divides both, they stay loops over elements.
+    ``fetches``: prefetch the square that lies as many rows further on as the block turns: what the next task will turn.
     """
     width = int(sch.get(block).annotations[TURNED])
     rows, columns = sch.get_loops(block)[-2:]
@@ -56,14 +57,14 @@ def turn_in_squares(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits) -> 
         return
     (row_outer, row), (column_outer, column) = (sch.split(loop, [None, lanes]) for loop in (rows, columns))
     sch.reorder(row_outer, column_outer, row, column)
-    sch.tensorize(row, _square(lanes, extents[1]))
+    sch.tensorize(row, _square(lanes, extents[1] if fetches else 0))
 
 
 @functools.cache
 def _square(lanes: int, ahead: int) -> str:
     """Register the transpose of a square of vectors, and return its name for ``Schedule.tensorize``.
 
-    It prefetches the square that lies ``ahead`` rows further on: what the next task will turn.
+    It prefetches the square that lies ``ahead`` rows further on, unless that is 0.
     """
 
     def function(fill: Callable[[tirx.Buffer, tirx.Buffer], None]) -> tirx.PrimFunc:
@@ -84,7 +85,7 @@ def _square(lanes: int, ahead: int) -> str:
             T.buffer_store(y, x[j, i], [i, j])
 
     def vectors(x: tirx.Buffer, y: tirx.Buffer) -> None:
-        for n in range(lanes):
+        for n in range(lanes if ahead else 0):
             T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(x[n + ahead, 0]), *TO_SECOND_CACHE))
         for n, row in enumerate(turned([T.bind(x[n, tirx.Ramp(0, 1, lanes)]) for n in range(lanes)])):
             T.buffer_store(y, row, [n, tirx.Ramp(0, 1, lanes)])

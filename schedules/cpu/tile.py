@@ -11,7 +11,7 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from ..decisions import Choices
 from ..extents import divisors
 from ..loops import Unsuited, extent_of, extents_of
-from .squares import turn_in_squares
+from .squares import TURNED, turn_in_squares
 from .tile_cost import Tile, tiles, vector_lanes
 from .traits import CpuTraits
 
@@ -174,7 +174,7 @@ def register_tile(
 
     Decisions: ``parallel``, ``unroll_reduced`` and, where tasks pad or turn an operand, ``tiles_of_task``.
     """
-    padding = [] if turned else sch.get_producers(block)
+    padding = [each for each in sch.get_producers(block) if TURNED not in sch.get(each).annotations]
     row_outer, column_outer, inside = split_tile(sch, tile, rows, column)
     grid = [*row_outer[:-1], *phases[:1], row_outer[-1]]
     grid = [*outer, column_outer, *grid] if columns_first else [*outer, *grid, column_outer]
@@ -187,8 +187,8 @@ def register_tile(
     if phases:
         high, wide = strides_of(sch, block)
         sch.transform_block_layout(epilogue, lambda n, h, w, c: (n, h // high, h % high, w // wide, w % wide, c))
-    elif _joins_strips(_extents(sch, epilogue), _shape(sch, block)):
-        _in_strips(sch, epilogue, _shape(sch, block)[-1])
+    else:
+        keep_strips(sch, epilogue, block)
     sch.reverse_compute_at(epilogue, grid[-1])
     for loop in sch.get_loops(epilogue)[len(grid) : -1]:
         sch.unroll(loop)
@@ -206,22 +206,25 @@ def register_tile(
     for loop in (*phases, *inside[:-1], *reduced[:unroll_reduced]):
         sch.unroll(loop)
     for padded in padding:
-        _copy_at(sch, padded, task if parallel >= len(images) else images[-1], tile.lanes)
+        copy_at(sch, padded, task if parallel >= len(images) else images[-1], tile.lanes)
     if turned is not None:
         sch.compute_at(turned, task)
         turn_in_squares(sch, turned, traits)
     if pack is not None:
-        _copy_at(sch, sch.cache_read(block, pack, "global"), task, tile.lanes)
+        copy_at(sch, sch.cache_read(block, pack, "global"), task, tile.lanes)
     sch.decompose_reduction(block, reduced[0])
 
 
-def _in_strips(sch: s_tir.Schedule, block: SBlockRV, width: int) -> None:
-    """Split the columns of a block into strips of ``width``."""
+def keep_strips(sch: s_tir.Schedule, epilogue: SBlockRV, block: SBlockRV) -> None:
+    """Split the columns of an epilogue that joins the column strips of ``block`` into these strips."""
+    shape = _shape(sch, block)
+    if not _joins_strips(_extents(sch, epilogue), shape):
+        return
 
     def strips(*at: tirx.Var) -> list[tirx.Expr]:
-        return [*at[:-1], tirx.indexdiv(at[-1], width), tirx.indexmod(at[-1], width)]
+        return [*at[:-1], tirx.indexdiv(at[-1], shape[-1]), tirx.indexmod(at[-1], shape[-1])]
 
-    sch.transform_block_layout(block, tirx.IndexMap.from_func(strips, ndim=len(_shape(sch, block))))
+    sch.transform_block_layout(epilogue, tirx.IndexMap.from_func(strips, ndim=len(shape) - 1))
 
 
 def _unrolled(sch: s_tir.Schedule, reduced: Sequence[LoopRV], choices: Choices, default: int) -> int:
@@ -310,15 +313,22 @@ def block_by_block(
     for loop in inside[:-1]:
         sch.unroll(loop)
     for padded in padding:
-        _copy_at(sch, padded, task, tile.lanes)
+        copy_at(sch, padded, task, tile.lanes)
     sch.decompose_reduction(block, first)
 
 
-def _copy_at(sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int) -> None:
+def copy_at(sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int) -> None:
     """Compute in each iteration of ``loop`` the part of ``block``'s result that is read there."""
     sch.compute_at(block, loop)
     extent = extent_of(sch, sch.get_loops(block)[-1])
     vectorize_inner(sch, block, vector_lanes(extent, lanes * WORD // _itemsize(sch, block)))
+
+
+def pad_at_once(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
+    """Compute a block in a parallel loop of its own."""
+    *rows, _, channel = sch.get_loops(block)
+    vectorize_inner(sch, block, vector_lanes(extent_of(sch, channel), lanes))
+    sch.parallel(sch.fuse(*rows))
 
 
 WORD = 4

@@ -60,12 +60,16 @@ def conv2d_data_gradient(
     groups: int,
     size: Sequence[int],
     transposed: bool = False,
+    across: bool = False,
 ) -> te.Tensor:
     """Compute ``dX[n, h, w, i] = sum_{r, s, o} dY[n, (h + pad - r * dilation) / stride, …, o] * W[r, s, i, o]``.
 
     Sums over the (r, s) for which the division is exact and the position lies in dY. ``size``: height and width of X.
     ``transposed``: the weight is [R, S, C_out, C_in / groups]. Also the forward form of a transposed convolution.
+    ``across``: each task turns its part of a dense weight in cache.
     """
+    if across:
+        weight, transposed = _turned(weight), True
     batch, out_h, out_w, out_channels = (int(extent) for extent in grad.shape)
     kernel_h, kernel_w = (int(extent) for extent in weight.shape[:2])
     group_in, group_out = int(weight.shape[3 if transposed else 2]), out_channels // groups
@@ -115,6 +119,17 @@ def conv2d_data_gradient(
     )
 
 
+def _turned(weight: te.Tensor) -> te.Tensor:
+    """Turn a dense weight to [R, S, C_out, C_in]."""
+    *taps, inputs, outputs = weight.shape
+    return te.compute(
+        (*taps, outputs, inputs),
+        lambda r, s, o, i: weight(r, s, i, o),
+        name="turned",
+        attrs={"pock.turned": int(outputs)},
+    )
+
+
 def conv2d_weight_gradient(
     x: te.Tensor,
     grad: te.Tensor,
@@ -125,12 +140,13 @@ def conv2d_weight_gradient(
     groups: int,
     kernel_size: Sequence[int],
     chunks: Sequence[int] = (1, 1),
+    turned: bool = False,
 ) -> te.Tensor:
     """Compute ``dW[r, s, i, o] = sum_{n, h, w} X[n, h * stride + r * dilation - pad, …, i] * dY[n, h, w, o]``.
 
     The channels of X set the input channels of dW: for a channel-sparse gradient, X has its trained channels gathered.
     ``chunks``: number of equal parts of the batch and of the rows of dY, divisors of them. Other than (1, 1), it adds
-    two leading axes of partial sums to the result.
+    two leading axes of partial sums to the result. ``turned``: the result, of one group, is [.., r, s, o, i].
     """
     batch, out_h, out_w, out_channels = (int(extent) for extent in grad.shape)
     group_in = int(x.shape[3]) // groups
@@ -143,7 +159,8 @@ def conv2d_weight_gradient(
     split = tuple(chunks) != (1, 1)
 
     def product(*index: tirx.Var) -> tirx.Expr:
-        r, s, i, o = index[-4:]
+        r, s, *channels = index[-4:]
+        i, o = reversed(channels) if turned else channels
         image, row = (index[0] * parts[0] + n, index[1] * parts[1] + h) if split else (n, h)
         at = (image, row * strides[0] + r * dilation[0], w * strides[1] + s * dilation[1])
         return te.sum(
@@ -152,7 +169,7 @@ def conv2d_weight_gradient(
 
     depthwise = group_in == 1 and groups > 1
     return te.compute(
-        (*(chunks if split else ()), *kernel_size, group_in, out_channels),
+        (*(chunks if split else ()), *kernel_size, *((out_channels, group_in) if turned else (group_in, out_channels))),
         product,
         name="conv2d_weight_gradient",
         attrs={"schedule_rule": f"pock.{'depthwise_' if depthwise else ''}conv2d_weight_gradient"},

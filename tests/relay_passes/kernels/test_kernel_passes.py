@@ -22,6 +22,7 @@ from relay_passes import (
 from relay_passes.ir import bindings_of, op_name, shape_of
 from relay_passes.kernels import name_kernels
 from relay_passes.kernels.winograd import suited_convolutions
+from relay_passes.operators.registry import attributes_of
 from relay_passes.operators.training import conv2d_data_gradient, conv2d_weight_gradient, matmul
 from schedules.cpu import CpuTarget
 from schedules.cpu.traits import CpuTraits
@@ -118,6 +119,50 @@ def test_how_the_data_gradient_of_a_convolution_reads_its_weight(channels, taps,
     np.testing.assert_allclose(run(straight, dy, w), run(mod, dy, w), rtol=1e-4, atol=1e-5)
     if taps == 1:
         np.testing.assert_allclose(run(straight, dy, w), dy @ w[0, 0].T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "strides", "frozen", "is_across"),
+    [((128, 32), 1, [], True), ((128, 32), 1, ["w"], False), ((128, 24), 1, [], False), ((128, 32), 2, [], False)],
+)
+def test_which_data_gradients_turn_a_weight_of_several_taps(channels, strides, frozen, is_across) -> None:
+    def gradient(emit, dy, w):
+        plain = {"strides": [strides] * 2, "dilation": [1, 1], "groups": 1, "padding": [1] * 4}
+        return emit(conv2d_data_gradient(dy, w, size=[5 * strides, 7 * strides], **plain))
+
+    shapes = (2, 5, 7, channels[1]), (3, 3, *channels)
+    mod = function(dict(zip(("dy", "w"), shapes, strict=True)), gradient)
+    straight = StraightenProducts(frozen)(mod)
+    (product,) = (b.value for b in bindings_of(straight["main"]) if op_name(b.value) == "pock.conv2d_data_gradient")
+    assert bool(attributes_of(product).get("across", False)) == is_across
+    chosen = ChooseKernels(["main"], TARGET)(straight)
+    assert ("transpose" in chosen.script()) != is_across
+    dy, w = random(*shapes)
+    np.testing.assert_allclose(run(straight, dy, w), run(mod, dy, w), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [[], ["w"]])
+@pytest.mark.parametrize("size", [(10, 12), (9, 12), (9, 11)])
+@pytest.mark.parametrize("strides", [(2, 2), (1, 3)], ids=str)
+def test_the_data_gradient_of_a_pointwise_convolution_with_a_stride_is_dense(strides, size, frozen) -> None:
+    """The pixels that the stride skips are zeros, and cost no products."""
+
+    def gradient(emit, dy, w):
+        geometry = {"strides": list(strides), "dilation": [1, 1], "groups": 1, "padding": [0] * 4}
+        return emit(conv2d_data_gradient(dy, w, size=list(size), **geometry))
+
+    out = [-(-extent // step) for extent, step in zip(size, strides, strict=True)]
+    shapes = (2, *out, 16), (1, 1, 48, 16)
+    mod = function(dict(zip(("dy", "w"), shapes, strict=True)), gradient)
+    straight = StraightenProducts(frozen)(mod)
+    products = [
+        b.value for b in bindings_of(straight["main"]) if "matmul" in op_name(b.value) or "conv2d" in op_name(b.value)
+    ]
+    assert [shape_of(product)[1:3] for product in products] == [tuple(out)]
+    dy, w = random(*shapes)
+    expected = np.zeros((2, *size, 48), "float32")
+    expected[:, :: strides[0], :: strides[1]] = dy @ w[0, 0].T
+    np.testing.assert_allclose(run(straight, dy, w), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [(2, 3), (1, 3)])
