@@ -11,6 +11,7 @@ from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
 
 from .dot import lower_dot
+from .integers import lower_integers
 from .prefetch import prefetch_tiles
 from .scratch import place_scratch, with_tiles_on_stack
 
@@ -86,6 +87,7 @@ LOWERING = [
     tirx.transform.ConvertSSA(),  # inlining a block duplicates its variables
     vectorize,
     lower_dot,
+    lower_integers,
     tirx.transform.StorageRewrite(),
     s_tir.transform.HoistIfThenElse(),
     tirx.transform.UnrollLoop(),
