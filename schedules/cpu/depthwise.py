@@ -40,8 +40,10 @@ def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: 
 def quantized(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     """Schedule ``Y[n, h, w, c] = sum_{r, m} dot(X[n, .., c], W[r, w % phases, m, c])``, words of taps, unrolled.
 
-    Each task joins the words that it reads. Results above each other, and both phases, share a word.
+    Results above each other, and both phases, share a word, which is joined in registers.
     """
+    (words,) = sch.get_producers(block)
+    sch.compute_inline(words)
     spatial, reduced = split_by_kind(sch, block)
     *rows, column = spatial
     phases = int(sch.get(block).reads[1].source.ty.shape[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tvm
 import tvm_ffi
@@ -12,7 +12,9 @@ from tvm.target.codegen import target_has_features
 
 from ..kernels import PORTABLE
 from ..kernels.integers import HIGH_BITS, JOIN_BYTES, MULTIPLY_HIGH, SATURATE_INT16, SATURATE_UINT8
-from .vectors import bytes_of, concatenated, lanes_of, shuffled
+from ..kernels.quantized import WORD
+from .stored_together import Packing
+from .vectors import concatenated, lanes_of, shuffled
 
 HIGH = {
     32: ("avx512bw", "llvm.x86.avx512.pmul.hr.sw.512"),
@@ -20,6 +22,8 @@ HIGH = {
     8: ("ssse3", "llvm.x86.ssse3.pmul.hr.sw.128"),
 }
 """Features and intrinsics of x86 that multiply 16 bits and round the high half, by lanes."""
+ARM_LANES = 4
+"""Words of a vector of NEON."""
 ARM_HIGH = {8: "llvm.aarch64.neon.sqrdmulh.v8i16", 4: "llvm.aarch64.neon.sqrdmulh.v4i16"}
 """The same of ARM."""
 PACKS = {
@@ -45,7 +49,8 @@ FEATURES = ("avx512bw", "avx2", "ssse3", "sse2")
 def lower_integers(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tirx.PrimFunc:
     """Lower the operators of ``schedules/kernels/integers.py``, of vectors or numbers, for the function's target.
 
-    x86 packs and rounds by ``vpackssdw``, ``vpackuswb`` and ``vpmulhrsw``, ARM by ``sqrdmulh`` (and, for what is left
+    Bytes of four vectors are computed together, wherever they are stored: each fills a quarter of a register. x86 packs
+    and rounds by ``vpackssdw``, ``vpackuswb`` and ``vpmulhrsw``, ARM by ``sqrdmulh`` (and, for what is left
     as arithmetic, LLVM finds ``sqxtn`` and ``sqxtun``). Anywhere else, and in source code, it is plain arithmetic.
     """
     is_source = PORTABLE in func.attrs
@@ -53,34 +58,49 @@ def lower_integers(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transf
 
     def lowered(node: ir.Call) -> tirx.Expr:
         name = getattr(node.op, "name", "")
-        if name in PACKS:
-            return _by_parts(node.args, PACKS[name], features, lambda part: _saturated(name, part))
+        if name in RANGES:
+            return _saturated(name, node.args[0])
         if name == MULTIPLY_HIGH:
-            return _by_parts(node.args, _high_products(features), features, _multiplied_high)
+            return _multiplied_by_parts(node.args, features)
         if name == JOIN_BYTES:
             return _joined(node.args, is_source)
         return node
 
-    return func.with_body(tvm_ffi.structural_map(_with_loads_as_stored(func.body), (ir.Call, lowered)))
+    packings = [] if is_source else _packings(features)
+
+    def together(steps: tirx.SeqStmt) -> tirx.Stmt:
+        found = list(steps.seq)
+        for packing in packings:
+            found = packing.steps(found)
+        return tirx.SeqStmt(found)
+
+    body = tvm_ffi.structural_map(func.body, (tirx.SeqStmt, together))
+    return func.with_body(tvm_ffi.structural_map(body, (ir.Call, lowered)))
 
 
-def _with_loads_as_stored(body: tirx.Stmt) -> tirx.Stmt:
-    """Load register tiles by the vectors that are stored there: LLVM keeps a tile in memory that is read otherwise."""
-    lanes: dict[tirx.Buffer, int] = {}
+def _packings(features: Sequence[str]) -> list[Packing]:
+    """Return how a target packs vectors of sums, by their lanes."""
+    if "aarch64" in features:
+        return [Packing(ARM_LANES, ARM_LANES, _packed_by_arm)]
+    return [
+        Packing(lanes // 2, REGISTER // WORD, _packed_by_x86)
+        for lanes, (feature, _) in PACKS[SATURATE_INT16].items()
+        if feature in features
+    ]
 
-    def see(store: tirx.BufferStore) -> None:
-        if store.buffer.scope() == "local":
-            lanes[store.buffer] = max(lanes.get(store.buffer, 1), lanes_of(store.value))
 
-    def load(node: ir.TensorLoad) -> tirx.Expr:
-        stored, at = lanes.get(node.source), node.indices[0]
-        if stored is None or not isinstance(at, tirx.Ramp) or int(at.lanes) % stored or int(at.lanes) == stored:
-            return node
-        starts = (at.base + tirx.const(start, str(at.base.ty.dtype)) for start in range(0, int(at.lanes), stored))
-        return concatenated([tirx.BufferLoad(node.source, [tirx.Ramp(each, 1, stored)]) for each in starts])
+def _packed_by_arm(name: str, low: tirx.Expr, high: tirx.Expr) -> tirx.Expr:
+    kind = "int16" if name == SATURATE_INT16 else "uint8"
+    return tirx.call_intrin(f"{kind}x{2 * lanes_of(low)}", name, concatenated([low, high]))
 
-    tvm_ffi.structural_walk(body, (tirx.BufferStore, see))
-    return tvm_ffi.structural_map(body, (ir.TensorLoad, load))
+
+def _packed_by_x86(name: str, low: tirx.Expr, high: tirx.Expr) -> tirx.Expr:
+    lanes = 2 * lanes_of(low)
+    _, intrinsic = PACKS[name][lanes]
+    if name == SATURATE_INT16:
+        return tirx.call_llvm_pure_intrin(f"int16x{lanes}", intrinsic, low, high)
+    packed = tirx.call_llvm_pure_intrin(f"int8x{lanes}", intrinsic, low, high)
+    return tirx.reinterpret(f"uint8x{lanes}", packed)
 
 
 def _features(target: Target) -> tuple[str, ...]:
@@ -95,43 +115,23 @@ def _high_products(features: Sequence[str]) -> dict[int, tuple[str, str]]:
     return {lanes: ("aarch64", name) for lanes, name in ARM_HIGH.items()} if "aarch64" in features else HIGH
 
 
-def _by_parts(
-    operands: Sequence[tirx.Expr],
-    known: dict[int, tuple[str, str]],
-    features: Sequence[str],
-    otherwise: Callable[[Sequence[tirx.Expr]], tirx.Expr],
-) -> tirx.Expr:
-    """Compute vectors in parts, each by the widest intrinsic that the target has, and what is left ``otherwise``."""
+def _multiplied_by_parts(operands: Sequence[tirx.Expr], features: Sequence[str]) -> tirx.Expr:
+    """Multiply vectors in parts, each by the widest intrinsic that the target has, and what is left by arithmetic."""
+    known = _high_products(features)
     sizes = [lanes for lanes, (feature, _) in known.items() if feature in features]
     lanes, start, parts = lanes_of(operands[0]), 0, []
     while start < lanes:
         size = next((each for each in sizes if each <= lanes - start), lanes - start)
         part = [shuffled([each], range(start, start + size)) for each in operands]
-        parts.append(_computed(part, known[size][1]) if size in sizes else otherwise(part))
+        kind = f"int16x{size}"
+        is_known = size in sizes
+        parts.append(tirx.call_llvm_pure_intrin(kind, known[size][1], *part) if is_known else _multiplied_high(part))
         start += size
     return concatenated(parts)
 
 
-def _computed(operands: Sequence[tirx.Expr], intrinsic: str) -> tirx.Expr:
-    """Compute by an intrinsic of as many lanes."""
-    lanes, bits = lanes_of(operands[0]), 8 * bytes_of(operands[0])
-    if "pack" not in intrinsic:
-        return tirx.call_llvm_pure_intrin(f"int{bits}x{lanes}", intrinsic, *operands)
-    half = lanes // 2
-    halves = [shuffled(operands, range(start, start + half)) for start in (0, half)]
-    kind = f"int{bits // 2}x{lanes}"
-    packed = tirx.call_llvm_pure_intrin(kind, intrinsic, *halves)
-    # Each register of 128 bits holds a few lanes of the first half, then as many of the second.
-    group = REGISTER // (bits // 8)
-    at = [
-        2 * group * (each % (lanes // 2) // group) + group * (2 * each // lanes) + each % group for each in range(lanes)
-    ]
-    natural = shuffled([packed], at)
-    return natural if bits == 32 else tirx.reinterpret(f"u{kind}", natural)
-
-
-def _saturated(name: str, operands: Sequence[tirx.Expr]) -> tirx.Expr:
-    (value,), (low, high) = operands, RANGES[name]
+def _saturated(name: str, value: tirx.Expr) -> tirx.Expr:
+    low, high = RANGES[name]
     kind = str(value.ty.dtype)
     clipped = tirx.min(tirx.max(value, _constant(low, kind)), _constant(high, kind))
     return clipped.astype(_with_lanes("int16" if name == SATURATE_INT16 else "uint8", lanes_of(value)))

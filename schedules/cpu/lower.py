@@ -87,13 +87,13 @@ LOWERING = [
     tirx.transform.ConvertSSA(),  # inlining a block duplicates its variables
     vectorize,
     lower_dot,
-    lower_integers,
     tirx.transform.StorageRewrite(),
     s_tir.transform.HoistIfThenElse(),
     tirx.transform.UnrollLoop(),
     s_tir.transform.RenormalizeSplitPattern(),
     tirx.transform.StmtSimplify(),
     tirx.transform.RemoveNoOp(),
+    lower_integers,  # once loops over stores are unrolled
     prefetch_tiles,
     tirx.transform.ConvertSSA(),  # as do the parts of a loop
     s_tir.transform.RewriteUnsafeSelect(),

@@ -192,7 +192,7 @@ def register_tile(
     sch.reverse_compute_at(epilogue, grid[-1])
     for loop in sch.get_loops(epilogue)[len(grid) : -1]:
         sch.unroll(loop)
-    vectorize_inner(sch, epilogue, _lanes_stored(sch, epilogue, tile))
+    vectorize_inner(sch, epilogue, tile.lanes)
     images = grid[: len(outer) + 1 + columns_first]
     tasks = grid[:parallel]
     if padding and parallel == len(images) + 1:
@@ -215,13 +215,6 @@ def register_tile(
     if pack is not None:
         _copy_at(sch, sch.cache_read(block, pack, "global"), task, tile.lanes)
     sch.decompose_reduction(block, reduced[0])
-
-
-def _lanes_stored(sch: s_tir.Schedule, epilogue: SBlockRV, tile: Tile) -> int:
-    """Return the lanes that an epilogue computes at once: those of a tile, or as many bytes as its vectors have."""
-    if _itemsize(sch, epilogue) > 1:
-        return tile.lanes
-    return max(tile.lanes * n for n in divisors(tile.vectors) if n <= WORD)
 
 
 def _in_strips(sch: s_tir.Schedule, block: SBlockRV, width: int) -> None:

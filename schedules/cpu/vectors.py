@@ -13,11 +13,6 @@ def lanes_of(value: tirx.Expr) -> int:
     return int(tvm.DataType(str(value.ty.dtype)).lanes)
 
 
-def bytes_of(value: tirx.Expr) -> int:
-    """Return the bytes of a lane."""
-    return int(tvm.DataType(str(value.ty.dtype)).bits) // 8
-
-
 def shuffled(vectors: Sequence[tirx.Expr], lanes: Sequence[int]) -> tirx.Expr:
     """Return a vector of some lanes of several vectors, which are counted on from one to the next."""
     if len(vectors) == 1 and list(lanes) == list(range(lanes_of(vectors[0]))):
