@@ -242,15 +242,17 @@ def _tiles_of_task(
 ) -> int:
     """Return how many vertically adjacent tiles form a task: neighbours share padded rows.
 
-    The default is the largest that balances the cores and fits a quarter of the L2 cache.
+    The default is the largest that balances the cores and fits a quarter of the L2 cache; half of it in eight bits.
     """
     *images, rows = extents_of(sch, tasks)
     _, *image = (int(extent) for extent in sch.get(padded).writes[0].source.ty.shape)
-    row_bytes = 4 * math.prod(image) // rows
+    size = _itemsize(sch, padded)
+    row_bytes = size * math.prod(image) // rows
+    most = traits.cache_bytes // (2 if size == 1 else 4)
     default = max(
         n
         for n in divisors(rows)
-        if n == 1 or (math.prod(images) * rows // n % traits.cores == 0 and n * row_bytes <= traits.cache_bytes // 4)
+        if n == 1 or (math.prod(images) * rows // n % traits.cores == 0 and n * row_bytes <= most)
     )
     return choices.choose("tiles_of_task", divisors(rows), default)
 
@@ -319,8 +321,9 @@ def block_by_block(
 def _copy_at(sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int) -> None:
     """Compute in each iteration of ``loop`` the part of ``block``'s result that is read there."""
     sch.compute_at(block, loop)
-    extent = extent_of(sch, sch.get_loops(block)[-1])
-    vectorize_inner(sch, block, vector_lanes(extent, lanes * WORD // _itemsize(sch, block)))
+    extent, most = extent_of(sch, sch.get_loops(block)[-1]), lanes * WORD // _itemsize(sch, block)
+    whole = [n for n in divisors(extent) if n <= most and n % lanes == 0]
+    vectorize_inner(sch, block, max(whole, default=vector_lanes(extent, most)))
 
 
 WORD = 4
