@@ -79,10 +79,11 @@ def prefix(rows: list[list[dict[str, Any]]], column: str) -> list[float]:
 
 
 def weights_of_prefix(floats: pock.Program, int8: pock.Program) -> list[int]:
-    """Bytes of the weights and biases that the prefix's layers read, in float and in eight bits with their vectors."""
-    own = sum(floats.parameters[name].nbytes for name in int8.in_eight_bits if name in floats.parameters)
+    """Bytes of the weights and biases that the prefix's layers read: in float, and in eight bits with the vectors that
+    rescale sums, which are constants."""
     saved = floats.memory()["parameters"] - int8.memory()["parameters"]
-    return [own, own - saved]
+    constants = [sum(array.nbytes for array in program.constants.values()) for program in (floats, int8)]
+    return [saved, constants[1] - constants[0]]
 
 
 def main() -> None:
