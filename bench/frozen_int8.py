@@ -2,9 +2,10 @@
 
     python bench/frozen_int8.py [NETWORK …] [--compiled FOLDER] [--output FILE.json]
 
-A row: milliseconds of the frozen prefix (its kernels, one by one) and of whole steps, in float32 and with int8; arena
-and file; the largest relative error of the outputs. Sides alternate within one run; the medians are shown. Kernels
-behind the prefix are the same in both programs, so the float prefix is what remains of its program's kernels.
+A row: milliseconds of the frozen prefix (its kernels, one by one) and of whole steps, in float32 and with int8; bytes
+of the prefix's weights, and those that its kernels read and write; arena; the largest relative error of the outputs.
+Sides alternate within one run; the medians are shown. Kernels behind the prefix are the same in both programs, so the
+float prefix is what remains of its program's kernels, in time and in bytes.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
             trainer.step(x, target, lr=0.0)
             seconds.append(1e3 * (time.perf_counter() - start))
     rows = [profile(trainer, x, target) for trainer in trainers]
-    whole = [sum(row["ms"] for row in each) for each in rows]
-    prefix = sum(row["ms"] for row in rows[1] if "quantize" in row["kernel"])
+    prefix_ms, prefix_bytes = (prefix(rows, column) for column in ("ms", "bytes"))
     float_step, int8_step = map(statistics.median, steps)
-    float_prefix = whole[0] - (whole[1] - prefix)
     return {
         "network": name,
-        "prefix_ms": [float_prefix, prefix],
-        "prefix_gain": float_prefix / prefix,
+        "prefix_ms": prefix_ms,
+        "prefix_gain": prefix_ms[0] / prefix_ms[1],
+        "prefix_bytes": prefix_bytes,
+        "prefix_weights": weights_of_prefix(*both),
         "step_ms": [float_step, int8_step],
         "step_gain": float_step / int8_step,
         "arena": [program.memory()["arena"] for program in both],
@@ -68,6 +69,21 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         "error": both[1].manifest["quantized"]["check"]["error"],
         "layers": len(both[1].manifest["quantized"]["layers"]),
     }
+
+
+def prefix(rows: list[list[dict[str, Any]]], column: str) -> list[float]:
+    """What the prefix has of a column, in float and in eight bits."""
+    whole = [sum(row[column] for row in each) for each in rows]
+    own = sum(row[column] for row in rows[1] if "quantize" in row["kernel"])
+    return [whole[0] - (whole[1] - own), own]
+
+
+def weights_of_prefix(floats: pock.Program, int8: pock.Program) -> list[int]:
+    """Bytes of the weights and biases that the prefix's layers read: in float, and in eight bits with the vectors that
+    rescale sums, which are constants."""
+    saved = floats.memory()["parameters"] - int8.memory()["parameters"]
+    constants = [sum(array.nbytes for array in program.constants.values()) for program in (floats, int8)]
+    return [saved, constants[1] - constants[0]]
 
 
 def main() -> None:
@@ -78,13 +94,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     rows = [measure(name, given.compiled) for name in given.networks]
-    table = Table("network", "layers", "prefix ms", "", "step ms", "", "arena MiB", "error")
+    columns = ("network", "layers", "prefix ms", "", "step ms", "", "weights KiB", "moved MiB", "arena MiB", "error")
+    table = Table(*columns)
     for row in rows:
         pairs = {name: " / ".join(f"{value:.2f}" for value in row[f"{name}_ms"]) for name in ("prefix", "step")}
         arena = " / ".join(f"{size / 2**20:.1f}" for size in row["arena"])
         gains = {name: f"{row[f'{name}_gain']:.2f}x" for name in ("prefix", "step")}
+        weights = " / ".join(f"{size / 2**10:.0f}" for size in row["prefix_weights"])
+        moved = " / ".join(f"{size / 2**20:.1f}" for size in row["prefix_bytes"])
         table.add_row(
-            row["network"], str(row["layers"]), pairs["prefix"], gains["prefix"], pairs["step"], gains["step"], arena,
+            row["network"], str(row["layers"]), pairs["prefix"], gains["prefix"], pairs["step"], gains["step"],
+            weights, moved, arena,
             f"{row['error']:.1%}",
         )  # fmt: skip
     console.print(table)

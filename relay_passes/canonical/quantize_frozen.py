@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tvm
 from tvm import IRModule, relax
 
-from schedules.kernels.quantized import WORD
+from schedules.kernels.quantized import WORD, taps_in_words
 
 from ..analysis.fixed_point import (
     EightBits,
@@ -22,6 +23,7 @@ from ..analysis.fixed_point import (
     quantized_sums,
     rescaling,
     rescaling_with,
+    taps_packed,
 )
 from ..analysis.frozen_prefix import DEPTHWISE, MATMUL, FrozenPrefix, Layer, frozen_prefix
 from ..ir import Expr, bindings_of, eliminate_dead, op_name, rewrite, shape_of, update_function
@@ -158,13 +160,12 @@ class _Rewriter:
     def _product(self, builder: relax.BlockBuilder, layer: Layer, value: relax.Call) -> Expr:
         """Compute the sums of a layer, and what they mean in float if nobody stores them in eight bits."""
         x, sums = self._eight_bits(builder, layer.x, value.args[0]), self.plan.sums[layer.product]
-        weight = sums.weight if layer.kind == DEPTHWISE else packed(sums.weight)
+        zero = self.plan.numbers[layer.x].zero
         if layer.kind == MATMUL:
-            product = Q.quantized_matmul(x, relax.const(weight))
+            product = Q.quantized_matmul(x, relax.const(packed(sums.weight)))
         else:
             geometry = {name: plain(getattr(value.attrs, name)) for name in ("strides", "padding", "dilation")}
-            zero = self.plan.numbers[layer.x].zero
-            product = Q.quantized_conv2d(x, relax.const(weight), **geometry, zero=zero)
+            product = _convolution(x, sums.weight, layer, geometry, zero)
         self.sums[layer.product] = made = builder.emit(product, layer.product.name)
         if not self.prefix.requantizes(layer):
             vectors = sums.zero_bias.astype(np.int32), sums.scale.astype(np.float32)
@@ -183,7 +184,7 @@ class _Rewriter:
         vectors, residual = self.plan.rescalings[layer.product]
         operands = [self.sums[layer.product], *map(relax.const, vectors.vectors())]
         if residual is None or layer.other is None:
-            call = Q.requantize(*operands)
+            call = Q.requantize(*operands, zero=self.plan.numbers[layer.result].zero)
         else:
             call = Q.requantize_sum(*operands, self.stored[layer.other], **vars(residual))
         return self._store(builder, layer.result, builder.emit(call, layer.result.name))
@@ -204,3 +205,15 @@ class _Rewriter:
             quantized = Q.quantize_words(new, **given) if is_word else Q.quantize(new, **given, channels=channels)
             self.stored[var] = builder.emit(quantized, var.name)
         return self.stored[var]
+
+
+def _convolution(x: relax.Var, weight: np.ndarray, layer: Layer, geometry: dict[str, Any], zero: int) -> relax.Call:
+    """Return a convolution by words of channels; or depthwise by words of taps, if these suit its stride."""
+    if layer.kind != DEPTHWISE:
+        return Q.quantized_conv2d(x, relax.const(packed(weight)), **geometry, zero=zero)
+    stride, taps = geometry["strides"][1], weight.shape[1]
+    found = taps_in_words(taps, stride, shape_of(layer.product)[2])
+    if found is None or tuple(geometry["dilation"]) != (1, 1):
+        return Q.quantized_conv2d(x, relax.const(weight), **geometry, zero=zero)
+    del geometry["dilation"]
+    return Q.quantized_depthwise(x, relax.const(taps_packed(weight, *found, stride)), **geometry, taps=taps, zero=zero)

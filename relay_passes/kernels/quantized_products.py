@@ -24,5 +24,5 @@ def _product(kernel: Callable[..., Any]) -> Legalize:
     return legalize
 
 
-for _kernel in (quantized.quantized_conv2d, quantized.quantized_matmul):
+for _kernel in (quantized.quantized_conv2d, quantized.quantized_depthwise, quantized.quantized_matmul):
     legalizes(f"pock.{_kernel.__name__}")(_product(_kernel))

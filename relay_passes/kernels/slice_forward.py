@@ -48,8 +48,8 @@ WRITING = frozenset({"pock.matmul", "pock.normalize", "pock.pack_bits", "pock.wi
     "relax.nn.log_softmax",
 }
 """Operators that always become a kernel with a result of its own, by kind and by name."""
-FUSED_KINDS = (Kind.ELEMENTWISE, Kind.RESHAPE)
-"""Operators that are fused into another kernel, or need none."""
+EPILOGUES = frozenset({"pock.requantize", "pock.requantize_sum", "pock.dequantize", "pock.dequantize_sums"})
+"""Operators that are element-wise, beside those of that kind."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="SliceForward")
@@ -117,7 +117,8 @@ class _Tried(NamedTuple):
 class _Usage:
     """Memory use of a function, estimated from its operators.
 
-    An element-wise operator reuses the memory of an operand that has no later reader: the two are fused.
+    An element-wise operator reuses the memory of an operand that has no later reader: the two are fused. Sums that one
+    narrows are never stored.
     """
 
     def __init__(self, func: relax.Function, frozen: Collection[str]) -> None:
@@ -137,6 +138,7 @@ class _Usage:
                 self.readers.setdefault(var, []).append(at)
         for var in returned:
             self.readers.setdefault(var, []).append(len(self.bindings))
+        self.unstored = self._unstored()
         self.memory: dict[relax.Var, int] = {}  # variable -> index of its memory
         self.sizes: list[int] = []
         self.spans: list[list[int]] = []
@@ -148,6 +150,8 @@ class _Usage:
                 is_new = is_call and var not in self.constant
                 self.sizes.append(bytes_of(var) if is_new else 0)
                 self.spans.append([at, at])
+            elif _maps_elements(binding.value):
+                self.sizes[shared] = min(self.sizes[shared], bytes_of(var))
             self.memory[var] = shared
             self.spans[shared][1] = max([self.spans[shared][1], *self.readers.get(var, [])])
         live = np.zeros(len(self.bindings) + 2)
@@ -157,16 +161,28 @@ class _Usage:
         self.live = np.cumsum(live)[: len(self.bindings)]
         self.peak = float(self.live.max(initial=0))
 
+    def _unstored(self) -> set[relax.Var]:
+        """Return the results of products that an element-wise operator alone reads, and narrows."""
+        found = set()
+        for binding in self.bindings:
+            readers = self.readers.get(binding.var, [])
+            if kind_of(binding.value) is Kind.PER_IMAGE and len(readers) == 1 and readers[0] < len(self.bindings):
+                reader = self.bindings[readers[0]]
+                is_narrower = _maps_elements(reader.value) and bytes_of(reader.var) < bytes_of(binding.var)
+                found |= {binding.var} if is_narrower else set()
+        return found
+
     def _shared(self, at: int, binding: relax.VarBinding) -> int | None:
         """Return the operand's memory that a binding's result reuses; None if it needs its own."""
         value = binding.value
         operands = [var for var in used_vars(value) if var in self.memory]
         if kind_of(value) is Kind.RESHAPE or isinstance(value, relax.TupleGetItem | relax.Var):
             return self.memory[operands[0]] if operands else None
-        if kind_of(value) is not Kind.ELEMENTWISE:
+        if not _maps_elements(value):
             return None
         for var in operands:
-            if self.spans[self.memory[var]][1] == at and bytes_of(var) == bytes_of(binding.var):
+            is_last = self.spans[self.memory[var]][1] == at
+            if is_last and (bytes_of(var) == bytes_of(binding.var) or var in self.unstored):
                 return self.memory[var]
         return None
 
@@ -208,12 +224,12 @@ class _Usage:
                 entered.add(number)
                 crossing += self.sizes[number]
             for var in used_vars(binding.value):
-                moved += bytes_of(var) if var in self.batched else 0
+                moved += bytes_of(var) if var in self.batched and var not in self.unstored else 0
                 if var not in self.batched and var not in read:
                     read.add(var)
                     weights += bytes_of(var)
-            moved += bytes_of(binding.var)
-            calls += kind_of(binding.value) not in FUSED_KINDS
+            moved += bytes_of(binding.var) if binding.var not in self.unstored else 0
+            calls += kind_of(binding.value) is not Kind.RESHAPE and not _maps_elements(binding.value)
             for number in ends.get(at, []):
                 if number in entered:
                     crossing -= self.sizes[number]
@@ -258,6 +274,11 @@ class _Usage:
             if not any(reader in inside for reader in readers):
                 inside.discard(var)
         return inside, joined[::-1], again
+
+
+def _maps_elements(value: Expr) -> bool:
+    """Return whether an operator is element-wise: it is fused into another kernel."""
+    return kind_of(value) is Kind.ELEMENTWISE or op_name(value) in EPILOGUES
 
 
 def _is_made(binding: relax.VarBinding) -> bool:

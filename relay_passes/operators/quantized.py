@@ -23,6 +23,18 @@ def _convolution_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType((batch, *(output_extent(*axis) for axis in axes), columns), "int32")
 
 
+def _depthwise_type(call: relax.Call) -> relax.TensorType:
+    batch, height, width, channels = shape_of(call.args[0])
+    given = attributes_of(call)
+    top, left, bottom, right = given["padding"]
+    sizes = (height, shape_of(call.args[1])[0], top + bottom), (width, given["taps"], left + right)
+    extents = (
+        output_extent(size, taps, stride, padding, 1)
+        for (size, taps, padding), stride in zip(sizes, given["strides"], strict=True)
+    )
+    return relax.TensorType((batch, *extents, channels), "int32")
+
+
 def _matmul_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType((*shape_of(call.args[0])[:-1], shape_of(call.args[1])[-1]), "int32")
 
@@ -46,7 +58,7 @@ def _macs(call: relax.Call) -> int:
     return math.prod(shape_of(call)) * math.prod(shape_of(weight)[:-1]) * per_element
 
 
-FIXED_POINT = ["bias", "before", "factor", "rounding", "after"]
+FIXED_POINT = ["bias", "before", "factor"]
 """Vectors by which sums are requantised."""
 
 quantized_conv2d = register_operator(
@@ -56,6 +68,14 @@ quantized_conv2d = register_operator(
     quantized.quantized_conv2d,
     kind=Kind.PER_IMAGE,
     macs=_macs,
+)
+quantized_depthwise = register_operator(
+    "pock.quantized_depthwise",
+    ["x", "weight"],
+    _depthwise_type,
+    quantized.quantized_depthwise,
+    kind=Kind.PER_IMAGE,
+    macs=lambda call: math.prod(shape_of(call)) * shape_of(call.args[1])[0] * int(call.attrs["taps"]),
 )
 quantized_matmul = register_operator(
     "pock.quantized_matmul", ["x", "weight"], _matmul_type, quantized.quantized_matmul, kind=Kind.PER_IMAGE, macs=_macs

@@ -37,6 +37,34 @@ def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: 
     _tile(sch, block, traits, rows, column, reduced, [], choices)
 
 
+def quantized(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
+    """Schedule ``Y[n, h, w, c] = sum_{r, m} dot(X[n, .., c], W[r, w % phases, m, c])``, words of taps, unrolled.
+
+    Results above each other, and both phases, share a word, which is joined in registers.
+    """
+    (words,) = sch.get_producers(block)
+    sch.compute_inline(words)
+    spatial, reduced = split_by_kind(sch, block)
+    *rows, column = spatial
+    phases = int(sch.get(block).reads[1].source.ty.shape[1])
+    offered = _tiles_of_words(extents_of(sch, rows), extent_of(sch, column), phases, traits)
+    tile = decided_tile(choices, offered)
+    columns_first = choices.choose("columns_first", (False, True), False)
+    register_tile(
+        sch,
+        block,
+        tile,
+        rows,
+        column,
+        reduced,
+        traits,
+        choices,
+        columns_first=columns_first,
+        unroll_reduced=2,
+        parallel=2,
+    )
+
+
 def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     """Schedule ``dX[n, h, w, c] = sum_{r, s} dY[n, .., c] * W[r, s, c]``, one stride phase at a time."""
     spatial, reduced = split_by_kind(sch, block)
@@ -179,3 +207,18 @@ def _tiles(rows: list[int], columns: int, traits: CpuTraits) -> list[Tile]:
     first = 1 if traits.lanes == 1 else -1
     fitting.sort(key=lambda size: (-math.prod(size), first * size[0]))
     return [Tile((1, high, wide), lanes, 1) for high, wide in fitting]
+
+
+def _tiles_of_words(rows: list[int], columns: int, phases: int, traits: CpuTraits) -> list[Tile]:
+    """Return tiles of results that read words: all phases, most vectors that are stored at once first, then most
+    pixels, tall before wide."""
+    _, height, width = rows
+    lanes = vector_lanes(columns, traits.lanes)
+    found = [
+        Tile((1, high, wide), lanes, vectors)
+        for vectors in divisors(columns // lanes)
+        for high in divisors(height)
+        for wide in divisors(width)
+        if wide % phases == 0 and vectors <= 4 and vectors * high * wide <= traits.registers // 2
+    ]
+    return sorted(found, key=lambda tile: (-tile.height * tile.vectors, -tile.rows[1]))

@@ -12,11 +12,19 @@ from tvm.target.codegen import target_has_features
 
 from ..kernels import PORTABLE
 from ..kernels.quantized import DOT, WORD
+from .vectors import lanes_of
 
 BYTE, HALF = 8, 16
 """Bits of a byte, and of half a word."""
 VNNI = {16: "llvm.x86.avx512.vpdpbusd.512", 8: "llvm.x86.avx512.vpdpbusd.256", 4: "llvm.x86.avx512.vpdpbusd.128"}
 """Intrinsics that add the dot products of words to sums, by the number of words."""
+ARM_DOTS = {
+    "i8mm": "llvm.aarch64.neon.usdot.v4i32.v16i8",
+    "dotprod": "llvm.aarch64.neon.sdot.v4i32.v16i8",
+}
+"""Intrinsics of ARM that add the dot products of four words to sums: of unsigned and signed bytes, of signed ones."""
+PAIRWISE_SUM = "llvm.aarch64.neon.saddlp.v4i32.v8i16"
+"""Intrinsic of ARM that adds neighbours of 16 bits to 32 bits."""
 PAIRS = {
     16: ("avx512bw", "llvm.x86.avx512.pmaddw.d.512"),
     8: ("avx2", "llvm.x86.avx2.pmadd.wd"),
@@ -31,7 +39,8 @@ def lower_dot(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transform.P
 
     With VNNI, ``vpdpbusd`` adds to sums without saturating. Elsewhere on x86, bytes are widened to 16 bits:
     ``vpmaddwd`` multiplies these and adds pairs, exactly. (``vpmaddubsw`` would take the bytes as they are, and
-    saturates.) Anywhere else, and in source code, it is plain arithmetic.
+    saturates.) ARM has ``usdot`` with i8mm; ``sdot``, of bytes less 128, from armv8.2; and products of 16 bits, which
+    hold those of bytes, that ``sadalp`` adds. Anywhere else, and in source code, it is plain arithmetic.
     """
     features = () if PORTABLE in func.attrs else _features(func.attrs["target"])
 
@@ -46,23 +55,27 @@ def lower_dot(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transform.P
     return func.with_body(tvm_ffi.structural_map(body, (ir.Call, lowered)))
 
 
+NEON = "neon"
+
+
 def _is_dot(node: object) -> bool:
     return isinstance(node, ir.Call) and getattr(node.op, "name", "") == DOT
 
 
-def _lanes(value: tirx.Expr) -> int:
-    return int(tvm.DataType(str(value.ty.dtype)).lanes)
-
-
 def _features(target: Target) -> tuple[str, ...]:
     """Return those features of a target that have dot products."""
-    known = ("avx512vnni", "avx512vl", *(feature for feature, _ in PAIRS.values()))
+    if str(target.attrs.get("mtriple") or "").startswith(("aarch64", "arm64")):
+        known = (*ARM_DOTS, NEON)
+    else:
+        known = ("avx512vnni", "avx512vl", *(feature for feature, _ in PAIRS.values()))
     return tuple(each for each in known if target_has_features(each, target))
 
 
 def _added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, features: Collection[str]) -> tirx.Expr | None:
     """Return ``sums`` and the dot products of words by one instruction, or None if the target has none."""
-    lanes = _lanes(x)
+    lanes = lanes_of(x)
+    if lanes == ARM_LANES and NEON in features:
+        return _added_by_arm(sums, x, weights, features)
     needed = ["avx512vnni"] if lanes == 16 else ["avx512vnni", "avx512vl"]
     if lanes not in VNNI or not all(each in features for each in needed):
         return None
@@ -71,8 +84,30 @@ def _added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, features: Collecti
     return tirx.call_llvm_pure_intrin(f"int32x{lanes}", VNNI[lanes], sums, *operands)
 
 
+ARM_LANES = 4
+"""Words of a vector of NEON."""
+
+
+def _added_by_arm(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, features: Collection[str]) -> tirx.Expr:
+    def dots(name: str, sums: tirx.Expr, x: tirx.Expr) -> tirx.Expr:
+        operands = (tirx.reinterpret("int8x16", each) for each in (x, weights))
+        return tirx.call_llvm_pure_intrin("int32x4", ARM_DOTS[name], sums, *operands)
+
+    if "i8mm" in features:
+        return dots("i8mm", sums, x)
+    if "dotprod" in features:
+        # x = (x - 128) + 128: what the second summand brings is the same for all rows of a tile.
+        sign = tirx.Broadcast(tirx.const(-0x7F7F7F80, "int32"), ARM_LANES)
+        less = dots("dotprod", tirx.Broadcast(tirx.const(0, "int32"), ARM_LANES), sign)
+        return dots("dotprod", sums - less, x ^ sign)
+    even, odd = _even_and_odd(x, weights)
+    for left, right in (even, odd):
+        sums = sums + tirx.call_llvm_pure_intrin("int32x4", PAIRWISE_SUM, left * right)
+    return sums
+
+
 def _dot(x: tirx.Expr, weights: tirx.Expr, features: Collection[str]) -> tirx.Expr:
-    lanes = _lanes(x)
+    lanes = lanes_of(x)
     feature, intrinsic = PAIRS.get(lanes, ("", ""))
     if feature in features:
         return _by_pairs(x, weights, lanes, intrinsic)
@@ -82,17 +117,22 @@ def _dot(x: tirx.Expr, weights: tirx.Expr, features: Collection[str]) -> tirx.Ex
 
 def _by_pairs(x: tirx.Expr, weights: tirx.Expr, lanes: int, intrinsic: str) -> tirx.Expr:
     """Multiply the bytes at even and at odd places of all words, widened to 16 bits."""
+    even, odd = (tirx.call_llvm_pure_intrin(f"int32x{lanes}", intrinsic, *pair) for pair in _even_and_odd(x, weights))
+    return even + odd
+
+
+def _even_and_odd(x: tirx.Expr, weights: tirx.Expr) -> list[tuple[tirx.Expr, tirx.Expr]]:
+    """Return the bytes of both operands at even places, and those at odd places, widened to 16 bits."""
+    lanes = lanes_of(x)
     halves = f"int16x{2 * lanes}"
     eight = tirx.Broadcast(tirx.const(BYTE, "int16"), 2 * lanes)
     low = tirx.Broadcast(tirx.const(0x00FF00FF, "int32"), lanes)
-
-    def pairs(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-        return tirx.call_llvm_pure_intrin(f"int32x{lanes}", intrinsic, left, right)
-
     signed = tirx.reinterpret(halves, weights)
-    even = pairs(tirx.reinterpret(halves, x & low), (signed << eight) >> eight)
     shifted = (x >> tirx.Broadcast(tirx.const(BYTE, "int32"), lanes)) & low
-    return even + pairs(tirx.reinterpret(halves, shifted), signed >> eight)
+    return [
+        (tirx.reinterpret(halves, x & low), (signed << eight) >> eight),
+        (tirx.reinterpret(halves, shifted), signed >> eight),
+    ]
 
 
 def _byte(words: tirx.Expr, at: int, *, signed: bool) -> tirx.Expr:

@@ -11,6 +11,7 @@ from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
 
 from .dot import lower_dot
+from .integers import lower_integers
 from .prefetch import prefetch_tiles
 from .prefetch_blocks import prefetch_blocks
 from .scratch import place_scratch, with_tiles_on_stack
@@ -93,6 +94,7 @@ LOWERING = [
     s_tir.transform.RenormalizeSplitPattern(),
     tirx.transform.StmtSimplify(),
     tirx.transform.RemoveNoOp(),
+    lower_integers,  # once loops over stores are unrolled
     prefetch_blocks,
     prefetch_tiles,
     tirx.transform.ConvertSSA(),  # as do the parts of a loop

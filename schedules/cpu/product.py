@@ -20,6 +20,9 @@ from .traits import CpuTraits
 
 SHARE_OF_TURNED = 1 / 8
 """Largest strip of a turned B, relative to the L2 cache, which also holds what is fetched ahead for the next strip."""
+MOST_SUMS = 3 / 4
+"""Most sums of integers in registers, as a share of these: dot products read a word that is repeated from a register,
+and not from memory as multiply-adds do. From measurements on Zen 5: 16 sums are 1.6 times as fast as 28."""
 
 
 def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
@@ -47,7 +50,8 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
     rows, phases = split_phases(sch, block, operands.rows)
     vectors = _vectors_turned(math.prod(extents_of(sch, reduced)), traits) if turned else None
     is_large = operands.size > traits.cache_bytes // 2
-    tile = choose_tile(sch, rows, column, traits, choices, vectors=vectors, from_memory=is_large)
+    most = MOST_SUMS * traits.registers if _is_integer(sch, block) else None
+    tile = choose_tile(sch, rows, column, traits, choices, vectors=vectors, from_memory=is_large, most=most)
     columns = extent_of(sch, column)
     strips = math.prod(extents_of(sch, operands.outer)) * (columns // tile.width)
     pays = packing_pays(height, math.prod(extents_of(sch, reduced)), columns, tile, strips, traits)
@@ -106,6 +110,10 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
         pack=pack,
         turned=turned,
     )
+
+
+def _is_integer(sch: s_tir.Schedule, block: SBlockRV) -> bool:
+    return str(sch.get(block).writes[0].source.ty.dtype) == "int32"
 
 
 def _vectors_turned(terms: int, traits: CpuTraits) -> int:

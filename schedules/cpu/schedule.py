@@ -34,6 +34,7 @@ RULES: dict[str, Rule] = {
     "pock.depthwise_conv2d": depthwise.depthwise,
     "pock.depthwise_conv2d_data_gradient": depthwise.data_gradient,
     "pock.depthwise_conv2d_weight_gradient": depthwise.weight_gradient,
+    "pock.quantized_depthwise": depthwise.quantized,
     "pock.channel_sum": reduction.channel_sum,
     "pock.transpose": transpose,
     "pock.attention": attention.forward,

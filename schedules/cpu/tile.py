@@ -27,16 +27,19 @@ def choose_tile(
     vectors: int | None = None,
     from_memory: bool = False,
     by_row: bool = False,
+    most: float | None = None,
 ) -> Tile:
     """Choose a register tile for loops over results, of which each iteration of ``parts`` has its own. Narrow ones, of
     at most ``vectors`` along the columns, come first if that is given, unless they are high. ``by_row``: so do those of
-    one row of taps. ``from_memory``: see :func:`tiles`."""
+    one row of taps. ``from_memory``: see :func:`tiles`. Those of more than ``most`` vectors come last."""
     extents, count = extents_of(sch, rows), math.prod(extents_of(sch, parts))
     offered = tiles(extents, extent_of(sch, column), traits, count, from_memory=from_memory)
     if by_row:
         offered.sort(key=lambda tile: tile.rows[0] > 1)
     if vectors is not None:
         offered.sort(key=lambda tile: tile.vectors > vectors or tile.height > MOST_ROWS)
+    if most is not None:
+        offered.sort(key=lambda tile: tile.height * tile.vectors > most)
     return decided_tile(choices, offered)
 
 
@@ -206,7 +209,9 @@ def register_tile(
     for loop in (*phases, *inside[:-1], *reduced[:unroll_reduced]):
         sch.unroll(loop)
     for padded in padding:
-        copy_at(sch, padded, task if parallel >= len(images) else images[-1], tile.lanes)
+        made_of = sch.get_producers(padded)
+        for each in (padded, *made_of):
+            copy_at(sch, each, task if parallel >= len(images) else images[-1], tile.lanes)
     if turned is not None:
         sch.compute_at(turned, task)
         turn_in_squares(sch, turned, traits)
@@ -243,15 +248,17 @@ def _tiles_of_task(
 ) -> int:
     """Return how many vertically adjacent tiles form a task: neighbours share padded rows.
 
-    The default is the largest that balances the cores and fits a quarter of the L2 cache.
+    The default is the largest that balances the cores and fits a quarter of the L2 cache; half of it in eight bits.
     """
     *images, rows = extents_of(sch, tasks)
     _, *image = (int(extent) for extent in sch.get(padded).writes[0].source.ty.shape)
-    row_bytes = 4 * math.prod(image) // rows
+    size = _itemsize(sch, padded)
+    row_bytes = size * math.prod(image) // rows
+    most = traits.cache_bytes // (2 if size == 1 else 4)
     default = max(
         n
         for n in divisors(rows)
-        if n == 1 or (math.prod(images) * rows // n % traits.cores == 0 and n * row_bytes <= traits.cache_bytes // 4)
+        if n == 1 or (math.prod(images) * rows // n % traits.cores == 0 and n * row_bytes <= most)
     )
     return choices.choose("tiles_of_task", divisors(rows), default)
 
@@ -320,8 +327,9 @@ def block_by_block(
 def copy_at(sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int) -> None:
     """Compute in each iteration of ``loop`` the part of ``block``'s result that is read there."""
     sch.compute_at(block, loop)
-    extent = extent_of(sch, sch.get_loops(block)[-1])
-    vectorize_inner(sch, block, vector_lanes(extent, lanes * WORD // _itemsize(sch, block)))
+    extent, most = extent_of(sch, sch.get_loops(block)[-1]), lanes * WORD // _itemsize(sch, block)
+    whole = [n for n in divisors(extent) if n <= most and n % lanes == 0]
+    vectorize_inner(sch, block, max(whole, default=vector_lanes(extent, most)))
 
 
 def pad_at_once(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tvm
 from tvm import te, tirx
-from tvm.ir import _ffi_api
 
 from .conv2d import output_extent
+from .integers import joined, multiplied_high, operator, saturated_int16, saturated_uint8
 from .matmul import MATMUL
 
 DOT = "pock.dot4"
@@ -27,19 +26,7 @@ LARGEST = 255
 """Largest uint8."""
 
 
-def _register() -> None:
-    if DOT not in tvm.ir.Op.list_op_names():
-        _ffi_api.RegisterOp(DOT, "dot product of four uint8 and four int8, each four one word of 32 bits")
-        op = tvm.ir.Op.get(DOT)
-        op.set_num_inputs(2)
-        op.set_attr("TCallEffectKind", PURE)
-        op.set_attr("TVectorizable", True)
-        op.set_attr("TScriptPrinterName", DOT)
-
-
-PURE = 1
-"""``CallEffectKind`` of an operator without side effects (``tvm::tirx::CallEffectKind``)."""
-_register()
+operator(DOT, "dot product of four uint8 and four int8, each four one word of 32 bits", 2)
 
 
 def dot4(x: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
@@ -89,6 +76,52 @@ def quantized_conv2d(
     )
 
 
+def quantized_depthwise(
+    x: te.Tensor, weight: te.Tensor, *, strides: Sequence[int], padding: Sequence[int], taps: int, zero: int
+) -> te.Tensor:
+    """Compute ``A[n, h, w, c] = sum_{r, s} X[n, h * stride + r - pad, …, c] * W[r, s, c]``, int32, by words of taps.
+
+    ``x``: uint8 [N, H, W, C], padded with ``zero``. ``weight``: int32 [R, phases, words, C], rows of ``taps``
+    (:func:`taps_in_words`). With two phases, results at even and at odd columns read the same words of X, of which
+    those at odd columns begin with another tap.
+    """
+    batch, height, width, channels = (int(extent) for extent in x.shape)
+    kernel_h, phases, words, _ = (int(extent) for extent in weight.shape)
+    top, left, bottom, right = padding
+    rows = output_extent(height, kernel_h, strides[0], top + bottom, 1)
+    across = output_extent(width, taps, strides[1], left + right, 1)
+    step = phases * strides[1]  # columns from a word to the next
+    count = (across - 1) // phases + WORD // step * (words - 1) + 1
+    right = max(right, (count - 1) * step + WORD - left - width)
+    padded = _padded(x, (top, left, bottom, right), zero)
+    joined_words = te.compute(
+        (batch, (rows - 1) * strides[0] + kernel_h, count, channels),
+        lambda n, h, j, c: joined(*(padded(n, h, j * step + byte, c) for byte in range(WORD))),
+        name="words",
+    )
+    r, m = te.reduce_axis((0, kernel_h), name="r"), te.reduce_axis((0, words), name="m")
+
+    def term(n: tirx.Expr, h: tirx.Expr, w: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
+        word = joined_words(n, h * strides[0] + r, tirx.indexdiv(w, phases) + m * (WORD // step), c)
+        return dot4(word, weight(r, tirx.indexmod(w, phases), m, c))
+
+    return te.compute(
+        (batch, rows, across, channels),
+        lambda *at: te.sum(term(*at), axis=[r, m]),
+        name="quantized_depthwise",
+        attrs={"schedule_rule": "pock.quantized_depthwise"},
+    )
+
+
+def taps_in_words(taps: int, stride: int, columns: int) -> tuple[int, int] | None:
+    """Return the phases of results, and the words of a row of taps, for :func:`quantized_depthwise`; None if words do
+    not begin where the results of that stride do."""
+    phases = 2 if stride == 1 and columns % 2 == 0 else 1
+    if WORD % (phases * stride):
+        return None
+    return phases, -(-(taps + (phases - 1) * stride) // WORD)
+
+
 def quantized_matmul(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
     """Compute ``A[.., i, j] = sum_k X[.., i, k] * W[k, j]``, int32.
 
@@ -130,17 +163,16 @@ def _padded(x: te.Tensor, padding: Sequence[int], zero: int) -> te.Tensor:
     return te.compute((batch, height + top + bottom, width + left + right, channels), value, name="padded")
 
 
-def requantize(
-    sums: te.Tensor, bias: te.Tensor, before: te.Tensor, factor: te.Tensor, rounding: te.Tensor, after: te.Tensor
-) -> te.Tensor:
-    """Compute ``clip((((A + bias) >> before) * factor + rounding) >> after, 0, 255)``, uint8.
+def requantize(sums: te.Tensor, bias: te.Tensor, before: te.Tensor, factor: te.Tensor, *, zero: int) -> te.Tensor:
+    """Compute ``clip(rescaled + zero, 0, 255)``, uint8, where ``rescaled`` has 16 bits:
+    ``(clip((A + bias) >> before, -2^15, 2^15 - 1) * factor + 2^14) >> 15``.
 
-    ``sums``: int32 [.., C]. The others: int32 [C]; shifts are arithmetic. Whoever makes them sees to it that nothing
-    overflows, and adds to ``bias`` and ``rounding`` what rounds to nearest, and the zero point.
+    ``sums``: int32 [.., C]. ``bias`` and ``before``: int32 [C], ``factor``: int16 [C], positive; shifts are arithmetic.
+    Whoever makes them sees to it that ``A + bias`` and the sum of 16 bits do not overflow.
     """
 
     def value(*at: tirx.Var) -> tirx.Expr:
-        return _clipped(_rescaled(sums, bias, before, factor, rounding, at) >> after(at[-1]))
+        return saturated_uint8(_rescaled(sums, bias, before, factor, at) + tirx.const(zero, "int16"))
 
     return te.compute(sums.shape, value, name="requantized")
 
@@ -150,41 +182,36 @@ def requantize_sum(
     bias: te.Tensor,
     before: te.Tensor,
     factor: te.Tensor,
-    rounding: te.Tensor,
-    after: te.Tensor,
     other: te.Tensor,
     *,
     other_factor: int,
     constant: int,
     bits: int,
 ) -> te.Tensor:
-    """Compute ``clip(((rescaled >> after) + other * other_factor + constant) >> bits, 0, 255)``, uint8.
+    """Compute ``clip((rescaled + ((other << 7) * other_factor + 2^14 >> 15) + constant) >> bits, 0, 255)``, uint8.
 
-    ``rescaled`` is ``((A + bias) >> before) * factor + rounding``, as in :func:`requantize`. ``other``: uint8 like
-    ``sums``, a residual. Both summands have ``bits`` fraction bits.
+    ``rescaled`` is that of :func:`requantize`. ``other``: uint8 like ``sums``, a residual. Both summands have ``bits``
+    fraction bits, and 16 bits in all.
     """
 
     def value(*at: tirx.Var) -> tirx.Expr:
-        own = _rescaled(sums, bias, before, factor, rounding, at) >> after(at[-1])
-        return _clipped((own + other(*at).astype("int32") * other_factor + constant) >> bits)
+        wide = other(*at).astype("int16") << tirx.const(OTHER_SHIFT, "int16")
+        summand = multiplied_high(wide, tirx.const(other_factor, "int16"))
+        total = _rescaled(sums, bias, before, factor, at) + summand + tirx.const(constant, "int16")
+        return saturated_uint8(total >> tirx.const(bits, "int16"))
 
     return te.compute(sums.shape, value, name="requantized")
 
 
+OTHER_SHIFT = 7
+"""Bits by which a residual of eight bits is shifted up: it then fills the 16 bits of a high product."""
+
+
 def _rescaled(
-    sums: te.Tensor,
-    bias: te.Tensor,
-    before: te.Tensor,
-    factor: te.Tensor,
-    rounding: te.Tensor,
-    at: Sequence[tirx.Var],
+    sums: te.Tensor, bias: te.Tensor, before: te.Tensor, factor: te.Tensor, at: Sequence[tirx.Var]
 ) -> tirx.Expr:
     channel = at[-1]
-    return ((sums(*at) + bias(channel)) >> before(channel)) * factor(channel) + rounding(channel)
-
-
-def _clipped(value: tirx.Expr) -> tirx.Expr:
-    return tirx.min(tirx.max(value, 0), LARGEST).astype("uint8")
+    return multiplied_high(saturated_int16((sums(*at) + bias(channel)) >> before(channel)), factor(channel))
 
 
 def quantize(x: te.Tensor, *, inverse: float, zero: int, channels: int) -> te.Tensor:

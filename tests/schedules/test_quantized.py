@@ -10,7 +10,7 @@ import tvm
 from tvm import te
 from tvm.target import Target
 
-from relay_passes.analysis.fixed_point import packed
+from relay_passes.analysis.fixed_point import packed, taps_packed
 from schedules.cpu import CpuTarget
 from schedules.cpu.traits import CpuTraits
 from schedules.kernels import quantized
@@ -44,17 +44,20 @@ def cpu(request) -> CpuTarget:
     return CPUS[feature]
 
 
-def convolution(
-    x: te.Tensor, weight: te.Tensor, bias: te.Tensor, before: te.Tensor, factor: te.Tensor, rounding: te.Tensor,
-    after: te.Tensor, **options,
-) -> te.Tensor:  # fmt: skip
-    sums = quantized.quantized_conv2d(x, weight, **options)
-    return quantized.requantize(sums, bias, before, factor, rounding, after)
+ZERO = 7
 
 
-def with_residual(x, weight, bias, before, factor, rounding, after, other, *, residual, **options) -> te.Tensor:
+def convolution(x, weight, *vectors: te.Tensor, **options) -> te.Tensor:
+    return quantized.requantize(quantized.quantized_conv2d(x, weight, **options), *vectors, zero=ZERO)
+
+
+def depthwise(x, weight, *vectors: te.Tensor, **options) -> te.Tensor:
+    return quantized.requantize(quantized.quantized_depthwise(x, weight, **options), *vectors, zero=ZERO)
+
+
+def with_residual(x, weight, bias, before, factor, other, *, residual, **options) -> te.Tensor:
     sums = quantized.quantized_conv2d(x, weight, **options)
-    return quantized.requantize_sum(sums, bias, before, factor, rounding, after, other, **residual)
+    return quantized.requantize_sum(sums, bias, before, factor, other, **residual)
 
 
 def sums_of(x: np.ndarray, weight: np.ndarray, stride: int, padding: int, zero: int) -> np.ndarray:
@@ -77,39 +80,58 @@ def random_layer(channels: int, columns: int, taps: int, depthwise: bool, size: 
     x = rng.choice(np.array([0, 1, 128, 254, 255], "uint8"), (2, size, size, channels))
     weight = rng.choice(np.array([-127, -1, 0, 126, 127], "int8"), (taps, taps, 1 if depthwise else channels, columns))
     bias = rng.integers(-5000, 5000, columns).astype("int32")
-    before, after = (rng.integers(low, high, columns).astype("int32") for low, high in ((0, 5), (14, 20)))
-    factor = rng.integers(64, 512, columns).astype("int32")
-    return x, weight, bias, before, factor, ((1 << (after - 1)) + (7 << after)).astype("int32"), after
+    before = rng.integers(0, 8, columns).astype("int32")
+    factor = rng.integers(300, 2**12, columns).astype("int16")
+    return x, weight, bias, before, factor
+
+
+def rescaled(sums: np.ndarray, bias: np.ndarray, before: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Sums in 16 bits, in int64, of which some are too large for them."""
+    shifted = (sums + bias.astype("int64")) >> before
+    assert (np.abs(shifted) > 2**15).any()
+    return (np.clip(shifted, -(2**15), 2**15 - 1) * factor.astype("int64") + 2**14) >> 15
+
+
+def is_equal(ours: np.ndarray, expected: np.ndarray) -> None:
+    assert len(np.unique(ours)) > 20
+    np.testing.assert_array_equal(ours, np.clip(expected, 0, 255))
 
 
 @pytest.mark.parametrize(
     ("channels", "columns", "taps", "stride", "depthwise"),
-    [(16, 32, 1, 1, False), (4, 16, 3, 2, False), (24, 24, 3, 1, True), (12, 20, 1, 1, False)],
+    [(16, 32, 1, 1, False), (4, 16, 3, 2, False), (24, 24, 3, 1, True), (12, 20, 1, 1, False), (64, 48, 1, 1, False)],
 )
 def test_convolutions_are_numpys_integers(cpu, channels, columns, taps, stride, depthwise) -> None:
     x, weight, *vectors = random_layer(channels, columns, taps, depthwise)
     geometry = {"strides": (stride, stride), "padding": (taps // 2,) * 4, "dilation": (1, 1), "zero": 7}
     ours = run(convolution, x, weight if depthwise else packed(weight), *vectors, target=cpu, **geometry)
-    bias, before, factor, rounding, after = (each.astype("int64") for each in vectors)
-    sums = sums_of(x, weight, stride, taps // 2, 7)
-    wide = (((sums + bias) >> before) * factor + rounding) >> after
-    assert np.abs(((sums + bias) >> before) * factor + rounding).max() < 2**31
-    assert len(np.unique(ours)) > 20
-    np.testing.assert_array_equal(ours, np.clip(wide, 0, 255))
+    is_equal(ours, rescaled(sums_of(x, weight, stride, taps // 2, 7), *vectors) + ZERO)
     if channels == quantized.WORD:
         of_words = run(convolution, x.view("int32"), packed(weight), *vectors, target=cpu, **geometry)
         np.testing.assert_array_equal(of_words, ours)
 
 
+@pytest.mark.parametrize(
+    ("channels", "taps", "stride", "size", "padding"),
+    [(32, 3, 1, 12, 1), (48, 5, 1, 8, 2), (16, 7, 2, 13, 3), (20, 3, 2, 12, 1), (64, 3, 1, 9, 1), (16, 3, 1, 10, 0)],
+)
+def test_depthwise_layers_by_words_of_taps_are_numpys_integers(cpu, channels, taps, stride, size, padding) -> None:
+    x, weight, *vectors = random_layer(channels, channels, taps, True, size)
+    columns = (size + 2 * padding - taps) // stride + 1
+    words = taps_packed(weight, *quantized.taps_in_words(taps, stride, columns), stride)
+    geometry = {"strides": (stride, stride), "padding": (padding,) * 4, "taps": taps, "zero": 7}
+    ours = run(depthwise, x, words, *vectors, target=cpu, **geometry)
+    is_equal(ours, rescaled(sums_of(x, weight, stride, padding, 7), *vectors) + ZERO)
+
+
 def test_a_residual_is_added_before_the_last_shift(cpu) -> None:
-    x, weight, *vectors = random_layer(16, 16, 1, False)
-    other = np.random.default_rng(1).integers(0, 256, (2, 9, 9, 16)).astype("uint8")
-    residual = {"other_factor": 37, "constant": 900, "bits": 6}
+    x, weight, *vectors = random_layer(16, 64, 1, False)
+    other = np.random.default_rng(1).integers(0, 256, (2, 9, 9, 64)).astype("uint8")
+    residual = {"other_factor": 3000, "constant": -900, "bits": 4}
     geometry = {"strides": (1, 1), "padding": (0,) * 4, "dilation": (1, 1), "zero": 0}
     ours = run(with_residual, x, packed(weight), *vectors, other, target=cpu, residual=residual, **geometry)
-    bias, before, factor, rounding, after = (each.astype("int64") for each in vectors)
-    own = (((sums_of(x, weight, 1, 0, 0) + bias) >> before) * factor + rounding) >> after
-    np.testing.assert_array_equal(ours, np.clip((own + other.astype("int64") * 37 + 900) >> 6, 0, 255))
+    summand = (128 * other.astype("int64") * 3000 + 2**14) >> 15
+    is_equal(ours, (rescaled(sums_of(x, weight, 1, 0, 0), *vectors) + summand - 900) >> 4)
 
 
 def test_matrix_products_are_numpys_integers(cpu) -> None:

@@ -74,14 +74,17 @@ Compute = Callable[[relax.Call, Sequence[np.ndarray]], np.ndarray]
 
 
 def _convolution(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
-    """Sum over taps, in float64: the integers are exact there."""
     x, weight = operands
-    given = attributes_of(call)
-    x = _unpacked(x)
+    return _taps_summed(_unpacked(x), weight if weight.dtype == np.int8 else _bytes(weight), attributes_of(call))
+
+
+def _taps_summed(x: np.ndarray, weight: np.ndarray, given: Mapping[str, Any]) -> np.ndarray:
+    """Sum over taps, in float64: the integers are exact there. ``weight``: int8 [R, S, C_in, C_out]; [R, S, 1, C] is
+    depthwise, unless the input has one channel."""
     top, left, bottom, right = given["padding"]
     x = np.pad(x.astype("float64"), ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=given["zero"])
-    is_depthwise = weight.dtype == np.int8
-    weight = (weight if is_depthwise else _bytes(weight)).astype("float64")
+    is_depthwise = weight.shape[2] == 1
+    weight = weight.astype("float64")
     (high, wide), (down, across) = given["strides"], given["dilation"]
     taps_h, taps_w = weight.shape[:2]
     rows = (x.shape[1] - down * (taps_h - 1) - 1) // high + 1
@@ -93,6 +96,13 @@ def _convolution(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray
             part = x[:, first : first + high * (rows - 1) + 1 : high, second : second + wide * (columns - 1) + 1 : wide]
             total = total + (part * weight[r, s, 0] if is_depthwise else part @ weight[r, s])
     return total.astype("int32")
+
+
+def _depthwise(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
+    """Sum over taps, by those of results at even columns."""
+    x, words = operands
+    taps = _bytes(words[:, 0])[:, : attributes_of(call)["taps"], None]
+    return _taps_summed(x, taps, attributes_of(call) | {"dilation": (1, 1)})
 
 
 def _matmul(_call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
@@ -113,17 +123,22 @@ def _bytes(words: np.ndarray) -> np.ndarray:
 
 
 def _rescaled(operands: Sequence[np.ndarray]) -> np.ndarray:
-    sums, bias, before, factor, rounding, after = (each.astype("int64") for each in operands[:6])
-    return (((sums + bias) >> before) * factor + rounding) >> after
+    sums, bias, before, factor = (each.astype("int64") for each in operands[:4])
+    return _high(np.clip((sums + bias) >> before, -(2**15), 2**15 - 1) * factor)
 
 
-def _requantized(_call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
-    return np.clip(_rescaled(operands), 0, LARGEST).astype("uint8")
+def _high(product: np.ndarray) -> np.ndarray:
+    """Round a product of two numbers of 16 bits to its high 16 bits but one."""
+    return (product + 2**14) >> 15
+
+
+def _requantized(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
+    return np.clip(_rescaled(operands) + attributes_of(call)["zero"], 0, LARGEST).astype("uint8")
 
 
 def _requantized_sum(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
-    given = attributes_of(call)
-    summed = _rescaled(operands) + operands[6].astype("int64") * given["other_factor"] + given["constant"]
+    given, other = attributes_of(call), operands[4].astype("int64")
+    summed = _rescaled(operands) + _high(128 * other * given["other_factor"]) + given["constant"]
     return np.clip(summed >> given["bits"], 0, LARGEST).astype("uint8")
 
 
@@ -171,6 +186,7 @@ OPERATORS: dict[str, Compute] = {
     "pock.quantize": _quantized,
     "pock.quantize_words": _words,
     "pock.quantized_conv2d": _convolution,
+    "pock.quantized_depthwise": _depthwise,
     "pock.quantized_matmul": _matmul,
     "pock.requantize": _requantized,
     "pock.requantize_sum": _requantized_sum,

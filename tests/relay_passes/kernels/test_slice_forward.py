@@ -18,7 +18,7 @@ import pock_tvm as pock
 import relay_passes
 from relay_passes.ir import bindings_of, op_name, shape_of, used_vars
 from relay_passes.kernels import slice_forward
-from relay_passes.operators import training
+from relay_passes.operators import quantized, training
 from tests.relay_passes.modules import function, operators, run
 
 BATCH = 6
@@ -244,3 +244,17 @@ def test_any_chain_computes_the_same(steps: list[str], batch: int) -> None:
     same(
         function({"x": (batch, 3, 8)}, body), np.random.default_rng(0).standard_normal((batch, 3, 8)).astype("float32")
     )
+
+
+def test_sums_of_layers_in_eight_bits_take_no_memory() -> None:
+    """They stay in registers: the peak is that of bytes."""
+
+    def layer(emit: Callable[..., Any], x: Any) -> Any:
+        weight = relax.const(np.zeros((1, 1, 2, 16), "int32"))
+        vectors = [relax.const(np.zeros(16, kind)) for kind in ("int32", "int32", "int16")]
+        geometry = {"strides": (1, 1), "padding": (0,) * 4, "dilation": (1, 1), "zero": 0}
+        sums = emit(quantized.quantized_conv2d(x, weight, **geometry))
+        return emit(quantized.requantize(sums, *vectors, zero=0))
+
+    func = function({"x": (BATCH, 4, 4, 8)}, layer, "uint8")["main"]
+    assert slice_forward._Usage(func, ()).peak == BATCH * 4 * 4 * 16
