@@ -62,7 +62,7 @@ class StepSearch:
     ------
     OptionError
         The model is not the one that the program was compiled from; or the program computes in 16 bits, of which a step
-        is checked in float32.
+        is checked in float32; or it has frozen layers in eight bits.
     """
 
     def __init__(
@@ -72,6 +72,11 @@ class StepSearch:
             raise OptionError(
                 "model= is given, and a step in 16 bits is not checked itself, so that choices above kernels cannot be "
                 "trusted there: leave it out, and its kernels are tuned"
+            )
+        if program.manifest["options"].get("frozen", FLOAT32) != FLOAT32:
+            raise OptionError(
+                "model= is given, and the program has frozen layers in eight bits: to compile its step with other "
+                "choices takes the data that it was calibrated with. Leave it out, and its kernels are tuned"
             )
         self._compile = functools.partial(compile_program, *_model_of(model, program), **_options_of(program))
         self._database, self._steps_of = database, steps_of
