@@ -146,7 +146,8 @@ def compile(  # noqa: A001 - the name that users expect
         ``calibrate_with``, and sums are exact. The manifest lists these layers under ``quantized``, and says why others
         stay float. The program does not hold their float weights, nor does its state.
     calibrate_with : array, mapping of arrays, or sequence of batches (x, y), optional
-        Samples for ``frozen="int8"``, some hundred, like those of training. A quantised model needs none.
+        Samples for ``frozen="int8"``, some hundred, like those of training. A quantised model needs none,
+        nor does a program that is not built: its costs do not depend on them.
     max_drop : float, optional
         Largest difference of the outputs from those in float that ``frozen="int8"`` may make on these samples, relative
         to their norm: 0.05 is 5 %. Layers that lose most in eight bits stay float until it holds; the manifest names
@@ -237,8 +238,8 @@ def compile(  # noqa: A001 - the name that users expect
     )  # fmt: skip
     in_bundle = is_freestanding(triple)
     calibration = calibration_for(
-        frozen, calibrate_with, max_drop, imported, is_gpu=builder.kernel_target.is_gpu, precision=precision,
-        batch_norm=statistics,
+        frozen, calibrate_with, max_drop, imported, build=build, is_gpu=builder.kernel_target.is_gpu,
+        precision=precision, batch_norm=statistics,
     )  # fmt: skip
     lower = functools.partial(
         pipeline.lower, imported, training, builder,

@@ -16,7 +16,7 @@ from relay_passes.analysis.observations import Observations
 from relay_passes.analysis.stated_scales import StatedScales, marked_scales
 from relay_passes.ir import bindings_of, dtype_of, shape_of, used_vars
 
-from ..errors import DataError, OptionError
+from ..errors import DataError, NothingFrozenError, OptionError
 from ..frontend import Model
 from .calibration_data import calibration_batches
 from .evaluation import Evaluation
@@ -33,12 +33,14 @@ class Calibration:
     """Data to calibrate with, and what was found on it."""
 
     batches: Sequence[Mapping[str, np.ndarray]]
-    """Inputs of the network by name; none where the model states its scales."""
+    """Inputs of the network by name; none where the model states its scales, or for a plan."""
     stated: StatedScales = field(default_factory=StatedScales)
     max_drop: float | None = None
     """Largest drop of the outputs (:mod:`pock_tvm.compiler.sensitive_layers`); None does not limit it."""
     drop: float | None = None
     """Measured drop, where it is limited."""
+    is_plan: bool = False
+    """Whether nothing will run, so that any numbers do."""
     numbers: Numbers | None = None
     prefix: FrozenPrefix = field(default_factory=FrozenPrefix)
     quantized: relax.Function | None = None
@@ -59,7 +61,7 @@ class Calibration:
         ------
         DataError
             A value is not finite on the calibration data.
-        OptionError
+        NothingFrozenError
             No layer can be computed in eight bits.
         """
         marked = marked_scales(phases.mod[PREDICT])
@@ -71,7 +73,7 @@ class Calibration:
         self.prefix = frozen_prefix(func, trained, self.numbers.excluded)
         if not self.prefix.layers:
             reasons = "".join(f"; '{name}': {why}" for name, why in self.prefix.floats.items())
-            raise OptionError(
+            raise NothingFrozenError(
                 "frozen='int8' finds no layer to compute in eight bits: none with a frozen weight stands before the "
                 f"first trained parameter{reasons}. Leave it out, or train less"
             )
@@ -94,6 +96,8 @@ class Calibration:
         self, func: relax.Function, trained: Sequence[str], parameters: Parameters, stated: StatedScales
     ) -> Numbers:
         """Observe the prefix on the data, and choose its numbers."""
+        if self.is_plan:
+            return _any_numbers(func, trained)
         builder = KernelBuilder(resolve_target("host"))
         weights = {name: each.store(each.initial) for name, each in parameters.items() if each.initial is not None}
         batches = [{**batch, **weights} for batch in self.batches]
@@ -109,6 +113,15 @@ class Calibration:
         found = SensitiveLayers(func, trained, choose, batches, builder).within(self.max_drop)
         self.drop = found.drop
         return found.numbers
+
+
+def _any_numbers(func: relax.Function, trained: Sequence[str]) -> Numbers:
+    """Choose numbers of a plan, whose costs do not depend on them."""
+    seen = {var.name: Observations(-1.0, 1.0) for var in observed(func, trained)}
+    for var in observed(func, trained):
+        seen[var.name].see(np.zeros(shape_of(var)[-1:], "float32"))
+    arrays = {var.name: np.zeros(shape_of(var), "float32") for var in needed(func, trained)}
+    return choose_numbers(func, trained, seen, arrays)
 
 
 Values = Mapping[str, np.ndarray]
@@ -156,6 +169,7 @@ def calibration_for(
     max_drop: float | None,
     model: Model,
     *,
+    build: bool,
     is_gpu: bool,
     precision: str,
     batch_norm: str,
@@ -176,7 +190,7 @@ def calibration_for(
         return None
     if data is None and max_drop is not None:
         raise OptionError("max_drop= is measured on samples: give calibrate_with, or --calibrate DIR, too")
-    if data is None and not model.stated:
+    if data is None and build and not model.stated:
         raise OptionError("frozen='int8' needs data to take ranges from: calibrate_with, or --calibrate DIR")
     if is_gpu:
         raise OptionError("frozen='int8' is for CPUs, and this target is a GPU: leave it out, or compile for a CPU")
@@ -188,4 +202,4 @@ def calibration_for(
             "batch_norm='batch', or frozen"
         )
     batches = [] if data is None else calibration_batches(data, model.inputs)
-    return Calibration(batches, model.stated, max_drop)
+    return Calibration(batches, model.stated, max_drop, is_plan=not build and data is None)
