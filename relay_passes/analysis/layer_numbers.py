@@ -93,18 +93,26 @@ def _choose_values(
 ) -> None:
     """Choose the scales of values, as far as they are stated or were seen."""
     made = {binding.var: binding.value for binding in bindings_of(func)}
-    for var in prefix.eight_bits:
-        sources = [var]
-        while op_name(made.get(sources[-1])) in MOVES:
-            sources.append(made[sources[-1]].args[0])
-        said = next((stated[source.name] for source in sources if source.name in stated), None)
-        # Maxima have the numbers of what they are taken of, where that is in eight bits too.
-        source = var
-        while op_name(made.get(source)) == "relax.nn.max_pool2d" and made[source].args[0] in prefix.eight_bits:
-            source = made[source].args[0]
-        if said is not None:
-            numbers.values[var.name] = said
-        elif source.name in seen:
+
+    def said(var: relax.Var) -> EightBits | None:
+        while var.name not in stated and op_name(made.get(var)) in MOVES:
+            var = made[var].args[0]
+        return stated.get(var.name)
+
+    def source_of(var: relax.Var) -> relax.Var:
+        """Return what a maximum is taken of, where that is in eight bits: both have the same numbers."""
+        while op_name(made.get(var)) == "relax.nn.max_pool2d" and made[var].args[0] in prefix.eight_bits:
+            var = made[var].args[0]
+        return var
+
+    by_name = sorted(prefix.eight_bits, key=lambda var: var.name)
+    of_maxima = {source_of(var): each for var in by_name if (each := said(var)) is not None}
+    for var in by_name:
+        source = source_of(var)
+        found = said(source) or of_maxima.get(source)
+        if found is not None:
+            numbers.values[var.name] = found
+        elif source.name in seen and not seen[source.name].is_empty:
             numbers.values[var.name] = seen[source.name].numbers
 
 
@@ -124,8 +132,10 @@ def _choose_layer(
     stated."""
     stores = prefix.requantizes(layer)
     for var in [layer.x, layer.other] if stores else [layer.x]:
-        if var is not None:
-            _check_range(numbers, seen, var, "reads")
+        if var is not None and var.name not in numbers.values:
+            if var.name in seen:
+                raise Unfit("what it reads is zero on all calibration data")
+            raise Unfit("the model states no scale of what it reads, and there is no calibration data")
     bias = None if layer.bias is None else arrays[layer.bias.name].reshape(-1)
     weight, name = arrays[layer.weight.name], layer.product.name
     mean = seen[layer.x.name].mean if layer.x.name in seen else None
@@ -135,18 +145,10 @@ def _choose_layer(
     result = numbers.values.get(layer.result.name)
     if not stores or result is None:  # without numbers of the result, what reads it stays float
         return
-    _check_range(numbers, seen, layer.result, "stores")
     if layer.other is None:
         numbers.rescalings[name] = rescaling(sums, result), None
     else:
         numbers.rescalings[name] = rescaling_with(sums, result, numbers.values[layer.other.name])
-
-
-def _check_range(numbers: Numbers, seen: Mapping[str, Observations], var: relax.Var, what: str) -> None:
-    if var.name not in numbers.values:
-        raise Unfit(f"the model states no scale of what it {what}, and there is no calibration data")
-    if var.name in seen and seen[var.name].is_empty:
-        raise Unfit(f"what it {what} is zero on all calibration data")
 
 
 def _own_scale(weight: np.ndarray, stated: np.ndarray) -> np.ndarray | None:

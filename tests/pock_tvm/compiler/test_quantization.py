@@ -167,6 +167,22 @@ def test_linear_layers_compute_in_eight_bits() -> None:
     assert report["check"]["error"] < 0.05
 
 
+def test_layers_without_a_range_and_with_too_large_sums_stay_float() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(70_000, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
+    layers[0].weight.data.fill_(1.0)
+    layers[1].bias.data.fill_(-1e6)
+    x = torch.rand(2, 70_000)
+    report = pock.compile(
+        torch.export.export(layers, (x,)), scheme=pock.Scheme({"4.*": "full"}), loss="mse", frozen="int8",
+        calibrate_with=x.numpy(), build=False,
+    ).manifest["quantized"]  # fmt: skip
+    assert [layer["name"] for layer in report["layers"]] == ["1"]
+    assert report["float"] == {
+        "0": "a sum could overflow 32 bits", "3": "what it reads is zero on all calibration data",
+    }  # fmt: skip
+
+
 REFUSED = {
     "no data": ({"calibrate_with": None}, OptionError, "needs data"),
     "data without int8": ({"frozen": "float32"}, OptionError, "calibrate_with is data for"),

@@ -21,7 +21,7 @@ Q = torch.ops.quantized_decomposed
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((4, 3, 8, 8)).astype("float32")
 HEAD = pock.Scheme({"head.*": "full"})
-SCALES = {"x": (0.031, 5), "first": (0.017, -128), "second": (0.023, -128)}
+SCALES = {"x": (0.031, 5), "first": (0.017, -128), "pool": (0.018, -128), "second": (0.023, -128)}
 """Of values, with zero points of int8."""
 
 
@@ -67,6 +67,7 @@ class Network(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = rounded(self.first(rounded(x, "x")), "first")
+        x = rounded(nn.functional.max_pool2d(x, 2), "pool")
         return self.head(rounded(self.second(x), "second").mean((2, 3)))
 
 
@@ -100,6 +101,9 @@ def in_onnx() -> tuple[Any, np.ndarray]:
         nodes.append(helper.make_node("Conv", operands, [f"{name}.conv"], pads=[pad] * 4))
         nodes.append(helper.make_node("Relu", [f"{name}.conv"], [f"{name}.relu"]))
         x = pair(f"{name}.relu", name)
+        if name == "first":
+            nodes.append(helper.make_node("MaxPool", [x], ["pooled"], kernel_shape=[2, 2], strides=[2, 2]))
+            x = pair("pooled", "pool")
     head = Network().head
     operands = [constant(f"head.{name}", each.detach().numpy()) for name, each in head.named_parameters()]
     nodes.append(helper.make_node("ReduceMean", [x, constant("axes", np.array([2, 3]))], ["mean"], keepdims=0))
@@ -126,7 +130,7 @@ def test_a_quantised_model_keeps_its_scales_and_needs_no_data(made) -> None:
     assert [layer["name"] for layer in report["layers"]] == ["first", "second"]
     assert report["float"] == {}
     found = pock.Trainer(program).predict(X)
-    assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
+    assert np.linalg.norm(found - expected) < 1e-2 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("made", [in_torch, in_onnx])
