@@ -36,8 +36,9 @@ class Found:
 class SensitiveLayers:
     """Search for the layers to leave float.
 
-    Layers are ordered by what each loses alone: the norm of what eight bits change of its result, relative to that of
-    the result, computed from float values on the calibration data. How many of the first stay float is bisected.
+    Layers are ordered by what each loses alone: the norm of what eight bits of its input and weights change of its
+    product, relative to that of the product, computed from float values on the calibration data. How many of the first
+    stay float is bisected.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class SensitiveLayers:
         low, high, best, failed = 0, len(order), None, found
         while high - low > 1:
             middle = (low + high) // 2
-            reasons = {name: f"alone it changes its result by {errors[name]:.1%} (max_drop)" for name in order[:middle]}
+            reasons = {
+                name: f"alone it changes its product by {errors[name]:.1%} (max_drop)" for name in order[:middle]
+            }
             numbers = self._choose(reasons)
             found = Found(numbers, self._drop(numbers))
             if found.drop <= max_drop:
