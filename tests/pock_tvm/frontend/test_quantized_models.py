@@ -94,9 +94,16 @@ def in_onnx() -> tuple[Any, np.ndarray]:
 
     x = pair("x", "x")
     for name, (q, scale, bias) in weights().items():
-        given = [constant(f"{name}.weight_quantized", q), constant(f"{name}.scale", scale)]
-        given.append(constant(f"{name}.zero", np.zeros(len(scale), "int8")))
-        nodes.append(helper.make_node("DequantizeLinear", given, [f"{name}.dq"], axis=0))
+        given = [constant(f"{name}.scale", scale), constant(f"{name}.zero", np.zeros(len(scale), "int8"))]
+        if name == "first":
+            integers = constant("first.weight_quantized", q)
+        else:  # a weight in float, as some quantisers leave it
+            integers, weight = (
+                "second.q",
+                constant("second.weight", (q + 0.2).astype("float32") * scale[:, None, None, None]),
+            )
+            nodes.append(helper.make_node("QuantizeLinear", [weight, *given], [integers], axis=0))
+        nodes.append(helper.make_node("DequantizeLinear", [integers, *given], [f"{name}.dq"], axis=0))
         operands, pad = [x, f"{name}.dq", constant(f"{name}.bias", bias)], (q.shape[-1] - 1) // 2
         nodes.append(helper.make_node("Conv", operands, [f"{name}.conv"], pads=[pad] * 4))
         nodes.append(helper.make_node("Relu", [f"{name}.conv"], [f"{name}.relu"]))
@@ -190,7 +197,7 @@ def test_other_quantisation_is_refused_by_name(module, message) -> None:
 
 def test_blocks_and_other_types_of_onnx_are_refused_by_name() -> None:
     model, _ = in_onnx()
-    node = next(node for node in model.graph.node if node.op_type == "DequantizeLinear" and len(node.attribute))
+    node = next(node for node in model.graph.node if node.output[0] == "first.dq")
     node.attribute.append(helper.make_attribute("block_size", 2))
     with pytest.raises(ModelError, match=r"DequantizeLinear.*first\.dq.* has a scale for each block"):
         load_model(model)
