@@ -37,6 +37,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "NonFiniteInputError",
+    "NothingFrozenError",
     "Obstacle",
     "OptionError",
     "PassError",
@@ -47,6 +48,10 @@ __all__ = [
     "WriteError",
     "of_passes",
 ]
+
+
+class NothingFrozenError(OptionError):
+    """No layer before the first trained parameter can be computed in eight bits."""
 
 
 class ModelError(PockError):

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from .canonical.channels_last import ChannelsLast
     from .canonical.copy_function import CopyFunction
     from .canonical.drop_functions import DropFunctions
+    from .canonical.drop_marks import DropMarks
     from .canonical.expand_normalization import ExpandNormalization
     from .canonical.fold_batch_norm import FoldBatchNorm
     from .canonical.fold_padding import FoldPadding
+    from .canonical.mark_scales import MarkScales
     from .canonical.quantize_frozen import QuantizeFrozen
     from .canonical.recover_attention import RecoverAttention
     from .canonical.recover_operators import RecoverOperators
@@ -68,6 +70,7 @@ _HOME = {
     "ChooseKernels": "kernels.choose_kernels",
     "CopyFunction": "canonical.copy_function",
     "DropFunctions": "canonical.drop_functions",
+    "DropMarks": "canonical.drop_marks",
     "ExpandNormalization": "canonical.expand_normalization",
     "FoldBatchNorm": "canonical.fold_batch_norm",
     "FoldPadding": "canonical.fold_padding",
@@ -79,6 +82,7 @@ _HOME = {
     "LiftFrozen": "kernels.lift_frozen",
     "ListCalls": "memory.list_calls",
     "LowerToExecutor": "memory.lower_to_executor",
+    "MarkScales": "canonical.mark_scales",
     "MixedPrecision": "kernels.mixed_precision",
     "NameKernels": "kernels.name_kernels",
     "OrderUpdates": "memory.order_updates",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..compiler.training_options import FLOAT32
 from ..device.arguments import one_of, require
 from ..device.files import check_folder
 from ..errors import ContributionError
@@ -233,10 +234,12 @@ def planned_costs(
     target: Any = None,
     progress: Progress = lambda _label, _done, _count: None,
     rows: Mapping[str, Sequence[int]] | None = None,
+    frozen: str = FLOAT32,
 ) -> dict[Candidate, Cost]:
     """Compute the costs of candidates and of the biases that they are compared to, from plans without a build.
 
-    Candidates that cannot be trained are left out. ``rows`` as in :class:`pock_tvm.Contributions`.
+    Candidates are left out that cannot be trained, or have no frozen layers of the type ``frozen``. ``rows`` as in
+    :class:`pock_tvm.Contributions`.
     """
     missing = list(dict.fromkeys(candidate for each in group for candidate in (each, Candidate(each.biases))))
     costs: dict[Candidate, Cost] = {}
@@ -244,7 +247,7 @@ def planned_costs(
         return costs
     with Workers() as pool:
         structure = open_model(task)[1].reading(rows or {})
-        jobs = [(task, scheme_of(structure, each.biases, each.ratios).rules, target) for each in missing]
+        jobs = [(task, scheme_of(structure, each.biases, each.ratios).rules, target, frozen) for each in missing]
         for done, (number, cost) in enumerate(pool.run(planned_cost, jobs), 1):
             if cost is not None:
                 costs[missing[number]] = cost

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from ..compiler.training_options import FLOAT32
 from .solver_output import silenced
 
 EXACT = {"mip_rel_gap": 0.0}
@@ -46,7 +47,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Choices:
-    """The search space: all options, for one number of micro-batches."""
+    """The search space: all options, for one number of micro-batches and one type of frozen layers."""
 
     biases: Mapping[int, Option]
     """Options by number of last biases that are trained with the head; 0 is the head alone. Their cost is that of the
@@ -54,6 +55,8 @@ class Choices:
     weights: Mapping[str, Weight]
     micro_batches: int = 1
     """Number of micro-batches of a step that these costs are for."""
+    frozen: str = FLOAT32
+    """Type of frozen layers before what is trained that these costs are for."""
     gain_cap: float = np.inf
     """Sum of gains beyond which more training does not help (:func:`pock_tvm.choosing.expected_gains.gain_cap`)."""
 
@@ -73,6 +76,8 @@ class Choice:
     seconds: float
     micro_batches: int = 1
     """Number of micro-batches of a step that these costs are for."""
+    frozen: str = FLOAT32
+    """Type of frozen layers that these costs are for."""
 
 
 def best(choices: Choices, *, memory: float = np.inf, seconds: float = np.inf) -> Choice | None:
@@ -140,7 +145,7 @@ def total(choices: Choices, biases: int, weights: Mapping[str, float]) -> Choice
     memory = reach.memory + sum(option.memory for option in options)
     seconds = reach.seconds + sum(option.seconds for option in options)
     gain = choices.biases[biases].gain + sum(option.gain for option in options)
-    return Choice(biases, dict(weights), gain, memory, seconds, choices.micro_batches)
+    return Choice(biases, dict(weights), gain, memory, seconds, choices.micro_batches, choices.frozen)
 
 
 def best_of(alternatives: Sequence[Choices], **budgets: float) -> Choice | None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..compiler.fitting import batch_parts
-from ..errors import BatchError, ContributionError, MemoryBudgetError, PockError
+from ..compiler.training_options import FLOAT32, FROZEN
+from ..device.arguments import Kind, require
+from ..errors import BatchError, ContributionError, MemoryBudgetError, NothingFrozenError, PockError
 from ..frontend.structure import Structure
 from ..schemes.scheme import Scheme
 from .analysis import Progress, planned_costs
@@ -42,6 +44,8 @@ class SearchResult:
     time_model: TimeModel
     plans: int
     """Number of schemes that were planned."""
+    frozen: str = FLOAT32
+    """Type of frozen layers before what is trained, for :func:`pock_tvm.compile`."""
 
 
 def search(
@@ -51,6 +55,7 @@ def search(
     seconds: float | None = None,
     target: Any = None,
     profiles: Profiles = (),
+    frozen: str = FLOAT32,
     progress: Progress = lambda _label, _done, _count: None,
 ) -> SearchResult:
     """Find the scheme of largest expected gain whose planned program is within the budgets.
@@ -69,6 +74,9 @@ def search(
     profiles : sequence of profiles, optional
         Measurements of :func:`pock_tvm.device.profile.profile` on the target, to calibrate the time model. By default
         this machine is measured; for another its rates are scaled by vector width and cores.
+    frozen : str
+        ``"int8"`` also looks for schemes whose frozen layers have eight bits, and takes one if more can be trained so
+        (``result.frozen``). What eight bits cost in accuracy is not in the gains.
 
     Raises
     ------
@@ -78,7 +86,8 @@ def search(
         A budget is too small; the message names the smallest feasible one.
     """
     budgets = budgets_of(memory, seconds)
-    structure, alternatives, time_model = prepare_search(found, target, profiles, progress)
+    require("frozen", frozen, Kind("'float32' or 'int8'", lambda value: value in FROZEN))
+    structure, alternatives, time_model = prepare_search(found, target, profiles, progress, frozen)
     choices = best_alternative(alternatives, budgets)
     return _within_budgets(found.task, structure, choices, time_model, budgets, target, progress)
 
@@ -93,8 +102,10 @@ def prepare_search(
     target: Any = None,
     profiles: Profiles = (),
     progress: Progress = lambda _label, _done, _count: None,
+    frozen: str = FLOAT32,
 ) -> tuple[Structure, list[Choices], TimeModel]:
-    """Build the search spaces, one for each number of micro-batches that a step can run in, fewest first.
+    """Build the search spaces, one for each number of micro-batches that a step can run in, fewest first, and with
+    frozen layers in eight bits as many again.
 
     Also returns the structure of the model and the time model. Arguments and errors are those of :func:`search`.
     """
@@ -110,13 +121,33 @@ def prepare_search(
     if profiles:
         time_model = TimeModel.fit(profiles, profiles, "profiles that were given, and fits their steps")
     else:
-        time_model = scaled(calibrate(contributions.task, structure, gains), target)
+        time_model = scaled(calibrate(contributions.task, structure, gains, frozen), target)
     counts = batch_parts(model)
     if len(counts) > 1 and not _can_split(contributions.task, structure, counts[-1]):
         counts = counts[:1]
     cap = gain_cap(contributions)
-    alternatives = [replace(choices_of(gains, costs, structure, time_model, count), gain_cap=cap) for count in counts]
+    spaces = {FLOAT32: costs}
+    if frozen != FLOAT32:
+        numbers = [each for each in gains if not each.weight]
+        in_bits = planned_costs(contributions.task, numbers, target, progress, contributions.rows, frozen)
+        spaces[frozen] = with_frozen(costs, in_bits)
+    alternatives = [
+        replace(choices_of(gains, own, structure, time_model, count), gain_cap=cap, frozen=kind)
+        for kind, own in spaces.items()
+        for count in counts
+    ]
     return structure, alternatives, time_model
+
+
+def with_frozen(costs: Mapping[Candidate, Cost], in_bits: Mapping[Candidate, Cost]) -> dict[Candidate, Cost]:
+    """Return the costs of candidates whose frozen layers have another type, from those of numbers of biases alone: what
+    a weight adds does not depend on the type of what lies before it."""
+    changed = dict(costs)
+    for each, cost in costs.items():
+        base = Candidate(each.biases)
+        if base in in_bits and base in costs:
+            changed[each] = cost.minus(costs[base].minus(in_bits[base]))
+    return changed
 
 
 def _can_split(task: Task, structure: Structure, micro_batches: int) -> bool:
@@ -131,7 +162,8 @@ def _can_split(task: Task, structure: Structure, micro_batches: int) -> bool:
 def best_alternative(alternatives: Sequence[Choices], budgets: Mapping[str, float]) -> Choices:
     """Select the search space with the best choice within budgets; that of most micro-batches if all are infeasible."""
     chosen = best_of(alternatives, **budgets)
-    matching = (each for each in alternatives if chosen and each.micro_batches == chosen.micro_batches)
+    wanted = chosen and (chosen.micro_batches, chosen.frozen)
+    matching = (each for each in alternatives if (each.micro_batches, each.frozen) == wanted)
     return next(matching, alternatives[-1])
 
 
@@ -250,15 +282,20 @@ def _plan(
 ) -> SearchResult:
     """Plan the program of a choice."""
     scheme = scheme_of(structure, choice.biases, choice.weights)
-    cost = _planned_cost(task, scheme, target, memory)
-    return SearchResult(scheme, choice, cost, time_model.seconds(cost), choices, time_model, 1)
+    frozen = choices.frozen
+    try:
+        cost = _planned_cost(task, scheme, target, memory, frozen)
+    except NothingFrozenError:  # everything is trained
+        frozen = FLOAT32
+        cost = _planned_cost(task, scheme, target, memory, frozen)
+    return SearchResult(scheme, choice, cost, time_model.seconds(cost), choices, time_model, 1, frozen)
 
 
-def _planned_cost(task: Task, scheme: Scheme, target: Any, memory: float) -> Cost:
+def _planned_cost(task: Task, scheme: Scheme, target: Any, memory: float, frozen: str) -> Cost:
     """Compute the cost of a scheme within a memory budget; its smallest memory if that is more."""
     budget = None if math.isinf(memory) else int(memory)
     try:
-        return cost_of(compile_task(task, scheme, target=target, memory_budget=budget, build=False))
+        return cost_of(compile_task(task, scheme, target=target, memory_budget=budget, frozen=frozen, build=False))
     except MemoryBudgetError as error:
         return Cost(error.smallest)
 

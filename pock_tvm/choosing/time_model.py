@@ -11,13 +11,14 @@ import numpy as np
 from scipy.optimize import nnls
 
 from ..compiler.targets import kernel_target, resolve_target
+from ..compiler.training_options import FLOAT32
 from ..device.profile import example, profile
 from ..device.trainer import Trainer
 from ..frontend.structure import Structure
 from .candidates import Candidate, scheme_of
 from .costs import Cost, work_of
 from .task import Task
-from .worker import compile_task
+from .worker import compile_task, first_batch
 
 Profiles = Sequence[Sequence[Mapping[str, Any]]]
 """Kernel records of some steps (:func:`pock_tvm.device.profile.profile`)."""
@@ -79,20 +80,23 @@ class TimeModel:
         return cls(model.call, flop, byte, statistics.median(errors), origin)
 
 
-def calibrate(task: Task, structure: Structure, group: Iterable[Candidate]) -> TimeModel:
+def calibrate(task: Task, structure: Structure, group: Iterable[Candidate], frozen: str = FLOAT32) -> TimeModel:
     """Fit the time model of this machine to steps of a small and of a large scheme, and validate it on a third, between
-    them."""
+    them. With ``frozen`` also to a step of the small scheme whose frozen layers have that type."""
     counts = [each.biases for each in group if not each.weight]
     weights = {each.weight: 1.0 for each in group if each.weight}
 
-    def step(biases: int, ratios: Mapping[str, float]) -> Sequence[Mapping[str, Any]]:
+    def step(biases: int, ratios: Mapping[str, float], **options: Any) -> Sequence[Mapping[str, Any]]:
         # No self-check: only the time matters.
-        trainer = Trainer(compile_task(task, scheme_of(structure, biases, ratios), check=False))
+        trainer = Trainer(compile_task(task, scheme_of(structure, biases, ratios), check=False, **options))
         return profile(trainer, *example(trainer.program))
 
     half = dict(list(weights.items())[len(weights) // 2 :])
+    steps = [step(min(counts), {}), step(max(counts), weights)]
+    if frozen != FLOAT32:
+        steps.append(step(min(counts), {}, frozen=frozen, calibrate_with=[first_batch(task)]))
     return TimeModel.fit(
-        [step(min(counts), {}), step(max(counts), weights)],
+        steps,
         [step(max(counts) // 2, half)],
         "two steps measured on this machine, and foretells a third",
     )

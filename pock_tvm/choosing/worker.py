@@ -11,15 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import __version__
 from ..compiler.driver import compile as compile_program
 from ..compiler.targets import resolve_target
+from ..compiler.training_options import FLOAT32
 from ..device import optimizers
 from ..device.losses import Loss
 from ..device.optimizers import Optimizer
 from ..device.program import Program
 from ..device.trainer import Trainer
-from ..errors import InputError, MissingGradient, NonFiniteError, PockWarning
+from ..errors import InputError, MissingGradient, NonFiniteError, NothingFrozenError, PockWarning
 from ..frontend import Model, load_model
 from ..frontend.structure import Structure, structure_of
 from ..schemes.scheme import Scheme
@@ -27,6 +30,7 @@ from ..training.beside import Preprocessing
 from ..training.data import (
     ArrayFile,
     Augmentation,
+    Batch,
     DataSet,
     ImageFolder,
     check_classes,
@@ -70,6 +74,12 @@ def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
     steps_of(task.recipe, training, model.inputs[0].shape[0])
     check_classes(f"'{task.data}'", training.classes, f"'{task.validation}'", validation.classes)
     return model, structure.reading(rows_read(structure.look_ups, training)), training, validation
+
+
+def first_batch(task: Task) -> Batch:
+    """Return a batch of the training data."""
+    training, _ = _data(task)
+    return training.read(np.arange(_model(task).inputs[0].shape[0]) % len(training), None)
 
 
 def measure(
@@ -116,11 +126,12 @@ def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int
     return program
 
 
-def planned_cost(task: Task, rules: dict[str, Any], target: Any) -> Cost | None:
-    """Compute the cost of a scheme from its plan, without a build; None if it cannot be trained."""
+def planned_cost(task: Task, rules: dict[str, Any], target: Any, frozen: str = FLOAT32) -> Cost | None:
+    """Compute the cost of a scheme from its plan, without a build; None if it cannot be trained, or if no layer before
+    what is trained can be of the type ``frozen``."""
     try:
-        return cost_of(compile_task(task, Scheme(rules), target=target, build=False))
-    except MissingGradient:
+        return cost_of(compile_task(task, Scheme(rules), target=target, frozen=frozen, build=False))
+    except (MissingGradient, NothingFrozenError):
         return None
 
 

@@ -152,6 +152,9 @@ def search(
     latency: LATENCY = None,
     target: TARGET = None,
     profile: PROFILES = None,
+    frozen: Annotated[
+        str, typer.Option(help="int8 also looks for schemes whose frozen layers have eight bits, on CPUs")
+    ] = "float32",
     trust: TRUST = False,
 ) -> None:
     """Find the scheme that brings most within a budget of memory and time."""
@@ -167,7 +170,7 @@ def search(
     measured, profiles = _measured(contributions, model, trust), [_records(path) for path in profile or []]
     with progress_bar(console) as progress:
         known = len(measured.costs)
-        result = find(measured, **budgets, target=target, profiles=profiles, progress=progress)
+        result = find(measured, **budgets, target=target, profiles=profiles, frozen=frozen, progress=progress)
     if len(measured.costs) > known:
         measured.save(contributions)  # keep planned costs for the next search
     result.scheme.save(output)
@@ -179,8 +182,11 @@ def search(
         highlight=False,
         soft_wrap=True,
     )
-    if memory is not None:
-        console.print(f"compile it with --memory-budget {memory}", highlight=False)
+    options = [] if memory is None else [f"--memory-budget {memory}"]
+    if result.frozen != "float32":
+        options.append(f"--frozen {result.frozen} --calibrate DATA")
+    if options:
+        console.print(f"compile it with {' '.join(options)}", highlight=False)
 
 
 @app.command()

@@ -65,8 +65,9 @@ SEED = Annotated[int, typer.Option(min=0)]
 
 ARGUMENTS = (
     "batch", "shapes", "scheme", "loss", "optimizer", "target", "batch_norm", "accumulate", "micro_batches",
-    "clip_norm", "guard", "precision", "frozen", "memory_budget", "threads", "device", "lr", "mean", "std", "flash",
-    "ram", "key", "database", "trials", "strategy", "seed", "cost_model", "space", "measure", "model", "memory",
+    "clip_norm", "guard", "precision", "frozen", "max_drop", "memory_budget", "threads", "device", "lr", "mean",
+    "std", "flash", "ram", "key", "database", "trials", "strategy", "seed", "cost_model", "space", "measure", "model",
+    "memory",
 )  # fmt: skip
 """Arguments of Python functions that are options of commands."""
 FLAGS = ("allow_drop", "keep_going", "overwrite", "trust")
@@ -172,6 +173,8 @@ def eight_bits_text(quantized: Mapping[str, Any]) -> str:
     if check is not None:
         text += f", equal to {check['against']}"
         text += f"; outputs are {check['error']:.1%} from those in float" if "error" in check else ""
+    if "drop" in quantized:
+        text += f"; on the calibration data outputs are {quantized['drop']:.1%} from those in float"
     return text + "".join(f"; '{name}' stays float: {why}" for name, why in quantized["float"].items())
 
 

@@ -79,6 +79,12 @@ def compile_(
         Path | None,
         typer.Option(help="Samples to take the ranges of int8 from: a folder or .npz file, as for training"),
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="With int8: how far outputs may be from those in float, such as 0.05; sensitive layers stay float"
+        ),
+    ] = None,
     memory_budget: Annotated[
         str | None,
         typer.Option(
@@ -139,6 +145,7 @@ def compile_(
             precision=precision,
             frozen=frozen,
             calibrate_with=samples,
+            max_drop=max_drop,
             memory_budget=memory_budget,
             copies=copies,
             dump=dump,
@@ -296,6 +303,8 @@ def inspect(
     console.print(layer_table(loaded))
     console.print(schedule_table(loaded))
     console.print(memory_table(loaded))
+    if loaded.manifest.get("quantized") is not None:
+        console.print(eight_bits_text(loaded.manifest["quantized"]), highlight=False, soft_wrap=True)
 
 
 @app.command()

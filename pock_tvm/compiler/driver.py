@@ -88,6 +88,7 @@ def compile(  # noqa: A001 - the name that users expect
     precision: str = FLOAT32,
     frozen: str = FLOAT32,
     calibrate_with: Any = None,
+    max_drop: float | None = None,
     memory_budget: str | int | None = None,
     copies: int = 1,
     dump: str | os.PathLike[str] | None = None,
@@ -145,7 +146,12 @@ def compile(  # noqa: A001 - the name that users expect
         ``calibrate_with``, and sums are exact. The manifest lists these layers under ``quantized``, and says why others
         stay float. The program does not hold their float weights, nor does its state.
     calibrate_with : array, mapping of arrays, or sequence of batches (x, y), optional
-        Samples for ``frozen="int8"``, some hundred, like those of training.
+        Samples for ``frozen="int8"``, some hundred, like those of training. A quantised model needs none,
+        nor does a program that is not built: its costs do not depend on them.
+    max_drop : float, optional
+        Largest difference of the outputs from those in float that ``frozen="int8"`` may make on these samples, relative
+        to their norm: 0.05 is 5 %. Layers that lose most in eight bits stay float until it holds; the manifest names
+        them.
     memory_budget : str or int, optional
         Largest memory for training besides the weights (arena, optimizer state, gradient sums): ``"64MB"``, or bytes.
         On a microcontroller: all memory of the program's bundle, in which trained weights, inputs and results lie, too.
@@ -191,7 +197,8 @@ def compile(  # noqa: A001 - the name that users expect
     _check_options(
         scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
         micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, precision=precision, frozen=frozen,
-        memory_budget=memory_budget, copies=copies, dump=dump, build=build, flash=flash, ram=ram, database=database,
+        max_drop=max_drop, memory_budget=memory_budget, copies=copies, dump=dump, build=build, flash=flash, ram=ram,
+        database=database,
     )  # fmt: skip
     if check is False and check_with is not None:
         raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
@@ -231,8 +238,8 @@ def compile(  # noqa: A001 - the name that users expect
     )  # fmt: skip
     in_bundle = is_freestanding(triple)
     calibration = calibration_for(
-        frozen, calibrate_with, imported.inputs, is_gpu=builder.kernel_target.is_gpu, precision=precision,
-        batch_norm=statistics,
+        frozen, calibrate_with, max_drop, imported, build=build, is_gpu=builder.kernel_target.is_gpu,
+        precision=precision, batch_norm=statistics,
     )  # fmt: skip
     lower = functools.partial(
         pipeline.lower, imported, training, builder,
@@ -253,7 +260,7 @@ def compile(  # noqa: A001 - the name that users expect
             found.smallest,
         )
     lowered = found.value
-    for each in observations(imported, selection, lowered.step.attrs["gradients"], batch_norm):
+    for each in observations(imported, selection, lowered.step.attrs["gradients"], batch_norm, frozen):
         warnings.warn(str(each), PockWarning, stacklevel=3)
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -272,6 +279,7 @@ def compile(  # noqa: A001 - the name that users expect
             "guard": guard,
             "precision": precision,
             "frozen": frozen,
+            "max_drop": max_drop and float(max_drop),
         },
         "quantized": calibration and calibration.report(),
         "inputs": [vars(spec) for spec in imported.inputs],
@@ -334,7 +342,7 @@ def compile(  # noqa: A001 - the name that users expect
 
 def _layers(rows: list[dict[str, Any]], calibration: Calibration | None) -> list[dict[str, Any]]:
     """Say of layers in eight bits that they are."""
-    names = {layer.name for layer in calibration.plan.prefix.layers.values()} if calibration else set()
+    names = {layer.name for layer in calibration.prefix.layers.values()} if calibration else set()
     return [row | {"weight": "int8"} if row["name"] in names else row for row in rows]
 
 
@@ -387,6 +395,7 @@ OPTIONS = {
     "guard": Kind("'update', 'step' or 'off'", lambda value: value in GUARDS),
     "precision": Kind("'float32', 'bfloat16' or 'float16'", lambda value: value in PRECISIONS),
     "frozen": Kind("'float32' or 'int8'", lambda value: value in FROZEN),
+    "max_drop": number("a positive number, such as 0.05", above=0).or_none(),
     "memory_budget": AMOUNT.or_none(),
     "copies": Kind("1 or 2", lambda value: value in (1, 2)),
     "dump": PATH.or_none(),

@@ -153,6 +153,8 @@ def lower(
     phases.enter(1, "imported", model.module, parameters_are_told_apart)
     held = [*(each.name for each in model.inputs), TARGET] if in_bundle else []
     # 2. Canonicalise, for any number of micro-batches.
+    if calibration is not None:
+        calibration.mark(phases)
     training = canonicalise_forward(phases, training)
     if calibration is not None:
         calibration.quantize(phases, list(training.trained))

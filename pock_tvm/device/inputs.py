@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,19 +40,7 @@ class Inputs:
         InputError
             One is missing, or is no input.
         """
-        names = [spec["name"] for spec in self._specs]
-        if isinstance(x, Mapping):
-            wrong = [name for name in x if name not in names] or [name for name in names if name not in x]
-            if wrong:
-                raise InputError(
-                    f"the network's inputs are {', '.join(names)}; '{wrong[0]}' is "
-                    f"{'missing' if wrong[0] in names else 'not one'}"
-                )
-            return {name: as_array(f"input '{name}'", x[name]) for name in names}
-        values = list(x) if isinstance(x, tuple | list) else [x]
-        if len(values) != len(names):
-            raise InputError(f"the network has {len(names)} inputs ({', '.join(names)}); {len(values)} were given")
-        return {name: as_array(f"input '{name}'", value) for name, value in zip(names, values, strict=True)}
+        return named_inputs(x, [spec["name"] for spec in self._specs])
 
     def checked(self, x: Data) -> dict[str, np.ndarray]:
         """The arrays by the names of the inputs.
@@ -139,3 +127,25 @@ class Inputs:
 def _padded(array: np.ndarray, batch: int) -> np.ndarray:
     missing = batch - len(array)
     return array if missing <= 0 else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
+
+
+def named_inputs(x: Data, names: Sequence[str], *, of: str = "") -> dict[str, np.ndarray]:
+    """The arrays by the names of a network's inputs, of any shape. ``of``: what they are of, for messages.
+
+    Raises
+    ------
+    InputError
+        One is missing, or is no input.
+    """
+    where = f" of {of}" if of else ""
+    if isinstance(x, Mapping):
+        wrong = [name for name in x if name not in names] or [name for name in names if name not in x]
+        if wrong:
+            found = "missing" if wrong[0] in names else "not one"
+            raise InputError(f"the network's inputs are {', '.join(names)}; '{wrong[0]}'{where} is {found}")
+        return {name: as_array(f"input '{name}'{where}", x[name]) for name in names}
+    values = list(x) if isinstance(x, tuple | list) else [x]
+    if len(values) != len(names):
+        given = f"{len(values)}{where} were given"
+        raise InputError(f"the network has {len(names)} inputs ({', '.join(names)}); {given}")
+    return {name: as_array(f"input '{name}'{where}", value) for name, value in zip(names, values, strict=True)}

@@ -140,6 +140,7 @@ def _read_onnx(path: Path) -> Any:
 def _read_exported(path: Path, *, trust: bool) -> Any:
     """Load an ExportedProgram, without the traceback that PyTorch logs before it raises on a damaged file."""
     import torch
+    import torch.ao.quantization.fx._decomposed  # noqa: F401 - registers the operators of quantised programs
 
     logger = logging.getLogger("torch.export")
     kept, logger.disabled = logger.disabled, True

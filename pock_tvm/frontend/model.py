@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tvm import IRModule, relax
 
+from relay_passes.analysis.stated_scales import StatedScales
 from relay_passes.ir import bindings_of, dtype_of, shape_of, used_vars
 
 from ..device.parameters import Parameter
@@ -81,6 +82,8 @@ class Model:
     """The ExportedProgram or ModelProto that was imported, with every dimension bound."""
     look_ups: tuple[LookUp, ...] = ()
     """Reads by index, except ``relax.take`` with an input as index."""
+    stated: StatedScales = field(default_factory=StatedScales)
+    """Scales that a quantised model states. ``module`` computes in float, with the weights that its integers mean."""
     values: dict[str, str] = field(default_factory=dict)
     """For each node of PyTorch's decomposed graph, the variable of ``module`` that holds its value."""
 

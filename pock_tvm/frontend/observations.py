@@ -14,18 +14,23 @@ MAX_NAMES = 3
 
 
 def observations(
-    model: Model, selection: Collection[str], gradients: Collection[str], batch_norm: str | None
+    model: Model,
+    selection: Collection[str],
+    gradients: Collection[str],
+    batch_norm: str | None,
+    frozen: str = "float32",
 ) -> list[Obstacle]:
     """List the warnings about a model and its scheme.
 
     ``selection``: parameters that the scheme trains. ``gradients``: parameters that a gradient reaches.
-    ``batch_norm``: the user's choice for running statistics, None without one.
+    ``batch_norm``: the user's choice for running statistics, None without one. ``frozen``: the type of frozen layers.
     """
     return [
         *_unread_inputs(model),
         *_unreached([name for name in selection if name not in gradients]),
         *(_frozen_statistics(model) if batch_norm is None else ()),
         *_mutated(model),
+        *_quantized(model, [name for name in selection if name in model.stated.weights], frozen),
     ]
 
 
@@ -72,6 +77,18 @@ def _mutated(model: Model) -> Iterator[Obstacle]:
         reason = f"the model writes {_some(model.mutated)} in its forward pass, and the program does not"
         way_out = "Every step reads what was there when the model was exported"
         yield Obstacle("", "", model.mutated[0], reason, way_out, blocking=False)
+
+
+def _quantized(model: Model, trained: Sequence[str], frozen: str) -> Iterator[Obstacle]:
+    if not model.stated:
+        return
+    if frozen == "float32":
+        reason = "the model is quantised, and the program computes in float with the weights that its integers mean"
+        way_out = "Say frozen='int8' to compute frozen layers in eight bits, with the scales that the model states"
+        yield Obstacle("", "", "", reason, way_out, blocking=False)
+    elif trained:
+        reason = f"{_some(trained)} is trained in float, from the weights that the model's integers mean"
+        yield Obstacle("", "", trained[0], reason, blocking=False)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import warnings
 import onnx
 from onnx import inliner, numpy_helper
 
+from relay_passes.analysis.stated_scales import StatedScales
 from relay_passes.ir import dtype_of, shape_of
 
 from ..errors import ModelError, PockWarning
@@ -14,6 +15,7 @@ from .model import Model, TensorSpec, in_order_of_use, records_of, result_specs
 from .onnx.evaluation import reference_outputs
 from .onnx.inputs import Shapes, bind_inputs
 from .onnx.parameters import restore_parameters
+from .onnx.quantization import without_quantization
 from .onnx.translation import translate
 
 __all__ = ["import_onnx", "reference_outputs"]
@@ -29,7 +31,8 @@ def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, an
     bound = bind_inputs(model, batch, shapes, any_shape=any_shape)
     if bound.functions:
         bound = inliner.inline_local_functions(bound)
-    bound, parameters = restore_parameters(bound)
+    floats = without_quantization(bound)
+    bound, parameters = restore_parameters(floats.model)
     lost = ", ".join(parameters.lost)
     if parameters.merged:
         raise ModelError(
@@ -45,7 +48,7 @@ def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, an
             PockWarning,
             stacklevel=2,
         )
-    module = translate(bound, parameters)
+    module, names = translate(bound, parameters)
     main = module["main"]
     count = len(bound.graph.input)
     arrays = {tensor.name: tensor for tensor in bound.graph.initializer}
@@ -58,6 +61,9 @@ def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, an
         trainable=in_order_of_use(main, trainable),
         requires_grad=dict.fromkeys(trainable, True),
         source=bound,
+        stated=StatedScales(
+            {names[name]: numbers for name, numbers in floats.values.items() if name in names}, floats.weights
+        ),
     )
 
 

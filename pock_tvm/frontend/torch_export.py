@@ -6,16 +6,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
+from relay_passes.analysis.stated_scales import StatedScales
 from relay_passes.ir import dtype_of, shape_of
 
 from ..errors import ModelError
 from .model import Model, TensorSpec, in_order_of_use, records_of, result_specs
 from .torch_graph import prepared, summary
+from .torch_quantized import in_float, is_quantized
 from .torch_translate import Translation, translate
 
 Shapes = Mapping[str, Sequence[int]]
@@ -23,7 +26,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 def import_exported_program(exported: ExportedProgram, *, batch: int | None, shapes: Shapes, any_shape: bool) -> Model:
     """Import an ExportedProgram; see :func:`pock_tvm.frontend.load_model`."""
-    exported, translation = _translated(exported, batch, shapes, any_shape)
+    exported, translation, scales = _translated(exported, batch, shapes, any_shape)
     if translation.obstacles:
         raise ModelError(summary(translation.obstacles), translation.obstacles)
     state = {name: tensor.detach().cpu() for name, tensor in exported.state_dict.items()}
@@ -44,16 +47,20 @@ def import_exported_program(exported: ExportedProgram, *, batch: int | None, sha
         mutated=tuple(exported.graph_signature.buffers_to_mutate.values()),
         source=exported,
         look_ups=tuple(translation.look_ups),
+        stated=StatedScales(translation.stated, scales),
         values=translation.values,
     )
 
 
 def _translated(
     exported: ExportedProgram, batch: int | None, shapes: Shapes, any_shape: bool
-) -> tuple[ExportedProgram, Translation]:
-    """Bind every dimension, and translate."""
+) -> tuple[ExportedProgram, Translation, dict[str, np.ndarray]]:
+    """Bind every dimension, and translate; return the scales of a quantised model's weights, too."""
     exported = _bind_dimensions(exported, batch, shapes, any_shape)
-    return exported, translate(prepared(exported), _aliases(exported.state_dict))
+    scales: dict[str, np.ndarray] = {}
+    if is_quantized(exported):
+        exported, scales = in_float(exported)
+    return exported, translate(prepared(exported), _aliases(exported.state_dict)), scales
 
 
 # ---- dimensions ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
+from relay_passes.analysis.fixed_point import EightBits
 from relay_passes.ir import Expr, dtype_of, first_line, shape_of
 from relay_passes.ir.places import value_name
 
@@ -36,6 +37,8 @@ class Translation:
     """For each node of the graph, the variable that holds its value."""
     obstacles: list[Obstacle]
     look_ups: list[LookUp]
+    stated: dict[str, EightBits]
+    """Scales that a quantised model states, by the variable of the value."""
 
 
 def translate(exported: ExportedProgram, aliases: Mapping[str, str]) -> Translation:
@@ -57,6 +60,7 @@ class _Translator:
     names: dict[str, str] = field(default_factory=dict)
     obstacles: list[Obstacle] = field(default_factory=list)
     look_ups: list[LookUp] = field(default_factory=list)
+    stated: dict[str, EightBits] = field(default_factory=dict)
 
     def run(self) -> Translation:
         graph = self.exported.graph
@@ -70,7 +74,7 @@ class _Translator:
                 outputs = [self._value(result) for result in self._user_outputs()]
                 result = self.builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
             self.builder.emit_func_output(result)
-        return Translation(self.builder.get(), self.names, self.obstacles, self.look_ups)
+        return Translation(self.builder.get(), self.names, self.obstacles, self.look_ups, self.stated)
 
     # ---- inputs and outputs ------------------------------------------------------------------------------------------
 
@@ -168,7 +172,9 @@ class _Translator:
     def _convert(self, node: Any) -> None:
         values = _results(node.meta["val"])
         types = [_type_of(value, where(node), may_be_empty=index > 0) for index, value in enumerate(values)]
-        site = Site(self.builder, tuple(types), value_name(layer_of(node), short_name(node)), self.look_ups)
+        site = Site(
+            self.builder, tuple(types), value_name(layer_of(node), short_name(node)), self.look_ups, self.stated
+        )
         args, kwargs = pytree.tree_map(
             lambda arg: self._value(arg) if isinstance(arg, torch.fx.Node) else arg, (node.args, node.kwargs)
         )

@@ -51,6 +51,26 @@ class _Decided:
         return TunedStep(self.decisions, 1.0, ANY) if self.decisions else None
 
 
+def check_choices_can_be_tried(program: Program) -> None:
+    """Check that a program's step can be compiled with other choices, and checked.
+
+    Raises
+    ------
+    OptionError
+        It computes in 16 bits, of which a step is checked in float32; or it has frozen layers in eight bits.
+    """
+    if program.manifest["options"]["precision"] != FLOAT32:
+        raise OptionError(
+            "model= is given, and a step in 16 bits is not checked itself, so that choices above kernels cannot be "
+            "trusted there: leave it out, and its kernels are tuned"
+        )
+    if program.manifest["options"].get("frozen", FLOAT32) != FLOAT32:
+        raise OptionError(
+            "model= is given, and the program has frozen layers in eight bits: to compile its step with other "
+            "choices takes the data that it was calibrated with. Leave it out, and its kernels are tuned"
+        )
+
+
 class StepSearch:
     """Search from a program's choices, one at a time, each from the fastest step so far.
 
@@ -61,18 +81,12 @@ class StepSearch:
     Raises
     ------
     OptionError
-        The model is not the one that the program was compiled from; or the program computes in 16 bits, of which a step
-        is checked in float32.
+        The model is not the one that the program was compiled from.
     """
 
     def __init__(
         self, model: Any, program: Program, database: Database, steps_of: StepsOf, memory: int | None = None
     ) -> None:
-        if program.manifest["options"]["precision"] != FLOAT32:
-            raise OptionError(
-                "model= is given, and a step in 16 bits is not checked itself, so that choices above kernels cannot be "
-                "trusted there: leave it out, and its kernels are tuned"
-            )
         self._compile = functools.partial(compile_program, *_model_of(model, program), **_options_of(program))
         self._database, self._steps_of = database, steps_of
         self.default = self._compiled(DEFAULTS)

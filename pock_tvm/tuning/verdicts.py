@@ -26,7 +26,7 @@ from .search import LEAST_GAIN, Progress, Search
 from .space import OWN_SPACE, Space
 from .static.measure import estimated_work
 from .step import StepsOf, compare_kernels, compare_steps, kernel_seconds
-from .step_search import StepSearch
+from .step_search import StepSearch, check_choices_can_be_tried
 
 STEPS_SHARE = 0.25
 """Largest share of a search's seconds for choices above kernels."""
@@ -65,7 +65,7 @@ class OnSteps:
     Raises
     ------
     PockError
-        No device is given, and the program is for another machine.
+        No device is given, and the program is for another machine; or choices above kernels cannot be tried.
     """
 
     is_estimate = False
@@ -77,6 +77,8 @@ class OnSteps:
                 f"the program is for {triple_of(target)}: kernels are tuned on the machine that they are for. Name its "
                 "RPC server (devices=, or --rpc), or estimate their times (measure='static')"
             )
+        if model is not None:
+            check_choices_can_be_tried(program)
         self._default = self._program = program
         """Programs with all defaults, and with the choices above kernels that are faster."""
         self._devices, self._model, self._memory = devices, model, memory

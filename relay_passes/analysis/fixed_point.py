@@ -72,11 +72,18 @@ class Sums:
     """int64 [C_out]: bound of ``|A + bias|`` over all inputs."""
 
 
-def quantized_sums(weight: np.ndarray, bias: np.ndarray | None, x: EightBits, mean: np.ndarray | None = None) -> Sums:
+def quantized_sums(
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    x: EightBits,
+    mean: np.ndarray | None = None,
+    scale: np.ndarray | None = None,
+) -> Sums:
     """Quantise a weight [.., C_in, C_out], symmetrically by output channel, and a bias [C_out].
 
     ``mean``: [C_in], of the input by channel (for a depthwise weight [.., 1, C]: [C]). What the rounding of weights
-    takes from the mean of each sum is added to the bias (Nagel et al., Data-Free Quantization, 2019).
+    takes from the mean of each sum is added to the bias (Nagel et al., Data-Free Quantization, 2019). ``scale``:
+    [C_out] or [1], where a model states it.
 
     Raises
     ------
@@ -85,8 +92,14 @@ def quantized_sums(weight: np.ndarray, bias: np.ndarray | None, x: EightBits, me
     """
     axes = tuple(range(weight.ndim - 1))
     weight, bias = weight.astype(np.float64), np.zeros(weight.shape[-1]) if bias is None else bias.astype(np.float64)
-    scale = np.maximum(np.abs(weight).max(axis=axes) / LARGEST_WEIGHT, np.abs(bias) / (x.scale * 2**BIAS_BITS))
-    scale[scale == 0] = 1.0
+    least = np.abs(bias) / (x.scale * 2**BIAS_BITS)
+    if scale is None:
+        scale = np.maximum(np.abs(weight).max(axis=axes) / LARGEST_WEIGHT, least)
+        scale[scale == 0] = 1.0
+    elif (scale < least).any():
+        raise Unfit("its bias is too large beside the scale that the model states of its weights")
+    else:
+        scale = np.broadcast_to(scale, least.shape).astype(np.float64)
     q = np.clip(np.rint(weight / scale), -LARGEST_WEIGHT, LARGEST_WEIGHT).astype(np.int64)
     zero_bias = -x.zero * q.sum(axis=axes)
     if mean is not None:

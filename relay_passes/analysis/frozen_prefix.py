@@ -26,6 +26,8 @@ class Layer:
 
     name: str
     """Path of the module that owns the weight."""
+    parameter: str
+    """Parameter that the weight is made of, the largest if of several."""
     kind: str
     product: relax.Var
     x: relax.Var
@@ -105,13 +107,13 @@ class _Analysis:
         for binding in reversed(self.bindings):  # of two products that are added, the later adds the other
             if binding.var not in self.early or not self._has_weight(binding.value):
                 continue
-            name = self._name(binding)
+            name, parameter = self._names(binding)
             kind, why = self._kind(binding.value)
             why = self.excluded.get(name, why)
             if why:
                 found.floats[name] = why
             else:
-                found.layers[binding.var] = self._layer(name, kind, binding, claimed)
+                found.layers[binding.var] = self._layer(name, parameter, kind, binding, claimed)
         found.layers = dict(reversed(found.layers.items()))
         found.floats = dict(reversed(found.floats.items()))
         self._leave_odd_channels(found)
@@ -125,13 +127,13 @@ class _Analysis:
         is_constant = isinstance(weight, relax.Var) and weight in self.constant
         return is_constant and isinstance(value.args[0], relax.Var) and value.args[0] in self.early
 
-    def _name(self, product: relax.VarBinding) -> str:
-        """Return the path of the module that owns a product's weight: the largest parameter that it is made of."""
+    def _names(self, product: relax.VarBinding) -> tuple[str, str]:
+        """Return the path of the module that owns a product's weight, and the largest parameter that it is made of."""
         weights = self.roots[product.value.args[1]]
         largest = max(weights, key=lambda each: math.prod(shape_of(each)), default=None)
-        return (
-            largest.name.rpartition(".")[0] or largest.name if largest is not None else self.places[product.var].layer
-        )
+        if largest is None:
+            return self.places[product.var].layer, ""
+        return largest.name.rpartition(".")[0] or largest.name, largest.name
 
     def _kind(self, call: relax.Call) -> tuple[str, str]:
         """Return a product's kind, or why it stays float."""
@@ -147,7 +149,7 @@ class _Analysis:
         is_depthwise = per_group == 1 and groups == columns
         return DEPTHWISE, "" if is_depthwise else "it is a convolution in groups, and not depthwise"
 
-    def _layer(self, name: str, kind: str, binding: relax.VarBinding, claimed: set[relax.Var]) -> Layer:
+    def _layer(self, name: str, parameter: str, kind: str, binding: relax.VarBinding, claimed: set[relax.Var]) -> Layer:
         x, weight = binding.value.args
         chain, bias, other = [binding.var], None, None
         following = self._only_reader(chain[-1], claimed)
@@ -162,7 +164,7 @@ class _Analysis:
         if following is not None and _is_clip(following.value):
             chain.append(following.var)
         claimed.update(chain)
-        return Layer(name, kind, binding.var, x, weight, chain[-1], bias, other, tuple(chain[1:-1]))
+        return Layer(name, parameter, kind, binding.var, x, weight, chain[-1], bias, other, tuple(chain[1:-1]))
 
     def _only_reader(self, var: relax.Var, claimed: set[relax.Var]) -> relax.VarBinding | None:
         """Return the binding that alone reads a value, unless it is another layer's or behind the prefix."""

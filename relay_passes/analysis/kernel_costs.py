@@ -14,7 +14,8 @@ from schedules.kernels import comes_scheduled
 
 def kernel_costs(mod: IRModule, entries: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return each kernel's cost: ``flops`` (two a multiplication of its products), ``bytes`` (every operand read or
-    written once), and ``kind`` (schedule rule of its largest product, ``""`` without one)."""
+    written once), and ``kind`` (schedule rule of its largest product, with ``int8`` before it if that sums integers;
+    ``""`` without one)."""
     return {var.name_hint: _cost(func) for var, func in mod.functions.items() if var.name_hint not in entries}
 
 
@@ -35,6 +36,8 @@ def _cost(func: tirx.PrimFunc) -> dict[str, Any]:
             if "schedule_rule" in block.annotations and is_product:
                 strides = block.annotations.get("strides", [1])  # data gradient: 1 in prod(strides) taps counts
                 flops = 2 * math.prod(int(var.dom.extent) for var in block.iter_vars) / math.prod(map(int, strides))
-                products.append((flops, str(block.annotations["schedule_rule"])))
+                sums_integers = str(block.writes[0].source.dtype).startswith("int")
+                rule = str(block.annotations["schedule_rule"])
+                products.append((flops, f"int8 {rule}" if sums_integers else rule))
     kind = max(products)[1] if products else ""
     return {"flops": sum(flops for flops, _ in products), "bytes": float(size), "kind": kind}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,28 +12,12 @@ from tvm import IRModule, relax
 
 from schedules.kernels.quantized import WORD, taps_in_words
 
-from ..analysis.fixed_point import (
-    EightBits,
-    Rescaling,
-    Residual,
-    Sums,
-    Unfit,
-    eight_bits,
-    packed,
-    quantized_sums,
-    rescaling,
-    rescaling_with,
-    taps_packed,
-)
-from ..analysis.frozen_prefix import DEPTHWISE, MATMUL, FrozenPrefix, Layer, frozen_prefix
+from ..analysis.fixed_point import EightBits, packed, taps_packed
+from ..analysis.frozen_prefix import DEPTHWISE, MATMUL, Layer, frozen_prefix
+from ..analysis.layer_numbers import Numbers
 from ..ir import Expr, bindings_of, eliminate_dead, op_name, rewrite, shape_of, update_function
 from ..operators import quantized as Q
 from ..operators.registry import plain
-
-Ranges = Mapping[str, tuple[float, float]]
-"""Lowest and highest number of values, by name."""
-Arrays = Mapping[str, np.ndarray]
-"""Frozen weights and biases as layers read them, by name."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="QuantizeFrozen")
@@ -46,89 +30,73 @@ class QuantizeFrozen:
     such layer reads is left float: it comes from the sums of 32 bits. What layers and others read is stored in eight
     bits, and dequantised once.
 
-    ``ranges`` are those of the values in :func:`observed`, ``means`` their means by channel; ``arrays`` hold the values
-    in :func:`needed`.
+    ``numbers`` are those that :func:`relay_passes.analysis.layer_numbers.choose_numbers` chose for a function with the
+    same values.
     """
 
     trained: Collection[str]
-    ranges: Ranges
-    means: Arrays
-    arrays: Arrays
+    numbers: Numbers
     function: str = "main"
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
-        plan = quantization(func, self.trained, self.ranges, self.means, self.arrays)
-        return update_function(mod, self.function, eliminate_dead(_Rewriter(plan, func).run(func)))
+        return update_function(
+            mod, self.function, eliminate_dead(_Rewriter(func, self.trained, self.numbers).run(func))
+        )
 
 
-def observed(func: relax.Function, trained: Collection[str]) -> list[relax.Var]:
-    """Return the values whose ranges a quantisation takes."""
-    found = frozen_prefix(func, trained).eight_bits
-    return [var for var in (*func.params, *(binding.var for binding in bindings_of(func))) if var in found]
+def quantized(x: Expr, numbers: EightBits) -> relax.Call:
+    """Store a float value [.., C] in eight bits: [.., C rounded up to words], or fewer channels than a word in one."""
+    columns = shape_of(x)[-1]
+    given = {"inverse": float(np.float32(1 / numbers.scale)), "zero": numbers.zero}
+    # A pixel of few channels is one word, whose bytes come from as many planes of an image.
+    return (
+        Q.quantize_words(x, **given) if columns < WORD else Q.quantize(x, **given, channels=-(-columns // WORD) * WORD)
+    )
 
 
-def needed(func: relax.Function, trained: Collection[str]) -> list[relax.Var]:
-    """Return the weights and biases that a quantisation takes."""
-    layers = frozen_prefix(func, trained).layers.values()
-    return list(dict.fromkeys(each for layer in layers for each in (layer.weight, layer.bias) if each is not None))
+def product_of(layer: Layer, call: relax.Call, x: Expr, numbers: Numbers) -> relax.Call:
+    """Compute the sums of a layer from its input in eight bits. ``call`` is its product in float."""
+    weight, zero = numbers.sums[layer.product.name].weight, numbers.values[layer.x.name].zero
+    if layer.kind == MATMUL:
+        return Q.quantized_matmul(x, relax.const(packed(weight)))
+    geometry = {name: plain(getattr(call.attrs, name)) for name in ("strides", "padding", "dilation")}
+    if layer.kind == DEPTHWISE:
+        return _depthwise(x, weight, geometry, shape_of(layer.product)[2], zero)
+    return Q.quantized_conv2d(x, relax.const(packed(weight)), **geometry, zero=zero)
 
 
-@dataclass
-class Quantization:
-    """Frozen prefix with its numbers."""
-
-    prefix: FrozenPrefix = field(default_factory=FrozenPrefix)
-    numbers: dict[relax.Var, EightBits] = field(default_factory=dict)
-    """Of values that are stored in eight bits."""
-    sums: dict[relax.Var, Sums] = field(default_factory=dict)
-    """By the product."""
-    rescalings: dict[relax.Var, tuple[Rescaling, Residual | None]] = field(default_factory=dict)
-    """By the product, where the result is stored in eight bits."""
+def _depthwise(x: Expr, weight: np.ndarray, geometry: dict[str, Any], columns: int, zero: int) -> relax.Call:
+    """Return a depthwise convolution to so many columns, by words of taps if these suit its stride."""
+    stride, taps = geometry["strides"][1], weight.shape[1]
+    found = taps_in_words(taps, stride, columns)
+    if found is None or tuple(geometry["dilation"]) != (1, 1):
+        return Q.quantized_conv2d(x, relax.const(weight), **geometry, zero=zero)
+    del geometry["dilation"]
+    return Q.quantized_depthwise(x, relax.const(taps_packed(weight, *found, stride)), **geometry, taps=taps, zero=zero)
 
 
-def quantization(
-    func: relax.Function, trained: Collection[str], ranges: Ranges, means: Arrays, arrays: Arrays
-) -> Quantization:
-    """Choose the numbers of every layer. One without any of 32 bits stays float, and so has no part in it."""
-    excluded: dict[str, str] = {}
-    while True:
-        plan = Quantization(frozen_prefix(func, trained, excluded))
-        made = {binding.var: binding.value for binding in bindings_of(func)}
-        for var in plan.prefix.eight_bits:
-            source = var
-            while op_name(made.get(source)) == "relax.nn.max_pool2d" and made[source].args[0] in plan.prefix.eight_bits:
-                source = made[source].args[0]
-            plan.numbers[var] = eight_bits(*ranges[source.name])
-        failed = {}
-        for product, layer in plan.prefix.layers.items():
-            try:
-                _choose(plan, product, layer, means[layer.x.name], arrays)
-            except Unfit as error:
-                failed[layer.name] = str(error)
-        if not failed:
-            return plan
-        excluded |= failed
+def product_in_float(layer: Layer, sums: Expr, numbers: Numbers) -> relax.Call:
+    """Turn the sums of a layer into its product in float."""
+    found = numbers.sums[layer.product.name]
+    vectors = found.zero_bias.astype(np.int32), found.scale.astype(np.float32)
+    return Q.dequantize_sums(sums, *map(relax.const, vectors))
 
 
-def _choose(plan: Quantization, product: relax.Var, layer: Layer, mean: np.ndarray, arrays: Arrays) -> None:
-    """Choose the numbers of a layer."""
-    bias = None if layer.bias is None else arrays[layer.bias.name].reshape(-1)
-    sums = plan.sums[product] = quantized_sums(arrays[layer.weight.name], bias, plan.numbers[layer.x], mean)
-    if not plan.prefix.requantizes(layer):
-        return
-    result = plan.numbers[layer.result]
-    if layer.other is None:
-        plan.rescalings[product] = rescaling(sums, result), None
-    else:
-        plan.rescalings[product] = rescaling_with(sums, result, plan.numbers[layer.other])
+def result_of(layer: Layer, sums: Expr, other: Expr | None, numbers: Numbers) -> relax.Call:
+    """Compute the result of a layer in eight bits from its sums, and from its residual in eight bits."""
+    vectors, residual = numbers.rescalings[layer.product.name]
+    operands = [sums, *map(relax.const, vectors.vectors())]
+    if residual is None or other is None:
+        return Q.requantize(*operands, zero=numbers.values[layer.result.name].zero)
+    return Q.requantize_sum(*operands, other, **vars(residual))
 
 
 class _Rewriter:
-    """Rebuilds a function by a plan. Keys are variables of the old function."""
+    """Rebuilds a function with some numbers. Keys are variables of the old function."""
 
-    def __init__(self, plan: Quantization, func: relax.Function) -> None:
-        self.plan, self.prefix = plan, plan.prefix
+    def __init__(self, func: relax.Function, trained: Collection[str], numbers: Numbers) -> None:
+        self.numbers, self.prefix = numbers, frozen_prefix(func, trained, numbers.excluded)
         self.old = {binding.var: binding.value for binding in bindings_of(func)}
         self.stored: dict[relax.Var, relax.Var] = {}
         """Eight bits of values."""
@@ -154,22 +122,16 @@ class _Rewriter:
         source = self.old[var].args[0] if op_name(value) == "relax.nn.max_pool2d" else None
         if source in self.stored and var in self.prefix.eight_bits and shape_of(var)[-1] % WORD == 0:
             pooled = builder.emit(relax.Call(value.op, [self.stored[source]], value.attrs), var.name)
-            return self._store(builder, var, pooled)
+            return self._store(var, pooled)
         return value
 
     def _product(self, builder: relax.BlockBuilder, layer: Layer, value: relax.Call) -> Expr:
         """Compute the sums of a layer, and what they mean in float if nobody stores them in eight bits."""
-        x, sums = self._eight_bits(builder, layer.x, value.args[0]), self.plan.sums[layer.product]
-        zero = self.plan.numbers[layer.x].zero
-        if layer.kind == MATMUL:
-            product = Q.quantized_matmul(x, relax.const(packed(sums.weight)))
-        else:
-            geometry = {name: plain(getattr(value.attrs, name)) for name in ("strides", "padding", "dilation")}
-            product = _convolution(x, sums.weight, layer, geometry, zero)
-        self.sums[layer.product] = made = builder.emit(product, layer.product.name)
+        x = self._eight_bits(builder, layer.x, value.args[0])
+        made = builder.emit(product_of(layer, value, x, self.numbers), layer.product.name)
+        self.sums[layer.product] = made
         if not self.prefix.requantizes(layer):
-            vectors = sums.zero_bias.astype(np.int32), sums.scale.astype(np.float32)
-            return Q.dequantize_sums(made, *map(relax.const, vectors))
+            return product_in_float(layer, made, self.numbers)
         return self._requantized(builder, layer) if layer.result.same_as(layer.product) else made
 
     def _part(self, builder: relax.BlockBuilder, layer: Layer, var: relax.Var, value: relax.Call) -> Expr:
@@ -181,39 +143,17 @@ class _Rewriter:
         return self._requantized(builder, layer) if var.same_as(layer.result) else self.sums[layer.product]
 
     def _requantized(self, builder: relax.BlockBuilder, layer: Layer) -> Expr:
-        vectors, residual = self.plan.rescalings[layer.product]
-        operands = [self.sums[layer.product], *map(relax.const, vectors.vectors())]
-        if residual is None or layer.other is None:
-            call = Q.requantize(*operands, zero=self.plan.numbers[layer.result].zero)
-        else:
-            call = Q.requantize_sum(*operands, self.stored[layer.other], **vars(residual))
-        return self._store(builder, layer.result, builder.emit(call, layer.result.name))
+        other = None if layer.other is None else self.stored[layer.other]
+        call = result_of(layer, self.sums[layer.product], other, self.numbers)
+        return self._store(layer.result, builder.emit(call, layer.result.name))
 
-    def _store(self, builder: relax.BlockBuilder, var: relax.Var, q: relax.Var) -> Expr:
+    def _store(self, var: relax.Var, q: relax.Var) -> Expr:
         """Keep a value in eight bits, and return it as others read it."""
         self.stored[var] = q
-        return Q.dequantize(q, **vars(self.plan.numbers[var])) if var in self.prefix.in_float else q
+        return Q.dequantize(q, **vars(self.numbers.values[var.name])) if var in self.prefix.in_float else q
 
     def _eight_bits(self, builder: relax.BlockBuilder, var: relax.Var, new: Expr) -> relax.Var:
         """Return a value in eight bits: quantised now, unless a layer stored it so."""
         if var not in self.stored:
-            numbers, columns = self.plan.numbers[var], shape_of(var)[-1]
-            channels = -(-columns // WORD) * WORD
-            given = {"inverse": float(np.float32(1 / numbers.scale)), "zero": numbers.zero}
-            # A pixel of few channels is one word, whose bytes come from as many planes of an image.
-            is_word = columns < WORD
-            quantized = Q.quantize_words(new, **given) if is_word else Q.quantize(new, **given, channels=channels)
-            self.stored[var] = builder.emit(quantized, var.name)
+            self.stored[var] = builder.emit(quantized(new, self.numbers.values[var.name]), var.name)
         return self.stored[var]
-
-
-def _convolution(x: relax.Var, weight: np.ndarray, layer: Layer, geometry: dict[str, Any], zero: int) -> relax.Call:
-    """Return a convolution by words of channels; or depthwise by words of taps, if these suit its stride."""
-    if layer.kind != DEPTHWISE:
-        return Q.quantized_conv2d(x, relax.const(packed(weight)), **geometry, zero=zero)
-    stride, taps = geometry["strides"][1], weight.shape[1]
-    found = taps_in_words(taps, stride, shape_of(layer.product)[2])
-    if found is None or tuple(geometry["dilation"]) != (1, 1):
-        return Q.quantized_conv2d(x, relax.const(weight), **geometry, zero=zero)
-    del geometry["dilation"]
-    return Q.quantized_depthwise(x, relax.const(taps_packed(weight, *found, stride)), **geometry, taps=taps, zero=zero)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tvm import relax
+from tvm import relax, te
 
 from schedules.kernels import quantized
 from schedules.kernels.conv2d import output_extent
@@ -96,3 +96,18 @@ dequantize = register_operator("pock.dequantize", ["q"], _float_type, quantized.
 dequantize_sums = register_operator(
     "pock.dequantize_sums", ["sums", "bias", "scale"], _float_type, quantized.dequantize_sums
 )
+
+
+def _same(x: te.Tensor, **_scale: float) -> te.Tensor:
+    """Return ``x``."""
+    return te.compute(x.shape, lambda *index: x(*index), name="same")
+
+
+stated_scale = register_operator(
+    "pock.stated_scale",
+    ["x"],
+    lambda call: relax.TensorType(shape_of(call.args[0]), dtype_of(call.args[0])),
+    _same,
+    kind=Kind.ELEMENTWISE,
+)
+"""``x``, whose ``scale`` and ``zero`` in eight bits the model states."""

@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 def check_quantized(
     model: Model, program: Program, calibration: Calibration, builder: KernelBuilder, twin: Program | None
 ) -> dict[str, Any]:
-    """Check a program on a batch of its calibration data, and return the record of it for the manifest.
+    """Check a program on a batch of its calibration data, or a synthetic one; return the record for the manifest.
 
     Every value in eight bits has to equal NumPy's, bit by bit; outputs and loss of the program those that follow. How
     far the outputs are from those in float, by ``twin``, is not judged but recorded: ``error`` is relative to their
@@ -40,17 +40,18 @@ def check_quantized(
         The program computes something else.
     """
     start = time.perf_counter()
-    func, batch = calibration.quantized, calibration.batches[0]
+    func, loss = calibration.quantized, Loss(**program.manifest["loss"])
+    made = next(synthetic_batches(model, loss, program.index_limits, 0))(0)
+    batch = calibration.batches[0] if calibration.batches else made.inputs
     assert func is not None  # noqa: S101 - for mypy: it was compiled
     weights = {name: each.store(model.weights[name]) for name, each in program.parameters.items() if each.is_weight}
     values = in_eight_bits(func)
     results = Evaluation(func, [*values, *returned(func)], builder).run({**batch, **weights})
     compared = check_integers(func, dict(zip(values, results, strict=False)))
-    trainer, loss = Trainer(program), Loss(**program.manifest["loss"])
+    trainer, target = Trainer(program), made.target
     outputs = _outputs(trainer, batch)
     for number, (ours, expected) in enumerate(zip(outputs, results[len(values) :], strict=True)):
         _agree(f"output {number}", ours, expected)
-    target = next(synthetic_batches(model, loss, program.index_limits, 0))(0).target
     total, count, _ = loss.measure(outputs[loss.output], np.zeros(0) if target is None else target)
     _agree("the loss", np.array(trainer.step(batch, target, lr=0.0)), np.array(total / count))
     record = {"against": "numpy's integers", "values": compared, "seconds": round(time.perf_counter() - start, 2)}

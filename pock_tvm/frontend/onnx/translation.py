@@ -37,15 +37,18 @@ class _Task:
     opsets: dict[str, int]
 
 
-def translate(model: onnx.ModelProto, parameters: Parameters) -> IRModule:
-    """Translate a model with bound inputs; ``main`` takes the inputs, then every parameter under its name.
+def translate(model: onnx.ModelProto, parameters: Parameters) -> tuple[IRModule, dict[str, str]]:
+    """Translate a model with bound inputs; ``main`` takes the inputs, then every parameter under its name. Also return
+    the variable of each value by its name in the file.
 
     Raises
     ------
     ModelError
         A node cannot be translated, or a result's type differs from the file's.
     """
-    return _Translation(model, parameters).run()
+    translation = _Translation(model, parameters)
+    module = translation.run()
+    return module, {name: value.name for name, value in translation.values.items() if isinstance(value, relax.Var)}
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
+from relay_passes.analysis.fixed_point import EightBits
 from relay_passes.ir import Expr, is_float
 from relay_passes.operators.training import expm1, log1p
 
@@ -77,6 +78,14 @@ def same(at: Site, x: Expr) -> Expr:
 def stop_gradient(at: Site, x: Expr) -> Expr:
     """Stop the gradient."""
     return at.emit(R.grad.no_grad(x)) if is_float(x) else x
+
+
+@converter("pock_tvm::stated_scale.default")
+def stated_scale(at: Site, x: Expr, scale: float, zero: int) -> Expr:
+    """Note the scale of x."""
+    if isinstance(x, relax.Var):
+        at.stated[x.name] = EightBits(scale, zero)
+    return x
 
 
 @converter("_to_copy.default")

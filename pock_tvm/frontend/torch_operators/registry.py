@@ -17,6 +17,7 @@ import torch
 from tvm import relax
 from tvm.relax import op as R
 
+from relay_passes.analysis.fixed_point import EightBits
 from relay_passes.ir import Expr, constant_value, dtype_of, op_name, shape_of
 
 from ..model import LookUp
@@ -44,6 +45,8 @@ class Site:
     """Name of the values created here: ``blocks.3.conv:conv2d``."""
     look_ups: list[LookUp]
     """Reads by index so far."""
+    stated: dict[str, EightBits]
+    """Scales that a quantised model states so far, by the name of the value."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -62,6 +62,22 @@ def test_a_small_budget_is_filled_in_micro_batches(found) -> None:
     assert chosen.choice.gain > best(whole, memory=budget).gain
 
 
+def test_frozen_layers_in_eight_bits_leave_memory_to_train_more(found) -> None:
+    _, sets, _ = prepare_search(found, profiles=[RECORDS], frozen="int8")
+    assert [(each.micro_batches, each.frozen) for each in sets[::4]] == [(1, "float32"), (1, "int8")]
+    head = pock.Scheme({"*": "frozen", "head.*": "full"})
+    floats, eight_bits = (each.biases[0].memory for each in sets[::4])
+    assert eight_bits == used(head, found.task, frozen="int8", build=False) < floats
+    smallest = {}
+    for kind in ("float32", "int8"):
+        with pytest.raises(pock.PockError, match="a memory budget of 100 bytes is too small") as error:
+            pock.search(found, memory=100, profiles=[RECORDS], frozen=kind)
+        smallest[kind] = error.value.smallest
+    assert smallest["int8"] < smallest["float32"]
+    chosen = pock.search(found, memory=smallest["int8"], profiles=[RECORDS], frozen="int8")
+    assert (chosen.frozen, chosen.cost.memory) == ("int8", smallest["int8"])
+
+
 class Together(torch.nn.Module):
     """A network that takes its samples' mean away: none can be computed alone."""
 

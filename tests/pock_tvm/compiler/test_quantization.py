@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pock_tvm as pock
-from pock_tvm.compiler.quantization import MOST_BATCHES, calibration_batches
+from pock_tvm.compiler.calibration_data import MOST_BATCHES, calibration_batches
 from pock_tvm.compiler.self_check import integers
 from pock_tvm.errors import CheckError, CheckpointError, DataError, InputError, OptionError
 from pock_tvm.frontend.model import TensorSpec
@@ -128,6 +128,20 @@ def test_a_program_in_eight_bits_is_saved_and_resumes(program, tmp_path) -> None
     assert again.step(X, Y, lr=0.1) == trainer.step(X, Y, lr=0.1)
 
 
+def test_sensitive_layers_stay_float_until_outputs_are_near(model, floats) -> None:
+    whole = compiled(model, max_drop=10, check=False)
+    drop = whole.manifest["quantized"]["drop"]
+    ours, expected = (pock.Trainer(each).predict(X) for each in (whole, floats))
+    assert drop == pytest.approx(np.linalg.norm(ours - expected) / np.linalg.norm(expected), rel=1e-3)
+    assert "max_drop" not in str(whole.manifest["quantized"]["float"])
+    limited = compiled(model, max_drop=drop / 2, check=False)
+    report = limited.manifest["quantized"]
+    left = [name for name, why in report["float"].items() if "alone it changes its product by" in why]
+    assert left
+    assert len(report["layers"]) == len(whole.manifest["quantized"]["layers"]) - len(left) > 0
+    assert np.linalg.norm(pock.Trainer(limited).predict(X) - expected) <= drop / 2 * np.linalg.norm(expected)
+
+
 def test_micro_batches_compute_the_same_integers(program, model) -> None:
     parts = compiled(model, micro_batches=2, check=False)
     np.testing.assert_allclose(pock.Trainer(parts).predict(X), pock.Trainer(program).predict(X), rtol=1e-5, atol=1e-6)
@@ -153,6 +167,22 @@ def test_linear_layers_compute_in_eight_bits() -> None:
     assert report["check"]["error"] < 0.05
 
 
+def test_layers_without_a_range_and_with_too_large_sums_stay_float() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(70_000, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
+    layers[0].weight.data.fill_(1.0)
+    layers[1].bias.data.fill_(-1e6)
+    x = torch.rand(2, 70_000)
+    report = pock.compile(
+        torch.export.export(layers, (x,)), scheme=pock.Scheme({"4.*": "full"}), loss="mse", frozen="int8",
+        calibrate_with=x.numpy(), build=False,
+    ).manifest["quantized"]  # fmt: skip
+    assert [layer["name"] for layer in report["layers"]] == ["1"]
+    assert report["float"] == {
+        "0": "a sum could overflow 32 bits", "3": "what it reads is zero on all calibration data",
+    }  # fmt: skip
+
+
 REFUSED = {
     "no data": ({"calibrate_with": None}, OptionError, "needs data"),
     "data without int8": ({"frozen": "float32"}, OptionError, "calibrate_with is data for"),
@@ -162,7 +192,16 @@ REFUSED = {
     "an empty array": ({"calibrate_with": X[:0]}, DataError, "holds no samples"),
     "not finite": ({"calibrate_with": X * np.float32("nan")}, DataError, "input 'x' .* is not finite"),
     "another shape": ({"calibrate_with": X[:, :, 1:]}, InputError, "has the shape"),
-    "another input": ({"calibrate_with": {"y": X}}, InputError, "no input 'x'"),
+    "another input": ({"calibrate_with": {"y": X}}, InputError, "'y' of the calibration data is not one"),
+    "a number": ({"calibrate_with": [3]}, InputError, "input 'x' of the calibration data has the shape"),
+    "one number": ({"calibrate_with": 0 * X}, DataError, "is 0.0 everywhere"),
+    "a limit without int8": (
+        {"frozen": "float32", "calibrate_with": None, "max_drop": 0.1},
+        OptionError,
+        "max_drop= is for",
+    ),
+    "a limit of zero": ({"max_drop": 0}, OptionError, "max_drop is a positive number"),
+    "a limit that nothing holds": ({"max_drop": 1e-9}, OptionError, "leaves no layer to compute in eight bits"),
     "no data at all": ({"calibrate_with": 3}, InputError, "is an array of samples"),
     "a GPU": ({"target": "opencl"}, OptionError, "is for CPUs"),
     "nothing frozen before": ({"scheme": pock.Scheme.full()}, OptionError, "finds no layer"),

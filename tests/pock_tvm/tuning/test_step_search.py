@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +188,10 @@ def test_another_model_is_refused(program: pock.Program, tmp_path: Path) -> None
     other_program.manifest["step"]["key"] = "0"
     with pytest.raises(OptionError, match="the program was not compiled from this model"):
         StepSearch(other, other_program, Database(tmp_path, target_of(program)), Steps)
+
+
+def test_a_step_of_frozen_layers_in_eight_bits_is_refused_and_leaves_no_folder(program, exported, tmp_path) -> None:
+    manifest = program.manifest | {"options": program.manifest["options"] | {"frozen": "int8"}}
+    with pytest.raises(OptionError, match="takes the data that it was calibrated with"):
+        pock.tune(replace(program, manifest=manifest), tmp_path / "db", trials=1, model=exported)
+    assert not (tmp_path / "db").exists()

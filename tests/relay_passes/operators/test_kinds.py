@@ -20,6 +20,7 @@ from relay_passes.analysis.access import Selection, reads
 from relay_passes.canonical.channels_last import TO_NCHW
 from relay_passes.ir import bindings_of, op_name
 from relay_passes.operators import training as pock
+from relay_passes.operators.quantized import stated_scale
 from relay_passes.operators.record import Kind, all_records
 from tests.relay_passes.modules import function, operators, run
 
@@ -66,6 +67,7 @@ def arrays(dtype: str) -> list[np.ndarray]:
 
 
 WITH_ATTRIBUTES = {
+    "pock.stated_scale": Sample(lambda x: stated_scale(x, scale=0.5, zero=3), 1),
     "relax.astype": Sample(lambda x: R.astype(x, "int32"), 1),
     "relax.clip": Sample(lambda x: R.clip(x, 1, 2), 1),
     "relax.full_like": Sample(lambda x: R.full_like(x, relax.const(0.5)), 1),
