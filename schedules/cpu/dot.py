@@ -12,6 +12,7 @@ from tvm.target.codegen import target_has_features
 
 from ..kernels import PORTABLE
 from ..kernels.quantized import DOT, WORD
+from . import hexagon
 
 BYTE, HALF = 8, 16
 """Bits of a byte, and of half a word."""
@@ -56,13 +57,15 @@ def _lanes(value: tirx.Expr) -> int:
 
 def _features(target: Target) -> tuple[str, ...]:
     """Return those features of a target that have dot products."""
-    known = ("avx512vnni", "avx512vl", *(feature for feature, _ in PAIRS.values()))
+    known = ("avx512vnni", "avx512vl", hexagon.HVX, *(feature for feature, _ in PAIRS.values()))
     return tuple(each for each in known if target_has_features(each, target))
 
 
 def _added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, features: Collection[str]) -> tirx.Expr | None:
     """Return ``sums`` and the dot products of words by one instruction, or None if the target has none."""
     lanes = _lanes(x)
+    if hexagon.HVX in features:
+        return hexagon.added(sums, x, weights, lanes)
     needed = ["avx512vnni"] if lanes == 16 else ["avx512vnni", "avx512vl"]
     if lanes not in VNNI or not all(each in features for each in needed):
         return None

@@ -32,6 +32,9 @@ class CpuTraits(Traits):
     cache_stream: float = 32
     """Bytes that the L2 cache delivers in a cycle, over many."""
 
+    integer_lanes: int = 0
+    """int32 lanes of a vector register, where floats have no vectors; 0: as many as of float32."""
+
     @property
     def peak(self) -> int:
         """Lanes of all cores."""
@@ -53,7 +56,7 @@ def traits_of(target: Target) -> CpuTraits:
     Raises
     ------
     ValueError
-        A key does not name a trait.
+        A key does not name a trait; a Hexagon lacks HVX.
     """
     keys = [str(key).removeprefix(MEASURED) for key in target.keys if str(key).startswith(MEASURED)]
     return replace(_known(target), **dict(map(_measured, keys)))
@@ -70,7 +73,8 @@ def _measured(key: str) -> tuple[str, Any]:
 def _known(target: Target) -> CpuTraits:
     """Return the traits of an LLVM target, by its instruction set and its core.
 
-    Known are x86 with AVX-512, AVX2 or SSE; ARM with NEON; RISC-V with vectors; ARM and RISC-V without.
+    Known are x86 with AVX-512, AVX2 or SSE; ARM with NEON; RISC-V with vectors; ARM and RISC-V without;
+    Hexagon with HVX.
     """
     triple = str(target.attrs.get("mtriple") or "")
     if triple.startswith(("aarch64", "arm", "thumb")):
@@ -81,6 +85,10 @@ def _known(target: Target) -> CpuTraits:
     if triple.startswith("riscv"):
         lanes = 8 if target_has_features("zvl256b", target) else 4 if target_has_features("v", target) else 1
         return _traits(target, GENERIC_SCALAR, lanes=lanes, registers=32)
+    if triple.startswith("hexagon"):
+        if not target_has_features("hvx-length128b", target):
+            raise ValueError("a Hexagon target needs HVX with vectors of 128 bytes: mattr +hvxv66,+hvx-length128b")
+        return replace(_traits(target, GENERIC_SCALAR, lanes=1, registers=28), integer_lanes=32)
     if target_has_features("avx512f", target):
         return _traits(target, GENERIC_X86, lanes=16, registers=32, cache_bytes=1024 * KIB)
     return _traits(target, GENERIC_X86, lanes=8 if target_has_features("avx2", target) else 4, registers=16)
