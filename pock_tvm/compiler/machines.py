@@ -103,7 +103,7 @@ def _hexagon(version: str, phones: str, verified: Verified) -> Cpu:
         title=f"Hexagon {version} DSP ({phones})",
         triple="hexagon-unknown-linux-musl",
         cpu=f"hexagon{version}",
-        features=(f"+hvx{version}", "+hvx-length128b"),
+        features=(f"+hvx{version}", "+hvx-length128b", "-hvx-qfloat"),
         options=(("vector-width", 1024),),
         verified=verified,
     )

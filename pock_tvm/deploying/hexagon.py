@@ -8,10 +8,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from schedules.cpu.hexagon import operand_alignments
+
 from ..compiler.footprint.needs import core_of, limits_of
-from ..device.program import Program
+from ..compiler.footprint.plan import HEXAGON as TRIPLE
+from ..compiler.footprint.plan import VECTOR_BYTES, bundled
+from ..device.program import Program, kernel_calls
 from ..errors import PockError
 from .boards import RATE, STEPS
+from .c_source import kernel_definitions
 from .maker import Maker, Network, Options
 from .network_code import Argument, arguments_of, given_arguments
 from .samples import sample_names, sample_texts, samples_of
@@ -20,8 +25,6 @@ from .templates import BOARDS, HEXAGON, filled, libc_texts, text_of
 from .toolchain import SOURCES, WARNINGS, ZIG, run_compiler
 
 CLANG, LINKER = "clang-19", "ld.lld-19"
-ALIGNMENT = 128
-"""Bytes of a vector, and the alignment of each array in the shared memory."""
 HEAD_BYTES = 268
 """Bytes of the shared memory before the first array: code, rate, loss and reason."""
 COMMON = [
@@ -43,7 +46,7 @@ OWN_SOURCES = (
 
 def is_hexagon(program: Program) -> bool:
     """Return whether a program was compiled for a Hexagon DSP."""
-    return program.manifest["target"]["triple"].startswith("hexagon-")
+    return program.manifest["target"]["triple"].startswith(TRIPLE)
 
 
 class HexagonMaker(Maker):
@@ -64,6 +67,7 @@ class HexagonMaker(Maker):
     def texts(self, network: Network) -> dict[str, str]:
         """Return start-up code, samples and what trains on them, and what a host needs."""
         program = network.program
+        check_alignment(network)
         folder = {name: text_of(name, HEXAGON) for name in ("pock_dsp.idl", "pock_dsp.c", "without_sdk.h")}
         shared = _shared_texts(network)
         machine = f"hexagon-{self._version}"
@@ -130,6 +134,27 @@ def _tools(cc: str) -> tuple[str, str]:
     return names
 
 
+def check_alignment(network: Network) -> None:
+    """Check that each operand begins where its kernel's code takes it to begin.
+
+    Raises
+    ------
+    PockError
+        One does not: its vectors would be read from elsewhere.
+    """
+    program, plan = network.program, network.plan
+    alignments = {name: operand_alignments(func) for name, func in kernel_definitions(program)}
+    for name, entry in bundled(program.manifest["entries"]).items():
+        for kernel, operands in kernel_calls(entry):
+            for operand, alignment in zip(operands, alignments[kernel], strict=False):  # scratch comes last
+                offset = plan.place(entry, name, *operand).offset
+                if offset % alignment:
+                    raise PockError(
+                        f"an operand of the kernel '{kernel}' begins at byte {offset}, and Hexagon's vectors there are "
+                        f"read at multiples of {alignment}: compile with micro_batches=1, or without frozen='int8'"
+                    )
+
+
 def clang_flags(version: str) -> list[str]:
     """Return the arguments of Clang for a version."""
     return ["--target=hexagon-unknown-linux-musl", f"-m{version}", f"-mhvx={version}", "-mhvx-length=128b"]
@@ -178,6 +203,6 @@ def _layout(network: Network) -> tuple[dict[str, int], int]:
     arrays += [(f"results.{each.variable}", each.nbytes) for each in arguments_of(network.program).outputs]
     places, end = {}, HEAD_BYTES
     for name, size in (*arrays, ("memory", network.plan.memory.size)):
-        places[name] = -(-end // ALIGNMENT) * ALIGNMENT
+        places[name] = -(-end // VECTOR_BYTES) * VECTOR_BYTES
         end = places[name] + size
-    return places, -(-end // ALIGNMENT) * ALIGNMENT
+    return places, -(-end // VECTOR_BYTES) * VECTOR_BYTES

@@ -34,6 +34,10 @@ class CpuTraits(Traits):
 
     integer_lanes: int = 0
     """int32 lanes of a vector register, where floats have no vectors; 0: as many as of float32."""
+    broadcast_cost: float = 0
+    """Multiply-adds in whose time a number gets into all lanes, where no load does that."""
+    prefetches: bool = True
+    """Whether kernels prefetch. Hexagon's vectors come from its second cache: it would cost slots."""
 
     @property
     def peak(self) -> int:
@@ -88,10 +92,17 @@ def _known(target: Target) -> CpuTraits:
     if triple.startswith("hexagon"):
         if not target_has_features("hvx-length128b", target):
             raise ValueError("a Hexagon target needs HVX with vectors of 128 bytes: mattr +hvxv66,+hvx-length128b")
-        return replace(_traits(target, GENERIC_SCALAR, lanes=1, registers=28), integer_lanes=32)
+        return _hexagon(target)
     if target_has_features("avx512f", target):
         return _traits(target, GENERIC_X86, lanes=16, registers=32, cache_bytes=1024 * KIB)
     return _traits(target, GENERIC_X86, lanes=8 if target_has_features("avx2", target) else 4, registers=16)
+
+
+def _hexagon(target: Target) -> CpuTraits:
+    has_floats = target_has_features("hvx-qfloat", target)
+    lanes, registers = (32, 32) if has_floats else (1, 28)
+    scalar = _traits(target, GENERIC_SCALAR, lanes=lanes, registers=registers)
+    return replace(scalar, integer_lanes=0 if has_floats else 32, prefetches=False, alignment=128)
 
 
 def _traits(target: Target, generic: Core, *, lanes: int, registers: int, cache_bytes: int = 512 * KIB) -> CpuTraits:

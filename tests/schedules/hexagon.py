@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,8 @@ int main(void) {{
 }}
 """
 SECONDS = 60
+TRACED = re.compile(r"\[\w+/(\w+)/")
+INSTRUCTION = re.compile(r"\s*(\w+):\t(?:\w\w ?)+\t\w+\s+(.*)")
 
 
 def emulator(version: str) -> str:
@@ -108,3 +112,22 @@ def linked(folder: Path, texts: dict[str, str], version: str) -> Path:
     objects = sorted(path.name for path in folder.glob("*.o"))
     subprocess.run([LINKER, *LINK, *objects, "-o", "program"], cwd=folder, check=True)
     return folder / "program"
+
+
+def packets_run(program: Path, version: str) -> tuple[int, int]:
+    """The packets, and the instructions of vectors, that the kernel of a program runs, by QEMU's trace."""
+    symbols = subprocess.run(["llvm-nm-19", "-S", program], capture_output=True, text=True, check=True).stdout
+    places = re.findall(r"(\w+) (\w+) [tT] kernel\w*", symbols)
+    start, end = min(int(at, 16) for at, _ in places), max(int(at, 16) + int(size, 16) for at, size in places)
+    traced = ["-one-insn-per-tb", "-d", "exec,nochain", "-dfilter", f"{start:#x}..{end:#x}", "-D", "trace"]
+    subprocess.run([NEWER, *traced, program], cwd=program.parent, check=True)
+    with (program.parent / "trace").open() as lines:
+        counts = Counter(int(found[1], 16) for found in map(TRACED.search, lines) if found)
+    command = ["llvm-objdump-19", "-d", f"--mcpu=hexagon{version}", f"--mattr=+hvx{version},+hvx-length128b", program]
+    packet = vectors = 0
+    for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+        if found := INSTRUCTION.match(line):
+            packet = int(found[1], 16) if "{" in found[2] else packet
+            vectors += counts[packet] * bool(re.search(r"\bv\d+\b", found[2]))
+            packet = 0 if "}" in found[2] else packet
+    return sum(counts.values()), vectors

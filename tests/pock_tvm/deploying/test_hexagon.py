@@ -16,7 +16,8 @@ from torch import nn
 import pock_tvm as pock
 from pock_tvm.compiler.targets import resolve_target
 from pock_tvm.deploying.bundle import deploy
-from pock_tvm.deploying.hexagon import CLANG
+from pock_tvm.deploying.hexagon import CLANG, check_alignment
+from pock_tvm.deploying.maker import network_of
 from tests.schedules import hexagon
 
 from .boards import RATE, Spotter, assert_trains_alike, noise
@@ -96,6 +97,25 @@ def test_networks_train_the_same(name: str, version: str, tmp_path: Path) -> Non
     damaged = (folder / "state.ckpt").read_bytes()[:-1]
     (folder / "state.ckpt").write_bytes(damaged)
     assert "damaged" in emulate(folder, version, code=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [None, "int8"])
+def test_mcunet_trains_the_same(frozen: str | None, shared_data: Path, tmp_path: Path) -> None:
+    """Head, the last biases and a 1x1 weight of MCUNet at 64 px; what is before them in floats, or in eight bits."""
+    hexagon.emulator("v73")
+    module = torch.export.load(shared_data / "models" / "mcunet-5fps-flowers12.pt2").module(check_guards=False)
+    module._forward_pre_hooks.clear()  # they hold it to 128 px
+    exported = torch.export.export(module, (torch.zeros(1, 3, 64, 64),))
+    samples = noise((1, 3, 64, 64), 12, batches=4)
+    names = [name for name in exported.state_dict if name.endswith("bias")][-12:]
+    rules = {"*": "frozen", "classifier.*": "full", **dict.fromkeys(names, "full")}
+    options = {"scheme": pock.Scheme(rules), "batch_norm": "frozen", "check": False, "frozen": frozen}
+    if frozen:
+        options["calibrate_with"] = samples["x"]
+    program = pock.compile(exported, target="hexagon-v73", **options)
+    folder = deploy(program, tmp_path / "net", samples=samples)
+    assert_trains_alike(emulate(folder, "v73"), folder, pock.compile(exported, **options), samples)
 
 
 SHARED_MAIN = """
@@ -219,6 +239,14 @@ def test_arithmetic_without_instructions_is_rounded_to_the_nearest(version: str,
         quotient = np.array([abs(int(p)) // abs(int(q)) * (-1 if (p < 0) != (q < 0) else 1) for p, q in given[name]])
         np.testing.assert_array_equal(found[name][:, 0], quotient)
         np.testing.assert_array_equal(found[name][:, 1], n - quotient * d)
+
+
+def test_vectors_that_begin_elsewhere_are_refused() -> None:
+    network = network_of(compiled("keyword spotter in eight bits", "hexagon-v73"))
+    check_alignment(network)
+    network.plan.memory.arena += 4
+    with pytest.raises(pock.PockError, match="begins at byte .* are read at multiples of"):
+        check_alignment(network)
 
 
 def test_what_hexagon_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
