@@ -27,8 +27,8 @@ REGISTERS_OF_DOTS = 20
 """Registers of a tile's sums and operands in a product of words: rescaling takes five for each vector of a row. By
 packets: a tile of 4 x 192 sums runs 1.2 to 1.5 times those of 2 x 192."""
 VECTOR_BYTES = 128
-MULTIPLY_ADD = "llvm.hexagon.V6.vrmpybusv.acc.128B"
-"""Adds the dot products of words of four uint8 and of four int8 to sums, without saturating."""
+MULTIPLY, MULTIPLY_ADD = "llvm.hexagon.V6.vrmpybusv.128B", "llvm.hexagon.V6.vrmpybusv.acc.128B"
+"""Dot products of words of four uint8 and of four int8, alone or added to sums, without saturating."""
 EVEN_HALVES, EVEN_BYTES = "llvm.hexagon.V6.vpackeh.128B", "llvm.hexagon.V6.vpackeb.128B"
 """Narrow two vectors to one of half as wide elements, by dropping the upper halves of these."""
 BYTES = ("int8", "uint8")
@@ -46,10 +46,20 @@ def for_kernel(func: tirx.PrimFunc, traits: CpuTraits) -> CpuTraits:
         return traits
     # A packet has up to two multiply-adds of vectors, whose sums are there in the next but one, and one vector load.
     # A number gets into all lanes where vectors are multiplied.
+    lanes = _lanes_for(func, has_dots)
     return replace(
-        traits, lanes=traits.integer_lanes, registers=REGISTERS_OF_DOTS if has_dots else REGISTERS, fma_ports=2,
+        traits, lanes=lanes, registers=REGISTERS_OF_DOTS if has_dots else REGISTERS, fma_ports=2,
         fma_latency=2, load_ports=1, cache_stream=1024, integer_lanes=0, broadcast_cost=1 if has_dots else 0,
     )  # fmt: skip
+
+
+def _lanes_for(func: tirx.PrimFunc, has_dots: bool) -> int:
+    """Return the lanes of a kernel's vectors: as many as divide its columns. Dot products take any number; for all else
+    half a vector is better than most of one."""
+    columns = int(func.params[-1].ty.shape[-1]) if len(func.params[-1].ty.shape) else 1
+    if not has_dots and columns % (LANES // 2) == 0:
+        return LANES if columns % LANES == 0 else LANES // 2
+    return max(lanes for lanes in range(1, LANES + 1) if columns % lanes == 0)
 
 
 def _has_dots(func: tirx.PrimFunc) -> bool:
@@ -59,21 +69,31 @@ def _has_dots(func: tirx.PrimFunc) -> bool:
 
 
 def added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, lanes: int) -> tirx.Expr | None:
-    """Return ``sums`` and the dot products of words by one instruction; None unless they fill a vector."""
-    if lanes != LANES:
+    """Return ``sums`` and the dot products of words by one instruction; None where these are no vectors.
+
+    A vector with fewer lanes than the instruction's leaves the others alone. Weights are read there, too: those of the
+    next row, and less than :data:`VECTOR_BYTES` behind the last.
+    """
+    if lanes > LANES or not isinstance(x, tirx.Broadcast) or not isinstance(weights, ir.TensorLoad):
         return None
-    return tirx.call_llvm_pure_intrin(f"int32x{lanes}", MULTIPLY_ADD, sums, _loaded_at_once(x), weights)
+    place = weights.indices[0]
+    if not isinstance(place, tirx.Ramp):
+        return None
+    wide = tirx.BufferLoad(weights.source, [tirx.Ramp(place.base, place.stride, LANES)])
+    word = tirx.Broadcast(_loaded_at_once(x.value), LANES)
+    if lanes == LANES:
+        return tirx.call_llvm_pure_intrin(f"int32x{LANES}", MULTIPLY_ADD, sums, word, wide)
+    found = tirx.call_llvm_pure_intrin(f"int32x{LANES}", MULTIPLY, word, wide)
+    return sums + tirx.Shuffle([found], _numbers(lanes))
 
 
 def _loaded_at_once(x: tirx.Expr) -> tirx.Expr:
-    """Return the same word in every lane, as one load of four neighbouring bytes; ``x`` itself if it is none.
+    """Return a word as one load of four neighbouring bytes; ``x`` itself if it is none.
 
     LLVM joins loads of bytes where words may lie at any address. Hexagon's may not: the index has to tell.
     """
-    if not isinstance(x, tirx.Broadcast):
-        return x
     loads: list[ir.TensorLoad] = []
-    tvm_ffi.structural_walk(x.value, (ir.TensorLoad, loads.append))
+    tvm_ffi.structural_walk(x, (ir.TensorLoad, loads.append))
     analyzer = Analyzer()
     is_word = len(loads) == WORD and all(
         load.source.same_as(loads[0].source)
@@ -84,7 +104,7 @@ def _loaded_at_once(x: tirx.Expr) -> tirx.Expr:
     if not is_word:
         return x
     word = tirx.BufferLoad(loads[0].source, [tirx.Ramp(loads[0].indices[0], 1, WORD)])
-    return tirx.Broadcast(tirx.reinterpret("int32", word), x.lanes)
+    return tirx.reinterpret("int32", word)
 
 
 def names_vectors(func: tirx.PrimFunc) -> bool:
@@ -99,13 +119,20 @@ def pack_bytes(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transform.
 
 
 def _packed(node: tirx.Cast) -> tirx.Expr:
-    wide, narrow = f"int32x{LANES}", f"uint8x{LANES}"
-    if (str(node.ty.dtype), str(node.value.ty.dtype)) != (narrow, wide):
+    lanes = tvm.DataType(str(node.ty.dtype)).lanes
+    if (str(node.ty.dtype), str(node.value.ty.dtype)) != (f"uint8x{lanes}", f"int32x{lanes}"):
         return node
-    halves = tirx.call_llvm_pure_intrin(wide, EVEN_HALVES, node.value, node.value)
+    if not LANES // 2 <= lanes <= LANES or lanes % WORD:
+        return node
+    wide = f"int32x{LANES}"
+    full = node.value if lanes == LANES else tirx.Shuffle([node.value] * 2, _numbers(LANES))
+    halves = tirx.call_llvm_pure_intrin(wide, EVEN_HALVES, full, full)
     packed = tirx.call_llvm_pure_intrin(wide, EVEN_BYTES, halves, halves)
-    words = [tirx.const(word, "int32") for word in range(LANES // WORD)]
-    return tirx.reinterpret(narrow, tirx.Shuffle([packed], words))
+    return tirx.reinterpret(f"uint8x{lanes}", tirx.Shuffle([packed], _numbers(lanes // WORD)))
+
+
+def _numbers(count: int) -> list[tirx.Expr]:
+    return [tirx.const(number, "int32") for number in range(count)]
 
 
 def aligned(pointer: tirx.Var, alignment: int) -> tirx.Expr:

@@ -20,7 +20,7 @@ VERSIONS = ("v66", "v73")
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     ("channels", "columns", "taps", "stride", "depthwise"),
-    [(16, 64, 1, 1, False), (12, 20, 3, 2, False), (32, 32, 3, 1, True)],
+    [(16, 64, 1, 1, False), (12, 24, 3, 2, False), (8, 7, 1, 1, False), (32, 32, 3, 1, True)],
 )
 def test_convolutions_are_numpys_integers(
     version: str, channels: int, columns: int, taps: int, stride: int, depthwise: bool, tmp_path: Path

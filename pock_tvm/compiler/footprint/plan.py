@@ -154,6 +154,8 @@ def plan_of(program: Program, prepared: Mapping[str, np.ndarray]) -> Plan:
                 plan.places[name] = Place(WEIGHTS, stored)
             else:
                 plan.initial.append(Initial(plan.memory.offsets[name], stored, nbytes(tensor)))
+    if alignment == VECTOR_BYTES:  # the last vector of weights is read to its end
+        plan.weights += bytes(VECTOR_BYTES)
     return plan
 
 
