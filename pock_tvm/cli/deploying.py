@@ -27,16 +27,16 @@ def deploy(
     ram: RAM = None,
     samples: Annotated[
         Path | None,
-        typer.Option(help="What a microcontroller trains on: an .npz file, as pock train takes it"),
+        typer.Option(help="What a microcontroller or DSP trains on: an .npz file, as pock train takes it"),
     ] = None,
     require_signature: SIGNATURE = None,
 ) -> None:
     """Write a program as C code that needs neither Python nor TVM."""
     from rich.console import Console
 
-    from ..deploying.boards import read_samples
     from ..deploying.bundle import bundled
     from ..deploying.maker import Options
+    from ..deploying.samples import read_samples
     from ..device.program import Program
 
     loaded = Program.load(program, signature=require_signature)

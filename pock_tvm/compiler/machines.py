@@ -93,6 +93,22 @@ RV64GC = ("+m", "+a", "+f", "+d", "+c")
 LP64D = (("mabi", "lp64d"),)
 SCALAR = (("vector-width", 32),)  # TVM warns where it has to guess
 
+HEXAGON = "hexagon"
+"""Beginning of the names of Hexagon DSPs; a version of the instruction set follows."""
+
+
+def _hexagon(version: str, phones: str, verified: Verified) -> Cpu:
+    """Return a Hexagon DSP of a version: floats run on its scalar units, integers on HVX's vectors of 128 bytes."""
+    return Cpu(
+        title=f"Hexagon {version} DSP ({phones})",
+        triple="hexagon-unknown-linux-musl",
+        cpu=f"hexagon{version}",
+        features=(f"+hvx{version}", "+hvx-length128b", "-hvx-qfloat"),
+        options=(("vector-width", 1024),),
+        verified=verified,
+    )
+
+
 CPUS = {
     "linux-x64": Cpu(
         title="PC with AVX2, Linux",
@@ -194,6 +210,12 @@ CPUS = {
         ram_bytes=520 * KIB,
         verified=Verified.EMULATOR,  # tests/pock_tvm/deploying/test_microcontrollers.py
     ),
+    # tests/pock_tvm/deploying/test_hexagon.py
+    f"{HEXAGON}-v66": _hexagon("v66", "Snapdragon 855", Verified.EMULATOR),
+    f"{HEXAGON}-v68": _hexagon("v68", "Snapdragon 888", Verified.EMULATOR),
+    f"{HEXAGON}-v69": _hexagon("v69", "Snapdragon 8 Gen 1", Verified.EMULATOR),
+    f"{HEXAGON}-v73": _hexagon("v73", "Snapdragon 8 Gen 2", Verified.EMULATOR),
+    f"{HEXAGON}-v75": _hexagon("v75", "Snapdragon 8 Gen 3", Verified.LINKED),
 }
 GPUS = {
     "jetson-orin": Gpu(

@@ -21,7 +21,7 @@ from ..device.instructions import instruction_sets
 from ..device.machine import machine_triple
 from ..errors import PockError
 from .calibration import calibrated, load_calibration
-from .machines import MACHINES
+from .machines import HEXAGON, MACHINES
 
 HOST = "host"
 CALIBRATED = "calibrated"
@@ -80,6 +80,9 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
 
 def _unknown(target: object, reason: str) -> str:
     """Word the error of a target that neither we nor TVM know."""
+    if str(target).lower().startswith(HEXAGON):
+        versions = ", ".join(name for name in MACHINES if name.startswith(HEXAGON))
+        return f"'{target}' is no Hexagon target that is known here: give one of {versions}"
     kinds = ("llvm", *DIALECTS)
     known = [HOST, CALIBRATED, *MACHINES, *(str(tag) for tag, found in list_tags().items() if found.kind.name in kinds)]
     near = difflib.get_close_matches(str(target).lower(), known, cutoff=0.5)

@@ -18,13 +18,10 @@ from ..compiler.footprint.needs import (
     needs_of_plan,
     unknown_limits,
 )
-from ..compiler.footprint.plan import TARGET
 from ..device.program import Program
 from ..errors import PockError
-from ..training.data import ArrayFile
-from .c_types import float_text, integer_text
 from .maker import Maker, Network, Options
-from .network_code import Argument, given_arguments
+from .samples import sample_names, sample_texts, samples_of
 from .symbols import MATH
 from .templates import BOARDS as FOLDER
 from .templates import filled, libc_texts, text_of
@@ -32,7 +29,6 @@ from .toolchain import SOURCES, WARNINGS, ZIG, run_compiler, zig_command
 
 STEPS, RATE = 20, "0.01f"
 """Steps and learning rate of ``main.c``, to be changed there."""
-NUMBERS_A_LINE = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +92,7 @@ class BoardMaker(Maker):
     """Maker of bundles for microcontrollers: ``network.elf``, whose weights and samples are code."""
 
     embeds_weights = True
+    has_c_library = False
 
     def __init__(self, program: Program, options: Options) -> None:
         target = program.manifest["target"]
@@ -138,9 +135,6 @@ def _board_for(cpu: str | None) -> Board:
 def _texts(
     board: Board, program: Program, needs: Needs, limits: Limits, samples: Mapping[str, np.ndarray]
 ) -> dict[str, str]:
-    arguments = given_arguments(program)
-    batches = len(next(iter(samples.values())))
-    names = ", ".join(f"sample_{each.variable}[batch]" for each in arguments)
     return {
         "board/board.h": text_of("board.h", FOLDER),
         "board/board.c": text_of("board.c", FOLDER),
@@ -149,12 +143,8 @@ def _texts(
             "board.ld", FOLDER, machine=limits.machine, flash_start=f"{board.flash_start:#x}",
             ram_start=f"{board.ram_start:#x}", flash=limits.flash, ram=limits.ram, stack=STACK_BYTES,
         ),
-        "main.c": filled("main.c", FOLDER, steps=STEPS, rate=RATE, names=names),
-        "samples.h": filled(
-            "samples.h", FOLDER, batches=batches,
-            declarations="\n".join(f"extern const {_declared(each)};" for each in arguments),
-        ),
-        "samples.c": _samples_code(arguments, samples),
+        "main.c": filled("main.c", FOLDER, steps=STEPS, rate=RATE, names=sample_names(program)),
+        **sample_texts(program, samples),
         "Makefile": filled(
             "Makefile", FOLDER, machine=limits.machine, board=board.name, flags=" ".join([*board.gcc_flags, *COMMON])
         ),
@@ -163,68 +153,3 @@ def _texts(
             **{name: f"{size:,}" for name, size in needs.parts().items()},
         ),
     }  # fmt: skip
-
-
-def read_samples(program: Program, path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an ``.npz`` file that a program trains on: each input by its name, and the target as ``y``.
-
-    Raises
-    ------
-    DataError
-        The file is missing or damaged, or lacks an array.
-    """
-    inputs = [each["name"] for each in program.manifest["inputs"]]
-    return ArrayFile(path, inputs, has_target=program.tensor(TARGET) is not None).arrays
-
-
-def samples_of(program: Program, given: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
-    """Return the batches that ``main.c`` trains on, by argument: an axis of batches, then the argument's own shape.
-
-    ``given`` holds the arrays of an ``.npz`` file of ``pock train``, with a whole number of batches along the first
-    axis. None: one batch of zeros.
-
-    Raises
-    ------
-    PockError
-        An array is missing, or is of another shape.
-    """
-    found = {}
-    for each in given_arguments(program):
-        name = "y" if each.name == TARGET else each.name
-        array = np.zeros(each.shape, each.dtype) if given is None else given.get(name)
-        if array is None:
-            raise PockError(f"the samples lack '{name}': they hold {', '.join(given or ()) or 'nothing'}")
-        batch, rest = each.shape[0] if each.shape else 1, each.shape[1:]
-        if not len(array) or len(array) % batch or array.shape[1:] != rest:
-            raise PockError(
-                f"the samples of '{name}' have the shape {array.shape}, and the network takes batches of "
-                f"{each.shape}: give a whole number of batches, one after the other"
-            )
-        if not np.can_cast(array.dtype, each.dtype, "same_kind"):
-            raise PockError(f"the samples of '{name}' are {array.dtype}, and the network takes {each.dtype}")
-        found[each.name] = array.astype(each.dtype).reshape(-1, *each.shape)
-    if len({len(array) for array in found.values()}) != 1:
-        raise PockError("the samples of some arguments are more than those of others: give as many of each")
-    return found
-
-
-def _declared(each: Argument) -> str:
-    return f"{each.c_type} sample_{each.variable}[BATCHES][{each.count}]"
-
-
-def _samples_code(arguments: list[Argument], samples: Mapping[str, np.ndarray]) -> str:
-    lines = ['#include "samples.h"', ""]
-    for each in arguments:
-        lines.append(f"const {_declared(each)} = {{")
-        for batch in samples[each.name]:
-            numbers = [_number(number) for number in batch.ravel()]
-            rows = (numbers[at : at + NUMBERS_A_LINE] for at in range(0, len(numbers), NUMBERS_A_LINE))
-            lines += ["  {", *(f"    {', '.join(row)}," for row in rows), "  },"]
-        lines.append("};")
-    return "\n".join(lines) + "\n"
-
-
-def _number(number: np.generic) -> str:
-    if number.dtype.kind == "f":
-        return float_text(float(number), str(number.dtype))
-    return f"UINT64_C({number})" if number.dtype == np.uint64 else integer_text(int(number))

@@ -23,6 +23,7 @@ from .boards import BoardMaker
 from .c_source import KERNELS, kernel_sources
 from .computers import ComputerMaker
 from .folders import new_bundle
+from .hexagon import HexagonMaker, is_hexagon
 from .maker import Maker, Network, Options, network_of
 from .network_code import header_code, kernel_prototypes, network_code
 from .phones import PhoneMaker, phone_of
@@ -111,6 +112,8 @@ def bundled(program: Program, folder: str | os.PathLike[str], options: Options) 
 def _maker_for(program: Program, options: Options) -> Maker:
     if is_freestanding(program.manifest["target"]["triple"]):
         return BoardMaker(program, options)
+    if is_hexagon(program):
+        return HexagonMaker(program, options)
     phone = phone_of(program)
     return ComputerMaker(program, options) if phone is None else PhoneMaker(program, options, phone)
 
@@ -120,7 +123,7 @@ def _write(folder: Path, network: Network, maker: Maker, *, source: bool) -> lis
     program, plan, form = network.program, network.plan, network.form
     weights, objects = bytes(plan.weights), _objects(program)
     # What objects call, sources do, too.
-    runtime = (*RUNTIME, *(runtime_for(objects) if is_freestanding(program.manifest["target"]["triple"]) else ()))
+    runtime = (*RUNTIME, *(() if maker.has_c_library else runtime_for(objects)))
     texts = {
         "pock.h": header_code(program, plan, form),
         "pock.c": network_code(program, plan, form, zlib.crc32(weights)),

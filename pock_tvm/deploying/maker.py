@@ -52,6 +52,8 @@ class Maker(Protocol):
 
     embeds_weights: bool
     """Whether the weights are code."""
+    has_c_library: bool = True
+    """Whether kernels find the C library's functions on the device."""
 
     def texts(self, network: Network) -> dict[str, str]:
         """Return the files that only this kind of device has, by path."""

@@ -15,7 +15,6 @@ from ..compiler.footprint.state_form import StateForm
 from ..device import guards
 from ..device.contract import nbytes
 from ..device.losses import Loss
-from ..device.memory import ALIGNMENT
 from ..device.program import Program
 from ..errors import PockError
 from .templates import filled
@@ -130,7 +129,7 @@ def header_code(program: Program, plan: Plan, form: StateForm) -> str:
         memory=plan.memory.size,
         weights=len(plan.weights),
         state=form.nbytes,
-        alignment=ALIGNMENT,
+        alignment=plan.memory.alignment,
         step=_parameters(given),
         step_shapes=_shapes(given),
         predict=_parameters(arguments.inputs),
@@ -155,7 +154,7 @@ def network_code(program: Program, plan: Plan, form: StateForm, checksum: int) -
     return filled(
         "pock.c",
         head=HEAD_BYTES,
-        alignment=ALIGNMENT,
+        alignment=plan.memory.alignment,
         checksum=f"0x{checksum:08x}",
         form=_form(form, accumulate),
         accumulate=accumulate,

@@ -11,7 +11,7 @@ from .templates import text_of
 
 MATH = "pock_math.c"
 """File of ``runtime/`` that has functions of the C library's ``math.h``."""
-ALWAYS = re.compile(r"memcpy|memset|memmove|__aeabi_\w+|__TVMBackendParallelLaunch")
+ALWAYS = re.compile(r"memcpy|memset|memmove|__aeabi_\w+|__hexagon_\w+|__TVMBackendParallelLaunch")
 """Functions that every bundle has: the launcher is its own, the rest comes with a compiler or the start-up code."""
 
 

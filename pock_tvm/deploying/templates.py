@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-RUNTIME, BOARDS, ANDROID, IOS, LIBC = "runtime", "boards", "android", "ios", "libc"
+RUNTIME, BOARDS, ANDROID, IOS, LIBC, HEXAGON = "runtime", "boards", "android", "ios", "libc", "hexagon"
 HEADERS = ("math.h", "string.h")
 """Of a C library, for compilers that lack the target's."""
 

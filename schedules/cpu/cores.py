@@ -35,6 +35,11 @@ CORES = {
     "cortex-m33": Core(fma_ports=1, fma_latency=3, load_ports=1, cache_bytes=16 * KIB),
     "znver4": Core(fma_ports=1, fma_latency=4, load_ports=1),
     "znver5": Core(fma_ports=2, fma_latency=4, load_ports=2, cache_stream=64),
+    # Scalar floats: a packet has two multiply-adds. From Qualcomm's programmer's reference manuals.
+    **dict.fromkeys(
+        ("hexagonv66", "hexagonv68", "hexagonv69", "hexagonv73", "hexagonv75"),
+        Core(fma_ports=2, fma_latency=4, load_ports=2, cache_bytes=1024 * KIB),
+    ),
     **dict.fromkeys(
         ("sapphirerapids", "emeraldrapids", "graniterapids"),
         Core(fma_ports=2, fma_latency=4, load_ports=2, cache_stream=48),

@@ -12,6 +12,7 @@ from tvm.target.codegen import target_has_features
 
 from ..kernels import PORTABLE
 from ..kernels.quantized import DOT, WORD
+from . import hexagon
 from .vectors import lanes_of
 
 BYTE, HALF = 8, 16
@@ -64,8 +65,11 @@ def _is_dot(node: object) -> bool:
 
 def _features(target: Target) -> tuple[str, ...]:
     """Return those features of a target that have dot products."""
-    if str(target.attrs.get("mtriple") or "").startswith(("aarch64", "arm64")):
-        known = (*ARM_DOTS, NEON)
+    triple = str(target.attrs.get("mtriple") or "")
+    if triple.startswith(("aarch64", "arm64")):
+        known: tuple[str, ...] = (*ARM_DOTS, NEON)
+    elif triple.startswith("hexagon"):
+        known = (hexagon.HVX,)
     else:
         known = ("avx512vnni", "avx512vl", *(feature for feature, _ in PAIRS.values()))
     return tuple(each for each in known if target_has_features(each, target))
@@ -76,6 +80,8 @@ def _added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, features: Collecti
     lanes = lanes_of(x)
     if lanes == ARM_LANES and NEON in features:
         return _added_by_arm(sums, x, weights, features)
+    if hexagon.HVX in features:
+        return hexagon.added(sums, x, weights, lanes)
     needed = ["avx512vnni"] if lanes == 16 else ["avx512vnni", "avx512vl"]
     if lanes not in VNNI or not all(each in features for each in needed):
         return None

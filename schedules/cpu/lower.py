@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import tvm
 from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
 
+from . import hexagon
 from .dot import lower_dot
 from .integers import lower_integers
 from .prefetch import prefetch_tiles
 from .prefetch_blocks import prefetch_blocks
-from .scratch import place_scratch, with_tiles_on_stack
+from .scratch import ALIGNMENT, place_scratch, with_tiles_on_stack
 
 DEVICE_TYPE_CPU = 1
 
@@ -88,6 +90,7 @@ LOWERING = [
     tirx.transform.ConvertSSA(),  # inlining a block duplicates its variables
     vectorize,
     lower_dot,
+    hexagon.pack_bytes,
     tirx.transform.StorageRewrite(),
     s_tir.transform.HoistIfThenElse(),
     tirx.transform.UnrollLoop(),
@@ -113,9 +116,15 @@ def as_c_function(func: tirx.PrimFunc, workers: int) -> tirx.PrimFunc:
     pointers = [
         tirx.Var(f"{param.name}_ptr", tvm.ir.PointerType(tvm.ir.PrimType(str(param.ty.dtype)))) for param in func.params
     ]
-    buffers = [tirx.DeclBuffer(param, data=pointer) for param, pointer in zip(func.params, pointers, strict=True)]
     scratch = tirx.Var("scratch_ptr", tvm.ir.PointerType(tvm.ir.PrimType("uint8")))
-    placed, size = place_scratch(func.body, scratch, workers)
+    addresses: Sequence[tirx.Expr] = pointers
+    start: tirx.Expr = scratch
+    if hexagon.names_vectors(func):
+        alignments = hexagon.operand_alignments(func)
+        addresses = [hexagon.aligned(*each) for each in zip(pointers, alignments, strict=True)]
+        start = hexagon.aligned(scratch, ALIGNMENT)
+    buffers = [tirx.DeclBuffer(param, data=address) for param, address in zip(func.params, addresses, strict=True)]
+    placed, size = place_scratch(func.body, start, workers)
     body: tirx.Stmt = tirx.SeqStmt([*buffers, placed])
     for key, value in (("device_type", DEVICE_TYPE_CPU), ("device_id", 0)):
         body = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.const(value, "int32"), body)

@@ -52,9 +52,12 @@ def prefetch_tiles(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.
 
     In, out: flat loops, unrolled and vectorised.
     """
+    traits = traits_of(func.attrs["target"])
+    if not traits.prefetches:
+        return func
     views: Views = {}
     tvm_ffi.structural_walk(func.body, (tirx.DeclBuffer, lambda each: views.update({each.buffer: each.data.args[0]})))
-    return func.with_body(_visit(func.body, None, traits_of(func.attrs["target"]).cache_bytes, views))
+    return func.with_body(_visit(func.body, None, traits.cache_bytes, views))
 
 
 def _visit(stmt: tirx.Stmt, tiles: tirx.For | None, cache: int, views: Views) -> tirx.Stmt:

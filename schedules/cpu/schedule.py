@@ -18,6 +18,7 @@ from ..spaces import in_space, space_of
 from ..target import GENERIC
 from . import attention, depthwise, product, reduction
 from .fallback import fallback
+from .hexagon import for_kernel
 from .pixels import pixels
 from .rows import row_wise
 from .traits import CpuTraits
@@ -64,7 +65,7 @@ def walk(
 ) -> tuple[tirx.PrimFunc, dict[str, Choice]]:
     """Schedule one kernel; return it, and the choices that its schedule offers under ``decisions``, by name, in the
     order they are made."""
-    found, choices = func, Choices(decisions)
+    found, choices, traits = func, Choices(decisions), for_kernel(func, traits)
     if not comes_scheduled(func):
         mod = tvm.IRModule({"main": func})
         for rule in _rules(Schedule(mod), traits, space or space_of(decisions)):

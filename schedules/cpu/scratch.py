@@ -46,10 +46,10 @@ def _inside(stmt: tirx.Stmt) -> list[tirx.Stmt]:
     return [] if body is None else [body]
 
 
-def place_scratch(body: tirx.Stmt, scratch: tirx.Var, workers: int) -> tuple[tirx.Stmt, int]:
+def place_scratch(body: tirx.Stmt, scratch: tirx.Expr, workers: int) -> tuple[tirx.Stmt, int]:
     """Place the buffers that a kernel allocates, and return its new body with the bytes that ``scratch`` must have.
 
-    In, out: flat loops. A buffer outside parallel loops lies at a fixed offset behind the pointer ``scratch``. A
+    In, out: flat loops. A buffer outside parallel loops lies at a fixed offset behind the address ``scratch``. A
     parallel loop with buffers inside is split among at most ``workers`` workers, in equal runs of iterations as TVM's
     runtime does, and each worker has a slot of its own. Parallel loops run one after the other and share the slots.
     With one worker they become serial: nothing has to launch them.
@@ -63,7 +63,7 @@ def place_scratch(body: tirx.Stmt, scratch: tirx.Var, workers: int) -> tuple[tir
 class _Placement:
     """Rewriter of one kernel, and the bytes of scratch that it needs so far."""
 
-    def __init__(self, scratch: tirx.Var, workers: int, size: int) -> None:
+    def __init__(self, scratch: tirx.Expr, workers: int, size: int) -> None:
         self.scratch, self.workers, self.fixed, self.size = scratch, workers, size, size
         self.parallel = tirx.ForKind.SERIAL if workers == 1 else tirx.ForKind.PARALLEL
 

@@ -72,7 +72,8 @@ def _cost(tile: Tile, results: int, traits: CpuTraits, from_memory: bool = False
     count = results // (tile.height * tile.width)
     balance = math.ceil(count / traits.cores) * traits.cores / count
     exposed = max(0.0, stream_of(tile, traits) - (HIDDEN_FROM_MEMORY if from_memory else HIDDEN_STREAM))
-    return balance * latency * (1 + 0.5 * loads * traits.fma_ports / traits.load_ports + exposed)
+    spread = traits.broadcast_cost / tile.vectors
+    return balance * latency * (1 + 0.5 * loads * traits.fma_ports / traits.load_ports + exposed + spread)
 
 
 def stream_of(tile: Tile, traits: CpuTraits) -> float:

@@ -32,6 +32,13 @@ class CpuTraits(Traits):
     cache_stream: float = 32
     """Bytes that the L2 cache delivers in a cycle, over many."""
 
+    integer_lanes: int = 0
+    """int32 lanes of a vector register, where floats have no vectors; 0: as many as of float32."""
+    broadcast_cost: float = 0
+    """Multiply-adds in whose time a number gets into all lanes, where no load does that."""
+    prefetches: bool = True
+    """Whether kernels prefetch. Hexagon's vectors come from its second cache: it would cost slots."""
+
     @property
     def peak(self) -> int:
         """Lanes of all cores."""
@@ -53,7 +60,7 @@ def traits_of(target: Target) -> CpuTraits:
     Raises
     ------
     ValueError
-        A key does not name a trait.
+        A key does not name a trait; a Hexagon lacks HVX.
     """
     keys = [str(key).removeprefix(MEASURED) for key in target.keys if str(key).startswith(MEASURED)]
     return replace(_known(target), **dict(map(_measured, keys)))
@@ -70,7 +77,8 @@ def _measured(key: str) -> tuple[str, Any]:
 def _known(target: Target) -> CpuTraits:
     """Return the traits of an LLVM target, by its instruction set and its core.
 
-    Known are x86 with AVX-512, AVX2 or SSE; ARM with NEON; RISC-V with vectors; ARM and RISC-V without.
+    Known are x86 with AVX-512, AVX2 or SSE; ARM with NEON; RISC-V with vectors; ARM and RISC-V without;
+    Hexagon with HVX.
     """
     triple = str(target.attrs.get("mtriple") or "")
     if triple.startswith(("aarch64", "arm", "thumb")):
@@ -81,9 +89,20 @@ def _known(target: Target) -> CpuTraits:
     if triple.startswith("riscv"):
         lanes = 8 if target_has_features("zvl256b", target) else 4 if target_has_features("v", target) else 1
         return _traits(target, GENERIC_SCALAR, lanes=lanes, registers=32)
+    if triple.startswith("hexagon"):
+        if not target_has_features("hvx-length128b", target):
+            raise ValueError("a Hexagon target needs HVX with vectors of 128 bytes: mattr +hvxv66,+hvx-length128b")
+        return _hexagon(target)
     if target_has_features("avx512f", target):
         return _traits(target, GENERIC_X86, lanes=16, registers=32, cache_bytes=1024 * KIB)
     return _traits(target, GENERIC_X86, lanes=8 if target_has_features("avx2", target) else 4, registers=16)
+
+
+def _hexagon(target: Target) -> CpuTraits:
+    has_floats = target_has_features("hvx-qfloat", target)
+    lanes, registers = (32, 32) if has_floats else (1, 28)
+    scalar = _traits(target, GENERIC_SCALAR, lanes=lanes, registers=registers)
+    return replace(scalar, integer_lanes=0 if has_floats else 32, prefetches=False, alignment=128)
 
 
 def _traits(target: Target, generic: Core, *, lanes: int, registers: int, cache_bytes: int = 512 * KIB) -> CpuTraits:

@@ -25,6 +25,10 @@ MEMORY, WEIGHTS = "m", "w"
 """Spaces of operands, as the C code calls their addresses."""
 
 
+HEXAGON, VECTOR_BYTES = "hexagon-", 128
+"""Beginning of the triples of Hexagon DSPs, and bytes of their vectors, at multiples of which all tensors begin."""
+
+
 T = TypeVar("T")
 
 
@@ -59,6 +63,8 @@ class Memory:
     handed: int = 0
     """Bytes of inputs and target. They share the arena: each needs its place until its last use."""
     size: int = 0
+    alignment: int = ALIGNMENT
+    """Bytes at whose multiples all begins: the memory itself, too."""
 
 
 @dataclass
@@ -91,9 +97,14 @@ def key_of(entry: str, name: str) -> str:
     return f"{entry}/{name}" if name.startswith("result.") else name
 
 
-def memory_of(entries: Mapping[str, Any], parameters: Mapping[str, Parameter], inputs: Iterable[str]) -> Memory:
+def memory_of(
+    entries: Mapping[str, Any],
+    parameters: Mapping[str, Parameter],
+    inputs: Iterable[str],
+    alignment: int = ALIGNMENT,
+) -> Memory:
     """Plan the memory of a bundle of these entry points, in their manifest's form, and inputs."""
-    memory, handed = Memory(), {*inputs, TARGET}
+    memory, handed = Memory(alignment=alignment), {*inputs, TARGET}
     tensors = {name: tensor for name, (_, tensor) in _tensors(entries).items()}
     sums = {name for name, each in parameters.items() if each.origin == GRADIENT_SUM}
     for name, tensor in sorted(tensors.items(), key=lambda item: item[0] in sums):  # sums side by side
@@ -103,13 +114,13 @@ def memory_of(entries: Mapping[str, Any], parameters: Mapping[str, Parameter], i
         if name in sums:
             start = memory.sums[0] or memory.arena
             memory.sums = (start, memory.arena + size - start)
-        memory.arena = _up(memory.arena + size)
+        memory.arena = _up(memory.arena + size, alignment)
     sizes = {name: nbytes(tensor) for name, tensor in tensors.items() if name in handed}
-    inside = _held(entries) or _overlaid(entries, sizes)
+    inside = _held(entries) or _overlaid(entries, sizes, alignment)
     memory.offsets |= {name: memory.arena + offset for name, offset in inside.items()}
     ends = [offset + sizes[name] for name, offset in inside.items()]
-    memory.handed = sum(_up(size) for size in sizes.values())
-    memory.size = memory.arena + _up(max(*(entry["arena_bytes"] for entry in entries.values()), *ends))
+    memory.handed = sum(_up(size, alignment) for size in sizes.values())
+    memory.size = memory.arena + _up(max(*(entry["arena_bytes"] for entry in entries.values()), *ends), alignment)
     return memory
 
 
@@ -125,22 +136,26 @@ def plan_of(program: Program, prepared: Mapping[str, np.ndarray]) -> Plan:
     ``prepared``: the frozen weights in the layouts that kernels read, by name.
     """
     parameters, entries = program.parameters, bundled(program.manifest["entries"])
-    plan = Plan(memory_of(entries, parameters, [each["name"] for each in program.manifest["inputs"]]))
+    inputs, triple = [each["name"] for each in program.manifest["inputs"]], program.manifest["target"]["triple"]
+    alignment = VECTOR_BYTES if triple.startswith(HEXAGON) else ALIGNMENT
+    plan = Plan(memory_of(entries, parameters, inputs, alignment))
     plan.places = {name: Place(MEMORY, offset) for name, offset in plan.memory.offsets.items()}
     for name, (entry, tensor) in _tensors(entries).items():
         parameter = parameters.get(name)
         if parameter is None and not _is_constant(name, parameters):
             continue
         if parameter is None:
-            plan.places[name] = Place(WEIGHTS, _append(plan.weights, program.constant(entry, name)))
+            plan.places[name] = Place(WEIGHTS, _append(plan, program.constant(entry, name)))
         elif parameter.origin == PREPARED:
-            plan.places[name] = Place(WEIGHTS, _append(plan.weights, prepared[name]))
+            plan.places[name] = Place(WEIGHTS, _append(plan, prepared[name]))
         elif parameter.is_weight:
-            stored = _append(plan.weights, parameter.store(program.weights[name]))
+            stored = _append(plan, parameter.store(program.weights[name]))
             if parameter.is_frozen:
                 plan.places[name] = Place(WEIGHTS, stored)
             else:
                 plan.initial.append(Initial(plan.memory.offsets[name], stored, nbytes(tensor)))
+    if alignment == VECTOR_BYTES:  # the last vector of weights is read to its end
+        plan.weights += bytes(VECTOR_BYTES)
     return plan
 
 
@@ -162,7 +177,7 @@ def _is_constant(name: str, parameters: Mapping[str, Parameter]) -> bool:
     return parameter.origin == PREPARED or parameter.is_frozen
 
 
-def _overlaid(entries: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:
+def _overlaid(entries: Mapping[str, Any], sizes: Mapping[str, int], alignment: int) -> dict[str, int]:
     """Return offsets in the arena of what a caller hands over, largest first: at each, nothing else lies there before
     its last use. Every call of an entry point copies it anew."""
     offsets: dict[str, int] = {}
@@ -174,7 +189,7 @@ def _overlaid(entries: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str,
         offset = 0
         for start, size in sorted(taken):
             if start < offset + sizes[name]:
-                offset = max(offset, _up(start + size))
+                offset = max(offset, _up(start + size, alignment))
         offsets[name] = offset
     return offsets
 
@@ -195,13 +210,13 @@ def live_weights(program: Program, plan: Plan) -> list[str]:
     ]
 
 
-def _append(weights: bytearray, array: np.ndarray) -> int:
-    """Append an array at the next aligned offset, and return that."""
-    weights += bytes(-len(weights) % ALIGNMENT)
-    at = len(weights)
-    weights += np.ascontiguousarray(array).tobytes()
+def _append(plan: Plan, array: np.ndarray) -> int:
+    """Append an array to the weights at the next aligned offset, and return that."""
+    at = _up(len(plan.weights), plan.memory.alignment)
+    plan.weights += bytes(at - len(plan.weights))
+    plan.weights += np.ascontiguousarray(array).tobytes()
     return at
 
 
-def _up(size: int) -> int:
-    return size + -size % ALIGNMENT
+def _up(size: int, alignment: int) -> int:
+    return size + -size % alignment

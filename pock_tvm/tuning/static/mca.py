@@ -1,25 +1,18 @@
-"""Cycles of a CPU kernel by `llvm-mca`, LLVM's model of a core: every load is a hit in the first cache.
-
-LLVM's IR says how often loops run, and the assembly of the same function has the same loops in the same order.
-"""
+"""Cycles of a CPU's code by `llvm-mca`, LLVM's model of a core: every load is a hit in the first cache."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import tvm
-import tvm_ffi
-from tvm import IRModule, tirx
 from tvm.target import Target
 
 from ...errors import PockError
-from .loops import Loop, NoEstimateError, functions_of, loops_of
-from .trips import Values, first_iteration, trips
+from .loops import NoEstimateError
 
 TOOLS = ("llvm-mca-22", "llvm-mca-21", "llvm-mca-20", "llvm-mca-19", "llvm-mca")
 """Names under which it is looked for, the newest first: older ones do not know newer cores."""
@@ -69,33 +62,6 @@ def tool() -> str:
     return found
 
 
-def kernel_cycles(lowered: IRModule, target: Target, cores: int) -> float:
-    """Return the cycles of a lowered kernel on the model of the target's core, the longest of ``cores`` that share its
-    parallel loops.
-
-    Raises
-    ------
-    NoEstimateError
-        The code does not say how often a loop runs, or the model does not know an instruction.
-    """
-    module = tvm.get_global_func("target.build.llvm")(_first_share(lowered, cores), target)
-    functions = functions_of(module.inspect_source("ll"))
-    assembly = code_of(module.inspect_source("asm"), [function.name for function in functions])
-    regions: list[tuple[float, list[str]]] = []
-    for function in functions:
-        blocks = assembly[function.name]
-        loops = loops_of(_graph(blocks))
-        inside = {label for loop in loops for label in loop.blocks}
-        counted = [(1.0, set(blocks) - inside)]
-        pairs = _paired(loops_of(function.graph), loops)
-        counted += [(times, loop.own) for times, loop in _walk(pairs, Values(function, {}))]
-        for times, labels in counted:
-            lines = [line for label in blocks if label in labels for line in blocks[label]]
-            regions += [(times, lines)] if lines else []
-    cycles = region_cycles([lines for _, lines in regions], target)
-    return sum(times * each for (times, _), each in zip(regions, cycles, strict=True))
-
-
 def region_cycles(regions: Sequence[Sequence[str]], target: Target) -> list[float]:
     """Return the cycles of an iteration of each region, which are loops' bodies."""
     triple = str(target.attrs.get("mtriple") or tvm.target.codegen.llvm_get_system_triple())
@@ -139,7 +105,7 @@ def code_of(assembly: str, names: Sequence[str]) -> dict[str, dict[str, list[str
     return found
 
 
-def _graph(blocks: dict[str, list[str]]) -> dict[str, list[str]]:
+def graph_of(blocks: dict[str, list[str]]) -> dict[str, list[str]]:
     """Return the control flow of a function's blocks: a branch's target, and what follows unless it always branches."""
     labels = list(blocks)
     graph: dict[str, list[str]] = {"entry": []}
@@ -151,42 +117,3 @@ def _graph(blocks: dict[str, list[str]]) -> dict[str, list[str]]:
         if following is not None and not always:
             graph[label].append(following)
     return graph
-
-
-Pairs = list[tuple[Loop, Loop]]
-
-
-def _paired(own: Sequence[Loop], other: Sequence[Loop]) -> Pairs:
-    if len(own) != len(other):
-        raise NoEstimateError("its assembly has other loops than its IR")
-    return list(zip(own, other, strict=True))
-
-
-def _walk(pairs: Pairs, around: Values, times: float = 1.0) -> Iterator[tuple[float, Loop]]:
-    """Yield the loops of the assembly, and how often each one's body runs. Of loops whose bounds depend on a counter
-    around them, the first time counts for all."""
-    for own, other in pairs:
-        count = trips(own, around)
-        if count is None:
-            raise NoEstimateError(f"how often the loop '{own.header}' runs is not known")
-        yield times * count, other
-        yield from _walk(_paired(own.inner, other.inner), first_iteration(own, around), times * count)
-
-
-def _first_share(lowered: IRModule, cores: int) -> IRModule:
-    """Leave of parallel loops what the first of some cores does of them. So their bounds are constants of the code."""
-
-    def shared(loop: tirx.For) -> tirx.For:
-        if loop.kind != tirx.ForKind.PARALLEL:
-            return loop
-        if not isinstance(loop.extent, tirx.IntImm):
-            raise NoEstimateError("the extent of a parallel loop is not constant")
-        share = tirx.const(math.ceil(int(loop.extent) / cores), loop.extent.ty.dtype)
-        return tirx.For(loop.loop_var, loop.min, share, tirx.ForKind.SERIAL, loop.body)
-
-    return IRModule(
-        {
-            name: func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, shared)))
-            for name, func in lowered.functions.items()
-        }
-    )

@@ -22,7 +22,8 @@ from ...device.machine import CORES
 from ...device.program import Program, kernel_calls
 from ...errors import PockError
 from ..measurer import MeasuringError
-from . import mca, ptx
+from . import mca, packets, ptx
+from .cycles import kernel_cycles
 from .loops import NoEstimateError
 
 STATIC = "static"
@@ -41,6 +42,8 @@ class StaticMeasure:
     """
 
     def __init__(self, target: Target) -> None:
+        if packets.is_hexagon(target):
+            return
         if not is_gpu(target):
             mca.tool()
             mca.model_of(target)
@@ -80,7 +83,7 @@ def _cycles(func: tirx.PrimFunc, target: Target, point: Decisions) -> float:
     lowered = machine.lower(machine.schedule(func, point))
     if isinstance(machine, GpuTarget):
         return ptx.kernel_cycles(described(lowered, machine.traits), machine.traits)
-    return mca.kernel_cycles(lowered, target, machine.traits.cores)
+    return kernel_cycles(lowered, target, machine.traits.cores)
 
 
 def estimated_work(program: Program, target: Target) -> dict[str, float]:

@@ -35,6 +35,7 @@ FORMATS = {
     "riscv64-v": RISCV,
     "cortex-m7": ARM,
     "cortex-m33": ARM,
+    **{name: "ELF of machine 164" for name in CPUS if name.startswith("hexagon-")},
 }
 
 

@@ -24,31 +24,14 @@ from pock_tvm.deploying.preparation import prepared_weights
 from pock_tvm.errors import MemoryBudgetError
 
 from ..networks import Small
+from .boards import STEPS, Spotter, assert_trains_alike, noise
 
 GCC, EMULATOR, ZIG = "arm-none-eabi-gcc", "qemu-system-arm", "zig"
-STEPS, RATE, TOLERANCE = 20, 0.01, 1e-4
 SECONDS = 300
 needs_emulator = pytest.mark.skipif(
     not (shutil.which(GCC) and shutil.which(EMULATOR)),
     reason="needs Debian's gcc-arm-none-eabi, libnewlib-arm-none-eabi and qemu-system-arm",
 )
-
-
-class Spotter(nn.Module):
-    """Keyword spotter: depthwise-separable convolutions over 49 frames of 10 coefficients."""
-
-    def __init__(self, channels: int = 16, words: int = 10) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, channels, (10, 4), stride=2, padding=(5, 1))
-        self.deep = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, groups=channels) for _ in range(3))
-        self.wide = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(3))
-        self.head = nn.Linear(channels, words)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.stem(x))
-        for deep, wide in zip(self.deep, self.wide, strict=True):
-            x = torch.relu(wide(torch.relu(deep(x))))
-        return self.head(x.mean((2, 3)))
 
 
 class Coarse(nn.Module):
@@ -93,11 +76,6 @@ def compiled(name: str, target: object, **options: object) -> pock.Program:
     return pock.compile(exported(name), target=target, **given)
 
 
-def noise(shape: tuple[int, ...], classes: int, batches: int) -> dict[str, np.ndarray]:
-    rng, count = np.random.default_rng(0), batches * shape[0]
-    return {"x": rng.standard_normal((count, *shape[1:])).astype("float32"), "y": rng.integers(0, classes, count)}
-
-
 def emulate(folder: Path, machine: str, code: int = 0) -> str:
     """Run a bundle's program, which ends with an exit code, and return what it prints."""
     board = next(board.name for board in BOARDS if board.cpu == machine)
@@ -109,26 +87,6 @@ def emulate(folder: Path, machine: str, code: int = 0) -> str:
     said = done.stdout + done.stderr
     assert done.returncode == code, said
     return said
-
-
-def assert_trains_alike(folder: Path, machine: str, host: pock.Program, samples: dict[str, np.ndarray]) -> int:
-    """Compare the losses and the state of a board's program with a trainer's; return the bytes of stack in use."""
-    said, trainer = emulate(folder, machine), pock.Trainer(host, threads=1)
-    batch = host.manifest["inputs"][0]["shape"][0]
-    batches = len(samples["x"]) // batch
-    expected = []
-    for step in range(STEPS):
-        rows = slice(step % batches * batch, (step % batches + 1) * batch)
-        expected.append(trainer.step(samples["x"][rows], samples["y"][rows], lr=RATE))
-    losses = [float(loss) for loss in re.findall(r"loss \d+ (\S+)", said)]
-    np.testing.assert_allclose(losses, expected, rtol=0, atol=TOLERANCE)
-    assert expected[0] != pytest.approx(expected[-1], abs=1e-3)  # it does learn
-    restored = pock.Trainer(host, threads=1)
-    restored.restore(folder / "state.ckpt")
-    assert restored.steps == STEPS
-    for name, array in trainer.weights().items():
-        np.testing.assert_allclose(restored.weights()[name], array, rtol=0, atol=TOLERANCE, err_msg=name)
-    return int(re.findall(r"stack (\d+)", said)[0])
 
 
 @needs_emulator
@@ -150,7 +108,7 @@ def test_networks_train_on_boards(name: str, machine: str, cc: str, source: bool
     program, samples = program_of(name, machine), noise(shape, classes, batches=3)
     folder = deploy(program, tmp_path / "net", cc=cc, source=source, samples=samples)
     host = program_of(name, "host")
-    assert assert_trains_alike(folder, machine, host, samples) < STACK_BYTES
+    assert assert_trains_alike(emulate(folder, machine), folder, host, samples) < STACK_BYTES
     # A second run goes on from the first one's state. One that is damaged is refused, and left alone.
     emulate(folder, machine)
     trainer = pock.Trainer(host, threads=1)
@@ -193,7 +151,7 @@ def test_mcunet_trains_in_256_kib(shared_data: Path, tmp_path: Path) -> None:
     samples = noise(shape, 12, batches=4)
     folder = deploy(program, tmp_path / "net", cc=GCC, samples=samples, **device)
     host = pock.compile(model, **options)
-    stack = assert_trains_alike(folder, "cortex-m7", host, samples)
+    stack = assert_trains_alike(emulate(folder, "cortex-m7"), folder, host, samples)
     assert stack < STACK_BYTES
     emulate(folder, "cortex-m7")
     trainer = pock.Trainer(host, threads=1)

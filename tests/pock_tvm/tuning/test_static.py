@@ -17,13 +17,17 @@ from pock_tvm.compiler.targets import kernel_target, resolve_target
 from pock_tvm.errors import OptionError
 from pock_tvm.tuning.measurer import MeasuringError
 from pock_tvm.tuning.static import mca
+from pock_tvm.tuning.static.cycles import kernel_cycles
 from pock_tvm.tuning.static.loops import Loop, functions_of, loops_of
 from pock_tvm.tuning.static.measure import StaticMeasure
 from pock_tvm.tuning.static.trips import Values, first_iteration, trips
+from relay_passes.analysis.fixed_point import packed
 from schedules.gpu.text import cubin
 from schedules.kernels.matmul import matmul
+from tests.schedules import hexagon
 from tests.schedules.kernels import defined, noise
 from tests.schedules.test_decisions import PLAIN
+from tests.schedules.test_quantized import convolution, random_layer
 
 PI4 = resolve_target("pi4")
 needs_mca = pytest.mark.skipif(not any(map(shutil.which, mca.TOOLS)), reason="llvm-mca is not installed")
@@ -107,8 +111,7 @@ def test_cycles_grow_with_the_work_and_respect_the_ports(name: str) -> None:
     target = resolve_target(name)
     machine = kernel_target(target)
     cycles = [
-        mca.kernel_cycles(machine.lower(machine.schedule(kernel(rows))), target, machine.traits.cores)
-        for rows in (96, 192)
+        kernel_cycles(machine.lower(machine.schedule(kernel(rows))), target, machine.traits.cores) for rows in (96, 192)
     ]
     assert 1.7 < cycles[1] / cycles[0] < 2.3
     # No core starts more than four multiply-adds of four numbers in a cycle.
@@ -120,7 +123,7 @@ def test_of_a_parallel_kernel_the_longest_share_counts() -> None:
     machine = kernel_target(PI4)
     lowered = machine.lower(machine.schedule(kernel(192)))
     assert any("parallel" in str(func) for func in lowered.functions.values())
-    one, four = (mca.kernel_cycles(lowered, PI4, cores) for cores in (1, 4))
+    one, four = (kernel_cycles(lowered, PI4, cores) for cores in (1, 4))
     assert 3.5 < one / four < 4.5
 
 
@@ -188,3 +191,19 @@ def test_measurements_outrank_estimates(tmp_path: Path) -> None:
     assert Database(tmp_path, PI4, must_exist=True).tuned(func, machine) == Tuned({name: option}, 1.5, estimated=True)
     Database(tmp_path, PI4).choose(kernel_key(func), Tuned({}, 1.0), machine.schedule(func))
     assert Database(tmp_path, PI4).tuned(func, machine) is None  # its default was measured, and kept
+
+
+def test_packets_of_hexagon_are_about_those_that_run(tmp_path: Path) -> None:
+    """A product in eight bits, with its rescaling, under an emulator that traces packets. Stalls are in neither."""
+    hexagon.emulator("v73")
+    x, weight, *vectors = random_layer(48, 64, 1, False, 4)
+    arrays = [x, packed(weight), *vectors]
+    func = defined(convolution, *arrays, strides=(1, 1), padding=(0,) * 4, dilation=(1, 1), zero=0)
+    hexagon.run(func, arrays, tmp_path, "v73")
+    run, _ = hexagon.packets_run(tmp_path / "program", "v73")
+    machine, lowered = hexagon.hexagon("v73"), {}
+    for name, point in {"default": {}, "narrow": {"tile": (1, 1, 1, 32)}}.items():
+        lowered[name] = machine.lower(machine.schedule(func.with_attr("global_symbol", "kernel"), point))
+    default, narrow = (kernel_cycles(each, machine.llvm, machine.traits.cores) for each in lowered.values())
+    assert default == pytest.approx(run, rel=0.25)
+    assert narrow > 1.2 * default

@@ -1,0 +1,62 @@
+"""Products in eight bits by HVX's instructions, under qemu-hexagon: NumPy's integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+
+from relay_passes.analysis.fixed_point import packed
+from schedules.kernels import PORTABLE, quantized
+from tests.schedules import hexagon
+from tests.schedules.kernels import defined
+from tests.schedules.test_quantized import convolution, random_layer, sums_of
+
+VERSIONS = ("v66", "v73")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("channels", "columns", "taps", "stride", "depthwise"),
+    [(16, 64, 1, 1, False), (12, 24, 3, 2, False), (8, 7, 1, 1, False), (32, 32, 3, 1, True)],
+)
+def test_convolutions_are_numpys_integers(
+    version: str, channels: int, columns: int, taps: int, stride: int, depthwise: bool, tmp_path: Path
+) -> None:
+    x, weight, *vectors = random_layer(channels, columns, taps, depthwise, 7)
+    geometry = {"strides": (stride, stride), "padding": (taps // 2,) * 4, "dilation": (1, 1), "zero": 7}
+    arrays = [x, weight if depthwise else packed(weight), *vectors]
+    ours = hexagon.run(defined(convolution, *arrays, **geometry), arrays, tmp_path, version)
+    bias, before, factor, rounding, after = (each.astype("int64") for each in vectors)
+    wide = (((sums_of(x, weight, stride, taps // 2, 7) + bias) >> before) * factor + rounding) >> after
+    np.testing.assert_array_equal(ours, np.clip(wide, 0, 255))
+
+
+def dequantized(x, weight, bias, scale):
+    return quantized.dequantize_sums(quantized.quantized_matmul(x, weight), bias, scale)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_products_that_end_in_floats(version: str, tmp_path: Path) -> None:
+    """Sums of vectors, and floats one by one: no emulator has vectors of floats."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.integers(0, 256, (6, 40)).astype("uint8"), rng.integers(-127, 128, (40, 96)).astype("int8")
+    bias, scale = rng.integers(-99, 99, 96).astype("int32"), rng.random(96).astype("float32")
+    arrays = [x, packed(weight), bias, scale]
+    ours = hexagon.run(defined(dequantized, *arrays), arrays, tmp_path, version)
+    np.testing.assert_array_equal(ours, (x.astype("int32") @ weight + bias).astype("float32") * scale)
+
+
+def test_dot_products_are_instructions_on_words() -> None:
+    """Words of pixels are loaded at once, results are stored as vectors. Source code names no instructions."""
+    x, weight, *vectors = random_layer(96, 64, 1, False)
+    geometry = {"strides": (1, 1), "padding": (0,) * 4, "dilation": (1, 1), "zero": 0}
+    target = hexagon.hexagon("v73")
+    func = target.schedule(defined(convolution, x, packed(weight), *vectors, **geometry))
+    func = func.with_attr("global_symbol", "kernel")
+    text = tvm.get_global_func("target.build.llvm")(target.lower(func), target.llvm).inspect_source("asm")
+    assert "vrmpy(" in text and "vpack" in text
+    assert "memub" not in text and "memb(" not in text, "bytes are moved one by one"
+    assert "llvm_pure_intrin" not in str(target.lower(func.with_attr(PORTABLE, True)))
