@@ -96,7 +96,7 @@ def _vectors(stmt: tirx.Stmt) -> Iterator[tirx.Buffer]:
     """Yield the buffers that a loop's body reads, but not those of which it makes an element all lanes of a vector."""
     broadcast: list[tirx.Broadcast] = []
     tvm_ffi.structural_walk(stmt, (tirx.Broadcast, broadcast.append))
-    elements = {each.value.source for each in broadcast if isinstance(each.value, tvm.ir.TensorLoad)}
+    elements = {load.source for each in broadcast for load in loads_of(each.value)}  # words of bytes have four loads
     yield from (load.source for load in loads_of(stmt) if load.source not in elements)
 
 

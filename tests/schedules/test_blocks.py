@@ -12,10 +12,12 @@ import tvm_ffi
 from tvm import IRModule, te, tirx
 from tvm.sym import Analyzer
 
+from relay_passes.analysis.fixed_point import packed
 from schedules.cpu.lower import LOWERING
 from schedules.cpu.prefetch_blocks import prefetch_blocks
 from schedules.kernels.conv2d import conv2d, conv2d_data_gradient
 from schedules.kernels.matmul import across_matmul, matmul
+from schedules.kernels.quantized import quantized_conv2d
 from tests.schedules.kernels import HOST, LLVM, Kernel, assert_close, call, defined, doubles, noise
 
 LINE = 16
@@ -78,6 +80,17 @@ def expected(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     padded = np.pad(a, [(0, 0), (before[0],) * 2, (before[1],) * 2, (0, 0)])
     rows, columns = padded.shape[1] - height + 1, padded.shape[2] - width + 1
     return sum(padded[:, r : r + rows, s : s + columns] @ b_at[r, s] for r in range(height) for s in range(width))  # type: ignore[return-value]
+
+
+def test_a_product_of_integers_in_blocks() -> None:
+    """Its words come from four bytes each, of a padded image."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (1, 7, 7, 64), "uint8")
+    weight = packed(rng.integers(-127, 128, (3, 3, 64, 128), "int8"))
+    given = {"strides": [1, 1], "padding": [1] * 4, "dilation": [1, 1], "zero": 7}
+    func = defined(quantized_conv2d, x, weight, **given)
+    in_turn, plain = (HOST.schedule(func, {"columns_first": True, "blocks": blocks}) for blocks in (True, False))
+    np.testing.assert_array_equal(call(in_turn, x, weight), call(plain, x, weight))
 
 
 @pytest.mark.parametrize("across", [False, True], ids=["copied", "turned"])
