@@ -85,8 +85,8 @@ def expected(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def test_a_product_of_integers_in_blocks() -> None:
     """Its words come from four bytes each, of a padded image."""
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (1, 7, 7, 64), "uint8")
-    weight = packed(rng.integers(-127, 128, (3, 3, 64, 128), "int8"))
+    x = rng.integers(0, 256, (1, 7, 7, 256), "uint8")
+    weight = packed(rng.integers(-127, 128, (3, 3, 256, 128), "int8"))
     given = {"strides": [1, 1], "padding": [1] * 4, "dilation": [1, 1], "zero": 7}
     func = defined(quantized_conv2d, x, weight, **given)
     in_turn, plain = (HOST.schedule(func, {"columns_first": True, "blocks": blocks}) for blocks in (True, False))
