@@ -63,6 +63,8 @@ def _fetching(loop: tirx.For, loops: Sequence[tirx.For], copies: Copies) -> tirx
     block = around.pop().loop_var if blocks > 1 else None
     task = around.pop().loop_var
     copied = next(copies[each] for each in _vectors(loop.body) if each in copies and each.scope() == "global")
+    if not _ramps(copied):  # turned element by element
+        return loop
     length = max(n for n in divisors(terms) if n <= tiles)
     each, inner = tirx.Var("round", dtype), tirx.Var(var.name, dtype)
     unit = tirx.indexdiv((tile * (terms // length) + each) * length, tiles)
