@@ -153,6 +153,7 @@ def test_what_has_no_model_is_said(monkeypatch) -> None:
     "target",
     [
         pytest.param("pi4", marks=needs_mca),
+        "hexagon-v73",
         pytest.param("jetson-orin", marks=pytest.mark.skipif(cubin.nvrtc() is None, reason="needs NVRTC")),
     ],
 )
