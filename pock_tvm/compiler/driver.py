@@ -18,23 +18,22 @@ from tvm import tirx
 from relay_passes.ir import first_line
 from relay_passes.memory.call_list import CallList
 from relay_passes.memory.fit import Fit, TooLarge
-from relay_passes.memory.order_updates import GUARDS, OFF, STEP, UPDATE
+from relay_passes.memory.order_updates import OFF, STEP, UPDATE
 from schedules.decisions import DecisionError
 
 from .. import __version__
 from ..device import optimizers
-from ..device.arguments import FLAG, PATH, Kind, number, one_of, require, whole
 from ..device.checksums import weight_checksums
 from ..device.contract import contract_of
 from ..device.files import make_folder
-from ..device.losses import KINDS, Loss, as_loss
-from ..device.optimizers import SGD, Adam, Optimizer
+from ..device.losses import Loss, as_loss
+from ..device.optimizers import SGD, Optimizer
 from ..device.program import FORMAT, Program
 from ..errors import CompilerError, MemoryBudgetError, OptionError, PockError, PockWarning, of_passes
 from ..frontend import Model
 from ..frontend.observations import observations
 from ..frontend.structure import structure_of
-from ..quantities import AMOUNT, parse_bytes
+from ..quantities import parse_bytes
 from ..schemes.scheme import Scheme
 from . import pipeline
 from .build import Library
@@ -44,12 +43,13 @@ from .index_limits import index_limits
 from .kernel_builder import KernelBuilder
 from .layers import layer_report
 from .lowered import Lowered
+from .options import check_options
 from .quantization import Calibration, calibration_for
 from .self_check import SelfCheck, reference_of
 from .self_check.quantized import check_quantized
 from .step_choices import kernels_key, record_of, step_key
 from .targets import instructions_of, resolve_target, runs_here, triple_of
-from .training_options import FLOAT16, FLOAT32, FROZEN, PRECISIONS, Training
+from .training_options import FLOAT16, FLOAT32, Training
 
 
 @contextlib.contextmanager
@@ -194,7 +194,7 @@ def compile(  # noqa: A001 - the name that users expect
     PockWarning
         An input is never read, a parameter gets no gradient, or running statistics stay unchanged.
     """
-    _check_options(
+    check_options(
         scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
         micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, precision=precision, frozen=frozen,
         max_drop=max_drop, memory_budget=memory_budget, copies=copies, dump=dump, build=build, flash=flash, ram=ram,
@@ -382,38 +382,6 @@ def _checked(
             "Leave check and check_with out"
         )
     return None
-
-
-OPTIONS = {
-    "scheme": one_of("""a pock.Scheme, such as Scheme.full() or Scheme({"*.bias": "full"})""", Scheme).or_none(),
-    "loss": one_of(f"a pock.Loss, or one of the names {', '.join(KINDS)}", str, Loss),
-    "optimizer": one_of("pock.SGD(…), pock.Adam(…) or pock.AdamW(…)", SGD, Adam).or_none(),
-    "batch_norm": Kind("'frozen' or 'batch'", lambda value: value in (None, "frozen", "batch")),
-    "accumulate": whole("a number of steps, at least 1", 1),
-    "micro_batches": whole("a number of parts of a batch, at least 1", 1).or_none(),
-    "clip_norm": number("a positive number", above=0).or_none(),
-    "guard": Kind("'update', 'step' or 'off'", lambda value: value in GUARDS),
-    "precision": Kind("'float32', 'bfloat16' or 'float16'", lambda value: value in PRECISIONS),
-    "frozen": Kind("'float32' or 'int8'", lambda value: value in FROZEN),
-    "max_drop": number("a positive number, such as 0.05", above=0).or_none(),
-    "memory_budget": AMOUNT.or_none(),
-    "copies": Kind("1 or 2", lambda value: value in (1, 2)),
-    "dump": PATH.or_none(),
-    "build": FLAG,
-    "flash": AMOUNT.or_none(),
-    "ram": AMOUNT.or_none(),
-    "database": Kind("a path", lambda value: value is None or PATH.holds(value) or isinstance(value, Records)),
-}
-"""Valid values of the options of ``compile``, except those about inputs, which the front end checks."""
-
-
-def _check_options(**given: Any) -> None:
-    for name, value in given.items():
-        require(name, value, OPTIONS[name])
-    if given["batch_norm"] == "batch" and given["micro_batches"] not in (None, 1):
-        raise OptionError(
-            "batch_norm='batch' needs the whole batch at once: leave micro_batches out, or freeze batch norms"
-        )
 
 
 def _constants(entries: Mapping[str, CallList]) -> dict[str, np.ndarray]:
