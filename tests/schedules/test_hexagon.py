@@ -12,7 +12,7 @@ from relay_passes.analysis.fixed_point import packed
 from schedules.kernels import PORTABLE, quantized
 from tests.schedules import hexagon
 from tests.schedules.kernels import defined
-from tests.schedules.test_quantized import convolution, random_layer, sums_of
+from tests.schedules.test_quantized import ZERO, convolution, is_equal, random_layer, rescaled, sums_of
 
 VERSIONS = ("v66", "v73")
 
@@ -29,9 +29,7 @@ def test_convolutions_are_numpys_integers(
     geometry = {"strides": (stride, stride), "padding": (taps // 2,) * 4, "dilation": (1, 1), "zero": 7}
     arrays = [x, weight if depthwise else packed(weight), *vectors]
     ours = hexagon.run(defined(convolution, *arrays, **geometry), arrays, tmp_path, version)
-    bias, before, factor, rounding, after = (each.astype("int64") for each in vectors)
-    wide = (((sums_of(x, weight, stride, taps // 2, 7) + bias) >> before) * factor + rounding) >> after
-    np.testing.assert_array_equal(ours, np.clip(wide, 0, 255))
+    is_equal(ours, rescaled(sums_of(x, weight, stride, taps // 2, 7), *vectors) + ZERO)
 
 
 def dequantized(x, weight, bias, scale):
