@@ -10,12 +10,13 @@ import tvm
 from tvm import IRModule, tirx
 
 from schedules.kernels import comes_scheduled
+from schedules.kernels.quantized import WORD, has_dots
 
 
 def kernel_costs(mod: IRModule, entries: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return each kernel's cost: ``flops`` (two a multiplication of its products), ``bytes`` (every operand read or
     written once), and ``kind`` (schedule rule of its largest product, with ``int8`` before it if that sums integers;
-    ``""`` without one)."""
+    ``""`` without one). Products in eight bits also multiply the zeros that fill their words."""
     return {var.name_hint: _cost(func) for var, func in mod.functions.items() if var.name_hint not in entries}
 
 
@@ -36,6 +37,7 @@ def _cost(func: tirx.PrimFunc) -> dict[str, Any]:
             if "schedule_rule" in block.annotations and is_product:
                 strides = block.annotations.get("strides", [1])  # data gradient: 1 in prod(strides) taps counts
                 flops = 2 * math.prod(int(var.dom.extent) for var in block.iter_vars) / math.prod(map(int, strides))
+                flops *= WORD if has_dots(block.body) else 1
                 sums_integers = str(block.writes[0].source.dtype).startswith("int")
                 rule = str(block.annotations["schedule_rule"])
                 products.append((flops, f"int8 {rule}" if sums_integers else rule))

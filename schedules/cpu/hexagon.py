@@ -15,8 +15,8 @@ from tvm import ir, tirx
 from tvm.sym import Analyzer
 from tvm.target.codegen import target_has_features
 
-from ..kernels import PORTABLE
-from ..kernels.quantized import DOT, WORD
+from ..kernels import PORTABLE, quantized
+from ..kernels.quantized import WORD
 from .traits import CpuTraits
 
 HVX = "hvx-length128b"
@@ -41,7 +41,7 @@ def for_kernel(func: tirx.PrimFunc, traits: CpuTraits) -> CpuTraits:
     """
     if not traits.integer_lanes:
         return traits
-    has_dots = _has_dots(func)
+    has_dots = quantized.has_dots(func.body)
     if not has_dots and any("float" in str(param.ty.dtype) for param in func.params):
         return traits
     # A packet has up to two multiply-adds of vectors, whose sums are there in the next but one, and one vector load.
@@ -60,12 +60,6 @@ def _lanes_for(func: tirx.PrimFunc, has_dots: bool) -> int:
     if not has_dots and columns % (LANES // 2) == 0:
         return LANES if columns % LANES == 0 else LANES // 2
     return max(lanes for lanes in range(1, LANES + 1) if columns % lanes == 0)
-
-
-def _has_dots(func: tirx.PrimFunc) -> bool:
-    called: set[str] = set()
-    tvm_ffi.structural_walk(func.body, (ir.Call, lambda call: called.add(getattr(call.op, "name", ""))))
-    return DOT in called
 
 
 def added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, lanes: int) -> tirx.Expr | None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import te, tirx
+import tvm_ffi
+from tvm import ir, te, tirx
 
 from .conv2d import output_extent
 from .integers import joined, multiplied_high, operator, saturated_int16, saturated_uint8
@@ -32,6 +33,13 @@ operator(DOT, "dot product of four uint8 and four int8, each four one word of 32
 def dot4(x: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
     """Return the dot product of two words: four uint8 of ``x``, four int8 of ``weights``."""
     return tirx.call_intrin("int32", DOT, x, weights)
+
+
+def has_dots(stmt: tirx.Stmt) -> bool:
+    """Return whether a statement computes dot products of words."""
+    called: set[str] = set()
+    tvm_ffi.structural_walk(stmt, (ir.Call, lambda call: called.add(getattr(call.op, "name", ""))))
+    return DOT in called
 
 
 def quantized_conv2d(

@@ -81,6 +81,8 @@ def test_layers_before_the_first_trained_parameter_compute_in_eight_bits(program
     names = " ".join(program.manifest["kernels"])
     assert "quantized_conv2d" in names
     assert "requantize_sum" in names
+    flops = [cost["flops"] for cost in program.manifest["kernels"].values() if cost["kind"] == "int8 pock.conv2d"]
+    assert next(row["forward_flops"] for row in program.manifest["layers"] if row["name"] == "expand") in flops
 
 
 def test_float_weights_of_these_layers_are_not_in_the_program(program, floats, model) -> None:
