@@ -64,6 +64,13 @@ CASES = {
     "language": (Language, WORDS, {"loss": "causal_lm"}),
     "mse": (mlp, FEATURES, {"loss": "mse", "guard": "step"}),
     "bce": (mlp, FEATURES, {"loss": "bce_with_logits", "guard": "off"}),
+    "eight bits": (
+        Small, IMAGE,
+        {
+            "scheme": pock.Scheme({"*": "frozen", "blocks.1.*": "full", "head.*": "full"}), "frozen": "int8",
+            "calibrate_with": np.random.default_rng(0).random(IMAGE.shape, "float32"),
+        },
+    ),
     "its own loss": (OwnLoss, torch.zeros(4, 6), {"loss": "output"}),
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ FORMS = {"extensions": ("-march=native", "-O1"), "loops": ("-DPOCK_SCALAR", "-O0
         ("indices", "extensions"),
         ("sparse, AdamW", "extensions"),
         ("sparse, AdamW", "loops"),
+        ("eight bits", "loops"),
     ],
 )
 def test_twenty_steps(name, form, tmp_path, monkeypatch):
