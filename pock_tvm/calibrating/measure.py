@@ -179,20 +179,18 @@ def cache_sizes(latencies: dict[int, float]) -> tuple[int, int]:
     """Return the sizes of the first and the second cache: the largest before the latency leaves its plateau.
 
     ``latencies``: of a load, by the bytes that are read. The second plateau is taken as reached at twice the first
-    cache.
+    cache, and is the first where none is seen.
     """
     sizes = sorted(latencies)
     first = _end_of_plateau(sizes, latencies)
-    return first, _end_of_plateau([size for size in sizes if size >= 2 * first], latencies)
+    larger = [size for size in sizes if size >= 2 * first]
+    return first, _end_of_plateau(larger, latencies) if larger else first
 
 
 def _end_of_plateau(sizes: Sequence[int], latencies: dict[int, float]) -> int:
-    found = sizes[0]
-    for size in sizes:
-        if latencies[size] > SLOWER * latencies[sizes[0]]:
-            break
-        found = size
-    return found
+    """Return the largest size that is read as fast as the fastest one. A disturbed measurement is passed by."""
+    plateau = SLOWER * min(latencies[size] for size in sizes)
+    return max(size for size in sizes if latencies[size] <= plateau)
 
 
 def _line() -> int:

@@ -95,6 +95,9 @@ def test_sizes_of_caches_from_latencies() -> None:
     assert cache_sizes(latencies) == (2**15, 2**20)
     noisy = {size: seconds * (1 + 0.3 * (n % 2)) for n, (size, seconds) in enumerate(latencies.items())}
     assert cache_sizes(noisy) == (2**15, 2**20)
+    for disturbed in list(latencies)[:2]:
+        assert cache_sizes(latencies | {disturbed: 1.0}) == (2**15, 2**20)
+    assert cache_sizes({8192: 1.0, 16384: 1.0}) == (16384, 16384)
 
 
 def test_a_chase_reads_every_line_once() -> None:
