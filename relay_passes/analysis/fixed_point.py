@@ -30,6 +30,8 @@ MOST_ROUNDING = 1 / 8
 """Error of a result that rounded sums (1/16) and factors (1/16) leave, in its steps."""
 BIAS_BITS = 24
 """Most bits of a bias. A channel of tiny weights and a large bias gets a larger scale of weights."""
+ANY_SCALE = 2.0**-10
+"""Scale of weights that are all zeros, which any would do for: of most layers' order, so that a result's range fits."""
 FRACTION_BITS = range(4, 0, -1)
 """Fraction bits of summands, the most first that do not overflow."""
 LIMIT, LIMIT_16 = 2**31 - 1, 2**15 - 1
@@ -95,7 +97,7 @@ def quantized_sums(
     least = np.abs(bias) / (x.scale * 2**BIAS_BITS)
     if scale is None:
         scale = np.maximum(np.abs(weight).max(axis=axes) / LARGEST_WEIGHT, least)
-        scale[scale == 0] = 1.0
+        scale[scale == 0] = min(scale[scale > 0], default=ANY_SCALE)  # the least of the others fits where they do
     elif (scale < least).any():
         raise Unfit("its bias is too large beside the scale that the model states of its weights")
     else:

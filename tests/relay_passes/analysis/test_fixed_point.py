@@ -104,3 +104,12 @@ def test_what_does_not_fit_32_bits_is_refused() -> None:
         rescaling(sums, EightBits(1e-9, 0))
     with pytest.raises(Unfit, match="range of its result"):
         rescaling_with(sums, EightBits(1e-6, 0), X)
+
+
+def test_a_channel_of_zeros_keeps_no_layer_in_float() -> None:
+    weight = np.full((8, 3), 1e-3)
+    weight[:, 1] = 0
+    sums = quantized_sums(weight, None, X)
+    assert (rescaling(sums, EightBits(1e-5, 128)).factor > 0).all()
+    zeros = quantized_sums(np.zeros((8, 3)), None, X)
+    assert not zeros.weight.any() and (rescaling(zeros, X).factor > 0).all()
