@@ -18,6 +18,7 @@ from tvm.target.codegen import target_has_features
 from ..kernels import PORTABLE, quantized
 from ..kernels.quantized import WORD
 from .traits import CpuTraits
+from .vectors import lanes_of, shuffled
 
 HVX = "hvx-length128b"
 """LLVM's feature: vectors of 128 bytes."""
@@ -29,8 +30,6 @@ packets: a tile of 4 x 192 sums runs 1.2 to 1.5 times those of 2 x 192."""
 VECTOR_BYTES = 128
 MULTIPLY, MULTIPLY_ADD = "llvm.hexagon.V6.vrmpybusv.128B", "llvm.hexagon.V6.vrmpybusv.acc.128B"
 """Dot products of words of four uint8 and of four int8, alone or added to sums, without saturating."""
-EVEN_HALVES, EVEN_BYTES = "llvm.hexagon.V6.vpackeh.128B", "llvm.hexagon.V6.vpackeb.128B"
-"""Narrow two vectors to one of half as wide elements, by dropping the upper halves of these."""
 BYTES = ("int8", "uint8")
 
 
@@ -68,17 +67,25 @@ def added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, lanes: int) -> tirx
     A vector with fewer lanes than the instruction's leaves the others alone. Weights are read there, too: those of the
     next row, and less than :data:`VECTOR_BYTES` behind the last.
     """
-    if lanes > LANES or not isinstance(x, tirx.Broadcast) or not isinstance(weights, ir.TensorLoad):
+    if not 1 < lanes <= LANES or not isinstance(weights, ir.TensorLoad):
         return None
     place = weights.indices[0]
     if not isinstance(place, tirx.Ramp):
         return None
     wide = tirx.BufferLoad(weights.source, [tirx.Ramp(place.base, place.stride, LANES)])
-    word = tirx.Broadcast(_loaded_at_once(x.value), LANES)
+    word = tirx.Broadcast(_loaded_at_once(x.value), LANES) if isinstance(x, tirx.Broadcast) else full(x)
     if lanes == LANES:
         return tirx.call_llvm_pure_intrin(f"int32x{LANES}", MULTIPLY_ADD, sums, word, wide)
     found = tirx.call_llvm_pure_intrin(f"int32x{LANES}", MULTIPLY, word, wide)
-    return sums + tirx.Shuffle([found], _numbers(lanes))
+    return sums + shuffled([found], range(lanes))
+
+
+def full(words: tirx.Expr) -> tirx.Expr:
+    """Return a vector of all lanes, whose last ones are any number's where ``words`` has fewer.
+
+    Vectors are repeated: a shuffle with more lanes than its operands corrupts TVM's memory.
+    """
+    return shuffled([words] * -(-LANES // lanes_of(words)), range(LANES))
 
 
 def _loaded_at_once(x: tirx.Expr) -> tirx.Expr:
@@ -104,29 +111,6 @@ def _loaded_at_once(x: tirx.Expr) -> tirx.Expr:
 def names_vectors(func: tirx.PrimFunc) -> bool:
     """Return whether a kernel may have HVX's instructions: it is for Hexagon, and does not become source code."""
     return PORTABLE not in func.attrs and target_has_features(HVX, func.attrs["target"])
-
-
-@tirx.transform.prim_func_pass(opt_level=0, name="pock.PackBytes")
-def pack_bytes(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tirx.PrimFunc:
-    """Narrow vectors of int32 to bytes by HVX's instructions: LLVM does it one by one where they fill no vector."""
-    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.Cast, _packed))) if names_vectors(func) else func
-
-
-def _packed(node: tirx.Cast) -> tirx.Expr:
-    lanes = tvm.DataType(str(node.ty.dtype)).lanes
-    if (str(node.ty.dtype), str(node.value.ty.dtype)) != (f"uint8x{lanes}", f"int32x{lanes}"):
-        return node
-    if not LANES // 2 <= lanes <= LANES or lanes % WORD:
-        return node
-    wide = f"int32x{LANES}"
-    full = node.value if lanes == LANES else tirx.Shuffle([node.value] * 2, _numbers(LANES))
-    halves = tirx.call_llvm_pure_intrin(wide, EVEN_HALVES, full, full)
-    packed = tirx.call_llvm_pure_intrin(wide, EVEN_BYTES, halves, halves)
-    return tirx.reinterpret(f"uint8x{lanes}", tirx.Shuffle([packed], _numbers(lanes // WORD)))
-
-
-def _numbers(count: int) -> list[tirx.Expr]:
-    return [tirx.const(number, "int32") for number in range(count)]
 
 
 def aligned(pointer: tirx.Var, alignment: int) -> tirx.Expr:

@@ -13,6 +13,8 @@ from tvm.target.codegen import target_has_features
 from ..kernels import PORTABLE
 from ..kernels.integers import HIGH_BITS, JOIN_BYTES, MULTIPLY_HIGH, SATURATE_INT16, SATURATE_UINT8
 from ..kernels.quantized import WORD
+from . import hexagon_integers
+from .hexagon import HVX
 from .stored_together import Packing
 from .vectors import concatenated, lanes_of, shuffled
 
@@ -50,8 +52,9 @@ def lower_integers(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transf
     """Lower the operators of ``schedules/kernels/integers.py``, of vectors or numbers, for the function's target.
 
     Bytes of four vectors are computed together, wherever they are stored: each fills a quarter of a register. x86 packs
-    and rounds by ``vpackssdw``, ``vpackuswb`` and ``vpmulhrsw``, ARM by ``sqrdmulh`` (and, for what is left
-    as arithmetic, LLVM finds ``sqxtn`` and ``sqxtun``). Anywhere else, and in source code, it is plain arithmetic.
+    and rounds by ``vpackssdw``, ``vpackuswb`` and ``vpmulhrsw``, Hexagon by ``vpack`` and ``vmpy``, ARM by ``sqrdmulh``
+    (and, for what is left as arithmetic, LLVM finds ``sqxtn`` and ``sqxtun``). Anywhere else, and in source code, it is
+    plain arithmetic.
     """
     is_source = PORTABLE in func.attrs
     features = () if is_source else _features(func.attrs["target"])
@@ -82,6 +85,8 @@ def _packings(features: Sequence[str]) -> list[Packing]:
     """Return how a target packs vectors of sums, by their lanes."""
     if "aarch64" in features:
         return [Packing(ARM_LANES, ARM_LANES, _packed_by_arm)]
+    if HVX in features:
+        return hexagon_integers.PACKINGS
     return [
         Packing(lanes // 2, REGISTER // WORD, _packed_by_x86)
         for lanes, (feature, _) in PACKS[SATURATE_INT16].items()
@@ -108,7 +113,8 @@ def _features(target: Target) -> tuple[str, ...]:
     triple = str(target.attrs.get("mtriple") or "")
     if triple.startswith(("aarch64", "arm64")):
         return ("aarch64",)
-    return tuple(each for each in FEATURES if target_has_features(each, target))
+    known = (HVX,) if triple.startswith("hexagon") else FEATURES
+    return tuple(each for each in known if target_has_features(each, target))
 
 
 def _high_products(features: Sequence[str]) -> dict[int, tuple[str, str]]:
@@ -117,6 +123,8 @@ def _high_products(features: Sequence[str]) -> dict[int, tuple[str, str]]:
 
 def _multiplied_by_parts(operands: Sequence[tirx.Expr], features: Sequence[str]) -> tirx.Expr:
     """Multiply vectors in parts, each by the widest intrinsic that the target has, and what is left by arithmetic."""
+    if HVX in features and lanes_of(operands[0]) == hexagon_integers.HALVES:
+        return hexagon_integers.multiplied_high(*operands)
     known = _high_products(features)
     sizes = [lanes for lanes, (feature, _) in known.items() if feature in features]
     lanes, start, parts = lanes_of(operands[0]), 0, []

@@ -90,7 +90,6 @@ LOWERING = [
     tirx.transform.ConvertSSA(),  # inlining a block duplicates its variables
     vectorize,
     lower_dot,
-    hexagon.pack_bytes,
     tirx.transform.StorageRewrite(),
     s_tir.transform.HoistIfThenElse(),
     tirx.transform.UnrollLoop(),
