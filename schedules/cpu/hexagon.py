@@ -62,7 +62,9 @@ def _lanes_for(func: tirx.PrimFunc, has_dots: bool) -> int:
 
 
 def added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, lanes: int) -> tirx.Expr | None:
-    """Return ``sums`` and the dot products of words by one instruction; None where these are no vectors.
+    """Return ``sums`` and the dot products of words by one instruction; None where the weights are no vector.
+
+    ``x`` is one word for all lanes, or a word of its own for each.
 
     A vector with fewer lanes than the instruction's leaves the others alone. Weights are read there, too: those of the
     next row, and less than :data:`VECTOR_BYTES` behind the last.

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tvm
 
-from relay_passes.analysis.fixed_point import packed
+from relay_passes.analysis.fixed_point import packed, taps_packed
 from schedules.kernels import PORTABLE, quantized
 from tests.schedules import hexagon
+from tests.schedules import test_quantized as layers
 from tests.schedules.kernels import defined
 from tests.schedules.test_quantized import ZERO, convolution, is_equal, random_layer, rescaled, sums_of
 
@@ -30,6 +31,31 @@ def test_convolutions_are_numpys_integers(
     arrays = [x, weight if depthwise else packed(weight), *vectors]
     ours = hexagon.run(defined(convolution, *arrays, **geometry), arrays, tmp_path, version)
     is_equal(ours, rescaled(sums_of(x, weight, stride, taps // 2, 7), *vectors) + ZERO)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_depthwise_layers_by_words_of_taps(version: str, tmp_path: Path) -> None:
+    x, weight, *vectors = random_layer(48, 48, 3, True, 8)
+    words = taps_packed(weight, *quantized.taps_in_words(3, 1, 8), 1)
+    geometry = {"strides": (1, 1), "padding": (1,) * 4, "taps": 3, "zero": 7}
+    arrays = [x, words, *vectors]
+    ours = hexagon.run(defined(layers.depthwise, *arrays, **geometry), arrays, tmp_path, version)
+    is_equal(ours, rescaled(sums_of(x, weight, 1, 1, 7), *vectors) + ZERO)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("columns", [16, 64])
+def test_residuals(version: str, columns: int, tmp_path: Path) -> None:
+    """Bytes of a residual are widened in the order of sums that are packed, of whole vectors and of halves."""
+    x, weight, *vectors = random_layer(16, columns, 1, False, 8)
+    other = np.random.default_rng(1).integers(0, 256, (2, 8, 8, columns)).astype("uint8")
+    geometry = {"strides": (1, 1), "padding": (0,) * 4, "dilation": (1, 1), "zero": 0}
+    residual = {"other_factor": 3000, "constant": -900, "bits": 4}
+    arrays = [x, packed(weight), *vectors, other]
+    func = defined(layers.with_residual, *arrays, residual=residual, **geometry)
+    ours = hexagon.run(func, arrays, tmp_path, version)
+    summand = (128 * other.astype("int64") * 3000 + 2**14) >> 15
+    is_equal(ours, (rescaled(sums_of(x, weight, 1, 0, 0), *vectors) + summand - 900) >> 4)
 
 
 def dequantized(x, weight, bias, scale):
@@ -55,6 +81,6 @@ def test_dot_products_are_instructions_on_words() -> None:
     func = target.schedule(defined(convolution, x, packed(weight), *vectors, **geometry))
     func = func.with_attr("global_symbol", "kernel")
     text = tvm.get_global_func("target.build.llvm")(target.lower(func), target.llvm).inspect_source("asm")
-    assert "vrmpy(" in text and "vpack" in text
+    assert "vrmpy(" in text and "vmpy(" in text and ":sat" in text and "vmin(" not in text
     assert "memub" not in text and "memb(" not in text, "bytes are moved one by one"
     assert "llvm_pure_intrin" not in str(target.lower(func.with_attr(PORTABLE, True)))
