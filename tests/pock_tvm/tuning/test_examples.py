@@ -34,7 +34,7 @@ def example(path: str) -> ModuleType:
 
 def trial(point) -> Trial:
     """A trial in a world where tall tiles are fast."""
-    return Trial(point, 1.0 / point["tile"][0] + 0.1 * point["unroll_reduced"], 1.0)
+    return Trial(point, 1.0 / point["tile"][0] + 0.1 * point.get("unroll_reduced", 0), 1.0)
 
 
 def test_the_cost_model_ranks_what_it_has_not_seen() -> None:

@@ -24,7 +24,7 @@ POINTS = list(SPACE.points())
 def trial(point, seconds: float | None = None) -> Trial:
     """A trial in a world where tall tiles are fast."""
     if seconds is None:
-        seconds = 1.0 / point["tile"][0] + 0.1 * point["unroll_reduced"]
+        seconds = 1.0 / point["tile"][0] + 0.1 * point.get("unroll_reduced", 0)
     return Trial(point, seconds, 1.0)
 
 
