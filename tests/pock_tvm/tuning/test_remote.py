@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from pock_tvm.tuning import remote as module
 from pock_tvm.tuning import verdicts
 from pock_tvm.tuning.builder import Builder
 from pock_tvm.tuning.remote import RefusedError, RemoteBench, RemoteDevice
+from pock_tvm.tuning.search import Progress
 from pock_tvm.tuning.step_search import StepSearch
 from tests.pock_tvm.commands import run_command
 from tests.pock_tvm.deploying.servers import PATIENCE_S, Server, free_port
@@ -117,14 +117,19 @@ def test_an_interrupted_search_frees_its_devices(
     named = ["--tracker", tracker, "--key", "shelf", "--timeout", PATIENCE_S]
     command = ["tune", path, "--database", tmp_path, "--trials", 12, "--strategy", "random", *named]
 
+    def interrupt(state: Progress) -> None:
+        if state.trials >= 3:  # some come together
+            raise KeyboardInterrupt
+
     @contextmanager
     def interrupted(*_, **__):
-        yield lambda state: signal.raise_signal(signal.SIGINT) if state.trials >= 3 else None  # some come together
+        yield interrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "_shown", interrupted)
         code, text = run_command(*command)
-    assert code == 130 and f"the trials are kept in '{tmp_path}', and the same command goes on from there" in text
+    assert code == 130, text
+    assert f"the trials are kept in '{tmp_path}', and the same command goes on from there" in text
     kept = Database(tmp_path, target_of(program))
     assert not kept.skipped and 3 <= sum(map(len, kept.trials.values())) < 12
     connected(lambda: both_free(tracker), PATIENCE_S)
