@@ -19,6 +19,8 @@ METASCHEDULE = "metaschedule"
 SEED = 1
 """Sketches do not depend on it: only the numbers that are drawn, and decided otherwise, do."""
 TILE, OPTION, PLACE = "SamplePerfectTile", "SampleCategorical", "SampleComputeLocation"
+RULE = "schedule_rule"
+"""Annotation of a block that names the rule that schedules it."""
 NAMES = {TILE: "tile", OPTION: "option", PLACE: "place"}
 """Instructions of a trace that draw numbers, and how their decisions are called."""
 MOST_PLACES = 8
@@ -73,12 +75,21 @@ def generator(func: tirx.PrimFunc, cores: int, seed: int) -> tuple[tvm.IRModule,
     """Return a module with a kernel, MetaSchedule's generator of its sketches, and the context that it was made in."""
     from tvm.s_tir import meta_schedule as ms
 
-    mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+    mod = tvm.IRModule({"main": _without_rules(func).with_attr("global_symbol", "main")})
     rules = [rule for rule in ms.ScheduleRule.create("llvm") if not isinstance(rule, ms.schedule_rule.ApplyCustomRule)]
     space = ms.space_generator.PostOrderApply(sch_rules=rules, postprocs="llvm", mutator_probs="llvm")
     context = tune_context(mod, Target({"kind": "llvm", "num-cores": cores}), space, seed)
     space._initialize_with_tune_context(context)
     return mod, space, context
+
+
+def _without_rules(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Return a kernel whose blocks name no schedule rule: MetaSchedule tiles no block that names one."""
+    sch = s_tir.Schedule(tvm.IRModule({"main": func}))
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        if RULE in sch.get(block).annotations:
+            sch.unannotate(block, RULE)
+    return sch.mod["main"]
 
 
 def tune_context(mod: tvm.IRModule, target: Target, space: Any, seed: int, threads: int = 1) -> Any:
