@@ -98,6 +98,7 @@ def test_the_generic_space_replays(name: str) -> None:
     func, rng = kernel_of(name)[0], np.random.default_rng(0)
     tuned = Space(CPU, func, (METASCHEDULE,))
     default = CPU.schedule(func)
+    assert any(choice.startswith("tile") for choice in tuned.default) == (name not in ("transpose", "fallback"))
     for point in [tuned.default, *(tuned.sample(rng) for _ in range(3))]:
         assert point is not None and point[f"space:{METASCHEDULE}"] is True
         assert tuned.completed(point) == point
