@@ -72,7 +72,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
 
 
 def prefix(rows: list[list[dict[str, Any]]], column: str) -> list[float]:
-    """What the prefix has of a column, in float and in eight bits."""
+    """Sum a column over the kernels of the prefix, in float and in eight bits."""
     whole = [sum(row[column] for row in each) for each in rows]
     own = sum(row[column] for row in rows[1] if "quantize" in row["kernel"])
     return [whole[0] - (whole[1] - own), own]

@@ -1,4 +1,4 @@
-"""What calibration sees of a value, and the range that follows from it."""
+"""Calibration statistics of a value, and the quantisation range that follows from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARES = np.linspace(0.4, 1.0, 31)
 
 @dataclass
 class Observations:
-    """What was seen of a value over batches."""
+    """Statistics of a value over calibration batches."""
 
     low: float = 0.0
     high: float = 0.0

@@ -26,8 +26,6 @@ SUMS_IN_CACHE = 48 * 1024
 """Most bytes of a strip's results, which a task keeps in the first cache of a wide core."""
 FEWEST_ROWS = 32
 """Fewest rows of results: with 64 rows of 768 columns, blocks are 1.2 times as fast as an unpacked strip."""
-
-
 MOST_ROWS_OF_TURNED = 128
 """Most rows of results for which B is turned in blocks: with 49 rows it is 1.1 to 1.2 times as fast as whole strips,
 with 196 rows 0.95 to 0.98 times."""
@@ -71,7 +69,7 @@ def in_blocks(
     *taps, last = reduced
     offered = [n for n in divisors(extent_of(sch, last)) if n > 1]
     share = SHARE_OF_BLOCK if turned is None or taps else SHARE_OF_TURNED
-    most = max(1, int(share * traits.cache_bytes) // (4 * tile.width))
+    most = int(share * traits.cache_bytes) // (4 * tile.width)
     size = choices.choose("terms_of_block", offered, max((n for n in offered if n <= most), default=offered[0]))
     blocks, term = sch.split(last, [None, size])
     sch.reorder(*outer, column_outer, *taps, blocks, *row_outer, term, *inside)

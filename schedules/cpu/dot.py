@@ -13,7 +13,7 @@ from tvm.target.codegen import target_has_features
 from ..kernels import PORTABLE
 from ..kernels.quantized import DOT, WORD
 from . import hexagon
-from .vectors import lanes_of
+from .vectors import ARM_LANES, lanes_of
 
 BYTE, HALF = 8, 16
 """Bits of a byte, and of half a word."""
@@ -88,10 +88,6 @@ def _added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, features: Collecti
     as_bytes = f"int8x{WORD * lanes}"
     operands = (tirx.reinterpret(as_bytes, each) for each in (x, weights))
     return tirx.call_llvm_pure_intrin(f"int32x{lanes}", VNNI[lanes], sums, *operands)
-
-
-ARM_LANES = 4
-"""Words of a vector of NEON."""
 
 
 def _added_by_arm(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, features: Collection[str]) -> tirx.Expr:

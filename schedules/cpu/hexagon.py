@@ -10,13 +10,13 @@ import math
 from dataclasses import replace
 
 import tvm
-import tvm_ffi
 from tvm import ir, tirx
 from tvm.sym import Analyzer
 from tvm.target.codegen import target_has_features
 
 from ..kernels import PORTABLE, quantized
 from ..kernels.quantized import WORD
+from ..loops import loads_of
 from .traits import CpuTraits
 from .vectors import lanes_of, shuffled
 
@@ -95,8 +95,7 @@ def _loaded_at_once(x: tirx.Expr) -> tirx.Expr:
 
     LLVM joins loads of bytes where words may lie at any address. Hexagon's may not: the index has to tell.
     """
-    loads: list[ir.TensorLoad] = []
-    tvm_ffi.structural_walk(x, (ir.TensorLoad, loads.append))
+    loads = loads_of(x)
     analyzer = Analyzer()
     is_word = len(loads) == WORD and all(
         load.source.same_as(loads[0].source)

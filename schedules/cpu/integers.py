@@ -16,7 +16,7 @@ from ..kernels.quantized import WORD
 from . import hexagon_integers
 from .hexagon import HVX
 from .stored_together import Packing
-from .vectors import concatenated, lanes_of, shuffled
+from .vectors import ARM_LANES, concatenated, lanes_of, shuffled
 
 HIGH = {
     32: ("avx512bw", "llvm.x86.avx512.pmul.hr.sw.512"),
@@ -24,8 +24,6 @@ HIGH = {
     8: ("ssse3", "llvm.x86.ssse3.pmul.hr.sw.128"),
 }
 """Features and intrinsics of x86 that multiply 16 bits and round the high half, by lanes."""
-ARM_LANES = 4
-"""Words of a vector of NEON."""
 ARM_HIGH = {8: "llvm.aarch64.neon.sqrdmulh.v8i16", 4: "llvm.aarch64.neon.sqrdmulh.v4i16"}
 """The same of ARM."""
 PACKS = {

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import tvm
 from tvm import tirx
 
+ARM_LANES = 4
+"""Words of a vector of NEON."""
+
 
 def lanes_of(value: tirx.Expr) -> int:
     """Return the lanes of a vector; 1 for a number."""

@@ -58,7 +58,7 @@ def hexagon(version: str) -> Target:
 
 
 def run(func: tirx.PrimFunc, arrays: list[np.ndarray], folder: Path, version: str) -> np.ndarray:
-    """What an unscheduled kernel makes of arrays on a Hexagon: its last parameter."""
+    """Run an unscheduled kernel on arrays under the emulator, and return its last parameter."""
     program = built(func, folder, version)
     for number, array in enumerate(arrays):
         array.tofile(folder / f"{number}.bin")

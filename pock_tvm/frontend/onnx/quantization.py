@@ -17,7 +17,7 @@ QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 TO_UNSIGNED = {"uint8": 0, "int8": 128}
 """Types of eight bits, with what is added to have unsigned ones."""
 SUFFIX = "_quantized"
-"""What quantisers append to the name of a weight."""
+"""Suffixes that quantisers append to the name of a weight."""
 
 
 @dataclass
