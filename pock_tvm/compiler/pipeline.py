@@ -299,11 +299,12 @@ def order_kernels(
     unpacked = {"unpacked": choices.unpacked()} if moved else {}
     packed = [PackWeights(moved, target, name, **unpacked) for name in functions]
     batch = shape_of(phases.mod[TRAIN].params[0])[:1]
+    early = [OrderUpdates(name, training.guard) for name in functions]  # slices pay by what is in memory at once
     sliced = SliceForward(training.steps, functions, frozen, choices.slices(*batch) if batch else None)
     joins = target.layouts.joins_attention and uses_attention(phases.mod[TRAIN]) and choices.joined_attention()
     joined = [JoinAttention(name) for name in training.steps] if joins else []
     shared = [ShareFrozen(frozen, functions)] if copies == 1 and not target.layouts.reads_across else []
-    phases.run(6, "products", [*scaled, *padded, *straight, *transformed, *joined, sliced, *packed, *shared])
+    phases.run(6, "products", [*scaled, *padded, *straight, *transformed, *joined, *early, sliced, *packed, *shared])
     chosen = ChooseKernels(functions, target)
     views = relax.transform.RewriteDataflowReshape()
     phases.run(6, "kernels", [chosen, views, LiftFrozen(frozen, functions)], only_kernels)
@@ -321,12 +322,10 @@ def order_kernels(
     if target.layouts.fuses_updates and training.guard != STEP:
         phases.run(7, "updates", [*map(FuseUpdates, training.steps), clean[0]], only_kernels)
     # 8. Order: updates as early as possible; cheap, long-lived values are rematerialised.
-    updates_early = [OrderUpdates(name, training.guard) for name in training.functions]
+    ordered = [OrderUpdates(name, training.guard) for name in training.functions]
     holding = [HoldInputs(functions, held, training.micro_batches, TRAIN)] if held else []
     guarded = [GuardWrites(training.steps)] if target.is_gpu and training.guard != OFF else []
-    phases.run(
-        8, "ordered", [*guarded, NameKernels(training.functions), *updates_early, *holding], updates_follow_reads
-    )
+    phases.run(8, "ordered", [*guarded, NameKernels(training.functions), *ordered, *holding], updates_follow_reads)
     phases.places, phases.kernels = kernel_places(phases.mod, names), kernel_costs(phases.mod, training.functions)
     if choices.recomputed():
         phases.run(8, "cheap", [RecomputeCheap(training.steps, phases.seconds)], updates_follow_reads)

@@ -235,10 +235,17 @@ class _Usage:
                     crossing -= self.sizes[number]
                     inner[self.spans[number][0] : at + 1] += self.sizes[number]
             most, rest = float(inner.max()), max(least, float(behind[at + 1])) + float(again[at])
+            if self._splits_narrowing(at):
+                continue
             for count in counts:
                 if (count - 1) * (weights + calls * START) <= DEARER * moved:
                     found.append(_Tried(count, at, crossing + most / count, rest))
         return found
+
+    def _splits_narrowing(self, at: int) -> bool:
+        """Return whether a cut after a binding would store a product that is narrowed behind it."""
+        var = self.bindings[at].var
+        return var in self.unstored and self.readers[var][0] > at
 
     def _made_again(self) -> np.ndarray:
         """Return, for a cut after each binding, the extra bytes to join because values that the rest reads are

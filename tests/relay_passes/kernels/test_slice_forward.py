@@ -246,15 +246,36 @@ def test_any_chain_computes_the_same(steps: list[str], batch: int) -> None:
     )
 
 
+def in_eight_bits(emit: Callable[..., Any], x: Any) -> Any:
+    """A layer of 16 channels in eight bits: sums, then bytes."""
+    weight = relax.const(np.zeros((1, 1, shape_of(x)[-1] // 4, 16), "int32"))
+    vectors = [relax.const(np.zeros(16, kind)) for kind in ("int32", "int32", "int16")]
+    geometry = {"strides": (1, 1), "padding": (0,) * 4, "dilation": (1, 1), "zero": 0}
+    sums = emit(quantized.quantized_conv2d(x, weight, **geometry))
+    return emit(quantized.requantize(sums, *vectors, zero=0))
+
+
 def test_sums_of_layers_in_eight_bits_take_no_memory() -> None:
     """They stay in registers: the peak is that of bytes."""
-
-    def layer(emit: Callable[..., Any], x: Any) -> Any:
-        weight = relax.const(np.zeros((1, 1, 2, 16), "int32"))
-        vectors = [relax.const(np.zeros(16, kind)) for kind in ("int32", "int32", "int16")]
-        geometry = {"strides": (1, 1), "padding": (0,) * 4, "dilation": (1, 1), "zero": 0}
-        sums = emit(quantized.quantized_conv2d(x, weight, **geometry))
-        return emit(quantized.requantize(sums, *vectors, zero=0))
-
-    func = function({"x": (BATCH, 4, 4, 8)}, layer, "uint8")["main"]
+    func = function({"x": (BATCH, 4, 4, 8)}, in_eight_bits, "uint8")["main"]
     assert slice_forward._Usage(func, ()).peak == BATCH * 4 * 4 * 16
+
+
+def test_no_cut_stores_sums_of_layers_in_eight_bits() -> None:
+    def body(emit: Callable[..., Any], x: Any) -> Any:
+        return narrowing(emit, in_eight_bits(emit, in_eight_bits(emit, x)))
+
+    func = function({"x": (BATCH, 4, 4, 8)}, body, "uint8")["main"]
+    cuts = {op_name(bindings_of(func)[cut.last].value) for cut in slice_forward._Usage(func, ())._cuts()}
+    assert "pock.requantize" in cuts
+    assert "pock.quantized_conv2d" not in cuts
+
+
+def test_gradients_that_an_update_frees_do_not_keep_a_step_from_slices() -> None:
+    """Together they are larger than the first activations, and never in memory together."""
+    layers = [layer for _ in range(10) for layer in (Linear(256, 256), ReLU())]
+    model = Sequential(Conv2d(1, 16, 3, padding=1), ReLU(), AdaptiveAvgPool2d(4), Flatten(), *layers).eval()
+    exported = torch.export.export(model, (torch.zeros(8, 1, 64, 64),))
+    scheme = pock.Scheme({"*": "full", "0.*": "frozen"})
+    program = pock.compile(exported, scheme=scheme, loss="mse", build=False, check=False)
+    assert program.memory()["arena"] < 8 * 64 * 64 * 16 * 4
