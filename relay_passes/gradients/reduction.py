@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from tvm.relax import op as R
 
@@ -74,6 +75,45 @@ def deviation(use: Use) -> Expr:
     centered = x - R.mean(x, axis=list(_reduced_axes(use)), keepdims=True)
     share = R.where(R.equal(y, scalar(0, y)), scalar(0, y), use.grad * scalar(1 / _count(use), y) / y)
     return centered * _kept(use, share)
+
+
+@gradient("relax.prod")
+def product(use: Use) -> Expr:
+    """y = the product of x: dx = dy * the product of all other elements, which may be zero."""
+    x, shape, axes = use.args[0], shape_of(use.args[0]), _reduced_axes(use)
+    if not axes:
+        return use.grad
+    others = [axis for axis in range(len(shape)) if axis not in axes]
+    order, rest = [*others, *axes], [shape[axis] for axis in others]
+    rows = R.reshape(R.permute_dims(x, order), (*rest, _count(use)))
+    last = len(rest)
+    before = R.cumprod(rows, last, exclusive=True)
+    after = R.flip(R.cumprod(R.flip(rows, last), last, exclusive=True), last)
+    turned = R.reshape(before * after, [shape[axis] for axis in order])
+    return _kept(use, use.grad) * R.permute_dims(turned, [order.index(axis) for axis in range(len(shape))])
+
+
+@gradient("relax.cumprod")
+def cumprod(use: Use) -> Expr:
+    """y[i] = prod_{j <= i} x[j]: dx[k] = prod_{j < k} x[j] * s[k] with s[k] = dy[k] + x[k + 1] * s[k + 1].
+
+    The recurrence is solved by doubling, without a division: x may be zero.
+    """
+    x, axis = use.args[0], int(use.call.attrs.axis)
+    shape, step = shape_of(x), 1
+    total, factor = use.grad, _ahead(x, shape, axis, 1)
+    while step < shape[axis]:
+        total = total + factor * _ahead(total, shape, axis, step)
+        factor = factor * _ahead(factor, shape, axis, step)
+        step *= 2
+    return R.cumprod(x, axis, exclusive=True) * total
+
+
+def _ahead(x: Expr, shape: Sequence[int], axis: int, step: int) -> Expr:
+    """x[k + step] along an axis, 0 behind its end. ``shape``: that of x, which may have no type yet."""
+    widths = [0] * (2 * len(shape))
+    widths[2 * axis + 1] = step
+    return R.nn.pad(R.strided_slice(x, [axis], [step], [shape[axis]]), widths)
 
 
 @gradient("relax.cumsum")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm.relax import op as R
 
 from ..ir import Expr, scalar
+from .broadcasting import to_operand
 from .registry import Use, gradient
 
 
@@ -67,3 +68,22 @@ def atanh(use: Use) -> Expr:
     """y = atanh(x): dx = dy / (1 - x^2)."""
     x = use.args[0]
     return use.grad / (scalar(1, x) - x * x)
+
+
+@gradient("relax.atan2", 0)
+def atan2_height(use: Use) -> Expr:
+    """z = angle of (x, y), the first operand being y: dy = dz * x / (x^2 + y^2), and 0 at the origin."""
+    return to_operand(use, 0, use.grad * _over_square(use, use.args[1]))
+
+
+@gradient("relax.atan2", 1)
+def atan2_width(use: Use) -> Expr:
+    """z = angle of (x, y): dx = -dz * y / (x^2 + y^2), and 0 at the origin."""
+    return R.negative(to_operand(use, 1, use.grad * _over_square(use, use.args[0])))
+
+
+def _over_square(use: Use, side: Expr) -> Expr:
+    """A side of a triangle over the square of its hypotenuse; 0 where that is 0."""
+    y, x = use.args
+    square, zero = x * x + y * y, scalar(0, use.result)
+    return R.where(R.equal(square, zero), zero, side / square)

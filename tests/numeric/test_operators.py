@@ -70,6 +70,7 @@ def integers(values: np.ndarray | list, dtype: str = "int64") -> relax.Expr:
 
 
 MASK = np.arange(21).reshape(3, 7) % 3 == 0
+FACTORS = np.array([[1.0, 0.0, 2.0], [3.0, -1.0, 0.5]])
 TARGETS = integers([2, 0, -100, 4])
 ROWS = [
     # two operands, with and without broadcasting
@@ -81,6 +82,7 @@ ROWS = [
     Row("power", ((3, 7), (7,)), R.power, positive=True),
     Row("power of 2", ((3, 7),), lambda x: R.power(x, relax.const(2.0, "float64"))),
     Row("power of -1.5", ((3, 7),), lambda x: R.power(x, relax.const(-1.5, "float64")), positive=True),
+    Row("atan2", ((3, 7), (7,)), R.atan2),
     Row("maximum", ((3, 7), (7,)), R.maximum),
     Row("minimum", ((3, 7), (3, 1)), R.minimum),
     Row("where", ((3, 7), (1, 7)), lambda x, y: R.where(relax.const(MASK, "bool"), x, y)),
@@ -207,7 +209,11 @@ ROWS = [
     Row("min", ((3, 7),), lambda x: R.min(x, axis=[0], keepdims=True)),
     Row("variance", ((3, 7),), lambda x: R.variance(x, axis=[1])),
     Row("std", ((3, 7),), lambda x: R.std(x, axis=[0], keepdims=True)),
+    Row("prod", ((2, 3, 4),), lambda x: R.prod(x, axis=[0, 2])),
+    Row("prod of all, with a zero", ((2, 3),), lambda x: R.prod(x * relax.const(FACTORS, "float64"))),
     Row("cumsum", ((3, 7),), lambda x: R.cumsum(x, axis=1)),
+    Row("cumprod", ((2, 3, 5),), lambda x: R.cumprod(x, axis=1)),
+    Row("cumprod, with zeros", ((2, 3),), lambda x: R.cumprod(x * relax.const(FACTORS, "float64"), axis=1)),
     # movement
     Row("reshape", ((2, 6),), lambda x: R.reshape(x, (3, 4))),
     Row("flatten", ((2, 3, 2),), R.flatten),
