@@ -14,6 +14,7 @@ from relay_passes.analysis.fixed_point import EightBits
 from relay_passes.ir import Expr, is_float
 from relay_passes.operators.training import expm1, log1p
 
+from ..remainders import signed_as_dividend, signed_as_divisor
 from .registry import Number, Site, converter
 
 UNARY = {
@@ -170,15 +171,13 @@ def _quotient(at: Site, x: Expr, y: Expr, *, down: bool) -> Expr:
 @converter("remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor")
 def remainder(at: Site, x: Expr | Number, other: Expr | Number) -> Expr:
     """``x - floor(x / other) * other``: it has the sign of ``other``."""
-    x, y = at.promoted(x, other)
-    return at.emit(R.subtract(x, at.emit(R.multiply(_quotient(at, x, y, down=True), y))))
+    return signed_as_divisor(at.emit, *at.promoted(x, other))
 
 
 @converter("fmod.Tensor", "fmod.Scalar")
 def fmod(at: Site, x: Expr, other: Expr | Number) -> Expr:
     """``x - trunc(x / other) * other``: it has the sign of x."""
-    x, y = at.promoted(x, other)
-    return at.emit(R.subtract(x, at.emit(R.multiply(_quotient(at, x, y, down=False), y))))
+    return signed_as_dividend(at.emit, *at.promoted(x, other))
 
 
 @converter("pow.Tensor_Tensor", "pow.Tensor_Scalar", "pow.Scalar")
