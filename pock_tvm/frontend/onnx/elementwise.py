@@ -12,6 +12,7 @@ from tvm.relax import op as R
 
 from relay_passes.ir import Expr, constant_value, dtype_of, is_float, scalar
 
+from ..remainders import signed_as_dividend, signed_as_divisor
 from .registry import Node, converter, refuse
 
 UNARY: dict[str, Callable[[Expr], Expr]] = {
@@ -102,7 +103,9 @@ def variadic(node: Node, *data_0: Expr) -> Expr:
 @converter("Pow")
 def power(node: Node, x: Expr, y: Expr) -> Expr:
     """``x ^ y``, in the type of ``x``."""
-    refuse(not is_float(x), "it raises integers to a power; cast them to floating-point numbers before")
+    if not is_float(x):  # exact up to 53 bits
+        powers = node.emit(R.power(R.astype(x, "float64"), R.astype(y, "float64")))
+        return R.astype(powers, dtype_of(x))
     exponent = constant_value(y)
     if exponent is not None:
         y = relax.const(exponent.astype(dtype_of(x)), dtype_of(x))
@@ -113,20 +116,23 @@ def power(node: Node, x: Expr, y: Expr) -> Expr:
 
 @converter("Mod")
 def modulus(node: Node, a: Expr, b: Expr, *, fmod: int) -> Expr:
-    """Compute the integer remainder, with the divisor's sign."""
-    refuse(fmod or is_float(a), "it takes the remainder of floating-point numbers, or with the dividend's sign")
-    return R.floor_mod(a, b)
+    """Compute the remainder with the divisor's sign, or with ``fmod`` the dividend's."""
+    return (signed_as_dividend if fmod else signed_as_divisor)(node.emit, a, b)
 
 
 @converter("BitShift")
 def bit_shift(node: Node, x: Expr, y: Expr, *, direction: str) -> Expr:
-    """Shift by a constant number of bits below the type's width; beyond it machines differ."""
-    bits = constant_value(y)
-    width = np.dtype(dtype_of(x)).itemsize * 8
-    refuse(
-        bits is None or (bits < 0).any() or (bits >= width).any(), f"it shifts by what is not known to be 0 to {width}"
-    )
-    return R.left_shift(x, y) if direction == "LEFT" else R.right_shift(x, y)
+    """Shift by a number of bits. From the type's width on, and for negative numbers, all bits are shifted out: machines
+    differ there."""
+    dtype, width = dtype_of(x), np.dtype(dtype_of(x)).itemsize * 8
+    inside = node.emit(R.less(y, scalar(width, y)))
+    if dtype.startswith("int"):
+        inside = node.emit(R.logical_and(inside, R.greater_equal(y, scalar(0, y))))
+    bits = node.emit(R.where(inside, y, scalar(0, y)))
+    if direction == "LEFT":
+        return R.where(inside, R.left_shift(x, bits), scalar(0, x))
+    gone = R.where(R.less(x, scalar(0, x)), scalar(-1, x), scalar(0, x)) if dtype.startswith("int") else scalar(0, x)
+    return R.where(inside, R.right_shift(x, bits), gone)
 
 
 @converter("IsInf")
@@ -153,9 +159,10 @@ def cast(node: Node, x: Expr, *, to: int) -> Expr:
 
 
 @converter("CastLike")
-def cast_like(node: Node, x: Expr, target: Expr) -> Expr:
+def cast_like(node: Node, x: Expr, target: Expr) -> Expr | np.ndarray:
     """Cast to the type of another value."""
-    return cast_to(x, dtype_of(target))
+    known = constant_value(x)
+    return cast_to(x, dtype_of(target)) if known is None else known.astype(dtype_of(target))
 
 
 def cast_to(x: Expr, dtype: str) -> Expr:

@@ -50,28 +50,56 @@ def gather_elements(node: Node, x: Expr, indices: Expr, *, axis: int) -> Expr:
 
 @converter("GatherND")
 def gather_nd(node: Node, x: Expr, indices: Expr, *, batch_dims: int = 0) -> Expr:
-    """``x[indices[0], indices[1], …]`` with the coordinates along the last axis of ``indices``."""
-    refuse(batch_dims, "its attribute 'batch_dims' is not 0")
+    """``x[indices[0], indices[1], …]`` with the coordinates along the last axis of ``indices``; the first
+    ``batch_dims`` axes belong together."""
     shape, places = shape_of(x), shape_of(indices)
-    count = places[-1]
+    reach = batch_dims + places[-1]
+    place = _flat_places(node, indices, shape[batch_dims:reach])
+    if batch_dims:
+        size = int(np.prod(shape[batch_dims:reach]))
+        batch = np.arange(int(np.prod(shape[:batch_dims]))) * size
+        batch = batch.reshape(*shape[:batch_dims], *[1] * (len(places) - 1 - batch_dims))
+        place = node.emit(R.add(place, relax.const(batch.astype(dtype_of(place)), dtype_of(place))))
+    return R.take(node.emit(R.reshape(x, (int(np.prod(shape[:reach])), *shape[reach:]))), place, axis=0)
+
+
+def _flat_places(node: Node, indices: Expr, extents: Sequence[int]) -> Expr:
+    """Convert coordinates along the last axis of ``indices`` to positions in row-major order."""
+    refuse(not extents, "it has no coordinates")
+    last = len(shape_of(indices)) - 1
     flat: Expr | None = None
-    for axis in range(count):
-        column = node.emit(R.squeeze(R.strided_slice(indices, [len(places) - 1], [axis], [axis + 1]), [-1]))
-        column = _from_front(node, column, shape[axis])
-        if count > 1 and constant_value(column) is None:
-            column = coordinate(node.emit, column, shape[axis], int(np.prod(shape)))
-        flat = column if flat is None else node.emit(R.add(R.multiply(flat, scalar(shape[axis], flat)), column))
-    refuse(flat is None, "it has no coordinates")
-    table = node.emit(R.reshape(x, (int(np.prod(shape[:count])), *shape[count:])))
-    return R.take(table, flat, axis=0)
+    for axis, extent in enumerate(extents):
+        column = node.emit(R.squeeze(R.strided_slice(indices, [last], [axis], [axis + 1]), [-1]))
+        column = _from_front(node, column, extent)
+        if len(extents) > 1 and constant_value(column) is None:
+            column = coordinate(node.emit, column, extent, int(np.prod(extents)))
+        flat = column if flat is None else node.emit(R.add(R.multiply(flat, scalar(extent, flat)), column))
+    assert flat is not None
+    return flat
+
+
+@converter("ScatterND")
+def scatter_nd(node: Node, x: Expr, indices: Expr, updates: Expr, *, reduction: str = "none") -> Expr:
+    """Write or add rows at coordinates along the last axis of ``indices``."""
+    shape, count = shape_of(x), shape_of(indices)[-1]
+    rows, columns = int(np.prod(shape[:count])), int(np.prod(shape[count:]))
+    place = _flat_places(node, indices, shape[:count])
+    written = int(np.prod(shape_of(place)))
+    spread = node.emit(R.broadcast_to(R.reshape(place, (written, 1)), (written, columns)))
+    table = node.emit(R.reshape(x, (rows, columns)))
+    pieces = node.emit(R.reshape(updates, (written, columns)))
+    return R.reshape(node.emit(R.scatter_elements(table, spread, pieces, 0, _REDUCTIONS[reduction])), shape)
+
+
+_REDUCTIONS = {"none": "update", "add": "add", "mul": "mul", "max": "max", "min": "min"}
+"""TVM's names of what a scatter does with the values that are there."""
 
 
 @converter("ScatterElements", "Scatter")
 def scatter_elements(node: Node, x: Expr, indices: Expr, updates: Expr, *, axis: int, reduction: str = "none") -> Expr:
     """Write or add updates at indices along an axis."""
     axis %= len(shape_of(x))
-    modes = {"none": "update", "add": "add", "mul": "mul", "max": "max", "min": "min"}
-    return R.scatter_elements(x, _from_front(node, indices, shape_of(x)[axis]), updates, axis, modes[reduction])
+    return R.scatter_elements(x, _from_front(node, indices, shape_of(x)[axis]), updates, axis, _REDUCTIONS[reduction])
 
 
 @converter("OneHot")

@@ -238,14 +238,19 @@ def depth_and_space(node: Node, x: Expr, *, blocksize: int, mode: str = "DCR") -
 
 
 @converter("Trilu")
-def triangle(node: Node, x: Expr, k: Known | None = None, *, upper: int) -> Expr:
-    """Keep the upper or lower triangle, zero elsewhere."""
+def triangle(node: Node, x: Expr, k: Expr | None = None, *, upper: int) -> Expr:
+    """Keep the upper or lower triangle from diagonal ``k``, zero elsewhere."""
     rows, columns = shape_of(x)[-2:]
-    diagonal = 0 if k is None else int(k.reshape(-1)[0])
-    refuse(dtype_of(x) == "bool", "it takes a triangle of truth values")
-    kept = np.ones((rows, columns), "bool")
-    kept = np.triu(kept, diagonal) if upper else np.tril(kept, diagonal)
-    return R.where(relax.const(kept, "bool"), x, scalar(0, x))
+    ahead = np.arange(columns, dtype="int64") - np.arange(rows, dtype="int64")[:, None]
+    diagonal = None if k is None else constant_value(k)
+    kept: Expr
+    if k is None or diagonal is not None:
+        first = 0 if diagonal is None else int(diagonal.reshape(-1)[0])
+        kept = relax.const(ahead >= first if upper else ahead <= first, "bool")
+    else:
+        first = node.emit(R.reshape(k, ()))
+        kept = node.emit((R.greater_equal if upper else R.less_equal)(relax.const(ahead, "int64"), first))
+    return R.logical_and(x, kept) if dtype_of(x) == "bool" else R.where(kept, x, scalar(0, x))
 
 
 @converter("EyeLike")

@@ -8,7 +8,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
-from relay_passes.ir import Expr, dtype_of, scalar, shape_of
+from relay_passes.ir import Expr, constant_value, dtype_of, scalar, shape_of
 from relay_passes.operators.training import normalize
 
 from .registry import Known, Node, converter, refuse
@@ -118,7 +118,7 @@ def local_response(node: Node, x: Expr, *, alpha: float, beta: float, bias: floa
 def dropout(
     node: Node,
     x: Expr,
-    rate: Known | None = None,
+    rate: Expr | None = None,
     training_mode: Known | None = None,
     *,
     ratio: float = 0.5,
@@ -127,7 +127,10 @@ def dropout(
 ) -> list[Expr]:
     """Convert dropout to an identity."""
     training = training_mode is not None and bool(training_mode.reshape(-1)[0])
-    refuse((training and (rate is None or float(rate.reshape(-1)[0]) > 0)) or not is_test, "it drops values out" + EVAL)
+    known = None if rate is None else constant_value(rate)
+    refuse(
+        (training and (known is None or float(known.reshape(-1)[0]) > 0)) or not is_test, "it drops values out" + EVAL
+    )
     if not node.wants(1):
         return [x]
     dtype = "bool" if node.version >= 10 else dtype_of(x)

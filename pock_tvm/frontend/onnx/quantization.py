@@ -69,6 +69,8 @@ class _Removal:
                     kept.append(onnx.helper.make_node("Identity", [x], [node.output[0]]))
             elif node.op_type != QUANTIZE:
                 kept.append(node)
+            elif node.output[0] in self.outputs:
+                raise error_of(node, "it makes integers of an output, and programs give floats")
         for node in kept:
             for name in node.input:
                 maker = self.makers.get(name)

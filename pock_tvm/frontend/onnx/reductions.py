@@ -114,24 +114,25 @@ def _of_each(node: Node, x: Expr) -> Expr:
 
 @converter("ArgMax", "ArgMin")
 def extremum(node: Node, x: Expr, *, axis: int, keepdims: int, select_last_index: int = 0) -> Expr:
-    """Find the position of the first maximum or minimum along an axis."""
-    refuse(select_last_index, "its attribute 'select_last_index' asks for the last of equals, not the first")
+    """Find the position of the first, or the last, maximum or minimum along an axis."""
     operator = R.argmax if node.schema.name == "ArgMax" else R.argmin
-    return operator(x, axis, bool(keepdims))
+    if not select_last_index:
+        return operator(x, axis, bool(keepdims))
+    from_end = node.emit(operator(node.emit(R.flip(x, axis)), axis, bool(keepdims)))
+    return R.subtract(scalar(shape_of(x)[axis] - 1, from_end), from_end)
 
 
-@converter("CumSum")
-def cumulative_sum(node: Node, x: Expr, axis: Known, *, exclusive: int, reverse: int) -> Expr:
-    """Compute the cumulative sum, inclusive or exclusive; from the end with ``reverse``."""
+@converter("CumSum", "CumProd")
+def scan(node: Node, x: Expr, axis: Known, *, exclusive: int, reverse: int) -> Expr:
+    """Compute cumulative sums or products, inclusive or exclusive; from the end with ``reverse``."""
     along = int(axis.reshape(-1)[0]) % len(shape_of(x))
+    operator, neutral = (R.cumsum, 0) if node.schema.name == "CumSum" else (R.cumprod, 1)
     y = node.emit(R.flip(x, along)) if reverse else x
-    total = node.emit(R.cumsum(y, along))
-    total = node.emit(R.subtract(total, y)) if exclusive and not is_float(x) else total
-    if exclusive and is_float(x):  # shift by one: subtracting an infinite element gives NaN
-        extent, rank = shape_of(x)[along], len(shape_of(x))
-        widths = [0] * (2 * rank)
+    total = node.emit(operator(y, along))
+    if exclusive:  # shift by one: subtracting an infinite element gives NaN
+        extent, widths = shape_of(x)[along], [0] * (2 * len(shape_of(x)))
         widths[2 * along] = 1
-        total = node.emit(R.strided_slice(R.nn.pad(total, widths), [along], [0], [extent]))
+        total = node.emit(R.strided_slice(R.nn.pad(total, widths, "constant", neutral), [along], [0], [extent]))
     return R.flip(total, along) if reverse else total
 
 

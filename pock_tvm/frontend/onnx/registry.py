@@ -175,10 +175,12 @@ def attribute_value(attribute: onnx.AttributeProto) -> Any:
         return value.decode("utf-8", "replace")
     if isinstance(value, onnx.TensorProto):
         return onnx.numpy_helper.to_array(value)
+    if attribute.type == onnx.AttributeProto.STRINGS:
+        return [each.decode("utf-8", "replace") for each in value]
     return list(value) if attribute.type in _LISTS else value
 
 
-_LISTS = frozenset({onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS, onnx.AttributeProto.STRINGS})
+_LISTS = frozenset({onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS})
 
 
 def refuse(condition: Any, reason: str) -> None:

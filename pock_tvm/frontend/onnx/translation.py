@@ -20,8 +20,24 @@ from tvm import IRModule, relax
 from relay_passes.ir import Expr, dtype_of, shape_of
 
 from ...errors import ModelError
-from . import activations, elementwise, indexing, movement, normalization, pooling, products, reductions  # noqa: F401
+from . import (  # noqa: F401 - their converters
+    activations,
+    einsum,
+    elementwise,
+    indexing,
+    movement,
+    normalization,
+    pooling,
+    products,
+    recurrent,
+    reductions,
+    sampling,
+    signal,
+)
+from .declared import declared_operands
 from .evaluation import RANDOM, evaluate_node, type_of
+from .graphs import agree, copy_of, has_graph, reaching, renamed, spelled, static_shape
+from .loops import Bodies, turns_of_loop, turns_of_scan
 from .parameters import Parameters, module_of
 from .registry import Node, Unsupported, convert, error_of, expression, has_converter
 
@@ -57,7 +73,9 @@ class _Translation:
     parameters: Parameters
     values: dict[str, Value] = field(default_factory=dict)
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
-    copies: int = 0
+
+    def __post_init__(self) -> None:
+        self.bodies = Bodies(self.values)
 
     def run(self) -> IRModule:
         graph = self.model.graph
@@ -86,7 +104,8 @@ class _Translation:
         opsets = {entry.domain or "": entry.version for entry in self.model.opset_import}
         opsets = {"" if domain == "ai.onnx" else domain: version for domain, version in opsets.items()}
         opsets.setdefault("", onnx.defs.onnx_opset_version())
-        pending = deque(_Task(node, opsets) for node in _needed(self.model.graph))
+        graph = self.model.graph
+        pending = deque(_Task(node, opsets) for node in reaching(graph.node, {value.name for value in graph.output}))
         while pending:
             task = pending.popleft()
             try:
@@ -100,15 +119,20 @@ class _Translation:
 
     def _translate(self, task: _Task) -> list[_Task]:
         """Translate a node, or return the nodes that replace it."""
+        schema = _schema(task.node, task.opsets)
+        task = self._with_declared(task, schema)
         node = task.node
-        schema = _schema(node, task.opsets)
         inputs = [self.values[name] if name else None for name in node.input]
         if node.op_type in RANDOM:
             raise Unsupported("it draws random numbers; export the model in eval mode, without randomness")
         if node.op_type == "If":
             return self._branch(task, inputs[0])
-        if any(_has_graph(attribute) for attribute in node.attribute):
-            raise Unsupported("it is control flow, whose length the inputs decide; export a model without it")
+        version = task.opsets[""]
+        if node.op_type == "Loop":
+            return [_Task(each, task.opsets) for each in turns_of_loop(node, version, self.bodies)]
+        if node.op_type == "Scan":
+            turns = turns_of_scan(node, version, _shape_of(inputs[-1])[0], self.bodies)
+            return [_Task(each, task.opsets) for each in turns]
         results: Sequence[Value] | None = None
         if node.op_type in ("Shape", "Size") and isinstance(inputs[0], relax.Expr):
             results = evaluate_node(node, task.opsets, [np.broadcast_to(np.int8(0), shape_of(inputs[0]))])
@@ -123,6 +147,25 @@ class _Translation:
                 self.values[name] = self._bound(result, _name_of(node))
         self._check(task, schema, inputs)
         return []
+
+    def _with_declared(self, task: _Task, schema: onnx.defs.OpSchema) -> _Task:
+        """Replace computed shapes, axes and counts by those that the file declares with the types of the results."""
+        node = task.node
+        computed = [at for at, name in enumerate(node.input) if isinstance(self.values.get(name), relax.Expr)]
+        shapes = [static_shape(self.declared.get(name)) for name in node.output if name]
+        if not computed or None in shapes:
+            return task
+        first = self.values.get(node.input[0])
+        x = () if first is None or isinstance(first, list) else _shape_of(first)
+        known = declared_operands(node, schema.since_version, x, [shape for shape in shapes if shape is not None])
+        wanted = {at: array for at, array in known.items() if at in computed}
+        if not wanted:
+            return task
+        copy = copy_of(node)
+        for at, array in wanted.items():
+            copy.input[at] = f"{node.input[at]}#declared for {node.output[0]}"
+            self.values[copy.input[at]] = array
+        return _Task(copy, task.opsets)
 
     def _bound(self, result: Value, name: str) -> Value:
         if not isinstance(result, relax.Expr) or isinstance(result, relax.Var):
@@ -146,14 +189,10 @@ class _Translation:
             raise Unsupported("its condition is computed from the model's inputs; export a model without control flow")
         wanted = "then_branch" if condition.reshape(-1)[0] else "else_branch"
         body = next(attribute.g for attribute in task.node.attribute if attribute.name == wanted)
-        names = self._fresh({tensor.name for tensor in body.initializer}, body.node)
-        for tensor in body.initializer:
-            self.values[names[tensor.name]] = numpy_helper.to_array(tensor)
-        outputs = zip((names.get(value.name, value.name) for value in body.output), task.node.output, strict=True)
-        return [
-            *(_Task(_renamed(node, names), task.opsets) for node in body.node),
-            *(_Task(onnx.helper.make_node("Identity", [inner], [outer]), task.opsets) for inner, outer in outputs),
-        ]
+        nodes, results = self.bodies.copy_of(body, ())
+        outputs = zip(results, task.node.output, strict=True)
+        nodes += [onnx.helper.make_node("Identity", [inner], [outer]) for inner, outer in outputs]
+        return [_Task(node, task.opsets) for node in nodes]
 
     def _expand(self, task: _Task, schema: onnx.defs.OpSchema, inputs: Sequence[Value]) -> list[_Task]:
         """Return the nodes of an operator's function in ONNX's schema."""
@@ -173,28 +212,23 @@ class _Translation:
             )
             body = onnx.FunctionProto.FromString(text) if text else None
         if body is None:
+            if has_graph(node):
+                raise Unsupported("it is control flow, whose length the inputs decide; export a model without it")
             if node.op_type in ("ConstantOfShape", "Range"):
                 raise Unsupported("the shape of its result depends on the values of the model's inputs")
             raise Unsupported("this operator is not supported; write the layer with other operators before the export")
         if len(node.input) > len(body.input):
             raise Unsupported(f"its input {len(body.input)} is not supported")
         opsets = task.opsets | {"" if e.domain == "ai.onnx" else e.domain: e.version for e in body.opset_import}
-        names = self._fresh(set(), body.node)
+        names = self.bodies.fresh(body.node)
         names |= dict(zip(body.input, [*node.input, *[""] * len(body.input)], strict=False))
         names |= {inner: outer for inner, outer in zip(body.output, node.output, strict=False) if outer}
         attributes = {attribute.name: attribute for attribute in node.attribute}
         for name, attribute in schema.attributes.items():
             if name not in attributes and attribute.default_value.type != onnx.AttributeProto.UNDEFINED:
                 attributes[name] = attribute.default_value
-        tasks = [_Task(_renamed(inner, names, attributes), opsets) for inner in body.node]
-        wanted = {name for name in node.output if name}
-        return _reaching(tasks, wanted)
-
-    def _fresh(self, names: set[str], nodes: Sequence[onnx.NodeProto]) -> dict[str, str]:
-        """Create fresh names for the values of a body."""
-        self.copies += 1
-        made = names | {name for node in nodes for name in node.output if name}
-        return {name: f"{name}#{self.copies}" for name in made}
+        nodes = [renamed(inner, names, attributes) for inner in body.node]
+        return [_Task(inner, opsets) for inner in reaching(nodes, {name for name in node.output if name})]
 
     # ---- type check --------------------------------------------------------------------------------------------------
 
@@ -218,83 +252,14 @@ class _Translation:
                 continue
             ours = _onnx_type(value).tensor_type
             for source, theirs in (("ONNX", inferred.get(name)), ("the file", self.declared.get(name))):
-                if theirs is not None and theirs.HasField("tensor_type") and not _agree(ours, theirs.tensor_type):
+                if theirs is not None and theirs.HasField("tensor_type") and not agree(ours, theirs.tensor_type):
                     raise Unsupported(
-                        f"'{name}' comes out as {_spelled(ours)}, and is {_spelled(theirs.tensor_type)} by {source}"
+                        f"'{name}' comes out as {spelled(ours)}, and is {spelled(theirs.tensor_type)} by {source}"
                     )
 
 
 MAX_INFERENCE_ELEMENTS = 1024
 """Largest constant, in elements, whose values are given to shape inference: a shape, axes, a padding."""
-
-
-def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """List the nodes that an output depends on, in the file's order."""
-    return [task.node for task in _reaching([_Task(node, {}) for node in graph.node], {v.name for v in graph.output})]
-
-
-def _reaching(tasks: Sequence[_Task], wanted: set[str]) -> list[_Task]:
-    """Select the tasks that the wanted values depend on."""
-    wanted, kept = set(wanted), []
-    for task in reversed(tasks):
-        if wanted.isdisjoint(task.node.output):
-            continue
-        kept.append(task)
-        wanted |= _reads(task.node)
-    return kept[::-1]
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """Collect the names that a node reads, its subgraphs included."""
-    names, pending = set(), [node]
-    while pending:
-        current = pending.pop()
-        names |= set(current.input)
-        for attribute in current.attribute:
-            for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
-                names |= {value.name for value in graph.output}
-                pending.extend(graph.node)
-    return names - {""}
-
-
-def _has_graph(attribute: onnx.AttributeProto) -> bool:
-    return attribute.HasField("g") or bool(attribute.graphs)
-
-
-def _renamed(
-    node: onnx.NodeProto, names: Mapping[str, str], attributes: Mapping[str, onnx.AttributeProto] | None = None
-) -> onnx.NodeProto:
-    """Copy a node of a function body, with names and attribute values of the call site.
-
-    In its subgraphs only names of outer values are replaced.
-    """
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    pending = [copy]
-    while pending:
-        current = pending.pop()
-        current.input[:] = [names.get(name, name) for name in current.input]
-        if current is copy:
-            current.output[:] = [names.get(name, name) for name in current.output]
-        resolved = []
-        for attribute in current.attribute:
-            if attribute.ref_attr_name and attributes is not None:
-                if attribute.ref_attr_name not in attributes:
-                    continue
-                value = onnx.AttributeProto()
-                value.CopyFrom(attributes[attribute.ref_attr_name])
-                value.name = attribute.name
-                attribute = value
-            resolved.append(attribute)
-        copied = [onnx.AttributeProto.FromString(attribute.SerializeToString()) for attribute in resolved]
-        current.ClearField("attribute")
-        current.attribute.extend(copied)
-        for attribute in current.attribute:
-            for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
-                for value in graph.output:
-                    value.name = names.get(value.name, value.name)
-                pending.extend(graph.node)
-    return copy
 
 
 def _schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> onnx.defs.OpSchema:
@@ -318,6 +283,10 @@ def _tensor_type(tensor: onnx.TypeProto.Tensor) -> relax.TensorType:
     )
 
 
+def _shape_of(value: Value) -> tuple[int, ...]:
+    return value.shape if isinstance(value, np.ndarray) else shape_of(value)
+
+
 def _onnx_type(value: Value) -> onnx.TypeProto:
     """Return the ONNX type of a value."""
     if isinstance(value, np.ndarray):
@@ -326,20 +295,3 @@ def _onnx_type(value: Value) -> onnx.TypeProto:
         raise Unsupported("it reads what is no tensor")
     element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype_of(value)))
     return onnx.helper.make_tensor_type_proto(element, shape_of(value))
-
-
-def _agree(ours: onnx.TypeProto.Tensor, theirs: onnx.TypeProto.Tensor) -> bool:
-    """Check a static type against one that may have unknown dimensions."""
-    if theirs.elem_type and ours.elem_type != theirs.elem_type:
-        return False
-    if not theirs.HasField("shape"):
-        return True
-    return len(ours.shape.dim) == len(theirs.shape.dim) and all(
-        not wanted.HasField("dim_value") or got.dim_value == wanted.dim_value
-        for got, wanted in zip(ours.shape.dim, theirs.shape.dim, strict=True)
-    )
-
-
-def _spelled(tensor: onnx.TypeProto.Tensor) -> str:
-    extents = ", ".join(str(dim.dim_value) if dim.HasField("dim_value") else "?" for dim in tensor.shape.dim)
-    return f"{onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}[{extents}]"

@@ -73,6 +73,10 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, "int64")
 
 
+def weights(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype("float32")
+
+
 IMAGE = [(2, 3, 7, 6)]
 NODES = {
     "average of a ceiled window": node_model(
@@ -108,6 +112,52 @@ NODES = {
     "mirrored border": node_model("Pad", [(3, 4)], [ints(1, 2, 0, 3)], mode="reflect"),
     "exclusive sum from the end": node_model("CumSum", [(3, 4)], [np.array(1)], exclusive=1, reverse=1),
     "sum of products": node_model("Einsum", [(2, 3, 4), (5, 4, 2)], equation="bij,kjb->bki"),
+    "sum of products over an ellipsis, with a diagonal": node_model(
+        "Einsum", [(2, 1, 4, 4), (1, 3, 5, 4)], equation="...ii,...ki->...k"
+    ),
+    "the last of equals": node_model("ArgMax", [(3, 4)], select_last_index=1),
+    "transposed convolution to twice the size": node_model(
+        "ConvTranspose", IMAGE, [weights(3, 4, 3, 3)], strides=[2, 2], auto_pad="SAME_UPPER"
+    ),
+    "a row added twice": node_model(
+        "ScatterND", [(4, 3)], [np.array([[1], [-1], [1]]), weights(3, 3)], reduction="add"
+    ),
+    "elements gathered in each batch": node_model(
+        "GatherND", [(2, 3, 4)], [np.array([[[2], [0]], [[-1], [1]]])], batch_dims=1
+    ),
+    "remainder with the dividend's sign": node_model("Mod", [(3, 4), (4,)], fmod=1),
+    "sampled at a grid": node_model(
+        "GridSample", [(1, 2, 5, 6), (1, 3, 4, 2)], opset=20, mode="cubic", padding_mode="reflection"
+    ),
+    "frequencies": node_model("DFT", [(2, 7, 1)], [None, np.array(1)], opset=20, onesided=1),
+    "samples of half the frequencies": node_model(
+        "DFT", [(2, 4, 2)], [np.array(7), np.array(1)], opset=20, onesided=1, inverse=1
+    ),
+    "frequencies of frames": node_model(
+        "STFT", [(2, 12, 1)], [np.array(3), np.hanning(6).astype("float32")], onesided=1
+    ),
+    "long short-term memory, both ways": node_model(
+        "LSTM",
+        [(3, 2, 4)],
+        [weights(2, 12, 4), weights(2, 12, 3), weights(2, 24), None, weights(2, 2, 3)],
+        outputs=3,
+        direction="bidirectional",
+        hidden_size=3,
+    ),
+    "gated units from the end": node_model(
+        "GRU", [(3, 2, 4)], [weights(1, 9, 4), weights(1, 9, 3)], outputs=2, direction="reverse", hidden_size=3
+    ),
+    "gated units as in PyTorch, batch first": node_model(
+        "GRU",
+        [(2, 3, 4)],
+        [weights(1, 9, 4), weights(1, 9, 3), weights(1, 18)],
+        hidden_size=3,
+        layout=1,
+        linear_before_reset=1,
+    ),
+    "recurrent relu": node_model(
+        "RNN", [(3, 2, 4)], [weights(1, 3, 4), weights(1, 3, 3)], hidden_size=3, activations=["Relu"]
+    ),
     "an exponential that would overflow": node_model("Elu", [(3, 4)], alpha=2.0),
     "a function of other operators": node_model("MeanVarianceNormalization", [(2, 3, 4, 4)]),
 }
@@ -127,6 +177,42 @@ def test_a_node_computes_what_onnx_defines(name: str) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+LOOP = """
+    <ir_version: 8, opset_import: ["": 17]>
+    summed (float[2, 3] x) => (float[2, 3] last, float[4, 2, 3] all) {
+        turns = Constant <value = int64 {4}> ()
+        go_on = Constant <value = bool {1}> ()
+        last, all = Loop (turns, go_on, x) <body = body (int64 turn, bool go, float[2, 3] state)
+            => (bool still, float[2, 3] next, float[2, 3] row) {
+                still = Identity (go)
+                share = Cast <to = 1> (turn)
+                next = Mul (state, x)
+                row = Add (next, share)
+            }>
+    }
+"""
+
+
+def test_a_loop_of_known_length_is_written_out() -> None:
+    model, x = onnx.parser.parse_model(LOOP), weights(2, 3)
+    for ours, wanted in zip(
+        outputs_of(imported(model), {"x": x}), [x**5, [x ** (turn + 2) + turn for turn in range(4)]]
+    ):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5)
+
+
+def test_the_shape_that_the_file_declares_stands_for_one_that_is_computed() -> None:
+    model = node_model("Reshape", [(2, 3)], opset=18)
+    model.graph.node[0].input.append("shape")
+    model.graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [2]))
+    with pytest.raises(ModelError, match="'shape' is computed"):
+        imported(model)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y0", TensorProto.FLOAT, [3, 2]))
+    x = weights(2, 3)
+    ours = outputs_of(imported(model), {"x0": x, "shape": ints(3, 2)})[0]
+    np.testing.assert_array_equal(ours, x.reshape(3, 2))
+
+
 def test_before_operator_set_13_softmax_runs_over_all_that_follows() -> None:
     x = RNG.standard_normal((2, 3, 4)).astype("float32")
     ours = outputs_of(imported(node_model("Softmax", [x.shape], opset=11, axis=1)), {"x0": x})[0]
@@ -134,10 +220,10 @@ def test_before_operator_set_13_softmax_runs_over_all_that_follows() -> None:
 
 
 REFUSED = [
-    (node_model("ArgMax", [(2, 3)], select_last_index=1), r"ArgMax \(node 'the_node'.*'select_last_index'"),
+    (node_model("MaxRoiPool", [(1, 2, 8, 8), (1, 5)], pooled_shape=[2, 2]), r"MaxRoiPool \(node 'the_node'.*supported"),
     (node_model("MaxPool", IMAGE, kernel_shape=[2, 2], storage_order=1), r"MaxPool .*attribute 'storage_order'"),
     (node_model("MaxPool", IMAGE, kernel_shape=[2, 2], outputs=2), r"MaxPool .*output 1 \('y1'\)"),
-    (node_model("ConvTranspose", [*IMAGE, (3, 4, 3, 3)], output_shape=[9, 9]), "'output_shape'.*'output_padding'"),
+    (node_model("LSTM", [(3, 2, 4), (1, 12, 4), (1, 12, 3)], hidden_size=3, clip=0.5), "'clip'"),
     (node_model("Reshape", [(2, 3), (2,)]), "Reshape"),
     (node_model("ReduceSum", [(2, 3)], outputs=1, keepdims=1, noop_with_empty_axes=0, opset=11), "ReduceSum"),
     (node_model("Dropout", [(2, 3)], [np.float32(0.5), np.bool_(True)]), r"Dropout .*model.eval\(\)"),
