@@ -12,6 +12,10 @@ mute     a ``PockError`` that does not
 WRONG    the loss ("forward") or an update only ("backward") differs
 CRASH    any other exception, the death of the process, or no answer in time
 
+The table says of each entry how many of the zoo's graphs contain its operator (``tests/zoo/operators.json``, where
+that has been written), and whether it is one of PyTorch's core operators. A summary counts the entries of which every
+sample is right: those of either kind, the others, and the families that no network of this field trains through.
+
 Exits with 1 where anything is mute, wrong or crashes. Needs ``expecttest``, as PyTorch's samples do.
 """
 
@@ -47,6 +51,15 @@ TOLERANCE = 1e-3
 """Largest relative error of a loss or an update."""
 WEIGHT_ROUNDING = 5e-7
 """Further error of an update relative to its weight's norm: the rounding of the updated weight."""
+ZOO = Path(__file__).resolve().parents[1] / "tests" / "zoo" / "operators.json"
+"""How many of the zoo's graphs contain each operator."""
+FAMILIES = re.compile(
+    r"(linalg|fft|special|sparse|masked|signal)\.|_?fft|i?stft|cholesky|svd|\bqr\b|geqrf|ormqr|\blu\b|lu_|triangular_solve|"
+    r"pinverse|logdet|slogdet|\bdet\b|matrix_exp|inverse|lobpcg|\beig|complex|polar|real|imag|conj|angle|resolve_|H\b|"
+    r"to_sparse|erfinv|erfc|lgamma|digamma|polygamma|mvlgamma|\bi0\b|igamma|sinc|cholesky_solve|householder"
+)
+"""Entries that no network of this field trains through: decompositions, Fourier transforms, special functions, complex
+and sparse numbers."""
 VERDICTS = ("right", "skipped", "refused", "mute", "WRONG", "CRASH")
 FAULTS = VERDICTS[3:]
 
@@ -59,6 +72,8 @@ class Outcome:
     sample: int
     verdict: str
     reason: str = ""
+    operators: tuple[str, ...] = ()
+    """ATen's operators in its graph, without overloads and those that :class:`Around` adds."""
 
 
 class Around(torch.nn.Module):
@@ -130,20 +145,25 @@ def step_of_torch(network: Around, dtype: torch.dtype) -> tuple[float, dict[str,
     return float(loss), grads
 
 
-def judge(network: Around) -> tuple[str, str]:
-    """The verdict on one network, and why."""
-    import pock_tvm as pock
-
+def judge(network: Around) -> tuple[str, str, tuple[str, ...]]:
+    """The verdict on one network, why, and the operators in its graph."""
     try:
         loss, grads = step_of_torch(network, torch.float32)
         if not grads:
-            return "skipped", "no gradient"
+            return "skipped", "no gradient", ()
     except Exception as error:
-        return "skipped", f"eager PyTorch: {_line(error)}"
+        return "skipped", f"eager PyTorch: {_line(error)}", ()
     try:
         exported = torch.export.export(network, tuple(network.inputs))
     except Exception as error:
-        return "skipped", f"torch.export: {_line(error)}"
+        return "skipped", f"torch.export: {_line(error)}", ()
+    return *compared(network, exported, loss, grads), tuple(sorted(_aten(exported.graph)))
+
+
+def compared(network: Around, exported: Any, loss: float, grads: dict[str, np.ndarray]) -> tuple[str, str]:
+    """The verdict on an exported network, and why."""
+    import pock_tvm as pock
+
     try:
         trainer = pock.Trainer(pock.compile(exported, loss="output", check=False))
         ours = trainer.step([tensor.numpy() for tensor in network.inputs], lr=1.0)
@@ -203,6 +223,17 @@ def _operators(graph: torch.fx.Graph) -> set[str]:
     nodes = [node for node in graph.nodes if node.op == "call_function"]
     names = {node.name for node in nodes} | {getattr(node.target, "__name__", "").split(".")[0] for node in nodes}
     return names - {"add", "mul", "sum"}
+
+
+def _aten(graph: torch.fx.Graph) -> set[str]:
+    """ATen's operators of a graph, without overloads and those that :class:`Around` adds."""
+    targets = {node.target for node in graph.nodes if node.op == "call_function"}
+    names = {target.name() for target in targets if isinstance(target, torch._ops.OpOverload)}
+    return {name.removeprefix("aten::").split(".")[0].rstrip("_") for name in names} - AROUND
+
+
+AROUND = {"add", "mul", "sum", "cos", "arange", "reshape", "to"}
+"""Operators of :class:`Around`."""
 
 
 def _place(error: BaseException) -> str:
@@ -281,6 +312,25 @@ def judged(names: list[str], count: int) -> Iterator[list[Outcome]]:
         process.join()
 
 
+KINDS = ("in the zoo or PyTorch's core", "others", "families that no network trains through")
+"""Kinds of entries."""
+
+
+def operator_of(entry: str, operators: set[str]) -> str:
+    """The operator of an entry: by its name among those of its graphs, else the only one there."""
+    words = entry.split(".")
+    found = {"_".join(words[at:to]) for at in range(len(words)) for to in range(at + 1, len(words) + 1)} & operators
+    return max(found, key=len) if found else next(iter(operators)) if len(operators) == 1 else ""
+
+
+def is_core(operator: str) -> bool:
+    """Whether an operator is one of PyTorch's core operators."""
+    packet = getattr(torch.ops.aten, operator, None) if operator else None
+    return packet is not None and any(
+        torch.Tag.core in getattr(packet, overload).tags for overload in packet.overloads()
+    )
+
+
 def main(
     part: Annotated[str, typer.Option(help="Which part of the entries, such as 1/4.")] = "1/1",
     only: Annotated[list[str] | None, typer.Option(help="Entries by name; all by default.")] = None,
@@ -299,14 +349,25 @@ def main(
             if outcome.verdict != "right":
                 line = f"{outcome.operator} ({outcome.sample}): {outcome.verdict}: {outcome.reason}"
                 console.print(line, markup=False, soft_wrap=True)
-    table = Table("operator", *VERDICTS)
+    table = Table("operator", "zoo's graphs", "core", *VERDICTS)
+    graphs = json.loads(ZOO.read_text()) if ZOO.exists() else None
+    kinds: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for name in names:
-        counts = Counter(outcome.verdict for outcome in outcomes if outcome.operator == name)
-        table.add_row(name, *(str(counts[verdict] or "") for verdict in VERDICTS))
+        own = [outcome for outcome in outcomes if outcome.operator == name]
+        counts = Counter(outcome.verdict for outcome in own)
+        operator = operator_of(name, {each for outcome in own for each in outcome.operators})
+        used, core = (graphs or {}).get(operator, 0), is_core(operator)
+        cells = ["?" if graphs is None else str(used or ""), "core" if core else ""]
+        table.add_row(name, *cells, *(str(counts[verdict] or "") for verdict in VERDICTS))
+        if set(counts) != {"skipped"}:
+            kind = KINDS[2] if FAMILIES.search(name) and not used else KINDS[0] if used or core else KINDS[1]
+            kinds[kind].append(not counts.keys() - {"right", "skipped"})
     total = Counter(outcome.verdict for outcome in outcomes)
     table.add_section()
-    table.add_row("all", *(str(total[verdict]) for verdict in VERDICTS))
+    table.add_row("all", "", "", *(str(total[verdict]) for verdict in VERDICTS))
     console.print(table)
+    for kind, right in kinds.items():
+        console.print(f"{kind}: {sum(right)} of {len(right)} entries right")
     console.print(f"{len(names)} entries, {len(outcomes)} samples, {time.perf_counter() - started:.0f} s")
     if to is not None:
         to.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
