@@ -3,7 +3,8 @@
     python scripts/opinfo.py [--part 1/4] [--only softmax] [--samples 1] [--json out.json]
 
 Every differentiable entry of ``op_db`` becomes networks around the operator, one for each of its first three samples
-that have a gradient. Their operands are in turn parameters, and inputs times a parameter. A verdict on each:
+that have a gradient and no empty tensor (programs have none). Their operands are in turn parameters, and inputs times a
+parameter. A verdict on each:
 
 right    loss and every update equal PyTorch's
 skipped  ``torch.export`` or eager PyTorch cannot
@@ -263,7 +264,8 @@ def networks(entry: Any, count: int) -> Iterator[Around]:
     samples = []
     for sample in entry.sample_inputs("cpu", torch.float32, requires_grad=True):
         leaves = pytree.tree_leaves((sample.input, sample.args, sample.kwargs))
-        if any(_is_tensor(leaf) and leaf.requires_grad for leaf in leaves):
+        tensors = [leaf for leaf in leaves if _is_tensor(leaf)]
+        if any(tensor.requires_grad for tensor in tensors) and all(tensor.numel() for tensor in tensors):
             samples.append(sample)
         if len(samples) == count:
             break

@@ -8,7 +8,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
-from relay_passes.ir import Expr, constant_value, is_float, op_name, scalar, shape_of
+from relay_passes.ir import Expr, constant_value, dtype_of, is_float, op_name, scalar, shape_of
 
 from .registry import Known, Node, converter, refuse
 
@@ -67,6 +67,8 @@ def reduction(
 def _extreme(node: Node, x: Expr, along: list[int], kept: bool, operator: Callable[..., Expr], bound: float) -> Expr:
     """Take the maximum or minimum. TVM's starts from the last finite number, so rows that a mask filled with infinity
     are handled apart."""
+    if dtype_of(x) == "bool":
+        return R.astype(node.emit(operator(node.emit(R.astype(x, "int8")), along, kept)), "bool")
     y = operator(x, along, kept)
     if not is_float(x) or not _is_filled(node, x, bound):
         return y
@@ -139,6 +141,7 @@ def scan(node: Node, x: Expr, axis: Known, *, exclusive: int, reverse: int) -> E
 @converter("TopK")
 def top_k(node: Node, x: Expr, k: Known, *, axis: int, largest: int = 1, sorted: int = 1) -> list[Expr]:
     """Find the ``k`` largest or smallest values along an axis, in order, and their positions."""
+    refuse(dtype_of(x) in ("uint16", "uint32", "uint64"), f"it orders {dtype_of(x)}")
     pair = node.emit(R.topk(x, int(k.reshape(-1)[0]), axis % len(shape_of(x)), "both", bool(largest), "int64"))
     return [relax.TupleGetItem(pair, 0), relax.TupleGetItem(pair, 1)]
 

@@ -110,8 +110,17 @@ def split(at: Site, x: Expr, split_size: int, dim: int = 0) -> Result:
 
 @converter("unbind.int")
 def unbind(at: Site, x: Expr, dim: int = 0) -> Result:
-    """Split an axis into its positions."""
-    return [select(at, x, dim, index) for index in range(len(at.types))]
+    """Split an axis into its positions. Many, as in a loop over time, are parts of one split: their gradients are then
+    joined once, and not each added to all the others."""
+    axis = normalized(dim, len(shape_of(x)))
+    if len(at.types) < MANY:
+        return [select(at, x, dim, index) for index in range(len(at.types))]
+    parts = at.emit(R.split(x, len(at.types), axis))
+    return [at.reshape(at.emit(relax.TupleGetItem(parts, index)), at.shape) for index in range(len(at.types))]
+
+
+MANY = 8
+"""Fewest positions of an axis that are split at once."""
 
 
 @converter("cat.default")

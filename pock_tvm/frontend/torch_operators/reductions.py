@@ -233,23 +233,3 @@ def softmax_of_masked(at: Site, x: Expr, dim: int, dtype: Any = None) -> Expr:
     if normalized(dim, len(shape_of(x))) != len(shape_of(x)) - 1:
         raise Unsupported(f"with dim={dim} is not supported: move that axis to the end")
     return at.emit(safe_softmax(x))
-
-
-@converter("sort.default", "sort.stable")
-def sort(at: Site, x: Expr, dim: int = -1, descending: bool = False, stable: bool | None = None) -> Result:
-    """Sort along an axis; return values and positions."""
-    axis = normalized(dim, len(shape_of(x)))
-    if not shape_of(x):
-        return [x, at.cast(0, "int64")]
-    positions = at.emit(R.argsort(x, axis, descending, "int64"))
-    return [at.emit(R.gather_elements(x, positions, axis)), positions]
-
-
-@converter("topk.default")
-def top(at: Site, x: Expr, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Result:  # noqa: A002
-    """Find the k largest or smallest values along an axis; return values and positions."""
-    if not shape_of(x):
-        raise Unsupported("of a single number is not supported")
-    axis = normalized(dim, len(shape_of(x)))
-    positions = at.emit(R.topk(x, k, axis, "indices", largest, "int64"))
-    return [at.emit(R.gather_elements(x, positions, axis)), positions]

@@ -45,6 +45,7 @@ ARITHMETIC: dict[str, Row] = {
     "remainder of integers": lambda x, y, n, s, t: n % 4 + n % -3,
     "remainder": lambda x, y, n, s, t: torch.remainder(x, 0.7) + torch.remainder(x, y),
     "remainder with the sign of x": lambda x, y, n, s, t: torch.fmod(x, 0.7) + torch.fmod(n, 3)[:, None, None],
+    "remainder by an infinite number": lambda x, y, n, s, t: (torch.remainder(x, math.inf), torch.fmod(x, -math.inf)),
     "powers": lambda x, y, n, s, t: x**2 + x**3 + x.abs() ** 0.5 + 2**x + x.abs() ** y,
     "powers of integers": lambda x, y, n, s, t: n**2 + 2 ** n.abs(),
     "comparison of integers with a fraction": lambda x, y, n, s, t: (n < 2.5, n >= 1.5, t < 0.5),
@@ -97,6 +98,9 @@ REDUCTIONS: dict[str, Row] = {
     "extremes and where": lambda x, y, n, s, t: (*x.max(1), *x.min(-1, keepdim=True), *n.max(0)),
     "where": lambda x, y, n, s, t: (x.argmax(), x.argmax(2), x.argmin(-1, keepdim=True), n.argmax(1)),
     "products": lambda x, y, n, s, t: (x.prod(2), n.prod()),
+    "running extremes": lambda x, y, n, s, t: (*x.round().cummax(1), *(x.log().cummin(-1)), n.cummin(1)[0]),
+    "running sums of exponentials": lambda x, y, n, s, t: ((x * 60).logcumsumexp(2), x.log().nan_to_num(-math.inf).logcumsumexp(3)),
+    "by order": lambda x, y, n, s, t: (*x.kthvalue(2, 1), *x.median(-1, keepdim=True), n.median()),
     "any and all": lambda x, y, n, s, t: (t.any(), t.all(1), (n > -9).all(), n.any(0), x.any(-1, keepdim=True)),
     "variances": lambda x, y, n, s, t: x.var() + x.var(1, keepdim=True) + x.var((0, 2), correction=0, keepdim=True),
     "deviations": lambda x, y, n, s, t: x.std() + x.std(-1, correction=2, keepdim=True) + torch.std_mean(x, 1, keepdim=True)[1],
@@ -133,6 +137,9 @@ INDEXING: dict[str, Row] = {
     "selected": lambda x, y, n, s, t: (torch.index_select(x, 2, s[0]), torch.take(x, n + 7), n.take(s.long())),
     "gathered": lambda x, y, n, s, t: (x.gather(1, (n.abs() % 3)[:, None, None].expand(2, 2, 7, 5)), n.gather(1, s % 5)),
     "looked up": lambda x, y, n, s, t: F.embedding(n.abs(), x.reshape(-1, 21), padding_idx=3),
+    "bags": lambda x, y, n, s, t: tuple(F.embedding_bag(n.abs(), x.reshape(-1, 21), mode=mode) for mode in ("sum", "mean", "max")),
+    "uneven bags": lambda x, y, n, s, t: tuple(F.embedding_bag(n.abs()[0], x.reshape(-1, 21), s[0] * 0 + torch.tensor([0, 3]), mode=mode, padding_idx=4)
+                                               for mode in ("sum", "mean", "max")),
     "written": lambda x, y, n, s, t: (torch.slice_scatter(x, y.expand(2, 3, 2, 5), 2, 1, 3), torch.select_scatter(n, n[0], 0, 1)),
     "one hot": lambda x, y, n, s, t: F.one_hot(s.long(), 6) * 0.5,
 }  # fmt: skip
@@ -141,6 +148,7 @@ LAYERS: dict[str, Row] = {
     "sums of products": lambda x, y, n, s, t: torch.addmm(y[:, 0, :1], x[0, :, 0], x[1, 0].T[:, :4], beta=0.5, alpha=2)
     + torch.baddbmm(x[0, :, :4, :1], x[0, :, :4], y.mT, beta=0).sum(),
     "vectors": lambda x, y, n, s, t: (x[0, 0] @ y[0, 0], y[0, 0] @ y[1, 0], torch.outer(y[0, 0], y[1, 0])),
+    "distances": lambda x, y, n, s, t: (torch.cdist(x, x.flip(2)[:, :, :4]), torch.cdist(x[0], x[1], p=1.0), F.pdist(x[0, 0], math.inf)),
     "linear": lambda x, y, n, s, t: F.linear(x, y[:, 0]) + F.linear(x, y[:1, 0], y[1, 0, :1]),
     "convolutions": lambda x, y, n, s, t: F.conv2d(x, x[:, :, :3, :3], y[:2, 0, 0], padding=1, stride=(2, 1))
     + F.conv2d(x, x[:, :, :3, :3], padding="same", dilation=2)[:, :, ::2],
