@@ -141,9 +141,10 @@ def scan(node: Node, x: Expr, axis: Known, *, exclusive: int, reverse: int) -> E
 @converter("TopK")
 def top_k(node: Node, x: Expr, k: Known, *, axis: int, largest: int = 1, sorted: int = 1) -> list[Expr]:
     """Find the ``k`` largest or smallest values along an axis, in order, and their positions."""
+    axis %= len(shape_of(x))
     refuse(dtype_of(x) in ("uint16", "uint32", "uint64"), f"it orders {dtype_of(x)}")
-    pair = node.emit(R.topk(x, int(k.reshape(-1)[0]), axis % len(shape_of(x)), "both", bool(largest), "int64"))
-    return [relax.TupleGetItem(pair, 0), relax.TupleGetItem(pair, 1)]
+    positions = node.emit(R.topk(x, int(k.reshape(-1)[0]), axis, "indices", bool(largest), "int64"))
+    return [R.gather_elements(x, positions, axis), positions]
 
 
 @converter("LpNormalization")

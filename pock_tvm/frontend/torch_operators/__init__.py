@@ -13,7 +13,6 @@ from . import (
     pooling,
     products,
     reductions,
-    scans,
 )
 from .registry import Result, Site, Unsupported, convert, has_converter, name_of
 

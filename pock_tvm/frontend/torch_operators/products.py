@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +65,24 @@ def linear(at: Site, input: Expr, weight: Expr, bias: Expr | None = None) -> Exp
     else:
         y = at.emit(R.matmul(input, at.emit(R.permute_dims(weight, [1, 0]))))
     return y if bias is None else at.emit(R.add(y, bias))
+
+
+@converter("bilinear.default")
+def bilinear(at: Site, input1: Expr, input2: Expr, weight: Expr, bias: Expr | None = None) -> Expr:
+    """``y[o] = x1 @ W[o] @ x2 + b[o]`` for all rows of two tensors."""
+    outputs, first, second = shape_of(weight)
+    rows = math.prod(at.shape[:-1])
+    table = at.reshape(at.emit(R.permute_dims(weight, [1, 0, 2])), (first, outputs * second))
+    halves = at.reshape(at.emit(R.matmul(at.reshape(input1, (rows, first)), table)), (rows, outputs, second))
+    columns = at.reshape(input2, (rows, second, 1))
+    y = at.reshape(at.emit(R.matmul(halves, columns)), at.shape)
+    return y if bias is None else at.emit(R.add(y, bias))
+
+
+@converter("addbmm.default")
+def addbmm(at: Site, x: Expr, batch1: Expr, batch2: Expr, beta: Number = 1, alpha: Number = 1) -> Expr:
+    """``beta * x + alpha * sum(a @ b)`` over a batch of matrices."""
+    return _with_sum(at, x, at.emit(R.sum(_matmul(at, batch1, batch2), axis=[0])), beta, alpha)
 
 
 # ---- convolutions ----------------------------------------------------------------------------------------------------

@@ -98,8 +98,6 @@ REDUCTIONS: dict[str, Row] = {
     "extremes and where": lambda x, y, n, s, t: (*x.max(1), *x.min(-1, keepdim=True), *n.max(0)),
     "where": lambda x, y, n, s, t: (x.argmax(), x.argmax(2), x.argmin(-1, keepdim=True), n.argmax(1)),
     "products": lambda x, y, n, s, t: (x.prod(2), n.prod()),
-    "running extremes": lambda x, y, n, s, t: (*x.round().cummax(1), *(x.log().cummin(-1)), n.cummin(1)[0]),
-    "running sums of exponentials": lambda x, y, n, s, t: ((x * 60).logcumsumexp(2), x.log().nan_to_num(-math.inf).logcumsumexp(3)),
     "by order": lambda x, y, n, s, t: (*x.kthvalue(2, 1), *x.median(-1, keepdim=True), n.median()),
     "any and all": lambda x, y, n, s, t: (t.any(), t.all(1), (n > -9).all(), n.any(0), x.any(-1, keepdim=True)),
     "variances": lambda x, y, n, s, t: x.var() + x.var(1, keepdim=True) + x.var((0, 2), correction=0, keepdim=True),
@@ -148,6 +146,8 @@ LAYERS: dict[str, Row] = {
     "sums of products": lambda x, y, n, s, t: torch.addmm(y[:, 0, :1], x[0, :, 0], x[1, 0].T[:, :4], beta=0.5, alpha=2)
     + torch.baddbmm(x[0, :, :4, :1], x[0, :, :4], y.mT, beta=0).sum(),
     "vectors": lambda x, y, n, s, t: (x[0, 0] @ y[0, 0], y[0, 0] @ y[1, 0], torch.outer(y[0, 0], y[1, 0])),
+    "bilinear": lambda x, y, n, s, t: F.bilinear(x, x[..., :3], x[0].transpose(1, 2)[:, :, :3].contiguous(), y[:, 0, 0]),
+    "products summed over a batch": lambda x, y, n, s, t: torch.addbmm(x[0, 0, 0, 0], x[0], x[1].mT, beta=0.5, alpha=2),
     "distances": lambda x, y, n, s, t: (torch.cdist(x, x.flip(2)[:, :, :4]), torch.cdist(x[0], x[1], p=1.0), F.pdist(x[0, 0], math.inf)),
     "linear": lambda x, y, n, s, t: F.linear(x, y[:, 0]) + F.linear(x, y[:1, 0], y[1, 0, :1]),
     "convolutions": lambda x, y, n, s, t: F.conv2d(x, x[:, :, :3, :3], y[:2, 0, 0], padding=1, stride=(2, 1))
