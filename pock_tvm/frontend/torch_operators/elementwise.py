@@ -69,6 +69,16 @@ for _name, _operator in ROUNDING.items():
     converter(f"{_name}.default")(_rounding(_operator))
 
 
+@converter("round.decimals")
+def round_to(at: Site, x: Expr, decimals: int) -> Expr:
+    """Round to a number of decimal places; a negative number counts places before the point."""
+    if not is_float(x):
+        return x
+    scale = at.cast(10 ** abs(decimals))
+    larger, smaller = (R.multiply, R.divide) if decimals > 0 else (R.divide, R.multiply)
+    return at.emit(smaller(at.emit(R.round(at.emit(larger(x, scale)))), scale))
+
+
 @converter("alias.default", "clone.default", "lift_fresh_copy.default", "detach_copy.default", "contiguous.default")
 def same(at: Site, x: Expr) -> Expr:
     """Return x."""
@@ -207,6 +217,23 @@ def minimum(at: Site, x: Expr, other: Expr) -> Expr:
     return at.emit(R.minimum(*at.promoted(x, other)))
 
 
+def _number_that_wins(wins: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
+    """Make a converter of an extremum that ignores NaN, and gives all of the gradient to x where both are equal."""
+
+    def convert(at: Site, x: Expr, other: Expr) -> Expr:
+        x, y = at.promoted(x, other)
+        takes_x = at.emit(wins(x, y))
+        if is_float(y):
+            takes_x = at.emit(R.logical_or(takes_x, at.emit(R.isnan(y))))
+        return at.emit(R.where(takes_x, x, y))
+
+    return convert
+
+
+converter("fmax.default")(_number_that_wins(R.greater_equal))
+converter("fmin.default")(_number_that_wins(R.less_equal))
+
+
 @converter("clamp.default", "clamp_min.default", "clamp_max.default")
 def clamp(at: Site, x: Expr, min: Number | None = None, max: Number | None = None) -> Expr:  # noqa: A002 - schema
     """``min(max(x, low), high)``; the gradient passes where x equals a bound."""
@@ -246,6 +273,12 @@ def hyperbolic_cosine(at: Site, x: Expr) -> Expr:
     x = at.cast(x)
     total = R.add(at.emit(R.exp(x)), at.emit(R.exp(at.emit(R.negative(x)))))
     return at.emit(R.multiply(at.emit(total), at.cast(0.5)))
+
+
+@converter("exp2.default", "prims::exp2.default")
+def power_of_two(at: Site, x: Expr) -> Expr:
+    """``2 ** x``."""
+    return at.emit(R.exp(at.emit(R.multiply(at.cast(x), at.cast(math.log(2))))))
 
 
 def _logarithm(base: float) -> Callable[..., Expr]:

@@ -58,6 +58,13 @@ ARITHMETIC: dict[str, Row] = {
     "chosen": lambda x, y, n, s, t: torch.where(t, n * 0.5, n) + torch.where(n > 0, 1.0, 2.0),
     "filled": lambda x, y, n, s, t: x[0, 0, :2].masked_fill(t, -1.5),
     "rounded": lambda x, y, n, s, t: (x * 4).round() + x.ceil() + x.floor() + x.trunc() + n.floor().sum(),
+    "rounded to places": lambda x, y, n, s, t: (x.round(decimals=2), (x * 9000).round(decimals=-3)),
+    "the larger number": lambda x, y, n, s, t: (
+        torch.fmax(x.log(), y),
+        torch.fmin(x, y.log()),
+        torch.fmax(n, n.flip(1)),
+    ),
+    "powers of two": lambda x, y, n, s, t: torch.exp2(x * 9) + torch.logaddexp2(x, y),
     "halves rounded to even": lambda x, y, n, s, t: (n / 2).round(),
     "blended": lambda x, y, n, s, t: torch.lerp(x, y, 0.3) + torch.addcmul(x, y, y, value=0.5),
     "divided and added": lambda x, y, n, s, t: torch.addcdiv(x, y, x.abs() + 1, value=-2),
