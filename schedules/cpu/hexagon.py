@@ -66,15 +66,11 @@ def added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, lanes: int) -> tirx
 
     ``x`` is one word for all lanes, or a word of its own for each.
 
-    A vector with fewer lanes than the instruction's leaves the others alone. Weights are read there, too: those of the
-    next row, and less than :data:`VECTOR_BYTES` behind the last.
+    A vector with fewer lanes than the instruction's leaves the others alone.
     """
-    if not 1 < lanes <= LANES or not isinstance(weights, ir.TensorLoad):
+    if not 1 < lanes <= LANES or not isinstance(weights, ir.TensorLoad) or lanes_of(weights) != lanes:
         return None
-    place = weights.indices[0]
-    if not isinstance(place, tirx.Ramp):
-        return None
-    wide = tirx.BufferLoad(weights.source, [tirx.Ramp(place.base, place.stride, LANES)])
+    wide = full(weights)
     word = tirx.Broadcast(_loaded_at_once(x.value), LANES) if isinstance(x, tirx.Broadcast) else full(x)
     if lanes == LANES:
         return tirx.call_llvm_pure_intrin(f"int32x{LANES}", MULTIPLY_ADD, sums, word, wide)
