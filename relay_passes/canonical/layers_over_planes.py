@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from tvm import relax
 
 from schedules.kernels.quantized import WORD
-from schedules.kernels.word_planes import Window
+from schedules.kernels.word_planes import PIXELS, Window
 
 from ..analysis.fixed_point import EightBits, channels_in_words, packed
 from ..analysis.frozen_prefix import DEPTHWISE, MATMUL, Layer
@@ -17,6 +18,9 @@ from ..analysis.layer_numbers import Numbers
 from ..ir import Expr, shape_of
 from ..operators import word_planes as P
 from ..operators.registry import plain
+
+FEWEST_PIXELS = PIXELS // 2
+"""Fewest pixels of an image whose planes are worth their vectors: with fewer, most lanes would be empty."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def planes_layer_of(layer: Layer, call: relax.Call, numbers: Numbers) -> PlanesL
     strides, padding, dilation = (tuple(plain(getattr(call.attrs, key))) for key in ("strides", "padding", "dilation"))
     taps = weight.shape[:2]
     window = Window(height, width, taps, strides, padding)
-    if not window.fits or any(count > 1 and step > 1 for count, step in zip(taps, dilation, strict=True)):
+    is_small = min(height * width, math.prod(window.result)) < FEWEST_PIXELS
+    if is_small or not window.fits or any(count > 1 and step > 1 for count, step in zip(taps, dilation, strict=True)):
         return None
     is_depthwise = layer.kind == DEPTHWISE
     whole = np.pad(weight, [(0, 0)] * 3 + [(0, -weight.shape[3] % WORD)])

@@ -100,9 +100,7 @@ def result_of(layer: Layer, sums: Expr, other: Expr | None, numbers: Numbers) ->
 class _Rewriter:
     """Rebuilds a function with some numbers. Keys are variables of the old function."""
 
-    def __init__(
-        self, func: relax.Function, trained: Collection[str], numbers: Numbers, word_planes: bool
-    ) -> None:
+    def __init__(self, func: relax.Function, trained: Collection[str], numbers: Numbers, word_planes: bool) -> None:
         self.word_planes = word_planes
         self.numbers, self.prefix = numbers, frozen_prefix(func, trained, numbers.excluded)
         self.old = {binding.var: binding.value for binding in bindings_of(func)}
@@ -132,7 +130,11 @@ class _Rewriter:
         if var in self.parts:
             return self._part(builder, self.parts[var], var, value)
         source = self.old[var].args[0] if op_name(value) == "relax.nn.max_pool2d" else None
-        if (source in self.stored or source in self.planes) and var in self.prefix.eight_bits and shape_of(var)[-1] % WORD == 0:
+        if (
+            (source in self.stored or source in self.planes)
+            and var in self.prefix.eight_bits
+            and shape_of(var)[-1] % WORD == 0
+        ):
             bytes_of = self._eight_bits(builder, source, value.args[0])
             pooled = builder.emit(relax.Call(value.op, [bytes_of], value.attrs), var.name)
             return self._store(var, pooled)

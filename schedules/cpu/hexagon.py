@@ -120,7 +120,9 @@ def loaded_apart(load: ir.TensorLoad) -> tirx.Expr:
     """Return a load of words that lie within two vectors as a load of both, of which lanes are taken; other loads are
     returned unchanged. LLVM would load each word alone."""
     (place,) = load.indices if len(load.indices) == 1 else (None,)
-    if str(load.ty.dtype) != f"int32x{LANES}" or (isinstance(place, tirx.Ramp) and int(place.stride) == 1):
+    if str(load.ty.dtype) != f"int32x{LANES}" or place is None or lanes_of(place) != LANES:
+        return load
+    if isinstance(place, tirx.Ramp) and int(place.stride) == 1:
         return load
     analyzer = Analyzer()
     at = [analyzer.simplify(_lane_of(place, lane)) for lane in range(LANES)]

@@ -79,9 +79,7 @@ def _vectors(sch: s_tir.Schedule, pixels: LoopRV, traits: CpuTraits) -> int:
 def _tile(choices: Choices, groups: int, count: int) -> tuple[int, int]:
     """Return the words of channels, and the vectors of pixels, of a tile: most sums first, then as many of the one
     as of the other."""
-    offered = [
-        (high, wide) for high in divisors(groups) for wide in divisors(count) if high * wide * WORD <= MOST_SUMS
-    ]
+    offered = [(high, wide) for high in divisors(groups) for wide in divisors(count) if high * wide * WORD <= MOST_SUMS]
     offered.sort(key=lambda tile: (-tile[0] * tile[1], abs(tile[0] - tile[1])))
     return choices.choose("tile", offered, offered[0])
 

@@ -104,7 +104,9 @@ def _hexagon(target: Target) -> CpuTraits:
     has_floats = target_has_features("hvx-qfloat", target)
     lanes, registers = (32, 32) if has_floats else (1, 28)
     scalar = _traits(target, GENERIC_SCALAR, lanes=lanes, registers=registers)
-    return replace(scalar, integer_lanes=0 if has_floats else 32, prefetches=False, alignment=128, multiplies_by_numbers=True)
+    return replace(
+        scalar, integer_lanes=0 if has_floats else 32, prefetches=False, alignment=128, multiplies_by_numbers=True
+    )
 
 
 def _traits(target: Target, generic: Core, *, lanes: int, registers: int, cache_bytes: int = 512 * KIB) -> CpuTraits:

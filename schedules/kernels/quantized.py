@@ -35,11 +35,16 @@ def dot4(x: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
     return tirx.call_intrin("int32", DOT, x, weights)
 
 
+def count_dots(stmt: tirx.Stmt) -> int:
+    """Return how many dot products of words a statement names."""
+    called: list[str] = []
+    tvm_ffi.structural_walk(stmt, (ir.Call, lambda call: called.append(getattr(call.op, "name", ""))))
+    return called.count(DOT)
+
+
 def has_dots(stmt: tirx.Stmt) -> bool:
     """Return whether a statement computes dot products of words."""
-    called: set[str] = set()
-    tvm_ffi.structural_walk(stmt, (ir.Call, lambda call: called.add(getattr(call.op, "name", ""))))
-    return DOT in called
+    return count_dots(stmt) > 0
 
 
 def quantized_conv2d(

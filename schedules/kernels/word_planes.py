@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import te, tirx
 
@@ -23,6 +24,8 @@ PIXELS = 32
 """Pixels of a vector."""
 CONVOLUTION, DEPTHWISE = "pock.planes_conv2d", "pock.planes_depthwise"
 """Schedule rules of the sums."""
+PIXELS_OF_RESULT = "pixels"
+"""Annotation of the sums: pixels of a result, without those that fill a vector."""
 BORDERS, VECTORS = "borders", "vectors"
 """Names of blocks: which pixels lie inside of a row; copies in whole vectors."""
 
@@ -101,14 +104,16 @@ def planes_sums(
                 found = found + term
             return found
 
-        return te.compute(shape, total, name="sums", attrs={"schedule_rule": DEPTHWISE})
+        return te.compute(
+            shape, total, name="sums", attrs={"schedule_rule": DEPTHWISE, PIXELS_OF_RESULT: math.prod(window.result)}
+        )
     r, s = te.reduce_axis((0, taps[0]), name="r"), te.reduce_axis((0, taps[1]), name="s")
     i = te.reduce_axis((0, groups), name="i")
     return te.compute(
         shape,
         lambda n, g, b, p: te.sum(dot4(at_tap(n, i, r, s, p), weight(r, s, i, g * WORD + b)), axis=[r, s, i]),
         name="sums",
-        attrs={"schedule_rule": CONVOLUTION},
+        attrs={"schedule_rule": CONVOLUTION, PIXELS_OF_RESULT: math.prod(window.result)},
     )
 
 
@@ -137,9 +142,7 @@ def _tap(x: te.Tensor, window: Window, zero: int) -> At:
 
     dealt = _dealt(x, window) if _is_dealt(window) else None
 
-    def copied(
-        n: tirx.Var, i: tirx.Var, a: tirx.Var, c: tirx.Var, block: tirx.Var, lane: tirx.Var
-    ) -> tirx.Expr:
+    def copied(n: tirx.Var, i: tirx.Var, a: tirx.Var, c: tirx.Var, block: tirx.Var, lane: tirx.Var) -> tirx.Expr:
         q = (block - lead // PIXELS) * PIXELS + lane
         if window.strides == (1, 1):
             count, first = window.height * window.width, lead // PIXELS
@@ -155,7 +158,9 @@ def _tap(x: te.Tensor, window: Window, zero: int) -> At:
             rest = tirx.indexmod(block - lead // PIXELS, max(1, columns // PIXELS)) * PIXELS + lane
             flat = part * (2 * within) + a * columns + rest + tirx.indexdiv(lane, columns) * columns
             inside = tirx.all(block >= lead // PIXELS, block < (lead + rows * columns) // PIXELS)
-            return tirx.if_then_else(inside, dealt(n, i, c, tirx.indexdiv(flat, PIXELS), tirx.indexmod(flat, PIXELS)), outside)
+            return tirx.if_then_else(
+                inside, dealt(n, i, c, tirx.indexdiv(flat, PIXELS), tirx.indexmod(flat, PIXELS)), outside
+            )
         row, column = tirx.indexdiv(q, columns) * high + a, tirx.indexmod(q, columns) * wide + c
         inside = tirx.all(block >= lead // PIXELS, row < window.height, column < window.width)
         return tirx.if_then_else(inside, x(n, i, row * window.width + column), outside)
@@ -212,7 +217,7 @@ def _dealt(x: te.Tensor, window: Window) -> te.Tensor:
 
 def planes_layer(
     x: te.Tensor, weight: te.Tensor, bias: te.Tensor, before: te.Tensor, factor: te.Tensor, *, zero_of_result: int,
-    **options,
+    **options: Any,
 ) -> te.Tensor:  # fmt: skip
     """Compute the sums of :func:`planes_sums`, and requantise them as :func:`requantize` does: int32 [N, C_out / 4,
     pixels]."""
@@ -227,7 +232,7 @@ def planes_layer(
 
 def planes_layer_sum(
     x: te.Tensor, weight: te.Tensor, bias: te.Tensor, before: te.Tensor, factor: te.Tensor, other: te.Tensor, *,
-    other_factor: int, constant: int, bits: int, **options,
+    other_factor: int, constant: int, bits: int, **options: Any,
 ) -> te.Tensor:  # fmt: skip
     """Compute the sums of :func:`planes_sums`, and requantise them with a residual ``other``, planes like the result,
     as :func:`requantize_sum` does."""
@@ -242,9 +247,7 @@ def planes_layer_sum(
     return _words(sums, byte)
 
 
-def _rescaled(
-    total: tirx.Expr, channel: tirx.Expr, bias: te.Tensor, before: te.Tensor, factor: te.Tensor
-) -> tirx.Expr:
+def _rescaled(total: tirx.Expr, channel: tirx.Expr, bias: te.Tensor, before: te.Tensor, factor: te.Tensor) -> tirx.Expr:
     return multiplied_high(saturated_int16((total + bias(channel)) >> before(channel)), factor(channel))
 
 
@@ -314,9 +317,7 @@ def _image(words: te.Tensor, size: Sequence[int]) -> tuple[int, ...]:
     return (batch, *(int(each) for each in size), groups * WORD)
 
 
-def _byte(
-    words: te.Tensor, size: Sequence[int], n: tirx.Var, h: tirx.Var, w: tirx.Var, c: tirx.Var
-) -> tirx.Expr:
+def _byte(words: te.Tensor, size: Sequence[int], n: tirx.Var, h: tirx.Var, w: tirx.Var, c: tirx.Var) -> tirx.Expr:
     word = words(n, tirx.indexdiv(c, WORD), h * int(size[1]) + w)
     return (word >> (tirx.indexmod(c, WORD) * 8).astype("int32")) & 0xFF
 
