@@ -5,7 +5,8 @@
 *Integers*: of MCUNet in eight bits (batch 1), the kernels with most multiply-adds. Each is a program of its
 own, whose packets QEMU traces. The *bound* is the packets of its multiply-adds alone: `vrmpy` does 128, and a packet
 takes two by numbers, on every version. *Used*: the bound by the packets; 1 is a kernel whose multipliers never wait.
-Results are compared with NumPy's in `tests/schedules/test_word_planes.py`. A packet is no cycle: caches and threads are not in it.
+Results are compared with NumPy's in `tests/schedules/test_word_planes.py`. A packet is no cycle: caches and threads are
+not in it.
 
 *Floats*: of the same network's step, trained as a whole, kernels with vectors of floats (`hvx-qfloat`): vector
 instructions in their code. No emulator executes these.

@@ -14,21 +14,16 @@ from .traits import CpuTraits
 
 MOST_SUMS = 20
 """Most vectors of sums of a tile: those of pixels, and what requantises, take the other registers."""
-MOST_UNROLLED = 16
-"""Most words of a sum, for all channels of a tile, that a decision may unroll."""
 
 
 def convolution(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     """Schedule ``A[n, g, b, p] = sum_{r, s, i} dot(X[n, i, ..p], W[r, s, i, 4 g + b])``: a vector of X for all channels
     of a tile, each with a number.
 
-    Decisions: ``tile`` (words of channels, and vectors of pixels) and ``unrolled`` (words of a sum).
+    Decisions: ``tile``, words of channels and vectors of pixels.
     """
-    spatial, reduced = split_by_kind(sch, block)
-    _, g, _, p = spatial
+    (_, g, _, p), _ = split_by_kind(sch, block)
     groups, vectors = _tile(choices, extent_of(sch, g), _vectors(sch, p, traits))
-    offered = [count for count in divisors(extent_of(sch, reduced[-1])) if count <= MOST_UNROLLED]
-    unrolled = choices.choose("unrolled", offered, 1)
     made = sch.get_producers(block)
     epilogue = _epilogue(sch, block)
     n, g, *rest, p = sch.get_loops(epilogue)
@@ -39,12 +34,11 @@ def convolution(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices
     _finish(sch, [channel, *rest, vector], lane)
     channel, byte, p, *reduced = sch.get_loops(block)[4:]
     vector, lane = sch.split(p, [None, PIXELS])
-    inner, steps = sch.split(reduced[-1], [None, unrolled])
-    sch.reorder(*reduced[:-1], inner, steps, channel, byte, vector, lane)
-    _finish(sch, [steps, channel, byte, vector], lane)
+    sch.reorder(*reduced, channel, byte, vector, lane)
+    _finish(sch, [channel, byte, vector], lane)
     sch.parallel(n)
     _copies(sch, made, n)
-    sch.decompose_reduction(block, reduced[0] if len(reduced) > 1 else inner)
+    sch.decompose_reduction(block, reduced[0])
 
 
 def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:

@@ -141,10 +141,11 @@ def _tap(x: te.Tensor, window: Window, zero: int) -> At:
     outside = tirx.const(signed(zero * 0x01010101), "int32")
 
     dealt = _dealt(x, window) if _is_dealt(window) else None
+    is_same = window.strides == (1, 1) and columns == window.width
 
     def copied(n: tirx.Var, i: tirx.Var, a: tirx.Var, c: tirx.Var, block: tirx.Var, lane: tirx.Var) -> tirx.Expr:
         q = (block - lead // PIXELS) * PIXELS + lane
-        if window.strides == (1, 1):
+        if is_same:
             count, first = window.height * window.width, lead // PIXELS
             word = x(n, i, q)
             if count % PIXELS:
@@ -153,10 +154,9 @@ def _tap(x: te.Tensor, window: Window, zero: int) -> At:
             return tirx.if_then_else(inside, word, outside)
         if dealt is not None:
             # Rows of one phase lie apart by two rows.
-            within = PIXELS // columns * columns if columns < PIXELS else columns
-            part = tirx.indexdiv(block - lead // PIXELS, max(1, columns // PIXELS))
-            rest = tirx.indexmod(block - lead // PIXELS, max(1, columns // PIXELS)) * PIXELS + lane
-            flat = part * (2 * within) + a * columns + rest + tirx.indexdiv(lane, columns) * columns
+            whole, vector = max(columns, PIXELS), block - lead // PIXELS
+            part, rest = tirx.indexdiv(vector, whole // PIXELS), tirx.indexmod(vector, whole // PIXELS) * PIXELS + lane
+            flat = part * (2 * whole) + a * columns + rest + tirx.indexdiv(lane, columns) * columns
             inside = tirx.all(block >= lead // PIXELS, block < (lead + rows * columns) // PIXELS)
             return tirx.if_then_else(
                 inside, dealt(n, i, c, tirx.indexdiv(flat, PIXELS), tirx.indexmod(flat, PIXELS)), outside
@@ -167,7 +167,7 @@ def _tap(x: te.Tensor, window: Window, zero: int) -> At:
 
     # Whole vectors, so that TVM keeps them: it drops what no tap reads.
     shape = (batch, groups, high, wide, length // PIXELS, PIXELS)
-    copy = te.compute(shape, copied, name=VECTORS if dealt is not None or (high, wide) == (1, 1) else "copied")
+    copy = te.compute(shape, copied, name=VECTORS if dealt is not None or is_same else "copied")
     period = min(math.lcm(columns, PIXELS), padded_pixels(rows, columns))
     shifts = last_column + back + 1
 
@@ -175,7 +175,7 @@ def _tap(x: te.Tensor, window: Window, zero: int) -> At:
         column = tirx.indexmod(p, columns) + shift - back
         return tirx.if_then_else(tirx.all(column >= 0, column < columns), tirx.const(-1), tirx.const(0))
 
-    border = te.compute((shifts, period), borders, name=BORDERS) if shifts > 1 else None
+    border = te.compute((shifts, period), borders, name=BORDERS) if shifts > 1 or back else None
 
     def at(n: tirx.Expr, i: tirx.Expr, r: tirx.Expr, s: tirx.Expr, p: tirx.Expr) -> tirx.Expr:
         r, s = r + down, s + right

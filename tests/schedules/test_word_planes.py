@@ -122,6 +122,23 @@ def test_sums_in_float() -> None:
     np.testing.assert_array_equal(ours, (sums_of(x, weight, 1, 1, 7) + bias).astype("float32") * scale)
 
 
+@pytest.mark.parametrize(("taps", "stride", "padding"), [(3, 1, 2), (1, 2, 1), (3, 2, 2), (1, 2, 0)])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_windows_of_any_padding(taps: int, stride: int, padding: int, depthwise: bool) -> None:
+    x, weight, *_ = random_layer(4, 4, taps, depthwise, 6)
+    size = ((6 + 2 * padding - taps) // stride + 1,) * 2
+    options = {
+        "size": (6, 6), "taps": (taps, taps), "strides": (stride, stride), "padding": (padding,) * 4, "zero": 7,
+        "depthwise": depthwise,
+    }  # fmt: skip
+    assert W.Window(6, 6, (taps, taps), (stride, stride), (padding,) * 4).fits
+    sums = run(
+        W.planes_sums, planes(x), channels_in_words(weight) if depthwise else packed(weight), target=HOST, **options
+    )
+    ours = np.moveaxis(sums[:, 0, :, : math.prod(size)], 1, 2).reshape(2, *size, 4)
+    np.testing.assert_array_equal(ours, sums_of(x, weight, stride, padding, 7))
+
+
 @pytest.mark.parametrize(("case", "macs"), [(LAYERS[1], 2 * 49 * 8 * 12), (LAYERS[4], 2 * 64 * 16 * 9)])
 def test_costs_count_pixels_and_weights_alone(case: tuple, macs: int) -> None:
     kernel, arrays, options, _ = layer(*case)
