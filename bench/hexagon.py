@@ -3,9 +3,10 @@
     python bench/hexagon.py [--version v66 --version v73] [--count 10] [--size 64] [--json out.json]
 
 *Integers*: of MCUNet in eight bits (batch 1), the kernels with most multiply-adds. Each is a program of its
-own, whose packets QEMU traces. The *bound* is the packets of its multiply-adds alone: `vrmpy` does 128, one a packet
-on v66 and v68, two from v69 on. *Used*: the bound by the packets; 1 is a kernel whose multipliers never wait. Results
-are compared with NumPy's in `tests/schedules/test_hexagon.py`. A packet is no cycle: caches and threads are not in it.
+own, whose packets QEMU traces. The *bound* is the packets of its multiply-adds alone: `vrmpy` does 128, and a packet
+takes two by numbers, on every version. *Used*: the bound by the packets; 1 is a kernel whose multipliers never wait.
+Results are compared with NumPy's in `tests/schedules/test_word_planes.py`. A packet is no cycle: caches and threads are
+not in it.
 
 *Floats*: of the same network's step, trained as a whole, kernels with vectors of floats (`hvx-qfloat`): vector
 instructions in their code. No emulator executes these.
@@ -36,10 +37,12 @@ import pock_tvm as pock
 from pock_tvm.compiler.targets import kernel_target, resolve_target
 from pock_tvm.deploying.c_source import kernel_definitions
 from pock_tvm.device.program import kernel_calls
+from relay_passes.analysis.kernel_costs import kernel_costs
 from tests.schedules import hexagon
 
-WORDS_A_PACKET = {"v66": 1, "v68": 1, "v69": 2, "v73": 2}
-"""``vrmpy`` of two vectors that a packet takes: Clang's assembler refuses more."""
+A_PACKET = 2
+"""``vrmpy`` of a vector and a number that a packet takes, on v66 to v73: Clang's assembler refuses more. Of two vectors
+v66 and v68 take one."""
 BYTES = 128
 FLOATS = ("v68", "v73", "v75")
 FLOAT = re.compile(r"\bqf32\b|\bv\d+\.sf\b")
@@ -59,7 +62,7 @@ class Row:
     @property
     def bound(self) -> float:
         """Packets of the multiply-adds alone."""
-        return self.multiply_adds / BYTES / WORDS_A_PACKET[self.version]
+        return self.multiply_adds / BYTES / A_PACKET
 
     @property
     def used(self) -> float:
@@ -84,16 +87,10 @@ def in_eight_bits(exported: torch.export.ExportedProgram, size: int, version: st
     )  # fmt: skip
 
 
-def multiply_adds(func: tirx.PrimFunc) -> int:
+def multiply_adds(name: str, func: tirx.PrimFunc) -> int:
     """Return the multiply-adds of a product in eight bits; 0 for other kernels."""
-    shapes = {param.name: [int(n) for n in param.ty.shape] for param in func.params}
-    types = {param.name: str(param.ty.dtype) for param in func.params}
-    weights = [name for name in shapes if len(shapes[name]) == 4 and types[name] in ("int8", "int32")]
-    result = func.params[-1].name
-    if not weights or len(shapes[result]) != 4:
-        return 0
-    depth = shapes[weights[-1]][:3]
-    return int(np.prod(shapes[result]) * np.prod(depth) * (1 if types[weights[-1]] == "int8" else 4))
+    cost = kernel_costs(tvm.IRModule({name: func}), [])[name]
+    return int(cost["flops"] / 2) if cost["kind"].startswith("int8") else 0
 
 
 def measured(func: tirx.PrimFunc, version: str, folder: Path) -> tuple[int, int]:
@@ -109,8 +106,8 @@ def integers(exported: torch.export.ExportedProgram, size: int, version: str, co
     """Return the kernels with most multiply-adds."""
     program = in_eight_bits(exported, size, version)
     called = {kernel for kernel, _ in kernel_calls(program.manifest["entries"]["train_step"])}
-    definitions = [(name, func) for name, func in kernel_definitions(program) if name in called and "conv2d" in name]
-    sizes = {name: (multiply_adds(func), func) for name, func in definitions}
+    definitions = [(name, func) for name, func in kernel_definitions(program) if name in called]
+    sizes = {name: (multiply_adds(name, func), func) for name, func in definitions}
     largest = sorted(sizes, key=lambda name: -sizes[name][0])[:count]
     rows = []
     for name in largest:

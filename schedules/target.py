@@ -66,6 +66,10 @@ class Layouts(Protocol):
         holds all scores."""
 
     @property
+    def word_planes(self) -> bool:
+        """Whether layers in eight bits best have pixels in vectors: planes of words (schedules/kernels)."""
+
+    @property
     def joins_attention(self) -> bool:
         """Whether the gradients of queries, keys and values are best one kernel, which computes the scores once."""
 

@@ -157,7 +157,7 @@ def lower(
         calibration.mark(phases)
     training = canonicalise_forward(phases, training)
     if calibration is not None:
-        calibration.quantize(phases, list(training.trained))
+        calibration.quantize(phases, list(training.trained), builder.kernel_target.layouts.word_planes)
 
     @functools.cache
     def graph(count: int) -> Phases:

@@ -53,9 +53,9 @@ class Calibration:
         if self.stated:
             phases.run(2, "marked", [MarkScales(self.stated.values, FORWARD)])
 
-    def quantize(self, phases: Phases, trained: Sequence[str]) -> None:
+    def quantize(self, phases: Phases, trained: Sequence[str], word_planes: bool = False) -> None:
         """End of phase 2: compute the frozen prefix of ``train_step`` and ``predict`` in eight bits. Frozen parameters
-        that only its layers had read are dropped.
+        that only its layers had read are dropped. ``word_planes``: see :class:`QuantizeFrozen`.
 
         Raises
         ------
@@ -77,7 +77,8 @@ class Calibration:
                 "frozen='int8' finds no layer to compute in eight bits: none with a frozen weight stands before the "
                 f"first trained parameter{reasons}. Leave it out, or train less"
             )
-        phases.run(2, "quantized", [QuantizeFrozen(trained, self.numbers, name) for name in (TRAIN, PREDICT)])
+        passes = [QuantizeFrozen(trained, self.numbers, name, word_planes) for name in (TRAIN, PREDICT)]
+        phases.run(2, "quantized", passes)
         self.quantized = func = phases.mod[PREDICT]
         read = {var.name for binding in bindings_of(func) for var in used_vars(binding.value)}
         self.unread = [param.name for param in func.params[int(func.attrs["num_input"]) :] if param.name not in read]

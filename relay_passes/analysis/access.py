@@ -58,6 +58,15 @@ def _of_elements(call: relax.Call, selection: Selection) -> Reads | None:
     return [_broadcast(arg, selection, len(shape_of(call))) for arg in call.args]
 
 
+@rule("reads", "pock.planes_layer_sum")
+def _of_planes(call: relax.Call, selection: Selection) -> Reads | None:
+    """Images of the first operand and of the residual, the last."""
+    if selection.axis != 0:
+        return None
+    *others, _ = _of_first(call, selection)
+    return [*others, _broadcast(call.args[-1], selection, len(shape_of(call)))]
+
+
 def _of_images(call: relax.Call, selection: Selection) -> Reads | None:
     layout = getattr(call.attrs, "data_layout", None) or getattr(call.attrs, "layout", "NHWC")
     return _of_first(call, selection) if selection.axis == 0 and str(layout).startswith("N") else None

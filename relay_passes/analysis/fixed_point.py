@@ -191,6 +191,15 @@ def packed(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(split, -2, -1)).view("<i4").reshape(*outer, words, columns)
 
 
+def channels_in_words(weight: np.ndarray) -> np.ndarray:
+    """Store each number of a depthwise weight int8 [R, S, 1, C] in a word of its own, as the byte of its channel among
+    four: int32 [R, S, C]."""
+    *taps, _, channels = weight.shape
+    found = np.zeros((*taps, channels, WORD), np.int8)
+    found[..., np.arange(channels), np.arange(channels) % WORD] = weight[..., 0, :]
+    return found.view("<i4")[..., 0]
+
+
 def taps_packed(weight: np.ndarray, phases: int, words: int, stride: int) -> np.ndarray:
     """Pack a depthwise weight int8 [R, S, 1, C] into words of four neighbours of a row: int32 [R, phases, words, C].
 

@@ -10,7 +10,8 @@ import tvm
 from tvm import IRModule, tirx
 
 from schedules.kernels import comes_scheduled
-from schedules.kernels.quantized import WORD, has_dots
+from schedules.kernels.quantized import WORD, count_dots
+from schedules.kernels.word_planes import PIXELS_OF_RESULT
 
 
 def kernel_costs(mod: IRModule, entries: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -34,10 +35,16 @@ def _cost(func: tirx.PrimFunc) -> dict[str, Any]:
         sch = tvm.s_tir.Schedule(tvm.IRModule({"main": func}))
         for block in map(sch.get, sch.get_child_blocks(sch.get_sblock("root"))):
             is_product = any(int(var.iter_type) == tirx.IterVar.CommReduce for var in block.iter_vars)
-            if "schedule_rule" in block.annotations and is_product:
+            dots = count_dots(block.body)
+            if "schedule_rule" in block.annotations and (is_product or dots):
                 strides = block.annotations.get("strides", [1])  # data gradient: 1 in prod(strides) taps counts
                 flops = 2 * math.prod(int(var.dom.extent) for var in block.iter_vars) / math.prod(map(int, strides))
-                flops *= WORD if has_dots(block.body) else 1
+                flops *= (WORD if is_product else dots) if dots else 1  # a word of a depthwise layer has one weight
+                if PIXELS_OF_RESULT in block.annotations:
+                    *_, pixels = (
+                        var.dom.extent for var in block.iter_vars if int(var.iter_type) == tirx.IterVar.DataPar
+                    )
+                    flops *= int(block.annotations[PIXELS_OF_RESULT]) / int(pixels)
                 sums_integers = str(block.writes[0].source.dtype).startswith("int")
                 rule = str(block.annotations["schedule_rule"])
                 products.append((flops, f"int8 {rule}" if sums_integers else rule))

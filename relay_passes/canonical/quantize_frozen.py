@@ -15,9 +15,11 @@ from schedules.kernels.quantized import WORD, taps_in_words
 from ..analysis.fixed_point import EightBits, packed, taps_packed
 from ..analysis.frozen_prefix import DEPTHWISE, MATMUL, Layer, frozen_prefix
 from ..analysis.layer_numbers import Numbers
-from ..ir import Expr, bindings_of, eliminate_dead, op_name, rewrite, shape_of, update_function
+from ..ir import Expr, bindings_of, dtype_of, eliminate_dead, op_name, rewrite, shape_of, update_function
 from ..operators import quantized as Q
+from ..operators import word_planes as P
 from ..operators.registry import plain
+from .layers_over_planes import PlanesLayer, planes_layer_of, planes_of_floats
 
 
 @tvm.transform.module_pass(opt_level=0, name="QuantizeFrozen")
@@ -32,16 +34,19 @@ class QuantizeFrozen:
 
     ``numbers`` are those that :func:`relay_passes.analysis.layer_numbers.choose_numbers` chose for a function with the
     same values.
+
+    ``word_planes``: convolutions store planes of words (``schedules/kernels/word_planes.py``), where their windows fit.
     """
 
     trained: Collection[str]
     numbers: Numbers
     function: str = "main"
+    word_planes: bool = False
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
         return update_function(
-            mod, self.function, eliminate_dead(_Rewriter(func, self.trained, self.numbers).run(func))
+            mod, self.function, eliminate_dead(_Rewriter(func, self.trained, self.numbers, self.word_planes).run(func))
         )
 
 
@@ -95,13 +100,18 @@ def result_of(layer: Layer, sums: Expr, other: Expr | None, numbers: Numbers) ->
 class _Rewriter:
     """Rebuilds a function with some numbers. Keys are variables of the old function."""
 
-    def __init__(self, func: relax.Function, trained: Collection[str], numbers: Numbers) -> None:
+    def __init__(self, func: relax.Function, trained: Collection[str], numbers: Numbers, word_planes: bool) -> None:
+        self.word_planes = word_planes
         self.numbers, self.prefix = numbers, frozen_prefix(func, trained, numbers.excluded)
         self.old = {binding.var: binding.value for binding in bindings_of(func)}
         self.stored: dict[relax.Var, relax.Var] = {}
         """Eight bits of values."""
+        self.planes: dict[relax.Var, relax.Var] = {}
+        """The same as planes of words."""
         self.sums: dict[relax.Var, relax.Var] = {}
-        """Sums by the product."""
+        """Sums by the product; for layers over planes, their input, since their sums are never stored."""
+        self.over_planes: dict[relax.Var, PlanesLayer] = {}
+        """Layers over planes by the product."""
         self.parts = {
             var: layer
             for layer in self.prefix.layers.values()
@@ -120,13 +130,25 @@ class _Rewriter:
         if var in self.parts:
             return self._part(builder, self.parts[var], var, value)
         source = self.old[var].args[0] if op_name(value) == "relax.nn.max_pool2d" else None
-        if source in self.stored and var in self.prefix.eight_bits and shape_of(var)[-1] % WORD == 0:
-            pooled = builder.emit(relax.Call(value.op, [self.stored[source]], value.attrs), var.name)
+        if (
+            (source in self.stored or source in self.planes)
+            and var in self.prefix.eight_bits
+            and shape_of(var)[-1] % WORD == 0
+        ):
+            bytes_of = self._eight_bits(builder, source, value.args[0])
+            pooled = builder.emit(relax.Call(value.op, [bytes_of], value.attrs), var.name)
             return self._store(var, pooled)
         return value
 
     def _product(self, builder: relax.BlockBuilder, layer: Layer, value: relax.Call) -> Expr:
         """Compute the sums of a layer, and what they mean in float if nobody stores them in eight bits."""
+        planes = planes_layer_of(layer, value, self.numbers) if self.word_planes else None
+        if planes is not None:
+            self.over_planes[layer.product] = planes
+            self.sums[layer.product] = x = self._as_planes(builder, layer.x, value.args[0])
+            if not self.prefix.requantizes(layer):
+                return planes.in_float(builder, x, layer, self.numbers)
+            return self._requantized(builder, layer) if layer.result.same_as(layer.product) else x
         x = self._eight_bits(builder, layer.x, value.args[0])
         made = builder.emit(product_of(layer, value, x, self.numbers), layer.product.name)
         self.sums[layer.product] = made
@@ -139,21 +161,43 @@ class _Rewriter:
         if layer.other is not None and op_name(value) == "relax.add":
             for old, new in zip(self.old[var].args, value.args, strict=True):
                 if isinstance(old, relax.Var) and old.same_as(layer.other):
-                    self._eight_bits(builder, layer.other, new)
+                    stores = self._as_planes if layer.product in self.over_planes else self._eight_bits
+                    stores(builder, layer.other, new)
         return self._requantized(builder, layer) if var.same_as(layer.result) else self.sums[layer.product]
 
     def _requantized(self, builder: relax.BlockBuilder, layer: Layer) -> Expr:
-        other = None if layer.other is None else self.stored[layer.other]
-        call = result_of(layer, self.sums[layer.product], other, self.numbers)
-        return self._store(layer.result, builder.emit(call, layer.result.name))
+        planes = self.over_planes.get(layer.product)
+        stored = self.stored if planes is None else self.planes
+        other = None if layer.other is None else stored[layer.other]
+        sums = self.sums[layer.product]
+        call = (planes.result if planes is not None else result_of)(layer, sums, other, self.numbers)
+        return self._store(layer.result, builder.emit(call, layer.result.name), planes is not None)
 
-    def _store(self, var: relax.Var, q: relax.Var) -> Expr:
+    def _store(self, var: relax.Var, q: relax.Var, is_planes: bool = False) -> Expr:
         """Keep a value in eight bits, and return it as others read it."""
-        self.stored[var] = q
+        (self.planes if is_planes else self.stored)[var] = q
+        if is_planes and var in self.prefix.in_float:
+            return P.dequantize_planes(q, size=shape_of(var)[1:3], **vars(self.numbers.values[var.name]))
         return Q.dequantize(q, **vars(self.numbers.values[var.name])) if var in self.prefix.in_float else q
 
     def _eight_bits(self, builder: relax.BlockBuilder, var: relax.Var, new: Expr) -> relax.Var:
         """Return a value in eight bits: quantised now, unless a layer stored it so."""
         if var not in self.stored:
-            self.stored[var] = builder.emit(quantized(new, self.numbers.values[var.name]), var.name)
+            call = (
+                P.bytes_of_planes(self.planes[var], size=shape_of(var)[1:3])
+                if var in self.planes
+                else quantized(new, self.numbers.values[var.name])
+            )
+            self.stored[var] = builder.emit(call, var.name)
         return self.stored[var]
+
+    def _as_planes(self, builder: relax.BlockBuilder, var: relax.Var, new: Expr) -> relax.Var:
+        """Return a value as planes of words: made now, unless a layer stored it so."""
+        if var not in self.planes:
+            call = (
+                P.planes_of_bytes(self.stored[var])
+                if var in self.stored and dtype_of(self.stored[var]) == "uint8"
+                else planes_of_floats(new, self.numbers.values[var.name])
+            )
+            self.planes[var] = builder.emit(call, var.name)
+        return self.planes[var]

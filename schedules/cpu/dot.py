@@ -110,6 +110,8 @@ def _added_by_arm(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, features: C
 
 def _dot(x: tirx.Expr, weights: tirx.Expr, features: Collection[str]) -> tirx.Expr:
     lanes = lanes_of(x)
+    if hexagon.HVX in features and (found := hexagon.multiplied(x, weights)) is not None:
+        return found
     feature, intrinsic = PAIRS.get(lanes, ("", ""))
     if feature in features:
         return _by_pairs(x, weights, lanes, intrinsic)

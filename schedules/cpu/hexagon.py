@@ -30,6 +30,8 @@ packets: a tile of 4 x 192 sums runs 1.2 to 1.5 times those of 2 x 192."""
 VECTOR_BYTES = 128
 MULTIPLY, MULTIPLY_ADD = "llvm.hexagon.V6.vrmpybusv.128B", "llvm.hexagon.V6.vrmpybusv.acc.128B"
 """Dot products of words of four uint8 and of four int8, alone or added to sums, without saturating."""
+BY_NUMBER, ADD_BY_NUMBER = "llvm.hexagon.V6.vrmpybus.128B", "llvm.hexagon.V6.vrmpybus.acc.128B"
+"""The same where all lanes have the same int8: a packet takes two of these on every version."""
 BYTES = ("int8", "uint8")
 
 
@@ -66,20 +68,25 @@ def added(sums: tirx.Expr, x: tirx.Expr, weights: tirx.Expr, lanes: int) -> tirx
 
     ``x`` is one word for all lanes, or a word of its own for each.
 
-    A vector with fewer lanes than the instruction's leaves the others alone. Weights are read there, too: those of the
-    next row, and less than :data:`VECTOR_BYTES` behind the last.
+    A vector with fewer lanes than the instruction's leaves the others alone.
     """
-    if not 1 < lanes <= LANES or not isinstance(weights, ir.TensorLoad):
+    if lanes == LANES and isinstance(weights, tirx.Broadcast):
+        return tirx.call_llvm_pure_intrin(f"int32x{LANES}", ADD_BY_NUMBER, sums, x, weights.value)
+    if not 1 < lanes <= LANES or not isinstance(weights, ir.TensorLoad) or lanes_of(weights) != lanes:
         return None
-    place = weights.indices[0]
-    if not isinstance(place, tirx.Ramp):
-        return None
-    wide = tirx.BufferLoad(weights.source, [tirx.Ramp(place.base, place.stride, LANES)])
+    wide = full(weights)
     word = tirx.Broadcast(_loaded_at_once(x.value), LANES) if isinstance(x, tirx.Broadcast) else full(x)
     if lanes == LANES:
         return tirx.call_llvm_pure_intrin(f"int32x{LANES}", MULTIPLY_ADD, sums, word, wide)
     found = tirx.call_llvm_pure_intrin(f"int32x{LANES}", MULTIPLY, word, wide)
     return sums + shuffled([found], range(lanes))
+
+
+def multiplied(x: tirx.Expr, weights: tirx.Expr) -> tirx.Expr | None:
+    """Return the dot products of words by one instruction; None where the weights are no number for all lanes."""
+    if lanes_of(x) != LANES or not isinstance(weights, tirx.Broadcast):
+        return None
+    return tirx.call_llvm_pure_intrin(f"int32x{LANES}", BY_NUMBER, x, weights.value)
 
 
 def full(words: tirx.Expr) -> tirx.Expr:
@@ -109,6 +116,43 @@ def _loaded_at_once(x: tirx.Expr) -> tirx.Expr:
     return tirx.reinterpret("int32", word)
 
 
+def loaded_apart(load: ir.TensorLoad) -> tirx.Expr:
+    """Return a load of words that lie within two vectors as a load of both, of which lanes are taken; other loads are
+    returned unchanged. LLVM would load each word alone."""
+    (place,) = load.indices if len(load.indices) == 1 else (None,)
+    if str(load.ty.dtype) != f"int32x{LANES}" or place is None or lanes_of(place) != LANES:
+        return load
+    if isinstance(place, tirx.Ramp) and int(place.stride) == 1:
+        return load
+    analyzer = Analyzer()
+    at = [analyzer.simplify(_lane_of(place, lane)) for lane in range(LANES)]
+    known = analyzer.modular_set(at[0])
+    ahead = int(known.base) if known.coeff % (2 * LANES) == 0 else 0
+    first = at[0] - ahead % (2 * LANES)
+    offsets = [analyzer.simplify(each - first) for each in at]
+    if not all(isinstance(each, tirx.IntImm) and 0 <= int(each) < 2 * LANES for each in offsets):
+        return load
+    both = tirx.BufferLoad(load.source, [tirx.Ramp(analyzer.simplify(first), 1, 2 * LANES)])
+    return shuffled([both], [int(each) for each in offsets])
+
+
+def _lane_of(place: tirx.Expr, lane: int) -> tirx.Expr:
+    """Return the index of one lane of a vector of them."""
+
+    def number(node: tirx.Expr) -> tirx.Expr:
+        if isinstance(node, tirx.Ramp):
+            return node.base + node.stride * lane
+        return node.value
+
+    if isinstance(place, tirx.Ramp | tirx.Broadcast):
+        return number(place)
+    if isinstance(place, tirx.Add | tirx.Sub | tirx.Mul | tirx.FloorDiv | tirx.FloorMod | tirx.Div | tirx.Mod):
+        return type(place)(_lane_of(place.a, lane), _lane_of(place.b, lane))
+    if isinstance(place, ir.Call):
+        return tirx.Call(str(place.ty.dtype).split("x")[0], place.op, [_lane_of(each, lane) for each in place.args])
+    return place
+
+
 def names_vectors(func: tirx.PrimFunc) -> bool:
     """Return whether a kernel may have HVX's instructions: it is for Hexagon, and does not become source code."""
     return PORTABLE not in func.attrs and target_has_features(HVX, func.attrs["target"])
@@ -129,7 +173,7 @@ def operand_alignments(func: tirx.PrimFunc) -> list[int]:
 
     Tensors begin at multiples of a vector. Operands may be parts of tensors: whole rows of them along the last axis.
     """
-    if not any(str(param.ty.dtype) in BYTES for param in func.params):
+    if not any(_is_of_bytes(param) for param in func.params):
         return [1] * len(func.params)
     return [
         math.gcd(VECTOR_BYTES, int(param.ty.shape[-1]) * tvm.DataType(str(param.ty.dtype)).itemsize)
@@ -137,3 +181,8 @@ def operand_alignments(func: tirx.PrimFunc) -> list[int]:
         else 1
         for param in func.params
     ]
+
+
+def _is_of_bytes(param: tirx.Buffer) -> bool:
+    """Return whether an operand holds bytes, or planes of words of them."""
+    return str(param.ty.dtype) in BYTES or (str(param.ty.dtype) == "int32" and len(param.ty.shape) > 2)

@@ -11,10 +11,10 @@ from tvm.target import Target
 from tvm.target.codegen import target_has_features
 
 from ..kernels import PORTABLE
-from ..kernels.integers import HIGH_BITS, JOIN_BYTES, MULTIPLY_HIGH, SATURATE_INT16, SATURATE_UINT8
-from ..kernels.quantized import WORD
+from ..kernels.integers import BYTE_OF, HIGH_BITS, JOIN_BYTES, MULTIPLY_HIGH, SATURATE_INT16, SATURATE_UINT8
+from ..kernels.quantized import LARGEST, WORD
 from . import hexagon_integers
-from .hexagon import HVX
+from .hexagon import HVX, loaded_apart
 from .stored_together import Packing
 from .vectors import ARM_LANES, concatenated, lanes_of, shuffled
 
@@ -65,6 +65,8 @@ def lower_integers(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transf
             return _multiplied_by_parts(node.args, features)
         if name == JOIN_BYTES:
             return _joined(node.args, is_source)
+        if name == BYTE_OF:
+            return _byte_of(*node.args)
         return node
 
     packings = [] if is_source else _packings(features)
@@ -76,6 +78,9 @@ def lower_integers(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transf
         return tirx.SeqStmt(found)
 
     body = tvm_ffi.structural_map(func.body, (tirx.SeqStmt, together))
+    if HVX in features:
+        body = tvm_ffi.structural_map(body, (ir.TensorLoad, loaded_apart))
+        body = tvm_ffi.structural_map(body, (ir.Call, hexagon_integers.words))
     return func.with_body(tvm_ffi.structural_map(body, (ir.Call, lowered)))
 
 
@@ -149,6 +154,12 @@ def _multiplied_high(operands: Sequence[tirx.Expr]) -> tirx.Expr:
     left, right = (each.astype(wide) for each in operands)
     half, bits = (_constant(value, wide) for value in (1 << (HIGH_BITS - 1), HIGH_BITS))
     return ((left * right + half) >> bits).astype(narrow)
+
+
+def _byte_of(word: tirx.Expr, number: tirx.Expr) -> tirx.Expr:
+    kind = str(word.ty.dtype)
+    eight, mask = _constant(8, kind), _constant(LARGEST, kind)
+    return ((word >> (number * eight)) & mask).astype(_with_lanes("int16", lanes_of(word)))
 
 
 def _joined(operands: Sequence[tirx.Expr], is_source: bool) -> tirx.Expr:

@@ -16,7 +16,7 @@ from ..loops import Unsuited
 from ..primitives import Schedule
 from ..spaces import in_space, space_of
 from ..target import GENERIC
-from . import attention, depthwise, product, reduction
+from . import attention, depthwise, planes, product, reduction
 from .fallback import fallback
 from .hexagon import for_kernel
 from .pixels import pixels
@@ -45,6 +45,8 @@ RULES: dict[str, Rule] = {
     "pock.attention_gradients": attention.gradients,
     "pock.update": update,
     "pock.quantize_words": pixels,
+    "pock.planes_conv2d": planes.convolution,
+    "pock.planes_depthwise": planes.depthwise,
 }
 """Rules by the ``schedule_rule`` attribute of main blocks in ``schedules/kernels``."""
 

@@ -57,7 +57,7 @@ class Packing:
 
     def _is_saturated(self, step: tirx.Stmt | None) -> bool:
         value = step.value if isinstance(step, tirx.BufferStore) else None
-        return _name(value) == SATURATE_UINT8 and lanes_of(value) == self.lanes
+        return name_of(value) == SATURATE_UINT8 and lanes_of(value) == self.lanes
 
     def _together(self, stores: Sequence[tirx.BufferStore]) -> Sequence[tirx.Stmt]:
         if len(stores) < (1 if self.by_words else 2):
@@ -106,7 +106,7 @@ class Packing:
 
     def _halves(self, four: Four) -> list[tirx.Expr]:
         """Return four vectors of int16 as two, each in the order of two that are packed."""
-        first, names = four[0], {_name(each) for each in four}
+        first, names = four[0], {name_of(each) for each in four}
         (name,) = names if len(names) == 1 else ("",)
         if name == SATURATE_INT16:
             low, high, third, fourth = (each.args[0] for each in four)
@@ -157,5 +157,6 @@ class Packing:
         return tirx.reinterpret(f"int16x{2 * self.room}", shuffled(words, places))
 
 
-def _name(value: object) -> str:
+def name_of(value: object) -> str:
+    """Return the name of the operator that an expression calls; empty for any other."""
     return getattr(value.op, "name", "") if isinstance(value, ir.Call) else ""

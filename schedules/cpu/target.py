@@ -29,6 +29,11 @@ class CpuLayouts:
     joins_attention: bool = True
     fuses_updates: bool = True
 
+    @property
+    def word_planes(self) -> bool:
+        """Whether the processor multiplies vectors by numbers."""
+        return self.traits.multiplies_by_numbers
+
     def padded_columns(self, columns: int) -> int:
         """Return the columns to compute of a product: whole vectors, where those of ``columns`` would be short."""
         lanes = self.traits.lanes

@@ -36,6 +36,8 @@ class CpuTraits(Traits):
     """int32 lanes of a vector register, where floats have no vectors; 0: as many as of float32."""
     broadcast_cost: float = 0
     """Multiply-adds in whose time a number gets into all lanes, where no load does that."""
+    multiplies_by_numbers: bool = False
+    """Whether a dot product of words takes a number beside a vector, faster than two vectors."""
     prefetches: bool = True
     """Whether kernels prefetch. Hexagon's vectors come from its second cache: it would cost slots."""
 
@@ -102,7 +104,9 @@ def _hexagon(target: Target) -> CpuTraits:
     has_floats = target_has_features("hvx-qfloat", target)
     lanes, registers = (32, 32) if has_floats else (1, 28)
     scalar = _traits(target, GENERIC_SCALAR, lanes=lanes, registers=registers)
-    return replace(scalar, integer_lanes=0 if has_floats else 32, prefetches=False, alignment=128)
+    return replace(
+        scalar, integer_lanes=0 if has_floats else 32, prefetches=False, alignment=128, multiplies_by_numbers=True
+    )
 
 
 def _traits(target: Target, generic: Core, *, lanes: int, registers: int, cache_bytes: int = 512 * KIB) -> CpuTraits:

@@ -26,6 +26,7 @@ class GpuLayouts:
     """Most buffers that a kernel binds."""
     reads_across: bool = True
     masks_edges: bool = True
+    word_planes: bool = False
     joins_attention: bool = False
     fuses_updates: bool = False
 

@@ -12,7 +12,7 @@ from tvm.ir import _ffi_api
 PURE = 1
 """``CallEffectKind`` of an operator without side effects (``tvm::tirx::CallEffectKind``)."""
 SATURATE_INT16, SATURATE_UINT8 = "pock.saturate_int16", "pock.saturate_uint8"
-MULTIPLY_HIGH, JOIN_BYTES = "pock.multiply_high", "pock.join_bytes"
+MULTIPLY_HIGH, JOIN_BYTES, BYTE_OF = "pock.multiply_high", "pock.join_bytes", "pock.byte_of"
 HIGH_BITS = 15
 """Bits that a high product of 16 bits drops."""
 
@@ -33,6 +33,7 @@ operator(SATURATE_INT16, "nearest int16 of an int32", 1)
 operator(SATURATE_UINT8, "nearest uint8 of an int16", 1)
 operator(MULTIPLY_HIGH, "product of two int16, shifted right by 15 and rounded, halves up", 2)
 operator(JOIN_BYTES, "word of 32 bits of four uint8, the lowest first", 4)
+operator(BYTE_OF, "int16 of a byte of a word of 32 bits, and its number, a constant", 2)
 
 
 def saturated_int16(value: tirx.Expr) -> tirx.Expr:
@@ -53,3 +54,8 @@ def multiplied_high(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
 def joined(low: tirx.Expr, *others: tirx.Expr) -> tirx.Expr:
     """Return the int32 whose bytes are four uint8, the lowest first."""
     return tirx.call_intrin("int32", JOIN_BYTES, low, *others)
+
+
+def byte_of(word: tirx.Expr, number: int) -> tirx.Expr:
+    """Return a byte of an int32, the lowest first, as an int16."""
+    return tirx.call_intrin("int16", BYTE_OF, word, tirx.const(number, "int32"))

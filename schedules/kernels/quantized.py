@@ -35,11 +35,16 @@ def dot4(x: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
     return tirx.call_intrin("int32", DOT, x, weights)
 
 
+def count_dots(stmt: tirx.Stmt) -> int:
+    """Return how many dot products of words a statement names."""
+    called: list[str] = []
+    tvm_ffi.structural_walk(stmt, (ir.Call, lambda call: called.append(getattr(call.op, "name", ""))))
+    return called.count(DOT)
+
+
 def has_dots(stmt: tirx.Stmt) -> bool:
     """Return whether a statement computes dot products of words."""
-    called: set[str] = set()
-    tvm_ffi.structural_walk(stmt, (ir.Call, lambda call: called.add(getattr(call.op, "name", ""))))
-    return DOT in called
+    return count_dots(stmt) > 0
 
 
 def quantized_conv2d(
@@ -161,7 +166,7 @@ def _padded(x: te.Tensor, padding: Sequence[int], zero: int) -> te.Tensor:
     if not any(padding):
         return x
     top, left, bottom, right = padding
-    outside = zero if str(x.dtype) == "uint8" else _signed(zero * 0x01010101)
+    outside = zero if str(x.dtype) == "uint8" else signed(zero * 0x01010101)
     batch, height, width, channels = (int(extent) for extent in x.shape)
 
     def value(n: tirx.Var, h: tirx.Var, w: tirx.Var, c: tirx.Var) -> tirx.Expr:
@@ -231,7 +236,7 @@ def quantize(x: te.Tensor, *, inverse: float, zero: int, channels: int) -> te.Te
 
     def value(*at: tirx.Var) -> tirx.Expr:
         channel = at[-1] if channels == given else tirx.min(at[-1], given - 1)
-        q = _nearest(x(*at[:-1], channel), inverse, zero).astype("uint8")
+        q = nearest_byte(x(*at[:-1], channel), inverse, zero).astype("uint8")
         return q if channels == given else tirx.if_then_else(at[-1] < given, q, tirx.const(zero, "uint8"))
 
     return te.compute((*outer, channels), value, name="quantized")
@@ -243,26 +248,26 @@ def quantize_words(x: te.Tensor, *, inverse: float, zero: int) -> te.Tensor:
     ``x``: float32 [.., C]. Result: int32 [.., 1]; missing channels hold ``zero``.
     """
     *outer, given = (int(extent) for extent in x.shape)
-    missing = _signed(sum(zero << (8 * byte) for byte in range(given, WORD)))
+    missing = signed(sum(zero << (8 * byte) for byte in range(given, WORD)))
 
     def value(*at: tirx.Var) -> tirx.Expr:
         word: tirx.Expr = tirx.const(missing, "int32")
         for channel in range(given):
-            word = word | (_nearest(x(*at[:-1], channel), inverse, zero) << (8 * channel))
+            word = word | (nearest_byte(x(*at[:-1], channel), inverse, zero) << (8 * channel))
         return word
 
     attrs = {"schedule_rule": "pock.quantize_words"}
     return te.compute((*outer, 1), value, name="quantized", attrs=attrs)
 
 
-def _nearest(value: tirx.Expr, inverse: float, zero: int) -> tirx.Expr:
+def nearest_byte(value: tirx.Expr, inverse: float, zero: int) -> tirx.Expr:
     """Return the byte that stands for a float, as int32."""
     low, high = tirx.const(-zero, "float32"), tirx.const(LARGEST - zero, "float32")
     scaled = value * tirx.const(inverse, "float32")
     return tirx.nearbyint(tirx.min(tirx.max(scaled, low), high)).astype("int32") + zero
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
     """Return the int32 of the same bits."""
     return word - 2**32 if word >= 2**31 else word
 
