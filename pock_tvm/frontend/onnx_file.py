@@ -48,6 +48,14 @@ def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, an
             PockWarning,
             stacklevel=2,
         )
+    if parameters.folded:
+        warnings.warn(
+            f"the exporter computed a part of what the model computes from {', '.join(parameters.folded)}, such as the "
+            "first step of a recurrent layer: that part does not train as in PyTorch. "
+            "torch.onnx.export(..., optimize=False) keeps it in the file",
+            PockWarning,
+            stacklevel=2,
+        )
     module, names = translate(bound, parameters)
     main = module["main"]
     count = len(bound.graph.input)

@@ -59,6 +59,8 @@ class Parameters:
     """Buffers, such as running statistics."""
     lost: tuple[str, ...] = ()
     """Parameters in PyTorch's metadata that have no initializer of their own."""
+    folded: tuple[str, ...] = ()
+    """Parameters of which the exporter computed a part: that part is a constant."""
     merged: bool = False
     """Whether the exporter merged computations on parameters that were equal when it ran."""
 
@@ -93,7 +95,8 @@ class _Restoring:
         self.graph = model.graph
         self.by_pytorch = model.producer_name == "pytorch"
         self.initializers = {tensor.name: _copy_of(tensor) for tensor in model.graph.initializer}
-        self.origins = _origins(model)
+        self.sources = _sources(model)
+        self.origins = {name: sources[0] for name, sources in self.sources.items() if len(sources) == 1}
         self.kinds = _signature(model)
 
     def lift_constants(self) -> None:
@@ -262,7 +265,15 @@ class _Restoring:
             elif name in at_weights or noted.get(name) == "PARAMETER" or self._is_parameter(tensor):
                 trainable.add(name)
         lost = [name for name, kind in noted.items() if kind == "PARAMETER" and name not in self.initializers]
-        return Parameters(frozenset(trainable), frozenset(fixed), tuple(lost), self._is_merged(lost))
+        merged = self._is_merged(lost)
+        return Parameters(frozenset(trainable), frozenset(fixed), tuple(lost), self._folded(trainable), merged)
+
+    def _folded(self, trainable: set[str]) -> tuple[str, ...]:
+        """List the trainable parameters that constants were computed from, as an RNN's first step is, whose state is
+        zero."""
+        read = {name for node in self.graph.node for name in node.input}
+        constants = [name for name in self.sources if name in read and name in self.initializers.keys() - trainable]
+        return tuple(sorted({source for name in constants for source in self.sources[name]} & trainable))
 
     def _is_merged(self, lost: Sequence[str]) -> bool:
         """Check for merged computations: a node reads a value twice, where its metadata names a second one of the same
@@ -364,15 +375,15 @@ def _signature(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     return {placeholder: (target, kind) for placeholder, kind, target in found}
 
 
-def _origins(model: onnx.ModelProto) -> dict[str, str]:
-    """Map initializers to the single parameter that metadata says was folded into them."""
-    origins = {}
+def _sources(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Map initializers to the values that metadata says were folded into them."""
+    sources = {}
     for value in [*model.graph.value_info, *model.graph.initializer]:
         note = _metadata(value).get("pkg.onnxscript.optimizer.folded_from")
         names = _literal(note) if note else []
-        if len(names) == 1:
-            origins[value.name] = str(names[0])
-    return origins
+        if names:
+            sources[value.name] = [str(name) for name in names]
+    return sources
 
 
 def module_of(node: onnx.NodeProto) -> str:

@@ -358,6 +358,16 @@ def test_parameters_that_nothing_reads_are_not_merged() -> None:
         imported(exported(model, torch.randn(2, 3, 4), dynamo=True), 2)
 
 
+def test_a_part_that_the_exporter_computed_is_said() -> None:
+    model = nn.RNN(3, 4, batch_first=True).eval()
+    model.forward = lambda x: nn.RNN.forward(model, x)[0]  # type: ignore[method-assign]
+    with pytest.warns(pock.PockWarning, match="bias_hh_l0.*weight_hh_l0.*optimize=False"):
+        file = io.BytesIO()
+        with contextlib.redirect_stdout(io.StringIO()):
+            torch.onnx.export(model, (torch.randn(2, 3, 3),), file, dynamo=True, verbose=False)
+        imported(onnx.load_from_string(file.getvalue()))
+
+
 def test_folded_weights_keep_their_names_and_values() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
