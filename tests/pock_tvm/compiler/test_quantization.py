@@ -14,6 +14,7 @@ from pock_tvm.compiler.calibration_data import MOST_BATCHES, calibration_batches
 from pock_tvm.compiler.self_check import integers
 from pock_tvm.errors import CheckError, CheckpointError, DataError, InputError, OptionError
 from pock_tvm.frontend.model import TensorSpec
+from schedules.cpu.target import CpuLayouts
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((4, 3, 8, 8)).astype("float32"), np.array([1, 0, 7, 3])
@@ -63,6 +64,16 @@ def program(model) -> pock.Program:
 @pytest.fixture(scope="module")
 def floats(model) -> pock.Program:
     return compiled(model, frozen="float32", calibrate_with=None, check=False)
+
+
+def test_planes_of_words_hold_the_same_numbers(model, program, monkeypatch) -> None:
+    """As Hexagon stores them, here on the host, where layers over planes and over bytes follow each other."""
+    monkeypatch.setattr(CpuLayouts, "word_planes", True)
+    planes = compiled(model, check=False)
+    names = " ".join(planes.manifest["kernels"])
+    assert all(name in names for name in ("quantize_planes", "planes_layer", "planes_layer_sum", "bytes_of_planes"))
+    ours, theirs = (pock.Trainer(each).predict(X) for each in (planes, program))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_layers_before_the_first_trained_parameter_compute_in_eight_bits(program) -> None:
