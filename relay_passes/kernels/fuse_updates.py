@@ -83,9 +83,9 @@ class FuseUpdates:
             call = relax.op.call_tir_inplace(joint[kernel, update], every, written, types)
             return builder.emit(call, fields[at].name)  # messages name a kernel after what it computes
 
+        body = eliminate_dead(rewrite(func, visit, made=made))
         names = [*func.attrs.get(PRODUCT_UPDATES, []), *products]
-        body = eliminate_dead(rewrite(func, visit, made=made)).with_attr(PRODUCT_UPDATES, names)
-        return update_function(kernels.get(), self.function, body)
+        return update_function(kernels.get(), self.function, body.with_attr(PRODUCT_UPDATES, names))
 
 
 def _gathered(
