@@ -140,18 +140,22 @@ def _sums(
     readers: Mapping[relax.Var, Sequence[relax.VarBinding]],
     factors: set[relax.Var],
 ) -> relax.Var | None:
-    """Return the sum for each channel of the products of two ``factors``, if it is all that ``others`` are for: a
-    kernel that sums in parts, and one that adds the parts."""
+    """Return the sum for each channel of the products of two ``factors``, if it is all that ``others`` are for: one
+    kernel, or one that sums in parts, and one that adds the parts."""
     if len(others) != 1 or op_name(others[0].value) != "relax.call_tir":
         return None
     kernel, operands = others[0].value.args[0], list(others[0].value.args[1].fields)
+    blocks = _blocks(mod[kernel])
+    if set(operands) != factors or len(blocks) != 2 or not _multiplies(blocks[0]):
+        return None
+    if _adds_rows(blocks[1]):
+        return others[0].var
     behind = readers.get(others[0].var, ())
-    if set(operands) != factors or not _sums_products(mod[kernel]) or len(behind) != 1:
+    if blocks[1].annotations.get("schedule_rule") != CHANNEL_SUM or len(behind) != 1:
         return None
     (total,) = behind
-    if op_name(total.value) != "relax.call_tir" or not _adds_rows(mod[total.value.args[0]]):
-        return None
-    return total.var
+    adding = _blocks(mod[total.value.args[0]]) if op_name(total.value) == "relax.call_tir" else []
+    return total.var if len(adding) == 1 and _adds_rows(adding[0]) else None
 
 
 def _reads(
@@ -178,26 +182,21 @@ def _is_weight_gradient(func: tirx.PrimFunc) -> bool:
     )
 
 
-def _sums_products(func: tirx.PrimFunc) -> bool:
-    """Return whether a kernel multiplies its operands element by element, and sums along all axes but the last."""
-    blocks = _blocks(func)
-    if len(blocks) != 2 or blocks[1].annotations.get("schedule_rule") != CHANNEL_SUM:
-        return False
-    at, value = [each.var for each in blocks[0].iter_vars], blocks[0].body.value
+def _multiplies(block: s_tir.SBlock) -> bool:
+    """Return whether a block multiplies two buffers element by element."""
+    at, value = [each.var for each in block.iter_vars], block.body.value
     loads = loads_of(value)
     is_product = isinstance(value, tirx.Mul) and [value.a, value.b] == loads
     return is_product and all(_same(list(load.indices), at) for load in loads)
 
 
-def _adds_rows(func: tirx.PrimFunc) -> bool:
-    """Return whether a kernel adds up its operand along all axes but the last."""
-    blocks = _blocks(func)
-    if len(blocks) != 1 or len(func.params) != 2 or len(func.params[1].shape) != 1:
+def _adds_rows(block: s_tir.SBlock) -> bool:
+    """Return whether a block adds up a buffer along all axes but the last."""
+    value, places = block.body.value, block.body.indices
+    if not isinstance(value, tirx.Add) or not isinstance(value.b, tvm.ir.TensorLoad) or len(places) != 1:
         return False
-    (block,) = blocks
-    value = block.body.value
-    load = value.b if isinstance(value, tirx.Add) else None
-    return isinstance(load, tvm.ir.TensorLoad) and load.indices[-1].same_as(block.body.indices[0])
+    read = list(value.b.indices)
+    return read[-1].same_as(places[0]) and len(read) == len(block.iter_vars)
 
 
 def _same(left: Sequence[relax.Expr], right: Sequence[relax.Expr]) -> bool:
