@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .kernels.share_frozen import ShareFrozen
     from .kernels.slice_forward import SliceForward
     from .kernels.straighten_products import StraightenProducts
+    from .kernels.update_and_sum import UpdateAndSum
     from .kernels.winograd import Winograd
     from .memory.guard_writes import GuardWrites
     from .memory.hold_inputs import HoldInputs
@@ -111,6 +112,7 @@ _HOME = {
     "StraightenProducts": "kernels.straighten_products",
     "UnifyProducts": "canonical.unify_products",
     "UnscaleGradients": "training.unscale_gradients",
+    "UpdateAndSum": "kernels.update_and_sum",
     "Winograd": "kernels.winograd",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605

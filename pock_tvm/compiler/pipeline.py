@@ -63,6 +63,7 @@ from relay_passes import (
     StraightenProducts,
     UnifyProducts,
     UnscaleGradients,
+    UpdateAndSum,
     Winograd,
 )
 from relay_passes.analysis.kernel_costs import kernel_costs
@@ -320,7 +321,8 @@ def order_kernels(
         phases.run(7, "narrowed", [MixedPrecision(functions, frozen, training.precision)], only_kernels)
         phases.parameters = with_prepared(phases.parameters, phases.mod)
     if target.layouts.fuses_updates and training.guard != STEP:
-        phases.run(7, "updates", [*map(FuseUpdates, training.steps), clean[0]], only_kernels)
+        joint = [fuse(name) for name in training.steps for fuse in (UpdateAndSum, FuseUpdates)]
+        phases.run(7, "updates", [*joint, clean[0]], only_kernels)
     # 8. Order: updates as early as possible; cheap, long-lived values are rematerialised.
     ordered = [OrderUpdates(name, training.guard) for name in training.functions]
     holding = [HoldInputs(functions, held, training.micro_batches, TRAIN)] if held else []

@@ -7,7 +7,7 @@ from typing import Any
 from tvm import relax
 
 from ..errors import PassError
-from ..ir import Expr, bindings_of, bytes_of, op_name, returned, type_bytes
+from ..ir import CALLS, Expr, bindings_of, bytes_of, op_name, returned, type_bytes
 from ..operators.record import record_of
 
 Output = tuple[relax.Var, int]
@@ -42,11 +42,8 @@ class Aliasing:
             self.inside[made[0]] = ((binding.var, 0), index * bytes_of(part))
 
     def outputs(self, binding: relax.VarBinding) -> list[Output]:
-        """Return the outputs that a binding writes, one for each result of a ``call_tir``."""
-        if op_name(binding.value) != "relax.call_tir":
-            return []
-        var = binding.var
-        return [(var, index) for index in range(len(var.ty.fields) if isinstance(var.ty, relax.TupleType) else 1)]
+        """Return the outputs that a binding writes, one for each result that its call does not write in place."""
+        return [(binding.var, index) for index in _new_results(binding.value, binding.var)]
 
     def buffer_of(self, output: Output) -> tuple[Buffer, int]:
         """Return the buffer that an output is written to, and its offset in bytes."""
@@ -67,14 +64,14 @@ class Aliasing:
                 waiting.append((value.tuple_value, value.index))
             elif isinstance(value, relax.Var):
                 waiting.append((value, field))
-            elif name == "relax.call_tir":
-                count = len(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else 1
-                found += [self.buffer_of((expr, index))[0] for index in (range(count) if field is None else [field])]
+            elif name in CALLS:
+                made = _new_results(value, expr)
+                found += [self.buffer_of((expr, index))[0] for index in made if field is None or index == field]
             elif name == "pock.join":
                 found.append((expr, 0))
             elif record_of(name).is_alias:
                 waiting.append((value.args[0], None))
-            elif isinstance(value, relax.Call) and name != "relax.call_tir_inplace":
+            elif isinstance(value, relax.Call):
                 raise PassError(f"'{expr.name}' is a '{name}'; a plan takes calls of kernels, views and tuples")
         return found
 
@@ -86,10 +83,7 @@ class Aliasing:
             name = op_name(value)
             if name == "relax.call_tir":
                 return inside + self.buffer_of((expr, 0))[1]
-            if (
-                isinstance(value, relax.TupleGetItem)
-                and op_name(self.values.get(value.tuple_value)) == "relax.call_tir"
-            ):
+            if isinstance(value, relax.TupleGetItem) and op_name(self.values.get(value.tuple_value)) in CALLS:
                 return inside + self.buffer_of((value.tuple_value, value.index))[1]
             if name == "pock.part":
                 inside += int(value.attrs["index"]) * bytes_of(expr)
@@ -108,6 +102,16 @@ class Aliasing:
             else:
                 expr = value.args[0] if record_of(value).is_alias else value
         return expr
+
+
+def _new_results(value: Expr, var: relax.Var) -> list[int]:
+    """Return the positions of the results that a call, bound to ``var``, writes to memory of their own."""
+    if op_name(value) not in CALLS:
+        return []
+    count = len(var.ty.fields) if isinstance(var.ty, relax.TupleType) else 1
+    if op_name(value) == "relax.call_tir":
+        return list(range(count))
+    return [at for at, index in enumerate(value.attrs.inplace_indices) if int(index) < 0]
 
 
 def output_type(var: relax.Var, index: int) -> relax.TensorType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import tvm
 from tvm import IRModule, relax, s_tir, tirx
 
 from schedules.kernels import comes_scheduled
+from schedules.kernels.conv2d import WEIGHT_GRADIENT
 from schedules.kernels.indexing import EMBEDDING_GRADIENT, first_positions, gathered_gradient
 from schedules.kernels.joint_update import gathered_update, product_update
 from schedules.kernels.matmul import MATMUL
@@ -39,8 +41,8 @@ PRODUCT_UPDATES = "product_updates"
 class FuseUpdates:
     """Join updates with what computes their gradients, which are then never in memory.
 
-    A matrix product updates the weight itself, tile by tile: the weight and its states move while it computes. The
-    gradient of an embedding shrinks to the rows that were read.
+    A product (of matrices, or a convolution's weight gradient) updates the weight itself, tile by tile: the weight and
+    its states move while it computes. The gradient of an embedding shrinks to the rows that were read.
 
     In, out: a dataflow function of ``call_tir`` and ``call_tir_inplace``, with the names of the weights that products
     update in its attribute :data:`PRODUCT_UPDATES`: their gradients cannot be checked, but the two factors can. A
@@ -81,8 +83,9 @@ class FuseUpdates:
             call = relax.op.call_tir_inplace(joint[kernel, update], every, written, types)
             return builder.emit(call, fields[at].name)  # messages name a kernel after what it computes
 
-        body = eliminate_dead(rewrite(func, visit, made=made)).with_attr(PRODUCT_UPDATES, products)
-        return update_function(kernels.get(), self.function, body)
+        body = eliminate_dead(rewrite(func, visit, made=made))
+        names = [*func.attrs.get(PRODUCT_UPDATES, []), *products]
+        return update_function(kernels.get(), self.function, body.with_attr(PRODUCT_UPDATES, names))
 
 
 def _gathered(
@@ -113,16 +116,24 @@ def _fusible(mod: IRModule, func: relax.Function) -> dict[relax.Var, int]:
             are_few = WORTH * (shape_of(operands[0])[0] + 1) <= shape_of(source)[0]
             is_fusible = are_few and shape_of(source) == shape_of(gradient)  # indices along several axes are one
         else:
-            factors = [each for each in operands if is_float(each)]
-            are_checked = len(factors) == 2 and all(
-                dtype_of(each) == "float32" and aliasing.buffers(each) for each in factors
-            )
-            is_fusible = _is_product(kernel) and are_checked
+            is_fusible = _is_product(kernel) and are_checked(source, aliasing, shape_of(gradient))
         if is_fusible:
             found[binding.var] = at
     return found
 
 
+def are_checked(product: relax.Call, aliasing: Aliasing, gradient: Sequence[int]) -> bool:
+    """Return whether the factors of a product are temporaries in float32, which can be checked instead of its result,
+    of the shape ``gradient``. Those of a convolution must not be much larger than it."""
+    factors = [each for each in product.args[1].fields if is_float(each)]
+    if len(factors) != 2 or not all(dtype_of(each) == "float32" and aliasing.buffers(each) for each in factors):
+        return False
+    most = MOST_CHECKED * math.prod(gradient)
+    return len(gradient) == 2 or sum(math.prod(shape_of(each)) for each in factors) <= most
+
+
+MOST_CHECKED = 2
+"""Largest factors of a convolution's weight gradient, relative to it: a step checks them, and not the gradient."""
 WORTH = 2
 """Rows of an embedding, relative to those that a step reads, from which the gradient of these alone is worth its
 kernels."""
@@ -147,14 +158,16 @@ def _is_embedding(func: tirx.PrimFunc) -> bool:
 
 
 def _is_product(func: tirx.PrimFunc) -> bool:
-    """Return whether a kernel is a matrix product with element-wise steps alone behind it."""
+    """Return whether a kernel is a product of rank two, or a convolution's weight gradient in one part, with
+    element-wise steps alone behind it."""
     if comes_scheduled(func):
         return False
     sch = s_tir.Schedule(IRModule({"main": func}))
     blocks = sch.get_child_blocks(sch.get_sblock("root"))
-    products = [at for at, block in enumerate(blocks) if sch.get(block).annotations.get("schedule_rule") == MATMUL]
-    if len(products) != 1:
-        return False
+    rules = [sch.get(block).annotations.get("schedule_rule") for block in blocks]
+    products = [at for at, rule in enumerate(rules) if rule in (MATMUL, WEIGHT_GRADIENT)]
+    if len(products) != 1 or (rules[products[0]] == WEIGHT_GRADIENT and products[0]):
+        return False  # none, or several, or one that pads its operand
     spatial, _ = split_by_kind(sch, blocks[products[0]])
     rank, behind = len(spatial), blocks[products[0] + 1 :]
     return not any(is_reduction(sch, block) or len(sch.get_loops(block)) != rank for block in behind)

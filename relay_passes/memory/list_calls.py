@@ -183,8 +183,11 @@ class _Part:
             read = [arg for arg in operands if arg not in written and is_made(arg)]
             if read:
                 kind, name = _named(self.func, operands[0].name)
-                for values in [read] if kind == FACTOR else [[arg] for arg in read]:
-                    check(values, kind, name)
+                if kind == FACTOR:  # the operands of the product come last
+                    check(read[-2:], kind, name)
+                    kind, read = GRADIENT, read[:-2]
+                for value in read:
+                    check([value], kind, name)
             last |= dict.fromkeys(
                 (self.aliasing.buffer_of(output)[0] for output in self.aliasing.outputs(binding)), binding.var
             )

@@ -24,7 +24,7 @@ class OrderUpdates:
 
     In, out: a dataflow function of kernel calls, views and tuples. An in-place call may run once its operands exist and
     all other readers of the memory that it writes have run, views included: a layer's data gradient still reads the old
-    weight.
+    weight. What needs another result of such a call (:class:`UpdateAndSum`) follows it likewise.
 
     With a guard they also wait for what is checked (:class:`ListCalls`). ``update``: for the loss, so that a loss that
     is not finite changes nothing. Running statistics, which need little memory meanwhile, wait for the last gradient,
@@ -39,9 +39,10 @@ class OrderUpdates:
         func = mod[self.function]
         bindings = bindings_of(func)
         updates = [binding for binding in bindings if op_name(binding.value) == "relax.call_tir_inplace"]
-        others = [binding for binding in bindings if op_name(binding.value) != "relax.call_tir_inplace"]
+        moved = _needing([binding.var for binding in updates], bindings)
+        others = [binding for binding in bindings if binding.var not in moved]
         position = {binding.var: index for index, binding in enumerate(others)}
-        behind = _behind_views(others)
+        behind = _behind_views(bindings)
         bound = self._bounds(func, updates, position)
         last_read: dict[relax.Var, int] = {}
         for index, binding in enumerate(others):
@@ -51,14 +52,15 @@ class OrderUpdates:
         # Keep dependent updates in order. By variable: position of the last update that reads it, that writes it.
         reads: dict[relax.Var, int] = {}
         writes: dict[relax.Var, int] = {}
-        for binding in updates:
+        for binding in (each for each in bindings if each.var in moved):
             read = _read(binding, behind)
             written = written_by(binding.value)
             ready = [position.get(var, -1) for var in read] + [writes.get(var, -1) for var in read]
             free = [last_read.get(var, -1) for var in written] + [reads.get(var, -1) for var in written]
-            place = max(*ready, *free, bound(written))
+            place = max([*ready, *free, *([bound(written)] if written else [])], default=-1)
             reads.update((var, max(place, reads.get(var, -1))) for var in read)
-            writes.update((var, place) for var in (binding.var, *written))
+            writes.update((var, place) for var in written)
+            position[binding.var] = place
             after.setdefault(place, []).append(binding)
 
         ordered = list(after.get(-1, []))
@@ -81,16 +83,25 @@ class OrderUpdates:
         if self.guard == OFF or not updates:
             return lambda _written: -1
         loss = position.get(returned(func)[0], -1)
-        last = max(loss, *(position.get(var, -1) for binding in updates for var in used_vars(binding.value)))
+        needed = {var for binding in updates for var in used_vars(binding.value)}
         sums = {name for name, (slot, _) in states_of(func).items() if slot == GRADIENT_SUM}
         statistics = set(map(str, func.attrs.get("state_updates", [])))
 
         def bound(written: list[relax.Var]) -> int:
             names = {var.name for var in written}
             waits = self.guard == STEP or names <= statistics or (sums and not names <= sums)
-            return last if waits else loss
+            return max(loss, *(position.get(var, -1) for var in needed)) if waits else loss
 
         return bound
+
+
+def _needing(updates: list[relax.Var], bindings: list[relax.VarBinding]) -> set[relax.Var]:
+    """Return in-place calls, and what needs their results."""
+    needing = set(updates)
+    for binding in bindings:
+        if needing.intersection(used_vars(binding.value)):
+            needing.add(binding.var)
+    return needing
 
 
 def _behind_views(bindings: list[relax.VarBinding]) -> dict[relax.Var, list[relax.Var]]:

@@ -11,9 +11,11 @@ from typing import NamedTuple
 import tvm
 from tvm import IRModule, relax
 
+from ..analysis.aliasing import output_type
 from ..analysis.live_ranges import Liveness
+from ..analysis.verify import written_by
 from ..errors import PassError
-from ..ir import CALLS, bindings_of, bytes_of, op_name, rewrite, substitute, update_function, used_vars
+from ..ir import CALLS, bindings_of, op_name, rewrite, substitute, type_bytes, update_function, used_vars
 
 LONGEST_CHAIN = 12
 """Largest number of kernels rerun for one value."""
@@ -97,7 +99,6 @@ class _Calls:
     def of(cls, func: relax.Function, costs: Mapping[str, float]) -> _Calls:
         liveness = Liveness(func)
         aliasing = liveness.aliasing
-        kept = {var for var, _ in liveness.span} - {var for var, _ in liveness.temporaries}
         numbers = {var: number for number, var in enumerate(dict.fromkeys(var for var, _ in liveness.span))}
         params = set(func.params)
         steps = []
@@ -106,9 +107,7 @@ class _Calls:
             if op_name(value) not in CALLS:
                 continue
             read = used_vars(value)
-            changes: frozenset[relax.Var] = frozenset()
-            if op_name(value) == "relax.call_tir_inplace":
-                changes = frozenset(value.args[1].fields[int(index)] for index in value.attrs.inplace_indices)
+            changes = frozenset(written_by(value))
             roots = tuple(dict.fromkeys(numbers[var] for arg in read for var, _ in aliasing.buffers(arg)))
             touched = frozenset(aliasing.origin(arg) for arg in read if not aliasing.buffers(arg)) & params
             cost = costs.get(value.args[0].name_hint, 0.0)
@@ -118,7 +117,10 @@ class _Calls:
             fills = tuple(numbers[var] for var in joined)
             scratch = liveness.scratch.get(position, 0)
             steps.append(_Step(binding, roots, numbers.get(binding.var), fills, touched, changes, cost, scratch))
-        return cls(steps, [0 if var in kept else bytes_of(var) for var in numbers])
+        sizes = dict.fromkeys(numbers, 0)
+        for var, index in liveness.temporaries:
+            sizes[var] += type_bytes(output_type(var, index))
+        return cls(steps, list(sizes.values()))
 
 
 Interval = tuple[int, int, int]

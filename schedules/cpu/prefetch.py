@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import tvm
 import tvm_ffi
@@ -29,6 +30,8 @@ LINES_BETWEEN = 4
 """Lines that are prefetched before each part of a loop, where they are more."""
 ROUNDS_BETWEEN = 6
 """Fewest iterations of a part."""
+AWAITED = 1000
+"""Vectors that a core multiplies and adds, at least, from a prefetch for a later tile to that tile."""
 SHARE_OF_LOOP = 3 / 4
 """Share of a loop's iterations within which all is prefetched: what comes last is there when the loop ends."""
 Views = dict[tirx.Buffer, tirx.Buffer]
@@ -41,7 +44,9 @@ def prefetch_tiles(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.
 
     Before the loop: what the stores after it write, and what they read of buffers as large. A store to an uncached line
     waits for the line to be fetched; this overlaps with the reduction. A loop before many stores, such as a weight
-    gradient's that updates the weight, is split, with a few prefetches before each part.
+    gradient's that updates the weight, is split, with a few prefetches before each part. Of nested loops, such as a
+    convolution's, the outer one has a few in each iteration, for a later tile: from measurements on Zen 5, all of them
+    before the loops take 1.1 to 1.7 times as long.
 
     Within the loop: the next tile's rows of the first operand, if they are adjacent and the operand is larger than the
     second cache. A tile reads many rows at once, which no hardware prefetcher follows: products that read 15 to 45 MB
@@ -57,15 +62,15 @@ def prefetch_tiles(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.
         return func
     views: Views = {}
     tvm_ffi.structural_walk(func.body, (tirx.DeclBuffer, lambda each: views.update({each.buffer: each.data.args[0]})))
-    return func.with_body(_visit(func.body, None, traits.cache_bytes, views))
+    return func.with_body(_visit(func.body, [], traits.cache_bytes, views))
 
 
-def _visit(stmt: tirx.Stmt, tiles: tirx.For | None, cache: int, views: Views) -> tirx.Stmt:
-    """Rewrite a statement in a loop over ``tiles``."""
+def _visit(stmt: tirx.Stmt, loops: Sequence[tirx.For], cache: int, views: Views) -> tirx.Stmt:
+    """Rewrite a statement within ``loops``, of which the last is over tiles."""
     if isinstance(stmt, tirx.For):
-        return with_body(stmt, _visit(stmt.body, stmt, cache, views))
+        return with_body(stmt, _visit(stmt.body, [*loops, stmt], cache, views))
     if isinstance(stmt, tirx.AttrStmt):
-        return tirx.AttrStmt(stmt.node, stmt.attr_key, stmt.value, _visit(stmt.body, tiles, cache, views))
+        return tirx.AttrStmt(stmt.node, stmt.attr_key, stmt.value, _visit(stmt.body, loops, cache, views))
     if not isinstance(stmt, tirx.SeqStmt):
         return stmt
     if not any(isinstance(step, tirx.For) for step in stmt.seq):
@@ -79,9 +84,14 @@ def _visit(stmt: tirx.Stmt, tiles: tirx.For | None, cache: int, views: Views) ->
             behind = list(itertools.takewhile(lambda each: isinstance(each, tirx.BufferStore | tirx.Bind), after))
             stores = _stores_of_vectors(behind)
             bound = [each.value for each in behind if isinstance(each, tirx.Bind)]
-            rows = _rows(step, tiles, cache) if stores and tiles is not None else []
-            step = with_body(step, tirx.SeqStmt([*rows, step.body])) if rows else _visit(step, tiles, cache, views)
-            steps += _spread(_prefetches(stores, views, bound), step)
+            rows = _rows(step, loops[-1], cache) if stores and loops else []
+            fetched = _prefetches(stores, views, bound)
+            if loops and len(fetched) > MANY_LINES and isinstance(step.body, tirx.For):
+                later = _later(loops, math.ceil(AWAITED / max(1, _work(step))))
+                steps += _fetching(step, fetched, later)
+            else:
+                step = with_body(step, tirx.SeqStmt([*rows, step.body])) if rows else _visit(step, loops, cache, views)
+                steps += _spread(fetched, step)
         else:
             steps.append(step)
     return tirx.SeqStmt(steps)
@@ -100,6 +110,70 @@ def _spread(prefetches: list[tirx.Stmt], loop: tirx.For) -> list[tirx.Stmt]:
         steps += prefetches[part * len(prefetches) // count : (part + 1) * len(prefetches) // count]
         steps.append(_part_of(loop, bounds[part], bounds[part + 1]))
     return steps
+
+
+def _later(loops: Sequence[tirx.For], ahead: int) -> dict[tirx.Var, tirx.Expr]:
+    """Return the place so many tiles later: behind the last of a row of tiles begins the next row."""
+    if not loops:
+        return {}
+    tiles, place = loops[-1], loops[-1].loop_var + ahead
+    if len(loops) == 1 or loops[-2].kind != tirx.ForKind.SERIAL or not loops[-2].body.same_as(tiles):
+        return {tiles.loop_var: place}
+    rows = loops[-2].loop_var
+    return {rows: rows + tirx.floordiv(place, tiles.extent), tiles.loop_var: tirx.floormod(place, tiles.extent)}
+
+
+def _fetching(loop: tirx.For, prefetches: Sequence[tirx.Stmt], later: Mapping[tirx.Var, tirx.Expr]) -> list[tirx.Stmt]:
+    """Return nested loops with a share of the prefetches, for a tile that comes ``later``, in each iteration of the
+    outer one. Those of places that are in no regular order come before it."""
+    by_buffer: dict[tirx.Buffer, list[tirx.Stmt]] = {}
+    for each in prefetches:
+        by_buffer.setdefault(each.value.args[0].args[0].source, []).append(each)
+    before: list[tirx.Stmt] = []
+    inside: list[tirx.Stmt] = []
+    for buffer, calls in by_buffer.items():
+        first, *how = calls[0].value.args
+        grid = _grid([call.value.args[0].args[0].indices[0] for call in calls])
+        if grid is None:
+            before += calls
+            continue
+        start = substituted(first.args[0].indices[0], later)
+        arguments = (int(how[0]), int(how[1]), int(how[2]))
+        share = math.ceil(grid.places / int(loop.extent))
+        for part in range(share):
+            number = tirx.min(loop.loop_var * share + part, grid.places - 1)
+            row, column = tirx.floordiv(number, grid.across), tirx.floormod(number, grid.across)
+            inside.append(prefetch(buffer, start + row * grid.pitch + column * grid.step, arguments))
+    return [*before, with_body(loop, tirx.SeqStmt([*inside, loop.body])) if inside else loop]
+
+
+class _Grid(NamedTuple):
+    """Places in equal rows: how many there are, how many in a row, and the elements between neighbours, and between
+    rows."""
+
+    places: int
+    across: int
+    step: int
+    pitch: int
+
+
+def _grid(places: Sequence[tirx.Expr]) -> _Grid | None:
+    """Return the grid that places are, from the first on; None if they are none."""
+    analyzer = Analyzer()
+    apart = [analyzer.simplify(place - places[0]) for place in places]
+    if not all(isinstance(each, tirx.IntImm) for each in apart):
+        return None
+    offsets = sorted({int(each) for each in apart})
+    step = offsets[1] if len(offsets) > 1 else 0
+    across = next((at for at, offset in enumerate(offsets) if offset != at * step), len(offsets))
+    pitch = offsets[across] if across < len(offsets) else 0
+    whole = [row * pitch + column * step for row in range(len(offsets) // across) for column in range(across)]
+    return _Grid(len(offsets), across, step, pitch) if offsets == whole else None
+
+
+def _work(loop: tirx.Stmt) -> int:
+    """Return the vectors that loops, one in the other, store."""
+    return int(loop.extent) * _work(loop.body) if isinstance(loop, tirx.For) else len(_stores(loop))
 
 
 def _part_of(loop: tirx.For, first: int, end: int) -> tirx.For:
@@ -132,7 +206,9 @@ def _prefetches(
         return []
     written = {views.get(store.buffer, store.buffer) for store in stores}
     values = [*(store.value for store in stores), *bound]
-    wide = [load for value in values for load in _loads(value) if _is_as_large(load.source, stores[0].buffer)]
+    largest = max((store.buffer for store in stores), key=_bytes)
+    stores = [store for store in stores if _is_as_large(store.buffer, largest)]
+    wide = [load for value in values for load in _loads(value) if _is_as_large(load.source, largest)]
     places = [(store.buffer, store.indices[0], FOR_WRITING) for store in stores]
     places += [
         (load.source, load.indices[0], FOR_READING)

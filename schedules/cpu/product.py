@@ -17,6 +17,7 @@ from .panels import panels, panels_pay
 from .squares import TURNED
 from .tile import block_by_block, choose_tile, register_tile, rows_in_cache, split_phases
 from .traits import CpuTraits
+from .update_and_sum import sum_of, update_and_sum
 
 SHARE_OF_TURNED = 1 / 8
 """Largest strip of a turned B, relative to the L2 cache, which also holds what is fetched ahead for the next strip."""
@@ -130,11 +131,16 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, cho
     """Schedule ``dW[.., r, s, i, o] = sum X * dY`` over pixels, in tiles of input by output channels, or its transpose.
     Where these are few, a tile has those of several taps. dY is packed in strips where that pays (:func:`product`).
 
-    Decisions: ``tile`` and those of :func:`block_by_block`, or ``pack`` and those of :func:`register_tile`.
+    Decisions: those of :func:`update_and_sum`; or ``tile`` and those of :func:`block_by_block`, or ``pack`` and those
+    of :func:`register_tile`.
     """
     spatial, reduced = split_by_kind(sch, block)
     *parts, r, s, row, column = spatial
     rows = [r, s, row]
+    if sum_of(sch, block) is not None:
+        operand = _operands(sch, block, spatial).index
+        update_and_sum(sch, block, rows, column, reduced, traits, choices, operand=operand)
+        return
     tile = choose_tile(sch, rows, column, traits, choices, parts=parts)
     if parts:
         most = rows_in_cache(sch, block, traits)

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 from tvm import te, tirx, topi
 
+WEIGHT_GRADIENT = "pock.conv2d_weight_gradient"
+"""Schedule rule of a weight gradient of a convolution that is not depthwise."""
+
 
 def conv2d(
     x: te.Tensor,
@@ -172,7 +175,7 @@ def conv2d_weight_gradient(
         (*(chunks if split else ()), *kernel_size, *((out_channels, group_in) if turned else (group_in, out_channels))),
         product,
         name="conv2d_weight_gradient",
-        attrs={"schedule_rule": f"pock.{'depthwise_' if depthwise else ''}conv2d_weight_gradient"},
+        attrs={"schedule_rule": "pock.depthwise_conv2d_weight_gradient" if depthwise else WEIGHT_GRADIENT},
     )
 
 

@@ -9,25 +9,53 @@ from tvm import ir, s_tir, tirx
 from tvm.sym import Analyzer
 
 from ..emit import substituted
+from .reduction import CHANNEL_SUM
 
 Gradient = Callable[[Sequence[tirx.Var]], tirx.Expr]
 """Value of a gradient at one element, by its index along each axis."""
 
 
-def product_update(product: tirx.PrimFunc, update: tirx.PrimFunc, gradient: int) -> tirx.PrimFunc:
-    """Join a matrix product and the update that reads its result: a kernel in which the gradient is a temporary.
+def product_update(
+    product: tirx.PrimFunc, update: tirx.PrimFunc, gradient: int, *, sums: bool = False
+) -> tirx.PrimFunc:
+    """Join a product and the update that reads its result: a kernel in which the gradient is a temporary.
 
     ``product``: its last parameter is the result. ``update``: from :func:`.update.elementwise_update`, whose parameter
     at ``gradient`` has the dtype and the number of elements of that result. Parameters: those of the update without the
-    gradient, then those of the product without the result.
+    gradient, then those of the product without the result. With ``sums`` comes a result: the sum of gradient times
+    weight, as it is before the update, over all axes but the last; both have one shape.
 
     The update's block runs over the axes of the result, so that a schedule computes it tile by tile.
     """
     *operands, result = product.params
     root = product.body.block
     views, block = _parts_of(update, gradient, _shape(result), lambda axes: tirx.BufferLoad(result, axes))
-    body = tirx.SeqStmt([*views, root.body, block])
-    return _joint(update, gradient, operands, body, [*root.alloc_buffers, result])
+    own = [*root.alloc_buffers, result]
+    if not sums:
+        return _joint(update, gradient, operands, tirx.SeqStmt([*views, root.body, block]), own)
+    total = tirx.decl_buffer(result.shape[-1:], str(result.ty.dtype), "total", layout=None)
+    summed = _sum_of_products(result, update.params[0], total)
+    func = _joint(update, gradient, [*operands, total], tirx.SeqStmt([*views, root.body, summed, block]), own)
+    # The sum and the update read and write the weight as different buffers: loads must not move past stores.
+    return func.without_attr("tirx.noalias")
+
+
+def _sum_of_products(gradient: tirx.Buffer, weight: tirx.Buffer, total: tirx.Buffer) -> tirx.Stmt:
+    """Return the loops of ``total[k] = sum gradient[.., k] * weight[.., k]``."""
+    *reduced, columns = _shape(gradient)
+    *rows, column = axes = [tirx.Var(name, "int64") for name in (*(f"r{at}" for at in range(len(reduced))), "k")]
+    kinds = [*[tirx.IterVar.CommReduce] * len(rows), tirx.IterVar.DataPar]
+    product = tirx.BufferLoad(gradient, axes) * tirx.BufferLoad(weight, axes)
+    block = s_tir.SBlock(
+        [_iter_var(axis, extent, kind) for axis, extent, kind in zip(axes, (*reduced, columns), kinds, strict=True)],
+        [tirx.BufferRegion(each, [_point(at) for at in axes]) for each in (gradient, weight)],
+        [tirx.BufferRegion(total, [_point(column)])],
+        "channel_sum",
+        tirx.BufferStore(total, tirx.BufferLoad(total, [column]) + product, [column]),
+        tirx.BufferStore(total, tirx.const(0, str(total.ty.dtype)), [column]),
+        annotations={"schedule_rule": CHANNEL_SUM},
+    )
+    return _looped(block, (*reduced, columns))
 
 
 def gathered_update(update: tirx.PrimFunc, gradient: int, rows: int) -> tirx.PrimFunc:
@@ -68,11 +96,16 @@ def _parts_of(
     replaced = {view.buffer for view in views if view.data.args[0].same_as(func.params[gradient])}
     axes = [tirx.Var(f"v{at}", "int64") for at in range(len(shape))]
     block = _over(loop.block, axes, shape, replaced, value(axes))
+    return [view for view in views if view.buffer not in replaced], _looped(block, shape)
+
+
+def _looped(block: s_tir.SBlock, shape: Sequence[int]) -> tirx.Stmt:
+    """Return loops of a ``shape`` around a block, one for each of its axes."""
     loops = [tirx.Var(f"i{at}", "int64") for at in range(len(shape))]
     stmt: tirx.Stmt = s_tir.SBlockRealize(loops, True, block)
     for var, extent in zip(reversed(loops), reversed(shape), strict=True):
         stmt = tirx.For(var, _int64(0), _int64(extent), tirx.ForKind.SERIAL, stmt)
-    return [view for view in views if view.buffer not in replaced], stmt
+    return stmt
 
 
 def _over(
@@ -111,10 +144,7 @@ def _over(
     loads: list[ir.TensorLoad] = []
     tvm_ffi.structural_walk(value, (ir.TensorLoad, loads.append))
     own = [tirx.BufferRegion(load.source, [_point(at) for at in load.indices]) for load in loads]
-    iters = [
-        tirx.IterVar(ir.Range.from_min_extent(_int64(0), _int64(extent)), axis, tirx.IterVar.DataPar)
-        for axis, extent in zip(axes, shape, strict=True)
-    ]
+    iters = [_iter_var(axis, extent, tirx.IterVar.DataPar) for axis, extent in zip(axes, shape, strict=True)]
     reads = [*regions(block.reads), *own]
     return s_tir.SBlock(
         iters, reads, regions(block.writes), block.name_hint, moved(block.body), annotations=block.annotations
@@ -123,6 +153,10 @@ def _over(
 
 def _shape(buffer: tirx.Buffer) -> list[int]:
     return [int(extent) for extent in buffer.shape]
+
+
+def _iter_var(axis: tirx.Var, extent: int, kind: int) -> tirx.IterVar:
+    return tirx.IterVar(ir.Range.from_min_extent(_int64(0), _int64(extent)), axis, kind)
 
 
 def _point(at: tirx.Expr) -> ir.Range:

@@ -10,6 +10,9 @@ from tvm import te, tirx
 
 from .functions import is_float, isnan, unless_nan
 
+CHANNEL_SUM = "pock.channel_sum"
+"""Schedule rule of a sum for each channel."""
+
 
 def channel_sum(x: te.Tensor, *, chunks: Sequence[int]) -> te.Tensor:
     """Compute ``Y[c0, c1, .., k] = sum X[.., k]`` over all axes but the last.
@@ -25,7 +28,7 @@ def channel_sum(x: te.Tensor, *, chunks: Sequence[int]) -> te.Tensor:
         at = [start + axis for start, axis in zip(starts, reduced, strict=False)] + reduced[len(chunks) :]
         return te.sum(x(*at, index[-1]), axis=reduced)
 
-    return te.compute((*chunks, channels), total, name="channel_sum", attrs={"schedule_rule": "pock.channel_sum"})
+    return te.compute((*chunks, channels), total, name="channel_sum", attrs={"schedule_rule": CHANNEL_SUM})
 
 
 def largest(x: te.Tensor, *, axes: Sequence[int], keepdims: bool) -> te.Tensor:

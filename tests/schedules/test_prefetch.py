@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +13,10 @@ from tvm.sym import Analyzer
 
 from schedules.cpu.lower import LOWERING
 from schedules.cpu.prefetch import AHEAD, prefetch_tiles
-from schedules.kernels.conv2d import conv2d
-from tests.schedules.kernels import HOST, LLVM, assert_close, call, noise, scheduled
+from schedules.kernels.conv2d import conv2d, conv2d_weight_gradient
+from schedules.kernels.joint_update import product_update
+from schedules.kernels.update import Layout, sgd
+from tests.schedules.kernels import HOST, LLVM, assert_close, call, defined, noise, scheduled
 
 LINE = 16
 PLAIN = {"strides": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
@@ -60,6 +63,35 @@ def test_stores_of_unrolled_tiles_are_prefetched_ahead(strides: int) -> None:
     ahead = [str(Analyzer().simplify(ramp.base + AHEAD * ramp.lanes)) for ramp in results]
     assert ahead
     assert [str(Analyzer().simplify(at(each, {}))) for each in fetched] == ahead
+
+
+@pytest.mark.parametrize("size", [1, 3], ids=["1x1", "3x3"])
+def test_what_a_later_tile_updates_is_fetched(size: int) -> None:
+    """Every line of it, while a tile is computed; behind the last tile of a tap comes the first of the next."""
+    shape = (size, size, 64, 256)
+    x, dy = noise("update", (1, 6 + size, 6 + size, 64), (1, 7, 7, 256))
+    momentum = {"momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0}
+    update = sgd(Layout(shape, "float32"), **momentum, vectors={"rates": 1, "scale": 256})
+    gradient = defined(conv2d_weight_gradient, x, dy, **PLAIN, kernel_size=(size, size))
+    joint = product_update(gradient, update, 1, sums=True)
+    ((tiles, loop, fetches),) = walks(HOST.schedule(joint, {"tile": (1, 1, 8, 32), "pack": False}))
+    stores = [each for each in tiles.body.seq if isinstance(each, tirx.BufferStore)]
+
+    def line(place: tirx.Expr) -> int:
+        """The line of a place in the first tile, or strip, of every loop that has no value."""
+        return (
+            int(Analyzer().simplify(tvm_ffi.structural_map(place, (tirx.Var, lambda _: tirx.const(0, "int32")))))
+            // LINE
+        )
+
+    written = {line(each.indices[0].base) for each in stores if each.buffer.shape[0] == math.prod(shape)}
+    for tile in (0, int(tiles.extent) - 1):
+        times = [{tiles.loop_var: tile, loop.loop_var: each} for each in range(int(loop.extent))]
+        fetched = {line(at(fetch, time)) for fetch in fetches for time in times}
+        later = (min(fetched) - min(written)) // (8 * 256 // LINE)
+        assert tile < later <= tile + 8
+        assert fetched == {line + later * 8 * 256 // LINE for line in written}
+    assert len(written) == 16
 
 
 def flat(func: tirx.PrimFunc) -> tirx.PrimFunc:
