@@ -21,7 +21,7 @@ from .inputs import Data, Inputs
 from .instructions import obstacle_here
 from .library import CheckFailed, Library, Outcome
 from .loss_scale import LOSS_SCALE, LossScale
-from .losses import Loss
+from .losses import FUNCTION, TARGET, Loss
 from .machine import CORES, THREADS
 from .memory import Memory
 from .parameters import GRADIENT_SUM
@@ -155,15 +155,13 @@ class Trainer(Stateful):
         if len(self._queued) == MOST_QUEUED:
             self._collect()
         arrays = self._inputs.checked(x)
-        target = self._inputs.target(y)
+        targets = self._inputs.targets(y)
         require("lr", lr, LEARNING_RATE, InputError)
         updates, pending = self._updates()
         last = pending + 1 == self._accumulate
-        values: dict[str, ArrayLike] = dict(arrays)
-        if target is not None:
-            values["target"] = target
-        if target is not None and "counted" in self._arrays:
-            values["counted"] = self._loss.counted(target)
+        values: dict[str, ArrayLike] = {**arrays, **targets}
+        if TARGET in targets and "counted" in self._arrays:
+            values["counted"] = self._loss.counted(targets[TARGET])
         if "rates" in self._arrays:
             values["rates"] = self._optimizer.rates(lr, updates + 1)
         self._start("train_step" if last else "accumulate_step", values)
@@ -261,8 +259,11 @@ class Trainer(Stateful):
         Raises
         ------
         InputError
-            As :meth:`step` and :meth:`predict`; or all labels together are ignored ones.
+            As :meth:`step` and :meth:`predict`; all labels together are ignored ones; or the loss is a function, which
+            a device does not have.
         """
+        if self._loss.kind == FUNCTION:
+            raise InputError("evaluate does not know this loss, a function: compute it from what predict returns")
         loss = counted = right = 0.0
         for x, y in pairs_of(data):
             outputs = self.predict(x)

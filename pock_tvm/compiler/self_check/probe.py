@@ -12,6 +12,7 @@ from ...device.optimizers import SGD, Optimizer
 from ...device.parameters import FULL, STATISTICS
 from ...device.trainer import Trainer
 from ...errors import CheckError, NonFiniteError
+from .batches import keyed
 from .measured import SCALE, Batch, Measured, Weights
 
 RATE = 0.125
@@ -82,7 +83,7 @@ class Probe(Trainer):
 
     def checked(self, x: Any, y: Any) -> Batch:
         """Check a user's batch as a step does."""
-        return Batch(self._inputs.checked(x), self._inputs.target(y))
+        return Batch(self._inputs.checked(x), keyed(self._inputs.targets(y)))
 
     def loss(self, weights: Weights, batches: list[Batch]) -> float:
         """The mean training loss of batches, without an update; NaN where a step meets a number that is not finite."""

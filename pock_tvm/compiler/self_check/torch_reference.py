@@ -13,6 +13,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from ...device.losses import Loss
+from ...frontend.custom_loss import CustomLoss
+from ...frontend.torch_loss import value_of
 from .agreement import relative_difference
 from .measured import Batch, Measured, Weights
 
@@ -37,6 +39,7 @@ class TorchReference:
         aliases: dict[str, str],
         trained: list[str],
         loss: Loss,
+        custom: CustomLoss | None,
         batch_norm: str,
         flops: float,
     ) -> None:
@@ -44,6 +47,7 @@ class TorchReference:
         self._aliases = aliases
         self._trained = trained
         self._loss = loss
+        self._custom = custom
         self._batch_norm = batch_norm
         self._graphs: dict[tuple[bool, bool], torch.fx.GraphModule] = {}
         self._threads = 1 if flops < SINGLE_THREAD_FLOPS else torch.get_num_threads()
@@ -67,7 +71,7 @@ class TorchReference:
             for batch in batches:
                 results = self._run(tensors, batch, precise, training=training)
                 outputs = outputs or [result.detach() for result in results]
-                loss = self._loss_of(results, batch)
+                loss = self._loss_of(results, batch, precise)
                 losses.append(float(loss.detach()))
                 if not loss.requires_grad:
                     continue
@@ -171,7 +175,9 @@ class TorchReference:
                 values.append(value)
         return values
 
-    def _loss_of(self, outputs: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+    def _loss_of(self, outputs: list[torch.Tensor], batch: Batch, precise: bool) -> torch.Tensor:
+        if self._custom is not None:
+            return value_of(self._custom, self._exported, outputs, batch.target, precise=precise)
         output, loss, functional = outputs[self._loss.output], self._loss, torch.nn.functional
         if batch.target is None:
             return output
