@@ -230,6 +230,20 @@ def activations(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
     ]  # fmt: skip
 
 
+def written(m: Parts, x: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, mask: torch.Tensor) -> Any:
+    h = m["linear"](x)  # [5, 6, 4]
+    y = h.clone()
+    y[:, 0] = 0.5
+    y[:, 1::2] = h[:, ::2] * 2
+    y[torch.tensor([0, 3]), :, 1] = h[1:3, :, 2]
+    y[mask] = 0.0
+    return [
+        y, h.index_put((rows,), h[:3] * 2, accumulate=True), h.index_add(0, rows, h[:3]), h.scatter_add(2, places, h[..., :2]),
+        h.scatter_reduce(2, places, h[..., 1:3] * 0.7, "mean", include_self=False), h.scatter_reduce(2, places, h[..., 1:3] * 1.3, "amax"),
+        h.masked_scatter(mask[..., None], h.flip(0)), torch.zeros(5, 4).index_copy(0, torch.tensor([2, 0]), h[:2, 0]),
+    ]  # fmt: skip
+
+
 def losses(m: Parts, x: torch.Tensor, labels: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     h = m["linear"](x)  # [6, 4]
     p = torch.sigmoid(h)
@@ -257,6 +271,7 @@ ROWS = [
     Row("functional embedding", table(), lambda m, ids: F.embedding(ids, m["table"].weight * 2, padding_idx=2), WORDS),
     Row("advanced indices", linear(), indexed, (normal(5, 6, 4), below(5, 3), below(6, 3))),
     Row("gather and scatter", linear(), gathered, (normal(5, 6, 4), below(6, 5, 6))),
+    Row("written by index", linear(), written, (normal(5, 6, 4), below(5, 3), below(4, 5, 6, 2), lengths(5, 6))),
     Row("positions from a mask", table(), positions, (lengths(3, 5),)),
     Row("max over time", linear(), lambda m, x: [m["linear"](x).max(1)[0], F.adaptive_max_pool1d(m["linear"](x).mT, 1), F.max_pool1d(m["linear"](x).mT, 5), m["linear"](x).amax(1)], (normal(2, 5, 4),)),
     Row("key padding masks", lambda: {"linear": nn.Linear(4, 4), "attention": nn.MultiheadAttention(4, 2, batch_first=True)}, masked_attention, (normal(2, 5, 4), lengths(2, 5))),

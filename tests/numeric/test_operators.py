@@ -243,6 +243,10 @@ ROWS = [
     Row("gather_elements", ((3, 4),), lambda x: R.gather_elements(x, integers([[0, 3], [1, 1], [2, 0]]), axis=1)),
     Row("scatter_elements", ((3, 4), (3, 2)), lambda x, u: R.scatter_elements(x, integers([[0, 3], [1, 0], [2, 3]]), u, axis=1)),
     Row("scatter_elements, adding", ((3, 4), (2, 4)), lambda x, u: R.scatter_elements(x, integers([[0, 2, 1, 1], [0, 2, 0, 1]]), u, axis=0, reduction="add")),
+    *(
+        Row(f"scatter_rows, {how}", ((5, 3), (4, 3)), lambda x, u, how=how: pock.scatter_rows(x, integers([4, 0, 1 if how == "write" else 4, 2]), u, combine=how))
+        for how in ("write", "add", "max", "min")
+    ),
     Row("index_tensor, one index", ((5, 3),), lambda x: R.index_tensor(x, [integers([[1, 1], [4, 0]])])),
     Row("index_tensor, two indices", ((5, 3),), lambda x: R.index_tensor(x, [integers([1, 4, 1]), integers([2, 0, 2])])),
     Row(
