@@ -82,6 +82,7 @@ def compile(  # noqa: A001 - the name that users expect
     shapes: Mapping[str, Sequence[int]] | None = None,
     target: Any = None,
     batch_norm: str | None = None,
+    dropout: bool | None = None,
     accumulate: int = 1,
     micro_batches: int | None = None,
     clip_norm: float | None = None,
@@ -125,6 +126,11 @@ def compile(  # noqa: A001 - the name that users expect
         ``"frozen"`` (the default): normalise with the running statistics, as fine-tuning usually does. Unless given, a
         warning says so. ``"batch"``: normalise with each batch's statistics and update the running ones, as PyTorch
         does in training mode.
+    dropout : bool, optional
+        Whether training drops values (``nn.Dropout`` and the like). By default where the exported program does, in
+        training mode. True turns on all dropout of a program that was exported in eval mode, with its rates. Masks, and
+        noise such as ``randn_like``, depend on the seed of the :class:`Trainer`, the step and the layer alone, on every
+        target. ``predict`` drops nothing.
     accumulate : int
         Number of steps that share one update, which uses their mean gradient.
     micro_batches : int, optional
@@ -199,7 +205,7 @@ def compile(  # noqa: A001 - the name that users expect
         An input is never read, a parameter gets no gradient, or running statistics stay unchanged.
     """
     check_options(
-        scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
+        scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, dropout=dropout, accumulate=accumulate,
         micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, precision=precision, frozen=frozen,
         max_drop=max_drop, memory_budget=memory_budget, copies=copies, dump=dump, build=build, flash=flash, ram=ram,
         database=database,
@@ -218,7 +224,7 @@ def compile(  # noqa: A001 - the name that users expect
         make_folder(dump)
     accumulate, micro_batches = int(accumulate), micro_batches and int(micro_batches)
     # Phase 1.
-    imported = pipeline.import_model(model, batch=batch, shapes=shapes, trust=trust)
+    imported = pipeline.import_model(model, batch=batch, shapes=shapes, dropout=dropout, trust=trust)
     if own is not None:
         imported = with_custom_loss(imported, own)
     scheme = scheme or Scheme.full()
@@ -281,6 +287,7 @@ def compile(  # noqa: A001 - the name that users expect
         "optimizer": optimizers.to_json(optimizer),
         "options": {
             "batch_norm": statistics,
+            "dropout": dropout,
             "accumulate": accumulate,
             "micro_batches": lowered.micro_batches,
             "memory_budget": None if memory_budget is None else parse_bytes(memory_budget),

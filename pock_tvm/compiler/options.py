@@ -24,6 +24,7 @@ OPTIONS = {
     ),
     "optimizer": one_of("pock.SGD(…), pock.Adam(…) or pock.AdamW(…)", SGD, Adam).or_none(),
     "batch_norm": Kind("'frozen' or 'batch'", lambda value: value in (None, "frozen", "batch")),
+    "dropout": FLAG.or_none(),
     "accumulate": whole("a number of steps, at least 1", 1),
     "micro_batches": whole("a number of parts of a batch, at least 1", 1).or_none(),
     "clip_norm": number("a positive number", above=0).or_none(),

@@ -30,6 +30,7 @@ from relay_passes import (
     Backward,
     ChooseKernels,
     CopyFunction,
+    DrawNumbers,
     DropFunctions,
     FoldBatchNorm,
     FuseGroups,
@@ -118,10 +119,11 @@ def import_model(
     *,
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    dropout: bool | None = None,
     trust: bool = False,
 ) -> Model:
     """Phase 1: forward module and parameter records of a user's model, every dimension bound."""
-    return load_model(model, batch=batch, shapes=shapes, trust=trust)
+    return load_model(model, batch=batch, shapes=shapes, dropout=dropout, trust=trust)
 
 
 def lower(
@@ -233,6 +235,7 @@ def canonicalise_forward(phases: Phases, training: Training) -> Training:
     training = replace(training, trained=stored_parts(phases.mod[FORWARD], training.trained, shapes))
     phases.parameters = with_layouts(phases.parameters, phases.mod[FORWARD])
     phases.run(2, "copied", [CopyFunction([TRAIN, PREDICT], FORWARD), DropFunctions([FORWARD])])
+    phases.run(2, "drawn", [DrawNumbers(True, TRAIN), DrawNumbers(False, PREDICT)])
     statistics = {TRAIN: training.batch_norm, PREDICT: "frozen"}
     folded = [FoldBatchNorm(training.trained, kind, name) for name, kind in statistics.items()]
     phases.run(2, "folded", folded, batch_norms_are_folded)

@@ -89,6 +89,8 @@ class Model:
     """Scales that a quantised model states. ``module`` computes in float, with the weights that its integers mean."""
     custom_loss: CustomLoss | None = None
     """A loss function of the user's. ``module`` then has the function ``loss``."""
+    halves: tuple[str, ...] = ()
+    """Types of half precision whose numbers were converted to float32."""
     values: dict[str, str] = field(default_factory=dict)
     """For each node of PyTorch's decomposed graph, the variable of ``module`` that holds its value."""
 

@@ -96,7 +96,7 @@ def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.
     def body(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
         return _added_rows(ins[0], ins[1], outs[0], rows, lambda row: row)
 
-    return _written(EMBEDDING_GRADIENT, [indices, grad], (rows, int(grad.shape[1])), grad.dtype, body)
+    return written(EMBEDDING_GRADIENT, [indices, grad], (rows, int(grad.shape[1])), grad.dtype, body)
 
 
 COMBINES: dict[str, Callable[[tirx.Expr, tirx.Expr], tirx.Expr]] = {
@@ -127,7 +127,7 @@ def scatter_rows(x: te.Tensor, indices: te.Tensor, values: te.Tensor, *, combine
                 T.buffer_store(table, COMBINES[combine](table[row, c], new[p, c]), [row, c])
         return tirx.SeqStmt([copied.get(), combined.get()])
 
-    return _written("scatter_rows", [x, indices, values], (rows, columns), x.dtype, body)
+    return written("scatter_rows", [x, indices, values], (rows, columns), x.dtype, body)
 
 
 def first_positions(indices: te.Tensor, *, rows: int) -> te.Tensor:
@@ -143,7 +143,7 @@ def first_positions(indices: te.Tensor, *, rows: int) -> te.Tensor:
             T.buffer_store(first, tirx.Cast("int32", positions - 1 - at), [row])
         return tirx.SeqStmt([nowhere.get(), found.get()])
 
-    return _written("first_positions", [indices], (rows,), "int32", body)
+    return written("first_positions", [indices], (rows,), "int32", body)
 
 
 def gathered_gradient(indices: te.Tensor, grad: te.Tensor, first: te.Tensor) -> te.Tensor:
@@ -156,7 +156,7 @@ def gathered_gradient(indices: te.Tensor, grad: te.Tensor, first: te.Tensor) -> 
     def body(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
         return _added_rows(ins[0], ins[1], outs[0], int(first.shape[0]), lambda row: ins[2][row])
 
-    return _written("gathered_gradient", [indices, grad, first], (positions + 1, columns), grad.dtype, body)
+    return written("gathered_gradient", [indices, grad, first], (positions + 1, columns), grad.dtype, body)
 
 
 def _added_rows(
@@ -195,7 +195,7 @@ def _inside(index: tirx.Expr, rows: int) -> Iterator[tirx.Expr]:
         yield tirx.Select(index < 0, index + rows, index)
 
 
-def _written(
+def written(
     name: str,
     operands: Sequence[te.Tensor],
     shape: Sequence[int],

@@ -14,6 +14,7 @@ from tvm.relax import op as R
 from relay_passes import Backward
 from relay_passes.gradients import supported_operators
 from relay_passes.ir import bindings_of, op_name
+from relay_passes.operators import random
 from relay_passes.operators import training as pock
 from relay_passes.operators.attention import attention as fused_attention
 
@@ -236,6 +237,7 @@ ROWS = [
     Row("tril", ((4, 4),), lambda x: R.tril(x, 0)),
     Row("triu", ((4, 4),), lambda x: R.triu(x, 1)),
     Row("astype", ((2, 3),), lambda x: R.astype(R.astype(x, "float64"), "float64")),
+    Row("drop", ((3, 7),), lambda x: random.drop(x, relax.const(MASK), scale=1.5, shift=0.3, other=-2.0, expected=1.0)),
     # indexing
     Row("take, rows", ((5, 3),), lambda x: R.take(x, integers([4, 0, 4, 2]), axis=0)),
     Row("take, a matrix of indices", ((5, 3),), lambda x: R.take(x, integers([[1, 0], [4, 1]]), axis=0)),

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...device.optimizers import SGD, Optimizer
 from ...device.parameters import FULL, STATISTICS
+from ...device.random import words_of
 from ...device.trainer import Trainer
 from ...errors import CheckError, NonFiniteError
 from .batches import keyed
@@ -48,6 +49,10 @@ class Probe(Trainer):
     def tells_gradients(self) -> bool:
         """Whether an update can be made linear in the gradient: not where Adam has no epsilon."""
         return isinstance(self._optimizer, SGD) or self._optimizer.eps > 0
+
+    def _words(self) -> np.ndarray:
+        """The same numbers for each update, so that its gradients repeat."""
+        return words_of(self._seed, self.steps % self._accumulate)
 
     def measure(self, weights: Weights, batches: list[Batch]) -> Measured:
         """Run one update: outputs, losses, the gradients as the optimizer sees them (clipped, a coupled weight decay

@@ -12,6 +12,7 @@ from . import (
     order,
     pooling,
     products,
+    random,
     reductions,
     writing,
 )
