@@ -200,6 +200,18 @@ ROWS = [
     unary("log_softmax", R.nn.log_softmax),
     # loss
     Row("cross_entropy", ((4, 5),), lambda x: pock.cross_entropy(x, TARGETS, ignore_index=-100, label_smoothing=0.0)),
+    Row("cross_entropy_with_logits", ((4, 5), (4, 5)), R.nn.cross_entropy_with_logits),
+    Row("cross_entropy_with_logits, vector", ((5,), (5,)), R.nn.cross_entropy_with_logits),
+    *(
+        Row(f"nll_loss, {how}", ((4, 5),), lambda x, how=how: R.nn.nll_loss(x, TARGETS, relax.const([0.5, 1, 2, 3, 0.1], "float64"), how, -100))
+        for how in ("none", "sum", "mean")
+    ),
+    Row("nll_loss of images", ((2, 3, 4),), lambda x: R.nn.nll_loss(x, integers([[0, 2, 1, 1], [2, 2, 0, 1]]), reduction="mean", ignore_index=1)),
+    Row("einsum", ((3, 4), (4, 5), (5,)), lambda a, b, c: R.einsum((a, b, c), "ij,jk,k->ki")),
+    Row("einsum, summed alone", ((3, 4), (3, 5)), lambda a, b: R.einsum((a, b), "ij,ik->k")),
+    Row("einsum to a number", ((3, 4), (4, 3)), lambda a, b: R.reshape(R.einsum((a, b), "ij,ji->"), (1,))),
+    Row("prod", ((3, 4, 2),), lambda x: R.prod(x, [0, 2])),
+    Row("prod with zeros", ((3, 4),), lambda x: R.prod(x * relax.const(np.eye(3, 4), "float64"), [1], keepdims=True)),
     Row("cross_entropy, smooth", ((4, 5),), lambda x: pock.cross_entropy(x, TARGETS, ignore_index=-100, label_smoothing=0.2)),
     # reductions
     Row("sum", ((2, 3, 4),), lambda x: R.sum(x, axis=[0, 2])),
