@@ -142,3 +142,10 @@ def test_what_no_loss_can_be(name: str, heads: torch.export.ExportedProgram) -> 
     options, complaint = REFUSED[name]
     with pytest.raises(pock.PockError, match=complaint):
         pock.compile(heads, target=TARGET, **options)
+
+
+def test_check_lists_the_obstacles_of_a_loss(heads: torch.export.ExportedProgram) -> None:
+    assert not pock.check(heads, loss=pock.CustomLoss(of_both, BOTH))
+    frozen = pock.Scheme({"box.*": "full"})
+    [found] = pock.check(heads, loss=pock.CustomLoss(lambda o, _t: o["kind"].mean(), BOTH), scheme=frozen)
+    assert "no gradient reaches" in found.reason

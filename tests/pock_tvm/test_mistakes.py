@@ -66,7 +66,7 @@ ARGUMENTS = [
     ({"scheme": "full"}, "not 'full'"),
     ({"scheme": pock.Scheme}, "not the class Scheme"),
     ({"scheme": pock.Scheme.full}, "not the function full"),
-    ({"loss": None}, "loss is a pock.Loss, or one of the names cross_entropy"),
+    ({"loss": None}, "loss is a pock.Loss, one of the names cross_entropy"),
     ({"loss": nn.functional.cross_entropy}, "give an example, loss=pock.CustomLoss(function, target)"),
     ({"loss": nn.CrossEntropyLoss}, "not the class CrossEntropyLoss: call it"),
     ({"loss": "hinge"}, "there is no loss 'hinge'"),
