@@ -210,8 +210,6 @@ ROWS = [
     Row("einsum", ((3, 4), (4, 5), (5,)), lambda a, b, c: R.einsum((a, b, c), "ij,jk,k->ki")),
     Row("einsum, summed alone", ((3, 4), (3, 5)), lambda a, b: R.einsum((a, b), "ij,ik->k")),
     Row("einsum to a number", ((3, 4), (4, 3)), lambda a, b: R.reshape(R.einsum((a, b), "ij,ji->"), (1,))),
-    Row("prod", ((3, 4, 2),), lambda x: R.prod(x, [0, 2])),
-    Row("prod with zeros", ((3, 4),), lambda x: R.prod(x * relax.const(np.eye(3, 4), "float64"), [1], keepdims=True)),
     Row("cross_entropy, smooth", ((4, 5),), lambda x: pock.cross_entropy(x, TARGETS, ignore_index=-100, label_smoothing=0.2)),
     # reductions
     Row("sum", ((2, 3, 4),), lambda x: R.sum(x, axis=[0, 2])),
