@@ -234,8 +234,8 @@ def canonicalise_forward(phases: Phases, training: Training) -> Training:
     phases.run(2, "stored", [StorePermuted(names if training.store_permuted else []), UnifyProducts(live=names)])
     training = replace(training, trained=stored_parts(phases.mod[FORWARD], training.trained, shapes))
     phases.parameters = with_layouts(phases.parameters, phases.mod[FORWARD])
-    phases.run(2, "copied", [CopyFunction([TRAIN, PREDICT], FORWARD), DropFunctions([FORWARD])])
-    phases.run(2, "drawn", [DrawNumbers(True, TRAIN), DrawNumbers(False, PREDICT)])
+    copied = [CopyFunction([TRAIN, PREDICT], FORWARD), DropFunctions([FORWARD])]
+    phases.run(2, "copied", [*copied, DrawNumbers(True, TRAIN), DrawNumbers(False, PREDICT)])
     statistics = {TRAIN: training.batch_norm, PREDICT: "frozen"}
     folded = [FoldBatchNorm(training.trained, kind, name) for name, kind in statistics.items()]
     phases.run(2, "folded", folded, batch_norms_are_folded)
