@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .device.program import Program
     from .device.trainer import Trainer
     from .errors import CheckError, NonFiniteError, Obstacle, PockError, PockWarning
+    from .frontend.custom_loss import CustomLoss
     from .schemes.scheme import Scheme
     from .training.recipe import Recipe
     from .tuning.tune import tune
@@ -30,6 +31,7 @@ _HOME = {
     "AdamW": "device.optimizers",
     "CheckError": "errors",
     "Contributions": "choosing.contributions",
+    "CustomLoss": "frontend.custom_loss",
     "Loss": "device.losses",
     "NonFiniteError": "device.errors",
     "Obstacle": "errors",

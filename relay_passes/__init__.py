@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .canonical.channels_last import ChannelsLast
     from .canonical.copy_function import CopyFunction
+    from .canonical.draw_numbers import DrawNumbers
     from .canonical.drop_functions import DropFunctions
     from .canonical.drop_marks import DropMarks
     from .canonical.expand_normalization import ExpandNormalization
@@ -70,6 +71,7 @@ _HOME = {
     "ChannelsLast": "canonical.channels_last",
     "ChooseKernels": "kernels.choose_kernels",
     "CopyFunction": "canonical.copy_function",
+    "DrawNumbers": "canonical.draw_numbers",
     "DropFunctions": "canonical.drop_functions",
     "DropMarks": "canonical.drop_marks",
     "ExpandNormalization": "canonical.expand_normalization",

@@ -26,11 +26,12 @@ from ..device import optimizers
 from ..device.checksums import weight_checksums
 from ..device.contract import contract_of
 from ..device.files import make_folder
-from ..device.losses import Loss, as_loss
+from ..device.losses import FUNCTION, Loss, as_loss
 from ..device.optimizers import SGD, Optimizer
 from ..device.program import FORMAT, Program
 from ..errors import CompilerError, MemoryBudgetError, OptionError, PockError, PockWarning, of_passes
 from ..frontend import Model
+from ..frontend.custom_loss import CustomLoss, custom_loss, with_custom_loss
 from ..frontend.observations import observations
 from ..frontend.structure import structure_of
 from ..quantities import parse_bytes
@@ -75,12 +76,13 @@ def compile(  # noqa: A001 - the name that users expect
     model: Any,
     *,
     scheme: Scheme | None = None,
-    loss: str | Loss = "cross_entropy",
+    loss: str | Loss | CustomLoss | Callable[[Any, Any], Any] = "cross_entropy",
     optimizer: Optimizer | None = None,
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     target: Any = None,
     batch_norm: str | None = None,
+    dropout: bool | None = None,
     accumulate: int = 1,
     micro_batches: int | None = None,
     clip_norm: float | None = None,
@@ -107,8 +109,11 @@ def compile(  # noqa: A001 - the name that users expect
     model : torch.export.ExportedProgram, ONNX model, or the path of a ``.pt2`` or ``.onnx`` file
     scheme : Scheme, optional
         What to train; everything by default.
-    loss : str or Loss
-        ``cross_entropy``, ``causal_lm``, ``mse``, ``bce_with_logits``, ``output``, or a Loss with its options.
+    loss : str, Loss, CustomLoss or callable
+        ``cross_entropy``, ``causal_lm``, ``mse``, ``bce_with_logits``, ``output``, or a Loss with its options. Or a
+        Python function or ``nn.Module`` of (outputs, target), which is compiled with the network: the example of a
+        target in a CustomLoss, or in ``check_with``, says what the target of a step looks like. Such a loss needs the
+        whole batch at once.
     optimizer : SGD, Adam or AdamW, optional
         SGD without momentum by default. The learning rate is given to each step.
     batch : int, optional
@@ -121,6 +126,11 @@ def compile(  # noqa: A001 - the name that users expect
         ``"frozen"`` (the default): normalise with the running statistics, as fine-tuning usually does. Unless given, a
         warning says so. ``"batch"``: normalise with each batch's statistics and update the running ones, as PyTorch
         does in training mode.
+    dropout : bool, optional
+        Whether training drops values (``nn.Dropout`` and the like). By default where the exported program does, in
+        training mode. True turns on all dropout of a program that was exported in eval mode, with its rates. Masks, and
+        noise such as ``randn_like``, depend on the seed of the :class:`Trainer`, the step and the layer alone, on every
+        target. ``predict`` drops nothing.
     accumulate : int
         Number of steps that share one update, which uses their mean gradient.
     micro_batches : int, optional
@@ -195,14 +205,18 @@ def compile(  # noqa: A001 - the name that users expect
         An input is never read, a parameter gets no gradient, or running statistics stay unchanged.
     """
     check_options(
-        scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, accumulate=accumulate,
+        scheme=scheme, loss=loss, optimizer=optimizer, batch_norm=batch_norm, dropout=dropout, accumulate=accumulate,
         micro_batches=micro_batches, clip_norm=clip_norm, guard=guard, precision=precision, frozen=frozen,
         max_drop=max_drop, memory_budget=memory_budget, copies=copies, dump=dump, build=build, flash=flash, ram=ram,
         database=database,
     )  # fmt: skip
-    if check is False and check_with is not None:
+    if check is False and check_with is not None and not callable(loss):
         raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
-    loss, optimizer, target = as_loss(loss), optimizer or SGD(), resolve_target(target)
+    own = custom_loss(loss, check_with)
+    if own is not None and micro_batches not in (None, 1):
+        raise OptionError("a loss function needs the whole batch at once: leave micro_batches out")
+    loss = as_loss(loss) if own is None else Loss(FUNCTION)
+    optimizer, target = optimizer or SGD(), resolve_target(target)
     triple = triple_of(target)
     of_target = {"triple": triple, "description": str(target), "instructions": instructions_of(target)}
     limits = limits_of(of_target, flash, ram)
@@ -210,7 +224,9 @@ def compile(  # noqa: A001 - the name that users expect
         make_folder(dump)
     accumulate, micro_batches = int(accumulate), micro_batches and int(micro_batches)
     # Phase 1.
-    imported = pipeline.import_model(model, batch=batch, shapes=shapes, trust=trust)
+    imported = pipeline.import_model(model, batch=batch, shapes=shapes, dropout=dropout, trust=trust)
+    if own is not None:
+        imported = with_custom_loss(imported, own)
     scheme = scheme or Scheme.full()
     selection = scheme.resolve(imported)
     if not selection:
@@ -271,6 +287,7 @@ def compile(  # noqa: A001 - the name that users expect
         "optimizer": optimizers.to_json(optimizer),
         "options": {
             "batch_norm": statistics,
+            "dropout": dropout,
             "accumulate": accumulate,
             "micro_batches": lowered.micro_batches,
             "memory_budget": None if memory_budget is None else parse_bytes(memory_budget),
@@ -284,6 +301,7 @@ def compile(  # noqa: A001 - the name that users expect
         "quantized": calibration and calibration.report(),
         "inputs": [vars(spec) for spec in imported.inputs],
         "outputs": [vars(spec) for spec in imported.outputs],
+        "targets": [] if own is None else [vars(spec) for spec in own.specs],
         "index_limits": index_limits(imported),
         "parameters": {name: record.to_json() for name, record in lowered.parameters.items()},
         "weight_crc32": weight_checksums(imported.weights),
@@ -313,7 +331,7 @@ def compile(  # noqa: A001 - the name that users expect
     again = functools.partial(
         compile,
         scheme=scheme,
-        loss=loss,
+        loss=own or loss,
         optimizer=optimizer,
         batch_norm=statistics,
         accumulate=accumulate,

@@ -13,10 +13,11 @@ from relay_passes.kernels.choose_kernels import without_kernel
 from relay_passes.training import backward
 from schedules.target import Target as KernelTarget
 
-from ..device.losses import Loss, as_loss
+from ..device.losses import FUNCTION, Loss, as_loss
 from ..device.optimizers import SGD
 from ..errors import CompilerError, MissingGradient, ModelError, Obstacle, PockError, PockWarning
 from ..frontend import Model
+from ..frontend.custom_loss import CustomLoss, custom_loss, with_custom_loss
 from ..frontend.observations import observations
 from ..schemes.scheme import Scheme
 from .driver import TRAINS_NOTHING, own_faults
@@ -31,7 +32,7 @@ def check(
     model: Any,
     *,
     scheme: Scheme | Callable[[Model], Scheme] | None = None,
-    loss: str | Loss = "cross_entropy",
+    loss: str | Loss | CustomLoss = "cross_entropy",
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     target: Any = None,
@@ -48,10 +49,12 @@ def check(
     PockError
         The loss or the target is invalid.
     """
-    loss, target = as_loss(loss), resolve_target(target)
+    own, target = custom_loss(loss, None), resolve_target(target)
+    loss = as_loss(loss) if own is None else Loss(FUNCTION)
     try:
         with own_faults():
             imported = import_model(model, batch=batch, shapes=shapes, trust=trust)
+            imported = imported if own is None else with_custom_loss(imported, own)
     except ModelError as error:
         return list(error.obstacles) or [_refusal(error)]
     except CompilerError as error:
@@ -69,7 +72,7 @@ def check(
     graph, gradients = _of_graph(imported, training, kernel_target(target))
     obstacles += graph
     if not obstacles:
-        obstacles += _of_plan(imported, scheme=chosen, loss=loss, target=target, batch_norm=batch_norm)
+        obstacles += _of_plan(imported, scheme=chosen, loss=own or loss, target=target, batch_norm=batch_norm)
     return obstacles + observations(imported, selection, gradients, batch_norm)
 
 

@@ -10,6 +10,7 @@ from ..device.arguments import FLAG, PATH, Kind, number, one_of, require, whole
 from ..device.losses import KINDS, Loss
 from ..device.optimizers import SGD, Adam
 from ..errors import OptionError
+from ..frontend.custom_loss import CustomLoss
 from ..quantities import AMOUNT
 from ..schemes.scheme import Scheme
 from .database import Records
@@ -17,9 +18,13 @@ from .training_options import FROZEN, PRECISIONS
 
 OPTIONS = {
     "scheme": one_of("""a pock.Scheme, such as Scheme.full() or Scheme({"*.bias": "full"})""", Scheme).or_none(),
-    "loss": one_of(f"a pock.Loss, or one of the names {', '.join(KINDS)}", str, Loss),
+    "loss": Kind(
+        f"a pock.Loss, one of the names {', '.join(KINDS)}, or a function of (outputs, target)",
+        lambda value: isinstance(value, str | Loss | CustomLoss) or (callable(value) and not isinstance(value, type)),
+    ),
     "optimizer": one_of("pock.SGD(…), pock.Adam(…) or pock.AdamW(…)", SGD, Adam).or_none(),
     "batch_norm": Kind("'frozen' or 'batch'", lambda value: value in (None, "frozen", "batch")),
+    "dropout": FLAG.or_none(),
     "accumulate": whole("a number of steps, at least 1", 1),
     "micro_batches": whole("a number of parts of a batch, at least 1", 1).or_none(),
     "clip_norm": number("a positive number", above=0).or_none(),

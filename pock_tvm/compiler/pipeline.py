@@ -30,6 +30,7 @@ from relay_passes import (
     Backward,
     ChooseKernels,
     CopyFunction,
+    DrawNumbers,
     DropFunctions,
     FoldBatchNorm,
     FuseGroups,
@@ -93,6 +94,7 @@ from relay_passes.memory.fit import Fit, TooLarge
 from relay_passes.memory.order_updates import OFF, STEP
 from relay_passes.memory.verify import operands_are_inside, ranges_are_apart
 from relay_passes.operators.attention import uses_attention
+from relay_passes.training.append_loss import LOSS
 from schedules.decisions import DEFAULTS, Decisions
 from schedules.target import Layouts
 
@@ -118,10 +120,11 @@ def import_model(
     *,
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    dropout: bool | None = None,
     trust: bool = False,
 ) -> Model:
     """Phase 1: forward module and parameter records of a user's model, every dimension bound."""
-    return load_model(model, batch=batch, shapes=shapes, trust=trust)
+    return load_model(model, batch=batch, shapes=shapes, dropout=dropout, trust=trust)
 
 
 def lower(
@@ -152,7 +155,8 @@ def lower(
         model.module, dump, with_trained(model.parameters, training.trained), choices=StepChoices(decisions)
     )
     phases.enter(1, "imported", model.module, parameters_are_told_apart)
-    held = [*(each.name for each in model.inputs), TARGET] if in_bundle else []
+    targets = [TARGET] if model.custom_loss is None else list(model.custom_loss.targets)
+    held = [*(each.name for each in model.inputs), *targets] if in_bundle else []
     # 2. Canonicalise, for any number of micro-batches.
     if calibration is not None:
         calibration.mark(phases)
@@ -207,8 +211,9 @@ def lower(
     def can_split() -> bool:
         return not any(why_whole(phases.mod[name]) for name in (TRAIN, PREDICT))
 
-    # Micro-batches cost less than recomputation. Batch statistics need the whole batch at once.
+    # Micro-batches cost less than recomputation. Batch statistics need the whole batch at once, as a loss function may.
     is_fixed = micro_batches is not None or budget is None or training.batch_norm == "batch"
+    is_fixed |= model.custom_loss is not None
     counts = [micro_batches or 1] if is_fixed else batch_parts(model)
     found = fewest_parts(attempt, counts, math.inf if budget is None else budget, can_split)
     phases.choices.close()
@@ -224,10 +229,14 @@ def canonicalise_forward(phases: Phases, training: Training) -> Training:
     names = list(training.trained)
     shapes = {param.name: shape_of(param) for param in phases.mod[FORWARD].params}
     phases.run(2, "canonical", [*unify_operators(), *move_channels_last(), SelectEarly(names)])
+    if LOSS in phases.mod:
+        own = [*unify_operators(LOSS), *move_channels_last(LOSS), FoldBatchNorm({}, "frozen", LOSS)]
+        phases.run(2, "own_loss", own)
     phases.run(2, "stored", [StorePermuted(names if training.store_permuted else []), UnifyProducts(live=names)])
     training = replace(training, trained=stored_parts(phases.mod[FORWARD], training.trained, shapes))
     phases.parameters = with_layouts(phases.parameters, phases.mod[FORWARD])
-    phases.run(2, "copied", [CopyFunction([TRAIN, PREDICT], FORWARD), DropFunctions([FORWARD])])
+    copied = [CopyFunction([TRAIN, PREDICT], FORWARD), DropFunctions([FORWARD])]
+    phases.run(2, "copied", [*copied, DrawNumbers(True, TRAIN), DrawNumbers(False, PREDICT)])
     statistics = {TRAIN: training.batch_norm, PREDICT: "frozen"}
     folded = [FoldBatchNorm(training.trained, kind, name) for name, kind in statistics.items()]
     phases.run(2, "folded", folded, batch_norms_are_folded)

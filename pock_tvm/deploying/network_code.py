@@ -16,6 +16,7 @@ from ..device import guards
 from ..device.contract import nbytes
 from ..device.losses import Loss
 from ..device.program import Program
+from ..device.random import RANDOM
 from ..errors import PockError
 from .templates import filled
 
@@ -88,6 +89,12 @@ def arguments_of(program: Program) -> Arguments:
             )
         return Argument(spec["name"], variable, tuple(spec["shape"]), spec["dtype"])
 
+    if program.tensor(RANDOM) is not None:
+        raise PockError("the program draws random numbers, which bundles do not: compile it with dropout=False")
+    if len(program.manifest.get("targets", [])) > 1:
+        raise PockError(
+            "the program's loss takes several targets, and a bundle's step takes one: join them in one tensor"
+        )
     target = program.tensor(TARGET)
     inputs = tuple(argument(spec) for spec in program.manifest["inputs"])
     outputs = tuple(argument(spec) for spec in program.manifest["outputs"])

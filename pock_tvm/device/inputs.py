@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import as_array, check_array
 from .errors import InputError
-from .losses import Loss
+from .losses import FUNCTION, TARGET, Loss, target_name
 from .program import Program
 
 Data = Any
@@ -23,7 +23,8 @@ class Inputs:
         self._specs = program.manifest["inputs"]
         self._limits = program.index_limits
         self._loss = loss
-        self._target = program.tensor("target")
+        self._target = program.tensor(TARGET)
+        self._targets = program.manifest.get("targets", [])
         self._outputs = program.manifest["outputs"]
 
     @property
@@ -93,6 +94,23 @@ class Inputs:
                     f"label {int(target[wrong][0])} is out of range: there are {classes} classes, 0 to {classes - 1}"
                 )
         return target
+
+    def targets(self, y: Any) -> dict[str, np.ndarray]:
+        """The targets of a step, by the names of the program's inputs. Errors: as :meth:`target`."""
+        if self._loss.kind != FUNCTION:
+            target = self.target(y)
+            return {} if target is None else {TARGET: target}
+        names = [spec["name"] for spec in self._targets]
+        if y is None:
+            raise InputError(f"the loss function needs a target y ({', '.join(names)})")
+        if names == [TARGET]:
+            arrays = {TARGET: as_array("target y", y)}
+        else:
+            keys = [name.removeprefix(target_name("")) for name in names]
+            arrays = dict(zip(names, named_inputs(y, keys, of="the target y").values(), strict=True))
+        for spec in self._targets:
+            check_array(f"'{spec['name']}'", arrays[spec["name"]], spec["shape"], spec["dtype"])
+        return arrays
 
     def chunks(self, x: Data) -> list[tuple[int, dict[str, np.ndarray]]]:
         """The inputs of a prediction in batches as the program takes them, each with the samples that count.

@@ -11,6 +11,15 @@ from .arguments import Kind, is_whole, number, one_of, options, whole
 from .errors import OptionError
 
 KINDS = ("cross_entropy", "causal_lm", "mse", "bce_with_logits", "output")
+FUNCTION = "function"
+"""Kind of a loss that a function of the user's computes."""
+TARGET = "target"
+"""Name of the target among a program's inputs."""
+
+
+def target_name(key: object) -> str:
+    """Name one of several targets among a program's inputs."""
+    return f"{TARGET}.{key}"
 
 
 @options(
@@ -24,7 +33,8 @@ class Loss:
     """A loss over one output of the network; see :class:`relay_passes.AppendLoss` for shapes.
 
     ``kind``: cross_entropy, causal_lm, mse, bce_with_logits, or output, where the network returns its own loss.
-    ``output`` is the position of the output that it reads.
+    ``output`` is the position of the output that it reads. A program whose loss is a function of its own has the kind
+    ``function``.
     """
 
     kind: str = "cross_entropy"
@@ -33,7 +43,7 @@ class Loss:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in (*KINDS, FUNCTION):
             raise OptionError(f"there is no loss '{self.kind}'; there are {', '.join(KINDS)}")
 
     @property
@@ -81,6 +91,9 @@ class Loss:
         return float(loss.sum()), len(labels), int((logits.argmax(axis=-1) == labels).sum())
 
 
-def as_loss(loss: str | Loss) -> Loss:
+def as_loss(loss: Any) -> Loss:
     """A loss from its name or itself."""
-    return loss if isinstance(loss, Loss) else Loss(loss)
+    loss = loss if isinstance(loss, Loss) else Loss(loss)
+    if loss.kind == FUNCTION:
+        raise OptionError("a loss function is no part of a program: give it again, loss=pock.CustomLoss(…)")
+    return loss

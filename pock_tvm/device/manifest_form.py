@@ -67,6 +67,7 @@ MANIFEST = {
     "options": {"accumulate": lambda value: is_extent(value) and value > 0},
     "inputs": lambda value: isinstance(value, list) and len(value) > 0,
     "outputs": [TENSOR],
+    "targets": Maybe([TENSOR]),
     "index_limits": Each(_is_range),
     "parameters": Each(PARAMETER),
     "weight_crc32": Maybe(Each(str)),

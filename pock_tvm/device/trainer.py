@@ -21,15 +21,17 @@ from .inputs import Data, Inputs
 from .instructions import obstacle_here
 from .library import CheckFailed, Library, Outcome
 from .loss_scale import LOSS_SCALE, LossScale
-from .losses import Loss
+from .losses import FUNCTION, TARGET, Loss
 from .machine import CORES, THREADS
 from .memory import Memory
 from .parameters import GRADIENT_SUM
 from .program import Program
+from .random import RANDOM, words_of
 from .reading import reading
 from .stateful import Stateful
 from .threads import one_at_a_time
 
+SEED = whole("a seed: a whole number from 0", 0)
 CORES_USED = whole("a number of cores, at least 1", 1)
 PROGRAM = one_of("what pock.compile returned, or the path of a program that was saved", Program, str, os.PathLike)
 LEARNING_RATE = number("a learning rate: a finite number from 0", 0)
@@ -49,6 +51,8 @@ class Trainer(Stateful):
         depend on it.
     device : str, optional
         For a program that was compiled for a GPU, which one: ``"cuda:0"``, ``"opencl:1"``; by default the first.
+    seed : int
+        Seed of the numbers that a step draws (dropout, noise). They depend on it, the step and the layer alone.
 
     Raises
     ------
@@ -59,9 +63,15 @@ class Trainer(Stateful):
     """
 
     def __init__(
-        self, program: Program | str | os.PathLike[str], *, threads: int | None = None, device: str | None = None
+        self,
+        program: Program | str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        seed: int = 0,
     ) -> None:
-        self._device = device
+        self._device, self._seed = device, seed
+        require("seed", seed, SEED, InputError)
         require("threads", threads, CORES_USED.or_none(), InputError)
         require("a trainer's program", program, PROGRAM, ProgramError)
         program = program if isinstance(program, Program) else Program.load(program)
@@ -107,7 +117,8 @@ class Trainer(Stateful):
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
         """A trainer of the same program that goes on by itself from the same state."""
         self._settle()
-        twin = memo[id(self)] = Trainer(self.program, threads=self._threads or None, device=self._device)
+        options: dict[str, Any] = {"threads": self._threads or None, "device": self._device, "seed": self._seed}
+        twin = memo[id(self)] = Trainer(self.program, **options)
         twin._set_weights(self.program.weights | self._current())
         twin._replaced = dict(self._replaced)
         for name in self._states:
@@ -155,20 +166,22 @@ class Trainer(Stateful):
         if len(self._queued) == MOST_QUEUED:
             self._collect()
         arrays = self._inputs.checked(x)
-        target = self._inputs.target(y)
+        targets = self._inputs.targets(y)
         require("lr", lr, LEARNING_RATE, InputError)
         updates, pending = self._updates()
         last = pending + 1 == self._accumulate
-        values: dict[str, ArrayLike] = dict(arrays)
-        if target is not None:
-            values["target"] = target
-        if target is not None and "counted" in self._arrays:
-            values["counted"] = self._loss.counted(target)
+        values: dict[str, ArrayLike] = {**arrays, **targets, RANDOM: self._words()}
+        if TARGET in targets and "counted" in self._arrays:
+            values["counted"] = self._loss.counted(targets[TARGET])
         if "rates" in self._arrays:
             values["rates"] = self._optimizer.rates(lr, updates + 1)
         self._start("train_step" if last else "accumulate_step", values)
         if self._scale is not None or not self._library.queues:
             self._collect()
+
+    def _words(self) -> np.ndarray:
+        """What the next step draws random numbers by."""
+        return words_of(self._seed, self.steps)
 
     def _start(self, entry: str, values: Mapping[str, ArrayLike]) -> None:
         """Start a step, with new values of some inputs."""
@@ -243,6 +256,7 @@ class Trainer(Stateful):
             A wrong shape, type or number of samples, or an index out of range.
         """
         self._settle()
+        self._fill(RANDOM, self._words())
         parts: list[list[np.ndarray]] = []
         for count, arrays in self._inputs.chunks(x):
             for name, array in arrays.items():
@@ -261,8 +275,11 @@ class Trainer(Stateful):
         Raises
         ------
         InputError
-            As :meth:`step` and :meth:`predict`; or all labels together are ignored ones.
+            As :meth:`step` and :meth:`predict`; all labels together are ignored ones; or the loss is a function, which
+            a device does not have.
         """
+        if self._loss.kind == FUNCTION:
+            raise InputError("evaluate does not know this loss, a function: compute it from what predict returns")
         loss = counted = right = 0.0
         for x, y in pairs_of(data):
             outputs = self.predict(x)

@@ -40,6 +40,7 @@ def load_model(
     batch: int | None = None,
     shapes: Shapes | None = None,
     any_shape: bool = False,
+    dropout: bool | None = None,
     trust: bool = False,
 ) -> Model:
     """Import a model for training.
@@ -54,6 +55,8 @@ def load_model(
         Sizes of further dynamic dimensions, such as a sequence length.
     any_shape : bool
         Bind remaining dynamic dimensions to any size that the model allows, for queries that do not depend on it.
+    dropout : bool, optional
+        Whether training drops values. By default where PyTorch's program does: exported in training mode.
     trust : bool
         Read a ``.pt2`` file as it is: PyTorch then runs code that lies in it. By default a cleaned copy is read
         (:mod:`pock_tvm.frontend.clean_export`).
@@ -71,28 +74,30 @@ def load_model(
         return model
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # PyTorch warns of its own programs
-        return _load(model, batch, shapes or {}, any_shape=any_shape, trust=trust)
+        return _load(model, trust, batch=batch, shapes=shapes or {}, any_shape=any_shape, dropout=dropout)
 
 
-def _load(model: Any, batch: int | None, shapes: Shapes, *, any_shape: bool, trust: bool) -> Model:
+def _load(model: Any, trust: bool, **options: Any) -> Model:
     if isinstance(model, str | os.PathLike):
         path = Path(model)
         model = _read(path, trust=trust)
         with reading(ModelError, f"'{path}' cannot be imported ({{}}): export or copy it again"):
-            return _imported(model, batch, shapes, any_shape=any_shape)
-    return _imported(model, batch, shapes, any_shape=any_shape)
+            return _imported(model, **options)
+    return _imported(model, **options)
 
 
-def _imported(model: Any, batch: int | None, shapes: Shapes, *, any_shape: bool) -> Model:
+def _imported(model: Any, *, dropout: bool | None, **options: Any) -> Model:
     kind = type(model).__module__.split(".")[0]
     if kind == "torch" and type(model).__name__ == "ExportedProgram":
         from .torch_export import import_exported_program
 
-        return import_exported_program(model, batch=batch, shapes=shapes, any_shape=any_shape)
+        return import_exported_program(model, dropout=dropout, **options)
     if kind == "onnx" and type(model).__name__ == "ModelProto":
         from .onnx_file import import_onnx
 
-        return import_onnx(model, batch=batch, shapes=shapes, any_shape=any_shape)
+        if dropout:
+            raise ModelError("dropout=True needs a torch.export.ExportedProgram: an ONNX model has no dropout left")
+        return import_onnx(model, **options)
     what = "a model is a torch.export.ExportedProgram, an ONNX model, or the path of a .pt2 or .onnx file, not"
     if hasattr(model, "named_parameters") and not isinstance(model, type):
         raise ModelError(f"{what} an nn.Module: take torch.export.export(model.eval(), (example_input,))")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tvm import IRModule, relax
@@ -15,6 +15,9 @@ from relay_passes.ir import bindings_of, dtype_of, shape_of, used_vars
 
 from ..device.parameters import Parameter
 from ..errors import ModelError
+
+if TYPE_CHECKING:
+    from .custom_loss import CustomLoss
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class Model:
     """Reads by index, except ``relax.take`` with an input as index."""
     stated: StatedScales = field(default_factory=StatedScales)
     """Scales that a quantised model states. ``module`` computes in float, with the weights that its integers mean."""
+    custom_loss: CustomLoss | None = None
+    """A loss function of the user's. ``module`` then has the function ``loss``."""
+    halves: tuple[str, ...] = ()
+    """Types of half precision whose numbers were converted to float32."""
     values: dict[str, str] = field(default_factory=dict)
     """For each node of PyTorch's decomposed graph, the variable of ``module`` that holds its value."""
 

@@ -30,6 +30,7 @@ def observations(
         *_unreached([name for name in selection if name not in gradients]),
         *(_frozen_statistics(model) if batch_norm is None else ()),
         *_mutated(model),
+        *_converted(model),
         *_quantized(model, [name for name in selection if name in model.stated.weights], frozen),
     ]
 
@@ -77,6 +78,14 @@ def _mutated(model: Model) -> Iterator[Obstacle]:
         reason = f"the model writes {_some(model.mutated)} in its forward pass, and the program does not"
         way_out = "Every step reads what was there when the model was exported"
         yield Obstacle("", "", model.mutated[0], reason, way_out, blocking=False)
+
+
+def _converted(model: Model) -> Iterator[Obstacle]:
+    if model.halves:
+        reason = (
+            f"the model's {' and '.join(model.halves)} numbers were converted: the program takes and computes float32"
+        )
+        yield Obstacle("", "", "", reason, "For frozen weights of 16 bits on a GPU take precision=", blocking=False)
 
 
 def _quantized(model: Model, trained: Sequence[str], frozen: str) -> Iterator[Obstacle]:

@@ -18,15 +18,19 @@ from relay_passes.ir import dtype_of, shape_of
 from ..errors import ModelError
 from .model import Model, TensorSpec, in_order_of_use, records_of, result_specs
 from .torch_graph import prepared, summary
+from .torch_precision import halves_of, in_float32
 from .torch_quantized import in_float, is_quantized
+from .torch_random import with_own_draws
 from .torch_translate import Translation, translate
 
 Shapes = Mapping[str, Sequence[int]]
 
 
-def import_exported_program(exported: ExportedProgram, *, batch: int | None, shapes: Shapes, any_shape: bool) -> Model:
+def import_exported_program(
+    exported: ExportedProgram, *, batch: int | None, shapes: Shapes, any_shape: bool, dropout: bool | None
+) -> Model:
     """Import an ExportedProgram; see :func:`pock_tvm.frontend.load_model`."""
-    exported, translation, scales = _translated(exported, batch, shapes, any_shape)
+    exported, translation, scales, halves = _translated(exported, batch, shapes, any_shape, dropout)
     if translation.obstacles:
         raise ModelError(summary(translation.obstacles), translation.obstacles)
     state = {name: tensor.detach().cpu() for name, tensor in exported.state_dict.items()}
@@ -49,18 +53,24 @@ def import_exported_program(exported: ExportedProgram, *, batch: int | None, sha
         look_ups=tuple(translation.look_ups),
         stated=StatedScales(translation.stated, scales),
         values=translation.values,
+        halves=tuple(halves),
     )
 
 
 def _translated(
-    exported: ExportedProgram, batch: int | None, shapes: Shapes, any_shape: bool
-) -> tuple[ExportedProgram, Translation, dict[str, np.ndarray]]:
-    """Bind every dimension, and translate; return the scales of a quantised model's weights, too."""
+    exported: ExportedProgram, batch: int | None, shapes: Shapes, any_shape: bool, dropout: bool | None
+) -> tuple[ExportedProgram, Translation, dict[str, np.ndarray], list[str]]:
+    """Bind every dimension, and translate; return the scales of a quantised model's weights, too, and the types of half
+    precision that were converted."""
     exported = _bind_dimensions(exported, batch, shapes, any_shape)
+    halves = halves_of(exported)
+    if halves:
+        exported = in_float32(exported, _aliases(exported.state_dict))
+    exported = with_own_draws(exported, dropout)
     scales: dict[str, np.ndarray] = {}
     if is_quantized(exported):
         exported, scales = in_float(exported)
-    return exported, translate(prepared(exported), _aliases(exported.state_dict)), scales
+    return exported, translate(prepared(exported), _aliases(exported.state_dict)), scales, halves
 
 
 # ---- dimensions ------------------------------------------------------------------------------------------------------

@@ -14,13 +14,14 @@ from .simplify_movement import SimplifyMovement
 from .unify_products import UnifyProducts
 
 
-def unify_operators() -> list[Pass]:
+def unify_operators(function: str = "main") -> list[Pass]:
     """List the passes that leave one operator for each concept: what exporters took apart is recovered."""
     common = relax.transform.EliminateCommonSubexpr()
-    return [common, RecoverOperators(), ExpandNormalization(), SimplifyMasks(), UnifyProducts()]
+    passes = (RecoverOperators, ExpandNormalization, SimplifyMasks)
+    return [common, *(each(function=function) for each in passes), UnifyProducts(function=function)]
 
 
-def move_channels_last() -> list[Pass]:
+def move_channels_last(function: str = "main") -> list[Pass]:
     """List the passes that move the channels last, and then fold padding and data movement. They follow
     :func:`unify_operators`."""
-    return [ChannelsLast(), FoldPadding(), SimplifyMovement()]
+    return [each(function=function) for each in (ChannelsLast, FoldPadding, SimplifyMovement)]

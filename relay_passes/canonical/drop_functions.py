@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import tvm
 from tvm import IRModule
 
+from ..ir import without_functions
+
 
 @tvm.transform.module_pass(opt_level=0, name="DropFunctions")
 @dataclass(frozen=True)
@@ -17,5 +19,4 @@ class DropFunctions:
     names: Collection[str]
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        kept = {var: func for var, func in mod.functions.items() if var.name_hint not in self.names}
-        return IRModule(kept, attrs=mod.attrs)
+        return without_functions(mod, self.names)

@@ -10,6 +10,7 @@ from . import (
     movement,
     normalization,
     pooling,
+    random,
     reduction,
     trigonometric,
 )

@@ -11,7 +11,7 @@ from tvm.relax import op as R
 from ..errors import MissingGradient, PassError
 from ..ir import Expr, dtype_of, shape_of
 from ..operators.registry import plain
-from ..operators.training import embedding_gradient
+from ..operators.training import embedding_gradient, scatter_rows
 from .registry import Use, gradient
 
 
@@ -67,6 +67,49 @@ def gather_elements(use: Use) -> Expr:
     count = math.prod(shape_of(indices))
     rows = embedding_gradient(R.reshape(flat_index, (count,)), R.reshape(use.grad, (count, 1)), rows=math.prod(shape))
     return R.reshape(rows, shape)
+
+
+@gradient("pock.scatter_rows", 0)
+def scatter_rows_table(use: Use) -> Expr:
+    """y = x with v combined at the indices: dx = dy, but zero where v was written; of an extremum dx = dy / n where x
+    is one of the n elements equal to it."""
+    x, indices, values = use.args
+    how = _combines_by(use)
+    if how == "write":
+        return scatter_rows(use.grad, indices, R.zeros(shape_of(values), dtype_of(values)), combine="write")
+    if how == "add":
+        return use.grad
+    is_mine, _, share = _extremum_of_rows(use)
+    return is_mine * share
+
+
+@gradient("pock.scatter_rows", 2)
+def scatter_rows_values(use: Use) -> Expr:
+    """y = x with v combined at the indices: dv = dy at the indices; of an extremum dv = dy / n where v is one of the n
+    elements equal to it."""
+    _, indices, _ = use.args
+    if _combines_by(use) in ("write", "add"):
+        return R.take(use.grad, indices, axis=0)
+    _, is_mine, share = _extremum_of_rows(use)
+    return is_mine * R.take(share, indices, axis=0)
+
+
+def _combines_by(use: Use) -> str:
+    how = str(use.call.attrs["combine"])
+    if how == "multiply":
+        raise MissingGradient(
+            f"operator 'pock.scatter_rows' at '{use.result.name}' has no gradient rule where it multiplies"
+        )
+    return how
+
+
+def _extremum_of_rows(use: Use) -> tuple[Expr, Expr, Expr]:
+    """Return which elements of x, and which values, equal the extremum, as numbers; and the share of each."""
+    x, indices, values = use.args
+    dtype = dtype_of(x)
+    old = R.astype(R.equal(x, use.result), dtype)
+    new = R.astype(R.equal(values, R.take(use.result, indices, axis=0)), dtype)
+    return old, new, use.grad / scatter_rows(old, indices, new, combine="add")
 
 
 def _scatters_by(use: Use) -> str:

@@ -72,3 +72,28 @@ def matmul_right(use: Use) -> Expr:
     else:
         product = matmul(a, grad, transpose_a=not transpose_a, transpose_b=False)
     return product if len(shape_a) == 2 == len(shape_b) else _summed_over_batch(use, 1, product)
+
+
+@gradient("relax.einsum")
+def einsum(use: Use) -> Expr:
+    """y = products summed over indices: dx = dy times the other operands, summed over the indices that x lacks."""
+    operands = list(use.args[0].fields)
+    subscripts = str(use.call.attrs.subscripts).replace(" ", "")
+    inputs, arrow, result = subscripts.partition("->")
+    terms = inputs.split(",")
+    if not arrow or "." in subscripts or any(len(set(term)) < len(term) for term in terms):
+        raise PassError(f"the gradient of '{subscripts}' is not known, only where all indices are written, once a term")
+    position = 0 if use.field is None else use.field
+    own, shape = terms[position], shape_of(operands[position])
+    others = [(term, operand) for at, (term, operand) in enumerate(zip(terms, operands, strict=True)) if at != position]
+    factors = [(result, use.grad), *others] if result else others
+    kept = "".join(index for index in own if any(index in term for term, _ in factors))
+    product = use.grad
+    if factors:
+        given = ",".join(term for term, _ in factors)
+        product = R.einsum([operand for _, operand in factors], f"{given}->{kept}")
+        product = product if result else product * use.grad
+    if kept == own:
+        return product
+    broadcast = [extent if index in kept else 1 for index, extent in zip(own, shape, strict=True)]
+    return R.broadcast_to(R.reshape(product, broadcast), shape)

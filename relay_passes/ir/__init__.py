@@ -265,6 +265,16 @@ def rewrite(
     return assemble(new_params, bindings, body, func.attrs, kept)
 
 
+def inline(builder: relax.BlockBuilder, func: relax.Function, args: Sequence[Expr]) -> Expr:
+    """Emit the bindings of a dataflow function with some arguments; return what it returns."""
+    env = dict(zip(func.params, args, strict=True))
+    for binding in bindings_of(func):
+        value = substitute(binding.value, env)
+        is_leaf = isinstance(value, relax.Var | Constant | relax.Tuple)
+        env[binding.var] = value if is_leaf else builder.emit(value, binding.var.name)
+    return substitute(func.body.body, env)
+
+
 def is_kept(var: relax.Var) -> bool:
     """Whether a variable is an output of its dataflow block.
 
@@ -336,6 +346,11 @@ def update_function(mod: IRModule, name: str, func: relax.Function) -> IRModule:
     else:
         copy[name] = func
     return copy
+
+
+def without_functions(mod: IRModule, names: Collection[str]) -> IRModule:
+    """A copy of the module without some functions."""
+    return IRModule({var: func for var, func in mod.functions.items() if var.name_hint not in names}, attrs=mod.attrs)
 
 
 def eliminate_dead(func: relax.Function) -> relax.Function:

@@ -167,6 +167,7 @@ safe_softmax = register_operator("pock.safe_softmax", ["x"], _like_first, functi
 embedding_gradient = register_operator(
     "pock.embedding_gradient", ["indices", "grad"], _table_type, indexing.embedding_gradient
 )
+scatter_rows = register_operator("pock.scatter_rows", ["x", "indices", "values"], _like_first, indexing.scatter_rows)
 gather_channels = register_operator("pock.gather_channels", ["x", "channels"], _gather_type, indexing.gather_channels)
 winograd_input = register_operator("pock.winograd_input", ["x"], _winograd_input_type, winograd_kernels.transform_input)
 winograd_weight = register_operator(

@@ -10,10 +10,23 @@ from tvm.relax import op as R
 
 from ..canonical.split_batch import CUT
 from ..errors import PassError
-from ..ir import Expr, dtype_of, is_float, results_of, rewrite, scalar, shape_of, update_function
+from ..ir import (
+    Expr,
+    dtype_of,
+    inline,
+    is_float,
+    results_of,
+    rewrite,
+    scalar,
+    shape_of,
+    update_function,
+    without_functions,
+)
 from ..operators.training import cross_entropy
 
-LOSSES = ("cross_entropy", "causal_lm", "mse", "bce_with_logits", "output")
+LOSSES = ("cross_entropy", "causal_lm", "mse", "bce_with_logits", "output", "function")
+LOSS = "loss"
+"""Name of the function that computes a loss."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="AppendLoss")
@@ -23,7 +36,9 @@ class AppendLoss:
 
     In: a dataflow function with TVM's attribute ``num_input``, the number of parameters that are inputs. Out: the
     function with a further input ``target`` after these. It returns the loss, then the results that ``state_updates``
-    names. With ``kind="output"`` an output is the loss, and there is no target.
+    names. With ``kind="output"`` an output is the loss, and there is no target. With ``kind="function"`` the module's
+    function ``loss`` is the loss, and leaves the module: a dataflow function of the outputs, then the targets, whose
+    attribute ``num_target`` counts these.
 
     ============== ================================================ ===============================================
     kind           output                                           target
@@ -33,9 +48,10 @@ class AppendLoss:
     mse            float, any shape                                 the same shape
     bce_with_logits  float, any shape                               the same shape, 0 … 1
     output         float [], the loss                               none
+    function       any                                              any
     ============== ================================================ ===============================================
 
-    All are means, as PyTorch's losses of those names. Labels equal to ``ignore_index`` do not count.
+    All but the last two are means, as PyTorch's losses of those names. Labels equal to ``ignore_index`` do not count.
 
     For one of ``parts`` micro-batches (:class:`SplitBatch`) the loss is that part's contribution to the batch's mean;
     the contributions add up to it. The number of labels that count in the whole batch is then a further input after the
@@ -58,34 +74,40 @@ class AppendLoss:
         updates = len(func.attrs.get("state_updates", []))
         if self.output >= len(results) - updates:
             raise PassError(f"the network has {len(results) - updates} outputs; there is no number {self.output}")
-        target = self._target(results[self.output])
+        own = mod[LOSS] if self.kind == "function" else None
         inputs = int(func.attrs["num_input"])
         params = list(func.params)
-        added = [] if target is None else [target]
+        count = 0 if own is None else int(own.attrs["num_target"])
+        added = self._targets(results[self.output]) if own is None else list(own.params)[-count:]
         if self.parts > 1 and self.kind in ("cross_entropy", "causal_lm"):
             added.append(relax.Var("counted", relax.TensorType((), str(results[self.output].dtype.dtype))))
         params[inputs:inputs] = added
 
         def with_loss(builder: relax.BlockBuilder, body: Expr) -> Expr:
             fields = results_of(builder, body)
-            loss = self._loss(builder, fields[self.output], *added)
+            if own is not None:
+                outputs = fields[: len(own.params) - len(added)]
+                loss = inline(builder, own, [*outputs, *added])
+            else:
+                loss = self._loss(builder, fields[self.output], *added)
             return relax.Tuple([loss, *fields[len(fields) - updates :]]) if updates else loss
 
         func = rewrite(func, params=params, result=with_loss)
         if self.parts > 1:
             func = func.with_attr(CUT, [*func.attrs[CUT], "target"])
-        return update_function(mod, self.function, func.with_attr("num_input", inputs + len(added)))
+        mod = update_function(mod, self.function, func.with_attr("num_input", inputs + len(added)))
+        return mod if own is None else without_functions(mod, [LOSS])
 
-    def _target(self, output: relax.TensorType) -> relax.Var | None:
+    def _targets(self, output: relax.TensorType) -> list[relax.Var]:
         shape = tuple(int(extent) for extent in output.shape)
         if self.kind == "output":
             if shape != ():
                 raise PassError(
                     f"loss 'output' takes an output that is a single number; output {self.output} has the shape {shape}"
                 )
-            return None
+            return []
         if self.kind in ("mse", "bce_with_logits"):
-            return relax.Var("target", relax.TensorType(shape, str(output.dtype.dtype)))
+            return [relax.Var("target", relax.TensorType(shape, str(output.dtype.dtype)))]
         if self.kind == "causal_lm" and len(shape) != 3:
             raise PassError(
                 f"loss 'causal_lm' takes logits [batch, tokens, vocabulary]; output {self.output} has the shape {shape}"
@@ -95,7 +117,7 @@ class AppendLoss:
                 f"loss 'cross_entropy' takes logits [batch, classes, …]; output {self.output} has the shape {shape}"
             )
         labels = shape[:2] if self.kind == "causal_lm" else shape[:1] + shape[2:]
-        return relax.Var("target", relax.TensorType(labels, "int64"))
+        return [relax.Var("target", relax.TensorType(labels, "int64"))]
 
     def _loss(
         self,

@@ -11,6 +11,8 @@ from tvm import te, tirx, topi
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from .functions import isnan
+
 STRIPE = 64  # columns per thread: threads share no column, so the summation order is fixed
 
 
@@ -94,7 +96,38 @@ def embedding_gradient(indices: te.Tensor, grad: te.Tensor, *, rows: int) -> te.
     def body(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
         return _added_rows(ins[0], ins[1], outs[0], rows, lambda row: row)
 
-    return _written(EMBEDDING_GRADIENT, [indices, grad], (rows, int(grad.shape[1])), grad.dtype, body)
+    return written(EMBEDDING_GRADIENT, [indices, grad], (rows, int(grad.shape[1])), grad.dtype, body)
+
+
+COMBINES: dict[str, Callable[[tirx.Expr, tirx.Expr], tirx.Expr]] = {
+    "write": lambda _old, new: new,
+    "add": lambda old, new: old + new,
+    "multiply": lambda old, new: old * new,
+    "max": lambda old, new: tirx.Select(tirx.any(old >= new, isnan(old)), old, new),
+    "min": lambda old, new: tirx.Select(tirx.any(old <= new, isnan(old)), old, new),
+}
+"""How an element is combined with what is written to it. NaN stays NaN."""
+
+
+def scatter_rows(x: te.Tensor, indices: te.Tensor, values: te.Tensor, *, combine: str) -> te.Tensor:
+    """Compute ``Y = X``, then for each position p in order ``Y[r, c] = combine(Y[r, c], values[p, c])`` with
+    ``r = indices[p]``.
+
+    ``x``: [rows, columns]; ``indices``: see :func:`embedding_gradient`; ``values``: [positions, columns].
+    """
+    rows, columns = (int(extent) for extent in x.shape)
+    positions, stripe = int(indices.shape[0]), min(STRIPE, columns)
+
+    def body(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
+        old, index, new, table = *ins, outs[0]
+        with IRBuilder() as copied, T.parallel(rows) as row, T.serial(columns) as column:
+            T.buffer_store(table, old[row, column], [row, column])
+        with IRBuilder() as combined, T.parallel(-(-columns // stripe)) as outer, T.serial(positions) as p:
+            with _inside(index[p], rows) as row, _columns(outer, stripe, columns) as c:
+                T.buffer_store(table, COMBINES[combine](table[row, c], new[p, c]), [row, c])
+        return tirx.SeqStmt([copied.get(), combined.get()])
+
+    return written("scatter_rows", [x, indices, values], (rows, columns), x.dtype, body)
 
 
 def first_positions(indices: te.Tensor, *, rows: int) -> te.Tensor:
@@ -110,7 +143,7 @@ def first_positions(indices: te.Tensor, *, rows: int) -> te.Tensor:
             T.buffer_store(first, tirx.Cast("int32", positions - 1 - at), [row])
         return tirx.SeqStmt([nowhere.get(), found.get()])
 
-    return _written("first_positions", [indices], (rows,), "int32", body)
+    return written("first_positions", [indices], (rows,), "int32", body)
 
 
 def gathered_gradient(indices: te.Tensor, grad: te.Tensor, first: te.Tensor) -> te.Tensor:
@@ -123,7 +156,7 @@ def gathered_gradient(indices: te.Tensor, grad: te.Tensor, first: te.Tensor) -> 
     def body(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
         return _added_rows(ins[0], ins[1], outs[0], int(first.shape[0]), lambda row: ins[2][row])
 
-    return _written("gathered_gradient", [indices, grad, first], (positions + 1, columns), grad.dtype, body)
+    return written("gathered_gradient", [indices, grad, first], (positions + 1, columns), grad.dtype, body)
 
 
 def _added_rows(
@@ -139,13 +172,20 @@ def _added_rows(
     with IRBuilder() as zeros, T.parallel(table.shape[0]) as row, T.serial(columns) as column:
         T.buffer_store(table, tirx.const(0, str(table.dtype)), [row, column])
     with IRBuilder() as sums, T.parallel(-(-columns // stripe)) as outer, T.serial(positions) as p:
-        with _inside(index[p], rows) as row, T.serial(stripe) as inner, contextlib.ExitStack() as inside:
-            c = outer * stripe + inner
-            if columns % stripe:
-                inside.enter_context(T.If(c < columns))
-                inside.enter_context(T.Then())
+        with _inside(index[p], rows) as row, _columns(outer, stripe, columns) as c:
             T.buffer_store(table, table[place(row), c] + gradient[p, c], [place(row), c])
     return tirx.SeqStmt([zeros.get(), sums.get()])
+
+
+@contextlib.contextmanager
+def _columns(outer: tirx.Expr, stripe: int, columns: int) -> Iterator[tirx.Expr]:
+    """Loop over the columns of a stripe."""
+    with T.serial(stripe) as inner, contextlib.ExitStack() as inside:
+        column = outer * stripe + inner
+        if columns % stripe:
+            inside.enter_context(T.If(column < columns))
+            inside.enter_context(T.Then())
+        yield column
 
 
 @contextlib.contextmanager
@@ -155,7 +195,7 @@ def _inside(index: tirx.Expr, rows: int) -> Iterator[tirx.Expr]:
         yield tirx.Select(index < 0, index + rows, index)
 
 
-def _written(
+def written(
     name: str,
     operands: Sequence[te.Tensor],
     shape: Sequence[int],

@@ -230,6 +230,20 @@ def activations(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
     ]  # fmt: skip
 
 
+def written(m: Parts, x: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, mask: torch.Tensor) -> Any:
+    h = m["linear"](x)  # [5, 6, 4]
+    y = h.clone()
+    y[:, 0] = 0.5
+    y[:, 1::2] = h[:, ::2] * 2
+    y[torch.tensor([0, 3]), :, 1] = h[1:3, :, 2]
+    y[mask] = 0.0
+    return [
+        y, h.index_put((rows,), h[:3] * 2, accumulate=True), h.index_add(0, rows, h[:3]), h.scatter_add(2, places, h[..., :2]),
+        h.scatter_reduce(2, places, h[..., 1:3] * 0.7, "mean", include_self=False), h.scatter_reduce(2, places, h[..., 1:3] * 1.3, "amax"),
+        h.masked_scatter(mask[..., None], h.flip(0)), torch.zeros(5, 4).index_copy(0, torch.tensor([2, 0]), h[:2, 0]),
+    ]  # fmt: skip
+
+
 def losses(m: Parts, x: torch.Tensor, labels: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     h = m["linear"](x)  # [6, 4]
     p = torch.sigmoid(h)
@@ -257,6 +271,7 @@ ROWS = [
     Row("functional embedding", table(), lambda m, ids: F.embedding(ids, m["table"].weight * 2, padding_idx=2), WORDS),
     Row("advanced indices", linear(), indexed, (normal(5, 6, 4), below(5, 3), below(6, 3))),
     Row("gather and scatter", linear(), gathered, (normal(5, 6, 4), below(6, 5, 6))),
+    Row("written by index", linear(), written, (normal(5, 6, 4), below(5, 3), below(4, 5, 6, 2), lengths(5, 6))),
     Row("positions from a mask", table(), positions, (lengths(3, 5),)),
     Row("max over time", linear(), lambda m, x: [m["linear"](x).max(1)[0], F.adaptive_max_pool1d(m["linear"](x).mT, 1), F.max_pool1d(m["linear"](x).mT, 5), m["linear"](x).amax(1)], (normal(2, 5, 4),)),
     Row("key padding masks", lambda: {"linear": nn.Linear(4, 4), "attention": nn.MultiheadAttention(4, 2, batch_first=True)}, masked_attention, (normal(2, 5, 4), lengths(2, 5))),
@@ -269,6 +284,7 @@ ROWS = [
     Row("max pools", lambda: {"conv": nn.Conv2d(3, 4, 1), "a": nn.MaxPool2d(3, 2, 1, ceil_mode=True), "b": nn.MaxPool2d(2, 1, dilation=2), "c": nn.MaxPool2d(3, 2, 1, dilation=2, ceil_mode=True), "d": nn.MaxPool2d((2, 3), (3, 1), (1, 1)), "e": nn.AdaptiveMaxPool2d(1)}, applied, IMAGE),
     Row("pools of sequences", lambda: {"conv": nn.Conv1d(3, 4, 1), "a": nn.MaxPool1d(3, 2, 1, ceil_mode=True), "b": nn.AvgPool1d(3, 2, 1, True), "c": nn.AvgPool1d(2, count_include_pad=False), "d": nn.AdaptiveAvgPool1d(1), "e": nn.MaxPool1d(2, dilation=2)}, applied, (normal(2, 3, 8),)),
     Row("convolutions with odd options", lambda: {"conv": nn.Conv2d(3, 4, 1), "a": nn.Conv2d(4, 4, (2, 4), padding="same"), "b": nn.Conv2d(4, 8, 3, padding="valid", groups=2, stride=2), "c": nn.Conv2d(4, 2, 3, padding=(2, 0), dilation=(1, 2), bias=False), "d": nn.Conv2d(4, 4, 3, padding="same", dilation=2, groups=4)}, applied, IMAGE),
+    Row("volumes", lambda: {"conv": nn.Conv3d(2, 4, 3, padding=1), "a": nn.Conv3d(4, 6, (2, 3, 1), stride=(2, 1, 2), dilation=(2, 1, 1), groups=2), "b": nn.MaxPool3d((2, 3, 2), (1, 2, 2), (1, 1, 0), ceil_mode=True), "c": nn.AvgPool3d(2, (1, 2, 1), 1, count_include_pad=False, ceil_mode=True), "d": nn.AvgPool3d((1, 3, 2), divisor_override=5), "e": nn.AdaptiveAvgPool3d((3, 2, 1))}, applied, (normal(2, 2, 5, 6, 4),)),
     Row("padding modes of convolutions", lambda: {"conv": nn.Conv2d(3, 4, 1), "a": nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect"), "b": nn.Conv2d(4, 2, 3, padding=(2, 1), padding_mode="replicate"), "c": nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular")}, applied, IMAGE),
     Row("pads", conv(), lambda m, x: [F.pad(m["conv"](x), (1, 2)), F.pad(m["conv"](x), (0, -1, 2, 0), value=-0.5), F.pad(m["conv"](x), (1, 0, 0, 2), mode="reflect"), F.pad(m["conv"](x), (2, 1, 1, 1), mode="replicate"), F.pad(m["conv"](x), (0, 0, 0, 0, 1, 1), value=1.0), nn.ZeroPad2d(1)(m["conv"](x))], IMAGE),
     Row("transposed convolutions", lambda: {"conv": nn.Conv2d(3, 4, 1), "a": nn.ConvTranspose2d(4, 2, 3, stride=2, output_padding=1), "b": nn.ConvTranspose2d(4, 4, 3, stride=(3, 2), padding=1, output_padding=(2, 0), groups=2), "c": nn.ConvTranspose2d(4, 2, 2, dilation=2, bias=False)}, applied, IMAGE),
@@ -320,24 +336,13 @@ def noisy(noise: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
 
 
 REFUSED = [
-    Row("randn_like", linear(), noisy(torch.randn_like), (normal(3, 4),)),
-    Row("rand_like", linear(), noisy(torch.rand_like), (normal(3, 4),)),
-    Row("normal", linear(), noisy(lambda x: torch.randn(x.shape)), (normal(3, 4),)),
-    Row("rand", linear(), noisy(lambda x: torch.rand(x.shape) - 0.5), (normal(3, 4),)),
     Row("randint", linear(), noisy(lambda x: torch.randint(0, 5, x.shape)), (normal(3, 4),)),
     Row("randperm", linear(), noisy(lambda x: x[torch.randperm(3)]), (normal(3, 4),)),
-    Row("rand", linear(), noisy(lambda x: torch.bernoulli(x.sigmoid())), (normal(3, 4),)),
-    Row("normal", linear(), noisy(lambda x: torch.normal(x, 1.0)), (normal(3, 4),)),
     Row("multinomial", linear(), noisy(lambda x: torch.multinomial(x.softmax(-1), 4)), (normal(3, 4),)),
     Row("rand_like|exponential", linear(), noisy(lambda x: F.gumbel_softmax(x)), (normal(3, 4),)),
-    Row("dropout", linear(), lambda m, x: F.dropout(m["linear"](x), 0.5, True), (normal(3, 4),)),
-    Row("dropout", conv(), lambda m, x: F.dropout2d(m["conv"](x), 0.2, True), IMAGE),
-    Row("dropout", linear(), lambda m, x: F.alpha_dropout(m["linear"](x), 0.5, True), (normal(3, 4),)),
     Row("rrelu", linear(), lambda m, x: F.rrelu(m["linear"](x), training=True), (normal(3, 4),)),
     Row("scale_grad_by_freq", table(scale_grad_by_freq=True), lambda m, ids: m["linear"](m["table"](ids)), WORDS),
     Row("complex|fft", linear(), lambda m, x: torch.fft.rfft(m["linear"](x)).abs(), (normal(3, 4),)),
-    Row("bfloat16", lambda: {"linear": nn.Linear(4, 4).to(torch.bfloat16)}, lambda m, x: m["linear"](x.to(torch.bfloat16)), (normal(3, 4),)),
-    Row("float16", lambda: {"linear": nn.Linear(4, 4).half()}, lambda m, x: m["linear"](x.half()).float(), (normal(3, 4),)),
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from tvm.relax import op as R
 from relay_passes import Backward
 from relay_passes.gradients import supported_operators
 from relay_passes.ir import bindings_of, op_name
+from relay_passes.operators import random
 from relay_passes.operators import training as pock
 from relay_passes.operators.attention import attention as fused_attention
 
@@ -199,6 +200,16 @@ ROWS = [
     unary("log_softmax", R.nn.log_softmax),
     # loss
     Row("cross_entropy", ((4, 5),), lambda x: pock.cross_entropy(x, TARGETS, ignore_index=-100, label_smoothing=0.0)),
+    Row("cross_entropy_with_logits", ((4, 5), (4, 5)), R.nn.cross_entropy_with_logits),
+    Row("cross_entropy_with_logits, vector", ((5,), (5,)), R.nn.cross_entropy_with_logits),
+    *(
+        Row(f"nll_loss, {how}", ((4, 5),), lambda x, how=how: R.nn.nll_loss(x, TARGETS, relax.const([0.5, 1, 2, 3, 0.1], "float64"), how, -100))
+        for how in ("none", "sum", "mean")
+    ),
+    Row("nll_loss of images", ((2, 3, 4),), lambda x: R.nn.nll_loss(x, integers([[0, 2, 1, 1], [2, 2, 0, 1]]), reduction="mean", ignore_index=1)),
+    Row("einsum", ((3, 4), (4, 5), (5,)), lambda a, b, c: R.einsum((a, b, c), "ij,jk,k->ki")),
+    Row("einsum, summed alone", ((3, 4), (3, 5)), lambda a, b: R.einsum((a, b), "ij,ik->k")),
+    Row("einsum to a number", ((3, 4), (4, 3)), lambda a, b: R.reshape(R.einsum((a, b), "ij,ji->"), (1,))),
     Row("cross_entropy, smooth", ((4, 5),), lambda x: pock.cross_entropy(x, TARGETS, ignore_index=-100, label_smoothing=0.2)),
     # reductions
     Row("sum", ((2, 3, 4),), lambda x: R.sum(x, axis=[0, 2])),
@@ -236,6 +247,7 @@ ROWS = [
     Row("tril", ((4, 4),), lambda x: R.tril(x, 0)),
     Row("triu", ((4, 4),), lambda x: R.triu(x, 1)),
     Row("astype", ((2, 3),), lambda x: R.astype(R.astype(x, "float64"), "float64")),
+    Row("drop", ((3, 7),), lambda x: random.drop(x, relax.const(MASK), scale=1.5, shift=0.3, other=-2.0, expected=1.0)),
     # indexing
     Row("take, rows", ((5, 3),), lambda x: R.take(x, integers([4, 0, 4, 2]), axis=0)),
     Row("take, a matrix of indices", ((5, 3),), lambda x: R.take(x, integers([[1, 0], [4, 1]]), axis=0)),
@@ -243,6 +255,10 @@ ROWS = [
     Row("gather_elements", ((3, 4),), lambda x: R.gather_elements(x, integers([[0, 3], [1, 1], [2, 0]]), axis=1)),
     Row("scatter_elements", ((3, 4), (3, 2)), lambda x, u: R.scatter_elements(x, integers([[0, 3], [1, 0], [2, 3]]), u, axis=1)),
     Row("scatter_elements, adding", ((3, 4), (2, 4)), lambda x, u: R.scatter_elements(x, integers([[0, 2, 1, 1], [0, 2, 0, 1]]), u, axis=0, reduction="add")),
+    *(
+        Row(f"scatter_rows, {how}", ((5, 3), (4, 3)), lambda x, u, how=how: pock.scatter_rows(x, integers([4, 0, 1 if how == "write" else 4, 2]), u, combine=how))
+        for how in ("write", "add", "max", "min")
+    ),
     Row("index_tensor, one index", ((5, 3),), lambda x: R.index_tensor(x, [integers([[1, 1], [4, 0]])])),
     Row("index_tensor, two indices", ((5, 3),), lambda x: R.index_tensor(x, [integers([1, 4, 1]), integers([2, 0, 2])])),
     Row(

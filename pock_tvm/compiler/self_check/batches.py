@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...device.losses import Loss
+from ...device.losses import TARGET, Loss, target_name
 from ...frontend import Model
 from .measured import Batch
 
@@ -40,6 +40,13 @@ def synthetic_batches(
                 return Batch(inputs, _target(rng, model, loss))
 
             yield make
+
+
+def keyed(targets: Mapping[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray] | None:
+    """The targets of a step, given by the names of the program's inputs, as ``Trainer.step`` takes them."""
+    if not targets or TARGET in targets:
+        return targets.get(TARGET)
+    return {name.removeprefix(target_name("")): array for name, array in targets.items()}
 
 
 def varied(batch: Batch, seed: int) -> Batch:
@@ -95,7 +102,9 @@ def _prefix(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _target(rng: np.random.Generator, model: Model, loss: Loss) -> Any:
-    """Draw a target of the loss: classes, some of them ignored, or numbers."""
+    """Draw a target of the loss: classes, some of them ignored, or numbers; of a loss function take its example."""
+    if model.custom_loss is not None:
+        return keyed(model.custom_loss.targets)
     if not loss.has_target:
         return None
     spec = model.outputs[loss.output]

@@ -17,10 +17,11 @@ Weights = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs by name, and the target of the loss (None where the network computes its own)."""
+    """Inputs by name, and the target of the loss: of a loss function one or more, by key; None where the network
+    computes its own."""
 
     inputs: dict[str, np.ndarray]
-    target: np.ndarray | None
+    target: np.ndarray | dict[str, np.ndarray] | None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 
 from ...device.losses import Loss
+from ...frontend.custom_loss import CustomLoss
 from ...frontend.onnx_file import reference_outputs
 from .measured import Batch, Measured, Weights
 
@@ -15,9 +16,10 @@ class OnnxReference:
 
     name = f"onnx {onnx.__version__}"
 
-    def __init__(self, model: onnx.ModelProto, loss: Loss, batch_norm: str) -> None:
+    def __init__(self, model: onnx.ModelProto, loss: Loss, custom: CustomLoss | None, batch_norm: str) -> None:
         self._model = model
         self._loss = loss
+        self._custom = custom
         self._batch_norm = batch_norm
 
     def measure(self, weights: Weights, batches: list[Batch], *, precise: bool = False) -> Measured:
@@ -50,6 +52,8 @@ class OnnxReference:
             raise NotImplementedError(str(error)) from error
 
     def _loss_of(self, outputs: list[np.ndarray], batch: Batch) -> float:
-        target = np.zeros(0) if batch.target is None else batch.target
+        if self._custom is not None:
+            return self._custom.value(self._model, outputs, batch.target)
+        target = np.zeros(0) if batch.target is None else np.asarray(batch.target)
         total, count, _ = self._loss.measure(np.asarray(outputs[self._loss.output]), target)
         return total / count

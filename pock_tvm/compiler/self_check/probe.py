@@ -10,8 +10,10 @@ import numpy as np
 
 from ...device.optimizers import SGD, Optimizer
 from ...device.parameters import FULL, STATISTICS
+from ...device.random import words_of
 from ...device.trainer import Trainer
 from ...errors import CheckError, NonFiniteError
+from .batches import keyed
 from .measured import SCALE, Batch, Measured, Weights
 
 RATE = 0.125
@@ -48,6 +50,10 @@ class Probe(Trainer):
         """Whether an update can be made linear in the gradient: not where Adam has no epsilon."""
         return isinstance(self._optimizer, SGD) or self._optimizer.eps > 0
 
+    def _words(self) -> np.ndarray:
+        """The same numbers for each update, so that its gradients repeat."""
+        return words_of(self._seed, self.steps % self._accumulate)
+
     def measure(self, weights: Weights, batches: list[Batch]) -> Measured:
         """Run one update: outputs, losses, the gradients as the optimizer sees them (clipped, a coupled weight decay
         added), and the running statistics."""
@@ -82,7 +88,7 @@ class Probe(Trainer):
 
     def checked(self, x: Any, y: Any) -> Batch:
         """Check a user's batch as a step does."""
-        return Batch(self._inputs.checked(x), self._inputs.target(y))
+        return Batch(self._inputs.checked(x), keyed(self._inputs.targets(y)))
 
     def loss(self, weights: Weights, batches: list[Batch]) -> float:
         """The mean training loss of batches, without an update; NaN where a step meets a number that is not finite."""

@@ -52,8 +52,12 @@ def check_quantized(
     outputs = _outputs(trainer, batch)
     for number, (ours, expected) in enumerate(zip(outputs, results[len(values) :], strict=True)):
         _agree(f"output {number}", ours, expected)
-    total, count, _ = loss.measure(outputs[loss.output], np.zeros(0) if target is None else target)
-    _agree("the loss", np.array(trainer.step(batch, target, lr=0.0)), np.array(total / count))
+    if model.custom_loss is not None:
+        value = model.custom_loss.value(model.source, outputs, target)
+    else:
+        total, count, _ = loss.measure(outputs[loss.output], np.zeros(0) if target is None else np.asarray(target))
+        value = total / count
+    _agree("the loss", np.array(trainer.step(batch, target, lr=0.0)), np.array(value))
     record = {"against": "numpy's integers", "values": compared, "seconds": round(time.perf_counter() - start, 2)}
     if twin is not None:
         floats = _outputs(Trainer(twin), batch)

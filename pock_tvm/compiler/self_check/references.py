@@ -16,9 +16,9 @@ def reference_of(model: Model, trained: list[str], loss: Loss, batch_norm: str, 
     if kind == "onnx":
         from .onnx_reference import OnnxReference
 
-        return OnnxReference(source, loss, batch_norm)
+        return OnnxReference(source, loss, model.custom_loss, batch_norm)
     if kind == "torch":
         from .torch_reference import TorchReference
 
-        return TorchReference(source, model.aliases, trained, loss, batch_norm, flops)
+        return TorchReference(source, model.aliases, trained, loss, model.custom_loss, batch_norm, flops)
     return None

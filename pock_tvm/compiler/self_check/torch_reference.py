@@ -13,6 +13,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from ...device.losses import Loss
+from ...frontend.custom_loss import CustomLoss
+from ...frontend.torch_loss import value_of
+from ...frontend.torch_random import DRAWS, uses_draws
 from .agreement import relative_difference
 from .measured import Batch, Measured, Weights
 
@@ -37,6 +40,7 @@ class TorchReference:
         aliases: dict[str, str],
         trained: list[str],
         loss: Loss,
+        custom: CustomLoss | None,
         batch_norm: str,
         flops: float,
     ) -> None:
@@ -44,7 +48,9 @@ class TorchReference:
         self._aliases = aliases
         self._trained = trained
         self._loss = loss
+        self._custom = custom
         self._batch_norm = batch_norm
+        self._draws = uses_draws(exported)
         self._graphs: dict[tuple[bool, bool], torch.fx.GraphModule] = {}
         self._threads = 1 if flops < SINGLE_THREAD_FLOPS else torch.get_num_threads()
 
@@ -57,17 +63,19 @@ class TorchReference:
         tensors = self._tensors(weights, precise)
         training = self._batch_norm == "batch"
         outputs: list[torch.Tensor] = []
-        if training:  # inference has a graph of its own
+        if training or self._draws:  # inference has a graph of its own, or drops nothing
+            DRAWS.training, DRAWS.step = False, 0
             with torch.no_grad():
                 outputs = self._run(tensors, batches[0], precise)
         parameters = {name: tensors[name].requires_grad_() for name in self._trained}
         sums: dict[str, torch.Tensor | None] = dict.fromkeys(parameters)
         losses = []
         with torch.enable_grad():
-            for batch in batches:
+            for step, batch in enumerate(batches):
+                DRAWS.training, DRAWS.step = True, step
                 results = self._run(tensors, batch, precise, training=training)
                 outputs = outputs or [result.detach() for result in results]
-                loss = self._loss_of(results, batch)
+                loss = self._loss_of(results, batch, precise)
                 losses.append(float(loss.detach()))
                 if not loss.requires_grad:
                     continue
@@ -94,6 +102,7 @@ class TorchReference:
         """The first layer whose value changes from run to run, if the outputs do."""
         with torch.no_grad(), torch.random.fork_rng(), self._on_threads():
             runs = []
+            DRAWS.training = False
             for seed in (0, 1):
                 torch.manual_seed(seed)
                 tensors = self._tensors(weights, precise=False)
@@ -105,6 +114,7 @@ class TorchReference:
 
     def layers(self, weights: Weights, batch: Batch, *, precise: bool = False, seed: int = 0) -> dict[str, np.ndarray]:
         """The last value of each layer by the module's path, or by the operator's name outside of modules."""
+        DRAWS.training, DRAWS.step = False, 0
         recorder = _Recorder(self._graph(precise, training=False))
         with torch.no_grad(), torch.random.fork_rng(), self._on_threads():
             torch.manual_seed(seed)
@@ -171,7 +181,9 @@ class TorchReference:
                 values.append(value)
         return values
 
-    def _loss_of(self, outputs: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+    def _loss_of(self, outputs: list[torch.Tensor], batch: Batch, precise: bool) -> torch.Tensor:
+        if self._custom is not None:
+            return value_of(self._custom, self._exported, outputs, batch.target, precise=precise)
         output, loss, functional = outputs[self._loss.output], self._loss, torch.nn.functional
         if batch.target is None:
             return output

@@ -12,7 +12,9 @@ from . import (
     order,
     pooling,
     products,
+    random,
     reductions,
+    writing,
 )
 from .registry import Result, Site, Unsupported, convert, has_converter, name_of
 

@@ -1,4 +1,4 @@
-"""Operators that read and write by index."""
+"""Operators that read by index."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def gather(at: Site, x: Expr, dim: int, index: Expr, sparse_grad: bool = False) 
         return at.reshape(x, at.shape) if math.prod(shape_of(x)) == 1 else index_select(at, x, dim, index)
     axis = normalized(dim, len(shape_of(x)))
     at.looked_up(index, shape_of(x)[axis])
-    x = _cut(at, x, axis, shape_of(index))
+    x = cut(at, x, [shape_of(x)[axis] if other == axis else extent for other, extent in enumerate(shape_of(index))])
     if shape_of(index)[axis] == 1 and is_float(x):  # the label of each sample
         return _or_nan(at, chosen_along(at, x, index, axis), index, shape_of(x)[axis])
     return at.emit(R.gather_elements(x, index, axis))
@@ -68,13 +68,9 @@ def _or_nan(at: Site, x: Expr, index: Expr, extent: int) -> Expr:
     return where_inside(at.emit, index, extent, x, at.cast(math.nan))
 
 
-def _cut(at: Site, x: Expr, axis: int, shape: Sequence[int]) -> Expr:
-    """Cut x to ``shape`` along all axes but one."""
-    longer = [
-        other
-        for other, extent in enumerate(shape_of(x))
-        if other != axis and other < len(shape) and extent > shape[other]
-    ]
+def cut(at: Site, x: Expr, shape: Sequence[int]) -> Expr:
+    """Cut x to ``shape``, from the start of each axis."""
+    longer = [axis for axis, (extent, wanted) in enumerate(zip(shape_of(x), shape, strict=True)) if extent > wanted]
     return at.emit(R.strided_slice(x, longer, [0] * len(longer), [shape[a] for a in longer])) if longer else x
 
 
@@ -97,18 +93,31 @@ def index_tensors(at: Site, x: Expr, indices: Sequence[Expr | None]) -> Expr:
         x, first = permute(at, x, used + [axis for axis in range(rank) if axis not in used]), 0
     shape = shape_of(x)
     extents = shape[first : first + len(used)]
-    count = math.prod(extents)
-    among = count if len(given) > 1 else None
-    places = [_from_front(at, index, extent, among) for index, extent in zip(given, extents, strict=True)]
+    places = _from_front_each(at, given, extents)
     if _is_grid(places):
         for axis, place in enumerate(places, first):
             x = _read(at, x, at.reshape(place, (math.prod(shape_of(place)),)), axis)
         return at.reshape(x, at.shape)
+    merged = at.reshape(x, (*shape[:first], math.prod(extents), *shape[first + len(used) :]))
+    return at.emit(R.take(merged, _flat(at, places, extents), first))
+
+
+def flat_places(at: Site, indices: Sequence[Expr], extents: Sequence[int]) -> Expr:
+    """Flat positions of elements from their coordinates along axes of these extents. One that is out of bounds gives a
+    position out of bounds."""
+    return _flat(at, _from_front_each(at, indices, extents), extents)
+
+
+def _from_front_each(at: Site, indices: Sequence[Expr], extents: Sequence[int]) -> list[Expr]:
+    among = math.prod(extents) if len(indices) > 1 else None
+    return [_from_front(at, index, extent, among) for index, extent in zip(indices, extents, strict=True)]
+
+
+def _flat(at: Site, places: Sequence[Expr], extents: Sequence[int]) -> Expr:
     place = places[0]
     for index, extent in zip(places[1:], extents[1:], strict=True):
         place = _plus(at, _times(at, place, extent), index)
-    merged = at.reshape(x, (*shape[:first], count, *shape[first + len(used) :]))
-    return at.emit(R.take(merged, place, first))
+    return place
 
 
 def _is_grid(places: Sequence[Expr]) -> bool:
@@ -151,18 +160,3 @@ def _plus(at: Site, x: Expr, y: Expr) -> Expr:
 def _times(at: Site, x: Expr, factor: int) -> Expr:
     known = constant_value(x)
     return at.emit(x * relax.const(factor, "int64")) if known is None else relax.const(known * factor, "int64")
-
-
-# ---- writing ---------------------------------------------------------------------------------------------------------
-
-
-@converter("index_put.default", "_unsafe_index_put.default")
-def index_put(at: Site, x: Expr, indices: Sequence[Expr | None], values: Expr, accumulate: bool = False) -> Expr:
-    """Write values to indexed positions of x; a boolean mask selects in place."""
-    masks = [index for index in indices if index is not None]
-    if len(masks) == 1 and dtype_of(masks[0]) == "bool" and not accumulate and indices[0] is not None:
-        if math.prod(shape_of(values)) != 1:
-            raise Unsupported("with a mask and more than one value depends on the data. Use torch.where")
-        mask = at.reshape(masks[0], shape_of(masks[0]) + (1,) * (len(at.shape) - len(shape_of(masks[0]))))
-        return at.emit(R.where(mask, at.reshape(at.cast(values), ()), x))
-    raise Unsupported("is not supported")

@@ -12,7 +12,7 @@ from tvm.relax import op as R
 
 from relay_passes.ir import Expr, shape_of
 
-from .registry import Number, Result, Site, Unsupported, converter, normalized
+from .registry import Number, Result, Site, converter, normalized
 
 
 @converter(
@@ -243,14 +243,17 @@ def slice_scatter(
     at: Site, x: Expr, src: Expr, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Expr:
     """Replace a slice of an axis."""
-    if step != 1:
-        raise Unsupported(f"with step={step} is not supported")
     axis = normalized(dim, len(shape_of(x)))
     extent = shape_of(x)[axis]
     first, last, _ = slice(start, end).indices(extent)
     last = max(first, last)
     if first == last:
         return x
+    if step != 1:
+        places, inner = np.arange(extent) - first, (1,) * (len(shape_of(x)) - 1 - axis)
+        is_written = (places >= 0) & (places % step == 0) & (places < last - first)
+        spread = at.emit(R.take(at.cast(src), relax.const(np.where(is_written, places // step, 0), "int64"), axis))
+        return at.emit(R.where(relax.const(is_written.reshape(-1, *inner), "bool"), spread, x))
     front = [_part(at, x, axis, 0, first)] if first else []
     back = [_part(at, x, axis, last, extent)] if last < extent else []
     parts = [*front, at.cast(src), *back]
@@ -275,8 +278,8 @@ def full(at: Site, fill_value: Number = 0, value: Number | None = None, dtype: A
 
 
 @converter("fill.Tensor")
-def fill_tensor(at: Site, value: Expr) -> Expr:
-    """Fill the result's shape with the value of a tensor."""
+def fill_tensor(at: Site, x: Expr, value: Expr) -> Expr:
+    """Fill the shape of x with the value of a tensor."""
     return at.broadcast(at.cast(value))
 
 

@@ -87,9 +87,13 @@ def instance_norm(
     momentum: float,
     eps: float,
 ) -> Expr:
-    """Normalise each channel of each image, by running statistics if the module keeps them."""
+    """Normalise each channel of each image, by running statistics if the module keeps them: no batch norm, since in
+    training PyTorch takes those of each image."""
     if not use_input_stats:
-        return batch_norm(at, input, weight, bias, running_mean, running_var, momentum, eps)[0]
+        rest = [1] * (len(shape_of(input)) - 2)
+        mean, variance = (at.reshape(each, (*shape_of(each), *rest)) for each in (running_mean, running_var))
+        deviation = at.emit(R.sqrt(at.emit(R.add(variance, at.cast(eps)))))
+        return _with_affine(at, at.emit(R.divide(at.emit(R.subtract(input, mean)), deviation)), weight, bias)
     axes = list(range(2, len(shape_of(input))))
     return _with_affine(at, at.emit(normalize(input, axes=axes, epsilon=eps, center=True)), weight, bias)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from tvm.relax import op as R
 
 from relay_passes.ir import Expr, shape_of
 
+from .movement import permute
 from .registry import Extents, Result, Site, converter, extents
 
 
@@ -46,16 +48,20 @@ def avg_pool(
 ) -> Expr:
     """Take the mean of each window. Padding counts on request, positions beyond it (``ceil_mode``) never."""
     window = _Window.of(at, x, rank, kernel_size, stride, padding, 1)
-    y = at.emit(R.nn.avg_pool2d(window.image, window.size, window.strides, window.padding, count_include_pad=True))
-    taps = window.size[0] * window.size[1]
+    y = _mean_of(at, window, count_include_pad, whole=divisor_override is not None)
     if divisor_override is not None:
-        factors = np.full((1, 1), taps / divisor_override, at.dtype)
-    else:
-        rows, columns = (window.covered(axis, count_include_pad) for axis in (0, 1))
-        factors = (taps / (rows[:, None] * columns[None, :])).astype(at.dtype)
-    if (factors != 1).any():
-        y = at.emit(R.multiply(y, relax.const(factors, at.dtype)))
+        y = at.emit(R.multiply(y, at.cast(window.size[0] * window.size[1] / divisor_override)))
     return at.reshape(y, at.shape)
+
+
+def _mean_of(at: Site, window: _Window, count_include_pad: bool, *, whole: bool) -> Expr:
+    """Take the mean of each window: over the positions that it covers, or over all that it has (``whole``)."""
+    y = at.emit(R.nn.avg_pool2d(window.image, window.size, window.strides, window.padding, count_include_pad=True))
+    rows, columns = (window.covered(axis, count_include_pad) for axis in (0, 1))
+    factors = (window.size[0] * window.size[1] / (rows[:, None] * columns[None, :])).astype(at.dtype)
+    if whole or (factors == 1).all():
+        return y
+    return at.emit(R.multiply(y, relax.const(factors, at.dtype)))
 
 
 converter("max_pool1d.default")(partial(max_pool, rank=1))
@@ -99,6 +105,83 @@ class _Window:
         starts = np.arange(self.out[axis]) * self.strides[axis] - pad
         first, last = (-pad, extent + pad) if with_padding else (0, extent)
         return np.minimum(starts + self.size[axis], last) - np.maximum(starts, first)
+
+
+@converter("max_pool3d.default", "max_pool3d_with_indices.default")
+def max_pool_of_volumes(
+    at: Site,
+    x: Expr,
+    kernel_size: Extents,
+    stride: Extents = (),
+    padding: Extents = 0,
+    dilation: Extents = 1,
+    ceil_mode: bool = False,
+) -> Result:
+    """Take the maximum over each plane's windows, then over depth: the first of ties is PyTorch's."""
+
+    def pooled(window: _Window) -> Expr:
+        return at.emit(R.nn.max_pool2d(window.image, window.size, window.strides, window.padding, window.dilation))
+
+    y = _of_volumes(at, x, pooled, kernel_size, stride, padding, dilation)
+    return [y, None] if len(at.types) > 1 else y
+
+
+@converter("avg_pool3d.default")
+def avg_pool_of_volumes(
+    at: Site,
+    x: Expr,
+    kernel_size: Extents,
+    stride: Extents = (),
+    padding: Extents = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Expr:
+    """Take the mean over each plane's windows, then over depth."""
+
+    def pooled(window: _Window) -> Expr:
+        return _mean_of(at, window, count_include_pad, whole=divisor_override is not None)
+
+    y = _of_volumes(at, x, pooled, kernel_size, stride, padding, 1)
+    if divisor_override is None:
+        return y
+    return at.emit(R.multiply(y, at.cast(math.prod(extents(kernel_size, 3)) / divisor_override)))
+
+
+def _of_volumes(
+    at: Site,
+    x: Expr,
+    pooled: Callable[[_Window], Expr],
+    size: Extents,
+    stride: Extents,
+    padding: Extents,
+    dilation: Extents,
+) -> Expr:
+    """Pool volumes [(N,) C, D, H, W]: planes first, then depth, as rows of images."""
+    sizes = extents(size, 3)
+    values = [sizes, extents(stride, 3) if stride not in ((), []) else sizes, extents(padding, 3), extents(dilation, 3)]
+    *leading, depth, height, width = shape_of(x)
+    images, out = math.prod(leading), at.shape[-3:]
+    planes = at.reshape(x, (1, images * depth, height, width))
+    flat = pooled(_Window(planes, out[1:], *(value[1:] for value in values)))
+    rows = at.reshape(flat, (1, images, depth, out[1] * out[2]))
+    neutral = [[value[0], other] for value, other in zip(values, (1, 1, 0, 1), strict=True)]
+    return at.reshape(pooled(_Window(rows, (out[0], out[1] * out[2]), *neutral)), at.shape)
+
+
+@converter("_adaptive_avg_pool3d.default", "adaptive_avg_pool3d.default")
+def adaptive_avg_pool_of_volumes(at: Site, x: Expr, output_size: Sequence[int]) -> Expr:
+    """Take means over ``output_size`` windows, along one axis after the other."""
+    rank = len(shape_of(x))
+    for axis in range(rank - 3, rank):
+        extent, wanted = shape_of(x)[axis], at.shape[axis]
+        if wanted == extent:
+            continue
+        front = [*(other for other in range(rank) if other != axis), axis]
+        shares = relax.const(np.ascontiguousarray(_shares(extent, wanted, at.dtype).T))
+        along = at.emit(R.matmul(permute(at, x, front), shares))
+        x = permute(at, along, [front.index(other) for other in range(rank)])
+    return x
 
 
 @converter("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default", "adaptive_avg_pool1d.default")

@@ -120,11 +120,18 @@ def test_onnx_trains_as_the_network_that_it_came_from(tmp_path) -> None:
         np.testing.assert_allclose(array, weights[name], atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("model", [nn.Dropout(0.5), nn.BatchNorm2d(3)], ids=lambda m: type(m).__name__)
-def test_training_mode_is_refused(model: nn.Module) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 3, 1), model).train()
-    with pytest.raises(ModelError, match=r"exported in training mode. Call model.eval\(\)"):
-        load_model(torch.export.export(net, (torch.randn(2, 3, 4, 4),)))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_converted(dtype: torch.dtype) -> None:
+    """Tied weights stay tied, and the program's numbers are those of the model."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(7, 4), nn.LayerNorm(4), nn.Linear(4, 7, bias=False))
+    net[2].weight = net[0].weight
+    exported = torch.export.export(net.to(dtype).eval(), (torch.zeros(2, 3, dtype=torch.long),))
+    with pytest.warns(pock.PockWarning, match=f"{str(dtype)[6:]} numbers were converted"):
+        program = pock.compile(exported, loss="causal_lm", check=True)
+    assert program.manifest["aliases"] == {"2.weight": "0.weight"}
+    wanted = net.float()[0].weight.detach()
+    np.testing.assert_array_equal(program.weights["0.weight"], wanted)
 
 
 def test_an_empty_buffer_is_refused_by_name() -> None:

@@ -146,6 +146,11 @@ INDEXING: dict[str, Row] = {
     "uneven bags": lambda x, y, n, s, t: tuple(F.embedding_bag(n.abs()[0], x.reshape(-1, 21), s[0] * 0 + torch.tensor([0, 3]), mode=mode, padding_idx=4)
                                                for mode in ("sum", "mean", "max")),
     "written": lambda x, y, n, s, t: (torch.slice_scatter(x, y.expand(2, 3, 2, 5), 2, 1, 3), torch.select_scatter(n, n[0], 0, 1)),
+    "written with steps": lambda x, y, n, s, t: (torch.slice_scatter(x, y.expand(2, 3, 2, 5), 2, 1, 5, 2), torch.diagonal_scatter(x, x[:, :, 0], 0, 2, 3), torch.diagonal_scatter(n, n[0, :2], -1, 1, 0)),
+    "put": lambda x, y, n, s, t: (n.index_put((s[0] - 1,), n[:1] * 2), x.index_put((None, s[0] % 3, s[:, 1]), y[0, 0, 0]), x.index_put((s[0] % 2, None, s[1]), y[0]),
+                                  n.index_put((s % 2, s % 5), s.long(), accumulate=True), y.index_put((t[:, :3].any(0),), y[0]), x.index_fill(3, s[1] % 5, 2.0), y.index_add(0, s[0], y[:2], alpha=3)),
+    "scattered": lambda x, y, n, s, t: (n.scatter(1, s.long() % 5, n), n.scatter(0, s.long() % 2, 7), x.scatter_add(2, (n.abs() % 7)[:, None, None].expand(2, 3, 1, 5), x), x.masked_scatter(t[:, :, None, None].expand(2, 5, 7, 5)[:, :3], y * x)),
+    "reduced at places": lambda x, y, n, s, t: tuple(n.float().scatter_reduce(1, s.long() % 3, n * 0.3, how, include_self=own) for how in ("sum", "prod", "mean", "amax", "amin") for own in (True, False)),
     "one hot": lambda x, y, n, s, t: F.one_hot(s.long(), 6) * 0.5,
 }  # fmt: skip
 LAYERS: dict[str, Row] = {

@@ -1,0 +1,76 @@
+"""Converts an exported program of half precision to float32."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def halves_of(exported: ExportedProgram) -> list[str]:
+    """List the types of half precision that weights, constants and inputs of a program have."""
+    tensors = [*exported.state_dict.values(), *exported.constants.values(), *_inputs(exported)]
+    found = (tensor.dtype for tensor in tensors if isinstance(tensor, torch.Tensor))
+    return [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(found) if dtype in HALVES]
+
+
+def in_float32(exported: ExportedProgram, aliases: dict[str, str]) -> ExportedProgram:
+    """Export a program again with weights, inputs and conversions in float32. ``aliases``: names of tied weights."""
+    module = exported.module(check_guards=False)
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            _widen(part)
+    module = module._apply(_single)  # unlike .float(), it leaves float64 alone
+    for alias, owner in aliases.items():  # the change of type has untied what is tied
+        path, _, leaf = alias.rpartition(".")
+        setattr(module.get_submodule(path), leaf, module.get_parameter(owner))
+    values = [_single(value) if isinstance(value, torch.Tensor) else value for value in example_inputs(exported)]
+    args, kwargs = pytree.tree_unflatten(values, exported.call_spec.in_spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(module, args, kwargs, strict=False)
+
+
+def example_inputs(exported: ExportedProgram) -> list[Any]:
+    """Zeros in the shape of each input of the user's, and inputs that the export made constant."""
+    return [
+        torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, torch.Tensor) else value
+        for value in _inputs(exported)
+    ]
+
+
+def _inputs(exported: ExportedProgram) -> Iterator[Any]:
+    """The inputs of the user's: tensors without storage, and constants."""
+    nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    for spec in exported.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            yield nodes[spec.arg.name].meta["val"] if isinstance(spec.arg, TensorArgument) else spec.arg.value
+
+
+def _widen(part: torch.fx.GraphModule) -> None:
+    """Replace half precision in a graph by float32, and drop assertions on the exported types."""
+
+    def widened(value: Any) -> Any:
+        return torch.float32 if isinstance(value, torch.dtype) and value in HALVES else value
+
+    for node in list(part.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            part.graph.erase_node(node)
+        elif node.op == "call_function":
+            node.args = torch.fx.node.map_aggregate(node.args, widened)
+            node.kwargs = torch.fx.node.map_aggregate(node.kwargs, widened)
+    for name, value in list(vars(part).items()):
+        if isinstance(value, torch.Tensor):
+            setattr(part, name, _single(value))
+    part.recompile()
+
+
+def _single(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in HALVES else tensor
