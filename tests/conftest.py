@@ -1,11 +1,15 @@
-"""Fixtures of all tests: real networks and data, where this machine has them."""
+"""Fixtures of all tests: real networks and data, where this machine has them; operators without a gradient."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import relay_passes.gradients  # noqa: F401  registers the rules
+from relay_passes.operators.record import open_record
 
 os.environ["POCK_VERIFY"] = "1"  # every compile checks the module after each phase
 
@@ -19,6 +23,17 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real networks and data in {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def without_gradients(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that takes the gradient rules of operators away for the time of a test."""
+
+    def forget(*operators: str) -> None:
+        for operator in operators:
+            monkeypatch.setattr(open_record(operator), "gradients", {})
+
+    return forget
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

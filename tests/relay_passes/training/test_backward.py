@@ -17,6 +17,11 @@ from tests.relay_passes.modules import function, operators, trained_phases
 CONV = {"padding": 1, "data_layout": "NHWC", "kernel_layout": "HWIO"}
 
 
+@pytest.fixture(autouse=True)
+def unknown(without_gradients) -> None:
+    without_gradients("relax.cumprod")
+
+
 def chain(unknown: bool = False):
     """Three convolutions with biases; the first behind an operator without a rule, if asked for."""
 
