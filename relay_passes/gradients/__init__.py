@@ -11,6 +11,7 @@ from . import (
     normalization,
     pooling,
     reduction,
+    resampling,
     trigonometric,
 )
 from .registry import Rule, Use, flat, gradient, is_flat, rule_for, supported_operators, takes_pieces

@@ -13,6 +13,7 @@ from . import (
     pooling,
     products,
     reductions,
+    resampling,
 )
 from .registry import Result, Site, Unsupported, convert, has_converter, name_of
 

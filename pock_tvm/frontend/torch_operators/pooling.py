@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,7 +11,9 @@ from tvm import relax
 from tvm.relax import op as R
 
 from relay_passes.ir import Expr, shape_of
+from relay_passes.operators.resampling import resampled
 
+from .reductions import max_along
 from .registry import Extents, Result, Site, converter, extents
 
 
@@ -103,22 +106,41 @@ class _Window:
 
 @converter("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default", "adaptive_avg_pool1d.default")
 def adaptive_avg_pool(at: Site, x: Expr, output_size: Sequence[int]) -> Expr:
-    """Take means over ``output_size`` windows; windows of unequal size become matrix products."""
+    """Take means over ``output_size`` windows; windows of unequal size become weighted sums along each axis."""
     rank = 2 if len(output_size) == 2 else 1
     shape = shape_of(x) if rank == 2 else (*shape_of(x)[:-1], 1, shape_of(x)[-1])
     out = at.shape[-2:] if rank == 2 else (1, at.shape[-1])
     image = at.reshape(x, (1,) * (4 - len(shape)) + shape)
     if all(extent % wanted == 0 for extent, wanted in zip(shape[-2:], out, strict=True)):
         return at.reshape(at.emit(R.nn.adaptive_avg_pool2d(image, list(out))), at.shape)
-    down, across = (_shares(extent, wanted, at.dtype) for extent, wanted in zip(shape[-2:], out, strict=True))
-    rows = at.emit(R.matmul(relax.const(down), image))
-    return at.reshape(at.emit(R.matmul(rows, relax.const(np.ascontiguousarray(across.T)))), at.shape)
+    for axis, (extent, wanted) in enumerate(zip(shape[-2:], out, strict=True), 2):
+        shares = np.zeros((wanted, extent))
+        for share, (first, last) in zip(shares, _windows(extent, wanted), strict=True):
+            share[first:last] = 1 / (last - first)
+        image = at.emit(resampled(image, shares, axis))
+    return at.reshape(image, at.shape)
 
 
-def _shares(extent: int, count: int, dtype: str) -> np.ndarray:
-    """Build the averaging matrix [count, extent]; PyTorch's windows overlap where sizes do not divide."""
-    shares = np.zeros((count, extent), dtype)
-    for index in range(count):
-        first, last = index * extent // count, -(-(index + 1) * extent // count)
-        shares[index, first:last] = 1 / (last - first)
-    return shares
+@converter("adaptive_max_pool2d.default")
+def adaptive_max_pool(at: Site, x: Expr, output_size: Sequence[int]) -> Result:
+    """Take maxima over ``output_size`` windows. Windows of unequal size are read apart first, the shorter ones with
+    their last position repeated."""
+    shape, out = shape_of(x), at.shape[-2:]
+    if tuple(out) == (1, 1):
+        value, _ = max_along(at, at.reshape(x, (*shape[:-2], math.prod(shape[-2:]))), -1)
+        return [at.reshape(value, at.shape), None]
+    image, window = at.reshape(x, (1,) * (4 - len(shape)) + shape), []
+    for axis, (extent, wanted) in enumerate(zip(shape[-2:], out, strict=True), 2):
+        ranges = _windows(extent, wanted)
+        longest = max(last - first for first, last in ranges)
+        places = np.concatenate([np.minimum(np.arange(first, first + longest), last - 1) for first, last in ranges])
+        if not np.array_equal(places, np.arange(extent)):
+            image = at.emit(R.take(image, relax.const(places, "int64"), axis))
+        window.append(longest)
+    return [at.reshape(at.emit(R.nn.max_pool2d(image, window, window)), at.shape), None]
+
+
+def _windows(extent: int, count: int) -> list[tuple[int, int]]:
+    """List the first position of adaptive windows, and the one behind the last. They overlap where sizes do not
+    divide."""
+    return [(index * extent // count, -(-(index + 1) * extent // count)) for index in range(count)]
