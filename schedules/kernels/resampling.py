@@ -21,8 +21,8 @@ def resample(x: te.Tensor, places: te.Tensor, weights: te.Tensor, *, axis: int) 
 
     def term(at: tuple[tirx.Expr, ...], t: tirx.Expr | int) -> tirx.Expr:
         place = places(at[axis], t)
-        read = x(*at[:axis], tirx.max(place, 0), *at[axis + 1 :])
-        return tirx.Select(place >= 0, weights(at[axis], t) * read, tirx.const(0, x.dtype))
+        product = weights(at[axis], t) * x(*at[:axis], place, *at[axis + 1 :])
+        return tirx.if_then_else(place >= 0, product, tirx.const(0, x.dtype))
 
     if terms <= MOST_UNROLLED:
         return te.compute(
