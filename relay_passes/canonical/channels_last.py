@@ -13,6 +13,7 @@ from tvm.relax import op as R
 from ..ir import Constant, Expr, bindings_of, constant_value, op_name, shape_of, substitute, update_function
 from ..operators.record import Kind, record_of, rule
 from ..operators.registry import plain
+from ..operators.resampling import resample
 from ..operators.training import conv2d_data_gradient
 
 TO_NHWC = (0, 2, 3, 1)
@@ -236,6 +237,24 @@ def _with_axis(operator: Callable[..., Expr]) -> Handler:
 rule("channels_last", "relax.nn.softmax")(_with_axis(R.nn.softmax))
 rule("channels_last", "relax.nn.log_softmax")(_with_axis(R.nn.log_softmax))
 rule("channels_last", "relax.flip")(_with_axis(R.flip))
+
+
+@rule("channels_last", "pock.resample")
+def _resample(conversion: _Conversion, call: relax.Call) -> Images | None:
+    x, *terms = call.args
+    if not conversion.is_image(x):
+        return None
+    return Images(resample(conversion.stored(x), *terms, axis=STORED_AXIS[int(call.attrs["axis"])]))
+
+
+@rule("channels_last", "relax.take")
+def _take(conversion: _Conversion, call: relax.Call) -> Images | None:
+    """Convert reads along an axis that keep the rank: padding by reflection, patches."""
+    x, indices = call.args
+    if not conversion.is_image(x) or call.attrs.axis is None or len(shape_of(indices)) != 1:
+        return None
+    taken = R.take(conversion.stored(x), conversion.stored(indices), STORED_AXIS[int(call.attrs.axis) % 4])
+    return Images(taken)
 
 
 @rule("channels_last", "relax.nn.prelu")

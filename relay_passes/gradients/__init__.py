@@ -12,6 +12,7 @@ from . import (
     pooling,
     random,
     reduction,
+    resampling,
     trigonometric,
 )
 from .registry import Rule, Use, flat, gradient, is_flat, rule_for, supported_operators, takes_pieces

@@ -1,4 +1,4 @@
-"""Gathers and scatters. The gradient of a gather is a scatter-add."""
+"""Gathers and scatters. The gradient of a gather is a scatter-add, or sums of known terms if the indices are known."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from tvm import relax
 from tvm.relax import op as R
 
 from ..errors import MissingGradient, PassError
-from ..ir import Expr, dtype_of, shape_of
+from ..ir import Expr, constant_value, dtype_of, shape_of
 from ..operators.registry import plain
+from ..operators.resampling import summed
 from ..operators.training import embedding_gradient, scatter_rows
 from .registry import Use, gradient
 
@@ -24,6 +25,9 @@ def take(use: Use) -> Expr:
     """
     x, indices = use.args[:2]
     shape, axis, result = shape_of(x), plain(use.call.attrs.axis), shape_of(use.result)
+    known = constant_value(indices)
+    if axis is not None and use.piece is None and known is not None and _is_even(known, shape[axis]):
+        return _from_known(known, use.grad, axis % len(shape), shape, dtype_of(x))
     rows_read = R.reshape(indices, (math.prod(shape_of(indices)),))
     if use.piece is not None:
         if axis is None or use.piece.axis != axis % len(shape):
@@ -38,6 +42,25 @@ def take(use: Use) -> Expr:
     if axis is None:
         return R.reshape(_along_axis(rows_read, use.grad, result, 0, (math.prod(shape),)), shape)
     return _along_axis(rows_read, use.grad, result, axis % len(shape), shape)
+
+
+MOST_EMPTY = 4
+"""Largest number of places for terms of a sum, relative to the number of terms and sums, where many are empty."""
+
+
+def _is_even(indices: np.ndarray, extent: int) -> bool:
+    """Return whether positions are read by some indices each, about equally often, and none is out of range."""
+    if indices.ndim == 0 or indices.min() < 0 or indices.max() >= extent:
+        return False
+    most = int(np.bincount(indices.reshape(-1)).max())
+    return most * extent <= MOST_EMPTY * (indices.size + extent)
+
+
+def _from_known(indices: np.ndarray, grad: Expr, axis: int, shape: tuple[int, ...], dtype: str) -> Expr:
+    """Add up, for each position along an axis, the gradients of what known indices read there."""
+    grad = R.reshape(grad, (*shape[:axis], indices.size, *shape[axis + 1 :]))
+    ones = np.ones(indices.size, dtype)
+    return summed(grad, indices.reshape(-1), np.arange(indices.size), ones, shape[axis], axis)
 
 
 def _along_axis(rows_read: Expr, grad: Expr, result: tuple[int, ...], axis: int, shape: tuple[int, ...]) -> Expr:

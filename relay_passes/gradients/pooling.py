@@ -10,7 +10,9 @@ from ..errors import PassError
 from ..ir import Expr, shape_of
 from ..operators.registry import plain
 from ..operators.training import avg_pool2d_gradient, max_pool2d_argmax, max_pool2d_gradient
-from .registry import Use, gradient
+from .registry import Use, flat, gradient
+
+flat("pock.max_pool2d_argmax")
 
 
 def _window(call: relax.Call) -> dict[str, Any]:

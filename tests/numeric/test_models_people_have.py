@@ -14,23 +14,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import pock_tvm as pock
+from tests.numeric.draws import Draw, below, lengths, normal
 from tests.numeric.parity import assert_parity
 
-Draw = Callable[[np.random.Generator], np.ndarray]
 Parts = dict[str, nn.Module]
-
-
-def normal(*shape: int) -> Draw:
-    return lambda rng: rng.standard_normal(shape).astype("float32")
-
-
-def below(limit: int, *shape: int) -> Draw:
-    return lambda rng: rng.integers(0, limit, shape)
-
-
-def lengths(batch: int, longest: int) -> Draw:
-    """A mask that keeps the first few of each row, at least one."""
-    return lambda rng: np.arange(longest) < rng.integers(1, longest + 1, (batch, 1))
 
 
 class Model(nn.Module):
@@ -302,7 +289,9 @@ ROWS = [
     Row("activations, far out", lambda: {"linear": nn.Linear(4, 4), "prelu": nn.PReLU(3)}, activations, (normal(2, 3, 4),)),
     Row("tensors made inside", lambda: {"linear": nn.Linear(4, 4), "table": nn.Embedding(5, 1)}, made_inside, (normal(2, 5, 4), below(7, 2, 5))),
     Row("forms of where and clamp", linear(), lambda m, x, y: [torch.where(y > 0, m["linear"](x), 0), torch.where(y > 0, 1.5, m["linear"](x)), torch.where(y[:1] > 0, m["linear"](x), y[..., :1]), m["linear"](x).clamp(y, y.abs() + 1), m["linear"](x).clamp_min(y), m["linear"](x).masked_fill(y < 0, m["linear"].bias[0]), torch.maximum(m["linear"](x), y)], (normal(3, 4), normal(3, 4))),
-    Row("resized images", conv(), lambda m, x: [F.interpolate(m["conv"](x), scale_factor=2), F.interpolate(m["conv"](x), (5, 9)), F.interpolate(m["conv"](x), scale_factor=2, mode="bilinear"), F.interpolate(m["conv"](x), (4, 11), mode="bilinear", align_corners=True)], IMAGE),
+    Row("resized images", conv(), lambda m, x: [F.interpolate(m["conv"](x), scale_factor=2), F.interpolate(m["conv"](x), (5, 9)), F.interpolate(m["conv"](x), scale_factor=2, mode="bilinear"), F.interpolate(m["conv"](x), (4, 11), mode="bilinear", align_corners=True), F.interpolate(m["conv"](x), (3, 9), mode="bicubic")], IMAGE),
+    Row("windows that do not divide", conv(), lambda m, x: [F.adaptive_avg_pool2d(m["conv"](x), (3, 4)), F.adaptive_max_pool2d(m["conv"](x), (3, 4)), F.adaptive_max_pool2d(m["conv"](x), (7, 4)), F.fold(F.unfold(m["conv"](x), 3, padding=1, stride=2).tanh(), (7, 6), 3, padding=1, stride=2)], IMAGE),
+    Row("sampled images", conv(), lambda m, x: [F.grid_sample(m["conv"](x), m["conv"](x)[:, :2].permute(0, 2, 3, 1), padding_mode=mode, align_corners=corners) for mode, corners in (("zeros", False), ("border", True), ("reflection", False))], IMAGE),
     Row("layers in double precision", lambda: {"linear": nn.Linear(4, 4).double()}, lambda m, x: m["linear"](x.double()).float(), (normal(3, 4),)),
     Row("losses inside the model", linear(3, 4), losses, (normal(6, 3), below(4, 6), normal(6, 4)), {"loss": "output"}),
     Row("recurrent networks", lambda: {"gru": nn.GRU(4, 3, batch_first=True), "lstm": nn.LSTM(4, 3, num_layers=2, bidirectional=True), "rnn": nn.RNN(4, 3)}, lambda m, x: [m["gru"](x)[0], m["gru"](input=x, hx=torch.ones(1, 2, 3))[1], m["lstm"](x)[0], m["lstm"](x)[1][1], m["rnn"](x)[0]], (normal(2, 3, 4),)),

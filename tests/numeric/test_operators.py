@@ -17,6 +17,7 @@ from relay_passes.ir import bindings_of, op_name
 from relay_passes.operators import random
 from relay_passes.operators import training as pock
 from relay_passes.operators.attention import attention as fused_attention
+from relay_passes.operators.resampling import resampled
 
 Shape = tuple[int, ...]
 
@@ -72,6 +73,7 @@ def integers(values: np.ndarray | list, dtype: str = "int64") -> relax.Expr:
 
 MASK = np.arange(21).reshape(3, 7) % 3 == 0
 FACTORS = np.array([[1.0, 0.0, 2.0], [3.0, -1.0, 0.5]])
+FEW = np.array([[0.5, 0, 0, 2, 0], [0, 0, 0, 0, 0], [0, -1, 0.25, 0, 0.75]])
 TARGETS = integers([2, 0, -100, 4])
 ROWS = [
     # two operands, with and without broadcasting
@@ -127,6 +129,10 @@ ROWS = [
     unary("atanh", lambda x: R.atanh(R.sigmoid(x))),
     unary("sigmoid", R.sigmoid),
     unary("erf", R.erf),
+    # weighted sums along an axis
+    Row("resample", ((2, 5, 3),), lambda x: resampled(x, FEW, 1)),
+    Row("resample, many terms", ((12, 2),), lambda x: resampled(x, np.linspace(-1, 1, 36).reshape(3, 12), 0)),
+    Row("take, known indices", ((2, 5, 3),), lambda x: R.take(x, integers([[4, 0], [1, 4], [2, 1]]), 1)),
     # products
     attention("attention", (2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 3)),
     attention("attention, keys broadcast, mask", (2, 3, 4), (2, 7, 4), (1, 7, 3), MASK),

@@ -20,6 +20,7 @@ from schedules.kernels.elementwise import hardtanh
 from schedules.kernels.indexing import embedding_gradient, gather_channels, index_tensor, take, take_along
 from schedules.kernels.pooling import avg_pool2d_gradient, max_pool2d_argmax, max_pool2d_gradient
 from schedules.kernels.reduction import argmax, argmin, largest, smallest
+from schedules.kernels.resampling import resample
 from schedules.target import Target
 from tests.schedules.kernels import TARGETS, assert_close, call, doubles, noise, run, scheduled, traces
 
@@ -159,6 +160,20 @@ def test_gathered_channels(axis: int, target: Target) -> None:
     result = run(gather_channels, x, channels, axis=axis, target=target)
     np.testing.assert_array_equal(result, x.take(channels, axis))
     np.testing.assert_array_equal(run(take, x, channels, axis=axis, target=target), x.take(channels, axis))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("terms", [2, 11])
+def test_weighted_sums_along_an_axis(axis: int, terms: int, target: Target) -> None:
+    x, weights = noise("resample", (3, 7, 5, 33), (6, terms))
+    places = np.random.default_rng(0).integers(0, x.shape[axis], (6, terms)).astype("int32")
+    places[places == 0] = -1  # no term, whatever is in X's first position
+    np.moveaxis(x, axis, 0)[0] = np.inf
+    result = run(resample, x, places, weights, axis=axis, target=target)
+    factors = np.zeros((6, x.shape[axis]), "float32")
+    np.add.at(factors, (np.arange(6)[:, None], places), np.where(places < 0, 0, weights))
+    finite = np.where(np.isfinite(x), x, 0)
+    assert_close(result, np.moveaxis(np.tensordot(factors, finite, (1, axis)), 0, axis))
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------

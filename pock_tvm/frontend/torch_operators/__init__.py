@@ -14,6 +14,7 @@ from . import (
     products,
     random,
     reductions,
+    resampling,
     writing,
 )
 from .registry import Result, Site, Unsupported, convert, has_converter, name_of

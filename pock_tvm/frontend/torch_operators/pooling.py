@@ -11,8 +11,10 @@ from tvm import relax
 from tvm.relax import op as R
 
 from relay_passes.ir import Expr, shape_of
+from relay_passes.operators.resampling import resampled
+from relay_passes.operators.training import max_pool2d_argmax
 
-from .movement import permute
+from .reductions import max_along
 from .registry import Extents, Result, Site, converter, extents
 
 
@@ -31,7 +33,7 @@ def max_pool(
     window = _Window.of(at, x, rank, kernel_size, stride, padding, dilation)
     y = at.emit(R.nn.max_pool2d(window.image, window.size, window.strides, window.padding, window.dilation))
     y = at.reshape(y, at.shape)
-    return [y, None] if len(at.types) > 1 else y
+    return [y, at.reshape(window.places_of_maxima(at), at.shape)] if len(at.types) > 1 else y
 
 
 @converter("avg_pool2d.default")
@@ -98,6 +100,23 @@ class _Window:
             shape, out = (*shape[:-1], 1, shape[-1]), (1, *out)
         image = at.reshape(x, shape if len(shape) == 4 else (1,) * (4 - len(shape)) + shape)
         return cls(image, out, *values)
+
+    def places_of_maxima(self, at: Site) -> Expr:
+        """Find where in its image each window has its first maximum, counted row by row: int64 [N, C, H', W']."""
+        rows = at.emit(R.permute_dims(self.image, [0, 2, 3, 1]))
+        geometry = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
+        tap = max_pool2d_argmax(rows, pool_size=self.size, out_size=list(self.out), **geometry)
+        tap = at.emit(R.astype(at.emit(R.permute_dims(at.emit(tap), [0, 3, 1, 2])), "int64"))
+        width, columns = shape_of(self.image)[3], self.size[1]
+        down = at.emit(R.floor_divide(tap, relax.const(columns, "int64")))
+        starts = [np.arange(self.out[axis]) * self.strides[axis] - self.own_padding[axis] for axis in (0, 1)]
+        # row * width + column, where a tap's row is the window's first row plus ``down`` times the dilation
+        per_row = self.dilation[0] * width - self.dilation[1] * columns
+        first = starts[0][:, None] * width + starts[1]
+        place = at.emit(
+            R.add(at.emit(R.multiply(tap, relax.const(self.dilation[1], "int64"))), relax.const(first, "int64"))
+        )
+        return at.emit(R.add(place, at.emit(R.multiply(down, relax.const(per_row, "int64")))))
 
     def covered(self, axis: int, with_padding: bool) -> np.ndarray:
         """Count the positions that each window covers along an axis."""
@@ -172,36 +191,57 @@ def _of_volumes(
 @converter("_adaptive_avg_pool3d.default", "adaptive_avg_pool3d.default")
 def adaptive_avg_pool_of_volumes(at: Site, x: Expr, output_size: Sequence[int]) -> Expr:
     """Take means over ``output_size`` windows, along one axis after the other."""
-    rank = len(shape_of(x))
-    for axis in range(rank - 3, rank):
-        extent, wanted = shape_of(x)[axis], at.shape[axis]
-        if wanted == extent:
-            continue
-        front = [*(other for other in range(rank) if other != axis), axis]
-        shares = relax.const(np.ascontiguousarray(_shares(extent, wanted, at.dtype).T))
-        along = at.emit(R.matmul(permute(at, x, front), shares))
-        x = permute(at, along, [front.index(other) for other in range(rank)])
+    for axis in range(-3, 0):
+        shape, wanted = shape_of(x), at.shape[axis]
+        behind = math.prod(shape[axis:]) // shape[axis]
+        rows = at.reshape(x, (1, math.prod(shape) // (shape[axis] * behind), shape[axis], behind))
+        means = at.emit(resampled(rows, _shares(shape[axis], wanted), 2))
+        x = at.reshape(means, [wanted if other == len(shape) + axis else size for other, size in enumerate(shape)])
     return x
 
 
 @converter("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default", "adaptive_avg_pool1d.default")
 def adaptive_avg_pool(at: Site, x: Expr, output_size: Sequence[int]) -> Expr:
-    """Take means over ``output_size`` windows; windows of unequal size become matrix products."""
+    """Take means over ``output_size`` windows; windows of unequal size become weighted sums along each axis."""
     rank = 2 if len(output_size) == 2 else 1
     shape = shape_of(x) if rank == 2 else (*shape_of(x)[:-1], 1, shape_of(x)[-1])
     out = at.shape[-2:] if rank == 2 else (1, at.shape[-1])
     image = at.reshape(x, (1,) * (4 - len(shape)) + shape)
     if all(extent % wanted == 0 for extent, wanted in zip(shape[-2:], out, strict=True)):
         return at.reshape(at.emit(R.nn.adaptive_avg_pool2d(image, list(out))), at.shape)
-    down, across = (_shares(extent, wanted, at.dtype) for extent, wanted in zip(shape[-2:], out, strict=True))
-    rows = at.emit(R.matmul(relax.const(down), image))
-    return at.reshape(at.emit(R.matmul(rows, relax.const(np.ascontiguousarray(across.T)))), at.shape)
+    for axis, (extent, wanted) in enumerate(zip(shape[-2:], out, strict=True), 2):
+        image = at.emit(resampled(image, _shares(extent, wanted), axis))
+    return at.reshape(image, at.shape)
 
 
-def _shares(extent: int, count: int, dtype: str) -> np.ndarray:
-    """Build the averaging matrix [count, extent]; PyTorch's windows overlap where sizes do not divide."""
-    shares = np.zeros((count, extent), dtype)
-    for index in range(count):
-        first, last = index * extent // count, -(-(index + 1) * extent // count)
-        shares[index, first:last] = 1 / (last - first)
+@converter("adaptive_max_pool2d.default")
+def adaptive_max_pool(at: Site, x: Expr, output_size: Sequence[int]) -> Result:
+    """Take maxima over ``output_size`` windows. Windows of unequal size are read apart first, the shorter ones with
+    their last position repeated."""
+    shape, out = shape_of(x), at.shape[-2:]
+    if tuple(out) == (1, 1):
+        value, _ = max_along(at, at.reshape(x, (*shape[:-2], math.prod(shape[-2:]))), -1)
+        return [at.reshape(value, at.shape), None]
+    image, window = at.reshape(x, (1,) * (4 - len(shape)) + shape), []
+    for axis, (extent, wanted) in enumerate(zip(shape[-2:], out, strict=True), 2):
+        ranges = _windows(extent, wanted)
+        longest = max(last - first for first, last in ranges)
+        places = np.concatenate([np.minimum(np.arange(first, first + longest), last - 1) for first, last in ranges])
+        if not np.array_equal(places, np.arange(extent)):
+            image = at.emit(R.take(image, relax.const(places, "int64"), axis))
+        window.append(longest)
+    return [at.reshape(at.emit(R.nn.max_pool2d(image, window, window)), at.shape), None]
+
+
+def _shares(extent: int, wanted: int) -> np.ndarray:
+    """Return the weights [wanted, extent] of the means over equal shares of an axis."""
+    shares = np.zeros((wanted, extent))
+    for share, (first, last) in zip(shares, _windows(extent, wanted), strict=True):
+        share[first:last] = 1 / (last - first)
     return shares
+
+
+def _windows(extent: int, count: int) -> list[tuple[int, int]]:
+    """List the first position of adaptive windows, and the one behind the last. They overlap where sizes do not
+    divide."""
+    return [(index * extent // count, -(-(index + 1) * extent // count)) for index in range(count)]
