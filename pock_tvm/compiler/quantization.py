@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from tvm import relax
+from tvm import IRModule, relax
 
 from relay_passes import DropMarks, MarkScales, QuantizeFrozen
 from relay_passes.analysis.frozen_prefix import FrozenPrefix, frozen_prefix
@@ -69,7 +69,9 @@ class Calibration:
             phases.run(2, "unmarked", [DropMarks(TRAIN), DropMarks(PREDICT)])
         func = phases.mod[PREDICT]
         if self.numbers is None:
-            self.numbers = self._numbers(func, trained, phases.parameters, replace(self.stated, values=marked))
+            excluded = _behind_draws(phases.mod, trained)
+            stated = replace(self.stated, values=marked)
+            self.numbers = self._numbers(func, trained, phases.parameters, stated, excluded)
         self.prefix = frozen_prefix(func, trained, self.numbers.excluded)
         if not self.prefix.layers:
             reasons = "".join(f"; '{name}': {why}" for name, why in self.prefix.floats.items())
@@ -94,11 +96,17 @@ class Calibration:
         return report if self.drop is None else report | {"drop": self.drop}
 
     def _numbers(
-        self, func: relax.Function, trained: Sequence[str], parameters: Parameters, stated: StatedScales
+        self,
+        func: relax.Function,
+        trained: Sequence[str],
+        parameters: Parameters,
+        stated: StatedScales,
+        always: Mapping[str, str],
     ) -> Numbers:
-        """Observe the prefix on the data, and choose its numbers."""
+        """Observe the prefix on the data, and choose its numbers. ``always``: layers that stay float, with the
+        reason."""
         if self.is_plan:
-            return _any_numbers(func, trained)
+            return _any_numbers(func, trained, always)
         builder = KernelBuilder(resolve_target("host"))
         weights = {name: each.store(each.initial) for name, each in parameters.items() if each.initial is not None}
         batches = [{**batch, **weights} for batch in self.batches]
@@ -107,7 +115,7 @@ class Calibration:
         seen = _seen(func, trained, batches, builder) if batches else {}
 
         def choose(excluded: Mapping[str, str]) -> Numbers:
-            return choose_numbers(func, trained, seen, arrays, excluded, stated)
+            return choose_numbers(func, trained, seen, arrays, {**always, **excluded}, stated)
 
         if self.max_drop is None:
             return choose({})
@@ -116,13 +124,20 @@ class Calibration:
         return found.numbers
 
 
-def _any_numbers(func: relax.Function, trained: Sequence[str]) -> Numbers:
+def _behind_draws(mod: IRModule, trained: Sequence[str]) -> dict[str, str]:
+    """Return the layers that a step computes of what it draws, with the reason why they stay float."""
+    step, predict = (frozen_prefix(mod[name], trained).layers.values() for name in (TRAIN, PREDICT))
+    names = {layer.name for layer in predict} - {layer.name for layer in step}
+    return dict.fromkeys(names, "it reads what a step draws numbers for, such as dropout; calibration lacks them")
+
+
+def _any_numbers(func: relax.Function, trained: Sequence[str], excluded: Mapping[str, str]) -> Numbers:
     """Choose numbers of a plan, whose costs do not depend on them."""
     seen = {var.name: Observations(-1.0, 1.0) for var in observed(func, trained)}
     for var in observed(func, trained):
         seen[var.name].see(np.zeros(shape_of(var)[-1:], "float32"))
     arrays = {var.name: np.zeros(shape_of(var), "float32") for var in needed(func, trained)}
-    return choose_numbers(func, trained, seen, arrays)
+    return choose_numbers(func, trained, seen, arrays, excluded)
 
 
 Values = Mapping[str, np.ndarray]

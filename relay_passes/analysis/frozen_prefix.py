@@ -15,6 +15,7 @@ from schedules.kernels.quantized import WORD
 from ..ir import Expr, bindings_of, constant_vars, is_float, op_name, returned, shape_of, used_vars
 from ..ir.places import places_of
 from ..operators import training  # noqa: F401 - the records of its operators
+from ..operators.random import DRAWS
 from ..operators.registry import plain
 
 CONVOLUTION, DEPTHWISE, MATMUL = "conv2d", "depthwise", "matmul"
@@ -64,8 +65,9 @@ def frozen_prefix(
 ) -> FrozenPrefix:
     """Analyse a dataflow function in canonical form: channels last, batch norms folded.
 
-    The prefix are the values that depend on an input (the first ``num_input`` parameters) and on no ``trained``
-    parameter. No gradient passes there. ``excluded``: layers that stay float, with the reason.
+    The prefix are the values that depend on an input (the first ``num_input`` parameters), on no ``trained`` parameter
+    and on no number that a step draws, which calibration does not see. No gradient passes there. ``excluded``: layers
+    that stay float, with the reason.
     """
     return _Analysis(func, trained, excluded).prefix()
 
@@ -94,7 +96,7 @@ class _Analysis:
         late = {each for each in func.params if each.name in trained}
         for binding in self.bindings:
             read = used_vars(binding.value)
-            if any(each in late for each in read):
+            if op_name(binding.value) in DRAWS or any(each in late for each in read):
                 late.add(binding.var)
             elif any(each in reached for each in read):
                 reached.add(binding.var)

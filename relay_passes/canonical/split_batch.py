@@ -11,6 +11,7 @@ from ..analysis.batch_axis import BatchAxis, batch_axis_of
 from ..errors import BatchError
 from ..ir import (
     Expr,
+    bindings_of,
     dtype_of,
     eliminate_dead,
     made_by,
@@ -21,6 +22,7 @@ from ..ir import (
     substitute,
     update_function,
 )
+from ..operators.random import DRAWS
 
 CUT = "cut_inputs"
 """Attribute that names the inputs of which each run takes one part."""
@@ -83,6 +85,8 @@ def why_whole(func: relax.Function) -> str:
 
 
 def _why_whole(func: relax.Function, samples: BatchAxis) -> str:
+    if any(op_name(binding.value) in DRAWS for binding in bindings_of(func)):
+        return "its random numbers (dropout, noise) are drawn for the whole batch"
     mixed = next((value for value in samples.mixed.values() if not isinstance(value, relax.Tuple)), None)
     if mixed is not None:
         return f"'{op_name(mixed)}' needs several samples at once"

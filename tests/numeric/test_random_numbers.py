@@ -82,6 +82,15 @@ def test_masks_depend_on_seed_and_step(dropping: pock.Program) -> None:
     assert len({*losses[0], *losses[2]}) == 6
 
 
+def test_a_resumed_run_draws_as_one_that_was_never_stopped(dropping: pock.Program, tmp_path: Path) -> None:
+    one, stopped, resumed = pock.Trainer(dropping), pock.Trainer(dropping), pock.Trainer(dropping)
+    losses = [one.step(X, Y, lr=0.01) for _ in range(6)]
+    assert [stopped.step(X, Y, lr=0.01) for _ in range(4)] == losses[:4]
+    stopped.save(tmp_path / "run.ckpt")
+    resumed.restore(tmp_path / "run.ckpt")
+    assert [resumed.step(X, Y, lr=0.01) for _ in range(2)] == losses[4:]
+
+
 def test_predict_drops_nothing(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 4)).eval()
@@ -98,3 +107,5 @@ def test_predict_drops_nothing(tmp_path: Path) -> None:
     assert without != pytest.approx(within, rel=1e-3)
     with pytest.raises(pock.PockError, match="dropout=False"):
         pock.deploy(programs[1], tmp_path / "bundle", source=True)
+    with pytest.raises(pock.PockError, match="drawn for the whole batch"):
+        pock.compile(exported, loss="mse", dropout=True, micro_batches=2)

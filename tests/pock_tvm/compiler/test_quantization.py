@@ -180,6 +180,19 @@ def test_linear_layers_compute_in_eight_bits() -> None:
     assert report["check"]["error"] < 0.05
 
 
+def test_layers_behind_dropout_stay_float() -> None:
+    """Calibration sees no dropped values, which are larger."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(4, 8)
+    report = pock.compile(
+        torch.export.export(layers.eval(), (x,)), scheme=pock.Scheme({"4.*": "full"}), frozen="int8",
+        calibrate_with=x.numpy(), dropout=True,
+    ).manifest["quantized"]  # fmt: skip
+    assert [layer["name"] for layer in report["layers"]] == ["0"]
+    assert report["float"] == {"2": "it reads what a step draws numbers for, such as dropout; calibration lacks them"}
+
+
 def test_layers_without_a_range_and_with_too_large_sums_stay_float() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(70_000, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
