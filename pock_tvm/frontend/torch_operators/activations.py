@@ -9,7 +9,7 @@ from tvm.relax import op as R
 from relay_passes.ir import Expr, shape_of
 from relay_passes.operators.training import elu, hardtanh, log1p
 
-from .registry import Number, Result, Site, converter
+from .registry import Number, Result, Site, Unsupported, converter
 
 
 @converter("hardtanh.default")
@@ -47,6 +47,14 @@ def gelu(at: Site, x: Expr, approximate: str = "none") -> Expr:
 def leaky_relu(at: Site, x: Expr, negative_slope: Number = 0.01) -> Expr:
     """``x`` where x > 0, else ``negative_slope * x``."""
     return at.emit(R.nn.leakyrelu(x, float(negative_slope)))
+
+
+@converter("rrelu.default")
+def rrelu(at: Site, x: Expr, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Expr:
+    """``x`` where x > 0, else the mean slope times ``x``, as PyTorch computes it in eval mode."""
+    if training:
+        raise Unsupported("draws its slopes in training mode, which is not supported: export it in eval mode")
+    return at.emit(R.nn.leakyrelu(x, (lower + upper) / 2))
 
 
 @converter("prelu.default", "_prelu_kernel.default")

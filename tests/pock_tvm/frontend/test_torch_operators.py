@@ -91,7 +91,7 @@ FUNCTIONS: dict[str, Row] = {
     ),
     "threshold": lambda x, y, n, s, t: F.threshold(x, 0.1, -3.0) + F.tanhshrink(x),
     "gated": lambda x, y, n, s, t: F.glu(x[:, :2], 1),
-    "slopes": lambda x, y, n, s, t: F.prelu(x, y[:, 0, 0]) + F.prelu(x, y[0, 0, :1]),
+    "slopes": lambda x, y, n, s, t: F.prelu(x, y[:, 0, 0]) + F.prelu(x, y[0, 0, :1]) + F.rrelu(x, 0.1, 0.4),
     "what is finite": lambda x, y, n, s, t: ((x / 0).isinf(), (x * math.nan).isnan(), x.isfinite(), n.isnan()),
     "softmax": lambda x, y, n, s, t: (
         F.softmax(x, 1) + F.log_softmax(x, -1) + F.softmin(x, 2) + torch.logsumexp(x, 1, True)
