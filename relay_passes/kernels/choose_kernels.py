@@ -196,18 +196,22 @@ def _conv2d(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> re
 
 @legalizes_for_target("pock.conv2d_data_gradient")
 def _conv2d_data_gradient(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Lower a data gradient. A dense one reads the weight transposed, along its input channels. All phases of a stride
-    compute equally many rows and columns: the image is rounded up to a multiple of the stride, then cropped. Neither is
-    done where a target's products read across, and mask edges."""
+    """Lower a data gradient. If not depthwise, it reads the weight transposed, along its input channels. All phases of
+    a stride compute equally many rows and columns: the image is rounded up to a multiple of the stride, then cropped.
+    Neither is done where a target's products read across, and mask edges."""
     grad, weight = call.args
     attributes = attributes_of(call)
     steps = (1, 1) if target.layouts.masks_edges else attributes["strides"]
     whole = [math.ceil(extent / step) * step for extent, step in zip(attributes["size"], steps, strict=True)]
     attributes["size"] = whole
     is_straight = attributes.get("transposed", False) or attributes.get("across", False)
-    if attributes["groups"] == 1 and not is_straight and not target.layouts.reads_across:
-        weight = builder.emit(_permute_dims(target, builder, relax.op.permute_dims(weight, (0, 1, 3, 2))))
-        attributes["transposed"] = True
+    is_depthwise = attributes["groups"] > 1 and shape_of(weight)[2] == 1
+    if not is_depthwise and not is_straight and not target.layouts.reads_across:
+        if attributes["groups"] == 1:
+            turned = _permute_dims(target, builder, relax.op.permute_dims(weight, (0, 1, 3, 2)))
+        else:
+            turned = _moved(builder, conv2d_kernels.turned, weight, groups=attributes["groups"])
+        weight, attributes["transposed"] = builder.emit(turned), True
     kernel, shape = conv2d_kernels.conv2d_data_gradient, shape_of(call)
     if list(shape[1:3]) == whole:
         return _product(builder, kernel, grad, weight, **attributes)

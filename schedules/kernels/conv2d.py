@@ -68,14 +68,16 @@ def conv2d_data_gradient(
     """Compute ``dX[n, h, w, i] = sum_{r, s, o} dY[n, (h + pad - r * dilation) / stride, …, o] * W[r, s, i, o]``.
 
     Sums over the (r, s) for which the division is exact and the position lies in dY. ``size``: height and width of X.
-    ``transposed``: the weight is [R, S, C_out, C_in / groups]. Also the forward form of a transposed convolution.
+    ``transposed``: the weight is [R, S, C_out / groups, C_in], that of a convolution from dY to dX (:func:`turned`).
+    Also the forward form of a transposed convolution.
     ``across``: each task turns its part of a dense weight in cache.
     """
     if across:
         weight, transposed = _turned(weight), True
     batch, out_h, out_w, out_channels = (int(extent) for extent in grad.shape)
     kernel_h, kernel_w = (int(extent) for extent in weight.shape[:2])
-    group_in, group_out = int(weight.shape[3 if transposed else 2]), out_channels // groups
+    group_in = int(weight.shape[3]) // groups if transposed else int(weight.shape[2])
+    group_out = out_channels // groups
     r, s = te.reduce_axis((0, kernel_h), name="r"), te.reduce_axis((0, kernel_w), name="s")
     axes = list(zip(size, (out_h, out_w), (kernel_h, kernel_w), padding[:2], strides, dilation, strict=True))
     before = [max(0, -((pad - (kernel - 1) * step) // stride)) for _, _, kernel, pad, stride, step in axes]
@@ -112,13 +114,24 @@ def conv2d_data_gradient(
 
     def weight_at(c: tirx.Expr) -> tirx.Expr:
         i = c if groups == 1 else tirx.indexmod(c, group_in)
-        return weight(r, s, out_channel(c), i) if transposed else weight(r, s, i, out_channel(c))
+        return weight(r, s, o, c) if transposed else weight(r, s, i, out_channel(c))
 
     return te.compute(
         (batch, *size, group_in * groups),
         lambda n, h, w, c: te.sum(term(n, h, w, out_channel(c), weight_at(c)), axis=[r, s, o]),
         name="conv2d_data_gradient",
         attrs={"schedule_rule": "pock.conv2d_data_gradient", "strides": list(strides)},
+    )
+
+
+def turned(weight: te.Tensor, *, groups: int) -> te.Tensor:
+    """Turn the weight of a convolution in groups to [R, S, C_out / groups, C_in]: each group's matrices transposed."""
+    *taps, group_in, out_channels = (int(extent) for extent in weight.shape)
+    group_out = out_channels // groups
+    return te.compute(
+        (*taps, group_out, groups * group_in),
+        lambda r, s, o, c: weight(r, s, tirx.indexmod(c, group_in), tirx.indexdiv(c, group_in) * group_out + o),
+        name="turned",
     )
 
 
