@@ -66,7 +66,8 @@ def exported_loss(model: Model, loss: CustomLoss) -> relax.Function:
     count = int(main.attrs["num_input"])
     names = [*(f"output.{spec.name}" for spec in model.outputs), *targets]
     params = [relax.Var(name, param.ty) for name, param in zip(names, main.params[:count], strict=True)]
-    constants = {param: relax.const(exported.state_dict[param.name].numpy()) for param in main.params[count:]}
+    arrays = {param: exported.state_dict[param.name].numpy() for param in main.params[count:]}
+    constants = {param: relax.const(array, str(array.dtype)) for param, array in arrays.items()}
     func = rewrite(main, params=params, env=dict(zip(main.params, params, strict=False)) | constants)
     return func.with_attrs({"global_symbol": LOSS, "num_target": len(targets)})
 

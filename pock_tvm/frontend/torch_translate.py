@@ -205,7 +205,7 @@ class _Translator:
                 what = where(node) if node.op == "call_function" else f"constant '{node.name}'"
                 _type_of(value, what, may_be_empty=True)  # a cache that is empty before the first token
                 stored = _without_repetition(value)
-                constant = relax.const(stored.numpy())
+                constant = relax.const(stored.numpy(), str(stored.dtype).removeprefix("torch."))
                 repeated = stored.shape != value.shape
                 self.env[node] = self.builder.emit(R.broadcast_to(constant, value.shape)) if repeated else constant
         return self.env[node]

@@ -10,7 +10,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
-from ..ir import Constant, Expr, bindings_of, constant_value, op_name, shape_of, substitute, update_function
+from ..ir import Constant, Expr, bindings_of, constant_value, dtype_of, op_name, shape_of, substitute, update_function
 from ..operators.record import Kind, record_of, rule
 from ..operators.registry import plain
 from ..operators.resampling import resample
@@ -102,7 +102,7 @@ class _Conversion:
         new_shape = tuple(shape[axis] for axis in TO_NHWC)
         known = constant_value(expr)
         if known is not None:
-            return relax.const(np.ascontiguousarray(known.reshape(shape).transpose(TO_NHWC)))
+            return relax.const(np.ascontiguousarray(known.reshape(shape).transpose(TO_NHWC)), dtype_of(expr))
         if sum(extent > 1 for extent in shape) <= 1:
             return self.builder.emit(R.reshape(self.stored(expr), new_shape))
         return self.permuted(

@@ -8,7 +8,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax import op as R
 
-from ..ir import Expr, constant_value, normalized_axes, op_name, rewrite, shape_of, update_function
+from ..ir import Expr, constant_value, dtype_of, normalized_axes, op_name, rewrite, shape_of, update_function
 from ..operators.registry import plain
 from ..operators.training import normalize
 
@@ -92,7 +92,9 @@ def along_axis(builder: relax.BlockBuilder, vector: Expr, axis: int, rank: int) 
         return vector
     shape = (shape_of(vector)[0],) + (1,) * (rank - 1 - axis)
     known = constant_value(vector)
-    return relax.const(known.reshape(shape)) if known is not None else builder.emit(R.reshape(vector, shape))
+    if known is not None:
+        return relax.const(known.reshape(shape), dtype_of(vector))
+    return builder.emit(R.reshape(vector, shape))
 
 
 EXPANSIONS = {

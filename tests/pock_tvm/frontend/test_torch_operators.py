@@ -141,6 +141,7 @@ INDEXING: dict[str, Row] = {
     "by input": lambda x, y, n, s, t: (x[:, :, s], x[..., n[0].abs() % 5], y[s % 3, 0]),
     "selected": lambda x, y, n, s, t: (torch.index_select(x, 2, s[0]), torch.take(x, n + 7), n.take(s.long())),
     "gathered": lambda x, y, n, s, t: (x.gather(1, (n.abs() % 3)[:, None, None].expand(2, 2, 7, 5)), n.gather(1, s % 5)),
+    "of a constant": lambda x, y, n, s, t: torch.tensor([[7, 2**40, -5]]).expand(2, 3).gather(1, n.abs() % 3) + n,
     "looked up": lambda x, y, n, s, t: F.embedding(n.abs(), x.reshape(-1, 21), padding_idx=3),
     "bags": lambda x, y, n, s, t: tuple(F.embedding_bag(n.abs(), x.reshape(-1, 21), mode=mode) for mode in ("sum", "mean", "max")),
     "uneven bags": lambda x, y, n, s, t: tuple(F.embedding_bag(n.abs()[0], x.reshape(-1, 21), s[0] * 0 + torch.tensor([0, 3]), mode=mode, padding_idx=4)
