@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def prepared(exported: ExportedProgram) -> ExportedProgram:
     obstacles = list(_obstacles(exported))
     if obstacles:
         raise ModelError(summary(obstacles), obstacles)
-    exported = _with_graph(exported, _without_regions(exported.graph_module))
+    exported = _with_graph(exported, _without_regions(exported))
     try:
         return exported.run_decompositions(dict(_decompositions()))
     except Exception as error:  # PyTorch traces the graph again, and may raise anything
@@ -90,16 +90,18 @@ def summary(obstacles: Sequence[Obstacle]) -> str:
 # ---- regions ---------------------------------------------------------------------------------------------------------
 
 
-def _without_regions(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+def _without_regions(exported: ExportedProgram) -> torch.fx.GraphModule:
     """Inline regions of another gradient mode, with ``STOP_GRADIENT`` on results of regions without gradients."""
+    module = exported.graph_module
     module = copy.deepcopy(module) if _has_regions(module) else module
+    names = exported.graph_signature.inputs_to_parameters
     graph = module.graph
     outside: set[Any] = set()  # nodes that record no gradient
     while True:
         region = next((node for node in graph.nodes if _is_region(node)), None)
         if region is None:
             break
-        _write_out(module, region, outside)
+        _write_out(module, region, outside, names)
     for node in list(graph.nodes):
         if node.op == "call_function" and getattr(node.target, "__name__", "") in DETACHING:
             node.target = STOP_GRADIENT
@@ -133,8 +135,9 @@ def _is_region(node: Any) -> bool:
     )
 
 
-def _write_out(module: torch.fx.GraphModule, region: Any, outside: set[Any]) -> None:
-    """Replace a region by its inlined graph; add its nodes to ``outside`` if it has no gradients."""
+def _write_out(module: torch.fx.GraphModule, region: Any, outside: set[Any], names: Mapping[str, str]) -> None:
+    """Replace a region by its inlined graph; add its nodes to ``outside`` if it has no gradients. ``names`` of
+    parameters by those of their nodes."""
     with_gradients, body, *inputs = region.args
     inner = getattr(module, body.target)
     values: dict[Any, Any] = {}
@@ -150,9 +153,10 @@ def _write_out(module: torch.fx.GraphModule, region: Any, outside: set[Any]) -> 
             elif node.op == "output":
                 results = torch.fx.node.map_arg(node.args[0], values.__getitem__)
             else:
-                values[node] = module.graph.node_copy(node, values.__getitem__)
+                values[node] = copied = module.graph.node_copy(node, values.__getitem__)
                 if not with_gradients:
-                    outside.add(values[node])
+                    outside.add(copied)
+                    _refuse_changing(copied, outside, names)
     for user in list(region.users):
         if user.target is not operator.getitem:
             raise ModelError(f"{where(region)} gives a value that cannot be followed: leave torch.no_grad() out")
@@ -161,6 +165,32 @@ def _write_out(module: torch.fx.GraphModule, region: Any, outside: set[Any]) -> 
     module.graph.erase_node(region)
     if not body.users:
         module.graph.erase_node(body)
+
+
+def _refuse_changing(node: Any, outside: Collection[Any], names: Mapping[str, str]) -> None:
+    """Refuse an in-place operator without gradients on a tensor with one: PyTorch's gradient passes as if it were not
+    there, and a parameter stays changed."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
+        is_written = argument.alias_info is not None and argument.alias_info.is_write
+        if is_written and _has_gradient(given, outside):
+            raise ModelError(
+                f"{where(node)} changes '{names.get(given.name, given.name)}' in place under torch.no_grad(), and "
+                "gradients pass it: write the model without it"
+            )
+
+
+def _has_gradient(node: Any, outside: Collection[Any]) -> bool:
+    """Return whether a gradient leads from a value to a parameter."""
+    waiting = [node]
+    for each in waiting:
+        if each in outside or getattr(each.target, "__name__", "") in DETACHING:
+            continue
+        if each.op == "placeholder" and getattr(each.meta.get("val"), "requires_grad", False):
+            return True
+        waiting += [source for source in each.all_input_nodes if source not in waiting]
+    return False
 
 
 # ---- operators -------------------------------------------------------------------------------------------------------

@@ -129,6 +129,10 @@ class _Translator:
         ]
         if not results:
             raise ModelError("the model returns no tensor: nothing could be learned from it")
+        for number, result in enumerate(results):
+            if 0 in result.meta["val"].shape:
+                shape = tuple(result.meta["val"].shape)
+                raise ModelError(f"output {number} has the empty shape {shape}: nothing could be learned from it")
         return results
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
@@ -157,7 +161,11 @@ class _Translator:
             self.names[node.name] = self.env[node].name
 
     def _fold(self, node: Any) -> bool:
-        """Fold a node whose operands are constants."""
+        """Fold a node whose operands are constants, or whose result has no elements."""
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and 0 in value.shape:
+            self.known[node] = torch.zeros(value.shape, dtype=value.dtype)
+            return True
         if any(source not in self.known for source in node.all_input_nodes):
             return False
         if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:

@@ -111,7 +111,7 @@ DECODERS = [
     _decoder("qwen2_moe (4 experts)", "Qwen2MoeForCausalLM", "Qwen2MoeConfig", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=24),
     row_of("mamba", "MambaForCausalLM", "MambaConfig", {"input_ids": below(VOCABULARY, BATCH, 6)}, WIDTHS | {"state_size": 4, "use_cache": False}),
     row_of("mamba2", "Mamba2ForCausalLM", "Mamba2Config", {"input_ids": below(VOCABULARY, BATCH, 6)}, WIDTHS | {"state_size": 4, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 4, "use_cache": False}),
-    row_of("rwkv", "RwkvForCausalLM", "RwkvConfig", {"input_ids": below(VOCABULARY, BATCH, 6)}, WIDTHS | {"context_length": 40, "use_cache": False}),
+    row_of("rwkv", "RwkvForCausalLM", "RwkvConfig", {"input_ids": below(VOCABULARY, BATCH, 6)}, WIDTHS | {"context_length": 40, "use_cache": False}, why_refused="in place"),
     row_of("gpt2 with labels", "GPT2LMHeadModel", "GPT2Config", WORDS | {"labels": below(VOCABULARY, BATCH, TOKENS)}, GPT, loss="output"),
 ]  # fmt: skip
 SEQUENCE_TO_SEQUENCE = [

@@ -169,6 +169,35 @@ def test_files_that_are_no_models_are_refused(tmp_path) -> None:
         load_model(3)
 
 
+def test_values_without_elements_cost_nothing_and_are_no_output() -> None:
+    """As a rotary embedding of all channels leaves of the rest."""
+
+    class Rotary(nn.Module):
+        def __init__(self, is_joined: bool) -> None:
+            super().__init__()
+            self.linear, self.is_joined = nn.Linear(4, 4), is_joined
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.linear(x)
+            return torch.cat([y[:, :4] * 2, y[:, 4:]], 1) if self.is_joined else y[:, 4:]
+
+    x = torch.randn(2, 4)
+    assert pock.compile(torch.export.export(Rotary(True).eval(), (x,)), loss="mse").manifest["check"]
+    with pytest.raises(ModelError, match=r"output 0 has the empty shape \(2, 0\)"):
+        load_model(torch.export.export(Rotary(False).eval(), (x,)))
+
+
+def test_a_parameter_changed_in_place_without_gradients_is_refused() -> None:
+    class Rescaled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                self.weight.div_(2.0)
+            return super().forward(x)
+
+    with pytest.raises(ModelError, match=r"'aten.div_.Tensor' .*changes 'weight' in place under torch.no_grad"):
+        load_model(torch.export.export(Rescaled(4, 3).eval(), (torch.randn(2, 4),)))
+
+
 def test_an_operator_without_a_rule_is_named_with_the_parameter_behind_it(without_gradients) -> None:
     without_gradients("relax.cumprod")
 
