@@ -52,7 +52,7 @@ def normal(random: te.Tensor, *, count: int, stream: int) -> te.Tensor:
 
 
 def drop(x: te.Tensor, kept: te.Tensor, *, scale: float, shift: float, other: float, expected: float) -> te.Tensor:
-    """Compute ``scale * x + shift`` where ``kept`` holds, else ``other``. ``kept`` broadcasts.
+    """Compute ``scale * x + shift`` where ``kept`` is true or not zero, else ``other``. ``kept`` broadcasts.
 
     ``expected``, the factor of inference, has no effect here.
     """
@@ -63,7 +63,7 @@ def drop(x: te.Tensor, kept: te.Tensor, *, scale: float, shift: float, other: fl
         pairs = zip(kept.shape, at[leading:], strict=True)
         holds = kept(*(tirx.const(0, "int64") if int(extent) == 1 else place for extent, place in pairs))
         value = x(*at) * factor
-        return tirx.Select(holds, value + added if shift else value, instead)
+        return tirx.Select(holds.astype("bool"), value + added if shift else value, instead)
 
     return te.compute(x.shape, of, name="drop")
 

@@ -21,6 +21,7 @@ from relay_passes.canonical.channels_last import TO_NCHW
 from relay_passes.ir import bindings_of, op_name
 from relay_passes.operators import training as pock
 from relay_passes.operators.quantized import stated_scale
+from relay_passes.operators.random import drop
 from relay_passes.operators.record import Kind, all_records
 from tests.relay_passes.modules import function, operators, run
 
@@ -74,6 +75,7 @@ WITH_ATTRIBUTES = {
     "relax.grad.no_grad": Sample(R.grad.no_grad, 1),
     "relax.nn.leakyrelu": Sample(lambda x: R.nn.leakyrelu(x, 0.1), 1),
     "relax.nn.prelu": Sample(lambda x, slopes: R.nn.prelu(x, slopes, axis=1), 2, vector=True),
+    "pock.drop": Sample(lambda x, kept: drop(x, kept, scale=2.0, shift=0.5, other=-1.0, expected=1.0), 2),
     "pock.elu": Sample(lambda x: pock.elu(x, alpha=1.0, scale=1.0, input_scale=1.0), 1),
     "pock.expm1": Sample(pock.expm1, 1),
     "pock.hardtanh": Sample(lambda x: pock.hardtanh(x, low=0.5, high=2.0), 1),
