@@ -180,7 +180,7 @@ class Trainer(Stateful):
             self._collect()
 
     def _words(self) -> np.ndarray:
-        """What the next step draws random numbers by."""
+        """Return the seed and step number by which the next step draws random numbers."""
         return words_of(self._seed, self.steps)
 
     def _start(self, entry: str, values: Mapping[str, ArrayLike]) -> None:

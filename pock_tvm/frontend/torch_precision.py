@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -26,7 +26,11 @@ def in_float32(exported: ExportedProgram, aliases: dict[str, str]) -> ExportedPr
     module = exported.module(check_guards=False)
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
-            _widen(part)
+            widen_graph(part, HALVES, torch.float32)
+            for name, value in list(vars(part).items()):
+                if isinstance(value, torch.Tensor):
+                    setattr(part, name, _single(value))
+            part.recompile()
     module = module._apply(_single)  # unlike .float(), it leaves float64 alone
     for alias, owner in aliases.items():  # the change of type has untied what is tied
         path, _, leaf = alias.rpartition(".")
@@ -54,11 +58,11 @@ def _inputs(exported: ExportedProgram) -> Iterator[Any]:
             yield nodes[spec.arg.name].meta["val"] if isinstance(spec.arg, TensorArgument) else spec.arg.value
 
 
-def _widen(part: torch.fx.GraphModule) -> None:
-    """Replace half precision in a graph by float32, and drop assertions on the exported types."""
+def widen_graph(part: torch.fx.GraphModule, narrow: Collection[torch.dtype], wide: torch.dtype) -> None:
+    """Replace ``narrow`` types in a graph by a wide one, and drop assertions on the exported types."""
 
     def widened(value: Any) -> Any:
-        return torch.float32 if isinstance(value, torch.dtype) and value in HALVES else value
+        return wide if isinstance(value, torch.dtype) and value in narrow else value
 
     for node in list(part.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
@@ -66,10 +70,6 @@ def _widen(part: torch.fx.GraphModule) -> None:
         elif node.op == "call_function":
             node.args = torch.fx.node.map_aggregate(node.args, widened)
             node.kwargs = torch.fx.node.map_aggregate(node.kwargs, widened)
-    for name, value in list(vars(part).items()):
-        if isinstance(value, torch.Tensor):
-            setattr(part, name, _single(value))
-    part.recompile()
 
 
 def _single(tensor: torch.Tensor) -> torch.Tensor:

@@ -77,15 +77,28 @@ class FuseUpdates:
                 products.append(fields[0].name)
             if (kernel, update) not in joint:
                 joint[kernel, update] = kernels.add_func(func, f"{update.name_hint}_{kernel.name_hint}")
-            written = [index - (index > at) for index in map(int, value.attrs.inplace_indices)]
-            types = list(value.ty.fields) if isinstance(value.ty, relax.TupleType) else [value.ty]
-            every = relax.Tuple([*fields[:at], *fields[at + 1 :], *operands])
-            call = relax.op.call_tir_inplace(joint[kernel, update], every, written, types)
+            call = joint_call(joint[kernel, update], value, at, operands)
             return builder.emit(call, fields[at].name)  # messages name a kernel after what it computes
 
         body = eliminate_dead(rewrite(func, visit, made=made))
         names = [*func.attrs.get(PRODUCT_UPDATES, []), *products]
         return update_function(kernels.get(), self.function, body.with_attr(PRODUCT_UPDATES, names))
+
+
+def joint_call(
+    kernel: tvm.ir.GlobalVar,
+    update: relax.Call,
+    at: int,
+    operands: Sequence[Expr],
+    new: Sequence[relax.TensorType] = (),
+) -> relax.Call:
+    """Return the call of a joint kernel: the update's operands but the gradient, which is number ``at``, then
+    ``operands``. It returns what it writes in place, then results of the types ``new``."""
+    fields = list(update.args[1].fields)
+    every = relax.Tuple([*fields[:at], *fields[at + 1 :], *operands])
+    written = [index - (index > at) for index in map(int, update.attrs.inplace_indices)]
+    types = list(update.ty.fields) if isinstance(update.ty, relax.TupleType) else [update.ty]
+    return relax.op.call_tir_inplace(kernel, every, [*written, *(-1 for _ in new)], [*types, *new])
 
 
 def _gathered(

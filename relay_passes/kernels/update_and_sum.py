@@ -18,7 +18,7 @@ from schedules.loops import loads_of
 
 from ..analysis.aliasing import Aliasing
 from ..ir import eliminate_dead, made_by, op_name, shape_of, update_function, used_vars
-from .fuse_updates import PRODUCT_UPDATES, are_checked
+from .fuse_updates import PRODUCT_UPDATES, are_checked, joint_call
 
 
 @tvm.transform.module_pass(opt_level=0, name="UpdateAndSum")
@@ -52,9 +52,11 @@ class UpdateAndSum:
             if place is not None:
                 gradient, update = binding.value.args[0], place.update.value.args[0]
                 if (gradient, update) not in joint:
-                    kernel = product_update(mod[gradient], mod[update], place.position, sums=True)
-                    joint[gradient, update] = kernels.add_func(kernel, f"{update.name_hint}_{gradient.name_hint}")
-                call = _call(joint[gradient, update], place, binding)
+                    both = product_update(mod[gradient], mod[update], place.position, sums=True)
+                    joint[gradient, update] = kernels.add_func(both, f"{update.name_hint}_{gradient.name_hint}")
+                operands = list(binding.value.args[1].fields)
+                kernel, new = joint[gradient, update], [place.sums.ty]
+                call = kernels.normalize(joint_call(kernel, place.update.value, place.position, operands, new))
                 var = relax.DataflowVar(binding.var.name, call.ty)
                 bindings.append(relax.VarBinding(var, call))
                 fields = [relax.TupleGetItem(var, at) for at in range(len(call.ty.fields))]
@@ -71,25 +73,13 @@ class UpdateAndSum:
 
 
 class _Place(NamedTuple):
-    """What reads a weight gradient."""
+    """The readers of a weight gradient."""
 
     update: relax.VarBinding
     position: int
     """Which operand of the update the gradient is."""
     sums: relax.Var
     """The gradient of the scale."""
-
-
-def _call(kernel: tvm.ir.GlobalVar, place: _Place, gradient: relax.VarBinding) -> relax.Call:
-    """Return the call of a joint kernel, which returns what it writes in place, then the sums."""
-    update, at, sums = place
-    fields = list(update.value.args[1].fields)
-    operands = relax.Tuple([*fields[:at], *fields[at + 1 :], *gradient.value.args[1].fields])
-    written = [index - (index > at) for index in map(int, update.value.attrs.inplace_indices)]
-    types = list(update.var.ty.fields) if isinstance(update.var.ty, relax.TupleType) else [update.var.ty]
-    return relax.BlockBuilder().normalize(
-        relax.op.call_tir_inplace(kernel, operands, [*written, -1], [*types, sums.ty])
-    )
 
 
 def _results(written: Sequence[relax.Expr], bindings: list[relax.VarBinding], name: str) -> relax.Expr:

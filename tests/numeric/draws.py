@@ -1,4 +1,4 @@
-"""What the inputs of a test's network are drawn from."""
+"""Distributions of the inputs of a test's network."""
 
 from __future__ import annotations
 

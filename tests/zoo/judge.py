@@ -30,7 +30,7 @@ FAULTS = (WRONG, CRASH)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a row."""
+    """The verdicts on a row."""
 
     name: str
     verdicts: dict[str, str]

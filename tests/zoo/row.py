@@ -33,7 +33,7 @@ class Row:
     inputs: dict[str, Draw]
     """By the names of the arguments of ``forward``."""
     results: Callable[[Any], torch.Tensor] = field(default=first)
-    """What the loss reads, of what the network returns."""
+    """Picks the value that the loss reads from the network's results."""
     loss: str = "mse"
     why_refused: str = ""
     """Why it cannot be trained, if so: a regular expression that the refusal matches."""

@@ -15,6 +15,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from ...device.losses import Loss
 from ...frontend.custom_loss import CustomLoss
 from ...frontend.torch_loss import value_of
+from ...frontend.torch_precision import widen_graph
 from ...frontend.torch_random import DRAWS, uses_draws
 from .agreement import relative_difference
 from .measured import Batch, Measured, Weights
@@ -149,7 +150,7 @@ class TorchReference:
         graph = copy.deepcopy(self._exported.graph_module)
         for part in [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]:
             if precise:
-                _widen(part)
+                widen_graph(part, FLOATS, torch.float64)
             if training:
                 _use_batch_statistics(part)
             part.recompile()
@@ -217,20 +218,6 @@ def layer_of(node: torch.fx.Node) -> str:
     """The path of the module that a node belongs to, or the node's own name."""
     stack = node.meta.get("nn_module_stack") or {}
     return (list(stack.values())[-1][0] if stack else "") or node.name
-
-
-def _widen(part: torch.fx.GraphModule) -> None:
-    """Replace lower precisions in a graph by float64, and drop assertions on the exported dtypes."""
-
-    def widened(value: Any) -> Any:
-        return torch.float64 if isinstance(value, torch.dtype) and value in FLOATS else value
-
-    for node in list(part.graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            part.graph.erase_node(node)
-        elif node.op == "call_function":
-            node.args = torch.fx.node.map_aggregate(node.args, widened)
-            node.kwargs = torch.fx.node.map_aggregate(node.kwargs, widened)
 
 
 def _widened(tensor: Any) -> Any:

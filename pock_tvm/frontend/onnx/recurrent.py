@@ -207,17 +207,13 @@ def gru(
     ``linear_before_reset`` the product with h, as in PyTorch."""
     layer = _layer(node, x, (w, r, b), lengths, direction, clip, layout)
     _check_activations(layer, activations, ["Sigmoid", "Tanh"])
-    size = layer.hidden
     outputs, last = [], []
     for index in range(len(layer.from_end)):
         weights = layer.weights(index)
         bias = weights.input_bias
         if not linear_before_reset:
             bias = node.emit(R.add(bias, weights.recurrent_bias))
-            of_gates, of_new = (
-                node.emit(R.strided_slice(weights.recurrent, [1], [start], [end]))
-                for start, end in ((0, 2 * size), (2 * size, 3 * size))
-            )
+            of_gates, of_new = _gates_and_new(node, weights.recurrent, layer.hidden)
         h, made = layer.state(hidden, index), []
         for step in layer.steps(_projected(layer, weights, bias), index):
             if linear_before_reset:
@@ -227,10 +223,7 @@ def gru(
                 z, reset = (node.emit(R.sigmoid(R.add(given[at], recurrent[at]))) for at in (0, 1))
                 new = R.add(given[2], R.multiply(reset, recurrent[2]))
             else:
-                given_gates, given_new = (
-                    node.emit(R.strided_slice(step, [1], [start], [end]))
-                    for start, end in ((0, 2 * size), (2 * size, 3 * size))
-                )
+                given_gates, given_new = _gates_and_new(node, step, layer.hidden)
                 gates = node.emit(R.sigmoid(R.add(given_gates, R.matmul(h, of_gates))))
                 z, reset = _split(node, gates, 2)
                 new = R.add(given_new, R.matmul(R.multiply(reset, h), of_new))
@@ -240,6 +233,12 @@ def gru(
         outputs.append(made)
         last.append(h)
     return layer.results(outputs, last)
+
+
+def _gates_and_new(node: Node, x: Expr, hidden: int) -> list[Expr]:
+    """Part columns [.., 3 * hidden] into those of a GRU's two gates, and those of its new value."""
+    bounds = ((0, 2 * hidden), (2 * hidden, 3 * hidden))
+    return [node.emit(R.strided_slice(x, [1], [start], [end])) for start, end in bounds]
 
 
 @converter("RNN")

@@ -31,8 +31,7 @@ def max_pool(
 ) -> Result:
     """Take the maximum of each window; padding never wins."""
     window = _Window.of(at, x, rank, kernel_size, stride, padding, dilation)
-    y = at.emit(R.nn.max_pool2d(window.image, window.size, window.strides, window.padding, window.dilation))
-    y = at.reshape(y, at.shape)
+    y = at.reshape(window.maximum(at), at.shape)
     return [y, at.reshape(window.places_of_maxima(at), at.shape)] if len(at.types) > 1 else y
 
 
@@ -90,9 +89,7 @@ class _Window:
         cls, at: Site, x: Expr, rank: int, size: Extents, stride: Extents, padding: Extents, dilation: Extents
     ) -> _Window:
         """Build the window of PyTorch's arguments; a row is an image of height 1, an image a batch of one."""
-        sizes = extents(size, rank)
-        values = [sizes, extents(stride, rank) if stride not in ((), []) else sizes]
-        values += [extents(padding, rank), extents(dilation, rank)]
+        values = _geometry(rank, size, stride, padding, dilation)
         shape = shape_of(x)
         out = at.shape[-rank:]
         if rank == 1:
@@ -100,6 +97,10 @@ class _Window:
             shape, out = (*shape[:-1], 1, shape[-1]), (1, *out)
         image = at.reshape(x, shape if len(shape) == 4 else (1,) * (4 - len(shape)) + shape)
         return cls(image, out, *values)
+
+    def maximum(self, at: Site) -> Expr:
+        """Take the maximum of each window; padding never wins."""
+        return at.emit(R.nn.max_pool2d(self.image, self.size, self.strides, self.padding, self.dilation))
 
     def places_of_maxima(self, at: Site) -> Expr:
         """Find where in its image each window has its first maximum, counted row by row: int64 [N, C, H', W']."""
@@ -126,6 +127,13 @@ class _Window:
         return np.minimum(starts + self.size[axis], last) - np.maximum(starts, first)
 
 
+def _geometry(rank: int, size: Extents, stride: Extents, padding: Extents, dilation: Extents) -> list[list[int]]:
+    """Return size, strides, padding and dilation along each axis. Windows without strides are side by side."""
+    sizes = extents(size, rank)
+    strides = extents(stride, rank) if stride not in ((), []) else sizes
+    return [sizes, strides, extents(padding, rank), extents(dilation, rank)]
+
+
 @converter("max_pool3d.default", "max_pool3d_with_indices.default")
 def max_pool_of_volumes(
     at: Site,
@@ -137,11 +145,7 @@ def max_pool_of_volumes(
     ceil_mode: bool = False,
 ) -> Result:
     """Take the maximum over each plane's windows, then over depth: the first of ties is PyTorch's."""
-
-    def pooled(window: _Window) -> Expr:
-        return at.emit(R.nn.max_pool2d(window.image, window.size, window.strides, window.padding, window.dilation))
-
-    y = _of_volumes(at, x, pooled, kernel_size, stride, padding, dilation)
+    y = _of_volumes(at, x, lambda window: window.maximum(at), kernel_size, stride, padding, dilation)
     return [y, None] if len(at.types) > 1 else y
 
 
@@ -177,8 +181,7 @@ def _of_volumes(
     dilation: Extents,
 ) -> Expr:
     """Pool volumes [(N,) C, D, H, W]: planes first, then depth, as rows of images."""
-    sizes = extents(size, 3)
-    values = [sizes, extents(stride, 3) if stride not in ((), []) else sizes, extents(padding, 3), extents(dilation, 3)]
+    values = _geometry(3, size, stride, padding, dilation)
     *leading, depth, height, width = shape_of(x)
     images, out = math.prod(leading), at.shape[-3:]
     planes = at.reshape(x, (1, images * depth, height, width))

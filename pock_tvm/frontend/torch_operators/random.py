@@ -14,7 +14,7 @@ from relay_passes.operators import random
 from .registry import Site, converter
 
 NOTHING = np.zeros((1, 4), "uint32")
-"""What draws read until :class:`relay_passes.DrawNumbers` gives them an input."""
+"""Operand of draws until :class:`relay_passes.DrawNumbers` gives them an input."""
 
 
 @converter("pock_tvm::drop.default")
