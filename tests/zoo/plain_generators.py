@@ -102,5 +102,5 @@ ROWS = [
     Row("plain/SN-GAN's discriminator", _discriminator, {"input": normal(2, 3, 16, 16)}),
     Row("plain/ESPCN", _super_resolution, {"input": normal(2, 3, 8, 8)}),
     Row("plain/3-D CNN", _volume, {"input": normal(2, 1, 8, 10, 10)}),
-    Row("plain/3-D U-Net", _volume_segmented, {"input": normal(1, 1, 4, 8, 8)}, why_refused="conv_transpose3d"),
+    Row("plain/3-D U-Net", _volume_segmented, {"input": normal(1, 1, 4, 8, 8)}),
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from tvm.relax import op as R
 
 from relay_passes.ir import Expr, dtype_of, scalar, shape_of
 
+from .. import volumes
 from .registry import Node, converter, refuse
 from .windows import spatial, window_of
 
@@ -59,18 +60,15 @@ def conv(
     check_type(x)
     kernel = spatial(w)
     refuse(kernel_shape and tuple(kernel_shape) != kernel, f"its attribute 'kernel_shape' is not W's, {kernel}")
-    operators = {1: R.nn.conv1d, 2: R.nn.conv2d, 3: R.nn.conv3d}
-    refuse(len(kernel) not in operators, f"it has {len(kernel)} spatial axes; one to three are supported")
+    refuse(len(kernel) not in (1, 2, 3), f"it has {len(kernel)} spatial axes; one to three are supported")
     window = window_of(spatial(x), kernel, strides, dilations, pads, auto_pad)
-    y = operators[len(kernel)](
-        x,
-        w,
-        strides=window.strides,
-        padding=[*window.before, *window.declared],
-        dilation=window.dilations,
-        groups=group,
-    )
-    return _with_bias(node, node.emit(y), b)
+    strides, dilations, before, after = window.strides, window.dilations, window.before, window.declared
+    if len(kernel) == 3:
+        y = volumes.convolved(node.emit, x, w, strides, before, after, dilations, group)
+    else:
+        operator = R.nn.conv1d if len(kernel) == 1 else R.nn.conv2d
+        y = node.emit(operator(x, w, list(strides), [*before, *after], list(dilations), group))
+    return _with_bias(node, y, b)
 
 
 @converter("ConvTranspose")
@@ -108,8 +106,11 @@ def conv_transpose(
     if rank == 1:  # as images of height 1
         x, w = node.emit(R.expand_dims(x, 2)), node.emit(R.expand_dims(w, 2))
         strides, dilations, extra, pads = [1, *strides], [1, *dilations], [0, *extra], [0, pads[0], 0, pads[1]]
-    operator = R.nn.conv3d_transpose if rank == 3 else R.nn.conv2d_transpose
-    y = node.emit(operator(x, w, strides=strides, padding=pads, output_padding=extra, dilation=dilations, groups=group))
+    if rank == 3:
+        y = volumes.transposed(node.emit, x, w, strides, pads[:3], pads[3:], extra, dilations, group)
+    else:
+        geometry = {"strides": strides, "padding": pads, "output_padding": extra, "dilation": dilations}
+        y = node.emit(R.nn.conv2d_transpose(x, w, **geometry, groups=group))
     return _with_bias(node, node.emit(R.squeeze(y, [2])) if rank == 1 else y, b)
 
 

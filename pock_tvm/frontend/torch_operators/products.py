@@ -10,6 +10,7 @@ from tvm.relax import op as R
 
 from relay_passes.ir import Expr, shape_of
 
+from .. import volumes
 from .registry import Extents, Number, Site, Unsupported, converter, extents
 
 
@@ -104,37 +105,10 @@ def convolution_of(
     strides, pads, dilations = (extents(value, rank) for value in (stride, padding, dilation))
     x = _batch_of(at, input, rank)
     if rank == 3:
-        y = _by_planes(at, x, weight, strides, pads, dilations, groups)
+        y = volumes.convolved(at.emit, x, weight, strides, pads, pads, dilations, groups)
     else:
         y = at.emit((R.nn.conv1d if rank == 1 else R.nn.conv2d)(x, weight, strides, pads, dilations, groups))
     return at.reshape(_with_bias(at, y, bias, rank), at.shape)
-
-
-def _by_planes(
-    at: Site, x: Expr, weight: Expr, strides: list[int], pads: list[int], dilations: list[int], groups: int
-) -> Expr:
-    """Convolve volumes [N, C, D, H, W] as the sum, over the taps in depth, of convolutions of planes."""
-    x = at.emit(R.permute_dims(x, [0, 2, 1, 3, 4]))
-    if pads[0]:
-        x = at.emit(R.nn.pad(x, [0, 0, pads[0], pads[0], *[0] * 6]))
-    batch, extent, *image = shape_of(x)
-    out_channels, group_in, taps, *window = shape_of(weight)
-    depth = (extent - (taps - 1) * dilations[0] - 1) // strides[0] + 1
-    total: Expr | None = None
-    for tap in range(taps):
-        first = tap * dilations[0]
-        planes = at.emit(R.strided_slice(x, [1], [first], [first + (depth - 1) * strides[0] + 1], [strides[0]]))
-        own = at.emit(R.strided_slice(weight, [2], [tap], [tap + 1]))
-        y = at.emit(
-            R.nn.conv2d(
-                at.reshape(planes, (batch * depth, *image)), at.reshape(own, (out_channels, group_in, *window)),
-                strides[1:], pads[1:], dilations[1:], groups,
-            )
-        )  # fmt: skip
-        total = y if total is None else at.emit(R.add(total, y))
-    assert total is not None  # noqa: S101 - for mypy: a weight has a tap
-    volumes = at.reshape(total, (batch, depth, *shape_of(total)[1:]))
-    return at.emit(R.permute_dims(volumes, [0, 2, 1, 3, 4]))
 
 
 def _batch_of(at: Site, x: Expr, rank: int) -> Expr:
@@ -161,10 +135,11 @@ def transposed_convolution(
     if rank == 1:
         x, weight = (at.emit(R.expand_dims(operand, 2)) for operand in (x, weight))
         strides, pads, extra, dilations = [1, *strides], [0, *pads], [0, *extra], [1, *dilations]
-    operator = R.nn.conv3d_transpose if rank == 3 else R.nn.conv2d_transpose
-    y = at.emit(
-        operator(x, weight, strides=strides, padding=pads, output_padding=extra, dilation=dilations, groups=groups)
-    )
+    if rank == 3:
+        y = volumes.transposed(at.emit, x, weight, strides, pads, pads, extra, dilations, groups)
+    else:
+        geometry = {"strides": strides, "padding": pads, "output_padding": extra, "dilation": dilations}
+        y = at.emit(R.nn.conv2d_transpose(x, weight, **geometry, groups=groups))
     return at.reshape(_with_bias(at, y, bias, max(rank, 2)), at.shape)
 
 

@@ -78,6 +78,7 @@ def weights(*shape: int) -> np.ndarray:
 
 
 IMAGE = [(2, 3, 7, 6)]
+VOLUME = (2, 3, 5, 4, 3)
 NODES = {
     "average of a ceiled window": node_model(
         "AveragePool", IMAGE, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1
@@ -98,6 +99,17 @@ NODES = {
         pads=[1, 0, 0, 1],
         output_padding=[1, 0],
     ),  # fmt: skip
+    "convolution of volumes, uneven": node_model(
+        "Conv", [VOLUME], [weights(4, 3, 2, 3, 1)], strides=[2, 1, 2], pads=[1, 0, 0, 0, 2, 0], dilations=[2, 1, 1]
+    ),
+    "transposed convolution of volumes, uneven": node_model(
+        "ConvTranspose",
+        [VOLUME],
+        [weights(3, 4, 3, 2, 1)],
+        strides=[2, 1, 3],
+        pads=[1, 0, 0, 2, 1, 0],
+        output_padding=[1, 0, 2],
+    ),
     "slice backwards": node_model("Slice", [(5, 6)], [ints(4, -1), ints(-6, -7), ints(0, 1), ints(-2, -1)]),
     "layer norm's statistics": node_model(
         "LayerNormalization", [(2, 3, 4)], [np.ones((3, 4), "float32")], outputs=3, axis=1

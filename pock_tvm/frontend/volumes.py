@@ -1,0 +1,107 @@
+"""Convolutions of volumes as convolutions of planes, for the converters of both frameworks.
+
+Everything that trains, fuses and schedules convolutions of images serves volumes so.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+from tvm import relax
+from tvm.relax import op as R
+
+from relay_passes.ir import Expr, dtype_of, shape_of
+
+from .indices import Emit
+
+PLANES = [0, 2, 1, 3, 4]
+"""Exchanges channels and depth of [N, C, D, H, W]."""
+
+
+def convolved(
+    emit: Emit,
+    x: Expr,
+    weight: Expr,
+    strides: Sequence[int],
+    before: Sequence[int],
+    after: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+) -> Expr:
+    """Convolve volumes [N, C, D, H, W]: the sum, over the taps in depth, of convolutions of planes."""
+    x = emit(R.permute_dims(x, PLANES))
+    if before[0] or after[0]:
+        x = emit(R.nn.pad(x, [0, 0, before[0], after[0], *[0] * 6]))
+    batch, extent, *image = shape_of(x)
+    taps = shape_of(weight)[2]
+    depth = (extent - (taps - 1) * dilations[0] - 1) // strides[0] + 1
+    pads = [*before[1:], *after[1:]]
+    parts = []
+    for tap in range(taps):
+        first = tap * dilations[0]
+        planes = emit(R.strided_slice(x, [1], [first], [first + (depth - 1) * strides[0] + 1], [strides[0]]))
+        rows = emit(R.reshape(planes, (batch * depth, *image)))
+        own = _tap(emit, weight, tap)
+        parts.append(emit(R.nn.conv2d(rows, own, list(strides[1:]), pads, list(dilations[1:]), groups)))
+    total = _sum(emit, parts)
+    return emit(R.permute_dims(emit(R.reshape(total, (batch, depth, *shape_of(total)[1:]))), PLANES))
+
+
+def transposed(
+    emit: Emit,
+    x: Expr,
+    weight: Expr,
+    strides: Sequence[int],
+    before: Sequence[int],
+    after: Sequence[int],
+    extra: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+) -> Expr:
+    """Compute the transposed convolution of volumes [N, C, D, H, W]; ``extra`` is its output padding.
+
+    Plane ``d`` and tap ``t`` add to the result's plane ``stride * d + dilation * t - before``. The planes of equal
+    remainder by the stride are added up apart, and then interleaved: no zeros are multiplied.
+    """
+    batch, _, extent = shape_of(x)[:3]
+    taps, stride = shape_of(weight)[2], strides[0]
+    depth = stride * (extent - 1) + dilations[0] * (taps - 1) + 1 - before[0] - after[0] + extra[0]
+    length = math.ceil(depth / stride)
+    planes = emit(R.permute_dims(x, PLANES))
+    planes = emit(R.reshape(planes, (batch * extent, *shape_of(planes)[2:])))
+    phases: list[list[Expr]] = [[] for _ in range(stride)]
+    for tap in range(taps):
+        shift, phase = divmod(dilations[0] * tap - before[0], stride)
+        y = emit(
+            R.nn.conv2d_transpose(
+                planes, _tap(emit, weight, tap), strides=list(strides[1:]), padding=[*before[1:], *after[1:]],
+                output_padding=list(extra[1:]), dilation=list(dilations[1:]), groups=groups,
+            )
+        )  # fmt: skip
+        image = shape_of(y)[1:]
+        first, last = max(0, -shift), min(extent, length - shift)
+        if first < last:
+            kept = emit(R.reshape(y, (batch, extent, *image)))
+            ends = first + shift, length - last - shift
+            if (first, last) != (0, extent):
+                kept = emit(R.strided_slice(kept, [1], [first], [last]))
+            phases[phase].append(emit(R.nn.pad(kept, [0, 0, *ends, *[0] * 6])) if any(ends) else kept)
+    none = relax.const(0, dtype_of(x))
+    sums = [_sum(emit, own) if own else emit(R.full((batch, length, *image), none)) for own in phases]
+    both = sums[0] if stride == 1 else emit(R.stack(sums, 2))
+    whole = emit(R.reshape(both, (batch, length * stride, *image)))
+    if depth < length * stride:
+        whole = emit(R.strided_slice(whole, [1], [0], [depth]))
+    return emit(R.permute_dims(whole, PLANES))
+
+
+def _tap(emit: Emit, weight: Expr, tap: int) -> Expr:
+    """Return the weight of the planes at one tap in depth."""
+    first, second, _, *window = shape_of(weight)
+    return emit(R.reshape(emit(R.strided_slice(weight, [2], [tap], [tap + 1])), (first, second, *window)))
+
+
+def _sum(emit: Emit, parts: list[Expr]) -> Expr:
+    return functools.reduce(lambda total, part: emit(R.add(total, part)), parts)
