@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .canonical.draw_numbers import DrawNumbers
     from .canonical.drop_functions import DropFunctions
     from .canonical.drop_marks import DropMarks
+    from .canonical.expand_attention import ExpandAttention
     from .canonical.expand_normalization import ExpandNormalization
     from .canonical.fold_batch_norm import FoldBatchNorm
     from .canonical.fold_padding import FoldPadding
@@ -74,6 +75,7 @@ _HOME = {
     "DrawNumbers": "canonical.draw_numbers",
     "DropFunctions": "canonical.drop_functions",
     "DropMarks": "canonical.drop_marks",
+    "ExpandAttention": "canonical.expand_attention",
     "ExpandNormalization": "canonical.expand_normalization",
     "FoldBatchNorm": "canonical.fold_batch_norm",
     "FoldPadding": "canonical.fold_padding",

@@ -6,6 +6,7 @@ from tvm import relax
 from tvm.ir.transform import Pass
 
 from .channels_last import ChannelsLast
+from .expand_attention import ExpandAttention
 from .expand_normalization import ExpandNormalization
 from .fold_padding import FoldPadding
 from .recover_operators import RecoverOperators
@@ -17,7 +18,7 @@ from .unify_products import UnifyProducts
 def unify_operators(function: str = "main") -> list[Pass]:
     """List the passes that leave one operator for each concept: what exporters took apart is recovered."""
     common = relax.transform.EliminateCommonSubexpr()
-    passes = (RecoverOperators, ExpandNormalization, SimplifyMasks)
+    passes = (RecoverOperators, ExpandNormalization, ExpandAttention, SimplifyMasks)
     return [common, *(each(function=function) for each in passes), UnifyProducts(function=function)]
 
 

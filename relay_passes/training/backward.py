@@ -37,6 +37,7 @@ EXPANDED_BY = {
         ("relax.nn.layer_norm", "relax.nn.rms_norm", "relax.nn.group_norm", "relax.nn.instance_norm"),
         "ExpandNormalization",
     ),
+    **dict.fromkeys(("relax.nn.attention", "relax.nn.attention_bias"), "ExpandAttention"),
     "relax.nn.conv1d": "UnifyProducts",
     "relax.nn.conv2d_transpose": "ChannelsLast",
     "relax.nn.adaptive_avg_pool2d": "ChannelsLast",
