@@ -132,7 +132,8 @@ def native_layer_norm(
     eps: float,
 ) -> Result:
     """Convert layer norm of PyTorch's core operators."""
-    return [layer_norm(at, input, normalized_shape, weight, bias, eps), None, None]
+    axes = list(range(len(shape_of(input)) - len(normalized_shape), len(shape_of(input))))
+    return [layer_norm(at, input, normalized_shape, weight, bias, eps), *_statistics(at, input, axes, eps)]
 
 
 @converter("rms_norm.default")
@@ -185,9 +186,17 @@ def native_group_norm(
     bias: Expr | None,
     group: int,
     eps: float,
-    N: int = 0,
-    C: int = 0,
-    HxW: int = 0,
+    N: int,
+    C: int,
+    HxW: int,
 ) -> Result:
     """Convert group norm of PyTorch's core operators."""
-    return [group_norm(at, input, group, weight, bias, eps), None, None]
+    groups = at.reshape(input, (N, group, C // group * HxW))
+    statistics = (at.reshape(each, (N, group)) for each in _statistics(at, groups, [2], eps))
+    return [group_norm(at, input, group, weight, bias, eps), *statistics]
+
+
+def _statistics(at: Site, x: Expr, axes: list[int], eps: float) -> tuple[Expr, Expr]:
+    """Compute ``mean`` and ``1 / sqrt(var + eps)`` over some axes, which stay."""
+    variance = at.emit(R.variance(x, axes, keepdims=True))
+    return at.emit(R.mean(x, axes, keepdims=True)), at.emit(R.rsqrt(at.emit(R.add(variance, at.cast(eps)))))

@@ -13,7 +13,7 @@ from tvm.relax import op as R
 from relay_passes.ir import Expr, dtype_of, shape_of
 from relay_passes.operators.training import root, safe_softmax
 
-from .registry import Number, Result, Site, Unsupported, axes_of, converter, normalized
+from .registry import Number, Result, Site, axes_of, converter, normalized
 
 Axes = int | Sequence[int] | None
 
@@ -230,6 +230,9 @@ def log_softmax(at: Site, x: Expr, dim: int, dtype: Any = None, half_to_float: b
 def softmax_of_masked(at: Site, x: Expr, dim: int, dtype: Any = None) -> Expr:
     """Compute a softmax that gives zeros for a row of minus infinity."""
     x = at.cast(x)
-    if normalized(dim, len(shape_of(x))) != len(shape_of(x)) - 1:
-        raise Unsupported(f"with dim={dim} is not supported: move that axis to the end")
-    return at.emit(safe_softmax(x))
+    rank = len(shape_of(x))
+    order = list(range(rank))
+    order[normalized(dim, rank)], order[-1] = order[-1], order[normalized(dim, rank)]
+    if order == sorted(order):
+        return at.emit(safe_softmax(x))
+    return at.emit(R.permute_dims(at.emit(safe_softmax(at.emit(R.permute_dims(x, order)))), order))

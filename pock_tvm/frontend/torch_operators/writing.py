@@ -87,8 +87,11 @@ def index_reduce(
     at: Site, x: Expr, dim: int, index: Expr, source: Expr, reduce: str, include_self: bool = True
 ) -> Expr:
     """Combine slices of x along an axis with those of ``source``."""
-    indices = [*[None] * normalized(dim, len(shape_of(x))), index]
-    return _reduced(at, partial(_put, at, indices), x, source, reduce, include_self)
+    shape = shape_of(x)
+    if not shape:
+        x, index, source = (at.reshape(each, (1,)) for each in (x, index, source))
+    indices = [*[None] * normalized(dim, len(shape)), index]
+    return at.reshape(_reduced(at, partial(_put, at, indices), x, source, reduce, include_self), shape)
 
 
 # ---- element by element ----------------------------------------------------------------------------------------------

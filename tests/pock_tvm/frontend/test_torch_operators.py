@@ -105,6 +105,9 @@ REDUCTIONS: dict[str, Row] = {
     "extremes and where": lambda x, y, n, s, t: (*x.max(1), *x.min(-1, keepdim=True), *n.max(0)),
     "where": lambda x, y, n, s, t: (x.argmax(), x.argmax(2), x.argmin(-1, keepdim=True), n.argmax(1)),
     "products": lambda x, y, n, s, t: (x.prod(2), n.prod()),
+    "running": lambda x, y, n, s, t: (*x.cummax(2), *x.cummin(-1), *n.clamp(0, 3).cummax(1), *torch.where(n > 4, math.nan, n * 1.0).cummin(1), *n[0, 0].cummax(0)),
+    "running logarithms of sums": lambda x, y, n, s, t: (x.logcumsumexp(2), torch.where(n > 0, n * 30.0, -math.inf).logcumsumexp(1)),
+    "softmax of masked": lambda x, y, n, s, t: torch.ops.aten._safe_softmax(x.masked_fill(x[:, :, :1] < 0, -math.inf), 2),
     "by order": lambda x, y, n, s, t: (*x.kthvalue(2, 1), *x.median(-1, keepdim=True), n.median()),
     "any and all": lambda x, y, n, s, t: (t.any(), t.all(1), (n > -9).all(), n.any(0), x.any(-1, keepdim=True)),
     "variances": lambda x, y, n, s, t: x.var() + x.var(1, keepdim=True) + x.var((0, 2), correction=0, keepdim=True),
@@ -152,6 +155,7 @@ INDEXING: dict[str, Row] = {
                                   n.index_put((s % 2, s % 5), s.long(), accumulate=True), y.index_put((t[:, :3].any(0),), y[0]), x.index_fill(3, s[1].long() % 5, 2.0), y.index_add(0, s[0], y[:2], alpha=3)),
     "scattered": lambda x, y, n, s, t: (n.scatter(1, s.long() % 5, n), n.scatter(0, s.long() % 2, 7), x.scatter_add(2, (n.abs() % 7)[:, None, None].expand(2, 3, 1, 5), x), x.masked_scatter(t[:, :, None, None].expand(2, 5, 7, 5)[:, :3], y * x)),
     "reduced at places": lambda x, y, n, s, t: tuple(n.float().scatter_reduce(1, s.long() % 3, n * 0.3, how, include_self=own) for how in ("sum", "prod", "mean", "amax", "amin") for own in (True, False)),
+    "reduced, one number": lambda x, y, n, s, t: x[0, 0, 0, 0].index_reduce(0, n[0, :1] * 0, y[0, 0, 0], "mean"),
     "one hot": lambda x, y, n, s, t: F.one_hot(s.long(), 6) * 0.5,
 }  # fmt: skip
 LAYERS: dict[str, Row] = {
@@ -175,6 +179,7 @@ LAYERS: dict[str, Row] = {
     "of rows, windows": lambda x, y, n, s, t: (F.avg_pool1d(x[0], 3, 2, 1, True), F.max_pool1d(x[0], 3, 2, 1, ceil_mode=True)),
     "adaptive": lambda x, y, n, s, t: (F.adaptive_avg_pool2d(x, 1), F.adaptive_avg_pool2d(x, (7, 1)), F.adaptive_avg_pool1d(x[0], 5), F.adaptive_avg_pool2d(x, (3, 2))),
     "layer norm": lambda x, y, n, s, t: F.layer_norm(x, (5,), eps=1e-3) + F.layer_norm(x, (7, 5), x[0, 0]) + F.rms_norm(x, (5,), y[0, 0]),
+    "norms with their statistics": lambda x, y, n, s, t: (*torch.native_layer_norm(x, (7, 5), x[0, 0], None, 1e-3), *torch.native_group_norm(x, None, y[:, 0, 0].contiguous(), 2, 3, 35, 3, 1e-3)),
     "batch norm": lambda x, y, n, s, t: F.batch_norm(x, y[:, 0, 0], y[:, 0, 1].abs(), y[:, 0, 2], eps=1e-3) + F.batch_norm(x, None, None, training=True),
     "group norm": lambda x, y, n, s, t: F.group_norm(x, 3, eps=1e-3) + F.group_norm(x[:, :, 0, 0], 1, y[:, 0, 0])[:, :, None, None] + F.instance_norm(x, eps=1e-2),
     "attention": lambda x, y, n, s, t: F.scaled_dot_product_attention(x, x, x, is_causal=True) + F.scaled_dot_product_attention(x, x, x, scale=0.0),
