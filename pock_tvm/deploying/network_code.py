@@ -89,8 +89,6 @@ def arguments_of(program: Program) -> Arguments:
             )
         return Argument(spec["name"], variable, tuple(spec["shape"]), spec["dtype"])
 
-    if program.tensor(RANDOM) is not None:
-        raise PockError("the program draws random numbers, which bundles do not: compile it with dropout=False")
     if len(program.manifest.get("targets", [])) > 1:
         raise PockError(
             "the program's loss takes several targets, and a bundle's step takes one: join them in one tensor"
@@ -114,7 +112,7 @@ RESERVED = frozenset(
         auto break case char const continue default do double else enum extern float for goto if inline int long
         register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
         at check_indices check_state code i last losses m memcpy out_of_range pock rates refuse run_accumulate_step
-        run_predict run_train_step step w
+        run_predict run_train_step step w words
         """,
     )
 )
@@ -153,6 +151,7 @@ def network_code(program: Program, plan: Plan, form: StateForm, checksum: int) -
     arguments, manifest = arguments_of(program), program.manifest
     entries, places = manifest["entries"], plan.places
     given = given_arguments(program)
+    drawing = {name for name, entry in entries.items() if any(each["name"] == RANDOM for each in entry["table"])}
     accumulate = int(manifest["options"]["accumulate"])
     run = "run_train_step(net)"
     if accumulate > 1:
@@ -180,7 +179,9 @@ def network_code(program: Program, plan: Plan, form: StateForm, checksum: int) -
         names=", ".join(each.variable for each in arguments.inputs),
         label_checks="\n".join(_label_checks(program, arguments)),
         copies="\n".join(_copies(plan, given)),
+        words=_words(plan, bool({"train_step", "accumulate_step"} & drawing)),
         predict_copies="\n".join(_copies(plan, arguments.inputs)),
+        predict_words=_words(plan, "predict" in drawing),
         counted="\n".join(_counted(program, plan, arguments)),
         rates=_rates(manifest["optimizer"], plan),
         run=run,
@@ -266,6 +267,18 @@ def _copies(plan: Plan, arguments: Sequence[Argument]) -> Iterator[str]:
             yield f"  (void){each.variable};"
 
 
+def _words(plan: Plan, is_drawing: bool) -> str:
+    """The words that an entry point draws numbers by, as :func:`pock_tvm.device.random.words_of` has them."""
+    if not is_drawing:
+        return ""
+    counts = ("net->counts[POCK_SEED]", "net->counts[POCK_STEPS]")
+    pairs = [f"(uint32_t){count}, (uint32_t)({count} >> 32)" for count in counts]
+    return (
+        f"  const uint32_t words[] = {{{', '.join(pairs)}}};\n"
+        f"  memcpy(m + {plan.places[RANDOM].offset}, words, sizeof words);"
+    )
+
+
 def _counted(program: Program, plan: Plan, arguments: Arguments) -> Iterator[str]:
     """The number of values that the loss averages over, where a step reads it."""
     found, loss, target = program.tensor("counted"), Loss(**program.manifest["loss"]), arguments.target
@@ -344,7 +357,8 @@ def _form(form: StateForm, accumulate: int) -> str:
             *tensors,
             "};",
             f"static const pock_state state = {{state_header, {len(form.header)}, state_fields, "
-            f"{len(form.fields)}, {{{counts}}}, {form.sum}, state_tensors, {len(form.tensors)}, {accumulate}}};",
+            f"{len(form.fields)}, {{{counts}}}, {form.sum}, {len(form.counts)}, "
+            f"state_tensors, {len(form.tensors)}, {accumulate}}};",
         ]
     )
 

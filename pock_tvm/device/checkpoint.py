@@ -89,6 +89,7 @@ def contents(state: TrainingState) -> tuple[dict[str, np.ndarray], dict[str, str
     metadata = {
         "format": CHECKPOINT,
         **{name: str(getattr(state, name)) for name in ("steps", "updates", "pending", "accumulate")},
+        **({} if state.seed is None else {"seed": str(state.seed)}),
         "optimizer": json.dumps(state.optimizer),
         "states": json.dumps({name: [each.slot, each.of] for name, each in states.items()}),
         "trained": json.dumps({each.of: each.trained for each in state.states}),
@@ -229,14 +230,16 @@ def _state(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Tr
     )
     weights = {name.removeprefix("weight."): array for name, array in tensors.items() if name not in records["states"]}
     numbers = {name: int(metadata[name]) for name in ("steps", "updates", "pending", "accumulate")}
+    seed = int(metadata["seed"]) if "seed" in metadata else None
     return TrainingState(
-        weights, states, dict(records["frozen"]), dict(records["optimizer"]), notes=dict(records["notes"]), **numbers
-    )
+        weights, states, dict(records["frozen"]), dict(records["optimizer"]), **numbers, seed=seed,
+        notes=dict(records["notes"]),
+    )  # fmt: skip
 
 
 def _checked(state: TrainingState) -> TrainingState:
     counts = (state.steps, state.updates, state.pending)
-    if min(counts) < 0 or state.pending >= state.accumulate:
+    if min(*counts, state.seed or 0) < 0 or state.pending >= state.accumulate:
         raise ValueError("it has {} steps, {} updates and {} steps since the last".format(*counts))
     return state
 

@@ -39,5 +39,7 @@ class TrainingState:
     """Steps since the last update, whose gradients are summed."""
     accumulate: int
     """Steps that shared an update."""
+    seed: int | None = None
+    """Seed of the numbers that steps draw; None where they draw none."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Records of the training loop, in plain values of JSON."""

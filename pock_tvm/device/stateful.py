@@ -24,6 +24,7 @@ from .memory import Memory
 from .parameters import FULL, GRADIENT_SUM
 from .parts import states_of
 from .program import Program
+from .random import RANDOM
 from .state import TrainingState
 from .threads import one_at_a_time
 
@@ -37,6 +38,7 @@ class Stateful(Execution):
     def __init__(self, program: Program, library: Library, threads: int, memory: Memory) -> None:
         super().__init__(program, library, threads, memory)
         self._lock = threading.RLock()
+        self._seed = 0
         self._optimizer = optimizers.from_json(program.manifest["optimizer"])
         self._accumulate = int(program.manifest["options"]["accumulate"])
         self.steps = 0
@@ -150,7 +152,8 @@ class Stateful(Execution):
 
     @one_at_a_time
     def save(self, path: str | os.PathLike[str], *, keep: int = 1) -> None:
-        """Write a checkpoint: what training has changed, the optimizer's state, the number of steps, and the notes.
+        """Write a checkpoint: what training has changed, the optimizer's state, the number of steps, the seed of the
+        numbers that steps draw, and the notes.
 
         ``keep`` counts the checkpoints that stay: this one, and those written to ``path`` before as ``path.1``,
         ``path.2``, ….
@@ -173,7 +176,8 @@ class Stateful(Execution):
 
         A folder, or a path beside which older checkpoints were kept, gives its newest whole one; a warning names those
         that were passed over. State is matched by parameter: channels that both programs train move, what is new begins
-        at zero. Weights that were trained stay as they are where this program has them frozen.
+        at zero. Weights that were trained stay as they are where this program has them frozen. Steps draw their numbers
+        by the checkpoint's seed.
 
         Raises
         ------
@@ -194,6 +198,7 @@ class Stateful(Execution):
                 self._fill(name, array)
         self._replaced = {name: array for name, array in matched.weights.items() if name not in self._live}
         self.steps, self.notes, self._spoiled = state.steps, state.notes, None
+        self._seed = self._seed if state.seed is None else state.seed
         self._cycle = (matched.updates, state.steps - matched.pending)
         said = [f"{each}: passed over" for each in found.skipped] + matched.warnings
         kept, added, dropped = (tuple(each) for each in (matched.kept, matched.added, matched.dropped))
@@ -227,7 +232,8 @@ class Stateful(Execution):
         frozen = {name: crc for name, crc in checksums.items() if name not in weights}
         counts = {"steps": self.steps, "updates": updates, "pending": pending, "accumulate": self._accumulate}
         optimizer = optimizers.to_json(self._optimizer)
-        return TrainingState(weights, states, frozen, optimizer, notes=self.notes, **counts)
+        seed = self._seed if RANDOM in self._arrays else None
+        return TrainingState(weights, states, frozen, optimizer, **counts, seed=seed, notes=self.notes)
 
     def _updates(self) -> tuple[int, int]:
         """The updates so far, and the steps since the last one."""

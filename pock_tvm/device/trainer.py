@@ -70,7 +70,7 @@ class Trainer(Stateful):
         device: str | None = None,
         seed: int = 0,
     ) -> None:
-        self._device, self._seed = device, seed
+        self._device = device
         require("seed", seed, SEED, InputError)
         require("threads", threads, CORES_USED.or_none(), InputError)
         require("a trainer's program", program, PROGRAM, ProgramError)
@@ -82,6 +82,7 @@ class Trainer(Stateful):
         with reading(ProgramError, "this program cannot be run ({}): compile it again, or copy it again"):
             check_contract(manifest, program.constants, library.contract())
             super().__init__(program, library, threads, memory)
+            self._seed = seed % 2**64
             self._loss = Loss(**manifest["loss"])
             self._inputs = Inputs(program, self._loss)
         self._queued: list[tuple[str, Outcome]] = []

@@ -19,10 +19,12 @@ from ...device.memory import DTYPES
 from ...device.parameters import GRADIENT_SUM, Layout, Parameter
 from ...device.parts import part_shape, reshaped
 from ...device.program import Program
+from ...device.random import RANDOM
 from ...device.state import State, TrainingState
 from .plan import Plan, live_weights
 
 COUNTS = ("steps", "updates", "pending")
+"""Numbers of every state; where steps draw numbers, ``seed`` is one more."""
 COUNT = "0" * 20
 """A count in the header: 64 bits in decimal, with zeros in front."""
 TYPES = {numpy: name for name, numpy in DTYPES.items()}
@@ -76,7 +78,7 @@ class StateForm:
     fields: tuple[StateField, ...]
     """Metadata without checksums; the counts come last."""
     counts: tuple[int, ...]
-    """Positions of :data:`COUNTS`."""
+    """Positions of :data:`COUNTS`, and of the seed."""
     sum: int
     """Position of the header's own checksum."""
     tensors: tuple[StateTensor, ...]
@@ -109,7 +111,8 @@ def state_form(program: Program, plan: Plan) -> StateForm:
     # As safetensors orders them: larger elements first, so that each is aligned; then by name.
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     # What differs between states comes last, in the order in which the C code fills it in.
-    own = {"notes": metadata["notes"]} | dict.fromkeys(COUNTS, COUNT)
+    numbers = (*COUNTS, *(["seed"] if program.tensor(RANDOM) is not None else []))
+    own = {"notes": metadata["notes"]} | dict.fromkeys(numbers, COUNT)
     own |= dict.fromkeys([HEADER_CRC, *(f"crc32.{name}" for name in order)], NO_CRC)
     fixed = {name: value for name, value in metadata.items() if name not in own}
     header = _header({name: tensors[name] for name in order}, fixed | own)
@@ -137,9 +140,9 @@ def state_form(program: Program, plan: Plan) -> StateForm:
         )
     fields = [
         StateField(header.index(_member(name, value)) + 1, len(name), len(_text(value)) if name in fixed else 0)
-        for name, value in (fixed | {name: own[name] for name in ("notes", *COUNTS)}).items()
+        for name, value in (fixed | {name: own[name] for name in ("notes", *numbers)}).items()
     ]
-    counts = tuple(_value(header, name, COUNT) for name in COUNTS)
+    counts = tuple(_value(header, name, COUNT) for name in numbers)
     return StateForm(
         header,
         tuple(fields),

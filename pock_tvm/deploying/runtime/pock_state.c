@@ -73,7 +73,7 @@ static void put_header(
     output *out, const pock_state *form, const unsigned char *memory, const uint64_t *counts, uint32_t sum) {
   unsigned char digits[DIGITS];
   size_t at = 0;
-  for (int i = 0; i < POCK_COUNTS; i++) {
+  for (size_t i = 0; i < form->count_count; i++) {
     uint64_t rest = counts[i];
     put(out, form->header + at, form->counts[i] - at);
     for (int digit = DIGITS; digit--; rest /= 10) digits[digit] = (unsigned char)('0' + rest % 10);
@@ -276,9 +276,9 @@ static int check_metadata(state_file *file, const pock_state *form, uint64_t *co
     if (!find(&file->in, &file->metadata, key, field->key_bytes, &found) ||
         (field->value_bytes && !same(&file->in, found, value, field->value_bytes)))
       return POCK_STATE_OTHER;
-    if (i + POCK_COUNTS >= form->field_count) {
+    if (i + form->count_count >= form->field_count) {
       found.at++; /* the quote */
-      if (read_number(&file->in, &found, &counts[i + POCK_COUNTS - form->field_count]) != '"') return POCK_STATE_DAMAGED;
+      if (read_number(&file->in, &found, &counts[i + form->count_count - form->field_count]) != '"') return POCK_STATE_DAMAGED;
     }
   }
   if (members_of(&file->in, file->metadata.all) != form->field_count + form->tensor_count + 1) return POCK_STATE_OTHER;
@@ -340,7 +340,7 @@ int pock_take_state(
   if (file.in.failed) return POCK_STATE_UNREAD;
   if (code) return code;
 
-  memcpy(counts, found_counts, sizeof found_counts);
+  memcpy(counts, found_counts, form->count_count * sizeof *counts);
   for (size_t i = 0; i < form->tensor_count; i++)
     if (locate(&file, form, form->tensors + i, &values, &sum) ||
         !has_sum(&file.in, sum, take_tensor(&file.in, values, form->tensors + i, memory)))

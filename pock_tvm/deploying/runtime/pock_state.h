@@ -7,7 +7,7 @@
 
 #define POCK_PIECE_BYTES 256 /* of a state that is written or read in pieces */
 #define POCK_MOST_AXES 16
-enum { POCK_STEPS, POCK_UPDATES, POCK_PENDING, POCK_COUNTS };
+enum { POCK_STEPS, POCK_UPDATES, POCK_PENDING, POCK_SEED, POCK_COUNTS };
 
 /* A tensor of a state: where its record is in the header's template, and where its values are in memory. */
 typedef struct {
@@ -33,6 +33,7 @@ typedef struct {
   const pock_field *fields; /* without checksums; the counts come last */
   size_t field_count;
   size_t counts[POCK_COUNTS], sum; /* where the numbers are, and the header's own CRC-32 */
+  size_t count_count;              /* all, or without the seed where steps draw no numbers */
   const pock_tensor *tensors;
   size_t tensor_count;
   uint32_t accumulate; /* steps that share an update */

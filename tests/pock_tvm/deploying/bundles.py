@@ -41,6 +41,17 @@ class Language(nn.Module):
         return self.head(torch.tanh(self.words(words)))
 
 
+class Dropping(nn.Module):
+    """A network that drops values in training, and draws noise in inference, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.drop, self.head = nn.Linear(12, 30), nn.Dropout(0.4), nn.Linear(30, 5)
+
+    def forward(self, x):
+        return self.head(self.drop(torch.tanh(self.layer(x + 0.1 * torch.randn_like(x)))))
+
+
 def mlp():
     return nn.Sequential(nn.Linear(12, 32), nn.GELU(), nn.Linear(32, 5))
 
@@ -71,6 +82,7 @@ CASES = {
             "calibrate_with": np.random.default_rng(0).random(IMAGE.shape, "float32"),
         },
     ),
+    "dropout, noise": (Dropping, FEATURES, {"dropout": True, "accumulate": 2}),
     "its own loss": (OwnLoss, torch.zeros(4, 6), {"loss": "output"}),
 }  # fmt: skip
 

@@ -69,6 +69,27 @@ def code_of(call, *arguments):
     return "OK"
 
 
+def test_a_state_holds_the_seed(tmp_path):
+    program = compiled("dropout, noise")
+    module, trainer = (
+        loaded(deploy(program, tmp_path / "net", cc="gcc")),
+        pock.Trainer(program, threads=1, seed=2**40 + 3),
+    )
+    inputs, target = batch_of(program, np.random.default_rng(0))
+    net, other, resumed = module.Net(), module.Net(), pock.Trainer(program, threads=1)
+    for each in (net, other):
+        each.set_rate(RATE)
+    net.set_seed(2**40 + 3)
+    first = net.train_step(*inputs, target)
+    assert first == trainer.step(inputs, target, lr=RATE) != other.train_step(*inputs, target)
+    (tmp_path / "net.ckpt").write_bytes(net.save_state())
+    resumed.restore(tmp_path / "net.ckpt")
+    other.load_state(net.save_state())
+    losses = [net.train_step(*inputs, target), other.train_step(*inputs, target)]
+    losses += [each.step(inputs, target, lr=RATE) for each in (trainer, resumed)]
+    assert len(set(losses)) == 1 and losses[0] != first
+
+
 def test_pieces_are_the_state(trained):
     program, net, state = trained
     pieces = written(net)
