@@ -242,7 +242,7 @@ def _channels(
         return None if axes[3] is None else Channels(axes[3], groups, shape[3] // groups)
     if layer.kind == "linear":
         axis = len(shape) - (1 if value.attrs["transpose_b"] else 2)
-        if len(shape) != 2 or value.attrs["transpose_a"]:
+        if len(shape) != 2:
             return None
     else:
         axis = 2

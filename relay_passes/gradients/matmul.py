@@ -22,9 +22,8 @@ def _transposes(call: relax.Call) -> tuple[bool, bool]:
     return bool(call.attrs["transpose_a"]), bool(call.attrs["transpose_b"])
 
 
-def _summed_over_batch(use: Use, operand: int, product: Expr) -> Expr:
-    """Sum a product over the leading axes along which the operand was broadcast."""
-    shape, other = shape_of(use.args[operand]), shape_of(use.args[1 - operand])
+def _summed_over_batch(product: Expr, shape: tuple[int, ...], other: tuple[int, ...]) -> Expr:
+    """Sum a product over the leading axes along which an operand of a shape was broadcast to the other one's."""
     batch = broadcast_shape(list(shape[:-2]), list(other[:-2]))
     return sum_to(product, (*batch, *shape[-2:]), shape)
 
@@ -39,7 +38,7 @@ def matmul_left(use: Use) -> Expr:
         product = matmul(b, use.grad, transpose_a=transpose_b, transpose_b=True)
     else:
         product = matmul(use.grad, b, transpose_a=False, transpose_b=not transpose_b)
-    return _summed_over_batch(use, 0, product)
+    return _summed_over_batch(product, shape_of(use.args[0]), shape_of(b))
 
 
 @gradient("relax.matmul", 1, pieces=True)
@@ -55,13 +54,15 @@ def matmul_right(use: Use) -> Expr:
     shape_a, shape_b = shape_of(a), shape_of(use.args[1])
     if use.piece is not None:
         reduced_axis = len(shape_b) - (1 if transpose_b else 2)
-        if use.piece.axis != reduced_axis or transpose_a:
+        if use.piece.axis != reduced_axis:
             raise PassError(
                 f"a weight of 'pock.matmul' is trained in part along its reduced axis {reduced_axis}, not "
                 f"{use.piece.axis}"
             )
-        a = gather_channels(a, relax.const(list(use.piece.indices), "int32"), axis=len(shape_a) - 1)
-        shape_a = (*shape_a[:-1], len(use.piece.indices))
+        axis = len(shape_a) - (2 if transpose_a else 1)
+        a = gather_channels(a, relax.const(list(use.piece.indices), "int32"), axis=axis)
+        shape_a = (*shape_a[:axis], len(use.piece.indices), *shape_a[axis + 1 :])
+        shape_b = (*shape_b[:reduced_axis], len(use.piece.indices), *shape_b[reduced_axis + 1 :])
     if len(shape_b) == 2 and len(shape_a) > 2 and not transpose_a:
         rows = math.prod(shape_a[:-1])
         a = R.reshape(a, (rows, shape_a[-1]))
@@ -71,7 +72,7 @@ def matmul_right(use: Use) -> Expr:
         product = matmul(grad, a, transpose_a=True, transpose_b=transpose_a)
     else:
         product = matmul(a, grad, transpose_a=not transpose_a, transpose_b=False)
-    return product if len(shape_a) == 2 == len(shape_b) else _summed_over_batch(use, 1, product)
+    return product if len(shape_a) == 2 == len(shape_b) else _summed_over_batch(product, shape_b, shape_a)
 
 
 @gradient("relax.einsum")

@@ -144,6 +144,17 @@ class Chunks(nn.Module):
         return self.head(y + torch.softmax(value * query, dim=1))[torch.arange(len(x)), last]
 
 
+class Mixed(nn.Module):
+    """Layers over tokens and over channels in turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tokens, self.channels = nn.Linear(6, 7), nn.Linear(5, 8), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.channels(torch.tanh(self.tokens(self.first(x).transpose(1, 2))).transpose(1, 2))
+
+
 def conv(*args: int, **options: Any) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Conv2d(*args, **options))
 
@@ -193,6 +204,8 @@ ROWS = [
     Row("linear on tokens", two(lambda: nn.Linear(7, 24), lambda: nn.Linear(24, 3, bias=False)), (2, 5, 7)),
     Row("linear, half", two(lambda: nn.Linear(17, 33), lambda: nn.Linear(33, 7)), (3, 17), HALF),
     Row("linear on tokens, half", two(lambda: nn.Linear(7, 24), lambda: nn.Linear(24, 3)), (2, 5, 7), HALF),
+    Row("linear on transposed tokens, half", Mixed, (2, 5, 6), HALF),
+    Row("linear on transposed tokens, chosen", Mixed, (2, 5, 6), {"tokens.weight": [0, 4], "*.bias": "full"}),
     Row("batch norm behind a conv", normalized(conv(3, 7, 3), lambda: nn.BatchNorm2d(7)), (2, 3, 8, 8)),
     Row("batch norm alone trained", normalized(conv(3, 7, 3), lambda: nn.BatchNorm2d(7)), (2, 3, 8, 8), {"1.*": "full"}),
     Row("batch norm frozen, conv trained", normalized(conv(3, 7, 3), lambda: nn.BatchNorm2d(7)), (2, 3, 8, 8), {"0.*": "full"}),
