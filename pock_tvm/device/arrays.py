@@ -12,9 +12,14 @@ from .errors import InputError
 
 
 def as_array(what: str, value: Any) -> np.ndarray:
-    """The numbers of an array, a sequence, or a torch tensor, whether it requires a gradient or not."""
+    """The numbers of an array, a sequence, or a torch tensor, whether it requires a gradient or not; bfloat16, which
+    NumPy lacks, as float32."""
     try:
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        array = np.asarray(value)
+        array = array.astype("float32") if array.dtype.name == "bfloat16" else array
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} cannot be read as an array: {str(error).splitlines()[0]}") from error
     if array.dtype.kind not in "biufc":
@@ -34,9 +39,12 @@ def pairs_of(data: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def check_array(what: str, array: np.ndarray, shape: Sequence[int], dtype: str) -> None:
-    """Refuse an array of another shape or type than a program was compiled for; integers of any width will do."""
+    """Refuse an array of another shape or type than a program was compiled for; integers of any width will do, and
+    floats of fewer bits."""
     if list(array.shape) != list(shape):
         raise InputError(f"{what} has the shape {array.shape}; the program was compiled for {tuple(shape)}")
     wanted = np.dtype(dtype)
-    if array.dtype != wanted and not (array.dtype.kind in "iu" and wanted.kind in "iu"):
+    is_integer = array.dtype.kind in "iu" and wanted.kind in "iu"
+    is_shorter = array.dtype.kind == wanted.kind == "f" and array.itemsize < wanted.itemsize
+    if array.dtype != wanted and not is_integer and not is_shorter:
         raise InputError(f"{what} is of type {array.dtype}; the program takes {wanted} (x.astype('{wanted}'))")

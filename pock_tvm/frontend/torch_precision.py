@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -23,7 +24,7 @@ def halves_of(exported: ExportedProgram) -> list[str]:
 
 def in_float32(exported: ExportedProgram, aliases: dict[str, str]) -> ExportedProgram:
     """Export a program again with weights, inputs and conversions in float32. ``aliases``: names of tied weights."""
-    module = exported.module(check_guards=False)
+    module = copy.deepcopy(exported.module(check_guards=False))  # it shares the user's tensors
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
             widen_graph(part, HALVES, torch.float32)

@@ -130,6 +130,7 @@ def test_half_precision_is_converted(dtype: torch.dtype) -> None:
     with pytest.warns(pock.PockWarning, match=f"{str(dtype)[6:]} numbers were converted"):
         program = pock.compile(exported, loss="causal_lm", check=True)
     assert program.manifest["aliases"] == {"2.weight": "0.weight"}
+    assert {weight.dtype for weight in (*net.parameters(), *exported.parameters())} == {dtype}, "it is the user's"
     wanted = net.float()[0].weight.detach()
     np.testing.assert_array_equal(program.weights["0.weight"], wanted)
 
