@@ -91,6 +91,8 @@ class Model:
     """A loss function of the user's. ``module`` then has the function ``loss``."""
     halves: tuple[str, ...] = ()
     """Types of half precision whose numbers were converted to float32."""
+    functions: tuple[str, ...] = ()
+    """Names of ``torch.autograd.Function`` whose backward passes the export has left out, as far as it shows."""
     values: dict[str, str] = field(default_factory=dict)
     """For each node of PyTorch's decomposed graph, the variable of ``module`` that holds its value."""
 

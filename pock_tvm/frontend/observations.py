@@ -31,6 +31,7 @@ def observations(
         *(_frozen_statistics(model) if batch_norm is None else ()),
         *_mutated(model),
         *_converted(model),
+        *_without_backward(model),
         *_quantized(model, [name for name in selection if name in model.stated.weights], frozen),
     ]
 
@@ -86,6 +87,16 @@ def _converted(model: Model) -> Iterator[Obstacle]:
             f"the model's {' and '.join(model.halves)} numbers were converted: the program takes and computes float32"
         )
         yield Obstacle("", "", "", reason, "For frozen weights of 16 bits on a GPU take precision=", blocking=False)
+
+
+def _without_backward(model: Model) -> Iterator[Obstacle]:
+    if model.functions:
+        reason = (
+            f"torch.export left out the backward pass of {_some(model.functions)}, a torch.autograd.Function: the "
+            "program takes the derivative of its forward pass"
+        )
+        way_out = "If its own differs, as in gradient reversal, write it with detach(): x.detach() * 2 - x"
+        yield Obstacle("", "", "", reason, way_out, blocking=False)
 
 
 def _quantized(model: Model, trained: Sequence[str], frozen: str) -> Iterator[Obstacle]:

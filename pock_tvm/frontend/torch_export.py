@@ -17,6 +17,7 @@ from relay_passes.ir import dtype_of, shape_of
 
 from ..errors import ModelError
 from .model import Model, TensorSpec, in_order_of_use, records_of, result_specs
+from .torch_functions import functions_of
 from .torch_graph import prepared, summary
 from .torch_precision import halves_of, in_float32
 from .torch_quantized import in_float, is_quantized
@@ -30,6 +31,7 @@ def import_exported_program(
     exported: ExportedProgram, *, batch: int | None, shapes: Shapes, any_shape: bool, dropout: bool | None
 ) -> Model:
     """Import an ExportedProgram; see :func:`pock_tvm.frontend.load_model`."""
+    functions = functions_of(exported)
     exported, translation, scales, halves = _translated(exported, batch, shapes, any_shape, dropout)
     if translation.obstacles:
         raise ModelError(summary(translation.obstacles), translation.obstacles)
@@ -54,6 +56,7 @@ def import_exported_program(
         stated=StatedScales(translation.stated, scales),
         values=translation.values,
         halves=tuple(halves),
+        functions=tuple(functions),
     )
 
 

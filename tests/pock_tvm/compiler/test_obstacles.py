@@ -122,6 +122,24 @@ class Blind(Inputs):
         return self.head(x)
 
 
+class Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(_context, x: torch.Tensor) -> torch.Tensor:
+        return x * 1.0
+
+    @staticmethod
+    def backward(_context, grad: torch.Tensor) -> torch.Tensor:
+        return -grad
+
+
+class Reversed(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Reverse.apply(super().forward(x))
+
+
 SAME = torch.randn(4, 8)
 HEAD = pock.Scheme({"head.*": "full"})
 WARNINGS = [
@@ -129,6 +147,11 @@ WARNINGS = [
     (lambda: small(4), None, ["the running statistics of 'blocks.0.bn', 'blocks.1.bn' stay as they are"]),
     (lambda: exported(Inputs(), SAME, SAME), HEAD, ["of one tensor given twice torch.export makes one input"]),
     (lambda: exported(Blind(), SAME, torch.zeros(4, 1)), HEAD, ["nothing reads the input 'mask'"]),
+    (
+        lambda: exported(Reversed(), SAME),
+        None,
+        ["torch.export left out the backward pass of 'Reverse'"],
+    ),
     (lambda: exported(Inputs(), SAME, torch.randn(4, 8)), None, ["no gradient reaches 'unused.weight', 'unused.bias'"]),
 ]
 
