@@ -16,6 +16,7 @@ import numpy as np
 
 from schedules.kernels.integers import HIGH_BITS
 from schedules.kernels.quantized import LARGEST, OTHER_SHIFT, WORD
+from schedules.kernels.word_planes import place_of_tap
 
 LARGEST_WEIGHT = 127
 """Weights are symmetric."""
@@ -191,12 +192,15 @@ def packed(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(split, -2, -1)).view("<i4").reshape(*outer, words, columns)
 
 
-def channels_in_words(weight: np.ndarray) -> np.ndarray:
-    """Store each number of a depthwise weight int8 [R, S, 1, C] in a word of its own, as the byte of its channel among
-    four: int32 [R, S, C]."""
-    *taps, _, channels = weight.shape
-    found = np.zeros((*taps, channels, WORD), np.int8)
-    found[..., np.arange(channels), np.arange(channels) % WORD] = weight[..., 0, :]
+def row_taps_in_words(weight: np.ndarray) -> np.ndarray:
+    """Pack the rows of a depthwise weight int8 [R, S, 1, C] into words, int32 [R, ceil(S / 4), C], at the places of
+    :func:`schedules.kernels.word_planes.place_of_tap`."""
+    rows, taps, _, channels = weight.shape
+    found = np.zeros((rows, -(-taps // WORD), channels, WORD), np.int8)
+    for tap in range(taps):
+        word, number = divmod(tap, WORD)
+        places = place_of_tap(min(WORD, taps - word * WORD), number, np.arange(channels) % WORD)
+        found[:, word, np.arange(channels), places] = weight[:, tap, 0]
     return found.view("<i4")[..., 0]
 
 

@@ -11,7 +11,7 @@ from tvm import IRModule, tirx
 
 from schedules.kernels import comes_scheduled
 from schedules.kernels.quantized import WORD, count_dots
-from schedules.kernels.word_planes import PIXELS_OF_RESULT
+from schedules.kernels.word_planes import PIXELS_OF_RESULT, TAPS
 
 
 def kernel_costs(mod: IRModule, entries: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -39,7 +39,8 @@ def _cost(func: tirx.PrimFunc) -> dict[str, Any]:
             if "schedule_rule" in block.annotations and (is_product or dots):
                 strides = block.annotations.get("strides", [1])  # data gradient: 1 in prod(strides) taps counts
                 flops = 2 * math.prod(int(var.dom.extent) for var in block.iter_vars) / math.prod(map(int, strides))
-                flops *= (WORD if is_product else dots) if dots else 1  # a word of a depthwise layer has one weight
+                if dots:
+                    flops *= WORD if is_product else int(block.annotations.get(TAPS, dots))
                 if PIXELS_OF_RESULT in block.annotations:
                     *_, pixels = (
                         var.dom.extent for var in block.iter_vars if int(var.iter_type) == tirx.IterVar.DataPar

@@ -12,7 +12,7 @@ from tvm import relax
 from schedules.kernels.quantized import WORD
 from schedules.kernels.word_planes import PIXELS, Window
 
-from ..analysis.fixed_point import EightBits, channels_in_words, packed
+from ..analysis.fixed_point import EightBits, packed, row_taps_in_words
 from ..analysis.frozen_prefix import DEPTHWISE, MATMUL, Layer
 from ..analysis.layer_numbers import Numbers
 from ..ir import Expr, shape_of
@@ -67,7 +67,7 @@ def planes_layer_of(layer: Layer, call: relax.Call, numbers: Numbers) -> PlanesL
         "size": (height, width), "taps": taps, "strides": strides, "padding": padding,
         "zero": numbers.values[layer.x.name].zero, "depthwise": is_depthwise,
     }  # fmt: skip
-    return PlanesLayer(channels_in_words(weight) if is_depthwise else packed(whole), options, window.result)
+    return PlanesLayer(row_taps_in_words(weight) if is_depthwise else packed(whole), options, window.result)
 
 
 def planes_of_floats(x: Expr, numbers: EightBits) -> relax.Call:

@@ -43,10 +43,10 @@ def _planes_type(call: relax.Call) -> relax.TensorType:
 
 
 def _macs(call: relax.Call) -> int:
-    """Count for words of four weights; a depthwise one has one weight in each."""
-    given, (batch, *_) = attributes_of(call), shape_of(call.args[0])
-    per_word = 1 if given["depthwise"] else WORD
-    return batch * math.prod(window_of(call).result) * math.prod(shape_of(call.args[1])) * per_word
+    """Count for words of four weights; those of a depthwise layer may hold fewer."""
+    given, (batch, *_), weight = attributes_of(call), shape_of(call.args[0]), shape_of(call.args[1])
+    weights = math.prod(given["taps"]) * weight[-1] if given["depthwise"] else math.prod(weight) * WORD
+    return int(batch * math.prod(window_of(call).result) * weights)
 
 
 VECTORS = ["bias", "before", "factor"]

@@ -23,6 +23,9 @@ PACK_WORDS, PACK_HALVES = "llvm.hexagon.V6.vpackwh.sat.128B", "llvm.hexagon.V6.v
 SATURATE_WORDS, SATURATE_HALVES = "llvm.hexagon.V6.vsatwh.128B", "llvm.hexagon.V6.vsathub.128B"
 """The same, lane by lane: each of the first vector behind one of the second. No permutation is in them, so that a
 packet takes several."""
+SHUFFLE_BYTES = "llvm.hexagon.V6.vshuffeb.128B", "llvm.hexagon.V6.vshuffob.128B"
+SHUFFLE_HALVES = "llvm.hexagon.V6.vshufeh.128B", "llvm.hexagon.V6.vshufoh.128B"
+"""Even bytes, or halves, of two vectors, lane by lane: each of the first vector behind one of the second; odd ones."""
 SHIFT_BY_NUMBER = "llvm.hexagon.V6.vasrw.128B"
 MULTIPLY_HIGH = "llvm.hexagon.V6.vmpyhvsrs.128B"
 MULTIPLY_HIGH_BY_NUMBERS = "llvm.hexagon.V6.vmpyhsrs.128B"
@@ -49,10 +52,12 @@ PACKINGS = [Packing(lanes, LANES, packed, by_words=True) for lanes in range(2 * 
 
 
 def words(node: ir.Call) -> tirx.Expr:
-    """Join the saturated bytes of four vectors of words, by instructions on all four at once; any other call is
-    returned unchanged."""
+    """Join the saturated bytes of four vectors of words, by instructions on all four at once, or bytes of words, by
+    shuffles within lanes; any other call is returned unchanged."""
     if name_of(node) != JOIN_BYTES or lanes_of(node) != LANES:
         return node
+    if all(isinstance(each, tirx.Cast) and name_of(each.value) == BYTE_OF for each in node.args):
+        return _shuffled(node, [_place(each.value) for each in node.args])
     if any(name_of(each) != SATURATE_UINT8 for each in node.args):
         return node
     first, second, third, fourth = (each.args[0] for each in node.args)
@@ -61,6 +66,40 @@ def words(node: ir.Call) -> tirx.Expr:
         return node
     operands = [tirx.reinterpret(WORDS, each) for each in (high, low)]
     return tirx.call_llvm_pure_intrin(WORDS, SATURATE_HALVES, *operands)
+
+
+Place = tuple[tirx.Expr, int]
+"""Words, and the number of a byte of each."""
+
+
+def _place(call: ir.Call) -> Place:
+    word, number = call.args
+    return word, int(number.value if isinstance(number, tirx.Broadcast) else number)
+
+
+def _shuffled(node: ir.Call, places: list[Place]) -> tirx.Expr:
+    """Join bytes of words that even or odd places of bytes, and of halves, bring together; else return ``node``.
+
+    No permutation across lanes is in these, so that a packet takes several.
+    """
+    (first, a), (second, b), (third, c), (fourth, d) = places
+    same = tvm_ffi.structural_equal
+    if a != b:
+        return node
+    low = _of_two(SHUFFLE_BYTES[a % 2], second, first)
+    if same(first, third) and same(second, fourth) and (a, b, c, d) == (a, a, a + 2, a + 2) and a < 2:
+        return low
+    if c == d == a:
+        high = _of_two(SHUFFLE_BYTES[a % 2], fourth, third)
+    elif same(third, fourth) and (c, d) == (a // 2 * 2, a // 2 * 2 + 1):
+        high = third
+    else:
+        return node
+    return _of_two(SHUFFLE_HALVES[a // 2], high, low)
+
+
+def _of_two(name: str, high: tirx.Expr, low: tirx.Expr) -> tirx.Expr:
+    return tirx.call_llvm_pure_intrin(WORDS, name, high, low)
 
 
 def _halves(low: tirx.Expr, high: tirx.Expr) -> tirx.Expr | None:

@@ -56,6 +56,7 @@ def joined(low: tirx.Expr, *others: tirx.Expr) -> tirx.Expr:
     return tirx.call_intrin("int32", JOIN_BYTES, low, *others)
 
 
-def byte_of(word: tirx.Expr, number: int) -> tirx.Expr:
+def byte_of(word: tirx.Expr, number: int | tirx.Expr) -> tirx.Expr:
     """Return a byte of an int32, the lowest first, as an int16."""
-    return tirx.call_intrin("int16", BYTE_OF, word, tirx.const(number, "int32"))
+    place = tirx.const(number, "int32") if isinstance(number, int) else number
+    return tirx.call_intrin("int16", BYTE_OF, word, place)

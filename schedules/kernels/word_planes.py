@@ -24,6 +24,8 @@ PIXELS = 32
 """Pixels of a vector."""
 CONVOLUTION, DEPTHWISE = "pock.planes_conv2d", "pock.planes_depthwise"
 """Schedule rules of the sums."""
+TAPS = "taps"
+"""Annotation of depthwise sums: multiply-adds of a result, without those by zeros that fill words."""
 PIXELS_OF_RESULT = "pixels"
 """Annotation of the sums: pixels of a result, without those that fill a vector."""
 BORDERS, VECTORS = "borders", "vectors"
@@ -81,8 +83,8 @@ def planes_sums(
     """Compute ``A[n, g, b, p] = sum_{r, s, i} dot(X[n, i, p at tap (r, s)], W[r, s, i, 4 g + b])``, int32.
 
     ``x``: int32 [N, C_in / 4, pixels], of images of ``size``, padded with the byte ``zero``. ``weight``: int32 [R, S,
-    C_in / 4, C_out]; or, depthwise, [R, S, C], words of which the byte of the channel alone is not zero. Results for
-    output channel ``4 g + b`` are a plane.
+    C_in / 4, C_out]; or, depthwise, [R, ceil(S / 4), C], rows of taps in words (:func:`row_taps_in_words` of
+    ``relay_passes/analysis/fixed_point.py``). Results for output channel ``4 g + b`` are a plane.
     """
     height, width = (int(each) for each in size)
     window = Window(height, width, tuple(taps), tuple(strides), tuple(padding))  # type: ignore[arg-type]
@@ -94,19 +96,18 @@ def planes_sums(
     if depthwise:
 
         def total(n: tirx.Var, g: tirx.Var, b: tirx.Var, p: tirx.Var) -> tirx.Expr:
-            terms = [
-                dot4(at_tap(n, g, tirx.const(r), tirx.const(s), p), weight(r, s, g * WORD + b))
-                for r in range(taps[0])
-                for s in range(taps[1])
-            ]
+            terms = []
+            for r in range(taps[0]):
+                row = [at_tap(n, g, tirx.const(r), tirx.const(s), p) for s in range(taps[1])]
+                words = [row[first : first + WORD] for first in range(0, taps[1], WORD)]
+                terms += [dot4(_taps(word, b), weight(r, m, g * WORD + b)) for m, word in enumerate(words)]
             found = terms[0]
             for term in terms[1:]:
                 found = found + term
             return found
 
-        return te.compute(
-            shape, total, name="sums", attrs={"schedule_rule": DEPTHWISE, PIXELS_OF_RESULT: math.prod(window.result)}
-        )
+        attrs = {"schedule_rule": DEPTHWISE, PIXELS_OF_RESULT: math.prod(window.result), TAPS: math.prod(taps)}
+        return te.compute(shape, total, name="sums", attrs=attrs)
     r, s = te.reduce_axis((0, taps[0]), name="r"), te.reduce_axis((0, taps[1]), name="s")
     i = te.reduce_axis((0, groups), name="i")
     return te.compute(
@@ -115,6 +116,34 @@ def planes_sums(
         name="sums",
         attrs={"schedule_rule": CONVOLUTION, PIXELS_OF_RESULT: math.prod(window.result)},
     )
+
+
+def place_of_tap(count: int, tap: int, byte: Any) -> Any:
+    """Return the place of a tap in a word of up to four, of the channel that is a ``byte`` of its pixels' words.
+
+    Fewer than four take no more shuffles than there are bytes to bring together.
+    """
+    if count == 1:
+        return byte
+    if count == 2:
+        return byte // 2 * 2 + tap
+    return 2 + byte % 2 if (count, tap) == (3, 2) else tap
+
+
+def _taps(pixels: Sequence[tirx.Expr], byte: tirx.Expr | int) -> tirx.Expr:
+    """Return a word of one channel's bytes of up to four pixels, at their places (:func:`place_of_tap`); those of other
+    channels lie at the others."""
+    if len(pixels) == 1:
+        return pixels[0]
+    byte = tirx.const(byte, "int32") if isinstance(byte, int) else byte
+    odd, upper = tirx.indexmod(byte, 2), tirx.indexdiv(byte, 2) * 2
+    if len(pixels) == 2:
+        found = [(each, place) for place in (odd, odd + 2) for each in pixels]
+    elif len(pixels) == 3:
+        found = [(pixels[0], byte), (pixels[1], byte), (pixels[2], upper), (pixels[2], upper + 1)]
+    else:
+        found = [(each, byte) for each in pixels]
+    return joined(*(byte_of(word, place).astype("uint8") for word, place in found))
 
 
 At = Callable[[tirx.Expr, tirx.Expr, tirx.Expr, tirx.Expr, tirx.Expr], tirx.Expr]
@@ -189,7 +218,7 @@ def _tap(x: te.Tensor, window: Window, zero: int) -> At:
         # TVM knows a vector by its whole blocks.
         block = tirx.indexmod(tirx.indexdiv(p, PIXELS), period // PIXELS)
         inside = border(shift, block * PIXELS + tirx.indexmod(p, PIXELS))
-        return tirx.Select(inside != 0, word, outside)
+        return tirx.Select(inside != 0, word, outside) if zero else word & inside
 
     return at
 
