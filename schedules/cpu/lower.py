@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tvm
+import tvm_ffi
 from tvm import IRModule, s_tir, tirx
 from tvm.target import Target
 
 from . import hexagon
 from .dot import lower_dot
 from .integers import lower_integers
-from .prefetch import prefetch_tiles
+from .prefetch import part_of, prefetch_tiles
 from .prefetch_blocks import prefetch_blocks
 from .scratch import ALIGNMENT, place_scratch, with_tiles_on_stack
+from .tile_cost import vector_sizes
+from .traits import traits_of
 
 DEVICE_TYPE_CPU = 1
 
@@ -74,6 +77,27 @@ def vectorize(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.PassC
     return mod["main"].with_attr("target", func.attrs["target"])
 
 
+@tirx.transform.prim_func_pass(opt_level=0, name="pock.SplitVectors")
+def split_vectors(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.PassContext) -> tirx.PrimFunc:
+    """Split the loops that will be vectors of several registers, or of even lanes that are no power of two: into whole
+    registers, and powers of two behind them. LLVM keeps the vectors of other lengths in memory, since they do not fill
+    what it allocates for them.
+    """
+    lanes = traits_of(func.attrs["target"]).lanes
+
+    def split(loop: tirx.For) -> tirx.Stmt:
+        extent = int(loop.extent) if isinstance(loop.extent, tirx.IntImm) else 0
+        if loop.kind != tirx.ForKind.VECTORIZED or extent % 2 or extent & (extent - 1) == 0 or extent % lanes == 0:
+            return loop
+        first, parts = 0, []
+        for size in vector_sizes(extent, lanes):
+            parts.append(part_of(loop, first, first + size))
+            first += size
+        return tirx.SeqStmt(parts)
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, split)))
+
+
 LOWERING = [
     s_tir.transform.CanonicalizeLoop(),
     s_tir.transform.LowerInitBlock(),
@@ -87,7 +111,8 @@ LOWERING = [
     tirx.transform.BF16ComputeLegalize(),
     tirx.transform.NarrowDataType(32),
     s_tir.transform.LoopPartition(),
-    tirx.transform.ConvertSSA(),  # inlining a block duplicates its variables
+    split_vectors,
+    tirx.transform.ConvertSSA(),  # inlining a block duplicates its variables, as do the parts of a vector
     vectorize,
     lower_dot,
     tirx.transform.StorageRewrite(),

@@ -108,7 +108,7 @@ def _spread(prefetches: list[tirx.Stmt], loop: tirx.For) -> list[tirx.Stmt]:
     steps: list[tirx.Stmt] = []
     for part in range(count):
         steps += prefetches[part * len(prefetches) // count : (part + 1) * len(prefetches) // count]
-        steps.append(_part_of(loop, bounds[part], bounds[part + 1]))
+        steps.append(part_of(loop, bounds[part], bounds[part + 1]))
     return steps
 
 
@@ -176,7 +176,8 @@ def _work(loop: tirx.Stmt) -> int:
     return int(loop.extent) * _work(loop.body) if isinstance(loop, tirx.For) else len(_stores(loop))
 
 
-def _part_of(loop: tirx.For, first: int, end: int) -> tirx.For:
+def part_of(loop: tirx.For, first: int, end: int) -> tirx.For:
+    """Return the iterations of a loop from ``first`` to ``end``."""
     dtype = str(loop.loop_var.ty.dtype)
     var = tirx.Var(loop.loop_var.name, dtype)
     body = substituted(loop.body, {loop.loop_var: var + tirx.const(first, dtype)})

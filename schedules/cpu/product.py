@@ -51,8 +51,18 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
     rows, phases = split_phases(sch, block, operands.rows)
     vectors = _vectors_turned(math.prod(extents_of(sch, reduced)), traits) if turned else None
     is_large = operands.size > traits.cache_bytes // 2
-    most = MOST_SUMS * traits.registers if _is_integer(sch, block) else None
-    tile = choose_tile(sch, rows, column, traits, choices, vectors=vectors, from_memory=is_large, most=most)
+    is_integer = _is_integer(sch, block)
+    tile = choose_tile(
+        sch,
+        rows,
+        column,
+        traits,
+        choices,
+        vectors=vectors,
+        from_memory=is_large,
+        most=MOST_SUMS * traits.registers if is_integer else None,
+        joins=not is_integer,
+    )
     columns = extent_of(sch, column)
     strips = math.prod(extents_of(sch, operands.outer)) * (columns // tile.width)
     pays = packing_pays(height, math.prod(extents_of(sch, reduced)), columns, tile, strips, traits)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tvm.target import Target
 
 from schedules.cpu import CpuTarget
-from schedules.cpu.tile_cost import tiles, vector_lanes
+from schedules.cpu.tile_cost import joined_lanes, tiles, vector_lanes, vector_sizes
 from schedules.cpu.traits import CpuTraits, traits_of
 from schedules.extents import parts
 from schedules.kernels.conv2d import conv2d, conv2d_weight_gradient
@@ -122,7 +122,25 @@ def test_vectors_divide_the_columns(columns: int) -> None:
     lanes = vector_lanes(columns, 16)
     assert columns % lanes == 0 and lanes <= 16
     if columns % 16 == 0:
-        assert lanes == 16
+        assert lanes == joined_lanes(columns, 16) == 16
+
+
+@pytest.mark.parametrize(
+    ("columns", "lanes", "sizes"),
+    [
+        (24, 24, [16, 8]),
+        (12, 12, [8, 4]),
+        (33, 11, [11]),
+        (40, 40, [16, 16, 8]),
+        (120, 8, [8]),
+        (32, 16, [16]),
+        (8, 8, [8]),
+        (7, 7, [7]),
+    ],
+)
+def test_vectors_of_several_registers_take_the_fewest_instructions(columns: int, lanes: int, sizes: list[int]) -> None:
+    assert joined_lanes(columns, 16) == lanes
+    assert vector_sizes(lanes, 16) == sizes
 
 
 @given(extents=st.lists(EXTENTS, min_size=1, max_size=3), want=st.integers(1, 64))
