@@ -13,6 +13,7 @@ from tvm import IRModule, tirx
 from tvm.sym import Analyzer
 
 from ..emit import substituted
+from ..extents import divisors
 from .traits import traits_of
 
 FLOAT = 4
@@ -30,6 +31,8 @@ LINES_BETWEEN = 4
 """Lines that are prefetched before each part of a loop, where they are more."""
 ROUNDS_BETWEEN = 6
 """Fewest iterations of a part."""
+TERMS_OF_ROUND = 2
+"""Fewest iterations of a loop that updates a matrix from one prefetch to the next."""
 AWAITED = 1000
 """Vectors that a core multiplies and adds, at least, from a prefetch for a later tile to that tile."""
 SHARE_OF_LOOP = 3 / 4
@@ -43,10 +46,12 @@ def prefetch_tiles(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.
     """Prefetch around a loop that reduces into registers.
 
     Before the loop: what the stores after it write, and what they read of buffers as large. A store to an uncached line
-    waits for the line to be fetched; this overlaps with the reduction. A loop before many stores, such as a weight
-    gradient's that updates the weight, is split, with a few prefetches before each part. Of nested loops, such as a
-    convolution's, the outer one has a few in each iteration, for a later tile: from measurements on Zen 5, all of them
-    before the loops take 1.1 to 1.7 times as long.
+    waits for the line to be fetched; this overlaps with the reduction. A loop before many stores is split, with a few
+    prefetches before each part. One before stores that update a matrix is split into rounds, if it has enough
+    iterations, with a prefetch each, for the next tile: from measurements on Zen 5, weights in no cache, this is 1.03
+    to 1.15 times as fast with SGD, and up to 1.24 times with momentum. Of nested loops, such as a convolution's, the
+    outer one has a few in each iteration, for a later tile: from measurements on Zen 5, all of them before the loops
+    take 1.1 to 1.7 times as long.
 
     Within the loop: the next tile's rows of the first operand, if they are adjacent and the operand is larger than the
     second cache. A tile reads many rows at once, which no hardware prefetcher follows: products that read 15 to 45 MB
@@ -86,7 +91,10 @@ def _visit(stmt: tirx.Stmt, loops: Sequence[tirx.For], cache: int, views: Views)
             bound = [each.value for each in behind if isinstance(each, tirx.Bind)]
             rows = _rows(step, loops[-1], cache) if stores and loops else []
             fetched = _prefetches(stores, views, bound)
-            if loops and len(fetched) > MANY_LINES and isinstance(step.body, tirx.For):
+            rounds = _in_rounds(step, len(fetched)) if loops and not rows and _updates(stores, views) else None
+            if rounds is not None:
+                steps += _fetching(rounds, fetched, _later(loops, 1))
+            elif loops and len(fetched) > MANY_LINES and isinstance(step.body, tirx.For):
                 later = _later(loops, math.ceil(AWAITED / max(1, _work(step))))
                 steps += _fetching(step, fetched, later)
             else:
@@ -112,15 +120,37 @@ def _spread(prefetches: list[tirx.Stmt], loop: tirx.For) -> list[tirx.Stmt]:
     return steps
 
 
+def _updates(stores: Sequence[tirx.BufferStore], views: Views) -> bool:
+    """Return whether stores read memory that they write."""
+    written = {views.get(store.buffer, store.buffer) for store in stores}
+    return any(views.get(load.source, load.source) in written for store in stores for load in _loads(store.value))
+
+
+def _in_rounds(loop: tirx.For, lines: int) -> tirx.For | None:
+    """Return a loop as one of at least ``lines`` rounds; None if that leaves too little for a round."""
+    if loop.kind != tirx.ForKind.SERIAL or isinstance(loop.body, tirx.For) or not isinstance(loop.extent, tirx.IntImm):
+        return None
+    extent, dtype = int(loop.extent), str(loop.loop_var.ty.dtype)
+    length = max((n for n in divisors(extent) if n * lines <= extent), default=1)
+    if length < TERMS_OF_ROUND:
+        return None
+    each, inner = tirx.Var("round", dtype), tirx.Var(loop.loop_var.name, dtype)
+    body = substituted(loop.body, {loop.loop_var: each * length + inner})
+    part = tirx.For(inner, loop.min, tirx.const(length, dtype), loop.kind, body)
+    return tirx.For(each, loop.min, tirx.const(extent // length, dtype), loop.kind, part)
+
+
 def _later(loops: Sequence[tirx.For], ahead: int) -> dict[tirx.Var, tirx.Expr]:
-    """Return the place so many tiles later: behind the last of a row of tiles begins the next row."""
-    if not loops:
-        return {}
-    tiles, place = loops[-1], loops[-1].loop_var + ahead
-    if len(loops) == 1 or loops[-2].kind != tirx.ForKind.SERIAL or not loops[-2].body.same_as(tiles):
-        return {tiles.loop_var: place}
-    rows = loops[-2].loop_var
-    return {rows: rows + tirx.floordiv(place, tiles.extent), tiles.loop_var: tirx.floormod(place, tiles.extent)}
+    """Return the place so many tiles later: behind the last iteration of a loop comes the next of the one around it."""
+    later: dict[tirx.Var, tirx.Expr] = {}
+    place: tirx.Expr = tirx.const(ahead, str(loops[-1].loop_var.ty.dtype))
+    for loop in reversed(loops):
+        place = loop.loop_var + place
+        if loop.kind != tirx.ForKind.SERIAL:
+            return later | {loop.loop_var: place}
+        later[loop.loop_var] = tirx.floormod(place, loop.extent)
+        place = tirx.floordiv(place, loop.extent)
+    return later
 
 
 def _fetching(loop: tirx.For, prefetches: Sequence[tirx.Stmt], later: Mapping[tirx.Var, tirx.Expr]) -> list[tirx.Stmt]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import tvm
@@ -15,22 +16,24 @@ from schedules.cpu.lower import LOWERING
 from schedules.cpu.prefetch import AHEAD, prefetch_tiles
 from schedules.kernels.conv2d import conv2d, conv2d_weight_gradient
 from schedules.kernels.joint_update import product_update
+from schedules.kernels.matmul import matmul
 from schedules.kernels.update import Layout, sgd
 from tests.schedules.kernels import HOST, LLVM, assert_close, call, defined, noise, scheduled
 
 LINE = 16
 PLAIN = {"strides": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1}
+MOMENTUM = {"momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0}
 
 
 @pytest.mark.parametrize(("terms", "columns"), [(144, 24), (17, 33), (64, 96), (960, 16)])
 def test_every_line_of_the_next_rows_is_fetched(terms: int, columns: int) -> None:
     x, weight = noise("prefetch", (1 + HOST.traits.cache_bytes // (256 * terms), 8, 8, terms), (1, 1, terms, columns))
     func = scheduled(conv2d, x, weight, **PLAIN)
-    ((tiles, loop, fetches),) = walks(func)
+    ((tiles, loop, fetches),) = walks(flat(func).body)
     tile_rows, tile_columns = rows_and_columns(loop)
     last = columns // tile_columns - 1  # behind it come the next rows
     found = {
-        int(Analyzer().simplify(at(fetch, {tiles.loop_var: last, loop.loop_var: term}))) // LINE
+        int(Analyzer().simplify(fetched_at(fetch, {tiles.loop_var: last, loop.loop_var: term}))) // LINE
         for fetch in fetches
         for term in range(terms)
     }
@@ -62,19 +65,18 @@ def test_stores_of_unrolled_tiles_are_prefetched_ahead(strides: int) -> None:
     results = [each.indices[0] for each in stored if each.buffer.shape[0] == 2 * (32 // strides) ** 2 * 48]
     ahead = [str(Analyzer().simplify(ramp.base + AHEAD * ramp.lanes)) for ramp in results]
     assert ahead
-    assert [str(Analyzer().simplify(at(each, {}))) for each in fetched] == ahead
+    assert [str(Analyzer().simplify(fetched_at(each, {}))) for each in fetched] == ahead
 
 
 @pytest.mark.parametrize("size", [1, 3], ids=["1x1", "3x3"])
 def test_what_a_later_tile_updates_is_fetched(size: int) -> None:
-    """Every line of it, while a tile is computed; behind the last tile of a tap comes the first of the next."""
+    """Every line of it, while a tile is computed; behind the last tile of a tap, or of a strip, comes the first of the next."""
     shape = (size, size, 64, 256)
     x, dy = noise("update", (1, 6 + size, 6 + size, 64), (1, 7, 7, 256))
-    momentum = {"momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0}
-    update = sgd(Layout(shape, "float32"), **momentum, vectors={"rates": 1, "scale": 256})
+    update = sgd(Layout(shape, "float32"), **MOMENTUM, vectors={"rates": 1, "scale": 256})
     gradient = defined(conv2d_weight_gradient, x, dy, **PLAIN, kernel_size=(size, size))
     joint = product_update(gradient, update, 1, sums=True)
-    ((tiles, loop, fetches),) = walks(HOST.schedule(joint, {"tile": (1, 1, 8, 32), "pack": False}))
+    ((tiles, loop, fetches),) = walks(flat(HOST.schedule(joint, {"tile": (1, 1, 8, 32), "pack": False})).body)
     stores = [each for each in tiles.body.seq if isinstance(each, tirx.BufferStore)]
 
     def line(place: tirx.Expr) -> int:
@@ -85,13 +87,65 @@ def test_what_a_later_tile_updates_is_fetched(size: int) -> None:
         )
 
     written = {line(each.indices[0].base) for each in stores if each.buffer.shape[0] == math.prod(shape)}
+
+    def apart(tile: int) -> int:
+        """The lines from the first tile to another, in the order in which they are computed."""
+        strip, row = divmod(tile, int(tiles.extent)) if size == 1 else (0, tile)
+        return (row * 8 * 256 + strip * 32) // LINE
+
     for tile in (0, int(tiles.extent) - 1):
         times = [{tiles.loop_var: tile, loop.loop_var: each} for each in range(int(loop.extent))]
-        fetched = {line(at(fetch, time)) for fetch in fetches for time in times}
-        later = (min(fetched) - min(written)) // (8 * 256 // LINE)
-        assert tile < later <= tile + 8
-        assert fetched == {line + later * 8 * 256 // LINE for line in written}
+        fetched = {line(fetched_at(fetch, time)) for fetch in fetches for time in times}
+        assert fetched in [{line + apart(tile + ahead) for line in written} for ahead in range(1, 9)]
     assert len(written) == 16
+
+
+@pytest.mark.parametrize("panels", [False, True], ids=["tiles are tasks", "panels"])
+def test_what_the_next_tile_updates_is_fetched_in_rounds(panels: bool) -> None:
+    """Every line of it and no other, also behind the last tile of a strip and of a panel."""
+    rows, columns, terms = 48, 2048, 128
+    x, dy = noise("rounds", (terms, rows), (terms, columns))
+    update = sgd(Layout((rows, columns), "float32"), **MOMENTUM | {"momentum": 0.0}, vectors={"rates": 1})
+    joint = product_update(defined(matmul, x, dy, transpose_a=True, transpose_b=False), update, 1)
+    decisions = {"tile": (6, 32), "columns_first": panels}
+    decisions |= {"panels": True, "tiles_of_panel": 2, "strips_of_task": 4} if panels else {"parallel": 2}
+    body = flat(HOST.schedule(joint, decisions)).body
+    ((tiles, rounds, fetches),) = walks(body)
+    around = [(each.loop_var, int(each.extent)) for each in loops_of(body) if is_within(tiles, each)]
+    stores = [each for each in tiles.body.seq if isinstance(each, tirx.BufferStore)]
+    written = [each.indices[0].base for each in stores if each.buffer.shape[0] == rows * columns]
+
+    def lines(number: int) -> tuple[set[int], set[int]]:
+        """What a tile fetches, and what it writes, by its number in the order of the loops."""
+        values = {}
+        for var, extent in reversed(around):
+            number, values[var] = number // extent, number % extent
+        times = [values | {rounds.loop_var: each} for each in range(int(rounds.extent))]
+        fetched = [fetched_at(fetch, time) for fetch in fetches for time in times]
+        return lines_of(fetched), lines_of([at(place, values) for place in written])
+
+    count = math.prod(extent for _, extent in around)
+    found = [lines(number) for number in range(count)]
+    assert count == rows * columns // (6 * 32)
+    assert all(fetched == written for (fetched, _), (_, written) in pairwise(found))
+    assert len(found[0][0]) == 6 * 32 // LINE
+
+
+def lines_of(places: list[tirx.Expr]) -> set[int]:
+    """The lines of elements."""
+    return {int(Analyzer().simplify(place)) // LINE for place in places}
+
+
+def loops_of(body: tirx.Stmt) -> list[tirx.For]:
+    """The loops in a statement, outermost first."""
+    loops: list[tirx.For] = []
+    tvm_ffi.structural_walk(body, (tirx.For, loops.append))  # innermost first
+    return loops[::-1]
+
+
+def is_within(loop: tirx.For, other: tirx.For) -> bool:
+    """Whether a loop is another, or in it."""
+    return any(each.loop_var.same_as(loop.loop_var) for each in loops_of(other))
 
 
 def flat(func: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -101,11 +155,9 @@ def flat(func: tirx.PrimFunc) -> tirx.PrimFunc:
     return tvm.transform.Sequential(LOWERING[: until + 1])(mod)["main"]
 
 
-def walks(func: tirx.PrimFunc) -> Iterator[tuple[tirx.For, tirx.For, list[tvm.ir.Call]]]:
+def walks(body: tirx.Stmt) -> Iterator[tuple[tirx.For, tirx.For, list[tvm.ir.Call]]]:
     """The loops over tiles, the reductions in them and the prefetches in these."""
-    loops: list[tirx.For] = []
-    tvm_ffi.structural_walk(flat(func).body, (tirx.For, loops.append))
-    for outer in loops:
+    for outer in loops_of(body):
         for inner in outer.body.seq if isinstance(outer.body, tirx.SeqStmt) else []:
             steps = inner.body.seq if isinstance(inner, tirx.For) and isinstance(inner.body, tirx.SeqStmt) else []
             if found := [step.value for step in steps if isinstance(step, tirx.Evaluate)]:
@@ -132,9 +184,13 @@ def note(load: tvm.ir.TensorLoad, elements: dict[str, int], vectors: dict[str, i
             elements[str(place)] = 1
 
 
-def at(fetch: tvm.ir.Call, values: dict[tirx.Var, int]) -> tirx.Expr:
-    """The element that a prefetch fetches, with the values of loops."""
-    place = fetch.args[0].args[0].indices[0]
+def at(place: tirx.Expr, values: dict[tirx.Var, int]) -> tirx.Expr:
+    """A place, with the values of loops."""
     return tvm_ffi.structural_map(
         place, (tirx.Var, lambda var: next((tirx.const(n, "int32") for v, n in values.items() if v.same_as(var)), var))
     )
+
+
+def fetched_at(fetch: tvm.ir.Call, values: dict[tirx.Var, int]) -> tirx.Expr:
+    """The element that a prefetch fetches, with the values of loops."""
+    return at(fetch.args[0].args[0].indices[0], values)
