@@ -19,7 +19,8 @@ def as_array(what: str, value: Any) -> np.ndarray:
             value = value.detach().cpu()
             value = value.float() if str(value.dtype) == "torch.bfloat16" else value
         array = np.asarray(value)
-        array = array.astype("float32") if array.dtype.name == "bfloat16" else array
+        if array.dtype.kind == "V" and array.dtype.name == "bfloat16":  # asking for a name takes microseconds
+            array = array.astype("float32")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} cannot be read as an array: {str(error).splitlines()[0]}") from error
     if array.dtype.kind not in "biufc":

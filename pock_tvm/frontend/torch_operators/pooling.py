@@ -74,8 +74,15 @@ class _Window:
 
     def __init__(self, image: Expr, out: Sequence[int], *arguments: list[int]) -> None:
         self.image, self.out = image, out
-        self.size, self.strides, self.own_padding, self.dilation = size, strides, _, _ = arguments
-        extents = shape_of(image)[2:]
+        size, strides, self.own_padding, self.dilation = arguments
+        self.strides, extents = strides, shape_of(image)[2:]
+        # A single window may be larger than its image (ceil_mode): what lies beyond the padding never counts.
+        self.size = size = [
+            min(size[axis], extents[axis] + 2 * self.own_padding[axis])
+            if out[axis] == self.dilation[axis] == 1
+            else size[axis]
+            for axis in (0, 1)
+        ]
         spans = [(size[axis] - 1) * self.dilation[axis] + 1 for axis in (0, 1)]
         # Padding at the end covers the last window: PyTorch's ceil_mode.
         behind = [
