@@ -28,8 +28,8 @@ TAPS = "taps"
 """Annotation of depthwise sums: multiply-adds of a result, without those by zeros that fill words."""
 PIXELS_OF_RESULT = "pixels"
 """Annotation of the sums: pixels of a result, without those that fill a vector."""
-BORDERS, VECTORS = "borders", "vectors"
-"""Names of blocks: which pixels lie inside of a row; copies in whole vectors."""
+BORDERS, VECTORS, BIASED = "borders", "vectors", "biased"
+"""Names of blocks: which pixels lie inside of a row; copies in whole vectors; sums with their bias."""
 
 
 def padded_pixels(height: int, width: int) -> int:
@@ -250,10 +250,10 @@ def planes_layer(
 ) -> te.Tensor:  # fmt: skip
     """Compute the sums of :func:`planes_sums`, and requantise them as :func:`requantize` does: int32 [N, C_out / 4,
     pixels]."""
-    sums = planes_sums(x, weight, **options)
+    sums = _with_bias(planes_sums(x, weight, **options), bias)
 
     def byte(n: tirx.Var, g: tirx.Var, b: int, p: tirx.Var) -> tirx.Expr:
-        rescaled = _rescaled(sums(n, g, b, p), g * WORD + b, bias, before, factor)
+        rescaled = _rescaled(sums(n, g, b, p), g * WORD + b, before, factor)
         return saturated_uint8(rescaled + tirx.const(zero_of_result, "int16"))
 
     return _words(sums, byte)
@@ -265,19 +265,23 @@ def planes_layer_sum(
 ) -> te.Tensor:  # fmt: skip
     """Compute the sums of :func:`planes_sums`, and requantise them with a residual ``other``, planes like the result,
     as :func:`requantize_sum` does."""
-    sums = planes_sums(x, weight, **options)
+    sums = _with_bias(planes_sums(x, weight, **options), bias)
 
     def byte(n: tirx.Var, g: tirx.Var, b: int, p: tirx.Var) -> tirx.Expr:
         wide = byte_of(other(n, g, p), b) << tirx.const(OTHER_SHIFT, "int16")
         summand = multiplied_high(wide, tirx.const(other_factor, "int16"))
-        own = _rescaled(sums(n, g, b, p), g * WORD + b, bias, before, factor)
+        own = _rescaled(sums(n, g, b, p), g * WORD + b, before, factor)
         return saturated_uint8((own + summand + tirx.const(constant, "int16")) >> tirx.const(bits, "int16"))
 
     return _words(sums, byte)
 
 
-def _rescaled(total: tirx.Expr, channel: tirx.Expr, bias: te.Tensor, before: te.Tensor, factor: te.Tensor) -> tirx.Expr:
-    return multiplied_high(saturated_int16((total + bias(channel)) >> before(channel)), factor(channel))
+def _with_bias(sums: te.Tensor, bias: te.Tensor) -> te.Tensor:
+    return te.compute(sums.shape, lambda n, g, b, p: sums(n, g, b, p) + bias(g * WORD + b), name=BIASED)
+
+
+def _rescaled(total: tirx.Expr, channel: tirx.Expr, before: te.Tensor, factor: te.Tensor) -> tirx.Expr:
+    return multiplied_high(saturated_int16(total >> before(channel)), factor(channel))
 
 
 def _words(sums: te.Tensor, byte: Callable[[tirx.Var, tirx.Var, int, tirx.Var], tirx.Expr]) -> te.Tensor:
