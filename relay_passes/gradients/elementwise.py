@@ -10,6 +10,7 @@ from tvm.relax import op as R
 from schedules.kernels.elementwise import SELU_ALPHA, SELU_SCALE
 
 from ..ir import Expr, constant_value, dtype_of, scalar, shape_of
+from ..operators.training import digamma
 from .broadcasting import to_operand
 from .registry import Use, flat, gradient
 
@@ -290,6 +291,12 @@ def expm1(use: Use) -> Expr:
 def log1p(use: Use) -> Expr:
     """y = log(1 + x): dx = dy / (1 + x)."""
     return use.grad / (use.args[0] + scalar(1, use.result))
+
+
+@gradient("pock.lgamma")
+def lgamma(use: Use) -> Expr:
+    """y = log |Gamma(x)|: dx = dy * digamma(x)."""
+    return use.grad * digamma(use.args[0])
 
 
 @gradient("pock.root")

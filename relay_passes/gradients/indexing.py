@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from ..errors import MissingGradient, PassError
-from ..ir import Expr, constant_value, dtype_of, shape_of
+from ..ir import Expr, constant_value, dtype_of, scalar, shape_of
 from ..operators.registry import plain
 from ..operators.resampling import summed
 from ..operators.training import embedding_gradient, scatter_rows
@@ -95,13 +95,15 @@ def gather_elements(use: Use) -> Expr:
 @gradient("pock.scatter_rows", 0)
 def scatter_rows_table(use: Use) -> Expr:
     """y = x with v combined at the indices: dx = dy, but zero where v was written; of an extremum dx = dy / n where x
-    is one of the n elements equal to it."""
+    is one of the n elements equal to it; of a product dx = dy times the other factors."""
     x, indices, values = use.args
-    how = _combines_by(use)
+    how = str(use.call.attrs["combine"])
     if how == "write":
         return scatter_rows(use.grad, indices, R.zeros(shape_of(values), dtype_of(values)), combine="write")
     if how == "add":
         return use.grad
+    if how == "multiply":
+        return use.grad * _product_of_others(x, *_product_of_rows(use))
     is_mine, _, share = _extremum_of_rows(use)
     return is_mine * share
 
@@ -109,21 +111,37 @@ def scatter_rows_table(use: Use) -> Expr:
 @gradient("pock.scatter_rows", 2)
 def scatter_rows_values(use: Use) -> Expr:
     """y = x with v combined at the indices: dv = dy at the indices; of an extremum dv = dy / n where v is one of the n
-    elements equal to it."""
-    _, indices, _ = use.args
-    if _combines_by(use) in ("write", "add"):
+    elements equal to it; of a product dv = dy times the other factors."""
+    _, indices, values = use.args
+    how = str(use.call.attrs["combine"])
+    if how in ("write", "add"):
         return R.take(use.grad, indices, axis=0)
+    if how == "multiply":
+        product, zeros = (R.take(each, indices, axis=0) for each in _product_of_rows(use))
+        return R.take(use.grad, indices, axis=0) * _product_of_others(values, product, zeros)
     _, is_mine, share = _extremum_of_rows(use)
     return is_mine * R.take(share, indices, axis=0)
 
 
-def _combines_by(use: Use) -> str:
-    how = str(use.call.attrs["combine"])
-    if how == "multiply":
-        raise MissingGradient(
-            f"operator 'pock.scatter_rows' at '{use.result.name}' has no gradient rule where it multiplies"
-        )
-    return how
+def _product_of_rows(use: Use) -> tuple[Expr, Expr]:
+    """Return the product of the factors other than 0 of each element, and how many factors are 0."""
+    x, indices, values = use.args
+    product = scatter_rows(_without_zeros(x), indices, _without_zeros(values), combine="multiply")
+    return product, scatter_rows(_is_zero(x), indices, _is_zero(values), combine="add")
+
+
+def _product_of_others(factor: Expr, product: Expr, zeros: Expr) -> Expr:
+    """Return the product of the other factors: 0 if one of them is 0."""
+    zero = scalar(0, factor)
+    return R.where(R.equal(zeros, _is_zero(factor)), product / _without_zeros(factor), zero)
+
+
+def _is_zero(x: Expr) -> Expr:
+    return R.astype(R.equal(x, scalar(0, x)), dtype_of(x))
+
+
+def _without_zeros(x: Expr) -> Expr:
+    return R.where(R.equal(x, scalar(0, x)), scalar(1, x), x)
 
 
 def _extremum_of_rows(use: Use) -> tuple[Expr, Expr, Expr]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm import relax
 
-from schedules.kernels import bits, elementwise, functions, indexing, loss, normalization, pooling
+from schedules.kernels import bits, elementwise, functions, gamma, indexing, loss, normalization, pooling
 from schedules.kernels import conv2d as conv2d_kernels
 from schedules.kernels import matmul as matmul_kernels
 from schedules.kernels import winograd as winograd_kernels
@@ -162,6 +162,8 @@ hardtanh = register_operator("pock.hardtanh", ["x"], _like_first, elementwise.ha
 elu = register_operator("pock.elu", ["x"], _like_first, elementwise.elu, kind=Kind.ELEMENTWISE)
 expm1 = register_operator("pock.expm1", ["x"], _like_first, elementwise.expm1, kind=Kind.ELEMENTWISE)
 log1p = register_operator("pock.log1p", ["x"], _like_first, elementwise.log1p, kind=Kind.ELEMENTWISE)
+lgamma = register_operator("pock.lgamma", ["x"], _like_first, gamma.lgamma, kind=Kind.ELEMENTWISE)
+digamma = register_operator("pock.digamma", ["x"], _like_first, gamma.digamma, kind=Kind.ELEMENTWISE)
 root = register_operator("pock.root", ["x"], _like_first, elementwise.root, kind=Kind.ELEMENTWISE)
 safe_softmax = register_operator("pock.safe_softmax", ["x"], _like_first, functions.safe_softmax)
 embedding_gradient = register_operator(

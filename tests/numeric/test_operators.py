@@ -102,6 +102,7 @@ ROWS = [
     unary("elu, negative", lambda x: pock.elu(x, alpha=-0.7, scale=1.3, input_scale=0.5)),
     unary("expm1", pock.expm1),
     unary("log1p", pock.log1p, positive=True),
+    unary("lgamma", pock.lgamma),
     unary("square root", lambda x: pock.root(x, degree=2.0), positive=True),
     unary("cube root", lambda x: pock.root(x, degree=3.0), positive=True),
     unary("safe_softmax", pock.safe_softmax),
@@ -263,8 +264,9 @@ ROWS = [
     Row("scatter_elements, adding", ((3, 4), (2, 4)), lambda x, u: R.scatter_elements(x, integers([[0, 2, 1, 1], [0, 2, 0, 1]]), u, axis=0, reduction="add")),
     *(
         Row(f"scatter_rows, {how}", ((5, 3), (4, 3)), lambda x, u, how=how: pock.scatter_rows(x, integers([4, 0, 1 if how == "write" else 4, 2]), u, combine=how))
-        for how in ("write", "add", "max", "min")
+        for how in ("write", "add", "max", "min", "multiply")
     ),
+    Row("scatter_rows, products with zeros", ((3, 5), (3, 5)), lambda x, u: pock.scatter_rows(x * relax.const(FEW[::-1].copy(), "float64"), integers([1, 0, 1]), u * relax.const(FEW, "float64"), combine="multiply")),
     Row("index_tensor, one index", ((5, 3),), lambda x: R.index_tensor(x, [integers([[1, 1], [4, 0]])])),
     Row("index_tensor, two indices", ((5, 3),), lambda x: R.index_tensor(x, [integers([1, 4, 1]), integers([2, 0, 2])])),
     Row(

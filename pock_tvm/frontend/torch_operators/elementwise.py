@@ -12,7 +12,7 @@ from tvm.relax import op as R
 
 from relay_passes.analysis.fixed_point import EightBits
 from relay_passes.ir import Expr, is_float
-from relay_passes.operators.training import expm1, log1p
+from relay_passes.operators.training import digamma, expm1, lgamma, log1p
 
 from ..remainders import signed_as_dividend, signed_as_divisor
 from .registry import Number, Site, converter
@@ -26,9 +26,11 @@ UNARY = {
     "atan": R.atan,
     "atanh": R.atanh,
     "cos": R.cos,
+    "digamma": digamma,
     "erf": R.erf,
     "exp": R.exp,
     "expm1": expm1,
+    "lgamma": lgamma,
     "log": R.log,
     "log1p": log1p,
     "neg": R.negative,

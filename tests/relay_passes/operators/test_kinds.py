@@ -76,9 +76,11 @@ WITH_ATTRIBUTES = {
     "relax.nn.leakyrelu": Sample(lambda x: R.nn.leakyrelu(x, 0.1), 1),
     "relax.nn.prelu": Sample(lambda x, slopes: R.nn.prelu(x, slopes, axis=1), 2, vector=True),
     "pock.drop": Sample(lambda x, kept: drop(x, kept, scale=2.0, shift=0.5, other=-1.0, expected=1.0), 2),
+    "pock.digamma": Sample(pock.digamma, 1),
     "pock.elu": Sample(lambda x: pock.elu(x, alpha=1.0, scale=1.0, input_scale=1.0), 1),
     "pock.expm1": Sample(pock.expm1, 1),
     "pock.hardtanh": Sample(lambda x: pock.hardtanh(x, low=0.5, high=2.0), 1),
+    "pock.lgamma": Sample(pock.lgamma, 1),
     "pock.log1p": Sample(pock.log1p, 1),
     "pock.root": Sample(lambda x: pock.root(x, degree=3.0), 1),
 }
