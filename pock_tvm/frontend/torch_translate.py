@@ -130,7 +130,7 @@ class _Translator:
         if not results:
             raise ModelError("the model returns no tensor: nothing could be learned from it")
         for number, result in enumerate(results):
-            if 0 in result.meta["val"].shape:
+            if _is_empty(result.meta["val"]):
                 shape = tuple(result.meta["val"].shape)
                 raise ModelError(f"output {number} has the empty shape {shape}: nothing could be learned from it")
         return results
@@ -163,7 +163,7 @@ class _Translator:
     def _fold(self, node: Any) -> bool:
         """Fold a node whose operands are constants, or whose result has no elements."""
         value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and 0 in value.shape:
+        if isinstance(value, torch.Tensor) and _is_empty(value):
             self.known[node] = torch.zeros(value.shape, dtype=value.dtype)
             return True
         if any(source not in self.known for source in node.all_input_nodes):
@@ -258,6 +258,11 @@ def _type_of(value: Any, what: str, *, may_be_empty: bool = False) -> tuple[tupl
     if 0 in value.shape and not may_be_empty:
         raise Unsupported(f"{what} has the empty shape {tuple(value.shape)}: there is nothing to compute")
     return tuple(value.shape), dtype
+
+
+def _is_empty(value: torch.Tensor) -> bool:
+    """Check for an empty shape; one that depends on the data is not."""
+    return any(isinstance(extent, int) and extent == 0 for extent in value.shape)
 
 
 def _without_repetition(value: torch.Tensor) -> torch.Tensor:

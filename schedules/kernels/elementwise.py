@@ -57,20 +57,31 @@ def hardtanh(x: te.Tensor, *, low: float, high: float) -> te.Tensor:
 
 def maximum(a: Operand, b: Operand) -> te.Tensor:
     """Compute the larger of two; NaN propagates."""
-    return pairs(a, b, lambda x, y: _winner(x, y, lambda one, other: one < other), "maximum")
+    return pairs(a, b, lambda x, y: _winner(x, y, tirx.max, lambda one, other: one < other), "maximum")
 
 
 def minimum(a: Operand, b: Operand) -> te.Tensor:
     """Compute the smaller of two; NaN propagates."""
-    return pairs(a, b, lambda x, y: _winner(x, y, lambda one, other: other < one), "minimum")
+    return pairs(a, b, lambda x, y: _winner(x, y, tirx.min, lambda one, other: other < one), "minimum")
 
 
-def _winner(x: Scalar, y: Scalar, loses: Callable[[Scalar, Scalar], Scalar]) -> Scalar:
-    """Return the operand that does not lose. ``loses(y, x) ? x : y`` is y where either is NaN."""
+def _winner(
+    x: Scalar,
+    y: Scalar,
+    of_integers: Callable[[Scalar, Scalar], Scalar],
+    loses: Callable[[Scalar, Scalar], Scalar],
+) -> Scalar:
+    """Return the operand that does not lose. ``loses(y, x) ? x : y`` is y where either is NaN.
+
+    Of integers TVM knows the bounds of its own extremum. Its simplifier did not finish in four minutes with the nested
+    selects of a clamped index.
+    """
+    if not is_float(x):
+        return of_integers(x, y)
     if is_constant(y):
         return tirx.Select(loses(x, y), y, x)
     winner = tirx.Select(loses(y, x), x, y)
-    return winner if is_constant(x) or not is_float(x) else unless_nan(x, winner)
+    return winner if is_constant(x) else unless_nan(x, winner)
 
 
 # ---- comparisons -----------------------------------------------------------------------------------------------------

@@ -243,10 +243,9 @@ def clamp(at: Site, x: Expr, min: Number | None = None, max: Number | None = Non
     if is_float(x):
         low, high = (-math.inf if min is None else min), (math.inf if max is None else max)
         return at.emit(R.clip(x, float(low), float(high)))
-    for bound, beyond in ((min, R.less), (max, R.greater)):
+    for bound, winner in ((min, R.maximum), (max, R.minimum)):
         if bound is not None:
-            limit = at.cast(bound)
-            x = at.emit(R.where(at.emit(beyond(x, limit)), limit, x))
+            x = at.emit(winner(x, at.cast(bound)))
     return x
 
 
