@@ -179,9 +179,9 @@ def network_code(program: Program, plan: Plan, form: StateForm, checksum: int) -
         names=", ".join(each.variable for each in arguments.inputs),
         label_checks="\n".join(_label_checks(program, arguments)),
         copies="\n".join(_copies(plan, given)),
-        words=_words(plan, bool({"train_step", "accumulate_step"} & drawing)),
+        words=_words(program, plan, bool({"train_step", "accumulate_step"} & drawing)),
         predict_copies="\n".join(_copies(plan, arguments.inputs)),
-        predict_words=_words(plan, "predict" in drawing),
+        predict_words=_words(program, plan, "predict" in drawing),
         counted="\n".join(_counted(program, plan, arguments)),
         rates=_rates(manifest["optimizer"], plan),
         run=run,
@@ -267,15 +267,17 @@ def _copies(plan: Plan, arguments: Sequence[Argument]) -> Iterator[str]:
             yield f"  (void){each.variable};"
 
 
-def _words(plan: Plan, is_drawing: bool) -> str:
+def _words(program: Program, plan: Plan, is_drawing: bool) -> str:
     """The words that an entry point draws numbers by, as :func:`pock_tvm.device.random.words_of` has them."""
     if not is_drawing:
         return ""
+    start, parts = plan.places[RANDOM].offset, program.manifest["options"]["micro_batches"]
     counts = ("net->counts[POCK_SEED]", "net->counts[POCK_STEPS]")
     pairs = [f"(uint32_t){count}, (uint32_t)({count} >> 32)" for count in counts]
     return (
-        f"  const uint32_t words[] = {{{', '.join(pairs)}}};\n"
-        f"  memcpy(m + {plan.places[RANDOM].offset}, words, sizeof words);"
+        f"  uint32_t words[] = {{{', '.join(pairs)}, 0}};\n"
+        f"  for (; words[4] < {parts}; words[4]++)\n"
+        f"    memcpy(m + {start} + words[4] * sizeof words, words, sizeof words);"
     )
 
 

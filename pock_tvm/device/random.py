@@ -17,16 +17,18 @@ FACTORS, KEY_STEPS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
 WORD = 0xFFFFFFFF
 
 
-def words_of(seed: int, step: int) -> np.ndarray:
-    """The input of a step: uint32 [1, 4], the words of the seed and of the step's number."""
-    return np.array([[seed & WORD, seed >> 32 & WORD, step & WORD, step >> 32 & WORD]], "uint32")
+def words_of(seed: int, step: int, parts: int = 1) -> np.ndarray:
+    """The input of a step: uint32 [parts, 5], the words of the seed and of the step's number, and the number
+    of the part of the batch."""
+    words = [seed & WORD, seed >> 32 & WORD, step & WORD, step >> 32 & WORD]
+    return np.array([[*words, part] for part in range(parts)], "uint32")
 
 
 def words_drawn(words: np.ndarray, stream: int, calls: int) -> np.ndarray:
-    """The random words of some calls of the generator: uint32 [calls, 4]. ``words``: from :func:`words_of`; ``stream``:
-    the number of the operator that draws."""
+    """The random words of some calls of the generator, for the whole batch: uint32 [calls, 4]. ``words``: from
+    :func:`words_of`; ``stream``: the number of the operator that draws."""
     key = [int(word) for word in words[0, :2]]
-    counter = [np.full(calls, value, "uint64") for value in (0, stream, *map(int, words[0, 2:]))]
+    counter = [np.full(calls, value, "uint64") for value in (0, stream, *map(int, words[0, 2:4]))]
     counter[0] += np.arange(calls, dtype="uint64")
     for number in range(ROUNDS):
         first, second = (counter[at] * np.uint64(factor) for at, factor in zip((0, 2), FACTORS, strict=True))

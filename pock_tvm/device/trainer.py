@@ -85,6 +85,8 @@ class Trainer(Stateful):
             self._seed = seed % 2**64
             self._loss = Loss(**manifest["loss"])
             self._inputs = Inputs(program, self._loss)
+            drawn = program.tensor(RANDOM)
+            self._parts = drawn[0][0] if drawn else 1
         self._queued: list[tuple[str, Outcome]] = []
         self._losses: list[float] = []
         self._scale = LossScale() if LOSS_SCALE in self._arrays else None
@@ -181,8 +183,8 @@ class Trainer(Stateful):
             self._collect()
 
     def _words(self) -> np.ndarray:
-        """Return the seed and step number by which the next step draws random numbers."""
-        return words_of(self._seed, self.steps)
+        """Return the seed and step number by which the next step draws random numbers, for each micro-batch."""
+        return words_of(self._seed, self.steps, self._parts)
 
     def _start(self, entry: str, values: Mapping[str, ArrayLike]) -> None:
         """Start a step, with new values of some inputs."""

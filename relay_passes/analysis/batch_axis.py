@@ -9,12 +9,16 @@ from tvm import relax
 from tvm.relax import op as R
 
 from ..ir import CALLS, Expr, bindings_of, bytes_of, op_name, operands, shape_of, used_vars
+from ..operators.random import DRAWS, RANDOM
 from ..operators.record import Kind, kind_of
+from ..operators.registry import attributes_of
 from ..operators.training import winograd_output
 from .access import Selection, reads
 
 REPEATS = ("relax.broadcast_to", "relax.full")
 """Operators whose result may repeat one value for each sample."""
+WHOLE = " (whole)"
+"""End of the name of a parameter that reads a whole input beside the parameter for one part of it."""
 
 
 @dataclass
@@ -41,6 +45,9 @@ class BatchAxis:
         """
         name = op_name(call)
         is_reshape = kind_of(call) is Kind.RESHAPE
+        if name in DRAWS:
+            attributes = attributes_of(call)
+            return relax.Call(call.op, list(call.args), attributes | {"count": attributes["count"] // count})
         if not is_reshape and name not in (*REPEATS, "pock.winograd_output"):
             return call
         shape = list(shape_of(whole))
@@ -56,20 +63,28 @@ class BatchAxis:
         return (self.batched.get(var) or self.repeated.get(var)) if isinstance(var, relax.Var) else None
 
 
-def batch_axis_of(func: relax.Function) -> BatchAxis:
-    """Analyse a dataflow function whose first ``num_input`` parameters are its inputs."""
-    batch = batch_of(func)
+def batch_axis_of(func: relax.Function, batch: int | None = None, *, draws_parts: bool = False) -> BatchAxis:
+    """Analyse a dataflow function whose first ``num_input`` parameters are its inputs.
+
+    ``batch``: by default that of :func:`batch_of`. ``draws_parts``: a part of the batch draws its own random numbers,
+    those of the whole batch at its positions. Otherwise random numbers are read whole.
+    """
+    batch = batch_of(func) if batch is None else batch
     rows = frozenset(x for x in _inputs(func) if batch > 1 and shape_of(x)[:1] == (batch,))
     samples = BatchAxis(batch, rows, dict.fromkeys(rows, Selection(0, 0, 1)))
     for binding in bindings_of(func):
         var, value = binding.var, binding.value
         read = used_vars(value)
-        found = None if any(each in samples.mixed for each in read) else _share(binding, samples)
+        is_draw = draws_parts and op_name(value) in DRAWS
+        if is_draw:
+            found = _drawn(value, batch)
+        else:
+            found = None if any(each in samples.mixed for each in read) else _share(binding, samples)
         if found is not None:
             share, samples.needs[var] = found
-            is_batched = any(each in samples.batched for each in samples.needs[var])
+            is_batched = is_draw or any(each in samples.batched for each in samples.needs[var])
             (samples.batched if is_batched else samples.repeated)[var] = share
-        elif any(each in samples.batched or each in samples.mixed for each in read):
+        elif is_draw or any(each in samples.batched or each in samples.mixed for each in read):
             samples.mixed[var] = value
     return samples
 
@@ -81,7 +96,8 @@ def batch_of(func: relax.Function) -> int:
 
 
 def _inputs(func: relax.Function) -> list[relax.Var]:
-    return list(func.params[: int(func.attrs.get("num_input", 0)) if func.attrs else 0])
+    inputs = func.params[: int(func.attrs.get("num_input", 0)) if func.attrs else 0]
+    return [param for param in inputs if param.name != RANDOM]
 
 
 Found = tuple[Selection, Collection[relax.Var]]
@@ -110,6 +126,12 @@ def _share(binding: relax.VarBinding, samples: BatchAxis) -> Found | None:
             if needed:
                 return share, needed
     return None
+
+
+def _drawn(draw: relax.Call, batch: int) -> Found | None:
+    """Find the first sample's share of random numbers; None if they do not come in equal shares."""
+    share, rest = divmod(int(draw.attrs["count"]), batch)
+    return None if rest else (Selection(0, 0, share), [])
 
 
 def _first_shape(var: Expr) -> tuple[int, ...]:

@@ -9,16 +9,13 @@ from tvm import IRModule, relax
 from tvm.relax import op as R
 
 from ..ir import Expr, bindings_of, eliminate_dead, op_name, rewrite, scalar, update_function
-from ..operators.random import DRAWS
-
-RANDOM = "pock.random"
-"""Name of the input: uint32 [1, 4], the words of the seed and of the step's number."""
+from ..operators.random import DRAWS, RANDOM
 
 
 @tvm.transform.module_pass(opt_level=0, name="DrawNumbers")
 @dataclass(frozen=True)
 class DrawNumbers:
-    """Let a function draw its random numbers by a further input, ``pock.random``: uint32 [1, 4].
+    """Let a function draw its random numbers by a further input, ``pock.random``: uint32 [1, 5].
 
     In: a dataflow function with the attribute ``num_input``, in which draws (``pock.keep``, ``pock.uniform``,
     ``pock.normal``) read any constant. Out: draws read the input, the last of the inputs. Without ``training`` nothing
@@ -35,7 +32,7 @@ class DrawNumbers:
         func = func if self.training else eliminate_dead(rewrite(func, _expected))
         if any(op_name(binding.value) in DRAWS for binding in bindings_of(func)):
             inputs = int(func.attrs["num_input"])
-            random = relax.Var(RANDOM, relax.TensorType((1, 4), "uint32"))
+            random = relax.Var(RANDOM, relax.TensorType((1, 5), "uint32"))
 
             def drawn(_builder: relax.BlockBuilder, _var: relax.Var, value: Expr) -> Expr:
                 return relax.Call(value.op, [random], value.attrs) if op_name(value) in DRAWS else value

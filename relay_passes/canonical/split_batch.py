@@ -11,7 +11,6 @@ from ..analysis.batch_axis import BatchAxis, batch_axis_of
 from ..errors import BatchError
 from ..ir import (
     Expr,
-    bindings_of,
     dtype_of,
     eliminate_dead,
     made_by,
@@ -22,7 +21,7 @@ from ..ir import (
     substitute,
     update_function,
 )
-from ..operators.random import DRAWS
+from ..operators.random import DRAWS, RANDOM
 
 CUT = "cut_inputs"
 """Attribute that names the inputs of which each run takes one part."""
@@ -34,7 +33,8 @@ class SplitBatch:
     """Rewrite a network from a batch to one of ``count`` equal micro-batches.
 
     In, out: a dataflow function with the attribute ``num_input``. Inputs with a row for each sample get ``count`` times
-    fewer rows. The attribute ``cut_inputs`` names them, for :class:`AppendLoss` and :class:`ListCalls`.
+    fewer rows. The attribute ``cut_inputs`` names them, for :class:`AppendLoss` and :class:`ListCalls`. Random numbers
+    are those of the whole batch: ``pock.random`` gets a row for each micro-batch (:class:`DrawNumbers`).
 
     Raises
     ------
@@ -47,7 +47,7 @@ class SplitBatch:
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         func = mod[self.function]
-        samples = batch_axis_of(func)
+        samples = batch_axis_of(func, draws_parts=True)
         if samples.batch % self.count:
             raise BatchError(f"a batch of {samples.batch} cannot be cut into {self.count} equal micro-batches")
         why = _why_whole(func, samples)
@@ -75,19 +75,19 @@ class SplitBatch:
             return wholes[var]
 
         new = eliminate_dead(rewrite(func, visit, params=params, env=env))
-        cut = [param.name for param in func.params if param in samples.inputs]
+        cut = [param.name for param in func.params if param in samples.inputs or param.name == RANDOM]
         return update_function(mod, self.function, new.with_attr(CUT, cut))
 
 
 def why_whole(func: relax.Function) -> str:
     """Return why a network cannot run on a part of its batch; empty if it can."""
-    return _why_whole(func, batch_axis_of(func))
+    return _why_whole(func, batch_axis_of(func, draws_parts=True))
 
 
 def _why_whole(func: relax.Function, samples: BatchAxis) -> str:
-    if any(op_name(binding.value) in DRAWS for binding in bindings_of(func)):
-        return "its random numbers (dropout, noise) are drawn for the whole batch"
     mixed = next((value for value in samples.mixed.values() if not isinstance(value, relax.Tuple)), None)
+    if mixed is not None and op_name(mixed) in DRAWS:
+        return "its random numbers (dropout, noise) are drawn for all samples together"
     if mixed is not None:
         return f"'{op_name(mixed)}' needs several samples at once"
     if any(not _has_rows(result, samples) for result in returned(func)):

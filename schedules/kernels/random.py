@@ -29,7 +29,8 @@ Words = Sequence[tirx.Expr]
 def keep(random: te.Tensor, *, count: int, rate: float, stream: int) -> te.Tensor:
     """Compute ``count`` booleans, each False with probability ``rate``. Four come of one call of the generator.
 
-    ``random``: uint32 [1, 4], the two words of the seed and those of the step's number, the lower ones first.
+    ``random``: uint32 [1, 5], the two words of the seed and those of the step's number, the lower ones first, then the
+    number of the part of the batch: part p gets the numbers from position p * count of those of the whole batch.
     """
     threshold = _u(min(round(rate * 2**32), 2**32 - 1))
     return _drawn("keep", random, count, stream, "bool", lambda words: [word >= threshold for word in words])
@@ -75,18 +76,20 @@ def _drawn(
 
     def body(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
         per_call = 2 if name == "normal" else 4
-        calls = -(-count // per_call)
+        is_aligned = count % per_call == 0  # else a part begins inside a call
+        calls = count // per_call if is_aligned else count // per_call + 2
         chunk = min(CHUNK, calls)
         with IRBuilder() as whole, T.parallel(-(-calls // chunk)) as outer, T.serial(chunk) as inner:
-            call = outer * chunk + inner
+            start = tirx.Cast("int32", ins[0][0, 4]) * count
+            call = start // per_call + outer * chunk + inner
             words = T.alloc_buffer((6,), "uint32", scope="local")
             seed, step = ([ins[0][0, pair + word] for word in (0, 1)] for pair in (0, 2))
             for place, word in enumerate((tirx.Cast("uint32", call), _u(stream), *step, *seed)):
                 T.buffer_store(words, word, [place])
             _mix(words)
             for offset, number in enumerate(numbers([words[place] for place in range(4)])):
-                place = call * per_call + offset
-                with T.If(place < count), T.Then():
+                place = call * per_call + offset - start
+                with T.If(place < count if is_aligned else tirx.all(place >= 0, place < count)), T.Then():
                     T.buffer_store(outs[0], number, [place])
         return whole.get()
 

@@ -52,7 +52,7 @@ class Probe(Trainer):
 
     def _words(self) -> np.ndarray:
         """The same numbers for each update, so that its gradients repeat."""
-        return words_of(self._seed, self.steps % self._accumulate)
+        return words_of(self._seed, self.steps % self._accumulate, self._parts)
 
     def measure(self, weights: Weights, batches: list[Batch]) -> Measured:
         """Run one update: outputs, losses, the gradients as the optimizer sees them (clipped, a coupled weight decay

@@ -13,7 +13,7 @@ from relay_passes.operators import random
 
 from .registry import Site, converter
 
-NOTHING = np.zeros((1, 4), "uint32")
+NOTHING = np.zeros((1, 5), "uint32")
 """Operand of draws until :class:`relay_passes.DrawNumbers` gives them an input."""
 
 

@@ -82,7 +82,7 @@ CASES = {
             "calibrate_with": np.random.default_rng(0).random(IMAGE.shape, "float32"),
         },
     ),
-    "dropout, noise": (Dropping, FEATURES, {"dropout": True, "accumulate": 2}),
+    "dropout, noise": (Dropping, FEATURES, {"dropout": True, "accumulate": 2, "micro_batches": 2}),
     "its own loss": (OwnLoss, torch.zeros(4, 6), {"loss": "output"}),
 }  # fmt: skip
 
