@@ -58,10 +58,12 @@ if TYPE_CHECKING:
     from .training.append_loss import AppendLoss
     from .training.append_update import AppendUpdate
     from .training.backward import Backward
+    from .training.evaluate_loss import EvaluateLoss
     from .training.pack_masks import PackMasks
     from .training.save_small import SaveSmall
     from .training.scale_loss import ScaleLoss
     from .training.split_gradients import SplitGradients
+    from .training.split_loss import SplitLoss
     from .training.unscale_gradients import UnscaleGradients
 
 _HOME = {
@@ -75,6 +77,7 @@ _HOME = {
     "DrawNumbers": "canonical.draw_numbers",
     "DropFunctions": "canonical.drop_functions",
     "DropMarks": "canonical.drop_marks",
+    "EvaluateLoss": "training.evaluate_loss",
     "ExpandAttention": "canonical.expand_attention",
     "ExpandNormalization": "canonical.expand_normalization",
     "FoldBatchNorm": "canonical.fold_batch_norm",
@@ -112,6 +115,7 @@ _HOME = {
     "SliceForward": "kernels.slice_forward",
     "SplitBatch": "canonical.split_batch",
     "SplitGradients": "training.split_gradients",
+    "SplitLoss": "training.split_loss",
     "StorePermuted": "canonical.store_permuted",
     "StraightenProducts": "kernels.straighten_products",
     "UnifyProducts": "canonical.unify_products",

@@ -112,8 +112,8 @@ def compile(  # noqa: A001 - the name that users expect
     loss : str, Loss, CustomLoss or callable
         ``cross_entropy``, ``causal_lm``, ``mse``, ``bce_with_logits``, ``output``, or a Loss with its options. Or a
         Python function or ``nn.Module`` of (outputs, target), which is compiled with the network: the example of a
-        target in a CustomLoss, or in ``check_with``, says what the target of a step looks like. Such a loss needs the
-        whole batch at once.
+        target in a CustomLoss, or in ``check_with``, says what the target of a step looks like. In micro-batches such a
+        loss is a linear function of means and sums over the samples, whose factors may depend on the whole target.
     optimizer : SGD, Adam or AdamW, optional
         SGD without momentum by default. The learning rate is given to each step.
     batch : int, optional
@@ -213,8 +213,6 @@ def compile(  # noqa: A001 - the name that users expect
     if check is False and check_with is not None and not callable(loss):
         raise OptionError("check_with is a batch to check with, and check=False checks nothing: leave one of them out")
     own = custom_loss(loss, check_with)
-    if own is not None and micro_batches not in (None, 1):
-        raise OptionError("a loss function needs the whole batch at once: leave micro_batches out")
     loss = as_loss(loss) if own is None else Loss(FUNCTION)
     optimizer, target = optimizer or SGD(), resolve_target(target)
     triple = triple_of(target)

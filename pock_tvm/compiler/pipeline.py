@@ -32,6 +32,7 @@ from relay_passes import (
     CopyFunction,
     DrawNumbers,
     DropFunctions,
+    EvaluateLoss,
     FoldBatchNorm,
     FuseGroups,
     FuseUpdates,
@@ -60,6 +61,7 @@ from relay_passes import (
     SliceForward,
     SplitBatch,
     SplitGradients,
+    SplitLoss,
     StorePermuted,
     StraightenProducts,
     UnifyProducts,
@@ -95,6 +97,8 @@ from relay_passes.memory.order_updates import OFF, STEP
 from relay_passes.memory.verify import operands_are_inside, ranges_are_apart
 from relay_passes.operators.attention import uses_attention
 from relay_passes.training.append_loss import LOSS
+from relay_passes.training.evaluate_loss import EVALUATE
+from relay_passes.training.split_loss import why_loss_whole
 from schedules.decisions import DEFAULTS, Decisions
 from schedules.target import Layouts
 
@@ -112,7 +116,7 @@ from .quantization import Calibration
 from .step_choices import StepChoices
 from .training_options import ACCUMULATE, FLOAT16, FLOAT32, FORWARD, PREDICT, TRAIN, Training
 
-ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT)
+ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT, EVALUATE)
 
 
 def import_model(
@@ -209,11 +213,12 @@ def lower(
         return found.beside(beside) if isinstance(found, TooLarge) else Fit(planned(found.value, count))
 
     def can_split() -> bool:
+        if LOSS in phases.mod and why_loss_whole(phases.mod[LOSS]):
+            return False
         return not any(why_whole(phases.mod[name]) for name in (TRAIN, PREDICT))
 
-    # Micro-batches cost less than recomputation. Batch statistics need the whole batch at once, as a loss function may.
+    # Micro-batches cost less than recomputation. Batch statistics need the whole batch at once.
     is_fixed = micro_batches is not None or budget is None or training.batch_norm == "batch"
-    is_fixed |= model.custom_loss is not None
     counts = [micro_batches or 1] if is_fixed else batch_parts(model)
     found = fewest_parts(attempt, counts, math.inf if budget is None else budget, can_split)
     phases.choices.close()
@@ -231,7 +236,7 @@ def canonicalise_forward(phases: Phases, training: Training) -> Training:
     phases.run(2, "canonical", [*unify_operators(), *move_channels_last(), SelectEarly(names)])
     if LOSS in phases.mod:
         own = [*unify_operators(LOSS), *move_channels_last(LOSS), FoldBatchNorm({}, "frozen", LOSS)]
-        phases.run(2, "own_loss", own)
+        phases.run(2, "own_loss", [*own, EvaluateLoss()])
     phases.run(2, "stored", [StorePermuted(names if training.store_permuted else []), UnifyProducts(live=names)])
     training = replace(training, trained=stored_parts(phases.mod[FORWARD], training.trained, shapes))
     phases.parameters = with_layouts(phases.parameters, phases.mod[FORWARD])
@@ -251,7 +256,8 @@ def differentiate(phases: Phases, training: Training, layouts: Layouts | None = 
     """
     trained, count = training.trained, training.micro_batches
     if count > 1:
-        phases.run(2, "split", [SplitBatch(count, name) for name in (TRAIN, PREDICT)])
+        own_loss = [SplitLoss(count)] if LOSS in phases.mod else []
+        phases.run(2, "split", [*(SplitBatch(count, name) for name in (TRAIN, PREDICT)), *own_loss])
     if layouts is not None:
         apart = phases.mod
         attention = [RecoverAttention(layouts, trained, TRAIN), RecoverAttention(layouts, function=PREDICT)]
@@ -291,7 +297,7 @@ def order_kernels(
     arena.
     """
     frozen = [name for name, record in phases.parameters.items() if record.is_frozen]
-    functions = [PREDICT, *training.steps]
+    functions = [PREDICT, *training.steps, *training.evaluation]
     # 6. Choose kernels.
     target, choices = builder.kernel_target, phases.choices
     copies = choices.copies(training.copies) if frozen else training.copies
@@ -367,7 +373,7 @@ def plan(phases: Phases, training: Training, *, is_gpu: bool = False) -> Lowered
     # A step begins with micro-batches that only accumulate. They are entry points only if ``accumulate`` needs them.
     others, steps = training.micro_batches - 1, training.steps[: training.accumulate]
     listed = [ListCalls(name, 1, [ACCUMULATE] * others, checked=training.guard != OFF) for name in steps]
-    listed += [ListCalls(PREDICT, None, [PREDICT] * others), ListCalls(PREPARE)]
+    listed += [ListCalls(PREDICT, None, [PREDICT] * others), *map(ListCalls, [*training.evaluation, PREPARE])]
     unlisted = DropFunctions([name for name in training.steps if name not in steps])
     phases.run(9, "calls", [*listed, unlisted], operands_are_inside)
     names = [name for name in ENTRIES if name in phases.mod]

@@ -9,6 +9,7 @@ from typing import Any
 from relay_passes.ir.trained_part import Trained
 from relay_passes.kernels.lift_frozen import PREPARE
 from relay_passes.memory.order_updates import UPDATE
+from relay_passes.training.evaluate_loss import EVALUATE
 
 FORWARD, TRAIN, ACCUMULATE, PREDICT = "main", "train_step", "accumulate_step", "predict"
 PRECISIONS = FLOAT32, BFLOAT16, FLOAT16 = "float32", "bfloat16", "float16"
@@ -53,6 +54,11 @@ class Training:
         return [TRAIN, ACCUMULATE] if self.is_shared else [TRAIN]
 
     @property
+    def evaluation(self) -> list[str]:
+        """Names of the functions that evaluate a loss function of the user's."""
+        return [EVALUATE] if self.loss["kind"] == "function" else []
+
+    @property
     def functions(self) -> list[str]:
         """Names of all functions from phase 6 on."""
-        return [PREDICT, *self.steps, PREPARE]
+        return [PREDICT, *self.steps, *self.evaluation, PREPARE]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .arrays import as_array, check_array
 from .errors import InputError
-from .losses import FUNCTION, TARGET, Loss, target_name
+from .losses import EVALUATE, FUNCTION, TARGET, Loss, target_name
 from .program import Program
 
 Data = Any
@@ -42,6 +42,11 @@ class Inputs:
             One is missing, or is no input.
         """
         return named_inputs(x, [spec["name"] for spec in self._specs])
+
+    def count(self, x: Data) -> int:
+        """The number of samples: rows of the first input."""
+        first = next(iter(self.named(x).values()))
+        return (len(first) if first.ndim else 0) if self.batch is not None else 1
 
     def checked(self, x: Data) -> dict[str, np.ndarray]:
         """The arrays by the names of the inputs.
@@ -83,10 +88,15 @@ class Inputs:
             shape = (count, *shape[1:])
         if y is None:
             raise InputError(f"loss '{self._loss.kind}' needs a target y of shape {shape}")
-        target = as_array("target y", y)
+        target, output = as_array("target y", y), self._outputs[self._loss.output]["shape"]
+        if self._loss.kind == "cross_entropy" and target.dtype.kind == "f" and [*target.shape[1:]] == [*output[1:]]:
+            raise InputError(
+                f"target y is {target.dtype} {list(target.shape)}, and loss 'cross_entropy' takes class numbers "
+                f"{list(shape)}: for probabilities compile with loss=pock.CustomLoss(F.cross_entropy, y), where F is "
+                "torch.nn.functional"
+            )
         check_array("target y", target, shape, dtype)
         if self._loss.has_classes:
-            output = self._outputs[self._loss.output]["shape"]
             classes = int(output[-1] if self._loss.kind == "causal_lm" else output[1])
             wrong = (target != self._loss.ignore_index) & ((target < 0) | (target >= classes))
             if wrong.any():
@@ -100,17 +110,56 @@ class Inputs:
         if self._loss.kind != FUNCTION:
             target = self.target(y)
             return {} if target is None else {TARGET: target}
+        arrays = self._named_targets(y)
+        for spec in self._targets:
+            check_array(f"'{spec['name']}'", arrays[spec["name"]], spec["shape"], spec["dtype"])
+        return arrays
+
+    def _named_targets(self, y: Any) -> dict[str, np.ndarray]:
+        """The targets of a loss function, by the names of the program's inputs, of any shape."""
         names = [spec["name"] for spec in self._targets]
         if y is None:
             raise InputError(f"the loss function needs a target y ({', '.join(names)})")
         if names == [TARGET]:
-            arrays = {TARGET: as_array("target y", y)}
-        else:
-            keys = [name.removeprefix(target_name("")) for name in names]
-            arrays = dict(zip(names, named_inputs(y, keys, of="the target y").values(), strict=True))
-        for spec in self._targets:
-            check_array(f"'{spec['name']}'", arrays[spec["name"]], spec["shape"], spec["dtype"])
-        return arrays
+            return {TARGET: as_array("target y", y)}
+        keys = [name.removeprefix(target_name("")) for name in names]
+        return dict(zip(names, named_inputs(y, keys, of="the target y").values(), strict=True))
+
+    def of_evaluation(
+        self, outputs: np.ndarray | tuple[np.ndarray, ...], y: Any, count: int, table: Sequence[Mapping[str, Any]]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The operands of each call of a loss function, by their names in its ``table``, for ``count`` samples.
+
+        Raises
+        ------
+        InputError
+            A target has another shape or type; or the loss needs a whole batch, and there is a part of one.
+        """
+        batch = self.batch or 1
+        given = outputs if isinstance(outputs, tuple) else (outputs,)
+        arrays = {f"output.{spec['name']}": array for spec, array in zip(self._outputs, given, strict=True)}
+        arrays |= self._named_targets(y)
+        whole = {f"output.{spec['name']}": spec["shape"] for spec in self._outputs}
+        whole |= {spec["name"]: spec["shape"] for spec in self._targets}
+        read = {tensor["name"].removeprefix(f"{EVALUATE}."): tensor for tensor in table}
+        read = {name: tensor for name, tensor in read.items() if name in arrays}
+        is_by_sample = any(list(tensor["shape"]) != list(whole[name]) for name, tensor in read.items())
+        if not is_by_sample and count % batch:
+            raise InputError(
+                f"the loss function needs {batch} samples at once: evaluate takes multiples of {batch}, not {count}"
+            )
+        rows = {}
+        for name, tensor in read.items():
+            shape = list(whole[name])
+            is_cut = shape != list(tensor["shape"]) if is_by_sample else bool(shape) and shape[0] % batch == 0
+            if is_cut:
+                shape[0] = shape[0] * count // batch
+                rows[name] = int(tensor["shape"][0])
+            check_array(f"'{name}'", arrays[name], shape, tensor["dtype"])
+        calls = max((len(arrays[name]) // each for name, each in rows.items()), default=1)
+        for call in range(calls):
+            parts = {name: arrays[name][call * each : (call + 1) * each] for name, each in rows.items()}
+            yield {f"{EVALUATE}.{name}": parts.get(name, arrays[name]) for name in read}
 
     def chunks(self, x: Data) -> list[tuple[int, dict[str, np.ndarray]]]:
         """The inputs of a prediction in batches as the program takes them, each with the samples that count.
@@ -122,9 +171,7 @@ class Inputs:
         InputError
             As :meth:`checked`; and where some output has not the samples along its first axis, another number of them.
         """
-        arrays, batch = self.named(x), self.batch or 1
-        first = next(iter(arrays.values()))
-        count = (len(first) if first.ndim else 0) if self.batch is not None else 1
+        arrays, batch, count = self.named(x), self.batch or 1, self.count(x)
         if not count:
             raise InputError("predict takes at least one sample")
         # An array of another length than the samples (a table of positions, say) belongs to all of them.

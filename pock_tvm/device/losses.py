@@ -13,6 +13,8 @@ from .errors import OptionError
 KINDS = ("cross_entropy", "causal_lm", "mse", "bce_with_logits", "output")
 FUNCTION = "function"
 """Kind of a loss that a function of the user's computes."""
+EVALUATE = "evaluate"
+"""Entry point that computes it, and before a dot the names of what it reads."""
 TARGET = "target"
 """Name of the target among a program's inputs."""
 

@@ -21,7 +21,7 @@ from .inputs import Data, Inputs
 from .instructions import obstacle_here
 from .library import CheckFailed, Library, Outcome
 from .loss_scale import LOSS_SCALE, LossScale
-from .losses import FUNCTION, TARGET, Loss
+from .losses import EVALUATE, FUNCTION, TARGET, Loss
 from .machine import CORES, THREADS
 from .memory import Memory
 from .parameters import GRADIENT_SUM
@@ -275,14 +275,16 @@ class Trainer(Stateful):
     def evaluate(self, data: Iterable[tuple[Data, Any]]) -> dict[str, float]:
         """Mean loss and, where targets are classes, accuracy in [0, 1] over batches of ``(x, y)`` of any size.
 
+        A loss function of the user's is the mean over the samples of the loss of a batch. Where it needs several
+        samples at once, batches are as large as the program was compiled for, or multiples of that.
+
         Raises
         ------
         InputError
-            As :meth:`step` and :meth:`predict`; all labels together are ignored ones; or the loss is a function, which
-            a device does not have.
+            As :meth:`step` and :meth:`predict`; or all labels together are ignored ones.
         """
         if self._loss.kind == FUNCTION:
-            raise InputError("evaluate does not know this loss, a function: compute it from what predict returns")
+            return {"loss": self._mean_of_function(pairs_of(data))}
         loss = counted = right = 0.0
         for x, y in pairs_of(data):
             outputs = self.predict(x)
@@ -295,6 +297,23 @@ class Trainer(Stateful):
             raise InputError("evaluate was given no data")
         result = {"loss": loss / counted}
         return result | {"accuracy": right / counted} if self._loss.has_classes else result
+
+    def _mean_of_function(self, data: Iterable[tuple[Data, Any]]) -> float:
+        """The loss of a batch, averaged over the samples of all."""
+        if EVALUATE not in self._entries:
+            raise InputError("this program was compiled without its loss for evaluate: compile it again")
+        total, count = 0.0, 0
+        for x, y in data:
+            samples = self._inputs.count(x)
+            for arrays in self._inputs.of_evaluation(self.predict(x), y, samples, self._entries[EVALUATE]["table"]):
+                for name, array in arrays.items():
+                    self._fill(name, array)
+                self._run(EVALUATE)
+                total += float(self._read_results(EVALUATE)[0])
+            count += samples
+        if not count:
+            raise InputError("evaluate was given no data")
+        return total * (self._inputs.batch or 1) / count
 
     def _left_at(self, found: guards.Found) -> NonFiniteError:
         """Leave a step at a number that is not finite, as near to the state before the step as there is."""

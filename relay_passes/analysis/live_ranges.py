@@ -9,6 +9,7 @@ from tvm import relax
 
 from ..ir import CALLS, bindings_of, op_name, type_bytes, used_vars
 from .aliasing import Aliasing, Buffer, output_type
+from .batch_axis import WHOLE
 
 ALIGNMENT = 64
 """Alignment of offsets in the arena where a target asks for no more, in bytes: one cache line, and one AVX-512 vector.
@@ -58,7 +59,7 @@ class Liveness:
         self.scratch = scratch_of(func)
         """Bytes of scratch by binding, for the calls that need any."""
         self._held = func.attrs.get(HELD, ()) if func.attrs else ()
-        self._params = {param.name: param for param in func.params}
+        self._params = {param: param.name.removesuffix(WHOLE) for param in func.params}
         self._alignment = int(func.attrs.get(ALIGNED, ALIGNMENT)) if func.attrs else ALIGNMENT
 
     def _use(self, buffer: Buffer, step: int) -> None:
@@ -78,13 +79,13 @@ class Liveness:
     def _inputs(self) -> Iterator[LiveRange]:
         offset = 0
         for name, size, is_followed in self._held:
-            if name in self._params:
-                last = len(self.aliasing.bindings) - 1 if is_followed else self._last_use(self._params[name])
+            if name in self._params.values():
+                last = len(self.aliasing.bindings) - 1 if is_followed else self._last_use(name)
                 yield LiveRange(f"{INPUT}{name}", self._aligned(int(size)), 0, last, offset)
             offset += self._aligned(int(size))
 
-    def _last_use(self, param: relax.Var) -> int:
-        """Return the last step that reads a parameter; 0 if none does."""
+    def _last_use(self, name: str) -> int:
+        """Return the last step that reads an input; 0 if none does."""
         aliasing = self.aliasing
         return max(
             (
@@ -92,7 +93,7 @@ class Liveness:
                 for step, binding in enumerate(aliasing.bindings)
                 if op_name(binding.value) in CALLS
                 for var in used_vars(binding.value)
-                if not aliasing.buffers(var) and aliasing.origin(var) == param
+                if not aliasing.buffers(var) and self._params.get(aliasing.origin(var)) == name
             ),
             default=0,
         )

@@ -13,6 +13,7 @@ import tvm
 from tvm import IRModule, relax
 
 from ..analysis.aliasing import Aliasing, Buffer
+from ..analysis.batch_axis import WHOLE
 from ..analysis.verify import written_by
 from ..canonical.split_batch import CUT
 from ..errors import PassError
@@ -54,7 +55,8 @@ class ListCalls:
     which are updated in place.
 
     ``before`` names planned functions whose calls come first. Each of them, and then this one, takes the next part of
-    the inputs in ``cut_inputs`` (:class:`SplitBatch`), and writes the next row of each result.
+    the inputs in ``cut_inputs`` (:class:`SplitBatch`), and writes the next row of each result. A parameter that reads
+    such an input as a whole (:class:`SplitLoss`) is no further input.
 
     With ``checked`` the list of a training step holds a :class:`Check` of every tensor of floating-point numbers that
     may spoil its state, each before the calls that read it in place: inputs (``num_input``) first, the loss (the first
@@ -235,14 +237,17 @@ def _joined(parts: Sequence[_Part], constants: Mapping[str, Constant], *, checke
     types = dict(item for part in parts for item in part.types().items())
     types |= {name: constant.ty for name, constant in constants.items()}
     rows = set(whole.func.attrs.get(CUT, ())) | {name for name in types if name.startswith("result.")}
-    names = _table_order(types, {name for part in parts for listed in part.calls for name, _ in listed.places})
+    used = {name.removesuffix(WHOLE) for part in parts for listed in part.calls for name, _ in listed.places}
+    names = _table_order([name for name in types if not name.endswith(WHOLE)], used)
     position = {name: index for index, name in enumerate([*names, ARENA])}
     table = [Tensor(name, *_described(types[name], len(parts) if name in rows else 1)) for name in names]
 
     def place(at: Named, number: int) -> Place:
         """Resolve a place for part ``number``: offset by whole parts in cut inputs and results."""
         name, offset = at
-        return Place(position[name], offset + (number * type_bytes(types[name]) if name in rows else 0))
+        return Place(
+            position[name.removesuffix(WHOLE)], offset + (number * type_bytes(types[name]) if name in rows else 0)
+        )
 
     calls: list[Call] = list(_input_checks(whole.func, table)) if checked else []
     regions: list[Region] = []

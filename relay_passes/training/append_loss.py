@@ -38,7 +38,7 @@ class AppendLoss:
     function with a further input ``target`` after these. It returns the loss, then the results that ``state_updates``
     names. With ``kind="output"`` an output is the loss, and there is no target. With ``kind="function"`` the module's
     function ``loss`` is the loss, and leaves the module: a dataflow function of the outputs, then the targets, whose
-    attribute ``num_target`` counts these.
+    attribute ``num_target`` counts these. For a micro-batch it is one of :class:`SplitLoss`.
 
     ============== ================================================ ===============================================
     kind           output                                           target
@@ -94,7 +94,8 @@ class AppendLoss:
 
         func = rewrite(func, params=params, result=with_loss)
         if self.parts > 1:
-            func = func.with_attr(CUT, [*func.attrs[CUT], "target"])
+            cut = ["target"] if own is None else own.attrs[CUT]
+            func = func.with_attr(CUT, [*func.attrs[CUT], *cut])
         mod = update_function(mod, self.function, func.with_attr("num_input", inputs + len(added)))
         return mod if own is None else without_functions(mod, [LOSS])
 

@@ -237,12 +237,13 @@ def losses(m: Parts, x: torch.Tensor, labels: torch.Tensor, y: torch.Tensor) -> 
     some = labels.masked_fill(labels == 1, -100)
     return sum([
         F.cross_entropy(h, labels), F.cross_entropy(h, labels, label_smoothing=0.1), F.cross_entropy(h, some), F.cross_entropy(h, labels, torch.tensor([0.5, 1, 2, 0.1])),
-        F.cross_entropy(h, y.softmax(-1)), F.cross_entropy(h, labels, reduction="sum"), F.cross_entropy(h.T[None], labels[None, :4] % 4) if h.shape[0] == 4 else 0,
+        F.cross_entropy(h, y.softmax(-1)), F.cross_entropy(h, labels, reduction="sum"), F.cross_entropy(h.T[None], labels[None]),
         F.nll_loss(h.log_softmax(-1), labels), F.mse_loss(h, y), F.l1_loss(h, y, reduction="sum"), F.smooth_l1_loss(h, y, beta=0.3), F.huber_loss(h, y, delta=0.5),
         F.binary_cross_entropy(p, y.sigmoid()), F.binary_cross_entropy_with_logits(h, y.sigmoid(), pos_weight=torch.tensor([1.0, 2, 3, 4])),
         F.kl_div(h.log_softmax(-1), y.softmax(-1), reduction="batchmean"), F.kl_div(h.log_softmax(-1), y.log_softmax(-1), log_target=True, reduction="sum"),
         F.cosine_embedding_loss(h, y, torch.ones(6)), F.triplet_margin_loss(h, y, y.flip(0)), F.margin_ranking_loss(h[:, 0], y[:, 0], y[:, 1].sign(), margin=0.2),
         F.soft_margin_loss(h, y.sign()), F.poisson_nll_loss(h, y.exp()), F.hinge_embedding_loss(h, y.sign()),
+        F.multilabel_soft_margin_loss(h, (y > 0).float()), F.cross_entropy(F.normalize(h) @ F.normalize(y).T, torch.arange(6)), ((1 - p) ** 2 * F.softplus(-h)).mean(),
     ])  # fmt: skip
 
 

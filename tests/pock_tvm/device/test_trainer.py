@@ -95,6 +95,11 @@ def test_evaluate(program, data) -> None:
         (3, [0, -1, 1], "label -1 is out of range"),
         (3, [0, 1], r"target y has the shape \(2,\)"),
         (3, [0.0, 1.0, 2.0], "target y is of type float64"),
+        (
+            3,
+            np.full((3, 5), 0.2, "float32"),
+            r"takes class numbers \[3\]: for probabilities compile with loss=pock.Cust",
+        ),
         (3, None, "needs a target y"),
         (0, [], "predict takes at least one sample"),
         (3, [-100, -100, -100], "evaluate was given no data"),
