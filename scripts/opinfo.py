@@ -8,7 +8,8 @@ parameter. A verdict on each:
 
 right    loss and every update equal PyTorch's
 skipped  ``torch.export`` or eager PyTorch cannot
-refused  a ``PockError`` that names the operator
+draws    its program draws random numbers, which are not PyTorch's
+refused  a ``PockError`` that names the operator, or the loss where PyTorch's own is not finite
 mute     a ``PockError`` that does not
 WRONG    the loss ("forward") or an update only ("backward") differs
 CRASH    any other exception, the death of the process, or no answer in time
@@ -61,8 +62,8 @@ FAMILIES = re.compile(
 )
 """Entries that no network of this field trains through: decompositions, Fourier transforms, special functions, complex
 and sparse numbers."""
-VERDICTS = ("right", "skipped", "refused", "mute", "WRONG", "CRASH")
-FAULTS = VERDICTS[3:]
+VERDICTS = ("right", "skipped", "draws", "refused", "mute", "WRONG", "CRASH")
+FAULTS = VERDICTS[4:]
 
 
 @dataclass(frozen=True)
@@ -164,14 +165,21 @@ def judge(network: Around) -> tuple[str, str, tuple[str, ...]]:
 def compared(network: Around, exported: Any, loss: float, grads: dict[str, np.ndarray]) -> tuple[str, str]:
     """The verdict on an exported network, and why."""
     import pock_tvm as pock
+    from pock_tvm.device.random import RANDOM
 
+    statistics = "batch" if _normalizes_by_batch(exported.graph) else "frozen"
     try:
-        trainer = pock.Trainer(pock.compile(exported, loss="output", check=False))
+        program = pock.compile(exported, loss="output", batch_norm=statistics, check=False)
+        if program.tensor(RANDOM) is not None:
+            return "draws", ""
+        trainer = pock.Trainer(program)
         ours = trainer.step([tensor.numpy() for tensor in network.inputs], lr=1.0)
         updates = {
             name: parameter.detach().double().numpy() - trainer.weights()[name]
             for name, parameter in network.named_parameters()
         }
+    except pock.NonFiniteError as error:
+        return ("WRONG" if np.isfinite(loss) else "refused"), _line(error)
     except pock.PockError as error:
         return ("refused" if _names_operator(exported, str(error)) else "mute"), _line(error)
     except Exception as error:
@@ -184,6 +192,12 @@ def compared(network: Around, exported: Any, loss: float, grads: dict[str, np.nd
             return "WRONG", f"{fault} (no float64 reference: {_line(error)})"
         fault = difference(network, ours, updates, loss, grads) and fault
     return ("WRONG", fault) if fault else ("right", "")
+
+
+def _normalizes_by_batch(graph: torch.fx.Graph) -> bool:
+    """Whether a graph has a batch norm in training mode."""
+    norms = [node for node in graph.nodes if node.target is torch.ops.aten.batch_norm.default]
+    return any(node.args[5] for node in norms)
 
 
 def difference(
@@ -361,9 +375,9 @@ def main(
         used, core = (graphs or {}).get(operator, 0), is_core(operator)
         cells = ["?" if graphs is None else str(used or ""), "core" if core else ""]
         table.add_row(name, *cells, *(str(counts[verdict] or "") for verdict in VERDICTS))
-        if set(counts) != {"skipped"}:
+        if counts.keys() - {"skipped", "draws"}:
             kind = KINDS[2] if FAMILIES.search(name) and not used else KINDS[0] if used or core else KINDS[1]
-            kinds[kind].append(not counts.keys() - {"right", "skipped"})
+            kinds[kind].append(not counts.keys() - {"right", "skipped", "draws"})
     total = Counter(outcome.verdict for outcome in outcomes)
     table.add_section()
     table.add_row("all", "", "", *(str(total[verdict]) for verdict in VERDICTS))

@@ -9,8 +9,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
-from relay_passes.ir import Expr, is_float, shape_of
-from relay_passes.operators.training import log1p
+from relay_passes.ir import Expr, dtype_of, is_float, shape_of
 
 from .reductions import chosen_along
 from .registry import Result, Site, Unsupported, converter, normalized
@@ -70,59 +69,50 @@ def median(at: Site, x: Expr) -> Expr:
 @converter("cummax.default")
 def running_maximum(at: Site, x: Expr, dim: int) -> Result:
     """Find the largest value so far along an axis, and its position: the last of ties."""
-    return _running(R.greater, at, x, dim)
+    return _running(R.max, -math.inf, at, x, dim)
 
 
 @converter("cummin.default")
 def running_minimum(at: Site, x: Expr, dim: int) -> Result:
     """Find the smallest value so far along an axis, and its position: the last of ties."""
-    return _running(R.less, at, x, dim)
+    return _running(R.min, math.inf, at, x, dim)
 
 
-def _running(wins: Callable[[Expr, Expr], Expr], at: Site, x: Expr, dim: int) -> Result:
-    """Scan positions by doubling. NaN wins over all numbers, and the last NaN over others, as in PyTorch."""
-    shape = shape_of(x)
-    if not shape:
+def _running(extreme: Callable[..., Expr], worst: float, at: Site, x: Expr, dim: int) -> Result:
+    """Find the last position so far at which a value is its own running extreme. NaN is one wherever it stands, as in
+    PyTorch."""
+    if not shape_of(x):
         return [x, at.cast(0, "int64")]
-    axis = normalized(dim, len(shape))
-    along = np.arange(shape[axis]).reshape([-1 if place == axis else 1 for place in range(len(shape))])
-    best, positions, step = x, at.broadcast(relax.const(along, "int64"), shape), 1
-    while step < shape[axis]:
-        earlier, own = _pair(at, best, axis, step)
-        earlier_positions, own_positions = _pair(at, positions, axis, step)
-        takes = at.emit(wins(earlier, own))
-        if is_float(x):
-            takes = at.emit(R.logical_or(takes, at.emit(R.isnan(earlier))))
-            takes = at.emit(R.logical_and(takes, at.emit(R.logical_not(at.emit(R.isnan(own))))))
-        best = _behind(at, best, axis, step, at.emit(R.where(takes, earlier, own)))
-        positions = _behind(at, positions, axis, step, at.emit(R.where(takes, earlier_positions, own_positions)))
-        step *= 2
+    axis = normalized(dim, len(shape_of(x)))
+    if not is_float(x):
+        info = np.iinfo(dtype_of(x))
+        worst = info.min if worst < 0 else info.max
+    best = at.emit(extreme(_so_far(at, x, axis, worst), [axis + 1]))
+    leads = at.emit(R.equal(x, best))
+    if is_float(x):
+        leads = at.emit(R.logical_or(leads, at.emit(R.isnan(x))))
+    along = np.arange(shape_of(x)[axis]).reshape([-1] + [1] * (len(shape_of(x)) - 1 - axis))
+    places = at.emit(R.where(leads, relax.const(along, "int64"), relax.const(0, "int64")))
+    positions = at.emit(R.max(_so_far(at, places, axis, 0), [axis + 1]))
     return [at.emit(R.gather_elements(x, positions, axis)), positions]
 
 
 @converter("logcumsumexp.default")
 def running_logarithm_of_sum(at: Site, x: Expr, dim: int) -> Expr:
-    """``log(cumsum(e^x))`` along an axis, by doubling: no power is larger than 1."""
+    """``log(cumsum(e^x))`` along an axis: no power is larger than 1, unless it is infinite."""
     if not shape_of(x):
         return x
-    axis, step = normalized(dim, len(shape_of(x))), 1
-    while step < shape_of(x)[axis]:
-        earlier, own = _pair(at, x, axis, step)
-        larger = at.emit(R.maximum(earlier, own))
-        difference = at.emit(R.where(at.emit(R.equal(earlier, own)), at.cast(0), at.emit(R.subtract(earlier, own))))
-        power = at.emit(R.exp(at.emit(R.negative(at.emit(R.abs(difference))))))
-        x = _behind(at, x, axis, step, at.emit(R.add(larger, at.emit(log1p(power)))))
-        step *= 2
-    return x
+    axis = normalized(dim, len(shape_of(x)))
+    terms = _so_far(at, x, axis, -math.inf)
+    largest = at.emit(R.max(terms, [axis + 1], keepdims=True))
+    finite = at.emit(R.less(at.emit(R.abs(largest)), at.cast(math.inf)))
+    shift = at.emit(R.where(finite, largest, at.cast(0)))
+    total = at.emit(R.sum(at.emit(R.exp(at.emit(R.subtract(terms, shift)))), [axis + 1]))
+    return at.emit(R.add(at.emit(R.log(total)), at.emit(R.squeeze(shift, [axis + 1]))))
 
 
-def _pair(at: Site, x: Expr, axis: int, step: int) -> tuple[Expr, Expr]:
-    """Return x without its last ``step`` positions of an axis, and without its first."""
-    extent = shape_of(x)[axis]
-    first = at.emit(R.strided_slice(x, [axis], [0], [extent - step]))
-    return first, at.emit(R.strided_slice(x, [axis], [step], [extent]))
-
-
-def _behind(at: Site, x: Expr, axis: int, step: int, rest: Expr) -> Expr:
-    """Replace all but the first ``step`` positions of an axis."""
-    return at.emit(R.concat([at.emit(R.strided_slice(x, [axis], [0], [step])), rest], axis))
+def _so_far(at: Site, x: Expr, axis: int, worst: float) -> Expr:
+    """For each position of an axis, all values up to it along the next one: ``worst`` stands for those behind it."""
+    extent, behind = shape_of(x)[axis], len(shape_of(x)) - 1 - axis
+    reached = relax.const(np.tri(extent, dtype=bool).reshape(extent, extent, *[1] * behind))
+    return at.emit(R.where(reached, at.emit(R.expand_dims(x, axis)), relax.const(worst, dtype_of(x))))
