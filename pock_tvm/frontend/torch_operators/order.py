@@ -90,7 +90,9 @@ def _running(extreme: Callable[..., Expr], worst: float, at: Site, x: Expr, dim:
     best = at.emit(extreme(_so_far(at, x, axis, worst), [axis + 1]))
     leads = at.emit(R.equal(x, best))
     if is_float(x):
-        leads = at.emit(R.logical_or(leads, at.emit(R.isnan(x))))
+        is_nan = at.emit(R.isnan(x))
+        found = at.emit(R.max(_so_far(at, at.emit(R.astype(is_nan, "int32")), axis, 0), [axis + 1]))
+        leads = at.emit(R.where(at.emit(R.equal(found, relax.const(1, "int32"))), is_nan, leads))
     along = np.arange(shape_of(x)[axis]).reshape([-1] + [1] * (len(shape_of(x)) - 1 - axis))
     places = at.emit(R.where(leads, relax.const(along, "int64"), relax.const(0, "int64")))
     positions = at.emit(R.max(_so_far(at, places, axis, 0), [axis + 1]))
