@@ -152,7 +152,7 @@ def reductions(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
         h.var(-1), h.var(-1, correction=0), h.var((0, 2), correction=2, keepdim=True), h.std(1, unbiased=False), h.std(), *torch.var_mean(h, -1),
         *torch.std_mean(h, (1, 2), correction=0), h.norm(dim=-1), h.norm(p=1, dim=1), torch.linalg.vector_norm(h, 3, dim=(0, 1)), h.norm(),
         torch.linalg.vector_norm(h, float("inf"), dim=-1), h.logsumexp(1), h.logsumexp((1, 2), keepdim=True), h.amax((1, 2)), h.amin(0, keepdim=True),
-        h.mean(), h.sum((-1, 0)), h.cumsum(-2), F.normalize(h, dim=1), F.normalize(h, p=1.0, dim=-1, eps=0.1), F.cosine_similarity(h, x, dim=-1),
+        h.mean(), h.sum((-1, 0)), h.cumsum(-2), h.cummax(1)[0], h.cummin(-1)[0], h.logcumsumexp(1), F.normalize(h, dim=1), F.normalize(h, p=1.0, dim=-1, eps=0.1), F.cosine_similarity(h, x, dim=-1),
         h.max(1).values, h.min(-1)[0], h.max(), h.abs().mean(-1, keepdim=True),
     ]  # fmt: skip
 
