@@ -198,7 +198,7 @@ ROWS = [
     Row("plain/DLinear", DLinear, {"x": normal(2, 24, 3)}),
     Row("plain/N-BEATS", NBeats, {"x": normal(2, 24)}),
     Row("plain/PatchTST", PatchTransformer, {"x": normal(2, 24, 3)}),
-    Row("plain/DeepAR", DeepAR, {"x": normal(2, 6, 2), "y": normal(2, 6)}, loss="output", why_refused="lgamma"),
+    Row("plain/DeepAR", DeepAR, {"x": normal(2, 6, 2), "y": normal(2, 6)}, loss="output"),
     Row("plain/temporal fusion", Fusion, {"x": normal(2, 6, 4)}),
     Row("plain/DeepFM", DeepFM, {"ids": below(20, 3, 4)}),
     Row("plain/DLRM", DLRM, {"dense": normal(3, 5), "ids": below(20, 3, 2, 4)}),
