@@ -11,6 +11,8 @@ from relay_passes.kernels.lift_frozen import PREPARE
 from relay_passes.memory.order_updates import UPDATE
 from relay_passes.training.evaluate_loss import EVALUATE
 
+from ..device.losses import FUNCTION
+
 FORWARD, TRAIN, ACCUMULATE, PREDICT = "main", "train_step", "accumulate_step", "predict"
 PRECISIONS = FLOAT32, BFLOAT16, FLOAT16 = "float32", "bfloat16", "float16"
 FROZEN = FLOAT32, INT8 = "float32", "int8"
@@ -56,7 +58,7 @@ class Training:
     @property
     def evaluation(self) -> list[str]:
         """Names of the functions that evaluate a loss function of the user's."""
-        return [EVALUATE] if self.loss["kind"] == "function" else []
+        return [EVALUATE] if self.loss["kind"] == FUNCTION else []
 
     @property
     def functions(self) -> list[str]:

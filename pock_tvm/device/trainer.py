@@ -173,7 +173,9 @@ class Trainer(Stateful):
         require("lr", lr, LEARNING_RATE, InputError)
         updates, pending = self._updates()
         last = pending + 1 == self._accumulate
-        values: dict[str, ArrayLike] = {**arrays, **targets, RANDOM: self._words()}
+        values: dict[str, ArrayLike] = {**arrays, **targets}
+        if RANDOM in self._arrays:
+            values[RANDOM] = self._words()
         if TARGET in targets and "counted" in self._arrays:
             values["counted"] = self._loss.counted(targets[TARGET])
         if "rates" in self._arrays:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tvm import relax
 from tvm.relax import op as R
@@ -20,17 +21,20 @@ PLANES = [0, 2, 1, 3, 4]
 """Exchanges channels and depth of [N, C, D, H, W]."""
 
 
-def convolved(
-    emit: Emit,
-    x: Expr,
-    weight: Expr,
-    strides: Sequence[int],
-    before: Sequence[int],
-    after: Sequence[int],
-    dilations: Sequence[int],
-    groups: int,
-) -> Expr:
+class Geometry(NamedTuple):
+    """Geometry of a convolution, along depth, height and width."""
+
+    strides: Sequence[int]
+    before: Sequence[int]
+    """Padding in front, and ``after`` behind."""
+    after: Sequence[int]
+    dilations: Sequence[int]
+    groups: int
+
+
+def convolved(emit: Emit, x: Expr, weight: Expr, geometry: Geometry) -> Expr:
     """Convolve volumes [N, C, D, H, W]: the sum, over the taps in depth, of convolutions of planes."""
+    strides, before, after, dilations, groups = geometry
     x = emit(R.permute_dims(x, PLANES))
     if before[0] or after[0]:
         x = emit(R.nn.pad(x, [0, 0, before[0], after[0], *[0] * 6]))
@@ -49,22 +53,13 @@ def convolved(
     return emit(R.permute_dims(emit(R.reshape(total, (batch, depth, *shape_of(total)[1:]))), PLANES))
 
 
-def transposed(
-    emit: Emit,
-    x: Expr,
-    weight: Expr,
-    strides: Sequence[int],
-    before: Sequence[int],
-    after: Sequence[int],
-    extra: Sequence[int],
-    dilations: Sequence[int],
-    groups: int,
-) -> Expr:
+def transposed(emit: Emit, x: Expr, weight: Expr, geometry: Geometry, extra: Sequence[int]) -> Expr:
     """Compute the transposed convolution of volumes [N, C, D, H, W]; ``extra`` is its output padding.
 
     Plane ``d`` and tap ``t`` add to the result's plane ``stride * d + dilation * t - before``. The planes of equal
     remainder by the stride are added up apart, and then interleaved: no zeros are multiplied.
     """
+    strides, before, after, dilations, groups = geometry
     batch, _, extent = shape_of(x)[:3]
     taps, stride = shape_of(weight)[2], strides[0]
     depth = stride * (extent - 1) + dilations[0] * (taps - 1) + 1 - before[0] - after[0] + extra[0]

@@ -84,7 +84,7 @@ def why_loss_whole(func: relax.Function) -> str:
 
 @dataclass
 class _Roles:
-    """What each value of a loss function is to a part of the batch."""
+    """Values of a loss function by how they depend on a part of the batch."""
 
     samples: BatchAxis
     whole: set[relax.Var]

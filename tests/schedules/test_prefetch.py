@@ -116,7 +116,7 @@ def test_what_the_next_tile_updates_is_fetched_in_rounds(panels: bool) -> None:
     written = [each.indices[0].base for each in stores if each.buffer.shape[0] == rows * columns]
 
     def lines(number: int) -> tuple[set[int], set[int]]:
-        """What a tile fetches, and what it writes, by its number in the order of the loops."""
+        """Record the lines that a tile fetches, and those that it writes, by its number in the order of the loops."""
         values = {}
         for var, extent in reversed(around):
             number, values[var] = number // extent, number % extent

@@ -64,7 +64,7 @@ def conv(
     window = window_of(spatial(x), kernel, strides, dilations, pads, auto_pad)
     strides, dilations, before, after = window.strides, window.dilations, window.before, window.declared
     if len(kernel) == 3:
-        y = volumes.convolved(node.emit, x, w, strides, before, after, dilations, group)
+        y = volumes.convolved(node.emit, x, w, volumes.Geometry(strides, before, after, dilations, group))
     else:
         operator = R.nn.conv1d if len(kernel) == 1 else R.nn.conv2d
         y = node.emit(operator(x, w, list(strides), [*before, *after], list(dilations), group))
@@ -107,10 +107,11 @@ def conv_transpose(
         x, w = node.emit(R.expand_dims(x, 2)), node.emit(R.expand_dims(w, 2))
         strides, dilations, extra, pads = [1, *strides], [1, *dilations], [0, *extra], [0, pads[0], 0, pads[1]]
     if rank == 3:
-        y = volumes.transposed(node.emit, x, w, strides, pads[:3], pads[3:], extra, dilations, group)
+        geometry = volumes.Geometry(strides, pads[:3], pads[3:], dilations, group)
+        y = volumes.transposed(node.emit, x, w, geometry, extra)
     else:
-        geometry = {"strides": strides, "padding": pads, "output_padding": extra, "dilation": dilations}
-        y = node.emit(R.nn.conv2d_transpose(x, w, **geometry, groups=group))
+        options = {"strides": strides, "padding": pads, "output_padding": extra, "dilation": dilations}
+        y = node.emit(R.nn.conv2d_transpose(x, w, **options, groups=group))
     return _with_bias(node, node.emit(R.squeeze(y, [2])) if rank == 1 else y, b)
 
 

@@ -105,7 +105,7 @@ def convolution_of(
     strides, pads, dilations = (extents(value, rank) for value in (stride, padding, dilation))
     x = _batch_of(at, input, rank)
     if rank == 3:
-        y = volumes.convolved(at.emit, x, weight, strides, pads, pads, dilations, groups)
+        y = volumes.convolved(at.emit, x, weight, volumes.Geometry(strides, pads, pads, dilations, groups))
     else:
         y = at.emit((R.nn.conv1d if rank == 1 else R.nn.conv2d)(x, weight, strides, pads, dilations, groups))
     return at.reshape(_with_bias(at, y, bias, rank), at.shape)
@@ -136,7 +136,7 @@ def transposed_convolution(
         x, weight = (at.emit(R.expand_dims(operand, 2)) for operand in (x, weight))
         strides, pads, extra, dilations = [1, *strides], [0, *pads], [0, *extra], [1, *dilations]
     if rank == 3:
-        y = volumes.transposed(at.emit, x, weight, strides, pads, pads, extra, dilations, groups)
+        y = volumes.transposed(at.emit, x, weight, volumes.Geometry(strides, pads, pads, dilations, groups), extra)
     else:
         geometry = {"strides": strides, "padding": pads, "output_padding": extra, "dilation": dilations}
         y = at.emit(R.nn.conv2d_transpose(x, weight, **geometry, groups=groups))

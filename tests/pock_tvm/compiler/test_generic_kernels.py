@@ -16,7 +16,7 @@ from pock_tvm.device.program import kernel_calls
 from tests.numeric.networks import distilbert, resnet50
 
 COMMON = {"divide", "mean", "multiply", "multiply_broadcast_to_unpack_bits_where", "multiply_sum", "not_equal_cast_sum"}
-"""What is done to a number of each channel, or to the loss; gradients of means and of scales."""
+"""Kernels on a number of each channel, or to the loss; gradients of means and of scales."""
 COMMON |= {"sum", "transpose"}  # of parts; of few elements
 KNOWN = {
     "resnet50": COMMON

@@ -1,4 +1,4 @@
-"""What a trainer takes for an array."""
+"""Conversion of a trainer's arguments to arrays."""
 
 import ml_dtypes
 import numpy as np
