@@ -99,6 +99,7 @@ NUMBERS = frozenset(
         "float16",
         "float32",
         "float64",
+        "complex64",
     ]
 )
 """Types of numbers that a file may name."""

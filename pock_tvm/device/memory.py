@@ -91,7 +91,7 @@ def drop_pages(array: np.ndarray) -> None:
 
 DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
-    "F16": "float16", "F32": "float32", "F64": "float64",
+    "F16": "float16", "F32": "float32", "F64": "float64", "C64": "complex64",
 }  # fmt: skip
 """NumPy's names of the types that a safetensors file knows."""
 

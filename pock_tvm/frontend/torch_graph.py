@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 from relay_passes.ir import first_line
 
 from ..errors import ModelError, Obstacle
+from .torch_complex import in_real_numbers
+from .torch_nodes import layer_of, parameter_behind, short_name, where
 from .torch_operators import has_converter
 
 if not hasattr(torch.ops.pock_tvm, "stop_gradient"):
@@ -42,41 +44,11 @@ def prepared(exported: ExportedProgram) -> ExportedProgram:
         raise ModelError(summary(obstacles), obstacles)
     exported = _with_graph(exported, _without_regions(exported))
     try:
-        return exported.run_decompositions(dict(_decompositions()))
+        exported = exported.run_decompositions(dict(_decompositions()))
     except Exception as error:  # PyTorch traces the graph again, and may raise anything
         raise ModelError(f"PyTorch cannot take the exported program apart: {first_line(error)}") from error
-
-
-def layer_of(node: Any) -> str:
-    """Return the qualified name of the module that a node belongs to; empty for the outermost."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return list(stack.values())[-1][0] if stack else ""
-
-
-def where(node: Any) -> str:
-    """Describe a node for a message: operator and layer."""
-    name = node.target.name() if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
-    layer = layer_of(node)
-    return f"operator '{name.removesuffix('.default').replace('::', '.')}'" + (
-        f" in layer '{layer}'" if layer else f" ('{node.name}')"
-    )
-
-
-def short_name(node: Any) -> str:
-    """Return the operator of a node, without library and overload."""
-    return getattr(node.target, "__name__", str(node.target)).split(".")[0]
-
-
-def parameter_behind(node: Any, parameters: Mapping[str, str]) -> str:
-    """Find the nearest parameter that a node depends on; ``parameters`` maps graph names to PyTorch's names."""
-    seen, waiting = {node}, [node]
-    for each in waiting:
-        if each.name in parameters:
-            return parameters[each.name]
-        new = [source for source in each.all_input_nodes if source not in seen]
-        seen.update(new)
-        waiting += new
-    return ""
+    real = in_real_numbers(exported)
+    return exported if real is None else _with_graph(exported, real).run_decompositions(dict(_decompositions()))
 
 
 def summary(obstacles: Sequence[Obstacle]) -> str:
@@ -91,7 +63,10 @@ def summary(obstacles: Sequence[Obstacle]) -> str:
 
 
 def _without_regions(exported: ExportedProgram) -> torch.fx.GraphModule:
-    """Inline regions of another gradient mode, with ``STOP_GRADIENT`` on results of regions without gradients."""
+    """Inline regions of another gradient mode, and of ``torch.autocast`` that is off.
+
+    ``STOP_GRADIENT`` is put on results of regions without gradients.
+    """
     module = exported.graph_module
     module = copy.deepcopy(module) if _has_regions(module) else module
     names = exported.graph_signature.inputs_to_parameters
@@ -126,7 +101,7 @@ def _is_region(node: Any) -> bool:
     if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
         return False
     name = node.target.name()
-    if name == "wrap_with_set_grad_enabled":
+    if name == "wrap_with_set_grad_enabled" or (name == "wrap_with_autocast" and not _lowers_precision(node)):
         return True
     what = {"wrap_with_autocast": "torch.autocast"}.get(name, f"control flow ('{name}')")
     raise ModelError(
@@ -135,10 +110,17 @@ def _is_region(node: Any) -> bool:
     )
 
 
+def _lowers_precision(region: Any) -> bool:
+    """Check whether a region of ``torch.autocast`` changes anything on a CPU, where the model was exported."""
+    device, _, is_enabled, *_ = region.args
+    return device == "cpu" and is_enabled
+
+
 def _write_out(module: torch.fx.GraphModule, region: Any, outside: set[Any], names: Mapping[str, str]) -> None:
     """Replace a region by its inlined graph; add its nodes to ``outside`` if it has no gradients. ``names`` of
     parameters by those of their nodes."""
-    with_gradients, body, *inputs = region.args
+    is_autocast = region.target.name() == "wrap_with_autocast"
+    with_gradients, body, *inputs = (region not in outside, *region.args[4:]) if is_autocast else region.args
     inner = getattr(module, body.target)
     values: dict[Any, Any] = {}
     given = iter(inputs)
@@ -196,13 +178,15 @@ def _has_gradient(node: Any, outside: Collection[Any]) -> bool:
 # ---- operators -------------------------------------------------------------------------------------------------------
 
 
+COMPLEX = (torch.ops.aten.complex.default, torch.ops.aten.polar.default)
+"""What PyTorch would take apart into writes into a complex tensor's parts, which its decompositions cannot follow."""
 DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 
 
 def _obstacles(exported: ExportedProgram) -> Iterator[Obstacle]:
     """Find obstacles before decomposition, while operators still have the names of the user's code."""
     for node in exported.graph.nodes:
-        reason = _training_mode(node) or _other_tensors(node)
+        reason = _training_mode(node) or _sparse(node)
         if reason:
             behind = parameter_behind(node, exported.graph_signature.inputs_to_parameters)
             yield Obstacle(layer_of(node), short_name(node), behind, reason)
@@ -222,11 +206,9 @@ def _training_mode(node: Any) -> str | None:
     )
 
 
-def _other_tensors(node: Any) -> str | None:
-    """Refuse complex and sparse tensors."""
+def _sparse(node: Any) -> str | None:
+    """Refuse sparse tensors."""
     for value in pytree.tree_leaves(node.meta.get("val")):
-        if isinstance(value, torch.Tensor) and value.is_complex():
-            return f"{where(node)} gives complex numbers, which programs do not have: compute with real ones"
         if isinstance(value, torch.Tensor) and value.layout is not torch.strided:
             return f"{where(node)} gives a sparse tensor, and programs have dense ones: use to_dense() first"
     return None
@@ -254,7 +236,7 @@ def _decompositions() -> dict[Any, Any]:
         if has_converter(op) and not _has_words(op):
             del table[op]
     for op, rule in decomposition_table.items():
-        if isinstance(op, torch._ops.OpOverload) and op not in table and not has_converter(op):
+        if isinstance(op, torch._ops.OpOverload) and op not in table and not (op in COMPLEX or has_converter(op)):
             table[op] = rule
     return table
 

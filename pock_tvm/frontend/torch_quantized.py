@@ -19,7 +19,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from ..errors import ModelError
-from .torch_graph import where
+from .torch_nodes import where
 
 if not hasattr(torch.ops.pock_tvm, "stated_scale"):
     _library = torch.library.Library("pock_tvm", "FRAGMENT")

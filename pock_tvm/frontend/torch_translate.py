@@ -20,7 +20,8 @@ from relay_passes.ir.places import value_name
 
 from ..errors import ModelError, Obstacle
 from .model import LookUp
-from .torch_graph import layer_of, parameter_behind, refuse_randomness, short_name, where
+from .torch_graph import refuse_randomness
+from .torch_nodes import layer_of, parameter_behind, short_name, where
 from .torch_operators import Site, Unsupported, convert, has_converter, name_of
 
 DTYPES = frozenset({"float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"})
@@ -88,6 +89,9 @@ class _Translator:
             spec, value = specs[node.name], node.meta.get("val")
             if not isinstance(spec.arg, TensorArgument):
                 continue  # None or a number: the graph has its value in it
+            if spec.kind is not InputKind.USER_INPUT and self._is_constant(spec):
+                self.known[node] = self._stored(spec)
+                continue
             try:
                 shape, dtype = _type_of(value, f"input '{node.name}'" if spec.target is None else f"'{spec.target}'")
             except Unsupported as reason:
@@ -95,8 +99,6 @@ class _Translator:
             if spec.kind is InputKind.USER_INPUT:
                 self.env[node] = relax.Var(node.name, relax.TensorType(shape, dtype))
                 inputs.append(self.env[node])
-            elif self._is_constant(spec):
-                self.known[node] = self._stored(spec)
             else:
                 name = self.aliases.get(spec.target, spec.target)
                 var = parameters.setdefault(name, relax.Var(name, relax.TensorType(shape, dtype)))

@@ -60,7 +60,7 @@ def train_torch(
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
             _compute_in(part, dtype)
-    module = module.to(dtype)
+    module = module._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
     aliases = program.manifest["aliases"]
     for alias, owner in aliases.items():  # the change of type has untied what is tied
         path, _, leaf = alias.rpartition(".")

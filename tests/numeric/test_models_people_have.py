@@ -65,6 +65,33 @@ def applied(parts: Parts, x: torch.Tensor) -> list[torch.Tensor]:
 # ---- functions that need more than an expression ---------------------------------------------------------------------
 
 
+def without_autocast(m: Parts, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", enabled=False):
+        y = m["linear"](x)
+        with torch.no_grad():
+            scale = y.abs().mean()
+    with torch.autocast("cuda"), torch.no_grad():
+        shift = y.mean(0)
+    return y.tanh() * scale + shift
+
+
+def spectra(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
+    y = m["linear"](x)
+    z = torch.fft.fft(y) * (2 - 1j) + y
+    quotient = z.conj() / (z * z.abs() + (3 + 1j))
+    filled = z.masked_fill(y > 0, 1j) - torch.ones(3, 4, dtype=torch.cfloat)
+    rows = torch.cat([z, torch.complex(y, -y), torch.polar(y.abs(), y)]).roll(1, -1)[1:, ::2]
+    results = [
+        quotient,
+        (z @ z.mT) ** 2,
+        filled,
+        F.pad(z, (1, 1)),
+        torch.stack([rows, rows.exp() * 1e-2]),
+        (z + 5).log(),
+    ]
+    return [part for result in results for part in (result.real, result.imag)] + [z.angle(), torch.fft.irfft(z, n=5)]
+
+
 def promoted(m: Parts, x: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
     h = m["linear"](x)
     factors = [
@@ -297,6 +324,8 @@ ROWS = [
     Row("layers in double precision", lambda: {"linear": nn.Linear(4, 4).double()}, lambda m, x: m["linear"](x.double()).float(), (normal(3, 4),)),
     Row("losses inside the model", linear(3, 4), losses, (normal(6, 3), below(4, 6), normal(6, 4)), {"loss": "output"}),
     Row("recurrent networks", lambda: {"gru": nn.GRU(4, 3, batch_first=True), "lstm": nn.LSTM(4, 3, num_layers=2, bidirectional=True), "rnn": nn.RNN(4, 3)}, lambda m, x: [m["gru"](x)[0], m["gru"](input=x, hx=torch.ones(1, 2, 3))[1], m["lstm"](x)[0], m["lstm"](x)[1][1], m["rnn"](x)[0]], (normal(2, 3, 4),)),
+    Row("complex numbers", linear(), spectra, (normal(3, 4),)),
+    Row("autocast that is off", linear(), without_autocast, (normal(3, 4),)),
 ]  # fmt: skip
 
 
@@ -322,18 +351,23 @@ def test_two_steps_equal_pytorch(row: Row) -> None:
 # ---- what no program can do ------------------------------------------------------------------------------------------
 
 
+def autocast(m: Parts, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return m["linear"](x)
+
+
 def noisy(noise: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
     return lambda m, x: m["linear"](x) + noise(x)
 
 
 REFUSED = [
+    Row("torch.autocast", linear(), autocast, (normal(3, 4),)),
     Row("randint", linear(), noisy(lambda x: torch.randint(0, 5, x.shape)), (normal(3, 4),)),
     Row("randperm", linear(), noisy(lambda x: x[torch.randperm(3)]), (normal(3, 4),)),
     Row("multinomial", linear(), noisy(lambda x: torch.multinomial(x.softmax(-1), 4)), (normal(3, 4),)),
     Row("rand_like|exponential", linear(), noisy(lambda x: F.gumbel_softmax(x)), (normal(3, 4),)),
     Row("rrelu", linear(), lambda m, x: F.rrelu(m["linear"](x), training=True), (normal(3, 4),)),
     Row("scale_grad_by_freq", table(scale_grad_by_freq=True), lambda m, ids: m["linear"](m["table"](ids)), WORDS),
-    Row("complex|fft", linear(), lambda m, x: torch.fft.rfft(m["linear"](x)).abs(), (normal(3, 4),)),
 ]  # fmt: skip
 
 

@@ -81,7 +81,7 @@ ENCODERS = [
     _encoder("layoutlm", "LayoutLMForTokenClassification", "LayoutLMConfig"),
     row_of("funnel", "FunnelForSequenceClassification", "FunnelConfig", MASKED, {"vocab_size": VOCABULARY, "block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48, "num_labels": 3}),
     row_of("xlnet", "XLNetForSequenceClassification", "XLNetConfig", WORDS, {"vocab_size": VOCABULARY, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "num_labels": 3}),
-    row_of("fnet", "FNetForSequenceClassification", "FNetConfig", WORDS, ENCODER, why_refused="complex|fft"),
+    row_of("fnet", "FNetForSequenceClassification", "FNetConfig", WORDS, ENCODER),
     row_of("canine (1 layer)", "CanineForSequenceClassification", "CanineConfig", WORDS, ENCODER | {"num_hidden_layers": 1, "local_transformer_stride": 4, "num_hash_buckets": 64}),
 ]  # fmt: skip
 DECODERS = [

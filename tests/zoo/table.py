@@ -12,12 +12,13 @@ from . import (
     plain_generators,
     plain_images,
     plain_series,
+    plain_spectra,
     plain_text,
 )
 from .row import Row
 
 MODULES = (
-    *(plain_dense, plain_images, plain_generators, plain_text, plain_series, plain_fields),
+    *(plain_dense, plain_images, plain_generators, plain_text, plain_series, plain_spectra, plain_fields),
     *(language, images, from_torchvision, from_timm),
 )
 _ALL = [row for module in MODULES for row in module.ROWS]
