@@ -68,7 +68,7 @@ def _without_regions(exported: ExportedProgram) -> torch.fx.GraphModule:
     ``STOP_GRADIENT`` is put on results of regions without gradients.
     """
     module = exported.graph_module
-    module = copy.deepcopy(module) if _has_regions(module) else module
+    module = copy.deepcopy(module) if has_regions(module) else module
     names = exported.graph_signature.inputs_to_parameters
     graph = module.graph
     outside: set[Any] = set()  # nodes that record no gradient
@@ -93,7 +93,8 @@ def _without_regions(exported: ExportedProgram) -> torch.fx.GraphModule:
     return module
 
 
-def _has_regions(module: torch.fx.GraphModule) -> bool:
+def has_regions(module: torch.fx.GraphModule) -> bool:
+    """Check for regions of another gradient mode, and for values that are detached."""
     return any(_is_region(node) or getattr(node.target, "__name__", "") in DETACHING for node in module.graph.nodes)
 
 

@@ -44,6 +44,8 @@ class Reference(Protocol):
 
     name: str
     """The framework and its version."""
+    gradients_are_derivatives: bool
+    """Whether nothing keeps a gradient from being the derivative of the loss, as ``detach`` does. False if unknown."""
 
     def measure(self, weights: Weights, batches: list[Batch], *, precise: bool = False) -> Measured:
         """Run one update; in double precision if ``precise``."""

@@ -15,6 +15,7 @@ class OnnxReference:
     """An ONNX model, evaluated with given weights. It has no gradients and no statistics."""
 
     name = f"onnx {onnx.__version__}"
+    gradients_are_derivatives = False
 
     def __init__(self, model: onnx.ModelProto, loss: Loss, custom: CustomLoss | None, batch_norm: str) -> None:
         self._model = model

@@ -14,6 +14,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from ...device.losses import Loss
 from ...frontend.custom_loss import CustomLoss
+from ...frontend.torch_graph import has_regions
 from ...frontend.torch_loss import value_of
 from ...frontend.torch_precision import widen_graph
 from ...frontend.torch_random import DRAWS, uses_draws
@@ -52,6 +53,7 @@ class TorchReference:
         self._custom = custom
         self._batch_norm = batch_norm
         self._draws = uses_draws(exported)
+        self.gradients_are_derivatives = custom is None and not has_regions(exported.graph_module)
         self._graphs: dict[tuple[bool, bool], torch.fx.GraphModule] = {}
         self._threads = 1 if flops < SINGLE_THREAD_FLOPS else torch.get_num_threads()
 

@@ -15,6 +15,8 @@ from tvm import relax
 
 import pock_tvm as pock
 from pock_tvm.compiler.self_check.agreement import difference
+from pock_tvm.compiler.self_check.measured import Measured
+from pock_tvm.compiler.self_check.torch_reference import TorchReference
 from pock_tvm.compiler.targets import resolve_target, runs_here
 from pock_tvm.device.errors import DeviceError
 from pock_tvm.device.gpu.opencl import OpenClBackend
@@ -254,6 +256,35 @@ def test_a_wrong_forward_pass_of_an_onnx_model_is_refused(onnx_file) -> None:
     )
     with pytest.raises(pock.CheckError, match=r"output 0 is \S+ at .* instead of"):
         pock.compile(altered(model, name, lambda x: x * relax.const(1.001, "float32")))
+
+
+# ---- who is right ----------------------------------------------------------------------------------------------------
+
+
+def test_a_gradient_that_the_reference_gets_wrong_is_settled_by_its_own_loss(monkeypatch) -> None:
+    measure = TorchReference._measure
+
+    def wrong(self, weights, batches, precise) -> Measured:
+        measured = measure(self, weights, batches, precise)
+        gradients = {name: g if g is None or name != "head.bias" else g[::-1] for name, g in measured.gradients.items()}
+        return replace(measured, gradients=gradients)
+
+    monkeypatch.setattr(TorchReference, "_measure", wrong)
+    with pytest.warns(pock.PockWarning, match="own gradient of 'head.bias' is wrong"):
+        program = pock.compile(small(4))
+    assert program.manifest["check"]["disputed"] == ["head.bias"]
+
+
+def test_a_transposed_gradient_of_an_evaluated_batch_norm() -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x).flatten(2).transpose(1, 2) @ x.flatten(2)
+
+    pock.compile(exported(Scores(), torch.zeros(1, 4, 4, 4)), scheme=pock.Scheme.full(), loss="mse")
 
 
 # ---- the tolerance ---------------------------------------------------------------------------------------------------
