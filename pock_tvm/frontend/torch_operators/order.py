@@ -12,7 +12,7 @@ from tvm.relax import op as R
 from relay_passes.ir import Expr, dtype_of, is_float, shape_of
 
 from .reductions import chosen_along
-from .registry import Result, Site, Unsupported, converter, normalized
+from .registry import Result, Site, Unsupported, common_dtype, converter, normalized
 
 
 @converter("sort.default", "sort.stable")
@@ -61,6 +61,36 @@ def median(at: Site, x: Expr) -> Expr:
     value = median_along(at, flat, 0)
     assert not isinstance(value, relax.Expr)
     return value[0]
+
+
+# ---- places in a sorted sequence -------------------------------------------------------------------------------------
+
+
+@converter("searchsorted.Tensor", "searchsorted.Scalar")
+def places(
+    at: Site,
+    sorted_sequence: Expr,
+    x: Expr | float,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Expr | None = None,
+) -> Expr:
+    """Find where numbers belong in sorted ones along the last axis: how many come before them. NaN comes last."""
+    if sorter is not None:
+        raise Unsupported("with a sorter is not supported: give it the sorted sequence")
+    dtype = common_dtype(sorted_sequence, x)
+    sequence, x = at.cast(sorted_sequence, dtype), at.cast(x, dtype)
+    rows = [*shape_of(sequence)[:-1], 1, shape_of(sequence)[-1]] if len(shape_of(sequence)) > 1 else shape_of(sequence)
+    behind = R.greater if right or side == "right" else R.greater_equal
+    before = at.emit(R.logical_not(at.emit(behind(at.reshape(sequence, rows), at.reshape(x, (*shape_of(x), 1))))))
+    return at.emit(R.sum(at.cast(before, "int32" if out_int32 else "int64"), -1))
+
+
+@converter("bucketize.Tensor", "bucketize.Scalar")
+def buckets(at: Site, x: Expr | float, boundaries: Expr, out_int32: bool = False, right: bool = False) -> Expr:
+    """Find the bucket between sorted boundaries that numbers belong to."""
+    return places(at, boundaries, x, out_int32, right)
 
 
 # ---- running extrema -------------------------------------------------------------------------------------------------

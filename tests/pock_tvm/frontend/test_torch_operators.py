@@ -108,6 +108,11 @@ REDUCTIONS: dict[str, Row] = {
     "running": lambda x, y, n, s, t: (*x.cummax(2), *x.cummin(-1), *n.clamp(0, 3).cummax(1), *torch.where(n > 4, math.nan, n * 1.0).cummin(1), *n[0, 0].cummax(0)),
     "running logarithms of sums": lambda x, y, n, s, t: (x.logcumsumexp(2), torch.where(n > 0, n * 30.0, -math.inf).logcumsumexp(1)),
     "softmax of masked": lambda x, y, n, s, t: torch.ops.aten._safe_softmax(x.masked_fill(x[:, :, :1] < 0, -math.inf), 2),
+    "places in order": lambda x, y, n, s, t: (
+        *(torch.searchsorted(x.sort(-1).values, x.flip(-1) if side else y.expand_as(x), right=side) for side in (False, True)),
+        torch.bucketize(n, torch.tensor([-2, 0, 0, 3])), torch.bucketize(x / 0, torch.tensor([-1.0, 0.5]), right=True, out_int32=True),
+        torch.searchsorted(torch.tensor([0.5, 1.0]), 1.0, side="right"), torch.bucketize(0.5, torch.tensor([0.5, 1.0])),
+    ),
     "by order": lambda x, y, n, s, t: (*x.kthvalue(2, 1), *x.median(-1, keepdim=True), n.median()),
     "any and all": lambda x, y, n, s, t: (t.any(), t.all(1), (n > -9).all(), n.any(0), x.any(-1, keepdim=True)),
     "variances": lambda x, y, n, s, t: x.var() + x.var(1, keepdim=True) + x.var((0, 2), correction=0, keepdim=True),
