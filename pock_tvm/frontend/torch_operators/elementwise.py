@@ -207,6 +207,14 @@ def reciprocal(at: Site, x: Expr) -> Expr:
     return at.emit(R.divide(*at.promoted(1, x)))
 
 
+@converter("angle.default")
+def angle(at: Site, x: Expr) -> Expr:
+    """The angle of a real number: pi below 0, else 0."""
+    x = at.cast(x)
+    turned = at.emit(R.where(at.emit(R.less(x, at.cast(0.0))), at.cast(math.pi), at.cast(0.0)))
+    return at.emit(R.where(at.emit(R.isnan(x)), x, turned))
+
+
 @converter("maximum.default", "max.other")
 def maximum(at: Site, x: Expr, other: Expr) -> Expr:
     """``max(x, other)``."""

@@ -79,7 +79,7 @@ FUNCTIONS: dict[str, Row] = {
     "functions of integers": lambda x, y, n, s, t: n.exp() + n.sin() + n.abs().sqrt() + t.exp() + n.sigmoid(),
     "logarithms": lambda x, y, n, s, t: x.abs().log2() + x.abs().log10() + x.abs().log1p() + x.expm1(),
     "signs": lambda x, y, n, s, t: x.sign() * n.sign().sum() - x.neg() + x.abs(),
-    "angles": lambda x, y, n, s, t: torch.atan2(x, y),
+    "angles": lambda x, y, n, s, t: (torch.atan2(x, y), x.log().angle(), n.angle()),
     "relu and kin": lambda x, y, n, s, t: F.relu(x) + F.relu6(x * 5) + F.hardtanh(x, -0.5, 0.7) + F.leaky_relu(x, 0.2),
     "hard functions": lambda x, y, n, s, t: (
         F.hardsigmoid(x * 3) + F.hardswish(x * 3) + F.hardshrink(x) + F.softshrink(x)
