@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,10 @@ from hypothesis import strategies as st
 from scipy import special
 from tvm import te, tirx, topi
 
+from pock_tvm.compiler.targets import resolve_target
 from schedules.cpu import CpuTarget
+from schedules.gpu import gpu_target
+from schedules.gpu.text.code import described
 from schedules.kernels.bits import pack_bits, packed_shape, unpack_bits
 from schedules.kernels.conv2d import pad_spatial
 from schedules.kernels.elementwise import hardtanh
@@ -278,6 +282,40 @@ def test_any_shape(shape: list[int], target: Target, data: st.DataObject) -> Non
 
     x, y = noise("any", tuple(shape), (last,))
     np.testing.assert_array_equal(run(kernel, x, y, target=target), np.maximum(-x.transpose(axes) + y, 0))
+
+
+# ---- functions -------------------------------------------------------------------------------------------------------
+
+FUNCTIONS: dict[str, Any] = {
+    "sin": np.sin, "cos": np.cos, "tan": np.tan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asin": np.arcsin,
+    "acos": np.arccos, "atan": np.arctan, "asinh": np.arcsinh, "atanh": np.arctanh, "exp": np.exp, "log": np.log,
+    "log2": np.log2, "log10": np.log10, "nearbyint": np.round, "trunc": np.trunc,
+}  # fmt: skip
+
+
+def all_functions(x: te.Tensor) -> te.Tensor:
+    def total(*at: Any) -> tirx.Expr:
+        others = tirx.acosh(x(*at) + 1.0) + tirx.atan2(x(*at), x(*at) - 0.5)
+        return sum((getattr(tirx, name)(x(*at)) for name in FUNCTIONS), others)
+
+    return te.compute(x.shape, total)
+
+
+def test_every_function_has_a_name_in_each_dialect(target: Target) -> None:
+    x = np.linspace(0.05, 0.95, 300, dtype="float32")
+    wide = x.astype("float64")
+    expected = (
+        sum(function(wide) for function in FUNCTIONS.values()) + np.arccosh(wide + 1) + np.arctan2(wide, wide - 0.5)
+    )
+    np.testing.assert_allclose(run(all_functions, x, target=target), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_metal_has_no_names_of_c() -> None:
+    metal = gpu_target(resolve_target("metal"))
+    func = scheduled(all_functions, np.zeros(300, "float32"), target=metal).with_attr("global_symbol", "kernel")
+    text = described(metal.lower(func), metal.traits)["text"]
+    assert "rint(" in text
+    assert not re.search(rf"nearbyint|\b({'|'.join(FUNCTIONS)}|acosh|atan2)f\(", text)
 
 
 # ---- bits ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ..lower import launches_of, sizes_of
 from ..traits import GpuTraits
 from .cubin import machine_code
 from .limits import check
-from .spelling import with_bit_casts, with_bits, with_wide_constants
+from .spelling import with_bit_casts, with_bits, with_plain_functions, with_wide_constants
 from .views import merge_views
 from .wgsl import spread, wgsl_of
 
@@ -52,7 +52,8 @@ def described(mod: IRModule, traits: GpuTraits) -> dict[str, Any]:
     if traits.dialect == "cuda":
         device = IRModule({name: with_wide_constants(func) for name, func in device.functions.items()})
     else:  # whose generators do not print all bits
-        device = IRModule({name: with_bits(func) for name, func in device.functions.items()})
+        plain = {name: with_plain_functions(func, traits.dialect) for name, func in device.functions.items()}
+        device = IRModule({name: with_bits(func) for name, func in plain.items()})
     if traits.dialect == "opencl":
         device = IRModule({name: with_bit_casts(with_wide_constants(func)) for name, func in device.functions.items()})
     launches = [launch for _, launch in merged]

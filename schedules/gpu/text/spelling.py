@@ -59,6 +59,30 @@ def with_bits(func: tirx.PrimFunc) -> tirx.PrimFunc:
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.FloatImm, exact)))
 
 
+def with_plain_functions(func: tirx.PrimFunc, dialect: str) -> tirx.PrimFunc:
+    """Call functions by the names that a dialect other than CUDA has for them. Where TVM has no rule of a dialect's own
+    it writes C's, which end in ``f`` (``tirx/op`` and ``src/target/intrin_rule.cc``)."""
+
+    def plain(node: ir.Call, inner: Any) -> tirx.Expr:
+        new = inner.default_mutate(node)
+        if getattr(node.op, "name", "") != "tirx.call_pure_extern":
+            return new
+        dtype, name, operands = str(node.ty.dtype), str(new.args[0].value), new.args[1:]
+        if name == "log10f" and dialect == "webgpu":  # WGSL has none
+            return tirx.call_pure_extern(dtype, "log", *operands) * tirx.const(1 / math.log(10), dtype)
+        if name == "nearbyint" and dialect == "metal":
+            return tirx.call_pure_extern(dtype, "rint", *operands)
+        return tirx.call_pure_extern(dtype, name[:-1], *operands) if name in SUFFIXED else new
+
+    return func.with_body(tvm_ffi.structural_mutate(func.body, (ir.Call, plain)))
+
+
+SUFFIXED = frozenset(
+    f"{name}f" for name in ("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "log10", "tan")
+)
+"""C's functions of float32 that TVM has no other names for."""
+
+
 def with_bit_casts(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Read the bits of values by OpenCL's ``as_uint`` and the like (OpenCL C 1.2, section 6.2.4). TVM's text reads them
     through a pointer to another type, which a compiler takes for something else's memory, and not of every value."""
