@@ -149,7 +149,7 @@ ROWS = [
     _built("volo_d1_224", "volo.VOLO", 64, img_size=64, layers=FOUR, embed_dims=(16, 32, 32, 32), num_heads=(2, 4, 4, 4)),
     _row("sequencer2d_s", 56, img_size=56, layers=FOUR, embed_dims=NARROW, hidden_sizes=(4, 8, 8, 8)),
     _row("davit_tiny", 56, depths=FOUR, embed_dims=NARROW, num_heads=(1, 2, 3, 4)),
-    _built("gcvit_xxtiny", "gcvit.GlobalContextVit", 64, img_size=64, window_ratio=(8, 8, 4, 8), embed_dim=8, depths=FOUR, num_heads=(1, 2, 4, 8)),
+    _built("gcvit_xxtiny", "gcvit.GlobalContextVit", 64, img_size=64, window_ratio=(16, 16, 16, 32), embed_dim=8, depths=FOUR, num_heads=(1, 2, 4, 8)),
     _row("starnet_s1", 32, depths=FOUR, base_dim=8),
     _row("repvit_m0_9", 64, embed_dim=NARROW, depth=FOUR),
     _row("mambaout_femto", 32, depths=FOUR, dims=NARROW),
