@@ -66,6 +66,10 @@ class Layouts(Protocol):
         holds all scores."""
 
     @property
+    def arguments(self) -> int:
+        """Most operands and results that a kernel has."""
+
+    @property
     def word_planes(self) -> bool:
         """Whether layers in eight bits best have pixels in vectors: planes of words (schedules/kernels)."""
 

@@ -36,7 +36,7 @@ from ..ir.places import places_of
 from ..operators import aliases, attention, training  # noqa: F401 - their records
 from ..operators.record import record_of
 from ..operators.registry import attributes_of, plain
-from . import not_finite, quantized_products, sorting  # noqa: F401 - their kernels
+from . import concatenate, not_finite, quantized_products, sorting  # noqa: F401 - their kernels
 from .legalization import (
     OUT_ELEMENTWISE_FUSABLE,
     Legalize,

@@ -24,6 +24,8 @@ class CpuLayouts:
     """Operand sizes that suit register tiles (:class:`schedules.target.Layouts`)."""
 
     traits: CpuTraits
+    arguments: int = 4096
+    """A function takes any number: more than any operator has."""
     reads_across: bool = False
     masks_edges: bool = False
     joins_attention: bool = True

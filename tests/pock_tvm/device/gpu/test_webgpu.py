@@ -17,6 +17,7 @@ from pock_tvm.device.gpu.memory import DeviceMemory
 from pock_tvm.errors import BuildError
 from schedules.gpu import gpu_target
 from schedules.gpu.lower import FLAG
+from schedules.gpu.target import GpuLayouts, GpuTarget
 from schedules.kernels import GUARDED, functions
 from tests.pock_tvm.device.gpu.networks import NETWORKS
 from tests.schedules.kernels import TARGETS, call
@@ -55,19 +56,29 @@ def test_steps_are_those_of_the_cpu(network, batch):
 
 
 class Parts(torch.nn.Module):
-    """One kernel with more operands than every device of WebGPU binds."""
+    """More tensors are joined than a kernel binds."""
 
     def __init__(self):
         super().__init__()
-        self.last = torch.nn.Linear(27, 5)
+        self.first, self.last = torch.nn.Linear(3, 30), torch.nn.Linear(30, 5)
 
-    def forward(self, *parts):
-        return self.last(torch.cat(parts, dim=1))
+    def forward(self, x):
+        parts = self.first(x).split(1, dim=1)
+        return self.last(torch.cat([part * (at + 1) for at, part in enumerate(parts)], dim=1))
 
 
-def test_a_kernel_that_does_not_fit_names_its_layer():
-    exported = torch.export.export(Parts(), tuple(torch.randn(2, 3) for _ in range(9)))
-    with pytest.raises(BuildError, match="the kernel for operator 'cat'.* binds 10 buffers, of 8 that a device has"):
+def test_many_tensors_are_joined_in_groups():
+    torch.manual_seed(0)
+    model, x = Parts(), torch.randn(2, 3)
+    expected, found = (trained(model, x, target) for target in ("host", "webgpu"))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4)
+    np.testing.assert_allclose(found[2], expected[2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_kernel_that_does_not_fit_names_its_layer(monkeypatch):
+    monkeypatch.setattr(GpuTarget, "layouts", property(lambda _self: GpuLayouts(arguments=31)))
+    exported = torch.export.export(Parts(), (torch.randn(2, 3),))
+    with pytest.raises(BuildError, match="the kernel for operator 'cat'.* binds 31 buffers, of 8 that a device has"):
         pock.compile(exported, target="webgpu", check=False)
 
 
