@@ -11,7 +11,7 @@ from schedules.kernels.joint_update import product_update
 from schedules.kernels.matmul import matmul
 from schedules.kernels.update import Layout, gradient_of
 from schedules.target import GENERIC, Target
-from tests.schedules.kernels import CPUS, LLVM, assert_close, built, defined, doubles, noise
+from tests.schedules.kernels import CPUS, LLVM, assert_close, built, call, defined, doubles, noise
 from tests.schedules.test_update import UPDATES
 
 TWO_PORTS = CpuTarget(CpuTraits(lanes=16, registers=32, cores=2, fma_ports=2), LLVM)
@@ -49,6 +49,14 @@ def test_product_is_added_to_a_sum() -> None:
 
 def test_panels_update_a_weight() -> None:
     _check("sgd, momentum", 300, Layout((36, 2048), "float32"), TWO_PORTS)
+
+
+@pytest.mark.parametrize("panels", [0, 1, 3], ids=["by each task", "one at once", "three"])
+def test_panels_are_packed_by_tasks_or_before_them(panels: int) -> None:
+    a, b = noise("panels", (2, 270, 36), (2, 270, 2048))
+    kernel = defined(matmul, a, b, transpose_a=True, transpose_b=False)
+    func = TWO_PORTS.schedule(kernel, {"panels_at_once": panels})
+    assert_close(call(func, a, b, target=TWO_PORTS), doubles(a)[0].mT @ doubles(b)[0])
 
 
 def test_numbers_that_are_not_finite_reach_the_weight() -> None:

@@ -90,6 +90,13 @@ def test_panels_are_packed_where_a_tile_is_done_before_its_next_line_is_there(po
     assert offered["panels"].default == packs
 
 
+@pytest.mark.parametrize(("columns", "once"), [(512, False), (1024, True)], ids=["one task a core", "two"])
+def test_panels_are_packed_before_the_tasks_where_several_tasks_of_a_core_read_them(columns: int, once: bool) -> None:
+    traits = CpuTraits(lanes=16, registers=32, cores=2, fma_ports=2, cache_bytes=1 << 20)
+    offered = CpuTarget(traits, LLVM).options(defined(matmul, *noise("once", (512, 64), (512, columns)), **TN))
+    assert offered["panels_at_once"].default == (4 if once else 0)
+
+
 @pytest.mark.parametrize(
     ("kernel", "shapes", "packs"),
     [
