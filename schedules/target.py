@@ -50,6 +50,9 @@ class Layouts(Protocol):
     def padded_columns(self, columns: int) -> int:
         """Return the columns to compute of a product, at least ``columns``: more where that fills whole vectors."""
 
+    def computed_columns(self, rows: int, columns: int) -> int:
+        """Return the columns to compute of a ``rows`` x ``columns`` product whose kernel widens its second operand."""
+
     def rounded_rows(self, rows: int, columns: int) -> int:
         """Return the rows to compute of a ``rows`` x ``columns`` product, at least ``rows``: slightly more for a
         much better tile."""

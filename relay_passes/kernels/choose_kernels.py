@@ -266,17 +266,14 @@ def _padded(builder: relax.BlockBuilder, x: Expr, padding: Sequence[int]) -> Exp
 
 @legalizes_for_target("pock.matmul")
 def _matmul(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Pad columns as the target's vectors like them, and compute rows to the end of the last register tile."""
+    """Compute columns to the end of a vector, where the target likes that, and rows to the end of a register tile."""
     a, b = call.args
     transposes = {name: bool(call.attrs[name]) for name in ("transpose_a", "transpose_b")}
-    *_, rows, columns = shape_of(call)
-    whole = columns if transposes["transpose_b"] else target.layouts.padded_columns(columns)
-    if whole == columns:
-        computed = target.layouts.rounded_rows(rows, columns)
-        return _product(builder, matmul_kernels.matmul, a, b, **transposes, computed_rows=computed)
-    options = transposes | {"computed_rows": target.layouts.rounded_rows(rows, whole)}
-    padded = builder.emit(_moved(builder, indexing.pad_columns, b, columns=whole))
-    return _cropped_product(builder, shape_of(call), matmul_kernels.matmul, a, padded, **options)
+    *batch, rows, columns = shape_of(call)
+    height = math.prod([*batch, rows]) // math.prod(shape_of(b)[:-2])
+    whole = columns if transposes["transpose_b"] else target.layouts.computed_columns(height, columns)
+    computed = {"computed_rows": target.layouts.rounded_rows(rows, whole), "computed_columns": whole}
+    return _product(builder, matmul_kernels.matmul, a, b, **transposes, **computed)
 
 
 @legalizes_for_target("pock.packed_matmul")

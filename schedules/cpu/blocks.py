@@ -12,8 +12,8 @@ from ..extents import divisors
 from ..loops import extent_of
 from .packing import is_wide
 from .prefetch_blocks import BLOCKS
-from .squares import turn_in_squares
-from .tile import copy_at, epilogue_of, is_balanced, keep_strips, pad_at_once, split_tile, vectorize_inner
+from .squares import TURNED
+from .tile import copy_at, epilogue_of, is_balanced, keep_strips, make_at, pad_at_once, split_tile, vectorize_inner
 from .tile_cost import Tile
 from .traits import CpuTraits
 
@@ -53,7 +53,7 @@ def in_blocks(
     outer: Sequence[LoopRV],
     operand: int,
     padding: SBlockRV | None,
-    turned: SBlockRV | None,
+    made: SBlockRV | None,
 ) -> None:
     """Schedule ``Y[rows, columns] = sum A * B`` for few rows and a B that comes from memory.
 
@@ -61,10 +61,11 @@ def in_blocks(
     block; the tile. A task copies, or turns, its part of B block by block, while the results of its strip stay in the
     first cache. While it multiplies one block, it prefetches the next: memory and multiply-adds overlap, where a strip
     that is fetched as a whole is waited for. ``operand``: position of B among the reads of ``block``. ``padding``:
-    block that pads A, once for all tasks. ``turned``: block that turns B.
+    block that pads A, once for all tasks. ``made``: block that turns or widens B.
 
     Decisions: ``terms_of_block``.
     """
+    turned = made if made is not None and TURNED in sch.get(made).annotations else None
     row_outer, column_outer, inside = split_tile(sch, tile, rows, column)
     *taps, last = reduced
     offered = [n for n in divisors(extent_of(sch, last)) if n > 1]
@@ -82,7 +83,7 @@ def in_blocks(
     if is_whole:
         for loop in sch.get_loops(epilogue)[3:-1]:
             sch.unroll(loop)
-    vectorize_inner(sch, epilogue, tile.lanes)
+    vectorize_inner(sch, epilogue, tile.lanes, masks=True)
     sch.parallel(task)
     sch.vectorize(inside[-1])
     for loop in inside[:-1]:
@@ -90,9 +91,8 @@ def in_blocks(
     sch.annotate(term, BLOCKS, [extent_of(sch, tiles), extent_of(sch, each), tile.width])
     if padding is not None:
         pad_at_once(sch, padding, tile.lanes)
-    if turned is not None:
-        sch.compute_at(turned, each)
-        turn_in_squares(sch, turned, traits, fetches=False)
+    if made is not None:
+        make_at(sch, made, each, tile.lanes, traits, fetches=False)
     else:
         copy_at(sch, sch.cache_read(block, operand, "global"), each, tile.lanes)
     sch.decompose_reduction(block, term if is_whole else each)

@@ -15,6 +15,7 @@ from tvm.target import Target
 from . import hexagon
 from .dot import lower_dot
 from .integers import lower_integers
+from .masks import PREDICATION, mask_vectors
 from .prefetch import part_of, prefetch_tiles
 from .prefetch_blocks import prefetch_blocks
 from .scratch import ALIGNMENT, place_scratch, with_tiles_on_stack
@@ -48,7 +49,7 @@ def loops(func: tirx.PrimFunc, target: Target) -> IRModule:
 
 def _flat(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
     mod = tirx.transform.BindTarget(target.with_host(target))(IRModule({"main": _without_offsets(func)}))
-    with tvm.transform.PassContext():
+    with tvm.transform.PassContext(config=PREDICATION):
         return tvm.transform.Sequential(LOWERING)(mod)["main"]
 
 
@@ -112,6 +113,7 @@ LOWERING = [
     tirx.transform.NarrowDataType(32),
     s_tir.transform.LoopPartition(),
     split_vectors,
+    mask_vectors,
     tirx.transform.ConvertSSA(),  # inlining a block duplicates its variables, as do the parts of a vector
     vectorize,
     lower_dot,

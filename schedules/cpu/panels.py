@@ -75,7 +75,7 @@ def panels(
     sch.reverse_compute_at(epilogue, tile_of_panel)
     for loop in sch.get_loops(epilogue)[len(outer) + 5 : -1]:
         sch.unroll(loop)
-    vectorize_inner(sch, epilogue, tile.lanes)
+    vectorize_inner(sch, epilogue, tile.lanes, masks=True)
     task = sch.fuse(*outer, columns)
     sch.parallel(task)
     sch.vectorize(inside[-1])
@@ -125,11 +125,12 @@ def _pack(
         *batch, term, column = at
         return [*batch, tirx.indexdiv(column, width), term, tirx.indexmod(column, width)]
 
-    rank = len(sch.get(block).reads[index].region)
-    copy = sch.cache_read(block, index, "global")
+    read = sch.get(block).reads[index]
+    made = [each for each in sch.get_producers(block) if sch.get(each).writes[0].source.same_as(read.source)]
+    copy = made[0] if made else sch.cache_read(block, index, "global")
     sch.transform_layout(copy, ("write", 0), packed)
     sch.compute_at(copy, place, preserve_unit_loops=True)
-    *batch, term, columns = sch.get_loops(copy)[-rank:]
+    *batch, term, columns = sch.get_loops(copy)[-len(read.region) :]
     if in_parallel:
         terms = max(n for n in divisors(extent_of(sch, term)) if n <= LINE)
         parts = max(1, LINE // width)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -86,7 +85,7 @@ def _visit(stmt: tirx.Stmt, loops: Sequence[tirx.For], cache: int, views: Views)
     for index, step in enumerate(stmt.seq):
         if isinstance(step, tirx.For):
             after = stmt.seq[index + 1 :]
-            behind = list(itertools.takewhile(lambda each: isinstance(each, tirx.BufferStore | tirx.Bind), after))
+            behind = [*_straight(after)]
             stores = _stores_of_vectors(behind)
             bound = [each.value for each in behind if isinstance(each, tirx.Bind)]
             rows = _rows(step, loops[-1], cache) if stores and loops else []
@@ -103,6 +102,17 @@ def _visit(stmt: tirx.Stmt, loops: Sequence[tirx.For], cache: int, views: Views)
         else:
             steps.append(step)
     return tirx.SeqStmt(steps)
+
+
+def _straight(stmts: Iterable[tirx.Stmt]) -> Iterator[tirx.BufferStore | tirx.Bind]:
+    """Yield stores and bound values up to the first other statement. Where some lanes are stored under a mask, or none:
+    the store of all."""
+    for stmt in stmts:
+        while isinstance(stmt, tirx.IfThenElse):
+            stmt = stmt.then_case
+        if not isinstance(stmt, tirx.BufferStore | tirx.Bind):
+            return
+        yield stmt
 
 
 def _spread(prefetches: list[tirx.Stmt], loop: tirx.For) -> list[tirx.Stmt]:

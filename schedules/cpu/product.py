@@ -10,12 +10,14 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx.analysis import undefined_vars
 
 from ..decisions import Choices
+from ..kernels import SMALL
+from ..kernels.matmul import WIDENED
 from ..loops import Unsuited, extent_of, extents_of, split_by_kind
 from .blocks import blocks_pay, in_blocks
 from .packing import is_wide, packing_pays
 from .panels import panels, panels_pay
 from .squares import TURNED
-from .tile import block_by_block, choose_tile, register_tile, rows_in_cache, split_phases
+from .tile import MAKES_SECOND, block_by_block, choose_tile, pad_at_once, register_tile, rows_in_cache, split_phases
 from .traits import CpuTraits
 from .update_and_sum import sum_of, update_and_sum
 
@@ -31,19 +33,18 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
 
     Covers matrix products (also batched), convolutions (implicit GEMM: rows are pixels) and their data gradients (one
     convolution per stride phase). If B exceeds half of the L2 cache, strips of its columns are the outer loop, packed
-    where that pays. If B is turned first, each task turns a strip of its columns.
+    where that pays. If B is turned or widened first, each task makes a strip of its columns; one matrix that the L2
+    cache holds is widened at once.
 
     Wide cores also pack strips of a smaller B, if the first cache does not hold them where they lie.
 
     If A is contiguous along the rows, as in a weight gradient, it may be packed as well (:func:`panels`). If there are
     few rows, B may be packed or turned block by block (:func:`in_blocks`).
 
-    Decisions: ``tile``, ``columns_first``, ``panels``, ``blocks``, ``pack`` and those of :func:`register_tile`, of
-    :func:`panels`, or of :func:`in_blocks`.
+    Decisions: ``tile``, ``widens_once``, ``columns_first``, ``panels``, ``blocks``, ``pack`` and those of
+    :func:`register_tile`, of :func:`panels`, or of :func:`in_blocks`.
     """
-    producers = sch.get_producers(block)
-    turned = next((each for each in producers if TURNED in sch.get(each).annotations), None)
-    padding = next((each for each in producers if TURNED not in sch.get(each).annotations), None)
+    turned, widened, padding = (_producer(sch, block, mark) for mark in (TURNED, WIDENED, None))
     spatial, reduced = split_by_kind(sch, block)
     column = spatial[-1]
     operands = _operands(sch, block, spatial)
@@ -64,10 +65,15 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
         joins=not is_integer,
     )
     columns = extent_of(sch, column)
+    is_one = not operands.outer and operands.size > 4 * SMALL and not is_large
+    if widened is not None and choices.choose("widens_once", (False, True), is_one):
+        pad_at_once(sch, widened, tile.lanes)
+        widened = None
+    made = turned or widened
     strips = math.prod(extents_of(sch, operands.outer)) * (columns // tile.width)
     pays = packing_pays(height, math.prod(extents_of(sch, reduced)), columns, tile, strips, traits)
-    offered = (True,) if turned else (False, True)
-    columns_first = choices.choose("columns_first", offered, bool(turned) or is_large or (pays and is_wide(traits)))
+    offered = (True,) if made else (False, True)
+    columns_first = choices.choose("columns_first", offered, bool(made) or is_large or (pays and is_wide(traits)))
     first = _across_sum(sch, block)
     is_plain = columns_first and not turned and len(operands.rows) == len(reduced) == 1
     if (
@@ -94,15 +100,15 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
             outer=operands.outer,
             operand=operands.index,
             padding=padding,
-            turned=turned,
+            made=made,
         )
         return
     depth, parallel, pack = len(operands.outer), None, None
-    if turned:
+    if made:
         parallel = depth + 1 + len(rows)
-    elif phases or sch.get_producers(block):
+    elif phases or padding is not None:
         parallel = depth + 2
-    if columns_first and not turned and choices.choose("pack", (False, True), pays):
+    if columns_first and not made and choices.choose("pack", (False, True), pays):
         parallel, pack = depth + 1, operands.index
     register_tile(
         sch,
@@ -119,8 +125,15 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
         unroll_reduced=2 if phases else 0,
         parallel=parallel,
         pack=pack,
-        turned=turned,
+        made=made,
     )
+
+
+def _producer(sch: s_tir.Schedule, block: SBlockRV, mark: str | None) -> SBlockRV | None:
+    """Return the producer of ``block`` that has an annotation; for None, the one that makes no second operand."""
+    producers = sch.get_producers(block)
+    marks = [MAKES_SECOND & set(sch.get(each).annotations) for each in producers]
+    return next((each for each, found in zip(producers, marks, strict=True) if found == {mark} - {None}), None)
 
 
 def _is_integer(sch: s_tir.Schedule, block: SBlockRV) -> bool:

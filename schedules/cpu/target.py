@@ -18,6 +18,13 @@ from .tile_cost import rounded_rows, tiles, vector_lanes
 from .traits import CpuTraits, traits_of
 from .transpose import square_lanes
 
+FEW_ROWS = 16
+"""Most rows for which copying a matrix, to add columns to it, takes longer than computing with parts of vectors. From
+measurements on Zen 5: with halves of vectors, 1280 x 1000 by 1 to 4 rows is 2.3 to 1.5 times as fast, by 16 1.1 times,
+by 32 0.7 times; with quarters, 768 x 100 by 1 and 8 rows 1.8 and 1.2 times, by 32 0.6 times."""
+MOST_PARTS = 4
+"""Most parts of a vector."""
+
 
 @dataclass(frozen=True)
 class CpuLayouts:
@@ -41,6 +48,11 @@ class CpuLayouts:
         lanes = self.traits.lanes
         is_padded = columns >= lanes and 2 * vector_lanes(columns, lanes) <= lanes
         return math.ceil(columns / lanes) * lanes if is_padded else columns
+
+    def computed_columns(self, rows: int, columns: int) -> int:
+        """Return :meth:`padded_columns`, unless there are few rows, and parts of vectors to compute them by."""
+        has_parts = MOST_PARTS * vector_lanes(columns, self.traits.lanes) >= self.traits.lanes
+        return columns if rows <= FEW_ROWS and has_parts else self.padded_columns(columns)
 
     def rounded_rows(self, rows: int, columns: int) -> int:
         """Return the rows to compute of a ``rows`` x ``columns`` product."""

@@ -10,10 +10,14 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..decisions import Choices
 from ..extents import divisors
+from ..kernels.matmul import WIDENED
 from ..loops import Unsuited, extent_of, extents_of
 from .squares import TURNED, turn_in_squares
 from .tile_cost import Tile, tiles, vector_lanes
 from .traits import CpuTraits
+
+MAKES_SECOND = {TURNED, WIDENED}
+"""Annotations of blocks that make the second operand of a product: tasks make their parts of it."""
 
 
 def choose_tile(
@@ -165,7 +169,7 @@ def register_tile(
     unroll_reduced: int = 0,
     parallel: int | None = None,
     pack: int | None = None,
-    turned: SBlockRV | None = None,
+    made: SBlockRV | None = None,
 ) -> None:
     """Hold a tile of the results of ``block`` in registers, and run tiles in parallel.
 
@@ -175,11 +179,11 @@ def register_tile(
     first ``parallel`` loops (default: all tile loops) are fused and run in parallel. The first ``unroll_reduced``
     reduction loops are unrolled. A padded first operand is padded per task, one image at a time. ``pack``: position of
     an operand of which each task first copies its part. A strip of a wide matrix maps to too few cache sets, and to too
-    many pages. ``turned``: block that turns an operand, of which each task turns its part.
+    many pages. ``made``: block that turns or widens the second operand, of which each task makes its part.
 
-    Decisions: ``parallel``, ``unroll_reduced`` and, where tasks pad or turn an operand, ``tiles_of_task``.
+    Decisions: ``parallel``, ``unroll_reduced`` and, where tasks pad or make an operand, ``tiles_of_task``.
     """
-    padding = [each for each in sch.get_producers(block) if TURNED not in sch.get(each).annotations]
+    padding = [each for each in sch.get_producers(block) if not MAKES_SECOND & set(sch.get(each).annotations)]
     row_outer, column_outer, inside = split_tile(sch, tile, rows, column)
     grid = [*row_outer[:-1], *phases[:1], row_outer[-1]]
     grid = [*outer, column_outer, *grid] if columns_first else [*outer, *grid, column_outer]
@@ -197,12 +201,12 @@ def register_tile(
     sch.reverse_compute_at(epilogue, grid[-1])
     for loop in sch.get_loops(epilogue)[len(grid) : -1]:
         sch.unroll(loop)
-    vectorize_inner(sch, epilogue, tile.lanes)
+    vectorize_inner(sch, epilogue, tile.lanes, masks=True)
     images = grid[: len(outer) + 1 + columns_first]
     tasks = grid[:parallel]
     if padding and parallel == len(images) + 1:
         tasks[-1], _ = sch.split(tasks[-1], [None, _tiles_of_task(sch, tasks, padding[0], traits, choices)])
-    if turned is not None and parallel == len(grid):
+    if made is not None and parallel == len(grid):
         tasks = [*tasks[: len(outer) + 1], sch.fuse(*tasks[len(outer) + 1 :])]
         tasks[-1], _ = sch.split(tasks[-1], [None, _tiles_of_turned(sch, tasks, tile.height, traits, choices)])
     task = sch.fuse(*tasks)
@@ -214,9 +218,8 @@ def register_tile(
         made_of = sch.get_producers(padded)
         for each in (padded, *made_of):
             copy_at(sch, each, task if parallel >= len(images) else images[-1], tile.lanes)
-    if turned is not None:
-        sch.compute_at(turned, task)
-        turn_in_squares(sch, turned, traits)
+    if made is not None:
+        make_at(sch, made, task, tile.lanes, traits)
     if pack is not None:
         copy_at(sch, sch.cache_read(block, pack, "global"), task, tile.lanes)
     sch.decompose_reduction(block, reduced[0])
@@ -334,11 +337,23 @@ def copy_at(sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int) -> N
     vectorize_inner(sch, block, max(whole, default=vector_lanes(extent, most)))
 
 
+def make_at(
+    sch: s_tir.Schedule, block: SBlockRV, loop: LoopRV, lanes: int, traits: CpuTraits, *, fetches: bool = True
+) -> None:
+    """Turn or widen, in each iteration of ``loop``, the part of a second operand that is read there. ``fetches``: see
+    :func:`turn_in_squares`."""
+    if TURNED in sch.get(block).annotations:
+        sch.compute_at(block, loop)
+        turn_in_squares(sch, block, traits, fetches=fetches)
+    else:
+        copy_at(sch, block, loop, lanes)
+
+
 def pad_at_once(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
     """Compute a block in a parallel loop of its own."""
-    *rows, _, channel = sch.get_loops(block)
+    *rows, channel = sch.get_loops(block)
     vectorize_inner(sch, block, vector_lanes(extent_of(sch, channel), lanes))
-    sch.parallel(sch.fuse(*rows))
+    sch.parallel(sch.fuse(*(rows[:-1] or rows)))
 
 
 WORD = 4
@@ -366,11 +381,12 @@ MOST_VECTORS = 8
 """Most vectors along a row that a copy unrolls."""
 
 
-def vectorize_inner(sch: s_tir.Schedule, block: SBlockRV, lanes: int) -> None:
-    """Vectorise the innermost loop of a block, unless it has a tail; unroll a short loop over vectors."""
+def vectorize_inner(sch: s_tir.Schedule, block: SBlockRV, lanes: int, *, masks: bool = False) -> None:
+    """Vectorise the innermost loop of a block; unroll a short loop over vectors. A loop with a tail stays one over
+    numbers, unless ``masks``: store part of the last vector."""
     loop = sch.get_loops(block)[-1]
     extent = extent_of(sch, loop)
-    if lanes == 1 or extent % lanes:
+    if lanes == 1 or (extent % lanes and not masks):
         return
     if extent > lanes:
         outer, loop = sch.split(loop, [None, lanes])

@@ -34,6 +34,10 @@ class GpuLayouts:
         """Return ``columns``: a block masks the end of its tile."""
         return columns
 
+    def computed_columns(self, rows: int, columns: int) -> int:
+        """Return ``columns``: a block masks the end of its tile."""
+        return columns
+
     def rounded_rows(self, rows: int, columns: int) -> int:
         """Return ``rows``: a block masks the end of its tile."""
         return rows

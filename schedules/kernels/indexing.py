@@ -210,15 +210,6 @@ def written(
     return te.extern([extents], operands, body, dtype=str(dtype), in_buffers=read, out_buffers=[result], name=name)
 
 
-def pad_columns(x: te.Tensor, *, columns: int) -> te.Tensor:
-    """Zero-pad the end of the last axis to ``columns``."""
-    extent = int(x.shape[-1])
-    zero = tirx.const(0, x.dtype)
-    return te.compute(
-        (*x.shape[:-1], columns), lambda *at: tirx.if_then_else(at[-1] < extent, x(*at), zero), name="pad_columns"
-    )
-
-
 def crop(x: te.Tensor, *, shape: Sequence[int]) -> te.Tensor:
     """Slice X to ``shape``, from the start of each axis."""
     return te.compute(tuple(shape), lambda *at: x(*at), name="crop")

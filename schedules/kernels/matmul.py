@@ -8,18 +8,32 @@ MATMUL = "pock.matmul"
 """Schedule rule of a matrix product."""
 
 
+WIDENED = "pock.widened"
+"""Annotation of a block that copies the second operand of a product and adds columns of zeros."""
+
+
 def matmul(
-    a: te.Tensor, b: te.Tensor, *, transpose_a: bool, transpose_b: bool, computed_rows: int | None = None
+    a: te.Tensor,
+    b: te.Tensor,
+    *,
+    transpose_a: bool,
+    transpose_b: bool,
+    computed_rows: int | None = None,
+    computed_columns: int | None = None,
 ) -> te.Tensor:
     """Compute ``C[.., i, j] = sum_k A[.., i, k] * B[.., k, j]``.
 
     ``a``: float [.., m, k] ([.., k, m] if ``transpose_a``). ``b``: float [.., k, n] ([.., n, k] if ``transpose_b``).
     The leading dimensions broadcast, as in NumPy. ``computed_rows``: rows to compute, at least m, for a tile that does
-    not divide m; extra rows repeat the last one and are dropped.
+    not divide m; extra rows repeat the last one and are dropped. ``computed_columns``: columns to compute, at least n,
+    for whole vectors; extra ones are zeros and are dropped. Then B is not transposed.
     """
     rows, reduced = _extents(a, transpose_a)
     computed = computed_rows or rows
     columns = _extents(b, not transpose_b)[0]
+    whole = computed_columns or columns
+    if whole != columns:
+        b = _widened(b, whole)
     batch = broadcast_shape([int(d) for d in a.shape[:-2]], [int(d) for d in b.shape[:-2]])
     k = te.reduce_axis((0, reduced), name="k")
 
@@ -32,8 +46,21 @@ def matmul(
             a(*broadcast_index(outer, a.shape[:-2]), *a_at) * b(*broadcast_index(outer, b.shape[:-2]), *b_at), axis=k
         )
 
-    result = te.compute((*batch, computed, columns), product, name="matmul", attrs={"schedule_rule": MATMUL})
-    return result if computed == rows else te.compute((*batch, rows, columns), lambda *at: result(*at), name="kept")
+    result = te.compute((*batch, computed, whole), product, name="matmul", attrs={"schedule_rule": MATMUL})
+    if (computed, whole) == (rows, columns):
+        return result
+    return te.compute((*batch, rows, columns), lambda *at: result(*at), name="kept")
+
+
+def _widened(b: te.Tensor, columns: int) -> te.Tensor:
+    """Copy a matrix, with zeros behind its rows up to so many ``columns``."""
+    extent, zero = int(b.shape[-1]), tirx.const(0, b.dtype)
+    return te.compute(
+        (*b.shape[:-1], columns),
+        lambda *at: tirx.if_then_else(at[-1] < extent, b(*at), zero),
+        name="widened",
+        attrs={WIDENED: 1},
+    )
 
 
 def packed_matmul(a: te.Tensor, strips: te.Tensor, *, computed_rows: int | None = None) -> te.Tensor:

@@ -51,6 +51,15 @@ def test_panels_update_a_weight() -> None:
     _check("sgd, momentum", 300, Layout((36, 2048), "float32"), TWO_PORTS)
 
 
+@pytest.mark.parametrize("target", [CPUS["host"], CPUS["neon"], TWO_PORTS], ids=["host", "neon", "two ports"])
+@pytest.mark.parametrize("terms", [17, 300], ids=["tiles", "panels"])
+def test_columns_to_the_end_of_a_vector_update_no_more_than_the_weight(terms: int, target: Target) -> None:
+    columns = 39 if terms == 17 else 1001
+    _check(
+        "sgd, momentum", terms, Layout((36, columns), "float32"), target, computed_columns=columns + 16 - columns % 16
+    )
+
+
 @pytest.mark.parametrize("panels", [0, 1, 3], ids=["by each task", "one at once", "three"])
 def test_panels_are_packed_by_tasks_or_before_them(panels: int) -> None:
     a, b = noise("panels", (2, 270, 36), (2, 270, 2048))
@@ -63,7 +72,7 @@ def test_numbers_that_are_not_finite_reach_the_weight() -> None:
     _check("sgd, momentum", 17, Layout((7, 32), "float32"), CPUS["host"], hostile=True)
 
 
-def _check(name: str, terms: int, layout: Layout, target: Target, *, hostile: bool = False) -> None:
+def _check(name: str, terms: int, layout: Layout, target: Target, *, hostile: bool = False, **computed: int) -> None:
     build, options, reference, count, vectors = UPDATES[name]
     rows, columns = layout.updated[-2:]
     x, dy = noise(name, (terms, rows), (terms, columns))
@@ -76,7 +85,7 @@ def _check(name: str, terms: int, layout: Layout, target: Target, *, hostile: bo
     update = build(layout, **options, **lengths)
     at = gradient_of(update)
     assert at == 1
-    product = defined(matmul, x, dy, transpose_a=True, transpose_b=False)
+    product = defined(matmul, x, dy, transpose_a=True, transpose_b=False, **computed)
     scheduled = target.schedule(product_update(product, update, at))
     assert GENERIC not in scheduled.attrs
     expected = doubles(weight, *states)
