@@ -48,6 +48,7 @@ KERNELS: dict[str, tuple[Kernel, list[tuple[int, ...]], dict[str, Any]]] = {
     "wide product": (matmul, [(48, 20), (20, 64)], PLAIN),
     "product across its sum": (matmul, [(20, 24), (20, 64)], ACROSS),
     "products across their sums": (matmul, [(2, 20, 12), (2, 20, 64)], ACROSS),
+    "product of a widened operand": (matmul, [(6, 20), (20, 37)], PLAIN | {"computed_columns": 48}),
     "product of a turned operand": (across_matmul, [(2, 3, 4, 32), (2, 48, 16)], {}),
     "convolution": (conv2d, [(2, 4, 6, 3), (3, 3, 3, 16)], ONCE | {"groups": 1}),
     "data gradient": (conv2d_data_gradient, [(1, 2, 3, 8), (3, 3, 8, 8)], TWICE | {"groups": 1, "size": (4, 6)}),
