@@ -25,7 +25,7 @@ TASKS_TO_PACK_ONCE = 2
 on Zen 5: 1.03 to 1.06 times as fast for two tasks a core, 1.13 to 1.25 for four to sixteen, 0.97 to 1.02 for one."""
 PACKED_AT_ONCE = 16
 """Largest part of the first operand that is packed at once, relative to the L2 cache. From measurements on Zen 5: parts
-of 4 MB take 1.04 times as long as all of 12 MB."""
+of 3 MB take 1.04 times as long as all of 12 MB."""
 
 
 def panels_pay(tile: Tile, traits: CpuTraits) -> bool:
