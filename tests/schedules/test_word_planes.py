@@ -80,7 +80,7 @@ def is_equal(words: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(bytes_of(words, expected.shape[1:3]), expected)
 
 
-@pytest.mark.parametrize("case", [LAYERS[1], LAYERS[3], LAYERS[7]])
+@pytest.mark.parametrize("case", [LAYERS[1], LAYERS[3], LAYERS[5], LAYERS[7]])
 def test_layers_are_numpys_integers(case: tuple) -> None:
     kernel, arrays, options, expected = layer(*case)
     is_equal(run(kernel, *arrays, target=HOST, **options), expected)
