@@ -142,9 +142,8 @@ def _copies(sch: s_tir.Schedule, made: list[SBlockRV], task: LoopRV) -> None:
         before |= {sch.get(each).name_hint: each for each in sch.get_producers(block)}
         sch.compute_at(block, task, preserve_unit_loops=True)
         *_, phase, vector, lane = sch.get_loops(block)
-        if name.startswith(WORDS_OF_TAPS):
-            sch.reorder(vector, phase, lane)
         if name.startswith((VECTORS, WORDS_OF_TAPS)):
+            sch.reorder(vector, phase, lane)
             _finish(sch, [phase], lane)
     if before:
         _copies(sch, list(before.values()), task)

@@ -118,15 +118,15 @@ def planes_sums(
         words_at = _words_of_taps(x, window, zero)
         attrs = {"schedule_rule": DEPTHWISE, PIXELS_OF_RESULT: math.prod(window.result), TAPS: math.prod(taps)}
 
-        def of_row(n: tirx.Var, g: tirx.Var, b: tirx.Var, p: tirx.Var, r: tirx.Expr) -> tirx.Expr:
+        def of_row(r: tirx.Expr, n: tirx.Var, g: tirx.Var, b: tirx.Var, p: tirx.Var) -> tirx.Expr:
             words = words_at(n, g, r, b, p)
             return _added([dot4(word, weight(r, m, g * WORD + b)) for m, word in enumerate(words)])
 
         if window.keeps_words:
             r = te.reduce_axis((0, taps[0]), name="r")
-            return te.compute(shape, lambda *at: te.sum(of_row(*at, r), axis=r), name="sums", attrs=attrs)
+            return te.compute(shape, lambda *at: te.sum(of_row(r, *at), axis=r), name="sums", attrs=attrs)
         rows = [tirx.const(r) for r in range(taps[0])]
-        return te.compute(shape, lambda *at: _added([of_row(*at, r) for r in rows]), name="sums", attrs=attrs)
+        return te.compute(shape, lambda *at: _added([of_row(r, *at) for r in rows]), name="sums", attrs=attrs)
     at_tap = _pixel(x) if window.is_pixel else _tap(x, window, zero)
     r, s = te.reduce_axis((0, taps[0]), name="r"), te.reduce_axis((0, taps[1]), name="s")
     i = te.reduce_axis((0, groups), name="i")
