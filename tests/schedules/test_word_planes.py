@@ -140,7 +140,9 @@ def test_windows_of_any_padding(taps: int, stride: int, padding: int, depthwise:
     np.testing.assert_array_equal(ours, sums_of(x, weight, stride, padding, 7))
 
 
-@pytest.mark.parametrize(("case", "macs"), [(LAYERS[1], 2 * 49 * 8 * 12), (LAYERS[4], 2 * 64 * 16 * 9)])
+@pytest.mark.parametrize(
+    ("case", "macs"), [(LAYERS[1], 2 * 49 * 8 * 12), (LAYERS[4], 2 * 64 * 16 * 9), (LAYERS[5], 2 * 121 * 12 * 49)]
+)
 def test_costs_count_pixels_and_weights_alone(case: tuple, macs: int) -> None:
     kernel, arrays, options, _ = layer(*case)
     cost = kernel_costs(tvm.IRModule({"layer": defined(kernel, *arrays, **options)}), [])["layer"]
