@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
@@ -19,10 +17,6 @@ MOST_SUMS = 20
 MOST_VECTORS = 8
 """Most vectors of pixels of a depthwise tile whose sums need not be in registers at once. By packets on v66, of a 3x3
 layer of 32 x 32 pixels 7,982 with one, 6,727 with two, 5,174 with four, 4,394 with eight, 4,281 with sixteen."""
-LONG_SUMS = 16
-"""Multiply-adds of a sum from which a default tile has more channels than pixels. By packets on v66, of one word by two
-vectors against two words by one vector: 4,847 and 7,413 for sums of 10 words, 2,383 and 2,371 for 12, 15,726 and 14,407
-for 24."""
 
 
 def convolution(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
@@ -31,9 +25,8 @@ def convolution(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices
 
     Decisions: ``tile``, words of channels and vectors of pixels.
     """
-    (_, g, _, p), reduced = split_by_kind(sch, block)
-    length = math.prod(extent_of(sch, each) for each in reduced)
-    groups, vectors = _tile(choices, extent_of(sch, g), _vectors(sch, p, traits), length)
+    (_, g, _, p), _ = split_by_kind(sch, block)
+    groups, vectors = _tile(choices, extent_of(sch, g), _vectors(sch, p, traits))
     made = sch.get_producers(block)
     _begin_with_bias(sch, block)
     epilogue = _epilogue(sch, block)
@@ -96,16 +89,14 @@ def _vectors(sch: s_tir.Schedule, pixels: LoopRV, traits: CpuTraits) -> int:
     return extent_of(sch, pixels) // PIXELS
 
 
-def _tile(choices: Choices, groups: int, count: int, length: int) -> tuple[int, int]:
-    """Return the words of channels, and the vectors of pixels, of a tile whose sums have ``length`` multiply-adds.
+def _tile(choices: Choices, groups: int, count: int) -> tuple[int, int]:
+    """Return the words of channels, and the vectors of pixels, of a tile.
 
     By default one word of channels, whose bias and rescaling numbers stay in registers from one vector of pixels to the
-    next; two for long sums. Larger tiles spill these numbers.
+    next, and two vectors of pixels, which are rescaled together. Larger tiles spill these numbers.
     """
     offered = [(high, wide) for high in divisors(groups) for wide in divisors(count) if high * wide * WORD <= MOST_SUMS]
     default = (1, min((wide for high, wide in offered if high == 1), key=lambda wide: (abs(wide - 2), -wide)))
-    if length >= LONG_SUMS and groups % 2 == 0:
-        default = (2, 1)
     return choices.choose("tile", offered, default)
 
 
