@@ -25,13 +25,15 @@ from .result import KernelOutcome, TuningResult
 from .search import LEAST_GAIN, Progress, Search
 from .space import OWN_SPACE, Space
 from .static.measure import estimated_work
+from .static.packets import is_hexagon
 from .step import StepsOf, compare_kernels, compare_steps, kernel_seconds
 from .step_search import StepSearch, check_choices_can_be_tried
 
 STEPS_SHARE = 0.25
 """Largest share of a search's seconds for choices above kernels."""
 ESTIMATED_GAIN = 1.1
-"""Least estimated gain for which a kernel leaves its default: estimates rank schedules, and roughly."""
+"""Least estimated gain for which a kernel leaves its default: estimates rank schedules, and roughly. Packets of Hexagon
+are counted: for these it is :data:`LEAST_GAIN`."""
 
 SpaceMaker = Callable[[KernelTarget, tirx.PrimFunc], Space]
 
@@ -171,7 +173,8 @@ class ByEstimates:
 
     def choose(self, search: Search, database: Database) -> TuningResult:
         """Choose the schedules whose estimated gain is clear."""
-        tasks = [task for task in search.tasks if task.best is not None and task.speedup >= ESTIMATED_GAIN]
+        least = LEAST_GAIN if is_hexagon(database.target) else ESTIMATED_GAIN
+        tasks = [task for task in search.tasks if task.best is not None and task.speedup >= least]
         chosen = {task.key: Tuned(task.best.decisions, task.speedup, estimated=True) for task in tasks if task.best}
         after = 1 - sum(task.share * (1 - 1 / task.speedup) for task in tasks)
         kernels, tuned = _outcomes(search, database, chosen), _rebuilt(self._program, chosen)

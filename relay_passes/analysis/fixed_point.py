@@ -25,8 +25,9 @@ FACTOR_BITS, SUMMAND_BITS = 12, 14
 a bit more for the one is a bit less for the other. Summands keep fraction bits, so their factor has more."""
 MOST_FACTOR = 2**14
 """Largest factor: its products and a zero point fit 16 bits."""
-MOST_BEFORE = 31
-"""Largest shift of 32 bits."""
+MOST_BEFORE = 15
+"""Largest shift of sums: Hexagon's instruction that also saturates takes four bits. Only sums of 4096 products and
+more, nearly all of them the largest, would be shifted further; their factors have fewer bits instead."""
 MOST_ROUNDING = 1 / 8
 """Error of a result that rounded sums (1/16) and factors (1/16) leave, in its steps."""
 BIAS_BITS = 24

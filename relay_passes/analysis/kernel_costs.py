@@ -39,13 +39,13 @@ def _cost(func: tirx.PrimFunc) -> dict[str, Any]:
             if "schedule_rule" in block.annotations and (is_product or dots):
                 strides = block.annotations.get("strides", [1])  # data gradient: 1 in prod(strides) taps counts
                 flops = 2 * math.prod(int(var.dom.extent) for var in block.iter_vars) / math.prod(map(int, strides))
-                if dots:
-                    flops *= WORD if is_product else int(block.annotations.get(TAPS, dots))
+                results = [int(var.dom.extent) for var in block.iter_vars if int(var.iter_type) == tirx.IterVar.DataPar]
+                if TAPS in block.annotations:
+                    flops = 2 * math.prod(results) * int(block.annotations[TAPS])
+                elif dots:
+                    flops *= WORD if is_product else dots
                 if PIXELS_OF_RESULT in block.annotations:
-                    *_, pixels = (
-                        var.dom.extent for var in block.iter_vars if int(var.iter_type) == tirx.IterVar.DataPar
-                    )
-                    flops *= int(block.annotations[PIXELS_OF_RESULT]) / int(pixels)
+                    flops *= int(block.annotations[PIXELS_OF_RESULT]) / results[-1]
                 sums_integers = str(block.writes[0].source.dtype).startswith("int")
                 rule = str(block.annotations["schedule_rule"])
                 products.append((flops, f"int8 {rule}" if sums_integers else rule))

@@ -52,8 +52,16 @@ def lower_dot(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transform.P
         sums = _added(node.a, node.b.args[0], node.b.args[1], features) if _is_dot(node.b) else None
         return node if sums is None else sums
 
-    body = tvm_ffi.structural_map(func.body, (tirx.Add, added))
+    body = tvm_ffi.structural_map(func.body, (tirx.Add, _one_by_one))
+    body = tvm_ffi.structural_map(body, (tirx.Add, added))
     return func.with_body(tvm_ffi.structural_map(body, (ir.Call, lowered)))
+
+
+def _one_by_one(node: tirx.Add) -> tirx.Expr:
+    """Add two dot products, or more, to sums one after the other."""
+    if isinstance(node.b, tirx.Add) and _is_dot(node.b.b):
+        return _one_by_one(tirx.Add(node.a, node.b.a)) + node.b.b
+    return node
 
 
 NEON = "neon"

@@ -5,6 +5,8 @@ LLVM takes every vector of these as 32 words. ``vpack`` leaves the lanes of its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tvm_ffi
 from tvm import ir, tirx
 
@@ -26,6 +28,9 @@ packet takes several."""
 SHUFFLE_BYTES = "llvm.hexagon.V6.vshuffeb.128B", "llvm.hexagon.V6.vshuffob.128B"
 SHUFFLE_HALVES = "llvm.hexagon.V6.vshufeh.128B", "llvm.hexagon.V6.vshufoh.128B"
 """Even bytes, or halves, of two vectors, lane by lane: each of the first vector behind one of the second; odd ones."""
+SHIFT_AND_SATURATE = "llvm.hexagon.V6.vasrwhsat.128B"
+"""Shift the words of two vectors by a number below 16, and saturate them as above."""
+CALL_LLVM = "tirx.call_llvm_pure_intrin"
 SHIFT_BY_NUMBER = "llvm.hexagon.V6.vasrw.128B"
 MULTIPLY_HIGH = "llvm.hexagon.V6.vmpyhvsrs.128B"
 MULTIPLY_HIGH_BY_NUMBERS = "llvm.hexagon.V6.vmpyhsrs.128B"
@@ -68,6 +73,51 @@ def words(node: ir.Call) -> tirx.Expr:
     return tirx.call_llvm_pure_intrin(WORDS, SATURATE_HALVES, *operands)
 
 
+def pairs(steps: Sequence[tirx.Stmt]) -> list[tirx.Stmt]:
+    """Return statements in which two neighbouring stores of words that join saturated bytes, of the same channels for
+    two vectors of pixels, share what computes them: one number then shifts, and multiplies, both.
+
+    Sums that are computed in a store stay there: those of both would all have to be in registers at once.
+    """
+    found: list[tirx.Stmt] = []
+    for step in steps:
+        words = _both(found[-1], step) if found else None
+        if words is None:
+            found.append(step)
+            continue
+        first = found.pop()
+        low, high = tirx.Var("low", WORDS), tirx.Var("high", WORDS)
+        found += [tirx.Bind(low, words[0]), tirx.Bind(high, words[1])]
+        halves = [_of_two(name, high, low) for name in SHUFFLE_HALVES]
+        found += [
+            tirx.BufferStore(store.buffer, each, store.indices)
+            for store, each in zip((first, step), halves, strict=True)
+        ]
+    return found
+
+
+def _both(first: tirx.Stmt, second: tirx.Stmt) -> tuple[tirx.Expr, tirx.Expr] | None:
+    """Return the bytes of two stores, lane by lane: channels 0 and 1 of both, then channels 2 and 3; None if they are
+    computed alone."""
+    stores = [store for store in (first, second) if isinstance(store, tirx.BufferStore)]
+    joins = [store.value for store in stores if name_of(store.value) == JOIN_BYTES and lanes_of(store.value) == LANES]
+    if len(joins) < 2 or not all(name_of(each) == SATURATE_UINT8 for join in joins for each in join.args):
+        return None
+    if any(_computes_sums(join) for join in joins):
+        return None
+    channels = [_halves(*(each.args[0] for each in pair)) for pair in zip(*(join.args for join in joins), strict=True)]
+    if any(each is None for each in channels):
+        return None
+    a, b, c, d = (tirx.reinterpret(WORDS, each) for each in channels)
+    return _of_two(SATURATE_HALVES, b, a), _of_two(SATURATE_HALVES, d, c)
+
+
+def _computes_sums(words: tirx.Expr) -> bool:
+    called: list[str] = []
+    tvm_ffi.structural_walk(words, (ir.Call, lambda call: called.append(name_of(call))))
+    return CALL_LLVM in called
+
+
 Place = tuple[tirx.Expr, int]
 """Words, and the number of a byte of each."""
 
@@ -106,7 +156,10 @@ def _halves(low: tirx.Expr, high: tirx.Expr) -> tirx.Expr | None:
     """Return two vectors of int16 as one, lane by lane: ``low``, then ``high``."""
     kind, names = f"int16x{HALVES}", {name_of(low), name_of(high)}
     if names == {SATURATE_INT16}:
-        operands = [_shifted(each.args[0]) for each in (high, low)]
+        given = [each.args[0] for each in (high, low)]
+        if (both := _shifted_together(*given)) is not None:
+            return tirx.reinterpret(kind, both)
+        operands = [_shifted(each) for each in given]
         return tirx.reinterpret(kind, tirx.call_llvm_pure_intrin(WORDS, SATURATE_WORDS, *operands))
     if names == {HIGH_PRODUCT}:
         left, numbers = _halves(low.args[0], high.args[0]), _numbers(low.args[1], high.args[1])
@@ -114,6 +167,12 @@ def _halves(low: tirx.Expr, high: tirx.Expr) -> tirx.Expr | None:
             return None
         given = tirx.reinterpret(WORDS, left)
         return tirx.reinterpret(kind, tirx.call_llvm_pure_intrin(WORDS, MULTIPLY_HIGH_BY_NUMBERS, given, numbers))
+    if names == {BYTE_OF} and _place(low)[1] == _place(high)[1]:
+        number = _place(low)[1]
+        bytes_of = _of_two(SHUFFLE_HALVES[number // 2], high.args[0], low.args[0])
+        halves = tirx.reinterpret(kind, bytes_of)
+        mask, eight = (tirx.Broadcast(tirx.const(value, "int16"), HALVES) for value in (0xFF, 8))
+        return (halves >> eight if number % 2 else halves) & mask
     if names == {BYTE_OF} and tvm_ffi.structural_equal(low.args[0], high.args[0]):
         place = low.args[1].value
         word = low.args[0] >> tirx.Broadcast(place * 8, LANES)
@@ -124,6 +183,14 @@ def _halves(low: tirx.Expr, high: tirx.Expr) -> tirx.Expr | None:
     if isinstance(low, tirx.Broadcast) and tvm_ffi.structural_equal(low, high):
         return tirx.Broadcast(low.value, HALVES)
     return None
+
+
+def _shifted_together(high: tirx.Expr, low: tirx.Expr) -> tirx.Expr | None:
+    """Return words that the same number shifts, saturated to int16; None for others."""
+    shifts = [each for each in (high, low) if isinstance(each, tirx.RShift) and isinstance(each.b, tirx.Broadcast)]
+    if len(shifts) < 2 or not tvm_ffi.structural_equal(shifts[0].b, shifts[1].b):
+        return None
+    return tirx.call_llvm_pure_intrin(WORDS, SHIFT_AND_SATURATE, shifts[0].a, shifts[1].a, shifts[0].b.value)
 
 
 def _shifted(words: tirx.Expr) -> tirx.Expr:

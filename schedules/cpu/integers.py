@@ -75,6 +75,8 @@ def lower_integers(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transf
         found = list(steps.seq)
         for packing in packings:
             found = packing.steps(found)
+        if HVX in features:
+            found = hexagon_integers.pairs(found)
         return tirx.SeqStmt(found)
 
     body = tvm_ffi.structural_map(func.body, (tirx.SeqStmt, together))

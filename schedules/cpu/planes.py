@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..decisions import Choices
 from ..extents import divisors
 from ..kernels.quantized import WORD
-from ..kernels.word_planes import BIASED, BORDERS, PIXELS, VECTORS
-from ..loops import Unsuited, extent_of, split_by_kind
+from ..kernels.word_planes import BIASED, BORDERS, PIXELS, VECTORS, WORDS_OF_TAPS
+from ..loops import Unsuited, extent_of, is_reduction, split_by_kind
 from .traits import CpuTraits
 
 MOST_SUMS = 20
 """Most vectors of sums of a tile: those of pixels, and what requantises, take the other registers."""
-LONG_SUMS = 16
-"""Multiply-adds of a sum from which a default tile has more channels than pixels. By packets on v66, of one word by two
-vectors against two words by one vector: 4,847 and 7,413 for sums of 10 words, 2,383 and 2,371 for 12, 15,726 and 14,407
-for 24."""
+MOST_VECTORS = 8
+"""Most vectors of pixels of a depthwise tile whose sums need not be in registers at once. By packets on v66, of a 3x3
+layer of 32 x 32 pixels 7,982 with one, 6,727 with two, 5,174 with four, 4,394 with eight, 4,281 with sixteen."""
 
 
 def convolution(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
@@ -28,9 +25,8 @@ def convolution(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices
 
     Decisions: ``tile``, words of channels and vectors of pixels.
     """
-    (_, g, _, p), reduced = split_by_kind(sch, block)
-    length = math.prod(extent_of(sch, each) for each in reduced)
-    groups, vectors = _tile(choices, extent_of(sch, g), _vectors(sch, p, traits), length)
+    (_, g, _, p), _ = split_by_kind(sch, block)
+    groups, vectors = _tile(choices, extent_of(sch, g), _vectors(sch, p, traits))
     made = sch.get_producers(block)
     _begin_with_bias(sch, block)
     epilogue = _epilogue(sch, block)
@@ -51,23 +47,39 @@ def convolution(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices
 
 def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
     """Schedule ``A[n, g, b, p] = sum_{r, s} dot(X[n, g, ..p], W[r, s, 4 g + b])`` with the taps unrolled: four channels
-    read the same words.
+    read the same words, and vectors below one another the same rows. Sums over rows whose words of taps are stored stay
+    in registers.
 
     Decisions: ``vectors`` of pixels.
     """
-    made = sch.get_producers(block)
-    while consumers := sch.get_consumers(block):
-        sch.compute_inline(block)
-        (block,) = consumers
-    n, g, *rest, p = sch.get_loops(block)
-    offered = [each for each in divisors(_vectors(sch, p, traits)) if each <= MOST_SUMS // WORD]
-    vectors = choices.choose("vectors", offered, min(offered, key=lambda each: abs(each - 2)))
+    made, has_rows = sch.get_producers(block), is_reduction(sch, block)
+    if has_rows:
+        _begin_with_bias(sch, block)
+        last = _epilogue(sch, block)
+    else:
+        last = block
+        while consumers := sch.get_consumers(last):
+            sch.compute_inline(last)
+            (last,) = consumers
+    n, g, *rest, p = sch.get_loops(last)
+    most = MOST_SUMS // WORD if has_rows else MOST_VECTORS
+    offered = [each for each in divisors(_vectors(sch, p, traits)) if each <= most]
+    vectors = choices.choose("vectors", offered, max(offered))
     task = sch.fuse(n, g)
     place, vector, lane = sch.split(p, [None, vectors, PIXELS])
     sch.reorder(task, place, *rest, vector, lane)
+    if has_rows:
+        sch.compute_at(block, place, preserve_unit_loops=True)
     _finish(sch, [*rest, vector], lane)
     sch.parallel(task)
+    if has_rows:
+        byte, p, row = sch.get_loops(block)[4:]
+        vector, lane = sch.split(p, [None, PIXELS])
+        sch.reorder(row, byte, vector, lane)
+        _finish(sch, [row, byte, vector], lane)
     _copies(sch, made, task)
+    if has_rows:
+        sch.decompose_reduction(block, row)
 
 
 def _vectors(sch: s_tir.Schedule, pixels: LoopRV, traits: CpuTraits) -> int:
@@ -77,16 +89,14 @@ def _vectors(sch: s_tir.Schedule, pixels: LoopRV, traits: CpuTraits) -> int:
     return extent_of(sch, pixels) // PIXELS
 
 
-def _tile(choices: Choices, groups: int, count: int, length: int) -> tuple[int, int]:
-    """Return the words of channels, and the vectors of pixels, of a tile whose sums have ``length`` multiply-adds.
+def _tile(choices: Choices, groups: int, count: int) -> tuple[int, int]:
+    """Return the words of channels, and the vectors of pixels, of a tile.
 
     By default one word of channels, whose bias and rescaling numbers stay in registers from one vector of pixels to the
-    next; two for long sums. Larger tiles spill these numbers.
+    next, and two vectors of pixels, which are rescaled together. Larger tiles spill these numbers.
     """
     offered = [(high, wide) for high in divisors(groups) for wide in divisors(count) if high * wide * WORD <= MOST_SUMS]
     default = (1, min((wide for high, wide in offered if high == 1), key=lambda wide: (abs(wide - 2), -wide)))
-    if length >= LONG_SUMS and groups % 2 == 0:
-        default = (2, 1)
     return choices.choose("tile", offered, default)
 
 
@@ -114,14 +124,17 @@ def _finish(sch: s_tir.Schedule, unrolled: list[LoopRV], lane: LoopRV) -> None:
 
 
 def _copies(sch: s_tir.Schedule, made: list[SBlockRV], task: LoopRV) -> None:
-    """Copy planes in each task. Borders are the same for all."""
+    """Copy planes, and words of taps, in each task. Borders are the same for all."""
+    before: dict[str, SBlockRV] = {}
     for block in made:
-        if sch.get(block).name_hint == BORDERS:
+        name = sch.get(block).name_hint
+        if name == BORDERS:
             continue
-        before = sch.get_producers(block)
+        before |= {sch.get(each).name_hint: each for each in sch.get_producers(block)}
         sch.compute_at(block, task, preserve_unit_loops=True)
-        if sch.get(block).name_hint.startswith(VECTORS):
-            *_, phase, _, lane = sch.get_loops(block)
-            sch.unroll(phase)
-            sch.vectorize(lane)
-        _copies(sch, before, task)
+        *_, phase, vector, lane = sch.get_loops(block)
+        if name.startswith((VECTORS, WORDS_OF_TAPS)):
+            sch.reorder(vector, phase, lane)
+            _finish(sch, [phase], lane)
+    if before:
+        _copies(sch, list(before.values()), task)

@@ -9,7 +9,9 @@ Bits are those of ``schedules/kernels/quantized.py``: the same sums, and the sam
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +31,11 @@ TAPS = "taps"
 PIXELS_OF_RESULT = "pixels"
 """Annotation of the sums: pixels of a result, without those that fill a vector."""
 BORDERS, VECTORS, BIASED = "borders", "vectors", "biased"
-"""Names of blocks: which pixels lie inside of a row; copies in whole vectors; sums with their bias."""
+WORDS_OF_TAPS = "words_of_taps"
+"""Names of blocks: which pixels lie inside of a row; copies in whole vectors; sums with their bias; words of taps that
+all rows of taps read."""
+MANY_ROWS = 5
+"""Rows of taps that read the same phase of the strides, from which their words are stored: fewer cost more so."""
 
 
 def padded_pixels(height: int, width: int) -> int:
@@ -64,6 +70,22 @@ class Window:
         return self.taps == (1, 1) and self.strides == (1, 1) and not any(self.padding)
 
     @property
+    def rows_above(self) -> int:
+        """Rows that the first tap's phase of the strides begins above it."""
+        return -self.padding[0] % self.strides[0]
+
+    @property
+    def pixels_of_rows(self) -> int:
+        """Pixels, in whole vectors, of one phase of the strides that all rows of taps read."""
+        last = (self.taps[0] - 1 + self.rows_above) // self.strides[0]
+        return -(-(padded_pixels(*self.result) + last * self.result[1]) // PIXELS) * PIXELS
+
+    @property
+    def keeps_words(self) -> bool:
+        """Whether a depthwise convolution stores words of taps, since many rows read them."""
+        return -(-self.taps[0] // self.strides[0]) >= MANY_ROWS
+
+    @property
     def fits(self) -> bool:
         """Whether rows of results hold the columns of the input that each phase of the stride reads."""
         return -(-self.width // self.strides[1]) <= self.result[1]
@@ -91,23 +113,21 @@ def planes_sums(
     batch, groups, _ = (int(extent) for extent in x.shape)
     columns = int(weight.shape[-1])
     pixels = padded_pixels(*window.result)
-    at_tap = _pixel(x) if window.is_pixel else _tap(x, window, zero)
     shape = (batch, columns // WORD, WORD, pixels)
     if depthwise:
-
-        def total(n: tirx.Var, g: tirx.Var, b: tirx.Var, p: tirx.Var) -> tirx.Expr:
-            terms = []
-            for r in range(taps[0]):
-                row = [at_tap(n, g, tirx.const(r), tirx.const(s), p) for s in range(taps[1])]
-                words = [row[first : first + WORD] for first in range(0, taps[1], WORD)]
-                terms += [dot4(_taps(word, b), weight(r, m, g * WORD + b)) for m, word in enumerate(words)]
-            found = terms[0]
-            for term in terms[1:]:
-                found = found + term
-            return found
-
+        words_at = _words_of_taps(x, window, zero)
         attrs = {"schedule_rule": DEPTHWISE, PIXELS_OF_RESULT: math.prod(window.result), TAPS: math.prod(taps)}
-        return te.compute(shape, total, name="sums", attrs=attrs)
+
+        def of_row(r: tirx.Expr, n: tirx.Var, g: tirx.Var, b: tirx.Var, p: tirx.Var) -> tirx.Expr:
+            words = words_at(n, g, r, b, p)
+            return _added([dot4(word, weight(r, m, g * WORD + b)) for m, word in enumerate(words)])
+
+        if window.keeps_words:
+            r = te.reduce_axis((0, taps[0]), name="r")
+            return te.compute(shape, lambda *at: te.sum(of_row(r, *at), axis=r), name="sums", attrs=attrs)
+        rows = [tirx.const(r) for r in range(taps[0])]
+        return te.compute(shape, lambda *at: _added([of_row(r, *at) for r in rows]), name="sums", attrs=attrs)
+    at_tap = _pixel(x) if window.is_pixel else _tap(x, window, zero)
     r, s = te.reduce_axis((0, taps[0]), name="r"), te.reduce_axis((0, taps[1]), name="s")
     i = te.reduce_axis((0, groups), name="i")
     return te.compute(
@@ -116,6 +136,10 @@ def planes_sums(
         name="sums",
         attrs={"schedule_rule": CONVOLUTION, PIXELS_OF_RESULT: math.prod(window.result)},
     )
+
+
+def _added(terms: Sequence[tirx.Expr]) -> tirx.Expr:
+    return functools.reduce(operator.add, terms)
 
 
 def place_of_tap(count: int, tap: int, byte: Any) -> Any:
@@ -146,6 +170,45 @@ def _taps(pixels: Sequence[tirx.Expr], byte: tirx.Expr | int) -> tirx.Expr:
     return joined(*(byte_of(word, place).astype("uint8") for word, place in found))
 
 
+def _words_of_taps(
+    x: te.Tensor, window: Window, zero: int
+) -> Callable[[tirx.Var, tirx.Var, tirx.Expr, tirx.Var, tirx.Expr], list[tirx.Expr]]:
+    """Return the words of taps of an image, four channels, a tap's row, a channel of the four, and a result's pixel.
+
+    Those of a high window are stored once for all rows of taps.
+    """
+    at_tap = _pixel(x) if window.is_pixel else _tap(x, window, zero, of_words=window.keeps_words)
+
+    def joined_at(n: tirx.Var, g: tirx.Var, r: tirx.Expr, b: tirx.Var, p: tirx.Expr) -> list[tirx.Expr]:
+        row = [at_tap(n, g, r, tirx.const(s), p) for s in range(window.taps[1])]
+        return [_taps(row[first : first + WORD], b) for first in range(0, window.taps[1], WORD)]
+
+    if not window.keeps_words:
+        return joined_at
+    batch, groups, _ = (int(extent) for extent in x.shape)
+    down, high, across = window.rows_above, window.strides[0], window.taps[1]
+    counts = [min(across - first, WORD) for first in range(0, across, WORD)]
+    # Words of one tap are the same for all four channels, those of two for every other one.
+    kinds = [count if count < 3 else WORD for count in counts]
+
+    def stored(word: int) -> te.Tensor:
+        def at(n: tirx.Var, g: tirx.Var, a: tirx.Var, b: tirx.Var, block: tirx.Var, lane: tirx.Var) -> tirx.Expr:
+            return joined_at(n, g, a - down, b, block * PIXELS + lane)[word]
+
+        shape = (batch, groups, high, kinds[word], window.pixels_of_rows // PIXELS, PIXELS)
+        return te.compute(shape, at, name=WORDS_OF_TAPS)
+
+    kept = [stored(word) for word in range(len(kinds))]
+
+    def kept_at(n: tirx.Var, g: tirx.Var, r: tirx.Expr, b: tirx.Var, p: tirx.Expr) -> list[tirx.Expr]:
+        place = p + tirx.indexdiv(r + down, high) * window.result[1]
+        at = tirx.indexdiv(place, PIXELS), tirx.indexmod(place, PIXELS)
+        phase = tirx.indexmod(r + down, high)
+        return [each(n, g, phase, tirx.indexmod(b, kind), *at) for each, kind in zip(kept, kinds, strict=True)]
+
+    return kept_at
+
+
 At = Callable[[tirx.Expr, tirx.Expr, tirx.Expr, tirx.Expr, tirx.Expr], tirx.Expr]
 """Word of an image, a plane, a tap's row and column, and a result's pixel."""
 
@@ -154,8 +217,8 @@ def _pixel(x: te.Tensor) -> At:
     return lambda n, i, _r, _s, p: x(n, i, p)
 
 
-def _tap(x: te.Tensor, window: Window, zero: int) -> At:
-    """Return the words that taps read.
+def _tap(x: te.Tensor, window: Window, zero: int, *, of_words: bool = False) -> At:
+    """Return the words that taps read; ``of_words``: that the first row of taps reads for all that are stored.
 
     A plane is copied once for each phase of the strides, in rows as long as the result's: a tap then reads words one
     behind the other, at any address. Those that belong to a neighbouring row are replaced by zeros.
@@ -166,7 +229,8 @@ def _tap(x: te.Tensor, window: Window, zero: int) -> At:
     down, right = up * high - window.padding[0], back * wide - window.padding[1]
     last_row, last_column = (window.taps[0] - 1 + down) // high - up, (window.taps[1] - 1 + right) // wide - back
     lead = -(-(up * columns + back) // PIXELS) * PIXELS
-    length = -(-(lead + padded_pixels(rows, columns) + last_row * columns + last_column) // PIXELS) * PIXELS
+    pixels, lowest = (window.pixels_of_rows, -up) if of_words else (padded_pixels(rows, columns), last_row)
+    length = -(-(lead + pixels + lowest * columns + last_column) // PIXELS) * PIXELS
     outside = tirx.const(signed(zero * 0x01010101), "int32")
 
     dealt = _dealt(x, window) if _is_dealt(window) else None
@@ -197,7 +261,7 @@ def _tap(x: te.Tensor, window: Window, zero: int) -> At:
     # Whole vectors, so that TVM keeps them: it drops what no tap reads.
     shape = (batch, groups, high, wide, length // PIXELS, PIXELS)
     copy = te.compute(shape, copied, name=VECTORS if dealt is not None or is_same else "copied")
-    period = min(math.lcm(columns, PIXELS), padded_pixels(rows, columns))
+    period = min(math.lcm(columns, PIXELS), pixels)
     shifts = last_column + back + 1
 
     def borders(shift: tirx.Var, p: tirx.Var) -> tirx.Expr:

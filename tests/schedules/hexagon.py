@@ -16,6 +16,7 @@ from tvm import tirx
 from pock_tvm.compiler.targets import kernel_target, resolve_target
 from pock_tvm.deploying.hexagon import CLANG, COMMON, LINK, LINKER, clang_flags
 from pock_tvm.deploying.templates import BOARDS, HEXAGON, filled, libc_texts, text_of, write_texts
+from schedules.decisions import DEFAULTS, Decisions
 from schedules.target import Target
 
 NEWER = Path(os.environ.get("POCK_HEXAGON", "/opt/pock-hexagon")) / "qemu-hexagon"
@@ -67,10 +68,10 @@ def run(func: tirx.PrimFunc, arrays: list[np.ndarray], folder: Path, version: st
     return np.fromfile(folder / f"{len(arrays)}.bin", str(found.dtype)).reshape([int(n) for n in found.shape])
 
 
-def built(func: tirx.PrimFunc, folder: Path, version: str) -> Path:
+def built(func: tirx.PrimFunc, folder: Path, version: str, decisions: Decisions = DEFAULTS) -> Path:
     """A program that reads the operands of a kernel from files, calls it, and writes its result."""
     target = hexagon(version)
-    func = target.schedule(func.with_attr("global_symbol", "kernel"))
+    func = target.schedule(func.with_attr("global_symbol", "kernel"), decisions)
     (folder / "kernel.o").write_bytes(target.code(func))
     sizes = [
         int(np.prod([int(n) for n in param.ty.shape])) * np.dtype(str(param.ty.dtype)).itemsize for param in func.params

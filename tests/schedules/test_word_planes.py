@@ -80,7 +80,7 @@ def is_equal(words: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(bytes_of(words, expected.shape[1:3]), expected)
 
 
-@pytest.mark.parametrize("case", [LAYERS[1], LAYERS[3], LAYERS[7]])
+@pytest.mark.parametrize("case", [LAYERS[1], LAYERS[3], LAYERS[5], LAYERS[7]])
 def test_layers_are_numpys_integers(case: tuple) -> None:
     kernel, arrays, options, expected = layer(*case)
     is_equal(run(kernel, *arrays, target=HOST, **options), expected)
@@ -140,7 +140,9 @@ def test_windows_of_any_padding(taps: int, stride: int, padding: int, depthwise:
     np.testing.assert_array_equal(ours, sums_of(x, weight, stride, padding, 7))
 
 
-@pytest.mark.parametrize(("case", "macs"), [(LAYERS[1], 2 * 49 * 8 * 12), (LAYERS[4], 2 * 64 * 16 * 9)])
+@pytest.mark.parametrize(
+    ("case", "macs"), [(LAYERS[1], 2 * 49 * 8 * 12), (LAYERS[4], 2 * 64 * 16 * 9), (LAYERS[5], 2 * 121 * 12 * 49)]
+)
 def test_costs_count_pixels_and_weights_alone(case: tuple, macs: int) -> None:
     kernel, arrays, options, _ = layer(*case)
     cost = kernel_costs(tvm.IRModule({"layer": defined(kernel, *arrays, **options)}), [])["layer"]

@@ -5,6 +5,7 @@ LLVM's IR says how often loops run, and the assembly of the same function has th
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
@@ -14,13 +15,14 @@ from tvm import IRModule, tirx
 from tvm.target import Target
 
 from . import mca, packets
+from .hexagon_walk import packets_run
 from .loops import Loop, NoEstimateError, functions_of, loops_of
 from .trips import Values, first_iteration, trips
 
 
 def kernel_cycles(lowered: IRModule, target: Target, cores: int) -> float:
     """Return the cycles of a lowered kernel on the model of the target's core, the longest of ``cores`` that share its
-    parallel loops. For Hexagon: packets.
+    parallel loops. For Hexagon: packets, of a walk through the code if no branch depends on data.
 
     Raises
     ------
@@ -31,6 +33,9 @@ def kernel_cycles(lowered: IRModule, target: Target, cores: int) -> float:
     functions = functions_of(module.inspect_source("ll"))
     model = packets if packets.is_hexagon(target) else mca
     assembly = model.code_of(module.inspect_source("asm"), [function.name for function in functions])
+    if model is packets:
+        with contextlib.suppress(NoEstimateError):
+            return sum(packets_run(assembly[str(func.attrs["global_symbol"])]) for func in lowered.functions.values())
     regions: list[tuple[float, list[str]]] = []
     for function in functions:
         blocks = assembly[function.name]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from tvm.target import Target
 
+from .hexagon_walk import CALL_PACKETS
+
 HEXAGON = "hexagon"
-CALL_PACKETS = 12
-"""Packets of a call: those of a division, which calls are for most of all."""
 LABEL = re.compile(r"(\.LBB\d+_\d+):")
 FUNCTION = re.compile(r"([\w$]+):")
 JUMP = re.compile(r"jump(?::\w+)?\s+#*(\.LBB\d+_\d+)")

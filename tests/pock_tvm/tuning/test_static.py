@@ -28,6 +28,7 @@ from tests.schedules import hexagon
 from tests.schedules.kernels import defined, noise
 from tests.schedules.test_decisions import PLAIN
 from tests.schedules.test_quantized import convolution, random_layer
+from tests.schedules.test_word_planes import layer
 
 PI4 = resolve_target("pi4")
 needs_mca = pytest.mark.skipif(not any(map(shutil.which, mca.TOOLS)), reason="llvm-mca is not installed")
@@ -166,7 +167,7 @@ def test_a_program_for_another_machine_is_tuned_by_estimates(target: str, tmp_pa
         again = pock.compile(exported, target=target, check=False, database=tmp_path)
     assert result.estimated and result.trials == 24 and result.before == 1 and 0 < result.after <= 1
     chosen = {kernel.name: kernel.gain for kernel in result.kernels if kernel.decisions}
-    assert all(gain >= 1.1 for gain in chosen.values())
+    assert all(gain >= (1.02 if target.startswith("hexagon") else 1.1) for gain in chosen.values())
     for built in (result.program, again):
         schedules = {name: record["schedule"] for name, record in built.manifest["kernels"].items()}
         assert {name for name, schedule in schedules.items() if schedule == "estimated"} == set(chosen)
@@ -194,17 +195,22 @@ def test_measurements_outrank_estimates(tmp_path: Path) -> None:
     assert Database(tmp_path, PI4).tuned(func, machine) is None  # its default was measured, and kept
 
 
-def test_packets_of_hexagon_are_about_those_that_run(tmp_path: Path) -> None:
-    """A product in eight bits, with its rescaling, under an emulator that traces packets. Stalls are in neither."""
+def test_packets_of_hexagon_are_those_that_run(tmp_path: Path) -> None:
+    """Products in eight bits, with their rescaling, under an emulator that traces packets: over bytes, and over planes
+    that a window of taps reads, whose assembly has other loops than LLVM's IR. Stalls are in neither."""
     hexagon.emulator("v73")
-    x, weight, *vectors = random_layer(96, 64, 1, False, 8)  # of 48 channels the estimate is 1.3 times what runs
+    machine = hexagon.hexagon("v73")
+    x, weight, *vectors = random_layer(48, 64, 1, False, 8)
     arrays = [x, packed(weight), *vectors]
     func = defined(convolution, *arrays, strides=(1, 1), padding=(0,) * 4, dilation=(1, 1), zero=0)
-    hexagon.run(func, arrays, tmp_path, "v73")
-    run, _ = hexagon.packets_run(tmp_path / "program", "v73")
-    machine, lowered = hexagon.hexagon("v73"), {}
-    for name, point in {"default": {}, "narrow": {"tile": (1, 1, 1, 32)}}.items():
-        lowered[name] = machine.lower(machine.schedule(func.with_attr("global_symbol", "kernel"), point))
-    default, narrow = (kernel_cycles(each, machine.llvm, machine.traits.cores) for each in lowered.values())
-    assert default == pytest.approx(run, rel=0.25)
-    assert narrow > 1.2 * default
+    kernel, of_planes, options, _ = layer(8, 8, 3, 2, False, 10)
+    for number, (each, operands) in enumerate([(func, arrays), (defined(kernel, *of_planes, **options), of_planes)]):
+        (folder := tmp_path / str(number)).mkdir()
+        hexagon.run(each, operands, folder, "v73")
+        run, _ = hexagon.packets_run(folder / "program", "v73")
+        lowered = machine.lower(machine.schedule(each.with_attr("global_symbol", "kernel")))
+        assert kernel_cycles(lowered, machine.llvm, machine.traits.cores) == pytest.approx(run, rel=0.1)
+    narrow = machine.lower(machine.schedule(func.with_attr("global_symbol", "kernel"), {"tile": (1, 1, 1, 32)}))
+    default = machine.lower(machine.schedule(func.with_attr("global_symbol", "kernel")))
+    cycles = [kernel_cycles(each, machine.llvm, machine.traits.cores) for each in (narrow, default)]
+    assert cycles[0] > 1.2 * cycles[1]
