@@ -66,7 +66,7 @@ class Loss:
         """The number of values that the loss averages over."""
         if self.kind == "causal_lm":
             target = target[:, 1:]
-        return int((target != self.ignore_index).sum()) if self.has_classes else target.size
+        return int(np.count_nonzero(target != self.ignore_index)) if self.has_classes else target.size
 
     def measure(self, output: np.ndarray, target: np.ndarray) -> tuple[float, int, int]:
         """The summed loss of some outputs, how many values it sums over, and how many predictions are right (-1: no
