@@ -56,3 +56,23 @@ def check_array(what: str, array: np.ndarray, shape: Sequence[int], dtype: str |
     is_shorter = array.dtype.kind == wanted.kind == "f" and array.itemsize < wanted.itemsize
     if array.dtype != wanted and not is_integer and not is_shorter:
         raise InputError(f"{what} is of type {array.dtype}; the program takes {wanted} (x.astype('{wanted}'))")
+
+
+FEW = 256
+"""Most integers that are looked at as Python's: after a step NumPy's code comes from memory, Python's does not. From
+measurements of a step of MobileNetV2: 13 us less."""
+
+
+def bounds(integers: np.ndarray) -> tuple[int, int]:
+    """The lowest and the highest of some integers; (0, -1) of none."""
+    if integers.size > FEW:
+        return int(integers.min()), int(integers.max())
+    values = integers.ravel().tolist()
+    return min(values, default=0), max(values, default=-1)
+
+
+def count_of(value: int, integers: np.ndarray) -> int:
+    """How many of some integers are ``value``."""
+    if integers.size > FEW:
+        return int(np.count_nonzero(integers == value))
+    return integers.ravel().tolist().count(value)

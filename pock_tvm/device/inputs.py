@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import as_array, check_array
+from .arrays import as_array, bounds, check_array
 from .errors import InputError
 from .losses import EVALUATE, FUNCTION, TARGET, Loss, target_name
 from .program import Program
@@ -102,7 +102,8 @@ class Inputs:
         return target
 
     def _check_labels(self, labels: np.ndarray, classes: int) -> None:
-        if labels.min(initial=0) >= 0 and labels.max(initial=0) < classes:
+        lowest, highest = bounds(labels)
+        if lowest >= 0 and highest < classes:
             return
         wrong = (labels != self._loss.ignore_index) & ((labels < 0) | (labels >= classes))
         if wrong.any():
