@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,14 @@ class HostLibrary(Library):
                 self._functions[entry] = self._find(entry)
             except AttributeError as error:
                 raise ProgramError(f"this program has no '{entry}': compile it again with this version") from error
-        try:
+        with self._failing(entry, table):
             self._call(self._functions[entry], table)
+
+    @contextlib.contextmanager
+    def _failing(self, entry: str, table: Any) -> Iterator[None]:
+        """Turn what an entry point raises into the errors of :meth:`run`."""
+        try:
+            yield
         except RuntimeError as error:
             if NOT_FINITE in str(error):
                 raise CheckFailed(self.numbers(table)[-1] - 1) from error

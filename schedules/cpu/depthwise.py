@@ -81,7 +81,7 @@ def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, cho
     """
     spatial, reduced = split_by_kind(sch, block)
     *parts, r, s, one, column = spatial
-    if _is_by_channel(sch, block, column, traits):
+    if _is_by_channel(sch, block, column, traits) and _is_cached(sch, block, traits):
         _pixel_by_pixel(sch, block, traits, parts, [r, s, one], column, reduced, choices)
         return
     tile = choose_tile(sch, [r, s, one], column, traits, choices, by_row=bool(parts))
@@ -100,6 +100,19 @@ def _is_by_channel(sch: s_tir.Schedule, block: SBlockRV, column: LoopRV, traits:
     return is_alone and traits.lanes > 1 and _image(sch, block)[-1] == extent_of(sch, column)
 
 
+def _is_cached(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits) -> bool:
+    """Return whether the image that a block reads may still be in a cache. If not, padded rows are faster than windows,
+    since the processor fetches ahead for their copies: 1.1 times for 14 MB on Zen 5."""
+    size = 4 * math.prod(int(extent) for extent in sch.get(block).reads[0].source.ty.shape)
+    return size <= traits.cached_bytes
+
+
+def _steps(sch: s_tir.Schedule, block: SBlockRV, rows: Sequence[LoopRV], reduced: Sequence[LoopRV]) -> list[int]:
+    """Return the rows and columns of the image from one result to the next."""
+    sizes = zip(_image(sch, block)[:2], extents_of(sch, reduced[:2]), extents_of(sch, rows)[1:], strict=True)
+    return [max(1, (extent - taps) // max(1, count - 1)) for extent, taps, count in sizes]
+
+
 def _image(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
     """Return the extents of the image that a block reads: rows, columns and channels."""
     _, *image = (int(extent) for extent in sch.get(block).reads[0].source.ty.shape)
@@ -116,7 +129,8 @@ def _tile(
     phases: list[LoopRV],
     choices: Choices,
 ) -> None:
-    if _is_by_channel(sch, block, column, traits):
+    is_cached = _is_cached(sch, block, traits) or (not phases and max(_steps(sch, block, rows, reduced)) > 1)
+    if _is_by_channel(sch, block, column, traits) and is_cached:
         _window_by_window(sch, block, traits, rows, column, reduced, phases, choices)
         return
     tile = decided_tile(choices, _tiles(extents_of(sch, rows), extent_of(sch, column), traits))
@@ -249,9 +263,7 @@ def _tiles_of_windows(
     taps = extents_of(sch, reduced[:2])
     lanes = vector_lanes(extent_of(sch, column), traits.lanes)
     *image, _ = _image(sch, block)
-    steps = [
-        max(1, (extent - each) // max(1, count - 1)) for extent, each, count in zip(image, taps, counts, strict=True)
-    ]
+    steps = _steps(sch, block, rows, reduced)
     reach = [extent - (count - 1) * step for extent, count, step in zip(image, counts, steps, strict=True)]
 
     def cost(tile: Tile) -> tuple[float, int, int, int]:
