@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import as_array, check_array
+from .arrays import as_array, bounds, check_array
 from .errors import InputError
 from .losses import EVALUATE, FUNCTION, TARGET, Loss, target_name
 from .program import Program
@@ -20,11 +20,12 @@ class Inputs:
     """The inputs of a program, and the target of its loss."""
 
     def __init__(self, program: Program, loss: Loss) -> None:
-        self._specs = program.manifest["inputs"]
+        self._specs = [_parsed(spec) for spec in program.manifest["inputs"]]
+        self._names = [spec["name"] for spec in self._specs]
         self._limits = program.index_limits
         self._loss = loss
         self._target = program.tensor(TARGET)
-        self._targets = program.manifest.get("targets", [])
+        self._targets = [_parsed(spec) for spec in program.manifest.get("targets", [])]
         self._outputs = program.manifest["outputs"]
 
     @property
@@ -41,7 +42,7 @@ class Inputs:
         InputError
             One is missing, or is no input.
         """
-        return named_inputs(x, [spec["name"] for spec in self._specs])
+        return named_inputs(x, self._names)
 
     def count(self, x: Data) -> int:
         """The number of samples: rows of the first input."""
@@ -97,13 +98,18 @@ class Inputs:
             )
         check_array("target y", target, shape, dtype)
         if self._loss.has_classes:
-            classes = int(output[-1] if self._loss.kind == "causal_lm" else output[1])
-            wrong = (target != self._loss.ignore_index) & ((target < 0) | (target >= classes))
-            if wrong.any():
-                raise InputError(
-                    f"label {int(target[wrong][0])} is out of range: there are {classes} classes, 0 to {classes - 1}"
-                )
+            self._check_labels(target, int(output[-1] if self._loss.kind == "causal_lm" else output[1]))
         return target
+
+    def _check_labels(self, labels: np.ndarray, classes: int) -> None:
+        lowest, highest = bounds(labels)
+        if lowest >= 0 and highest < classes:
+            return
+        wrong = (labels != self._loss.ignore_index) & ((labels < 0) | (labels >= classes))
+        if wrong.any():
+            raise InputError(
+                f"label {int(labels[wrong][0])} is out of range: there are {classes} classes, 0 to {classes - 1}"
+            )
 
     def targets(self, y: Any) -> dict[str, np.ndarray]:
         """The targets of a step, by the names of the program's inputs. Errors: as :meth:`target`."""
@@ -187,6 +193,11 @@ class Inputs:
             cut = {name: _padded(arrays[name][start : start + batch], batch) for name in samples}
             found.append((min(batch, count - start), self.checked(arrays | cut)))
         return found
+
+
+def _parsed(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A tensor of the manifest with shape and type as arrays have them: each step compares them."""
+    return {**spec, "shape": tuple(spec["shape"]), "dtype": np.dtype(spec["dtype"])}
 
 
 def _padded(array: np.ndarray, batch: int) -> np.ndarray:

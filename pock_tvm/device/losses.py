@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .arguments import Kind, is_whole, number, one_of, options, whole
+from .arrays import count_of
 from .errors import OptionError
 
 KINDS = ("cross_entropy", "causal_lm", "mse", "bce_with_logits", "output")
@@ -66,7 +67,7 @@ class Loss:
         """The number of values that the loss averages over."""
         if self.kind == "causal_lm":
             target = target[:, 1:]
-        return int((target != self.ignore_index).sum()) if self.has_classes else target.size
+        return target.size - (count_of(self.ignore_index, target) if self.has_classes else 0)
 
     def measure(self, output: np.ndarray, target: np.ndarray) -> tuple[float, int, int]:
         """The summed loss of some outputs, how many values it sums over, and how many predictions are right (-1: no

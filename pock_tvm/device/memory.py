@@ -66,7 +66,10 @@ class Memory:
 
     def write(self, array: Any, values: ArrayLike) -> None:
         """Put values into an array."""
-        np.copyto(array, values, casting="same_kind")
+        if isinstance(values, np.ndarray):
+            np.copyto(array, values, casting="same_kind")
+        else:
+            array[...] = values
 
     def move(self, to: tuple[Any, int], source: tuple[Any, int], size: int) -> None:
         """Copy so many bytes: from an offset within one array to one within another."""

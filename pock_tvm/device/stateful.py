@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,14 +61,9 @@ class Stateful(Execution):
             kind = NonFiniteError if isinstance(self._spoiled, NonFiniteError) else DeviceError
             raise kind(f"this trainer stopped within a step, and goes on after restore(…): {self._spoiled}")
 
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _changing(self) -> _Changing:
         """Change the state. If the device fails at it, what it holds is unknown."""
-        try:
-            yield
-        except DeviceError as error:
-            self._spoiled = error
-            raise
+        return _Changing(self)
 
     def state_dict(self) -> dict[str, Any]:
         """All weights under PyTorch's names and in its layouts, for ``torch_model.load_state_dict``; those that the
@@ -247,3 +242,17 @@ class Stateful(Execution):
                 raise CheckpointError(f"'{name}' is no weight of the program")
             if array.shape != self._weights[name].shape:
                 raise CheckpointError(f"'{name}' has the shape {self._weights[name].shape}, not {array.shape}")
+
+
+class _Changing:
+    """A change of a trainer's state. A class, since each step makes two, and a generator takes longer."""
+
+    def __init__(self, owner: Stateful) -> None:
+        self._owner = owner
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
+        if isinstance(error, DeviceError):
+            self._owner._spoiled = error

@@ -229,7 +229,8 @@ class Trainer(Stateful):
                     self._forget_queued()
                 raise
             self._queued.pop(0)
-            self._losses.append(float(np.cumsum(shares)[-1]))  # one after the other, as bundles do: sum() adds pairs
+            # One after the other, as bundles do: sum() adds pairs.
+            self._losses.append(shares.item() if shares.size == 1 else float(np.cumsum(shares)[-1]))
             if self._scale is not None:
                 self._scale.count()
 

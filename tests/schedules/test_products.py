@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 from tvm import te, tirx, topi
 
 from schedules.cpu import CpuTarget
+from schedules.cpu.traits import CpuTraits
 from schedules.kernels.conv2d import conv2d, conv2d_data_gradient, conv2d_weight_gradient
 from schedules.kernels.matmul import across_matmul, matmul, packed_matmul
 from schedules.target import Target
 from tests.schedules.kernels import (
     HOST,
+    LLVM,
     TARGETS,
     Kernel,
     assert_close,
@@ -352,6 +355,19 @@ def test_product(row: Row, target: Target) -> None:
     first, second = call(func, *row.arrays(), target=target, times=2)
     assert_close(first, row.expected())
     assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.name.endswith("depthwise 3x3, wide")], ids=lambda row: row.name
+)
+def test_windows_of_an_image_are_padded_in_registers_unless_it_comes_from_memory(row: Row) -> None:
+    traits = CpuTraits(lanes=8, registers=16, cores=2)
+    in_registers = re.compile(r"padded\w* = T.sblock_alloc_buffer\(.*local")
+    for cache_bytes, is_cached in ((traits.cache_bytes, True), (256, False)):
+        target = CpuTarget(replace(traits, cache_bytes=cache_bytes), LLVM)
+        func = row.schedule(target)
+        assert bool(in_registers.search(func.script())) == is_cached
+        assert_close(call(func, *row.arrays(), target=target), row.expected())
 
 
 def test_strips_of_a_wide_operand_are_packed(cpu: CpuTarget) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pock_tvm as pock
-from pock_tvm.device.arrays import as_array, check_array
+from pock_tvm.device.arrays import FEW, as_array, bounds, check_array, count_of
 
 NUMBERS = np.array([1.5, -0.125], "float32")
 
@@ -30,3 +30,10 @@ def test_floats_of_fewer_bits_are_taken(value) -> None:
 def test_other_types_are_refused(dtype: str, wanted: str) -> None:
     with pytest.raises(pock.PockError, match=f"x is of type {dtype}; the program takes {wanted}"):
         check_array("x", as_array("x", NUMBERS.astype(dtype)), (2,), wanted)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, FEW, FEW + 1])
+def test_integers_are_looked_at_alike_whether_few_or_many(size: int) -> None:
+    integers = np.arange(size).reshape(1, -1) % 5 - 1
+    assert bounds(integers) == ((int(integers.min()), int(integers.max())) if size else (0, -1))
+    assert count_of(3, integers) == int((integers == 3).sum())
