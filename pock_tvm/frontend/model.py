@@ -89,8 +89,8 @@ class Model:
     """Scales that a quantised model states. ``module`` computes in float, with the weights that its integers mean."""
     custom_loss: CustomLoss | None = None
     """A loss function of the user's. ``module`` then has the function ``loss``."""
-    halves: tuple[str, ...] = ()
-    """Types of half precision whose numbers were converted to float32."""
+    converted: tuple[str, ...] = ()
+    """Types of half and double precision whose numbers were converted to float32."""
     functions: tuple[str, ...] = ()
     """Names of ``torch.autograd.Function`` whose backward passes the export has left out, as far as it shows."""
     values: dict[str, str] = field(default_factory=dict)
