@@ -65,7 +65,8 @@ class Model:
     """A forward module and the records of its parameters, under PyTorch's names. Compared by identity.
 
     ``module`` has one function, ``main``: parameters are the inputs, then every floating-point parameter and persistent
-    buffer, each named as in PyTorch and in PyTorch's layout; it returns the outputs. All shapes are static.
+    buffer, and integer ones that stand for more bytes of floats, each named as in PyTorch and in PyTorch's layout; it
+    returns the outputs. All shapes are static.
     """
 
     module: IRModule

@@ -316,12 +316,17 @@ def test_a_guard_has_a_name(guard) -> None:
 def test_doubles_are_checked_as_doubles() -> None:
     """1e300 is finite, and infinite as a float32."""
 
-    class InDoubles(nn.Linear):
-        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name
-            return nn.functional.linear(input, self.weight.double(), self.bias.double())
+    class Mixed(nn.Module):  # all in double precision, it would be converted
+        def __init__(self) -> None:
+            super().__init__()
+            self.double, self.single = nn.Linear(3, 2, dtype=torch.float64), nn.Parameter(torch.ones(2))
 
-    exported = torch.export.export(InDoubles(3, 2).eval(), (torch.zeros(4, 3, dtype=torch.float64),))
-    trainer = pock.Trainer(pock.compile(exported, loss="mse", check=False))
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.double(x) * self.single
+
+    exported = torch.export.export(Mixed().eval(), (torch.zeros(4, 3, dtype=torch.float64),))
+    scheme = pock.Scheme({"double.*": "full", "single": "frozen"})
+    trainer = pock.Trainer(pock.compile(exported, scheme=scheme, loss="mse", check=False))
     x, y = np.full((4, 3), 1e100), np.zeros((4, 2))
     assert np.isfinite(trainer.step(x, y, lr=0.0))
     x[3, 2] = np.inf
