@@ -319,13 +319,13 @@ def test_doubles_are_checked_as_doubles() -> None:
     class Mixed(nn.Module):  # all in double precision, it would be converted
         def __init__(self) -> None:
             super().__init__()
-            self.double, self.single = nn.Linear(3, 2, dtype=torch.float64), nn.Parameter(torch.ones(2))
+            self.layer, self.scale = nn.Linear(3, 2, dtype=torch.float64), nn.Parameter(torch.ones(2))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.double(x) * self.single
+            return self.layer(x) * self.scale
 
     exported = torch.export.export(Mixed().eval(), (torch.zeros(4, 3, dtype=torch.float64),))
-    scheme = pock.Scheme({"double.*": "full", "single": "frozen"})
+    scheme = pock.Scheme({"layer.*": "full", "scale": "frozen"})
     trainer = pock.Trainer(pock.compile(exported, scheme=scheme, loss="mse", check=False))
     x, y = np.full((4, 3), 1e100), np.zeros((4, 2))
     assert np.isfinite(trainer.step(x, y, lr=0.0))
