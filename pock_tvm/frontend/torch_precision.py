@@ -17,11 +17,11 @@ HALVES = (torch.float16, torch.bfloat16)
 
 def converted_types(exported: ExportedProgram) -> list[torch.dtype]:
     """List the types that a program's numbers are converted from: half precision wherever weights, constants or inputs
-    have it, double precision if all trainable weights do. Double precision inside a model of float32 stays."""
+    have it, double precision where trainable weights do. Double precision around weights of float32 stays."""
     tensors = [*exported.state_dict.values(), *exported.constants.values(), *_inputs(exported)]
     found = (tensor.dtype for tensor in tensors if isinstance(tensor, torch.Tensor))
-    of_weights = {weight.dtype for weight in exported.parameters() if weight.is_floating_point()}
-    converted = HALVES if of_weights != {torch.float64} else (*HALVES, torch.float64)
+    is_double = any(weight.dtype == torch.float64 for weight in exported.parameters())
+    converted = (*HALVES, torch.float64) if is_double else HALVES
     return [dtype for dtype in dict.fromkeys(found) if dtype in converted]
 
 
