@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .canonical.store_permuted import StorePermuted
     from .canonical.unify_products import UnifyProducts
     from .kernels.choose_kernels import ChooseKernels
+    from .kernels.dequantize_at_use import DequantizeAtUse
     from .kernels.fuse_groups import FuseGroups
     from .kernels.fuse_updates import FuseUpdates
     from .kernels.join_attention import JoinAttention
@@ -74,6 +75,7 @@ _HOME = {
     "ChannelsLast": "canonical.channels_last",
     "ChooseKernels": "kernels.choose_kernels",
     "CopyFunction": "canonical.copy_function",
+    "DequantizeAtUse": "kernels.dequantize_at_use",
     "DrawNumbers": "canonical.draw_numbers",
     "DropFunctions": "canonical.drop_functions",
     "DropMarks": "canonical.drop_marks",

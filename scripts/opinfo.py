@@ -196,8 +196,9 @@ def compared(network: Around, exported: Any, loss: float, grads: dict[str, np.nd
 
 def _normalizes_by_batch(graph: torch.fx.Graph) -> bool:
     """Whether a graph has a batch norm in training mode."""
-    norms = [node for node in graph.nodes if node.target is torch.ops.aten.batch_norm.default]
-    return any(node.args[5] for node in norms)
+    aten = torch.ops.aten
+    kinds = (aten.batch_norm.default, aten.native_batch_norm.default, aten._native_batch_norm_legit.default)
+    return any(node.args[5] for node in graph.nodes if node.target in kinds)
 
 
 def difference(

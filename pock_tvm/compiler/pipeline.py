@@ -30,6 +30,7 @@ from relay_passes import (
     Backward,
     ChooseKernels,
     CopyFunction,
+    DequantizeAtUse,
     DrawNumbers,
     DropFunctions,
     EvaluateLoss,
@@ -296,7 +297,9 @@ def order_kernels(
     Computations on frozen parameters alone are hoisted into the function ``prepare``. ``held``: inputs that lie in the
     arena.
     """
-    frozen = [name for name, record in phases.parameters.items() if record.is_frozen]
+    constant = [name for name, record in phases.parameters.items() if record.is_frozen]
+    integers = [name for name in constant if not phases.parameters[name].dtype.startswith("float")]
+    frozen = [name for name in constant if name not in integers]  # whose layouts are chosen here
     functions = [PREDICT, *training.steps, *training.evaluation]
     # 6. Choose kernels.
     target, choices = builder.kernel_target, phases.choices
@@ -316,11 +319,14 @@ def order_kernels(
     packed = [PackWeights(moved, target, name, **unpacked) for name in functions]
     batch = shape_of(phases.mod[TRAIN].params[0])[:1]
     early = [OrderUpdates(name, training.guard) for name in functions]  # slices pay by what is in memory at once
-    sliced = SliceForward(training.steps, functions, frozen, choices.slices(*batch) if batch else None)
+    sliced = SliceForward(training.steps, functions, constant, choices.slices(*batch) if batch else None)
+    at_use = [DequantizeAtUse(integers, constant, name) for name in functions] if integers else []
     joins = target.layouts.joins_attention and uses_attention(phases.mod[TRAIN]) and choices.joined_attention()
     joined = [JoinAttention(name) for name in training.steps] if joins else []
     shared = [ShareFrozen(frozen, functions)] if copies == 1 and not target.layouts.reads_across else []
-    phases.run(6, "products", [*scaled, *padded, *straight, *transformed, *joined, *early, sliced, *packed, *shared])
+    phases.run(
+        6, "products", [*scaled, *padded, *straight, *transformed, *joined, *early, sliced, *at_use, *packed, *shared]
+    )
     chosen = ChooseKernels(functions, target)
     views = relax.transform.RewriteDataflowReshape()
     phases.run(6, "kernels", [chosen, views, LiftFrozen(frozen, functions)], only_kernels)

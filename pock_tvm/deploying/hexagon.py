@@ -25,8 +25,8 @@ from .templates import BOARDS, HEXAGON, filled, libc_texts, text_of
 from .toolchain import SOURCES, WARNINGS, ZIG, run_compiler
 
 CLANG, LINKER = "clang-19", "ld.lld-19"
-HEAD_BYTES = 268
-"""Bytes of the shared memory before the first array: code, rate, loss and reason."""
+HEAD_BYTES = 280
+"""Bytes of the shared memory before the first array: code, rate, loss, reason and seed."""
 COMMON = [
     *WARNINGS, "-O2", "-G0", "-ffreestanding", "-fno-builtin", "-fno-math-errno", "-fno-pic", "-ffunction-sections",
     "-fdata-sections", "-I.", "-Iruntime", "-Ikernels", "-Iboard", "-Iboard/libc",

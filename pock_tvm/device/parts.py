@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,16 @@ def reshaped(owner: Parameter, layout: Layout) -> tuple[int, ...]:
     shape, trained = layout.shape, owner.trained
     if trained == FULL:
         return shape
-    axis = trained["axis"]
-    before, extent = math.prod(owner.shape[:axis]), owner.shape[axis]
-    at = next(i for i in range(len(shape)) if math.prod(shape[:i]) == before and shape[i] == extent)
-    return (*shape[:at], len(trained["indices"]), *shape[at + 1 :])
+    at, joined = place_of_axis(owner.shape, trained["axis"], shape)
+    return (*shape[:at], len(trained["indices"]) * joined, *shape[at + 1 :])
+
+
+def place_of_axis(shape: Sequence[int], axis: int, reshaped: Sequence[int]) -> tuple[int, int]:
+    """The axis of a reshaped array that holds an axis of the original, and how many places each index has there: more
+    than one where axes behind it have joined it."""
+    before, extent = math.prod(shape[:axis]), shape[axis]
+    found = [(at, size // extent) for at, size in enumerate(reshaped) if math.prod(reshaped[:at]) == before]
+    return next((at, joined) for at, joined in found if reshaped[at] == extent * joined)
 
 
 def states_of(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray]) -> tuple[State, ...]:

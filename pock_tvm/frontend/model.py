@@ -65,7 +65,8 @@ class Model:
     """A forward module and the records of its parameters, under PyTorch's names. Compared by identity.
 
     ``module`` has one function, ``main``: parameters are the inputs, then every floating-point parameter and persistent
-    buffer, each named as in PyTorch and in PyTorch's layout; it returns the outputs. All shapes are static.
+    buffer, and integer ones that stand for more bytes of floats, each named as in PyTorch and in PyTorch's layout; it
+    returns the outputs. All shapes are static.
     """
 
     module: IRModule
@@ -89,8 +90,8 @@ class Model:
     """Scales that a quantised model states. ``module`` computes in float, with the weights that its integers mean."""
     custom_loss: CustomLoss | None = None
     """A loss function of the user's. ``module`` then has the function ``loss``."""
-    halves: tuple[str, ...] = ()
-    """Types of half precision whose numbers were converted to float32."""
+    converted: tuple[str, ...] = ()
+    """Types of half and double precision whose numbers were converted to float32."""
     functions: tuple[str, ...] = ()
     """Names of ``torch.autograd.Function`` whose backward passes the export has left out, as far as it shows."""
     values: dict[str, str] = field(default_factory=dict)

@@ -82,11 +82,12 @@ def _mutated(model: Model) -> Iterator[Obstacle]:
 
 
 def _converted(model: Model) -> Iterator[Obstacle]:
-    if model.halves:
-        reason = (
-            f"the model's {' and '.join(model.halves)} numbers were converted: the program takes and computes float32"
-        )
-        yield Obstacle("", "", "", reason, "For frozen weights of 16 bits on a GPU take precision=", blocking=False)
+    if model.converted:
+        types = " and ".join(model.converted)
+        reason = f"the model's {types} numbers were converted: the program takes and computes float32"
+        has_halves = any(name != "float64" for name in model.converted)
+        way_out = "For frozen weights of 16 bits on a GPU take precision=" if has_halves else ""
+        yield Obstacle("", "", "", reason, way_out, blocking=False)
 
 
 def _without_backward(model: Model) -> Iterator[Obstacle]:

@@ -142,6 +142,7 @@ class _Reader:
 
     def read(self) -> Structure:
         parameters = set(self.model.trainable)
+        shapes = {name: self.model.parameters[name].shape for name in parameters}
         self.behind = {
             param: (param.name, tuple(range(len(shape_of(param)))))
             for param in self.func.params
@@ -170,6 +171,8 @@ class _Reader:
                 if layer is not None:
                     layers.append(layer)
                 own = _channels(value, operand, shape_of(arg), axes, layer)
+                if own is not None and own.per_channel == 1:
+                    own = replace(own, count=shapes[name][own.axis])
                 channels[name] = own if channels.get(name, own) == own else None
                 by = inputs.get(value.args[1]) if op_name(value) == "relax.take" else None
                 look_ups[name] = by if look_ups.get(name, by) == by else None
@@ -191,7 +194,8 @@ class _Reader:
         return nearest, op_name(value) == "pock.matmul" or any(multiplied for _, multiplied in before)
 
     def _is_view(self, binding: relax.VarBinding) -> bool:
-        """Check for a view of a parameter (transpose, axes of extent 1 added or removed), and record it."""
+        """Check for a view of a parameter (transpose, axes of extent 1 added or removed, the taps in depth of a volume
+        joined with its channels), and record it."""
         value = binding.value
         name = op_name(value)
         if kind_of(value) is not Kind.RESHAPE and name != "relax.permute_dims" and not isinstance(value, relax.Var):
@@ -207,6 +211,9 @@ class _Reader:
             before = [axis for axis, extent in zip(axes, shape_of(source), strict=True) if extent != 1]
             longer = iter(before)
             shape = shape_of(binding.var)
+            if len(shape_of(source)) == 5 and shape == _with_depth_in_channels(shape_of(source)):
+                self.behind[binding.var] = (parameter, (*axes[:2], *axes[3:]))
+                return True
             if [extent for extent in shape if extent != 1] != [extent for extent in shape_of(source) if extent != 1]:
                 return False
             self.behind[binding.var] = (parameter, tuple(None if extent == 1 else next(longer) for extent in shape))
@@ -225,6 +232,12 @@ class _Reader:
             return Layer(name, "conv", kernel, macs, position)
         depthwise = weight[2] == 1 and int(value.attrs.groups) > 1
         return Layer(name, "depthwise" if depthwise else "1x1" if kernel == (1, 1) else "conv", kernel, macs, position)
+
+
+def _with_depth_in_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a volume's weight [O, C, T, R, S] as it is read: [O, C * T, R, S]."""
+    outputs, channels, taps, *window = shape
+    return (outputs, channels * taps, *window)
 
 
 def _channels(

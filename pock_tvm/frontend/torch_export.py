@@ -19,7 +19,7 @@ from ..errors import ModelError
 from .model import Model, TensorSpec, in_order_of_use, records_of, result_specs
 from .torch_functions import functions_of
 from .torch_graph import prepared, summary
-from .torch_precision import halves_of, in_float32
+from .torch_precision import converted_types, in_float32
 from .torch_quantized import in_float, is_quantized
 from .torch_random import with_own_draws
 from .torch_translate import Translation, translate
@@ -32,7 +32,7 @@ def import_exported_program(
 ) -> Model:
     """Import an ExportedProgram; see :func:`pock_tvm.frontend.load_model`."""
     functions = functions_of(exported)
-    exported, translation, scales, halves = _translated(exported, batch, shapes, any_shape, dropout)
+    exported, translation, scales, converted = _translated(exported, batch, shapes, any_shape, dropout)
     if translation.obstacles:
         raise ModelError(summary(translation.obstacles), translation.obstacles)
     state = {name: tensor.detach().cpu() for name, tensor in exported.state_dict.items()}
@@ -55,7 +55,7 @@ def import_exported_program(
         look_ups=tuple(translation.look_ups),
         stated=StatedScales(translation.stated, scales),
         values=translation.values,
-        halves=tuple(halves),
+        converted=tuple(converted),
         functions=tuple(functions),
     )
 
@@ -63,17 +63,18 @@ def import_exported_program(
 def _translated(
     exported: ExportedProgram, batch: int | None, shapes: Shapes, any_shape: bool, dropout: bool | None
 ) -> tuple[ExportedProgram, Translation, dict[str, np.ndarray], list[str]]:
-    """Bind every dimension, and translate; return the scales of a quantised model's weights, too, and the types of half
-    precision that were converted."""
+    """Bind every dimension, and translate; return the scales of a quantised model's weights, too, and the types of
+    numbers that were converted to float32."""
     exported = _bind_dimensions(exported, batch, shapes, any_shape)
-    halves = halves_of(exported)
-    if halves:
-        exported = in_float32(exported, _aliases(exported.state_dict))
+    types = converted_types(exported)
+    if types:
+        exported = in_float32(exported, types, _aliases(exported.state_dict))
     exported = with_own_draws(exported, dropout)
     scales: dict[str, np.ndarray] = {}
     if is_quantized(exported):
         exported, scales = in_float(exported)
-    return exported, translate(prepared(exported), _aliases(exported.state_dict)), scales, halves
+    translation = translate(prepared(exported), _aliases(exported.state_dict))
+    return exported, translation, scales, [str(dtype).removeprefix("torch.") for dtype in types]
 
 
 # ---- dimensions ------------------------------------------------------------------------------------------------------

@@ -239,7 +239,22 @@ def _decompositions() -> dict[Any, Any]:
     for op, rule in decomposition_table.items():
         if isinstance(op, torch._ops.OpOverload) and op not in table and not (op in COMPLEX or has_converter(op)):
             table[op] = rule
+    table[torch.ops.aten.as_strided.default] = _as_strided
     return table
+
+
+def _as_strided(x: torch.Tensor, size: list[int], stride: list[int], storage_offset: int | None = None) -> Any:
+    """Read elements by their places in memory, where ``x`` fills this without gaps, as every tensor of a program does.
+
+    Of another ``x`` the operator stays, and is refused.
+    """
+    first = x.storage_offset() if storage_offset is None else storage_offset
+    places = torch.full([1] * len(size), first)
+    for axis, (extent, step) in enumerate(zip(size, stride, strict=True)):
+        places = places + (torch.arange(extent) * step).reshape([-1, *[1] * (len(size) - 1 - axis)])
+    last = first + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
+    is_whole = x.is_contiguous() and x.storage_offset() == 0
+    return torch.take(x, places) if is_whole and last < x.numel() else NotImplemented
 
 
 def _has_words(op: Any) -> bool:

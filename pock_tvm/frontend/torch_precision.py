@@ -1,4 +1,4 @@
-"""Converts an exported program of half precision to float32."""
+"""Converts an exported program of half or double precision to float32."""
 
 from __future__ import annotations
 
@@ -15,28 +15,36 @@ from torch.utils import _pytree as pytree
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def halves_of(exported: ExportedProgram) -> list[str]:
-    """List the types of half precision that weights, constants and inputs of a program have."""
+def converted_types(exported: ExportedProgram) -> list[torch.dtype]:
+    """List the types that a program's numbers are converted from: half precision wherever weights, constants or inputs
+    have it, double precision where trainable weights do. Double precision around weights of float32 stays."""
     tensors = [*exported.state_dict.values(), *exported.constants.values(), *_inputs(exported)]
     found = (tensor.dtype for tensor in tensors if isinstance(tensor, torch.Tensor))
-    return [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(found) if dtype in HALVES]
+    is_double = any(weight.dtype == torch.float64 for weight in exported.parameters())
+    converted = (*HALVES, torch.float64) if is_double else HALVES
+    return [dtype for dtype in dict.fromkeys(found) if dtype in converted]
 
 
-def in_float32(exported: ExportedProgram, aliases: dict[str, str]) -> ExportedProgram:
-    """Export a program again with weights, inputs and conversions in float32. ``aliases``: names of tied weights."""
+def in_float32(exported: ExportedProgram, types: Collection[torch.dtype], aliases: dict[str, str]) -> ExportedProgram:
+    """Export a program again with weights, inputs and conversions of some types in float32. ``aliases``: names of tied
+    weights."""
+
+    def converted(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.float() if tensor.dtype in types else tensor
+
     module = copy.deepcopy(exported.module(check_guards=False))  # it shares the user's tensors
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
-            widen_graph(part, HALVES, torch.float32)
+            with_types(part, types, torch.float32)
             for name, value in list(vars(part).items()):
                 if isinstance(value, torch.Tensor):
-                    setattr(part, name, _single(value))
+                    setattr(part, name, converted(value))
             part.recompile()
-    module = module._apply(_single)  # unlike .float(), it leaves float64 alone
+    module = module._apply(converted)
     for alias, owner in aliases.items():  # the change of type has untied what is tied
         path, _, leaf = alias.rpartition(".")
         setattr(module.get_submodule(path), leaf, module.get_parameter(owner))
-    values = [_single(value) if isinstance(value, torch.Tensor) else value for value in example_inputs(exported)]
+    values = [converted(value) if isinstance(value, torch.Tensor) else value for value in example_inputs(exported)]
     args, kwargs = pytree.tree_unflatten(values, exported.call_spec.in_spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -59,19 +67,15 @@ def _inputs(exported: ExportedProgram) -> Iterator[Any]:
             yield nodes[spec.arg.name].meta["val"] if isinstance(spec.arg, TensorArgument) else spec.arg.value
 
 
-def widen_graph(part: torch.fx.GraphModule, narrow: Collection[torch.dtype], wide: torch.dtype) -> None:
-    """Replace ``narrow`` types in a graph by a wide one, and drop assertions on the exported types."""
+def with_types(part: torch.fx.GraphModule, types: Collection[torch.dtype], other: torch.dtype) -> None:
+    """Replace some types in a graph by another one, and drop assertions on the exported types."""
 
-    def widened(value: Any) -> Any:
-        return wide if isinstance(value, torch.dtype) and value in narrow else value
+    def replaced(value: Any) -> Any:
+        return other if isinstance(value, torch.dtype) and value in types else value
 
     for node in list(part.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             part.graph.erase_node(node)
         elif node.op == "call_function":
-            node.args = torch.fx.node.map_aggregate(node.args, widened)
-            node.kwargs = torch.fx.node.map_aggregate(node.kwargs, widened)
-
-
-def _single(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in HALVES else tensor
+            node.args = torch.fx.node.map_aggregate(node.args, replaced)
+            node.kwargs = torch.fx.node.map_aggregate(node.kwargs, replaced)

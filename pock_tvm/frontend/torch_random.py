@@ -155,6 +155,25 @@ def _normal(mean: Any, std: Any, size: Sequence[int] = (), *, stream: int, **_: 
     return torch.ops.pock_tvm.normal(shape, stream) * std + mean
 
 
+def _native_batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    **_: Any,
+) -> tuple[torch.Tensor, ...]:
+    y = torch.nn.functional.batch_norm(x, mean, variance, weight, bias, False, momentum, eps)
+    if not training:
+        return y, x.new_zeros(0), x.new_zeros(0)
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    batch = x.detach()
+    return y, batch.mean(axes), (batch.var(axes, correction=0) + eps).rsqrt()
+
+
 def _in_place(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def of(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         return x.copy_(function(x, *args, **options))
@@ -179,6 +198,7 @@ NOISE: dict[str, Callable[..., torch.Tensor]] = {
     "normal": _normal,
 }
 BATCH_NORM, TRAINING_FLAG = "batch_norm", 5
+NATIVE_BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit")
 ATTENTION, RATE = "scaled_dot_product_attention", 4
 
 
@@ -223,6 +243,8 @@ def _replacement(node: Any, dropout: bool | None, stream: int) -> tuple[Any, tup
     name, args, kwargs = node.target.name().removeprefix("aten::").split(".")[0], node.args, dict(node.kwargs)
     if name == BATCH_NORM and args[3] is not None and args[TRAINING_FLAG]:
         return node.target, (*args[:TRAINING_FLAG], False, *args[TRAINING_FLAG + 1 :]), kwargs
+    if name in NATIVE_BATCH_NORMS and len(args) == len(node.target._schema.arguments) and args[3] is not None:
+        return _native_batch_norm, args, {}
     if name in DROPOUTS:
         x, rate, train = args
         is_on = bool(train) if dropout is None else dropout

@@ -21,6 +21,7 @@ from relay_passes.ir.places import value_name
 from ..errors import ModelError, Obstacle
 from .model import LookUp
 from .torch_graph import refuse_randomness
+from .torch_integers import small_integers
 from .torch_nodes import layer_of, parameter_behind, short_name, where
 from .torch_operators import Site, Unsupported, convert, has_converter, name_of
 
@@ -45,7 +46,7 @@ class Translation:
 def translate(exported: ExportedProgram, aliases: Mapping[str, str]) -> Translation:
     """Translate a prepared program; parameters of ``main`` are its inputs, then parameters and floating-point buffers.
 
-    Constant subgraphs are folded, by PyTorch itself.
+    Constant subgraphs are folded, by PyTorch itself, except for large tables of small integers that become floats.
     """
     return _Translator(exported, aliases).run()
 
@@ -81,15 +82,16 @@ class _Translator:
 
     def _placeholders(self) -> tuple[list[relax.Var], list[relax.Var]]:
         specs = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
+        placeholders = [node for node in self.exported.graph.nodes if node.op == "placeholder"]
+        held = {node for node in placeholders if self._is_held(specs[node.name])}
+        integers = small_integers(self.exported, held, {name: spec.target for name, spec in specs.items()})
         inputs: list[relax.Var] = []
         parameters: dict[str, relax.Var] = {}
-        for node in self.exported.graph.nodes:
-            if node.op != "placeholder":
-                continue
+        for node in placeholders:
             spec, value = specs[node.name], node.meta.get("val")
             if not isinstance(spec.arg, TensorArgument):
                 continue  # None or a number: the graph has its value in it
-            if spec.kind is not InputKind.USER_INPUT and self._is_constant(spec):
+            if node in held and node not in integers:
                 self.known[node] = self._stored(spec)
                 continue
             try:
@@ -104,6 +106,11 @@ class _Translator:
                 var = parameters.setdefault(name, relax.Var(name, relax.TensorType(shape, dtype)))
                 self.env[node] = var
         return inputs, list(parameters.values())
+
+    def _is_held(self, spec: InputSpec) -> bool:
+        """Check for a constant that is no input."""
+        is_input = spec.kind is InputKind.USER_INPUT or not isinstance(spec.arg, TensorArgument)
+        return not is_input and self._is_constant(spec)
 
     def _is_constant(self, spec: InputSpec) -> bool:
         """Check for a constant: a lifted tensor, a buffer outside the state, or an integer one."""

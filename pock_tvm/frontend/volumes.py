@@ -33,7 +33,11 @@ class Geometry(NamedTuple):
 
 
 def convolved(emit: Emit, x: Expr, weight: Expr, geometry: Geometry) -> Expr:
-    """Convolve volumes [N, C, D, H, W]: the sum, over the taps in depth, of convolutions of planes."""
+    """Convolve volumes [N, C, D, H, W] as planes: those that the taps in depth read become further channels.
+
+    So each weight has one product, and is stored in the layout that this reads. With groups the convolutions of the
+    taps are added up.
+    """
     strides, before, after, dilations, groups = geometry
     x = emit(R.permute_dims(x, PLANES))
     if before[0] or after[0]:
@@ -42,14 +46,21 @@ def convolved(emit: Emit, x: Expr, weight: Expr, geometry: Geometry) -> Expr:
     taps = shape_of(weight)[2]
     depth = (extent - (taps - 1) * dilations[0] - 1) // strides[0] + 1
     pads = [*before[1:], *after[1:]]
-    parts = []
+    options = {"strides": list(strides[1:]), "padding": pads, "dilation": list(dilations[1:]), "groups": groups}
+    read = []
     for tap in range(taps):
         first = tap * dilations[0]
-        planes = emit(R.strided_slice(x, [1], [first], [first + (depth - 1) * strides[0] + 1], [strides[0]]))
-        rows = emit(R.reshape(planes, (batch * depth, *image)))
-        own = _tap(emit, weight, tap)
-        parts.append(emit(R.nn.conv2d(rows, own, list(strides[1:]), pads, list(dilations[1:]), groups)))
-    total = _sum(emit, parts)
+        read.append(emit(R.strided_slice(x, [1], [first], [first + (depth - 1) * strides[0] + 1], [strides[0]])))
+    if groups == 1:
+        planes = emit(R.stack(read, 3)) if taps > 1 else read[0]
+        rows = emit(R.reshape(planes, (batch * depth, image[0] * taps, *image[1:])))
+        outputs, _, _, *window = shape_of(weight)
+        flat = emit(R.reshape(weight, (outputs, image[0] * taps, *window)))
+        total = emit(R.nn.conv2d(rows, flat, **options))
+    else:
+        rows_of_taps = [emit(R.reshape(planes, (batch * depth, *image))) for planes in read]
+        parts = [emit(R.nn.conv2d(rows, _tap(emit, weight, tap), **options)) for tap, rows in enumerate(rows_of_taps)]
+        total = _sum(emit, parts)
     return emit(R.permute_dims(emit(R.reshape(total, (batch, depth, *shape_of(total)[1:]))), PLANES))
 
 

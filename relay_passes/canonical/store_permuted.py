@@ -67,19 +67,19 @@ def stored_parts(
     """
     stored = stored_of(func)
     return {
-        name: TrainedPart(_stored_axis(stored[name], part[0], shapes[name]), part[1])
-        if part is not None and name in stored
-        else part
+        name: _stored_part(stored[name], part, shapes[name]) if part is not None and name in stored else part
         for name, part in trained.items()
     }
 
 
-def _stored_axis(layout: Stored, axis: int, original: Sequence[int]) -> int:
-    """Map an axis of the array of shape ``original`` to its axis in the stored array."""
-    shape, axes = layout
-    before = math.prod(original[:axis])
-    reshaped = next(i for i in range(len(shape)) if math.prod(shape[:i]) == before and shape[i] == original[axis])
-    return axes.index(reshaped)
+def _stored_part(layout: Stored, part: TrainedPart, original: Sequence[int]) -> TrainedPart:
+    """Map a part of the array of shape ``original`` to the stored array, where axes behind it may have joined its
+    axis."""
+    (shape, axes), (axis, indices) = layout, part
+    before, extent = math.prod(original[:axis]), original[axis]
+    found = [(at, size // extent) for at, size in enumerate(shape) if math.prod(shape[:at]) == before]
+    at, joined = next((at, joined) for at, joined in found if shape[at] == extent * joined)
+    return TrainedPart(axes.index(at), tuple(index * joined + each for index in indices for each in range(joined)))
 
 
 def _common_permutations(func: relax.Function, names: set[str]) -> tuple[dict[str, Stored], dict[str, list[relax.Var]]]:

@@ -321,7 +321,7 @@ ROWS = [
     Row("resized images", conv(), lambda m, x: [F.interpolate(m["conv"](x), scale_factor=2), F.interpolate(m["conv"](x), (5, 9)), F.interpolate(m["conv"](x), scale_factor=2, mode="bilinear"), F.interpolate(m["conv"](x), (4, 11), mode="bilinear", align_corners=True), F.interpolate(m["conv"](x), (3, 9), mode="bicubic")], IMAGE),
     Row("windows that do not divide", conv(), lambda m, x: [F.adaptive_avg_pool2d(m["conv"](x), (3, 4)), F.adaptive_max_pool2d(m["conv"](x), (3, 4)), F.adaptive_max_pool2d(m["conv"](x), (7, 4)), F.fold(F.unfold(m["conv"](x), 3, padding=1, stride=2).tanh(), (7, 6), 3, padding=1, stride=2)], IMAGE),
     Row("sampled images", conv(), lambda m, x: [F.grid_sample(m["conv"](x), m["conv"](x)[:, :2].permute(0, 2, 3, 1), padding_mode=mode, align_corners=corners) for mode, corners in (("zeros", False), ("border", True), ("reflection", False))], IMAGE),
-    Row("layers in double precision", lambda: {"linear": nn.Linear(4, 4).double()}, lambda m, x: m["linear"](x.double()).float(), (normal(3, 4),)),
+    Row("layers in double precision", lambda: {"first": nn.Linear(4, 4), "linear": nn.Linear(4, 4).double()}, lambda m, x: m["linear"](m["first"](x).double()).float(), (normal(3, 4),)),
     Row("losses inside the model", linear(3, 4), losses, (normal(6, 3), below(4, 6), normal(6, 4)), {"loss": "output"}),
     Row("recurrent networks", lambda: {"gru": nn.GRU(4, 3, batch_first=True), "lstm": nn.LSTM(4, 3, num_layers=2, bidirectional=True), "rnn": nn.RNN(4, 3)}, lambda m, x: [m["gru"](x)[0], m["gru"](input=x, hx=torch.ones(1, 2, 3))[1], m["lstm"](x)[0], m["lstm"](x)[1][1], m["rnn"](x)[0]], (normal(2, 3, 4),)),
     Row("complex numbers", linear(), spectra, (normal(3, 4),)),

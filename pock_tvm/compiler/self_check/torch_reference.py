@@ -16,7 +16,7 @@ from ...device.losses import Loss
 from ...frontend.custom_loss import CustomLoss
 from ...frontend.torch_graph import has_regions
 from ...frontend.torch_loss import value_of
-from ...frontend.torch_precision import widen_graph
+from ...frontend.torch_precision import with_types
 from ...frontend.torch_random import DRAWS, uses_draws
 from .agreement import relative_difference
 from .measured import Batch, Measured, Weights
@@ -152,7 +152,7 @@ class TorchReference:
         graph = copy.deepcopy(self._exported.graph_module)
         for part in [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]:
             if precise:
-                widen_graph(part, FLOATS, torch.float64)
+                with_types(part, FLOATS, torch.float64)
             if training:
                 _use_batch_statistics(part)
             part.recompile()

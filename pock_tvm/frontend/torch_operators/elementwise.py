@@ -15,7 +15,7 @@ from relay_passes.ir import Expr, is_float
 from relay_passes.operators.training import digamma, expm1, lgamma, log1p
 
 from ..remainders import signed_as_dividend, signed_as_divisor
-from .registry import Number, Site, converter
+from .registry import Number, Site, Unsupported, converter
 
 UNARY = {
     "abs": R.abs,
@@ -365,6 +365,19 @@ def _bitwise(of_integers: Callable[..., Expr], of_truth: Callable[..., Expr]) ->
 for _name, _pair in BITS.items():
     converter(f"bitwise_{_name}.Tensor", f"bitwise_{_name}.Scalar")(_bitwise(*_pair))
     converter(f"__{_name}__.Tensor", f"__{_name}__.Scalar")(_bitwise(*_pair))
+
+
+def _shifted(operator: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
+    def convert(at: Site, x: Expr, other: Number) -> Expr:
+        if not 0 <= other < np.dtype(at.dtype).itemsize * 8:
+            raise Unsupported(f"by {other} bits is not supported: {at.dtype} has fewer")
+        return at.emit(operator(at.cast(x), at.cast(other)))
+
+    return convert
+
+
+for _name, _shift in {"left": R.left_shift, "right": R.right_shift}.items():
+    converter(f"bitwise_{_name}_shift.Tensor_Scalar", f"__{_name[0]}shift__.Scalar")(_shifted(_shift))
 
 
 @converter("bitwise_not.default")

@@ -315,10 +315,14 @@ def test_a_guard_has_a_name(guard) -> None:
 
 def test_doubles_are_checked_as_doubles() -> None:
     """1e300 is finite, and infinite as a float32."""
-    model = nn.Sequential(nn.Linear(3, 2, dtype=torch.float64))
-    exported = torch.export.export(model.eval(), (torch.zeros(4, 3, dtype=torch.float64),))
+
+    class Scaled(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name
+            return super().forward((input * 1e-100).float())
+
+    exported = torch.export.export(Scaled(3, 2).eval(), (torch.zeros(4, 3, dtype=torch.float64),))
     trainer = pock.Trainer(pock.compile(exported, loss="mse", check=False))
-    x, y = np.full((4, 3), 1e100), np.zeros((4, 2))
+    x, y = np.full((4, 3), 1e100), np.zeros((4, 2), "float32")
     assert np.isfinite(trainer.step(x, y, lr=0.0))
     x[3, 2] = np.inf
     with pytest.raises(NonFiniteInputError):

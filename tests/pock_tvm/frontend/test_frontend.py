@@ -120,8 +120,8 @@ def test_onnx_trains_as_the_network_that_it_came_from(tmp_path) -> None:
         np.testing.assert_allclose(array, weights[name], atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_converted(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_converted(dtype: torch.dtype) -> None:
     """Tied weights stay tied, and the program's numbers are those of the model."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Embedding(7, 4), nn.LayerNorm(4), nn.Linear(4, 7, bias=False))

@@ -21,6 +21,7 @@ fun main(arguments: Array<String>) {
     val net = weights.inputStream().use { Pock(it) }
     refused { net.setRate(Float.NaN) }
     net.setRate(0.01f)
+    net.setSeed((1L shl 40) + 3)
     val losses = ByteBuffer.allocate(4 * 20).order(ByteOrder.nativeOrder())
     val input = FloatArray(96)
     val target = LongArray(8)

@@ -10,6 +10,7 @@ class Pock {
     native int nativePadding(ByteBuffer buffer);
     native int nativeInit(ByteBuffer memory, ByteBuffer weights);
     native int nativeSetRate(ByteBuffer memory, float rate);
+    native int nativeSetSeed(ByteBuffer memory, long seed);
     native int nativeTrainStep(ByteBuffer memory, ByteBuffer input, ByteBuffer target, ByteBuffer loss);
     native int nativePredict(ByteBuffer memory, ByteBuffer input, ByteBuffer output);
     native int nativeSaveState(ByteBuffer memory, ByteBuffer state);
@@ -52,6 +53,7 @@ class Pock {
         net.nativeReason(memory, text);
         System.out.println(new String(bytes(text), "UTF-8").trim());
         expect(net.nativeSetRate(memory, 0.01f), 0);
+        expect(net.nativeSetSeed(memory, (1L << 40) + 3), 0);
         ByteBuffer losses = ByteBuffer.allocate(4 * 20).order(ByteOrder.nativeOrder());
         ByteBuffer input = null;
         for (int step = 0; step < 20; step++) {
