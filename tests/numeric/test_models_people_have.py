@@ -181,6 +181,7 @@ def reductions(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
         torch.linalg.vector_norm(h, float("inf"), dim=-1), h.logsumexp(1), h.logsumexp((1, 2), keepdim=True), h.amax((1, 2)), h.amin(0, keepdim=True),
         h.mean(), h.sum((-1, 0)), h.cumsum(-2), h.cummax(1)[0], h.cummin(-1)[0], h.logcumsumexp(1), F.normalize(h, dim=1), F.normalize(h, p=1.0, dim=-1, eps=0.1), F.cosine_similarity(h, x, dim=-1),
         h.max(1).values, h.min(-1)[0], h.max(), h.abs().mean(-1, keepdim=True),
+        *torch.native_layer_norm(h, (4,), None, None, 1e-3),  # PyTorch gives its statistics no gradient
     ]  # fmt: skip
 
 
