@@ -188,7 +188,7 @@ def reductions(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
 def moved(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
     h = m["linear"](x)  # [2, 6, 4]
     return [
-        *h.chunk(4, 1), *h.split([1, 2, 3], dim=-2), *h.split(4, 1), *torch.tensor_split(h, 4, 1), *h.unbind(-1)[1:3], torch.stack(h.unbind(1)[::2], -1),
+        *h.chunk(4, 1), *h.split([1, 2, 3], dim=-2), *h.split(4, 1), *torch.tensor_split(h, 4, 1), *h.split([0, 2, 0, 4], 1), *h.unbind(-1)[1:3], torch.stack(h.unbind(1)[::2], -1),
         h.roll(1, 1), h.roll((-2, 1), (0, -1)), h.roll(3), h.flip(-1, 0), h.narrow(1, -3, 2), h[:, -3:-1], h.select(-1, -2), h[:, ::2, 1:],
         h.repeat(1, 2, 1, 1), h.expand(3, -1, -1, -1), h[:, :1].expand(-1, 3, -1), h.repeat_interleave(2, 1), h.tile(2, 1), h.movedim(0, -1), h.swapaxes(-1, 1),
         h.unflatten(1, (2, -1)).transpose(1, 3), h[:, None].squeeze(1), h.unsqueeze(-2).squeeze((0, 2)), h.tril(-1), h.triu(1), h.diagonal(dim1=1, dim2=2),

@@ -94,11 +94,12 @@ def _part(at: Site, x: Expr, axis: int, first: int, last: int, step: int = 1) ->
 
 @converter("split_with_sizes.default", "split_with_sizes_copy.default")
 def split_with_sizes(at: Site, x: Expr, split_sizes: Sequence[int], dim: int = 0) -> Result:
-    """Split an axis into parts of given sizes."""
+    """Split an axis into parts of given sizes. Parts without elements are folded, and not made here."""
     axis = normalized(dim, len(shape_of(x)))
-    ends = np.cumsum(split_sizes).tolist()
-    parts = at.emit(R.split(x, ends[:-1], axis)) if len(ends) > 1 else None
-    return [x] if parts is None else [at.emit(relax.TupleGetItem(parts, index)) for index in range(len(ends))]
+    ends = np.cumsum([size for size in split_sizes if size]).tolist()
+    split = at.emit(R.split(x, ends[:-1], axis)) if len(ends) > 1 else None
+    parts = iter([x] if split is None else [at.emit(relax.TupleGetItem(split, index)) for index in range(len(ends))])
+    return [next(parts) if size else None for size in split_sizes]
 
 
 @converter("split.Tensor")
