@@ -75,6 +75,7 @@ FUNCTIONS: dict[str, Row] = {
         x.tanh().asin() + x.tanh().acos() + x.atan() + x.asinh() + x.tanh().atanh()
     ),
     "hyperbolic functions": lambda x, y, n, s, t: x.sinh() + x.cosh() + (x.abs() + 1).acosh() + x.tan(),
+    "gamma function": lambda x, y, n, s, t: (x.abs().lgamma(), y.abs().digamma(), (n - 0.25).lgamma()),
     "roots": lambda x, y, n, s, t: x.abs().sqrt() + (x.abs() + 0.1).rsqrt() + (x + 9).reciprocal() + x.square(),
     "functions of integers": lambda x, y, n, s, t: n.exp() + n.sin() + n.abs().sqrt() + t.exp() + n.sigmoid(),
     "logarithms": lambda x, y, n, s, t: x.abs().log2() + x.abs().log10() + x.abs().log1p() + x.expm1(),
@@ -134,6 +135,7 @@ MOVEMENT: dict[str, Row] = {
     "reversed": lambda x, y, n, s, t: x.flip(1, -1) + x.roll(2, 2) + x.roll((1, -3), (1, 3)) + x.roll(4),
     "padded": lambda x, y, n, s, t: (F.pad(x, (1, 2, -1, 3), value=0.5), F.pad(n, (2, 0))),
     "mirrored": lambda x, y, n, s, t: F.pad(x, (2, 1, 3, 1), "reflect").sum(1) + F.pad(x, (2, 1, 3, 1), "replicate").sum(1),
+    "mirrored and cropped": lambda x, y, n, s, t: F.pad(x, (4, -3, -5, 3), "reflect").sum(1) + F.pad(x, (4, -3, -7, 5), "replicate").sum(1),
     "around": lambda x, y, n, s, t: F.pad(x, (2, 1, 0, 3), "circular"),
     "diagonals": lambda x, y, n, s, t: (x.diagonal(0, 2, 3), x.diagonal(-2, 3, 1), torch.tril(x, -1), torch.triu(x, 1)),
     "windows": lambda x, y, n, s, t: x.unfold(2, 3, 2),
@@ -161,6 +163,7 @@ INDEXING: dict[str, Row] = {
     "scattered": lambda x, y, n, s, t: (n.scatter(1, s.long() % 5, n), n.scatter(0, s.long() % 2, 7), x.scatter_add(2, (n.abs() % 7)[:, None, None].expand(2, 3, 1, 5), x), x.masked_scatter(t[:, :, None, None].expand(2, 5, 7, 5)[:, :3], y * x)),
     "reduced at places": lambda x, y, n, s, t: tuple(n.float().scatter_reduce(1, s.long() % 3, n * 0.3, how, include_self=own) for how in ("sum", "prod", "mean", "amax", "amin") for own in (True, False)),
     "reduced, one number": lambda x, y, n, s, t: x[0, 0, 0, 0].index_reduce(0, n[0, :1] * 0, y[0, 0, 0], "mean"),
+    "read at clamped indices": lambda x, y, n, s, t: torch.ops.aten._unsafe_masked_index(x[0, 0], n > 0, [n, n + 1], -2.0),
     "one hot": lambda x, y, n, s, t: F.one_hot(s.long(), 6) * 0.5,
 }  # fmt: skip
 LAYERS: dict[str, Row] = {
