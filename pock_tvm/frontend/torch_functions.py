@@ -62,20 +62,21 @@ def _calls_around(node: Node) -> Iterator[_Call]:
         names, below = APPLY.findall(code), FORWARD.fullmatch(frame)
         if not names or below is None:
             continue
-        function = _function_at(below[1], int(below[2]))
+        function = _function_at(below[1], int(below[2]), names)
         for name in names if function is None else [function.__name__]:
             yield _Call(name, function, tuple(lines[: position + 1]), layer_of(node))
 
 
-def _function_at(path: str, line: int) -> Function | None:
-    """Find the class whose ``forward`` has a line of a file."""
-    waiting: list[Function] = [torch.autograd.Function]
+def _function_at(path: str, line: int, names: Sequence[str]) -> Function | None:
+    """Find the class whose ``forward`` has a line of a file; of several, which inherit it, the one of these names."""
+    waiting, found = [torch.autograd.Function], []
     for each in waiting:
         waiting += each.__subclasses__()
         code = getattr(inspect.unwrap(each.forward), "__code__", None)
         if code is not None and code.co_filename == path and line in {at for *_, at in code.co_lines()}:
-            return each
-    return None
+            found.append(each)
+    named = [each for each in found if each.__name__ in names] or found
+    return named[0] if len(named) == 1 else None
 
 
 def _parameters_behind(nodes: Sequence[Node], parameters: dict[str, str]) -> frozenset[str]:
