@@ -5,6 +5,7 @@ A row is an expression of some inputs. All rows of a table are one model, which 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from torch import nn
 from tvm import relax
 
 from pock_tvm.frontend import load_model
+from pock_tvm.frontend.torch_sampling import sampled_volumes
 
 X = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(3, 1, 5, generator=torch.Generator().manual_seed(1))
@@ -230,3 +232,17 @@ def test_operators_give_what_pytorch_gives(rows: dict[str, Row]) -> None:
             if not same or not np.allclose(got, want, rtol=2e-4, atol=2e-5, equal_nan=True):
                 wrong.append((name, got.dtype, got.shape, want.dtype, want.shape))
     assert not wrong
+
+
+@pytest.mark.parametrize("mode", itertools.product((0, 1), (0, 1, 2), (False, True)))
+def test_volumes_are_sampled_as_in_pytorch(mode: tuple[int, int, bool]) -> None:
+    """By each interpolation and padding, with corners aligned or not: values and gradients."""
+    random = torch.Generator().manual_seed(0)
+    volumes = torch.randn(2, 3, 4, 5, 6, generator=random, requires_grad=True)
+    grid = (1.2 * torch.randn(2, 3, 2, 4, 3, generator=random)).requires_grad_()
+    wanted, found = torch.ops.aten.grid_sampler_3d(volumes, grid, *mode), sampled_volumes(volumes, grid, *mode)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    weights = torch.randn(wanted.shape, generator=random)
+    operands = (volumes, grid) if mode[0] == 0 else (volumes,)  # to the nearest place there is no gradient
+    grads = [torch.autograd.grad((each * weights).sum(), operands) for each in (found, wanted)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
