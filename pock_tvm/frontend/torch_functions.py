@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from .model import OwnBackward
-from .torch_graph import layer_of
+from .torch_nodes import layer_of
 
 APPLY, FORWARD = re.compile(r"(\w+)\.apply\("), re.compile(r'\s*File "(.*)", line (\d+), in forward')
 RTOL = 1e-3
