@@ -201,7 +201,8 @@ LAYERS: dict[str, Row] = {
     "resized by kind": lambda x, y, n, s, t: (F.interpolate(x, scale_factor=1.7, mode="bilinear"), F.interpolate(x, (4, 3), mode="bilinear", antialias=True), F.interpolate(x, (9, 4), mode="nearest-exact"),
         F.interpolate(x[0], scale_factor=2.3, mode="linear"), F.interpolate(x[:, :, None], (2, 9, 4), mode="trilinear", align_corners=True)),
     "largest of unequal windows": lambda x, y, n, s, t: (F.adaptive_max_pool2d(x, (3, 2)), F.adaptive_max_pool2d(x, 1), F.adaptive_max_pool1d(x[0], 3), F.adaptive_max_pool2d(x[0], (7, 2))),
-    "where the largest are": lambda x, y, n, s, t: (*F.max_pool2d(x, (3, 2), 2, 1, return_indices=True), *F.max_pool2d(x[0], 2, 1, 0, 2, return_indices=True), *F.max_pool1d(x[0], 2, 3, 1, return_indices=True)),
+    "where the largest are": lambda x, y, n, s, t: (*F.max_pool2d(x, (3, 2), 2, 1, return_indices=True), *F.max_pool2d(x[0], 2, 1, 0, 2, return_indices=True), *F.max_pool1d(x[0], 2, 3, 1, return_indices=True),
+                                                   *F.adaptive_max_pool2d(x, (3, 2), return_indices=True), *F.adaptive_max_pool1d(x[0], 1, return_indices=True)),
     "patches": lambda x, y, n, s, t: (F.unfold(x, (3, 2), padding=1, stride=2), F.fold(F.unfold(x, (3, 2), dilation=2, padding=1), (7, 5), (3, 2), dilation=2, padding=1)),
     "sampled": lambda x, y, n, s, t: F.grid_sample(x, F.affine_grid(x[:, :2, 0, :3], [2, 3, 4, 6], align_corners=False), align_corners=False),
 }  # fmt: skip
