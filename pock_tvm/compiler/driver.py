@@ -29,7 +29,7 @@ from ..device.files import make_folder
 from ..device.losses import FUNCTION, Loss, as_loss
 from ..device.optimizers import SGD, Optimizer
 from ..device.program import FORMAT, Program
-from ..errors import CompilerError, MemoryBudgetError, OptionError, PockError, PockWarning, of_passes
+from ..errors import CompilerError, MemoryBudgetError, ModelError, OptionError, PockError, PockWarning, of_passes
 from ..frontend import Model
 from ..frontend.custom_loss import CustomLoss, custom_loss, with_custom_loss
 from ..frontend.observations import observations
@@ -275,6 +275,8 @@ def compile(  # noqa: A001 - the name that users expect
         )
     lowered = found.value
     for each in observations(imported, selection, lowered.step.attrs["gradients"], batch_norm, frozen):
+        if each.blocking:
+            raise ModelError(str(each), [each])
         warnings.warn(str(each), PockWarning, stacklevel=3)
     manifest: dict[str, Any] = {
         "format": FORMAT,

@@ -70,10 +70,11 @@ def check(
         return obstacles or [Obstacle("", "", "", TRAINS_NOTHING)]
     training = Training(selection, vars(loss), SGD().kernel, batch_norm or "frozen")
     graph, gradients = _of_graph(imported, training, kernel_target(target))
-    obstacles += graph
+    seen = observations(imported, selection, gradients, batch_norm)
+    obstacles += graph + [each for each in seen if each.blocking]
     if not obstacles:
         obstacles += _of_plan(imported, scheme=chosen, loss=own or loss, target=target, batch_norm=batch_norm)
-    return obstacles + observations(imported, selection, gradients, batch_norm)
+    return obstacles + [each for each in seen if not each.blocking]
 
 
 def _refusal(error: PockError) -> Obstacle:

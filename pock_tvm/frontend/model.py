@@ -37,6 +37,18 @@ class LookUp(NamedTuple):
     from_end: bool
 
 
+class OwnBackward(NamedTuple):
+    """A ``torch.autograd.Function`` with a backward pass that may not be the derivative of its forward pass."""
+
+    name: str
+    layer: str
+    """Path of the module that calls it."""
+    parameters: frozenset[str]
+    """Names of the parameters that its arguments depend on."""
+    differs: bool
+    """Whether it was tried, and is not the derivative."""
+
+
 def records_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Parameter]:
     """Make the records of a model's parameters and buffers from their values, in PyTorch's layout."""
     return {name: Parameter(name, array.shape, str(array.dtype), initial=array) for name, array in arrays.items()}
@@ -92,8 +104,8 @@ class Model:
     """A loss function of the user's. ``module`` then has the function ``loss``."""
     converted: tuple[str, ...] = ()
     """Types of half and double precision whose numbers were converted to float32."""
-    functions: tuple[str, ...] = ()
-    """Names of ``torch.autograd.Function`` whose backward passes the export has left out, as far as it shows."""
+    functions: tuple[OwnBackward, ...] = ()
+    """Functions whose backward passes the export has left out, as far as it shows."""
     values: dict[str, str] = field(default_factory=dict)
     """For each node of PyTorch's decomposed graph, the variable of ``module`` that holds its value."""
 

@@ -1,4 +1,7 @@
-"""Warnings about behaviour of a program that a user may not expect; most models have none."""
+"""Warnings about behaviour of a program that a user may not expect; most models have none.
+
+A backward pass that a program would get wrong is no warning, but an obstacle.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def observations(
     batch_norm: str | None,
     frozen: str = "float32",
 ) -> list[Obstacle]:
-    """List the warnings about a model and its scheme.
+    """List the warnings about a model and its scheme, and what stands in the way of its gradients.
 
     ``selection``: parameters that the scheme trains. ``gradients``: parameters that a gradient reaches.
     ``batch_norm``: the user's choice for running statistics, None without one. ``frozen``: the type of frozen layers.
@@ -31,7 +34,7 @@ def observations(
         *(_frozen_statistics(model) if batch_norm is None else ()),
         *_mutated(model),
         *_converted(model),
-        *_without_backward(model),
+        *_without_backward(model, {*gradients, *(name for name, of in model.aliases.items() if of in gradients)}),
         *_quantized(model, [name for name in selection if name in model.stated.weights], frozen),
     ]
 
@@ -90,14 +93,23 @@ def _converted(model: Model) -> Iterator[Obstacle]:
         yield Obstacle("", "", "", reason, way_out, blocking=False)
 
 
-def _without_backward(model: Model) -> Iterator[Obstacle]:
-    if model.functions:
+def _without_backward(model: Model, gradients: Collection[str]) -> Iterator[Obstacle]:
+    detach = "write it with detach(): x.detach() * 2 - x reverses a gradient, x + (f(x) - x).detach() passes one"
+    passed = [each for each in model.functions if not each.parameters.isdisjoint(gradients)]
+    for each in passed:
+        if each.differs:
+            reason = (
+                f"'{each.name}', a torch.autograd.Function, has a backward pass that is not the derivative of its "
+                "forward pass, and torch.export has left it out"
+            )
+            yield Obstacle(each.layer, each.name, min(each.parameters), reason, detach.capitalize())
+    unknown = dict.fromkeys(each.name for each in passed if not each.differs)
+    if unknown:
         reason = (
-            f"torch.export left out the backward pass of {_some(model.functions)}, a torch.autograd.Function: the "
+            f"torch.export left out the backward pass of {_some([*unknown])}, a torch.autograd.Function: the "
             "program takes the derivative of its forward pass"
         )
-        way_out = "If its own differs, as in gradient reversal, write it with detach(): x.detach() * 2 - x"
-        yield Obstacle("", "", "", reason, way_out, blocking=False)
+        yield Obstacle("", "", "", reason, f"If its own differs, {detach}", blocking=False)
 
 
 def _quantized(model: Model, trained: Sequence[str], frozen: str) -> Iterator[Obstacle]:

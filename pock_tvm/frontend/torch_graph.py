@@ -18,6 +18,7 @@ from ..errors import ModelError, Obstacle
 from .torch_complex import in_real_numbers
 from .torch_nodes import layer_of, parameter_behind, short_name, where
 from .torch_operators import has_converter
+from .torch_sampling import sampled_volumes
 
 if not hasattr(torch.ops.pock_tvm, "stop_gradient"):
     _library = torch.library.Library("pock_tvm", "DEF")
@@ -240,6 +241,7 @@ def _decompositions() -> dict[Any, Any]:
         if isinstance(op, torch._ops.OpOverload) and op not in table and not (op in COMPLEX or has_converter(op)):
             table[op] = rule
     table[torch.ops.aten.as_strided.default] = _as_strided
+    table[torch.ops.aten.grid_sampler_3d.default] = sampled_volumes
     return table
 
 

@@ -160,6 +160,8 @@ class _Translator:
 
     def _take_out(self, node: Any) -> None:
         source, index = node.args
+        if self._fold_empty(node):
+            return
         if source in self.known:
             self.known[node] = self.known[source][index]
             return
@@ -171,9 +173,7 @@ class _Translator:
 
     def _fold(self, node: Any) -> bool:
         """Fold a node whose operands are constants, or whose result has no elements."""
-        value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and _is_empty(value):
-            self.known[node] = torch.zeros(value.shape, dtype=value.dtype)
+        if self._fold_empty(node):
             return True
         if any(source not in self.known for source in node.all_input_nodes):
             return False
@@ -186,9 +186,16 @@ class _Translator:
             self.known[node] = node.target(*args, **kwargs)
         return True
 
+    def _fold_empty(self, node: Any) -> bool:
+        value = node.meta.get("val")
+        is_empty = isinstance(value, torch.Tensor) and _is_empty(value)
+        if is_empty:
+            self.known[node] = torch.zeros(value.shape, dtype=value.dtype)
+        return is_empty
+
     def _convert(self, node: Any) -> None:
         values = _results(node.meta["val"])
-        types = [_type_of(value, where(node), may_be_empty=index > 0) for index, value in enumerate(values)]
+        types = [_type_of(value, where(node), may_be_empty=len(values) > 1) for value in values]
         site = Site(
             self.builder, tuple(types), value_name(layer_of(node), short_name(node)), self.look_ups, self.stated
         )

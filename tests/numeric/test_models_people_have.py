@@ -181,13 +181,14 @@ def reductions(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
         torch.linalg.vector_norm(h, float("inf"), dim=-1), h.logsumexp(1), h.logsumexp((1, 2), keepdim=True), h.amax((1, 2)), h.amin(0, keepdim=True),
         h.mean(), h.sum((-1, 0)), h.cumsum(-2), h.cummax(1)[0], h.cummin(-1)[0], h.logcumsumexp(1), F.normalize(h, dim=1), F.normalize(h, p=1.0, dim=-1, eps=0.1), F.cosine_similarity(h, x, dim=-1),
         h.max(1).values, h.min(-1)[0], h.max(), h.abs().mean(-1, keepdim=True),
+        *torch.native_layer_norm(h, (4,), None, None, 1e-3),  # PyTorch gives its statistics no gradient
     ]  # fmt: skip
 
 
 def moved(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
     h = m["linear"](x)  # [2, 6, 4]
     return [
-        *h.chunk(4, 1), *h.split([1, 2, 3], dim=-2), *h.split(4, 1), *torch.tensor_split(h, 4, 1), *h.unbind(-1)[1:3], torch.stack(h.unbind(1)[::2], -1),
+        *h.chunk(4, 1), *h.split([1, 2, 3], dim=-2), *h.split(4, 1), *torch.tensor_split(h, 4, 1), *h.split([0, 2, 0, 4], 1), *h.unbind(-1)[1:3], torch.stack(h.unbind(1)[::2], -1),
         h.roll(1, 1), h.roll((-2, 1), (0, -1)), h.roll(3), h.flip(-1, 0), h.narrow(1, -3, 2), h[:, -3:-1], h.select(-1, -2), h[:, ::2, 1:],
         h.repeat(1, 2, 1, 1), h.expand(3, -1, -1, -1), h[:, :1].expand(-1, 3, -1), h.repeat_interleave(2, 1), h.tile(2, 1), h.movedim(0, -1), h.swapaxes(-1, 1),
         h.unflatten(1, (2, -1)).transpose(1, 3), h[:, None].squeeze(1), h.unsqueeze(-2).squeeze((0, 2)), h.tril(-1), h.triu(1), h.diagonal(dim1=1, dim2=2),
@@ -322,6 +323,7 @@ ROWS = [
     Row("windows that do not divide", conv(), lambda m, x: [F.adaptive_avg_pool2d(m["conv"](x), (3, 4)), F.adaptive_max_pool2d(m["conv"](x), (3, 4)), F.adaptive_max_pool2d(m["conv"](x), (7, 4)), F.fold(F.unfold(m["conv"](x), 3, padding=1, stride=2).tanh(), (7, 6), 3, padding=1, stride=2)], IMAGE),
     Row("sampled images", conv(), lambda m, x: [F.grid_sample(m["conv"](x), m["conv"](x)[:, :2].permute(0, 2, 3, 1), padding_mode=mode, align_corners=corners) for mode, corners in (("zeros", False), ("border", True), ("reflection", False))], IMAGE),
     Row("layers in double precision", lambda: {"first": nn.Linear(4, 4), "linear": nn.Linear(4, 4).double()}, lambda m, x: m["linear"](m["first"](x).double()).float(), (normal(3, 4),)),
+    Row("sampled volumes", conv(), lambda m, x: F.grid_sample(x[:, None], m["conv"](x)[:, 1:].permute(0, 2, 3, 1)[:, None], align_corners=False), (normal(1, 3, 3, 2),)),
     Row("losses inside the model", linear(3, 4), losses, (normal(6, 3), below(4, 6), normal(6, 4)), {"loss": "output"}),
     Row("recurrent networks", lambda: {"gru": nn.GRU(4, 3, batch_first=True), "lstm": nn.LSTM(4, 3, num_layers=2, bidirectional=True), "rnn": nn.RNN(4, 3)}, lambda m, x: [m["gru"](x)[0], m["gru"](input=x, hx=torch.ones(1, 2, 3))[1], m["lstm"](x)[0], m["lstm"](x)[1][1], m["rnn"](x)[0]], (normal(2, 3, 4),)),
     Row("complex numbers", linear(), spectra, (normal(3, 4),)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,11 +94,12 @@ def _part(at: Site, x: Expr, axis: int, first: int, last: int, step: int = 1) ->
 
 @converter("split_with_sizes.default", "split_with_sizes_copy.default")
 def split_with_sizes(at: Site, x: Expr, split_sizes: Sequence[int], dim: int = 0) -> Result:
-    """Split an axis into parts of given sizes."""
+    """Split an axis into parts of given sizes. Parts without elements are folded, and not made here."""
     axis = normalized(dim, len(shape_of(x)))
-    ends = np.cumsum(split_sizes).tolist()
-    parts = at.emit(R.split(x, ends[:-1], axis)) if len(ends) > 1 else None
-    return [x] if parts is None else [at.emit(relax.TupleGetItem(parts, index)) for index in range(len(ends))]
+    ends = np.cumsum([size for size in split_sizes if size]).tolist()
+    split = at.emit(R.split(x, ends[:-1], axis)) if len(ends) > 1 else None
+    parts = iter([x] if split is None else [at.emit(relax.TupleGetItem(split, index)) for index in range(len(ends))])
+    return [next(parts) if size else None for size in split_sizes]
 
 
 @converter("split.Tensor")
@@ -183,20 +184,21 @@ def _borders(x: Expr, pad: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
 @converter("reflection_pad1d.default", "reflection_pad2d.default", "reflection_pad3d.default")
 def reflection_pad(at: Site, x: Expr, padding: Sequence[int]) -> Expr:
     """Pad by reflection, without repeating the edge."""
-    return _padded_by(at, x, padding, "reflect")
+    return _padded_by(at, x, padding, lambda places, last: last - np.abs(last - np.abs(places)))
 
 
 @converter("replication_pad1d.default", "replication_pad2d.default", "replication_pad3d.default")
 def replication_pad(at: Site, x: Expr, padding: Sequence[int]) -> Expr:
     """Pad by repeating the edge."""
-    return _padded_by(at, x, padding, "edge")
+    return _padded_by(at, x, padding, lambda places, last: np.clip(places, 0, last))
 
 
-def _padded_by(at: Site, x: Expr, padding: Sequence[int], mode: Any) -> Expr:
+def _padded_by(at: Site, x: Expr, padding: Sequence[int], inside: Callable[[np.ndarray, int], np.ndarray]) -> Expr:
+    """Pad each axis by reading what lies ``inside`` for places before the first and behind the last; negative widths
+    crop, and what is cropped on one side is still read on the other."""
     for axis, (before, after) in _borders(x, padding):
-        places = np.arange(shape_of(x)[axis])
-        places = places[max(0, -before) : len(places) - max(0, -after)]
-        places = np.pad(places, (max(before, 0), max(after, 0)), mode=mode)
+        extent = shape_of(x)[axis]
+        places = inside(np.arange(-before, extent + after), extent - 1)
         x = at.emit(R.take(x, relax.const(places, "int64"), axis))
     return x
 

@@ -131,9 +131,10 @@ def native_layer_norm(
     bias: Expr | None,
     eps: float,
 ) -> Result:
-    """Convert layer norm of PyTorch's core operators."""
+    """Convert layer norm of PyTorch's core operators, whose statistics have no gradient (unlike group norm's)."""
     axes = list(range(len(shape_of(input)) - len(normalized_shape), len(shape_of(input))))
-    return [layer_norm(at, input, normalized_shape, weight, bias, eps), *_statistics(at, input, axes, eps)]
+    statistics = (at.emit(R.grad.no_grad(each)) for each in _statistics(at, input, axes, eps))
+    return [layer_norm(at, input, normalized_shape, weight, bias, eps), *statistics]
 
 
 @converter("rms_norm.default")

@@ -230,9 +230,9 @@ def adaptive_max_pool(at: Site, x: Expr, output_size: Sequence[int]) -> Result:
     their last position repeated."""
     shape, out = shape_of(x), at.shape[-2:]
     if tuple(out) == (1, 1):
-        value, _ = max_along(at, at.reshape(x, (*shape[:-2], math.prod(shape[-2:]))), -1)
-        return [at.reshape(value, at.shape), None]
-    image, window = at.reshape(x, (1,) * (4 - len(shape)) + shape), []
+        found = max_along(at, at.reshape(x, (*shape[:-2], math.prod(shape[-2:]))), -1)
+        return [at.reshape(each, at.shape) for each in found]
+    image, window, tables = at.reshape(x, (1,) * (4 - len(shape)) + shape), [], []
     for axis, (extent, wanted) in enumerate(zip(shape[-2:], out, strict=True), 2):
         ranges = _windows(extent, wanted)
         longest = max(last - first for first, last in ranges)
@@ -240,7 +240,16 @@ def adaptive_max_pool(at: Site, x: Expr, output_size: Sequence[int]) -> Result:
         if not np.array_equal(places, np.arange(extent)):
             image = at.emit(R.take(image, relax.const(places, "int64"), axis))
         window.append(longest)
-    return [at.reshape(at.emit(R.nn.max_pool2d(image, window, window)), at.shape), None]
+        tables.append(places)
+    windows = _Window(image, out, window, window, [0, 0], [1, 1])
+    place, width = windows.places_of_maxima(at), relax.const(shape_of(image)[3], "int64")
+    row = at.emit(R.floor_divide(place, width))
+    column = at.emit(R.subtract(place, at.emit(R.multiply(row, width))))
+    row, column = (
+        at.emit(R.take(relax.const(table, "int64"), each, 0))
+        for table, each in ((tables[0] * shape[-1], row), (tables[1], column))
+    )
+    return [at.reshape(each, at.shape) for each in (windows.maximum(at), at.emit(R.add(row, column)))]
 
 
 def _shares(extent: int, wanted: int) -> np.ndarray:

@@ -132,12 +132,55 @@ class Reverse(torch.autograd.Function):
         return -grad
 
 
+class Lean(torch.autograd.Function):
+    """Saves its input alone; its backward pass is the derivative."""
+
+    @staticmethod
+    def forward(context, x: torch.Tensor, _inplace: bool) -> torch.Tensor:
+        context.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(context, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (x,) = context.saved_tensors
+        sigmoid = torch.sigmoid(x)
+        return grad * (sigmoid * (1 + x * (1 - sigmoid))), None
+
+
+class Leaner(Lean):
+    @staticmethod
+    def forward(context, x: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(context, grad: torch.Tensor) -> torch.Tensor:
+        return Lean.backward(context, grad)[0]
+
+
 class Reversed(nn.Linear):
     def __init__(self) -> None:
         super().__init__(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return Reverse.apply(super().forward(x))
+
+
+class Behind(Inputs):
+    """Reverses the gradient of its input, to which no parameter leads."""
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.head(Reverse.apply(x) * mask)
+
+
+class Saving(Inputs):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return Leaner.apply(self.head(x * mask))
+
+
+class Unsure(Inputs):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return Lean.apply(self.head(x * mask), False)
 
 
 SAME = torch.randn(4, 8)
@@ -147,10 +190,12 @@ WARNINGS = [
     (lambda: small(4), None, ["the running statistics of 'blocks.0.bn', 'blocks.1.bn' stay as they are"]),
     (lambda: exported(Inputs(), SAME, SAME), HEAD, ["of one tensor given twice torch.export makes one input"]),
     (lambda: exported(Blind(), SAME, torch.zeros(4, 1)), HEAD, ["nothing reads the input 'mask'"]),
+    (lambda: exported(Behind(), SAME, torch.randn(4, 8)), HEAD, []),
+    (lambda: exported(Saving(), SAME, torch.randn(4, 8)), HEAD, []),
     (
-        lambda: exported(Reversed(), SAME),
-        None,
-        ["torch.export left out the backward pass of 'Reverse'"],
+        lambda: exported(Unsure(), SAME, torch.randn(4, 8)),
+        HEAD,
+        ["torch.export left out the backward pass of 'Lean'"],
     ),
     (lambda: exported(Inputs(), SAME, torch.randn(4, 8)), None, ["no gradient reaches 'unused.weight', 'unused.bias'"]),
 ]
@@ -166,6 +211,14 @@ def test_warnings_name_what_they_are_about(model, scheme, expected: list[str]) -
     assert all(want in text for want, text in zip(expected, texts, strict=True))
     assert all(each.filename == __file__ for each in caught), "a warning points at the caller"
     assert texts == [str(each) for each in pock.check(model(), scheme=scheme)]
+
+
+def test_a_backward_pass_that_is_no_derivative_is_refused() -> None:
+    model = exported(nn.Sequential(nn.Linear(8, 8), Reversed()), SAME)
+    (found,) = pock.check(model)
+    assert (found.layer, found.operator, found.parameter, found.blocking) == ("1", "Reverse", "0.bias", True)
+    with pytest.raises(pock.PockError, match="'Reverse'.* is not the derivative of its forward pass"):
+        pock.compile(model, build=False)
 
 
 def test_one_who_has_chosen_is_not_warned() -> None:

@@ -5,6 +5,7 @@ A row is an expression of some inputs. All rows of a table are one model, which 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from torch import nn
 from tvm import relax
 
 from pock_tvm.frontend import load_model
+from pock_tvm.frontend.torch_sampling import sampled_volumes
 
 X = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(3, 1, 5, generator=torch.Generator().manual_seed(1))
@@ -82,6 +84,7 @@ FUNCTIONS: dict[str, Row] = {
         x.tanh().asin() + x.tanh().acos() + x.atan() + x.asinh() + x.tanh().atanh()
     ),
     "hyperbolic functions": lambda x, y, n, s, t: x.sinh() + x.cosh() + (x.abs() + 1).acosh() + x.tan(),
+    "gamma function": lambda x, y, n, s, t: (x.abs().lgamma(), y.abs().digamma(), (n - 0.25).lgamma()),
     "roots": lambda x, y, n, s, t: x.abs().sqrt() + (x.abs() + 0.1).rsqrt() + (x + 9).reciprocal() + x.square(),
     "functions of integers": lambda x, y, n, s, t: n.exp() + n.sin() + n.abs().sqrt() + t.exp() + n.sigmoid(),
     "logarithms": lambda x, y, n, s, t: x.abs().log2() + x.abs().log10() + x.abs().log1p() + x.expm1(),
@@ -141,6 +144,7 @@ MOVEMENT: dict[str, Row] = {
     "reversed": lambda x, y, n, s, t: x.flip(1, -1) + x.roll(2, 2) + x.roll((1, -3), (1, 3)) + x.roll(4),
     "padded": lambda x, y, n, s, t: (F.pad(x, (1, 2, -1, 3), value=0.5), F.pad(n, (2, 0))),
     "mirrored": lambda x, y, n, s, t: F.pad(x, (2, 1, 3, 1), "reflect").sum(1) + F.pad(x, (2, 1, 3, 1), "replicate").sum(1),
+    "mirrored and cropped": lambda x, y, n, s, t: F.pad(x, (4, -3, -5, 3), "reflect").sum(1) + F.pad(x, (4, -3, -7, 5), "replicate").sum(1),
     "around": lambda x, y, n, s, t: F.pad(x, (2, 1, 0, 3), "circular"),
     "diagonals": lambda x, y, n, s, t: (x.diagonal(0, 2, 3), x.diagonal(-2, 3, 1), torch.tril(x, -1), torch.triu(x, 1)),
     "windows": lambda x, y, n, s, t: x.unfold(2, 3, 2),
@@ -169,6 +173,7 @@ INDEXING: dict[str, Row] = {
     "scattered": lambda x, y, n, s, t: (n.scatter(1, s.long() % 5, n), n.scatter(0, s.long() % 2, 7), x.scatter_add(2, (n.abs() % 7)[:, None, None].expand(2, 3, 1, 5), x), x.masked_scatter(t[:, :, None, None].expand(2, 5, 7, 5)[:, :3], y * x)),
     "reduced at places": lambda x, y, n, s, t: tuple(n.float().scatter_reduce(1, s.long() % 3, n * 0.3, how, include_self=own) for how in ("sum", "prod", "mean", "amax", "amin") for own in (True, False)),
     "reduced, one number": lambda x, y, n, s, t: x[0, 0, 0, 0].index_reduce(0, n[0, :1] * 0, y[0, 0, 0], "mean"),
+    "read at clamped indices": lambda x, y, n, s, t: torch.ops.aten._unsafe_masked_index(x[0, 0], n > 0, [n, n + 1], -2.0),
     "one hot": lambda x, y, n, s, t: F.one_hot(s.long(), 6) * 0.5,
 }  # fmt: skip
 LAYERS: dict[str, Row] = {
@@ -205,7 +210,8 @@ LAYERS: dict[str, Row] = {
     "resized by kind": lambda x, y, n, s, t: (F.interpolate(x, scale_factor=1.7, mode="bilinear"), F.interpolate(x, (4, 3), mode="bilinear", antialias=True), F.interpolate(x, (9, 4), mode="nearest-exact"),
         F.interpolate(x[0], scale_factor=2.3, mode="linear"), F.interpolate(x[:, :, None], (2, 9, 4), mode="trilinear", align_corners=True)),
     "largest of unequal windows": lambda x, y, n, s, t: (F.adaptive_max_pool2d(x, (3, 2)), F.adaptive_max_pool2d(x, 1), F.adaptive_max_pool1d(x[0], 3), F.adaptive_max_pool2d(x[0], (7, 2))),
-    "where the largest are": lambda x, y, n, s, t: (*F.max_pool2d(x, (3, 2), 2, 1, return_indices=True), *F.max_pool2d(x[0], 2, 1, 0, 2, return_indices=True), *F.max_pool1d(x[0], 2, 3, 1, return_indices=True)),
+    "where the largest are": lambda x, y, n, s, t: (*F.max_pool2d(x, (3, 2), 2, 1, return_indices=True), *F.max_pool2d(x[0], 2, 1, 0, 2, return_indices=True), *F.max_pool1d(x[0], 2, 3, 1, return_indices=True),
+                                                   *F.adaptive_max_pool2d(x, (3, 2), return_indices=True), *F.adaptive_max_pool1d(x[0], 1, return_indices=True)),
     "patches": lambda x, y, n, s, t: (F.unfold(x, (3, 2), padding=1, stride=2), F.fold(F.unfold(x, (3, 2), dilation=2, padding=1), (7, 5), (3, 2), dilation=2, padding=1)),
     "sampled": lambda x, y, n, s, t: F.grid_sample(x, F.affine_grid(x[:, :2, 0, :3], [2, 3, 4, 6], align_corners=False), align_corners=False),
 }  # fmt: skip
@@ -236,3 +242,17 @@ def test_operators_give_what_pytorch_gives(rows: dict[str, Row]) -> None:
             if not same or not np.allclose(got, want, rtol=2e-4, atol=2e-5, equal_nan=True):
                 wrong.append((name, got.dtype, got.shape, want.dtype, want.shape))
     assert not wrong
+
+
+@pytest.mark.parametrize("mode", itertools.product((0, 1), (0, 1, 2), (False, True)))
+def test_volumes_are_sampled_as_in_pytorch(mode: tuple[int, int, bool]) -> None:
+    """By each interpolation and padding, with corners aligned or not: values and gradients."""
+    random = torch.Generator().manual_seed(0)
+    volumes = torch.randn(2, 3, 4, 5, 6, generator=random, requires_grad=True)
+    grid = (1.2 * torch.randn(2, 3, 2, 4, 3, generator=random)).requires_grad_()
+    wanted, found = torch.ops.aten.grid_sampler_3d(volumes, grid, *mode), sampled_volumes(volumes, grid, *mode)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    weights = torch.randn(wanted.shape, generator=random)
+    operands = (volumes, grid) if mode[0] == 0 else (volumes,)  # to the nearest place there is no gradient
+    grads = [torch.autograd.grad((each * weights).sum(), operands) for each in (found, wanted)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
