@@ -61,6 +61,7 @@ NETWORKS = {
     "keyword spotter": (Spotter, (2, 1, 49, 10), 10, {"optimizer": pock.AdamW()}),
     "keyword spotter in eight bits": (Spotter, (2, 1, 49, 10), 10, {"scheme": SPARSE, "frozen": "int8"}),
     "transformer": (Transformer, (2, 6, 8), 4, {"optimizer": pock.SGD(momentum=0.9), "scheme": LATE}),
+    "transformer in eight bits": (Transformer, (2, 6, 8), 4, {"scheme": LATE, "frozen": "int8"}),
 }
 """Networks, shapes of their inputs, classes, options."""
 
@@ -85,7 +86,12 @@ def emulate(folder: Path, version: str, code: int = 0) -> str:
 
 @pytest.mark.parametrize(
     ("name", "version"),
-    [("keyword spotter", "v66"), ("keyword spotter in eight bits", "v73"), ("transformer", "v66")],
+    [
+        ("keyword spotter", "v66"),
+        ("keyword spotter in eight bits", "v73"),
+        ("transformer", "v66"),
+        ("transformer in eight bits", "v73"),
+    ],
 )
 def test_networks_train_the_same(name: str, version: str, tmp_path: Path) -> None:
     hexagon.emulator(version)
@@ -100,20 +106,24 @@ def test_networks_train_the_same(name: str, version: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_mcunet_in_eight_bits_trains_the_same(shared_data: Path, tmp_path: Path) -> None:
-    """Head and the last biases of MCUNet at 64 px; what is before them in eight bits."""
-    hexagon.emulator("v73")
+@pytest.mark.parametrize(("version", "frozen"), [("v66", "float32"), ("v73", "int8")])
+def test_mcunet_trains_the_same(version: str, frozen: str, shared_data: Path, tmp_path: Path) -> None:
+    """Head and the last biases of MCUNet at 64 px; what is before them in floats or in eight bits."""
+    hexagon.emulator(version)
+    samples = noise((1, 3, 64, 64), 12, batches=4)
+    program, host = (mcunet(shared_data, target, frozen, samples["x"]) for target in (f"hexagon-{version}", "host"))
+    folder = deploy(program, tmp_path / "net", samples=samples)
+    assert_trains_alike(emulate(folder, version), folder, host, samples)
+
+
+def mcunet(shared_data: Path, target: str, frozen: str, data: np.ndarray) -> pock.Program:
     module = torch.export.load(shared_data / "models" / "mcunet-5fps-flowers12.pt2").module(check_guards=False)
     module._forward_pre_hooks.clear()  # they hold it to 128 px
     exported = torch.export.export(module, (torch.zeros(1, 3, 64, 64),))
-    samples = noise((1, 3, 64, 64), 12, batches=4)
     names = [name for name in exported.state_dict if name.endswith("bias")][-12:]
-    rules = {"*": "frozen", "classifier.*": "full", **dict.fromkeys(names, "full")}
-    options = {"scheme": pock.Scheme(rules), "batch_norm": "frozen", "check": False}
-    options |= {"frozen": "int8", "calibrate_with": samples["x"]}
-    program = pock.compile(exported, target="hexagon-v73", **options)
-    folder = deploy(program, tmp_path / "net", samples=samples)
-    assert_trains_alike(emulate(folder, "v73"), folder, pock.compile(exported, **options), samples)
+    scheme = pock.Scheme({"*": "frozen", "classifier.*": "full", **dict.fromkeys(names, "full")})
+    options = {"frozen": frozen, "calibrate_with": data} if frozen == "int8" else {}
+    return pock.compile(exported, scheme=scheme, target=target, batch_norm="frozen", check=False, **options)
 
 
 SHARED_MAIN = """
