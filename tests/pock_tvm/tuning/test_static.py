@@ -196,7 +196,7 @@ def test_measurements_outrank_estimates(tmp_path: Path) -> None:
 
 def test_packets_of_hexagon_are_about_those_that_run(tmp_path: Path) -> None:
     """A product in eight bits, with its rescaling, under an emulator that traces packets. Stalls are in neither."""
-    hexagon.emulator("v73")
+    hexagon.emulator()
     x, weight, *vectors = random_layer(96, 64, 1, False, 8)  # of 48 channels the estimate is 1.3 times what runs
     arrays = [x, packed(weight), *vectors]
     func = defined(convolution, *arrays, strides=(1, 1), padding=(0,) * 4, dilation=(1, 1), zero=0)
