@@ -169,11 +169,13 @@ def search(
     budgets = _budgets(memory, latency)
     check_folder(output)
     measured, profiles = _measured(contributions, model, trust), [_records(path) for path in profile or []]
-    with progress_bar(console) as progress:
-        known = len(measured.costs), len(measured.eight_bits)
-        result = find(measured, **budgets, target=target, profiles=profiles, frozen=frozen, progress=progress)
-    if (len(measured.costs), len(measured.eight_bits)) != known:
-        measured.save(contributions)  # keep what was planned and trained for the next search
+    known = len(measured.costs), len(measured.eight_bits)
+    try:
+        with progress_bar(console) as progress:
+            result = find(measured, **budgets, target=target, profiles=profiles, frozen=frozen, progress=progress)
+    finally:
+        if (len(measured.costs), len(measured.eight_bits)) != known:
+            measured.save(contributions)  # keep what was planned and trained for the next search
     result.scheme.save(output)
     Console().print(choice_table(result.choices, result.choice))
     planned, summed = mb_text(int(result.cost.memory)), mb_text(int(result.choice.memory))
