@@ -48,6 +48,7 @@ CONTRIBUTIONS = {
     "trials": Maybe([{"candidate": WEIGHT_SET, **RUN}]),
     "kinds": Maybe([{"candidate": WEIGHT_SET, **RUN}]),
     "rows": Maybe(Each([is_extent])),
+    "eight_bits": Maybe([{"candidate": CANDIDATE, **RUN}]),
 }
 """The form of a file of contributions."""
 
@@ -63,6 +64,7 @@ def write_contributions(path: str | os.PathLike[str], contributions: Mapping[str
         "scores": [asdict(each) | {"score": score} for each, score in contributions["scores"].items()],
         "trials": [asdict(run) for run in contributions["trials"]],
         "kinds": [asdict(run) for run in contributions["kinds"]],
+        "eight_bits": [asdict(run) for run in contributions["eight_bits"]],
     }
     remove_leftovers(path)
     with replacing(path) as file:
@@ -91,18 +93,23 @@ def read_contributions(path: str | os.PathLike[str]) -> dict[str, Any]:
             "task": Task(**task | {"recipe": Recipe(**task["recipe"]), "trust": False}),
             "fingerprint": content["fingerprint"],
             "data": content["data"],
-            "runs": [Run(**run | {"candidate": Candidate(**run["candidate"])}) for run in content["runs"]],
+            "runs": _runs(content["runs"]),
             "costs": {_candidate(entry): Cost(**entry["cost"]) for entry in content["costs"]},
             "scores": {_candidate(entry): entry["score"] for entry in content["scores"]},
             "finished": bool(content["finished"]),
             "trials": _runs_of_sets(content.get("trials") or []),
             "kinds": _runs_of_sets(content.get("kinds") or []),
             "rows": content.get("rows") or {},
+            "eight_bits": _runs(content.get("eight_bits") or []),
         }
 
 
 def _candidate(entry: Mapping[str, Any]) -> Candidate:
     return Candidate(entry["biases"], entry["weight"], entry["ratio"])
+
+
+def _runs(entries: Sequence[dict[str, Any]]) -> list[Run]:
+    return [Run(**entry | {"candidate": Candidate(**entry["candidate"])}) for entry in entries]
 
 
 def _runs_of_sets(entries: Sequence[dict[str, Any]]) -> list[Run]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -48,6 +48,8 @@ class Contributions:
     """Runs of the head, of all biases, and of all weights of one kind (:mod:`pock_tvm.choosing.weight_groups`)."""
     rows: dict[str, list[int]] = field(default_factory=dict)
     """Rows of each embedding that the training data reads, most frequent first, where an input looks them up."""
+    eight_bits: list[Run] = field(default_factory=list)
+    """Runs of the head behind layers in eight bits (:mod:`pock_tvm.choosing.eight_bits`)."""
 
     def run_of(self, candidate: Candidate | WeightSet, epochs: float, seed: int) -> Run | None:
         """Return a run; None if it is not done yet."""
@@ -83,20 +85,27 @@ class Contributions:
         result = {each: gain for each in group if (gain := self.gain(each, base, within)) is not None}
         for epochs in {gain.epochs for gain in result.values()}:
             gains = {each: gain for each, gain in result.items() if gain.epochs == epochs}
-            decreases = {
-                each: increase.times(-1)
-                for each in gains
-                if (increase := self._difference("loss", each, base, within)) is not None
-            }
-            square = sum(decrease.mean**2 for decrease in decreases.values())
-            slope = (
-                sum(gains[each].mean * decrease.mean for each, decrease in decreases.items()) / square
-                if square
-                else 0.0
-            )
-            if len(decreases) == len(gains) and slope > 0:
+            decreases = self._decreases(gains, base, within)
+            slope = _slope(gains, decreases)
+            if slope:
                 result |= {each: decrease.times(slope) for each, decrease in decreases.items()}
         return result
+
+    def points_per_loss(self, group: Iterable[AnyCandidate], base: Candidate | WeightSet, epochs: float) -> float:
+        """Return the points of accuracy that a decrease of the loss by one stands for, by a group's runs of this
+        length; 0 where :meth:`gains` are differences in accuracy."""
+        gains = {each: gain for each in group if (gain := self.gain(each, base)) is not None and gain.epochs == epochs}
+        return _slope(gains, self._decreases(gains, base, math.inf))
+
+    def _decreases(
+        self, group: Iterable[AnyCandidate], base: Candidate | WeightSet, within: float
+    ) -> dict[AnyCandidate, Gain]:
+        """Return the decreases in loss, where it is recorded."""
+        return {
+            each: increase.times(-1)
+            for each in group
+            if (increase := self._difference("loss", each, base, within)) is not None
+        }
 
     def _difference(
         self, metric: str, candidate: Candidate | WeightSet, base: Candidate | WeightSet, within: float
@@ -156,3 +165,11 @@ class Contributions:
             raise ContributionError(
                 f"the contributions are of another model: {difference}. Analyze this one, or name that one"
             )
+
+
+def _slope(gains: Mapping[AnyCandidate, Gain], decreases: Mapping[AnyCandidate, Gain]) -> float:
+    """Fit gains in accuracy to decreases in loss, through zero; 0 where a decrease is missing, or they do not agree."""
+    square = sum(decrease.mean**2 for decrease in decreases.values())
+    if not square or len(decreases) < len(gains):
+        return 0.0
+    return max(0.0, sum(gains[each].mean * decrease.mean for each, decrease in decreases.items()) / square)

@@ -17,6 +17,7 @@ from .analysis import Progress, planned_costs
 from .candidates import Candidate, depth_of, scheme_of
 from .contributions import Contributions
 from .costs import Cost, cost_of
+from .eight_bits import measured_drop
 from .expected_gains import expected_gains, gain_cap
 from .integer_program import Choice, Choices, Option, Weight, best, best_of, total
 from .task import Task
@@ -63,7 +64,8 @@ def search(
     Parameters
     ----------
     found : Contributions
-        Result of :func:`pock_tvm.analyze`; the model of its task is read. Missing costs are planned and added to it.
+        Result of :func:`pock_tvm.analyze`; the model of its task is read. Missing costs are planned and added to it,
+        as are runs of the head behind eight bits.
     memory : float, optional
         Budget in bytes beside the weights: arena, optimizer state, gradient sums. Compile the scheme with this
         ``memory_budget``.
@@ -75,8 +77,10 @@ def search(
         Measurements of :func:`pock_tvm.device.profile.profile` on the target, to calibrate the time model. By default
         this machine is measured; for another its rates are scaled by vector width and cores.
     frozen : str
-        ``"int8"`` also looks for schemes whose frozen layers have eight bits, and takes one if more can be trained so
-        (``result.frozen``). What eight bits cost in accuracy is not in the gains.
+        ``"int8"`` also looks for schemes whose frozen layers have eight bits, and takes one if that gains more
+        (``result.frozen``). What eight bits cost is measured on the task's data, and taken off their gains: the head is
+        trained behind them (:func:`pock_tvm.choosing.eight_bits.measured_drop`), once for each of its runs. Without
+        runs (first-order scores) it is not in the gains.
 
     Raises
     ------
@@ -126,17 +130,23 @@ def prepare_search(
     if len(counts) > 1 and not _can_split(contributions.task, structure, counts[-1]):
         counts = counts[:1]
     cap = gain_cap(contributions)
-    spaces = {FLOAT32: costs}
+    spaces = {FLOAT32: (costs, 0.0)}
     if frozen != FLOAT32:
+        drop = measured_drop(contributions, structure, frozen, progress) or 0.0
         numbers = [each for each in gains if not each.weight]
         in_bits = planned_costs(contributions.task, numbers, target, progress, contributions.rows, frozen)
-        spaces[frozen] = with_frozen(costs, in_bits)
+        spaces[frozen] = with_frozen(costs, in_bits), drop
     alternatives = [
-        replace(choices_of(gains, own, structure, time_model, count), gain_cap=cap, frozen=kind)
-        for kind, own in spaces.items()
+        replace(choices_of(_less(gains, drop), own, structure, time_model, count), gain_cap=cap - drop, frozen=kind)
+        for kind, (own, drop) in spaces.items()
         for count in counts
     ]
     return structure, alternatives, time_model
+
+
+def _less(gains: Mapping[Candidate, float], drop: float) -> dict[Candidate, float]:
+    """Return gains of which those of numbers of biases, one of which each scheme has, are less by ``drop``."""
+    return {each: gain if each.weight else gain - drop for each, gain in gains.items()}
 
 
 def with_frozen(costs: Mapping[Candidate, Cost], in_bits: Mapping[Candidate, Cost]) -> dict[Candidate, Cost]:

@@ -18,7 +18,7 @@ from ..frontend.structure import Structure
 from .candidates import Candidate, scheme_of
 from .costs import Cost, work_of
 from .task import Task
-from .worker import compile_task, first_batch
+from .worker import compile_task, frozen_options
 
 Profiles = Sequence[Sequence[Mapping[str, Any]]]
 """Kernel records of some steps (:func:`pock_tvm.device.profile.profile`)."""
@@ -94,7 +94,7 @@ def calibrate(task: Task, structure: Structure, group: Iterable[Candidate], froz
     half = dict(list(weights.items())[len(weights) // 2 :])
     steps = [step(min(counts), {}), step(max(counts), weights)]
     if frozen != FLOAT32:
-        steps.append(step(min(counts), {}, frozen=frozen, calibrate_with=[first_batch(task)]))
+        steps.append(step(min(counts), {}, **frozen_options(task, frozen)))
     return TimeModel.fit(
         steps,
         [step(max(counts) // 2, half)],

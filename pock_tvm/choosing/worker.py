@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import __version__
 from ..compiler.driver import compile as compile_program
 from ..compiler.targets import resolve_target
@@ -30,13 +28,13 @@ from ..training.beside import Preprocessing
 from ..training.data import (
     ArrayFile,
     Augmentation,
-    Batch,
     DataSet,
     ImageFolder,
     check_classes,
     evaluation_batches,
     open_data,
     rows_read,
+    shuffled_batches,
 )
 from ..training.fine_tuning import fine_tune
 from ..training.recipe import steps_of
@@ -51,7 +49,8 @@ class RunResult:
     score: float | None
     loss: float | None
     cost: Cost | None
-    """None for a scheme that cannot be trained: an operator between it and the loss has no gradient rule."""
+    """None for a scheme that cannot be trained: an operator between it and the loss has no gradient rule, or no layer
+    before it can be of the type of frozen layers."""
 
 
 def open_model(task: Task) -> tuple[Model, Structure]:
@@ -76,19 +75,26 @@ def open_task(task: Task) -> tuple[Model, Structure, DataSet, DataSet]:
     return model, structure.reading(rows_read(structure.look_ups, training)), training, validation
 
 
-def first_batch(task: Task) -> Batch:
-    """Return a batch of the training data."""
+def frozen_options(task: Task, frozen: str) -> dict[str, Any]:
+    """Return the options of :func:`pock_tvm.compile` for frozen layers of another type, with ranges from the training
+    data, which are those of ``pock compile --calibrate`` on it."""
     training, _ = _data(task)
-    return training.read(np.arange(_model(task).inputs[0].shape[0]) % len(training), None)
+    return {"frozen": frozen, "calibrate_with": shuffled_batches(training, _model(task).inputs[0].shape[0])}
 
 
 def measure(
-    task: Task, rules: dict[str, Any], epochs: float, seed: int, folder: Path, memory_budget: int | None = None
+    task: Task,
+    rules: dict[str, Any],
+    epochs: float,
+    seed: int,
+    folder: Path,
+    memory_budget: int | None = None,
+    frozen: str = FLOAT32,
 ) -> RunResult:
     """Fine-tune by a scheme and evaluate; the function that worker processes call."""
     try:
-        program = _program(task, rules, folder, memory_budget)
-    except MissingGradient:
+        program = _program(task, rules, folder, memory_budget, frozen)
+    except (MissingGradient, NothingFrozenError):
         return RunResult(None, None, None)
     training, validation = _data(task)
     trainer = Trainer(program, threads=1)
@@ -108,7 +114,7 @@ def measure(
     return RunResult(100 * result["accuracy"] if "accuracy" in result else -loss, loss, cost)
 
 
-def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int | None) -> Program:
+def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int | None, frozen: str) -> Program:
     """Compile the program of a scheme, or load it from the folder: runs differ in seed and length, not in program.
 
     The file name hashes everything that the program depends on, since the folder may stem from another analysis or
@@ -116,11 +122,14 @@ def _program(task: Task, rules: dict[str, Any], folder: Path, memory_budget: int
     """
     target = resolve_target(None)
     compiled = [task.batch, dict(task.shapes), task.loss, dict(task.optimizer)]
-    key = [rules, memory_budget, compiled, task.model, _stamp(task.model), __version__, str(target)]
+    key = [rules, memory_budget, frozen, compiled, task.model, _stamp(task.model), __version__, str(target)]
     path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.pock"
     if path.exists():
-        return replace(Program.load(path), weights=dict(_model(task).weights))
-    program = compile_task(task, Scheme(rules), memory_budget=memory_budget)
+        program = Program.load(path)
+        weights = {name: each for name, each in _model(task).weights.items() if name not in program.in_eight_bits}
+        return replace(program, weights=weights)
+    options = {"memory_budget": memory_budget} | ({} if frozen == FLOAT32 else frozen_options(task, frozen))
+    program = compile_task(task, Scheme(rules), **options)
     folder.mkdir(parents=True, exist_ok=True)
     replace(program, weights={}).save(path)  # hundreds of programs have the same weights
     return program

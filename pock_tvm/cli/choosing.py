@@ -160,6 +160,7 @@ def search(
     """Find the scheme that brings most within a budget of memory and time."""
     from rich.console import Console
 
+    from ..choosing.eight_bits import drop_of
     from ..choosing.scheme_search import search as find
     from ..device.files import check_folder
     from ..reports.choice_tables import choice_table
@@ -168,11 +169,13 @@ def search(
     budgets = _budgets(memory, latency)
     check_folder(output)
     measured, profiles = _measured(contributions, model, trust), [_records(path) for path in profile or []]
-    with progress_bar(console) as progress:
-        known = len(measured.costs)
-        result = find(measured, **budgets, target=target, profiles=profiles, frozen=frozen, progress=progress)
-    if len(measured.costs) > known:
-        measured.save(contributions)  # keep planned costs for the next search
+    known = len(measured.costs), len(measured.eight_bits)
+    try:
+        with progress_bar(console) as progress:
+            result = find(measured, **budgets, target=target, profiles=profiles, frozen=frozen, progress=progress)
+    finally:
+        if (len(measured.costs), len(measured.eight_bits)) != known:
+            measured.save(contributions)  # keep what was planned and trained for the next search
     result.scheme.save(output)
     Console().print(choice_table(result.choices, result.choice))
     planned, summed = mb_text(int(result.cost.memory)), mb_text(int(result.choice.memory))
@@ -182,6 +185,15 @@ def search(
         highlight=False,
         soft_wrap=True,
     )
+    if frozen != "float32":
+        drop = drop_of(measured)
+        console.print(
+            "what eight bits cost is not in the gains: the analysis trained nothing that could be compared"
+            if drop is None
+            else f"eight bits cost {drop:.2f} points, measured on the head, and taken off the gains of their schemes",
+            highlight=False,
+            soft_wrap=True,
+        )
     options = [] if memory is None else [f"--memory-budget {memory}"]
     if result.frozen != "float32":
         options.append(f"--frozen {result.frozen} --calibrate DATA")

@@ -65,7 +65,7 @@ class Sums:
     """Weights of a layer in eight bits, and what their sums mean: ``(A + bias) * scale`` by output channel."""
 
     weight: np.ndarray
-    """int8, shaped as given."""
+    """int8, shaped as given; of a mean one for each channel."""
     bias: np.ndarray
     """int64 [C_out]: the layer's own, and what corrects for the input's zero point and the rounding of weights."""
     zero_bias: np.ndarray
@@ -116,6 +116,21 @@ def quantized_sums(
     if max(int(largest.max()), int(high.max()), int(-low.min())) > LIMIT // 2:
         raise Unfit("a sum could overflow 32 bits")
     return Sums(q.astype(np.int8), whole, zero_bias, x.scale * scale, largest)
+
+
+def sums_of_mean(count: int, channels: int, x: EightBits) -> Sums:
+    """Return what the sums of ``count`` elements of each channel mean as means.
+
+    Raises
+    ------
+    Unfit
+        A sum could overflow 32 bits.
+    """
+    if count * LARGEST > LIMIT // 2:
+        raise Unfit("a sum could overflow 32 bits")
+    bias = np.full(channels, -x.zero * count, np.int64)
+    largest = np.full(channels, count * max(x.zero, LARGEST - x.zero), np.int64)
+    return Sums(np.ones((1, channels), np.int8), bias, bias, np.full(channels, x.scale / count), largest)
 
 
 @dataclass(frozen=True)

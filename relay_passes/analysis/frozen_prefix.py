@@ -18,21 +18,22 @@ from ..operators import training  # noqa: F401 - the records of its operators
 from ..operators.random import DRAWS
 from ..operators.registry import plain
 
-CONVOLUTION, DEPTHWISE, MATMUL = "conv2d", "depthwise", "matmul"
+CONVOLUTION, DEPTHWISE, MATMUL, MEAN = "conv2d", "depthwise", "matmul", "mean"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A product with a frozen weight, and what is fused with it."""
+    """A product with a frozen weight, and what is fused with it; or a mean of what such a layer computes."""
 
     name: str
-    """Path of the module that owns the weight."""
+    """Path of the module that owns the weight, or computes the mean."""
     parameter: str
-    """Parameter that the weight is made of, the largest if of several."""
+    """Parameter that the weight is made of, the largest if of several; empty of a mean."""
     kind: str
     product: relax.Var
     x: relax.Var
-    weight: Expr
+    weight: Expr | None
+    """None of a mean."""
     result: relax.Var
     """Value behind bias, residual and activation."""
     bias: relax.Var | None = None
@@ -119,7 +120,9 @@ class _Analysis:
         found.layers = dict(reversed(found.layers.items()))
         found.floats = dict(reversed(found.floats.items()))
         self._leave_odd_channels(found)
-        self._mark(found)
+        self._mark_stored(found)
+        self._add_means(found)
+        self._mark_in_float(found)
         return found
 
     def _has_weight(self, value: Expr) -> bool:
@@ -204,8 +207,8 @@ class _Analysis:
                 del found.layers[product]
                 found.floats[layer.name] = f"its input channels are no multiple of {WORD}"
 
-    def _mark(self, found: FrozenPrefix) -> None:
-        """Find the values to store in eight bits, and who else reads them."""
+    def _mark_stored(self, found: FrozenPrefix) -> None:
+        """Find the values to store in eight bits."""
         eight = found.eight_bits
         eight.update(each.x for each in found.layers.values())
         before = -1
@@ -219,6 +222,32 @@ class _Analysis:
                 for binding in self.bindings
                 if binding.var in eight and _is_pooling(binding.value)
             )
+
+    def _add_means(self, found: FrozenPrefix) -> None:
+        """Add the means of values that are stored in eight bits, or that a layer can store so for the mean alone.
+
+        A layer with a residual can if that is stored in eight bits anyway: for a mean alone, the residuals of all
+        blocks of a transformer would be rounded.
+        """
+        eight, layers = found.eight_bits, {each.result: each for each in found.layers.values()}
+        for binding in self.bindings:
+            if binding.var not in self.early or not _is_global_mean(binding.value):
+                continue
+            x = binding.value.args[0]
+            layer = layers.get(x)
+            is_alone = len(self.readers[x]) == 1 and x not in self.results
+            if x in eight or (layer is not None and is_alone and (layer.other is None or layer.other in eight)):
+                place = self.places[binding.var]
+                name = place.layer or place.operator
+                if name in self.excluded:
+                    found.floats[name] = self.excluded[name]
+                else:
+                    found.layers[binding.var] = Layer(name, "", MEAN, binding.var, x, None, binding.var)
+                    eight.add(x)
+
+    def _mark_in_float(self, found: FrozenPrefix) -> None:
+        """Find the values in eight bits that others read, too."""
+        eight = found.eight_bits
         inside = {
             (each.other, var)
             for each in found.layers.values()
@@ -240,6 +269,15 @@ class _Analysis:
 def _is_pooling(value: Expr) -> bool:
     """Return whether a value is a maximum of windows, which eight bits keep."""
     return op_name(value) == "relax.nn.max_pool2d" and str(value.attrs.layout) == "NHWC"
+
+
+def _is_global_mean(value: Expr) -> bool:
+    """Return whether a value is the mean over all axes between the first and the last, of whole words of channels."""
+    if op_name(value) != "relax.mean" or not is_float(value) or value.attrs.axis is None:
+        return False
+    extents = shape_of(value.args[0])
+    axes = sorted(axis % len(extents) for axis in plain(value.attrs.axis))
+    return axes == list(range(1, len(extents) - 1)) and bool(axes) and extents[-1] % WORD == 0
 
 
 def _is_clip(value: Expr) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 from tvm import relax
 
-from ..ir import bindings_of, op_name
+from ..ir import bindings_of, op_name, shape_of
 from .fixed_point import (
     LARGEST_WEIGHT,
     EightBits,
@@ -20,6 +21,7 @@ from .fixed_point import (
     quantized_sums,
     rescaling,
     rescaling_with,
+    sums_of_mean,
 )
 from .frozen_prefix import FrozenPrefix, Layer, frozen_prefix
 from .observations import Observations
@@ -136,12 +138,8 @@ def _choose_layer(
             if var.name in seen:
                 raise Unfit("what it reads is zero on all calibration data")
             raise Unfit("the model states no scale of what it reads, and there is no calibration data")
-    bias = None if layer.bias is None else arrays[layer.bias.name].reshape(-1)
-    weight, name = arrays[layer.weight.name], layer.product.name
-    mean = seen[layer.x.name].mean if layer.x.name in seen else None
-    if scale is not None:
-        scale = _own_scale(weight, scale)
-    sums = numbers.sums[name] = quantized_sums(weight, bias, numbers.values[layer.x.name], mean, scale)
+    name = layer.product.name
+    sums = numbers.sums[name] = _sums(layer, numbers.values[layer.x.name], seen, arrays, scale)
     result = numbers.values.get(layer.result.name)
     if not stores or result is None:  # without numbers of the result, what reads it stays float
         return
@@ -149,6 +147,19 @@ def _choose_layer(
         numbers.rescalings[name] = rescaling(sums, result), None
     else:
         numbers.rescalings[name] = rescaling_with(sums, result, numbers.values[layer.other.name])
+
+
+def _sums(
+    layer: Layer, x: EightBits, seen: Mapping[str, Observations], arrays: Arrays, scale: np.ndarray | None
+) -> Sums:
+    """Quantise the weights of a layer, if it has any, and return what its sums mean."""
+    if layer.weight is None:
+        _, *places, channels = shape_of(layer.x)
+        return sums_of_mean(math.prod(places), channels, x)
+    bias = None if layer.bias is None else arrays[layer.bias.name].reshape(-1)
+    weight = arrays[layer.weight.name]
+    mean = seen[layer.x.name].mean if layer.x.name in seen else None
+    return quantized_sums(weight, bias, x, mean, None if scale is None else _own_scale(weight, scale))
 
 
 def _own_scale(weight: np.ndarray, stated: np.ndarray) -> np.ndarray | None:

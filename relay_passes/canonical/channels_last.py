@@ -175,7 +175,11 @@ def _pool2d(conversion: _Conversion, call: relax.Call) -> Images | None:
     if call.attrs.layout != "NCHW":
         return None
     window = _attributes(call, "pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad")
-    operator = R.nn.max_pool2d if op_name(call) == "relax.nn.max_pool2d" else R.nn.avg_pool2d
+    is_maximum = op_name(call) == "relax.nn.max_pool2d"
+    is_whole = window["pool_size"] == tuple(shape_of(call.args[0])[2:]) and not any(plain(call.attrs.padding))
+    if is_whole and not is_maximum:
+        return Images(R.mean(conversion.nhwc(call.args[0]), axis=[1, 2], keepdims=True))
+    operator = R.nn.max_pool2d if is_maximum else R.nn.avg_pool2d
     return Images(operator(conversion.nhwc(call.args[0]), **window, layout="NHWC", out_layout="NHWC"))
 
 

@@ -13,7 +13,7 @@ from schedules.kernels.quantized import WORD
 from schedules.kernels.word_planes import PIXELS, Window
 
 from ..analysis.fixed_point import EightBits, packed, row_taps_in_words
-from ..analysis.frozen_prefix import DEPTHWISE, MATMUL, Layer
+from ..analysis.frozen_prefix import DEPTHWISE, MATMUL, MEAN, Layer
 from ..analysis.layer_numbers import Numbers
 from ..ir import Expr, shape_of
 from ..operators import word_planes as P
@@ -52,7 +52,7 @@ class PlanesLayer:
 def planes_layer_of(layer: Layer, call: relax.Call, numbers: Numbers) -> PlanesLayer | None:
     """Return how a layer is computed over planes; None if its taps do not suit them. ``call`` is its product in
     float."""
-    if layer.kind == MATMUL:
+    if layer.kind in (MATMUL, MEAN):
         return None
     weight, (_, height, width, _) = numbers.sums[layer.product.name].weight, shape_of(layer.x)
     strides, padding, dilation = (tuple(plain(getattr(call.attrs, key))) for key in ("strides", "padding", "dilation"))

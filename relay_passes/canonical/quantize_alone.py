@@ -7,7 +7,7 @@ from collections.abc import Collection
 from tvm import relax
 from tvm.relax import op as R
 
-from ..analysis.frozen_prefix import Layer, frozen_prefix
+from ..analysis.frozen_prefix import MEAN, Layer, frozen_prefix
 from ..analysis.layer_numbers import Numbers
 from ..ir import Expr, rewrite, shape_of
 from .quantize_frozen import product_in_float, product_of, quantized
@@ -21,9 +21,10 @@ def quantize_alone(
 
     Its results are two for each layer, in the order of the list, each of one number: the sum of squares of what the
     product loses, and that of the product in float. The rounding of a value counts for the layers that read it: without
-    them it is not rounded.
+    them it is not rounded. Means are left out: they follow the layers that they read.
     """
-    layers = frozen_prefix(func, trained, numbers.excluded).layers
+    prefix = frozen_prefix(func, trained, numbers.excluded)
+    layers = {var: layer for var, layer in prefix.layers.items() if layer.kind != MEAN}
     results: list[relax.Var] = []
 
     def visit(builder: relax.BlockBuilder, var: relax.Var, value: Expr) -> Expr:

@@ -13,7 +13,7 @@ from tvm import IRModule, relax
 from schedules.kernels.quantized import WORD, taps_in_words
 
 from ..analysis.fixed_point import EightBits, packed, taps_packed
-from ..analysis.frozen_prefix import DEPTHWISE, MATMUL, Layer, frozen_prefix
+from ..analysis.frozen_prefix import DEPTHWISE, MATMUL, MEAN, Layer, frozen_prefix
 from ..analysis.layer_numbers import Numbers
 from ..ir import Expr, bindings_of, dtype_of, eliminate_dead, op_name, rewrite, shape_of, update_function
 from ..operators import quantized as Q
@@ -25,7 +25,7 @@ from .layers_over_planes import PlanesLayer, planes_layer_of, planes_of_floats
 @tvm.transform.module_pass(opt_level=0, name="QuantizeFrozen")
 @dataclass(frozen=True)
 class QuantizeFrozen:
-    """Compute the products of the frozen prefix in integers: weights and activations of eight bits.
+    """Compute the products of the frozen prefix, and means of them, in integers: weights and activations of eight bits.
 
     In: a dataflow function in canonical form with the attribute ``num_input``, before its loss. Out: the same function;
     layers of the prefix are ``pock.quantized_*`` and ``pock.requantize``, whose weights are constants. A result that no
@@ -62,6 +62,8 @@ def quantized(x: Expr, numbers: EightBits) -> relax.Call:
 
 def product_of(layer: Layer, call: relax.Call, x: Expr, numbers: Numbers) -> relax.Call:
     """Compute the sums of a layer from its input in eight bits. ``call`` is its product in float."""
+    if layer.kind == MEAN:
+        return Q.quantized_sum(x, keepdims=bool(call.attrs.keepdims))
     weight, zero = numbers.sums[layer.product.name].weight, numbers.values[layer.x.name].zero
     if layer.kind == MATMUL:
         return Q.quantized_matmul(x, relax.const(packed(weight)))

@@ -39,6 +39,12 @@ def _matmul_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType((*shape_of(call.args[0])[:-1], shape_of(call.args[1])[-1]), "int32")
 
 
+def _sum_type(call: relax.Call) -> relax.TensorType:
+    batch, *places, channels = shape_of(call.args[0])
+    ones = [1] * (len(places) if call.attrs["keepdims"] else 0)
+    return relax.TensorType((batch, *ones, channels), "int32")
+
+
 def _quantized_type(call: relax.Call) -> relax.TensorType:
     return relax.TensorType((*shape_of(call.args[0])[:-1], int(call.attrs["channels"])), "uint8")
 
@@ -79,6 +85,9 @@ quantized_depthwise = register_operator(
 )
 quantized_matmul = register_operator(
     "pock.quantized_matmul", ["x", "weight"], _matmul_type, quantized.quantized_matmul, kind=Kind.PER_IMAGE, macs=_macs
+)
+quantized_sum = register_operator(
+    "pock.quantized_sum", ["x"], _sum_type, quantized.quantized_sum, fuses=False, kind=Kind.PER_IMAGE
 )
 requantize = register_operator("pock.requantize", ["sums", *FIXED_POINT], _bytes_type, quantized.requantize)
 requantize_sum = register_operator(

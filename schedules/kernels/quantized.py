@@ -18,6 +18,7 @@ from tvm import ir, te, tirx
 from .conv2d import output_extent
 from .integers import joined, multiplied_high, operator, saturated_int16, saturated_uint8
 from .matmul import MATMUL
+from .reduction import CHANNEL_SUM
 
 DOT = "pock.dot4"
 """Operator of TIR: the dot product of a word of four uint8 and a word of four int8, int32."""
@@ -148,6 +149,21 @@ def quantized_matmul(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
         lambda *at: te.sum(dot4(_word(x, list(at[:-1]), k), weight(k, at[-1])), axis=k),
         name="quantized_matmul",
         attrs={"schedule_rule": MATMUL},
+    )
+
+
+def quantized_sum(x: te.Tensor, *, keepdims: bool) -> te.Tensor:
+    """Compute ``A[n, c] = sum X[n, .., c]`` over pixels or tokens, int32: the mean but for a factor.
+
+    ``x``: uint8 [N, .., C]. ``keepdims``: the axes between stay, of extent 1.
+    """
+    batch, *places, channels = (int(extent) for extent in x.shape)
+    reduced = [te.reduce_axis((0, extent), name=f"r{axis}") for axis, extent in enumerate(places)]
+    return te.compute(
+        (batch, *[1] * (len(places) if keepdims else 0), channels),
+        lambda *at: te.sum(x(at[0], *reduced, at[-1]).astype("int32"), axis=reduced),
+        name="quantized_sum",
+        attrs={"schedule_rule": CHANNEL_SUM},
     )
 
 

@@ -73,6 +73,15 @@ def test_products_that_end_in_floats(version: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours, (x.astype("int32") @ weight + bias).astype("float32") * scale)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("shape", [(2, 7, 5, 20), (1, 4, 4, 96), (2, 3, 4)])
+def test_sums_of_pixels(version: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
+    x[0] = 255
+    ours = hexagon.run(defined(quantized.quantized_sum, x, keepdims=True), [x], tmp_path, version)
+    np.testing.assert_array_equal(ours, x.sum(tuple(range(1, len(shape) - 1)), dtype="int64", keepdims=True))
+
+
 def test_dot_products_are_instructions_on_words() -> None:
     """Words of pixels are loaded at once, results are stored as vectors. Source code names no instructions."""
     x, weight, *vectors = random_layer(96, 64, 1, False)

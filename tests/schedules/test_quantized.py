@@ -141,6 +141,20 @@ def test_matrix_products_are_numpys_integers(cpu) -> None:
     np.testing.assert_array_equal(ours, x.astype("int64") @ weight)
 
 
+ODD = [(2, 7, 5, 20), (1, 3, 1, 64), (3, 5, 12), (2, 2, 2, 4), (1, 9, 9, 160)]
+"""Shapes of what is summed over all axes between the first and the last."""
+
+
+@pytest.mark.parametrize("shape", ODD)
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_sums_of_pixels_are_numpys_integers(cpu, shape, keepdims) -> None:
+    x = np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
+    x[0] = 255
+    ours = run(quantized.quantized_sum, x, target=cpu, keepdims=keepdims)
+    expected = x.sum(tuple(range(1, len(shape) - 1)), dtype="int64", keepdims=keepdims)
+    np.testing.assert_array_equal(ours, expected)
+
+
 def test_quantising_rounds_to_even_clips_and_pads(cpu) -> None:
     x = np.array([[-9.0, -0.5, 0.5], [1.5, 0.26, 400.0]], "float32")
     q = run(quantized.quantize, x, target=cpu, inverse=1.0, zero=3, channels=4)

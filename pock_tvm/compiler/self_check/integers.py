@@ -110,6 +110,12 @@ def _matmul(_call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
     return (x.astype("float64") @ _bytes(weight).astype("float64")).astype("int32")
 
 
+def _sum(call: relax.Call, operands: Sequence[np.ndarray]) -> np.ndarray:
+    (x,) = operands
+    between = tuple(range(1, x.ndim - 1))
+    return x.sum(axis=between, dtype=np.int32, keepdims=bool(attributes_of(call)["keepdims"]))
+
+
 def _unpacked(x: np.ndarray) -> np.ndarray:
     """Return an input as bytes, if it is words of pixels."""
     return x if x.dtype == np.uint8 else np.ascontiguousarray(x).view("uint8")
@@ -188,6 +194,7 @@ OPERATORS: dict[str, Compute] = {
     "pock.quantized_conv2d": _convolution,
     "pock.quantized_depthwise": _depthwise,
     "pock.quantized_matmul": _matmul,
+    "pock.quantized_sum": _sum,
     "pock.requantize": _requantized,
     "pock.requantize_sum": _requantized_sum,
     "pock.dequantize": _dequantized,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pock_tvm as pock
-from pock_tvm.choosing import analysis
+from pock_tvm.choosing import analysis, eight_bits
 from pock_tvm.choosing.analysis import planned_costs
 from pock_tvm.choosing.candidates import candidates
 from pock_tvm.choosing.contributions import Contributions
@@ -36,6 +36,7 @@ class Here(Workers):
 def here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(analysis, "Workers", Here)
+        patch.setattr(eight_bits, "Workers", Here)
         yield
 
 

@@ -63,10 +63,13 @@ def test_a_small_budget_is_filled_in_micro_batches(found) -> None:
 
 
 def test_frozen_layers_in_eight_bits_leave_memory_to_train_more(found) -> None:
+    found = replace(found, eight_bits=[Run(Candidate(0), 1, seed, 49.6 + 0.1 * seed) for seed in range(2)])
     _, sets, _ = prepare_search(found, profiles=[RECORDS], frozen="int8")
     assert [(each.micro_batches, each.frozen) for each in sets[::4]] == [(1, "float32"), (1, "int8")]
     head = pock.Scheme({"*": "frozen", "head.*": "full"})
     floats, eight_bits = (each.biases[0].memory for each in sets[::4])
+    gains = [[each.biases[number].gain for number in (0, 7)] for each in sets[::4]]
+    assert gains[1] == pytest.approx([gain - 0.4 for gain in gains[0]])
     assert eight_bits == used(head, found.task, frozen="int8", build=False) < floats
     smallest = {}
     for kind in ("float32", "int8"):

@@ -180,6 +180,57 @@ def test_linear_layers_compute_in_eight_bits() -> None:
     assert report["check"]["error"] < 0.05
 
 
+class Means(nn.Module):
+    """Means over images: of a layer, of one whose result others read in float, and of a block's sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.narrow, self.wide = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 20, 1), nn.Conv2d(12, 12, 1)
+        self.pool, self.squeeze, self.last = nn.AdaptiveAvgPool2d(1), nn.Linear(20, 8), nn.AvgPool2d((7, 5))
+        self.head = nn.Linear(20, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        squeezed = torch.relu(self.squeeze(torch.relu(self.narrow(x)).mean((2, 3))))
+        block = torch.relu(x + self.wide(x))
+        gated = torch.relu(self.wide(block))
+        gate = torch.tanh(self.pool(gated) * gated).mean((2, 3))
+        return self.head(torch.cat([squeezed, self.last(block).flatten(1) + gate], 1))
+
+
+def test_means_of_what_layers_compute_are_sums_of_integers(monkeypatch) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 9, 7)
+    model = torch.export.export(Means().eval(), (x,))
+    program = compiled(model, calibrate_with=x)
+    layers = {layer["name"]: (layer["kind"], layer["stored"]) for layer in program.manifest["quantized"]["layers"]}
+    assert {name: each for name, each in layers.items() if each[0] == "mean"} == {
+        "mean": ("mean", True), "last": ("mean", False),
+    }  # fmt: skip
+    assert program.manifest["quantized"]["check"]["error"] < 0.05
+    monkeypatch.setattr(CpuLayouts, "word_planes", True)
+    planes = pock.Trainer(compiled(model, calibrate_with=x, check=False)).predict(x.numpy())
+    np.testing.assert_array_equal(planes, pock.Trainer(program).predict(x.numpy()))
+
+
+def test_a_mean_alone_rounds_no_residuals() -> None:
+    """Else those of all blocks of a transformer would be rounded."""
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x + self.first(torch.tanh(x))
+            return self.head((x + self.second(torch.tanh(x))).mean(1))
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 8)
+    report = compiled(torch.export.export(Blocks().eval(), (x,)), calibrate_with=x).manifest["quantized"]
+    assert [(layer["name"], layer["stored"]) for layer in report["layers"]] == [("first", False), ("second", False)]
+
+
 def test_layers_behind_dropout_stay_float() -> None:
     """Calibration sees no dropped values, which are larger."""
     torch.manual_seed(0)

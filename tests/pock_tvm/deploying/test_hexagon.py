@@ -61,6 +61,7 @@ NETWORKS = {
     "keyword spotter": (Spotter, (2, 1, 49, 10), 10, {"optimizer": pock.AdamW()}),
     "keyword spotter in eight bits": (Spotter, (2, 1, 49, 10), 10, {"scheme": SPARSE, "frozen": "int8"}),
     "transformer": (Transformer, (2, 6, 8), 4, {"optimizer": pock.SGD(momentum=0.9), "scheme": LATE}),
+    "transformer in eight bits": (Transformer, (2, 6, 8), 4, {"scheme": LATE, "frozen": "int8"}),
 }
 """Networks, shapes of their inputs, classes, options."""
 
@@ -75,9 +76,9 @@ def compiled(name: str, target: str) -> pock.Program:
     return pock.compile(exported, target=target, check=False, **options)
 
 
-def emulate(folder: Path, version: str, code: int = 0) -> str:
+def emulate(folder: Path, code: int = 0) -> str:
     done = subprocess.run(
-        [hexagon.emulator(version), "network.elf"], cwd=folder, capture_output=True, text=True, timeout=SECONDS
+        [hexagon.emulator(), "network.elf"], cwd=folder, capture_output=True, text=True, timeout=SECONDS
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
@@ -85,35 +86,44 @@ def emulate(folder: Path, version: str, code: int = 0) -> str:
 
 @pytest.mark.parametrize(
     ("name", "version"),
-    [("keyword spotter", "v66"), ("keyword spotter in eight bits", "v73"), ("transformer", "v66")],
+    [
+        ("keyword spotter", "v66"),
+        ("keyword spotter in eight bits", "v73"),
+        ("transformer", "v66"),
+        ("transformer in eight bits", "v73"),
+    ],
 )
 def test_networks_train_the_same(name: str, version: str, tmp_path: Path) -> None:
-    hexagon.emulator(version)
+    hexagon.emulator()
     _, shape, classes, _ = NETWORKS[name]
     samples = noise(shape, classes, batches=3)
     program, host = compiled(name, f"hexagon-{version}"), compiled(name, "host")
     folder = deploy(program, tmp_path / "net", samples=samples)
-    assert_trains_alike(emulate(folder, version), folder, host, samples)
+    assert_trains_alike(emulate(folder), folder, host, samples)
     damaged = (folder / "state.ckpt").read_bytes()[:-1]
     (folder / "state.ckpt").write_bytes(damaged)
-    assert "damaged" in emulate(folder, version, code=1)
+    assert "damaged" in emulate(folder, code=1)
 
 
 @pytest.mark.slow
-def test_mcunet_in_eight_bits_trains_the_same(shared_data: Path, tmp_path: Path) -> None:
-    """Head and the last biases of MCUNet at 64 px; what is before them in eight bits."""
-    hexagon.emulator("v73")
+@pytest.mark.parametrize(("version", "frozen"), [("v66", "float32"), ("v73", "int8")])
+def test_mcunet_trains_the_same(version: str, frozen: str, shared_data: Path, tmp_path: Path) -> None:
+    """Head and the last biases of MCUNet at 64 px; what is before them in floats or in eight bits."""
+    hexagon.emulator()
+    samples = noise((1, 3, 64, 64), 12, batches=4)
+    program, host = (mcunet(shared_data, target, frozen, samples["x"]) for target in (f"hexagon-{version}", "host"))
+    folder = deploy(program, tmp_path / "net", samples=samples)
+    assert_trains_alike(emulate(folder), folder, host, samples)
+
+
+def mcunet(shared_data: Path, target: str, frozen: str, data: np.ndarray) -> pock.Program:
     module = torch.export.load(shared_data / "models" / "mcunet-5fps-flowers12.pt2").module(check_guards=False)
     module._forward_pre_hooks.clear()  # they hold it to 128 px
     exported = torch.export.export(module, (torch.zeros(1, 3, 64, 64),))
-    samples = noise((1, 3, 64, 64), 12, batches=4)
     names = [name for name in exported.state_dict if name.endswith("bias")][-12:]
-    rules = {"*": "frozen", "classifier.*": "full", **dict.fromkeys(names, "full")}
-    options = {"scheme": pock.Scheme(rules), "batch_norm": "frozen", "check": False}
-    options |= {"frozen": "int8", "calibrate_with": samples["x"]}
-    program = pock.compile(exported, target="hexagon-v73", **options)
-    folder = deploy(program, tmp_path / "net", samples=samples)
-    assert_trains_alike(emulate(folder, "v73"), folder, pock.compile(exported, **options), samples)
+    scheme = pock.Scheme({"*": "frozen", "classifier.*": "full", **dict.fromkeys(names, "full")})
+    options = {"frozen": frozen, "calibrate_with": data} if frozen == "int8" else {}
+    return pock.compile(exported, scheme=scheme, target=target, batch_norm="frozen", check=False, **options)
 
 
 SHARED_MAIN = """
@@ -148,14 +158,14 @@ int main(void) {
 
 def test_a_host_shares_the_memory(tmp_path: Path) -> None:
     """A step is one call on memory whose layout is the same on a host."""
-    hexagon.emulator("v66")
+    hexagon.emulator()
     _, shape, classes, _ = NETWORKS["transformer"]
     samples = noise(shape, classes, batches=2)
     program, host = compiled("transformer", "hexagon-v66"), compiled("transformer", "host")
     folder = deploy(program, tmp_path / "net", samples=samples, build=False)
     (folder / "main.c").write_text(SHARED_MAIN)
     subprocess.run(["make", "-s", "-C", folder], check=True, timeout=SECONDS)
-    assert "the target holds the label 99, which is out of range" in emulate(folder, "v66")
+    assert "the target holds the label 99, which is out of range" in emulate(folder)
     memory = (folder / "shared.bin").read_bytes()
     trainer = pock.Trainer(host, threads=1)
     batches = [(samples["x"][at : at + 2], samples["y"][at : at + 2]) for at in (0, 2)]
@@ -203,7 +213,7 @@ SPECIAL = [0.0, -0.0, 1.0, -3.0, np.inf, -np.inf, np.nan, 5e-324, 2.2e-308, 1e-3
 
 @pytest.mark.parametrize("version", ["v66", "v73"])
 def test_arithmetic_without_instructions_is_rounded_to_the_nearest(version: str, tmp_path: Path) -> None:
-    hexagon.emulator(version)
+    hexagon.emulator()
     rng, count = np.random.default_rng(0), 2000
     numbers = rng.integers(0, 2**64, (count, 2), "uint64").view("float64")
     numbers[: len(SPECIAL) ** 2] = [(a, b) for a in SPECIAL for b in SPECIAL]
@@ -221,7 +231,7 @@ def test_arithmetic_without_instructions_is_rounded_to_the_nearest(version: str,
         given["i"][given["i"] == 0], given["l"][given["l"] == 0] = 7, 7
         given.tofile(tmp_path / "in.bin")
         program = hexagon.linked(tmp_path, {"main.c": ARITHMETIC}, version)
-        subprocess.run([hexagon.emulator(version), program], cwd=tmp_path, check=True, timeout=SECONDS)
+        subprocess.run([hexagon.emulator(), program], cwd=tmp_path, check=True, timeout=SECONDS)
         found = np.fromfile(
             tmp_path / "out.bin",
             [("product", "f8"), ("quotient", "f8"), ("ratio", "f4"), ("root", "f4"), ("i", "i4", 2), ("l", "i8", 2)],

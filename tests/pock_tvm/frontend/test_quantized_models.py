@@ -134,7 +134,7 @@ def test_a_quantised_model_keeps_its_scales_and_needs_no_data(made) -> None:
     np.testing.assert_allclose(stated, sorted((scale, zero + 128) for scale, zero in SCALES.values()), rtol=1e-6)
     program = pock.compile(imported, scheme=HEAD, frozen="int8")
     report = program.manifest["quantized"]
-    assert [layer["name"] for layer in report["layers"]] == ["first", "second"]
+    assert [layer["name"] for layer in report["layers"]] == ["first", "second", "mean"]
     assert report["float"] == {}
     found = pock.Trainer(program).predict(X)
     assert np.linalg.norm(found - expected) < 1e-2 * np.linalg.norm(expected)

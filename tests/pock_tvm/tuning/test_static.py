@@ -198,7 +198,7 @@ def test_measurements_outrank_estimates(tmp_path: Path) -> None:
 def test_packets_of_hexagon_are_those_that_run(tmp_path: Path) -> None:
     """Products in eight bits, with their rescaling, under an emulator that traces packets: over bytes, and over planes
     that a window of taps reads, whose assembly has other loops than LLVM's IR. Stalls are in neither."""
-    hexagon.emulator("v73")
+    hexagon.emulator()
     machine = hexagon.hexagon("v73")
     x, weight, *vectors = random_layer(48, 64, 1, False, 8)
     arrays = [x, packed(weight), *vectors]

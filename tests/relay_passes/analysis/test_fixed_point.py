@@ -14,6 +14,7 @@ from relay_passes.analysis.fixed_point import (
     quantized_sums,
     rescaling,
     rescaling_with,
+    sums_of_mean,
 )
 
 RNG = np.random.default_rng(0)
@@ -104,6 +105,20 @@ def test_what_does_not_fit_32_bits_is_refused() -> None:
         rescaling(sums, EightBits(1e-9, 0))
     with pytest.raises(Unfit, match="range of its result"):
         rescaling_with(sums, EightBits(1e-6, 0), X)
+
+
+def test_a_mean_is_that_in_float() -> None:
+    x = RNG.integers(0, 256, (50, 35, 8))
+    exact = ((x - X.zero) * X.scale).mean(1)
+    sums, y = sums_of_mean(35, 8, X), eight_bits(exact.min(), exact.max())
+    total = x.sum(1)
+    np.testing.assert_allclose((total + sums.bias) * sums.scale, exact, rtol=1e-12, atol=1e-12)
+    assert (np.abs(total + sums.bias) <= sums.largest).all()
+    bias, before, factor = (each.astype("int64") for each in rescaling(sums, y).vectors())
+    found = ((np.clip((total + bias) >> before, -(2**15), 2**15 - 1) * factor + 2**14) >> 15) + y.zero
+    assert np.abs(found - (exact / y.scale + y.zero)).max() <= 0.5 + MOST_ROUNDING
+    with pytest.raises(Unfit, match="a sum could overflow 32 bits"):
+        sums_of_mean(2**23, 8, X)
 
 
 def test_a_channel_of_zeros_keeps_no_layer_in_float() -> None:
