@@ -164,7 +164,9 @@ def check_text(check: Mapping[str, Any] | None) -> str:
         return "not checked"
     rest = f"; not checked: {', '.join(check['unchecked'])}" if check["unchecked"] else ""
     build = " (this machine's build of it)" if "build" in check else ""
-    return f"checked against {check['against']} in {check['seconds']:.1f} s: equal{build}{rest}"
+    disputed = check.get("disputed")  # which older programs do not say
+    but = f"; wrong there, by differences of its own loss: {', '.join(disputed)}" if disputed else ""
+    return f"checked against {check['against']} in {check['seconds']:.1f} s: equal{build}{but}{rest}"
 
 
 def eight_bits_text(quantized: Mapping[str, Any]) -> str:
