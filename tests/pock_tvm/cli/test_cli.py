@@ -246,5 +246,5 @@ def test_frozen_layers_compute_in_eight_bits(place) -> None:
     assert "--frozen 'int8' needs data to take ranges from" in " ".join(done.stderr.split())
     done = pock(*command, "--frozen", "int8", "--calibrate", place / "train")
     assert done.returncode == 0, done.stderr
-    assert "5 frozen layers in eight bits" in done.stderr
+    assert "6 frozen layers in eight bits" in done.stderr
     assert "int8" in pock("inspect", place / "net8.pock").stdout
