@@ -48,7 +48,8 @@ def in_real_numbers(exported: ExportedProgram) -> torch.fx.GraphModule | None:
         return None
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     module = torch.fx.GraphModule(exported.graph_module, torch.fx.Graph())
-    mode = next(node.meta["val"].fake_mode for node in exported.graph.nodes if is_complex(node.meta.get("val")))
+    values = pytree.tree_leaves([node.meta.get("val") for node in exported.graph.nodes])
+    mode = next(value.fake_mode for value in values if is_complex(value))
     env: dict[Any, Any] = {}
     for node in exported.graph.nodes:
         if node.op == "placeholder":
