@@ -70,6 +70,9 @@ REFUSED: dict[str, tuple[Callable[..., torch.Tensor], dict[str, torch.Tensor], t
     "10007 numbers, a prime": (
         lambda m, x: torch.fft.rfft(m.linear(x), n=10007).abs(), {}, torch.float32
     ),
+    "'aten.linalg_eig'.*no rule": (
+        lambda m, x: torch.linalg.eigvals(m.linear(x).mT @ m.linear(x)).abs(), {}, torch.float32
+    ),
     "power 0.5": (lambda m, x: (torch.fft.fft(m.linear(x)) ** 0.5).abs(), {}, torch.float32),
 }  # fmt: skip
 
