@@ -1,4 +1,4 @@
-"""What eight bits of frozen layers cost: the head is trained behind them, as it was behind floats."""
+"""Measures the accuracy that frozen layers in eight bits cost: the head is trained behind them, as behind floats."""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ from torch.export.graph_signature import InputKind
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from relay_passes.ir import first_line
+
 from ..errors import ModelError
 from . import fourier
 from .fourier import Pair
@@ -44,12 +46,12 @@ def in_real_numbers(exported: ExportedProgram) -> torch.fx.GraphModule | None:
     ModelError
         A parameter, an input or a result is complex, or an operator on complex numbers has no rule.
     """
-    if not any(is_complex(node.meta.get("val")) for node in exported.graph.nodes):
+    values = pytree.tree_leaves([node.meta.get("val") for node in exported.graph.nodes])
+    mode = next((value.fake_mode for value in values if is_complex(value)), None)
+    if mode is None:
         return None
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     module = torch.fx.GraphModule(exported.graph_module, torch.fx.Graph())
-    values = pytree.tree_leaves([node.meta.get("val") for node in exported.graph.nodes])
-    mode = next(value.fake_mode for value in values if is_complex(value))
     env: dict[Any, Any] = {}
     for node in exported.graph.nodes:
         if node.op == "placeholder":
@@ -108,7 +110,7 @@ def _by_rule(graph: torch.fx.Graph, node: Any, env: dict[Any, Any], mode: FakeTe
         return _written(graph, node, compute, given, mode)
     except (TypeError, ValueError, RuntimeError) as error:  # arguments that the rule does not know
         raise ModelError(
-            f"{where(node)} computes with complex numbers in a way that its rule does not know: {error}"
+            f"{where(node)} computes with complex numbers in a way that its rule does not know: {first_line(error)}"
         ) from error
 
 

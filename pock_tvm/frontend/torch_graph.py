@@ -181,7 +181,7 @@ def _has_gradient(node: Any, outside: Collection[Any]) -> bool:
 
 
 COMPLEX = (torch.ops.aten.complex.default, torch.ops.aten.polar.default)
-"""What PyTorch would take apart into writes into a complex tensor's parts, which its decompositions cannot follow."""
+"""Operators that are not decomposed: into writes to views of a complex tensor, which PyTorch cannot functionalise."""
 DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 
 

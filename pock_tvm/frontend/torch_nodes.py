@@ -1,4 +1,4 @@
-"""What messages say of a node of PyTorch's graphs."""
+"""Describes nodes of PyTorch's graphs for messages: operator, layer and parameter."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Volumes(nn.Module):
 
 
 class Images(nn.Module):
-    """What segments, detects and samples."""
+    """Operators of segmentation, detection and sampling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Images(nn.Module):
 
 
 class Sequences(nn.Module):
-    """What reads sequences, and orders, sums and writes parts of them."""
+    """Recurrent layers, and operators that sort, accumulate and write by index."""
 
     def __init__(self) -> None:
         super().__init__()

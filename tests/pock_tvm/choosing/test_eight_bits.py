@@ -1,4 +1,4 @@
-"""What eight bits cost the head."""
+"""The accuracy that frozen layers in eight bits cost the head."""
 
 from __future__ import annotations
 
