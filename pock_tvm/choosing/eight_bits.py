@@ -37,6 +37,7 @@ def measured_drop(
             run = missing[number]
             contributions.eight_bits.append(Run(Candidate(0), run.epochs, run.seed, result.score, result.loss))
             progress(label, done, len(missing))
+    contributions.eight_bits.sort(key=lambda run: (run.epochs, run.seed))  # workers end in any order
     return drop_of(contributions)
 
 
