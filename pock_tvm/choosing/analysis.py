@@ -252,4 +252,4 @@ def planned_costs(
             if cost is not None:
                 costs[missing[number]] = cost
             progress("planning candidates", done, len(missing))
-    return costs
+    return {each: costs[each] for each in missing if each in costs}  # workers end in any order
