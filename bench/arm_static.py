@@ -32,6 +32,7 @@ from tvm import tirx
 
 from pock_tvm.compiler import pipeline
 from pock_tvm.compiler.kernel_builder import KernelBuilder
+from pock_tvm.compiler.lowering import lower
 from pock_tvm.compiler.machines import CPUS
 from pock_tvm.compiler.targets import resolve_target
 from pock_tvm.compiler.training_options import Training
@@ -105,7 +106,7 @@ def heaviest(network: str, target: tvm.target.Target) -> tuple[Any, list[tuple[s
     batch = 1 if network == "mcunet" else None
     model = pipeline.import_model(exported(network, 1), batch=batch)
     training = Training(Scheme.full().resolve(model), vars(Loss("cross_entropy")), SGD().kernel, "frozen", 1)
-    lowered = pipeline.lower(model, training, KernelBuilder(target)).value
+    lowered = lower(model, training, KernelBuilder(target)).value
     calls = Counter(call.kernel for call in lowered.entries["train_step"].calls if isinstance(call, KernelCall))
     flops = {name: lowered.kernels[name]["flops"] * count for name, count in calls.items()}
     order = sorted(flops, key=flops.__getitem__, reverse=True)

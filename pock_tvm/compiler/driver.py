@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import tvm
 from tvm import tirx
 
-from relay_passes.ir import first_line
 from relay_passes.memory.call_list import CallList
 from relay_passes.memory.fit import Fit, TooLarge
 from relay_passes.memory.order_updates import OFF, STEP, UPDATE
@@ -29,16 +27,17 @@ from ..device.files import make_folder
 from ..device.losses import FUNCTION, Loss, as_loss
 from ..device.optimizers import SGD, Optimizer
 from ..device.program import FORMAT, Program
-from ..errors import CompilerError, MemoryBudgetError, ModelError, OptionError, PockError, PockWarning, of_passes
+from ..errors import MemoryBudgetError, ModelError, OptionError, PockWarning
 from ..frontend import Model
 from ..frontend.custom_loss import CustomLoss, custom_loss, with_custom_loss
 from ..frontend.observations import observations
 from ..frontend.structure import structure_of
 from ..quantities import parse_bytes
 from ..schemes.scheme import Scheme
-from . import pipeline
+from . import lowering, pipeline
 from .build import Library
 from .database import ANY, Records, TunedStep, records_of
+from .faults import own_faults
 from .footprint.needs import is_freestanding, limits_of, needs_of
 from .index_limits import index_limits
 from .kernel_builder import KernelBuilder
@@ -51,22 +50,6 @@ from .self_check.quantized import check_quantized
 from .step_choices import kernels_key, record_of, step_key
 from .targets import instructions_of, resolve_target, runs_here, triple_of
 from .training_options import FLOAT16, FLOAT32, Training
-
-
-@contextlib.contextmanager
-def own_faults() -> Iterator[None]:
-    """Turn exceptions of TVM or Python into a one-line error: users cannot act on a compiler's stack trace."""
-    try:
-        with of_passes():
-            yield
-    except (PockError, MemoryError, OSError):
-        raise
-    except Exception as error:
-        raise CompilerError(
-            f"the compiler failed, which is its fault and not yours: {type(error).__name__}: {first_line(error)}. "
-            "Please report it, with the model"
-        ) from error
-
 
 TRAINS_NOTHING = "the scheme trains nothing: every parameter is frozen"
 
@@ -256,7 +239,7 @@ def compile(  # noqa: A001 - the name that users expect
         precision=precision, batch_norm=statistics,
     )  # fmt: skip
     lower = functools.partial(
-        pipeline.lower, imported, training, builder,
+        lowering.lower, imported, training, builder,
         micro_batches=micro_batches, budget=budget, in_bundle=in_bundle, dump=Path(dump) if dump else None,
         calibration=calibration,
     )  # fmt: skip

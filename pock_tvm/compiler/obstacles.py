@@ -20,8 +20,9 @@ from ..frontend import Model
 from ..frontend.custom_loss import CustomLoss, custom_loss, with_custom_loss
 from ..frontend.observations import observations
 from ..schemes.scheme import Scheme
-from .driver import TRAINS_NOTHING, own_faults
+from .driver import TRAINS_NOTHING
 from .driver import compile as compile_program
+from .faults import own_faults
 from .phases import Phases
 from .pipeline import import_model, training_graph
 from .targets import kernel_target, resolve_target

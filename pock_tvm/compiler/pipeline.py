@@ -7,17 +7,13 @@
 - 9 plan: :func:`plan`
 - 10 schedule and build: :func:`build`
 
-:func:`lower` runs phases 2 to 9. To fit a budget it splits the batch, rematerialises values, and as a last resort
-leaves out Winograd's transforms.
+:func:`pock_tvm.compiler.lowering.lower` runs phases 2 to 9, as often as a budget needs.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tvm import IRModule, relax, tirx
@@ -74,23 +70,20 @@ from relay_passes.analysis.kernel_costs import kernel_costs
 from relay_passes.analysis.verify import (
     batch_norms_are_folded,
     everything_is_needed,
-    functions_of,
     only_executors,
     only_kernels,
     only_trained_gradients,
     only_trained_written,
-    parameters_are_told_apart,
     returns_loss,
     updates_follow_reads,
 )
 from relay_passes.canonical.canonicalise import move_channels_last, unify_operators
-from relay_passes.canonical.split_batch import why_whole
 from relay_passes.canonical.store_permuted import stored_parts
 from relay_passes.ir import shape_of
 from relay_passes.ir.places import grouped_names, kernel_places
 from relay_passes.kernels.lift_frozen import PREPARE
 from relay_passes.kernels.share_frozen import tables_of
-from relay_passes.kernels.winograd import suited_convolutions, uses_winograd
+from relay_passes.kernels.winograd import suited_convolutions
 from relay_passes.memory.budget import within_budget
 from relay_passes.memory.call_list import call_list_of
 from relay_passes.memory.fit import Fit, TooLarge
@@ -99,22 +92,15 @@ from relay_passes.memory.verify import operands_are_inside, ranges_are_apart
 from relay_passes.operators.attention import uses_attention
 from relay_passes.training.append_loss import LOSS
 from relay_passes.training.evaluate_loss import EVALUATE
-from relay_passes.training.split_loss import why_loss_whole
-from schedules.decisions import DEFAULTS, Decisions
 from schedules.target import Layouts
 
 from ..frontend import Model, load_model
-from ..schemes.scheme import with_trained
 from .build import Library, build_library
-from .fitting import batch_parts, fewest_parts
-from .footprint.plan import TARGET, bundled, memory_of
 from .kernel_builder import KernelBuilder
 from .launches import build_launches
 from .lowered import Lowered
-from .parameters import Parameters, with_layouts, with_prepared, with_states
+from .parameters import with_layouts, with_prepared, with_states
 from .phases import Phases
-from .quantization import Calibration
-from .step_choices import StepChoices
 from .training_options import ACCUMULATE, FLOAT16, FLOAT32, FORWARD, PREDICT, TRAIN, Training
 
 ENTRIES = (PREPARE, TRAIN, ACCUMULATE, PREDICT, EVALUATE)
@@ -130,100 +116,6 @@ def import_model(
 ) -> Model:
     """Phase 1: forward module and parameter records of a user's model, every dimension bound."""
     return load_model(model, batch=batch, shapes=shapes, dropout=dropout, trust=trust)
-
-
-def lower(
-    model: Model,
-    training: Training,
-    builder: KernelBuilder,
-    *,
-    micro_batches: int | None = None,
-    budget: int | None = None,
-    in_bundle: bool = False,
-    dump: Path | None = None,
-    decisions: Decisions = DEFAULTS,
-    calibration: Calibration | None = None,
-) -> Fit[Lowered] | TooLarge:
-    """Run phases 2 to 9: lower a model to kernels, and executors that call them on fixed addresses.
-
-    ``micro_batches``: by default one, or as many as the budget needs. ``budget`` limits arena, optimizer state and
-    gradient sums together, in bytes; with ``in_bundle`` all memory of the program's bundle. ``decisions`` are those of
-    choices above kernels (:class:`StepChoices`). With ``calibration``, the frozen prefix computes in eight bits.
-
-    Raises
-    ------
-    DecisionError
-        The step offers no such choice or option.
-    """
-    # 1. Import, by the front end. What the scheme trains is filled into the records.
-    phases = Phases(
-        model.module, dump, with_trained(model.parameters, training.trained), choices=StepChoices(decisions)
-    )
-    phases.enter(1, "imported", model.module, parameters_are_told_apart)
-    targets = [TARGET] if model.custom_loss is None else list(model.custom_loss.targets)
-    held = [*(each.name for each in model.inputs), *targets] if in_bundle else []
-    # 2. Canonicalise, for any number of micro-batches.
-    if calibration is not None:
-        calibration.mark(phases)
-    training = canonicalise_forward(phases, training)
-    if calibration is not None:
-        calibration.quantize(phases, list(training.trained), builder.kernel_target.layouts.word_planes)
-
-    @functools.cache
-    def graph(count: int) -> Phases:
-        """Run phases 3 to 5."""
-        own = phases.fork()
-        differentiate(own, replace(training, micro_batches=count), builder.kernel_target.layouts)
-        return own
-
-    @functools.cache
-    def kernels(count: int, winograd: bool) -> Phases:
-        """Run phases 6 to 8: kernels, fusion, order."""
-        own = graph(count).fork()
-        order_kernels(own, replace(training, micro_batches=count), builder, winograd=winograd, held=held)
-        return own
-
-    def planned(own: Phases, count: int) -> Lowered:
-        """Run phase 9, the plan."""
-        return plan(own.fork(), replace(training, micro_batches=count), is_gpu=builder.kernel_target.is_gpu)
-
-    def within(arena: int, count: int, max_slowdown: float) -> Fit[Phases] | TooLarge:
-        """Run the end of phase 8, rematerialisation for an arena of at most so many bytes."""
-        own = replace(training, micro_batches=count)
-        found = fit_arena(kernels(count, True), own, arena, max_slowdown)
-        if isinstance(found, Fit) or math.isfinite(max_slowdown) or not has_winograd(kernels(count, True)):
-            return found
-        # Winograd's transforms enlarge their operands but save time: dropped last.
-        without = fit_arena(kernels(count, False), own, arena, max_slowdown)
-        return without if isinstance(without, Fit) else TooLarge(min(found.smallest, without.smallest))
-
-    @functools.cache
-    def beside_arena(count: int) -> int:
-        """Bytes that the budget has to hold beside the arena."""
-        if not in_bundle:
-            return state_bytes(graph(count).parameters)
-        lowered = planned(kernels(count, True), count)
-        entries = {name: calls.record() for name, calls in bundled(lowered.entries).items()}
-        return memory_of(entries, lowered.parameters, held).arena
-
-    def attempt(count: int, max_slowdown: float) -> Fit[Lowered] | TooLarge:
-        if budget is None:
-            return Fit(planned(kernels(count, True), count))
-        beside = beside_arena(count)
-        found = within(budget - beside, count, max_slowdown)
-        return found.beside(beside) if isinstance(found, TooLarge) else Fit(planned(found.value, count))
-
-    def can_split() -> bool:
-        if LOSS in phases.mod and why_loss_whole(phases.mod[LOSS]):
-            return False
-        return not any(why_whole(phases.mod[name]) for name in (TRAIN, PREDICT))
-
-    # Micro-batches cost less than recomputation. Batch statistics need the whole batch at once.
-    is_fixed = micro_batches is not None or budget is None or training.batch_norm == "batch"
-    counts = [micro_batches or 1] if is_fixed else batch_parts(model)
-    found = fewest_parts(attempt, counts, math.inf if budget is None else budget, can_split)
-    phases.choices.close()
-    return found
 
 
 def canonicalise_forward(phases: Phases, training: Training) -> Training:
@@ -407,16 +299,6 @@ def build(lowered: Lowered, builder: KernelBuilder, contract: Sequence[int]) -> 
     """
     link = build_launches if builder.kernel_target.is_gpu else build_library
     return link(lowered.module, lowered.entries, builder, lowered.places, contract)
-
-
-def state_bytes(parameters: Parameters) -> int:
-    """Return the bytes of optimizer state and gradient sums."""
-    return sum(record.nbytes for record in parameters.values() if record.is_state)
-
-
-def has_winograd(phases: Phases) -> bool:
-    """Return whether any product uses Winograd's transforms."""
-    return any(uses_winograd(func) for _, func in functions_of(phases.after["products"]))
 
 
 def training_graph(phases: Phases, training: Training) -> IRModule:

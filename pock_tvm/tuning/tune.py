@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..compiler.database import Database
-from ..compiler.driver import own_faults
+from ..compiler.faults import own_faults
 from ..compiler.rebuild import rebuild, target_of
 from ..compiler.targets import kernel_target
 from ..deploying.endpoint import Endpoint

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import relax
 from tvm.ir.transform import Pass
 
+from schedules.kernels import OPAQUE, indexing
 from schedules.target import Target
 
 from ..ir import Expr, is_static
@@ -21,6 +22,20 @@ Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 OUT_ELEMENTWISE_FUSABLE = 4
 """``OpPatternKind`` of products: fuses with consumers, not with producers, because a product reads each operand element
 many times (``tvm::relay::OpPatternKind``)."""
+
+
+ELEMENTWISE = 0
+"""``OpPatternKind`` of operators that may be fused into a product's epilogue."""
+
+
+REDUCTION = 3
+"""``OpPatternKind`` of reductions, which fuse with what computes their operand. TVM does not see that a sum of rows in
+parts is one."""
+
+
+INJECTIVE = 2
+"""``OpPatternKind`` of operators that move elements. TVM classifies padding at the end and slicing from the start as
+element-wise, since the indices match. Fused into a product, they would leave elements of the result unwritten."""
 
 
 def legalizes(*names: str) -> Callable[[Legalize], Legalize]:
@@ -68,3 +83,29 @@ def _where_static(legalize: Legalize) -> Legalize:
 def call_kernel(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
     """Emit a call of a kernel that is defined as a tensor expression."""
     return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, **options)
+
+
+def product(
+    builder: relax.BlockBuilder,
+    kernel: Callable[..., Any],
+    *args: Expr,
+    pattern: int = OUT_ELEMENTWISE_FUSABLE,
+    **options: Any,
+) -> relax.Call:
+    """Emit a kernel with a pattern of fusion; by default that of products. ``options`` are the kernel's."""
+    attrs = {"op_pattern": pattern}
+    return builder.call_te(kernel, *args, primfunc_name_hint=kernel.__name__, primfunc_attrs=attrs, **options)
+
+
+def cropped_product(
+    builder: relax.BlockBuilder, shape: Sequence[int], kernel: Callable[..., Any], *args: Expr, **options: Any
+) -> relax.Call:
+    """Crop a product that is computed larger than its result to ``shape``. Consumers fuse with the crop, because
+    register tiles extend past the result."""
+    whole = builder.emit(product(builder, kernel, *args, pattern=OPAQUE, **options))
+    return call_kernel(builder, indexing.crop, whole, shape=shape)
+
+
+def moved(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
+    """Emit a kernel that moves elements, marked ``INJECTIVE``."""
+    return product(builder, kernel, *args, pattern=INJECTIVE, **options)

@@ -48,7 +48,7 @@ class OperatorRecord:
     channels_last: Callable[..., Any] | None = None
     """Rewrites the operator for channels-last images: see ``canonical.channels_last``."""
     kernel: Callable[..., Any] | None = None
-    """Legalises the operator; None for TVM's own legalisation: see ``kernels.choose_kernels``."""
+    """Legalises the operator; None for TVM's own legalisation: see ``kernels.legalization``."""
 
 
 _RECORDS: dict[str, OperatorRecord] = {}

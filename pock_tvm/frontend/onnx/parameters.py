@@ -6,7 +6,6 @@ ONNX has initializers only. Parameters are recognised, in this order, by the sig
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+from .metadata import fx_note, fx_values, module_of, operator_of, signature_of, sources_of
 
 FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
@@ -95,9 +96,9 @@ class _Restoring:
         self.graph = model.graph
         self.by_pytorch = model.producer_name == "pytorch"
         self.initializers = {tensor.name: _copy_of(tensor) for tensor in model.graph.initializer}
-        self.sources = _sources(model)
+        self.sources = sources_of(model)
         self.origins = {name: sources[0] for name, sources in self.sources.items() if len(sources) == 1}
-        self.kinds = _signature(model)
+        self.kinds = signature_of(model)
 
     def lift_constants(self) -> None:
         """Turn Constant nodes that are read as weights into initializers."""
@@ -288,15 +289,16 @@ class _Restoring:
         for node, note in zip(self.graph.node, notes, strict=True):
             if _has_folded_norm(node):
                 continue
-            gone = {_operator(name) for name in note[1:] if name not in there}
+            gone = {operator_of(name) for name in note[1:] if name not in there}
             sources = {made.get(name, name) for name in node.input}
-            if gone & {_operator(name) for name in sources if name not in note[1:] or list(node.input).count(name) > 1}:
+            other = [name for name in sources if name not in note[1:] or list(node.input).count(name) > 1]
+            if gone & set(map(operator_of, other)):
                 return True
         return False
 
     def _notes(self) -> list[list[str]]:
         """List the FX values in each node's metadata (``dynamo=True``): its result, then its operands."""
-        return [re.findall(r"%(\w+)", _metadata(node).get(_FX_NODE, "")) for node in self.graph.node]
+        return [fx_values(node) for node in self.graph.node]
 
     def _noted_parameters(self) -> list[list[str]]:
         """List the parameters and buffers that each node's metadata names, by PyTorch's names."""
@@ -329,12 +331,9 @@ class _Restoring:
         self.graph.node.extend(nodes)
 
 
-_FX_NODE = "pkg.torch.onnx.fx_node"
-
-
 def _has_folded_norm(node: onnx.NodeProto) -> bool:
     """Check whether an exporter folded a batch norm into this layer."""
-    return node.op_type in WEIGHTS and "batch_norm" in _metadata(node).get(_FX_NODE, "")
+    return node.op_type in WEIGHTS and "batch_norm" in fx_note(node)
 
 
 def _output_axis(node: onnx.NodeProto) -> int | None:
@@ -344,11 +343,6 @@ def _output_axis(node: onnx.NodeProto) -> int | None:
     if node.op_type == "Gemm":
         return 0 if any(attr.name == "transB" and attr.i for attr in node.attribute) else 1
     return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type)
-
-
-def _operator(name: str) -> str:
-    """Return the operator of an FX value: ``relu`` of ``relu_1``."""
-    return re.sub(r"_\d+$", "", name)
 
 
 def _content(tensor: onnx.TensorProto) -> tuple[object, ...]:
@@ -361,45 +355,3 @@ def _copy_of(tensor: onnx.TensorProto) -> onnx.TensorProto:
     copy = onnx.TensorProto()
     copy.CopyFrom(tensor)
     return copy
-
-
-def _metadata(proto: object) -> dict[str, str]:
-    return {entry.key: entry.value for entry in getattr(proto, "metadata_props", ())}
-
-
-def _signature(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
-    """Read the FX signature from metadata (``dynamo=True``): name and kind (parameter, buffer) of each input."""
-    notes = _metadata(model.graph) | _metadata(model)
-    text = notes.get("pkg.torch.export.ExportedProgram.graph_signature", "")
-    found = re.findall(r"^(\w+): (PARAMETER|BUFFER) target='([^']*)'", text, re.MULTILINE)
-    return {placeholder: (target, kind) for placeholder, kind, target in found}
-
-
-def _sources(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Map initializers to the values that metadata says were folded into them."""
-    sources = {}
-    for value in [*model.graph.value_info, *model.graph.initializer]:
-        note = _metadata(value).get("pkg.onnxscript.optimizer.folded_from")
-        names = _literal(note) if note else []
-        if names:
-            sources[value.name] = [str(name) for name in names]
-    return sources
-
-
-def module_of(node: onnx.NodeProto) -> str:
-    """Return the qualified name of a node's module, from metadata or from the node's name."""
-    scopes = _metadata(node).get("pkg.torch.onnx.name_scopes")
-    if scopes is not None:
-        path = [scope for scope in _literal(scopes) if scope]
-        return str(path[-2]) if len(path) > 1 else ""
-    parts = node.name.strip("/").split("/")[:-1] if node.name.startswith("/") else []
-    return ".".join(parts)
-
-
-def _literal(text: str) -> list[object]:
-    """Parse a list that an exporter wrote as Python; empty for anything else."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return []
-    return value if isinstance(value, list) else []

@@ -38,7 +38,8 @@ from .declared import declared_operands
 from .evaluation import RANDOM, evaluate_node, type_of
 from .graphs import agree, copy_of, has_graph, reaching, renamed, spelled, static_shape
 from .loops import Bodies, turns_of_loop, turns_of_scan
-from .parameters import Parameters, module_of
+from .metadata import module_of
+from .parameters import Parameters
 from .registry import Node, Unsupported, convert, error_of, expression, has_converter
 
 Value = Any

@@ -13,7 +13,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from pock_tvm.compiler.lowered import Lowered
-from pock_tvm.compiler.pipeline import lower
+from pock_tvm.compiler.lowering import lower
 from pock_tvm.compiler.training_options import Training
 from pock_tvm.frontend.model import Model, TensorSpec, records_of
 from relay_passes.analysis.aliasing import Aliasing
