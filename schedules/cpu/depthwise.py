@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
@@ -35,7 +36,7 @@ def depthwise(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: 
     """
     spatial, reduced = split_by_kind(sch, block)
     *rows, column = spatial
-    _tile(sch, block, traits, rows, column, reduced, [], choices)
+    _tile(sch, block, _Loops(rows, column, reduced), traits, choices)
 
 
 def quantized(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
@@ -70,7 +71,7 @@ def data_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choic
     """Schedule ``dX[n, h, w, c] = sum_{r, s} dY[n, .., c] * W[r, s, c]``, one stride phase at a time."""
     spatial, reduced = split_by_kind(sch, block)
     rows, phases = split_phases(sch, block, spatial[:-1])
-    _tile(sch, block, traits, rows, spatial[-1], reduced, phases, choices)
+    _tile(sch, block, _Loops(rows, spatial[-1], reduced, phases), traits, choices)
 
 
 def weight_gradient(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
@@ -107,9 +108,24 @@ def _is_cached(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits) -> bool:
     return size <= traits.cached_bytes
 
 
-def _steps(sch: s_tir.Schedule, block: SBlockRV, rows: Sequence[LoopRV], reduced: Sequence[LoopRV]) -> list[int]:
+@dataclass(frozen=True)
+class _Loops:
+    """Loops of a convolution or of its data gradient."""
+
+    rows: Sequence[LoopRV]
+    """Images, and the rows and columns of their pixels."""
+    column: LoopRV
+    """Channels."""
+    reduced: Sequence[LoopRV]
+    """Taps."""
+    phases: Sequence[LoopRV] = ()
+    """Rows and columns within a stride, of a data gradient."""
+
+
+def _steps(sch: s_tir.Schedule, block: SBlockRV, loops: _Loops) -> list[int]:
     """Return the rows and columns of the image from one result to the next."""
-    sizes = zip(_image(sch, block)[:2], extents_of(sch, reduced[:2]), extents_of(sch, rows)[1:], strict=True)
+    taps, counts = extents_of(sch, loops.reduced[:2]), extents_of(sch, loops.rows)[1:]
+    sizes = zip(_image(sch, block)[:2], taps, counts, strict=True)
     return [max(1, (extent - taps) // max(1, count - 1)) for extent, taps, count in sizes]
 
 
@@ -119,49 +135,31 @@ def _image(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
     return image
 
 
-def _tile(
-    sch: s_tir.Schedule,
-    block: SBlockRV,
-    traits: CpuTraits,
-    rows: list[LoopRV],
-    column: LoopRV,
-    reduced: list[LoopRV],
-    phases: list[LoopRV],
-    choices: Choices,
-) -> None:
-    is_cached = _is_cached(sch, block, traits) or (not phases and max(_steps(sch, block, rows, reduced)) > 1)
-    if _is_by_channel(sch, block, column, traits) and is_cached:
-        _window_by_window(sch, block, traits, rows, column, reduced, phases, choices)
+def _tile(sch: s_tir.Schedule, block: SBlockRV, loops: _Loops, traits: CpuTraits, choices: Choices) -> None:
+    is_cached = _is_cached(sch, block, traits) or (not loops.phases and max(_steps(sch, block, loops)) > 1)
+    if _is_by_channel(sch, block, loops.column, traits) and is_cached:
+        _window_by_window(sch, block, loops, traits, choices)
         return
-    tile = decided_tile(choices, _tiles(extents_of(sch, rows), extent_of(sch, column), traits))
+    tile = decided_tile(choices, _tiles(extents_of(sch, loops.rows), extent_of(sch, loops.column), traits))
     padding = sch.get_producers(block)
-    columns_first = choices.choose("columns_first", (False,) if phases else (False, True), False)
+    columns_first = choices.choose("columns_first", (False,) if loops.phases else (False, True), False)
     register_tile(
         sch,
         block,
         tile,
-        rows,
-        column,
-        reduced,
+        loops.rows,
+        loops.column,
+        loops.reduced,
         traits,
         choices,
-        phases=phases,
+        phases=loops.phases,
         columns_first=columns_first,
         unroll_reduced=2,
-        parallel=2 if phases or padding else None,
+        parallel=2 if loops.phases or padding else None,
     )
 
 
-def _window_by_window(
-    sch: s_tir.Schedule,
-    block: SBlockRV,
-    traits: CpuTraits,
-    rows: list[LoopRV],
-    column: LoopRV,
-    reduced: list[LoopRV],
-    phases: list[LoopRV],
-    choices: Choices,
-) -> None:
+def _window_by_window(sch: s_tir.Schedule, block: SBlockRV, loops: _Loops, traits: CpuTraits, choices: Choices) -> None:
     """Schedule results as tiles of few pixels that go through their channels, vector by vector.
 
     Loops, outermost first: tiles of rows, the first ``parallel`` of them parallel; channel vectors; ``phases``, taps
@@ -169,12 +167,12 @@ def _window_by_window(
     and all memory is gone through in a few runs of adjacent lines. From measurements on Zen 5, MobileNetV2 at batch 1:
     1.1 to 2.8 times as fast as tall tiles of padded rows, with strides up to 3 times.
     """
-    tile = decided_tile(choices, _tiles_of_windows(sch, rows, column, reduced, phases, block, traits))
-    row_outer, column_outer, inside = split_tile(sch, tile, rows, column)
+    tile = decided_tile(choices, _tiles_of_windows(sch, block, loops, traits))
+    row_outer, column_outer, inside = split_tile(sch, tile, loops.rows, loops.column)
     grid = [*row_outer, column_outer]
     parallel = choices.choose("parallel", range(1, len(grid)), len(row_outer))
     padding = sch.get_producers(block)
-    sch.reorder(*grid, *phases, *reduced, *inside)
+    sch.reorder(*grid, *loops.phases, *loops.reduced, *inside)
     epilogue = epilogue_of(sch, block)
     sch.reverse_compute_at(epilogue, column_outer)
     for padded in padding:
@@ -186,9 +184,9 @@ def _window_by_window(
         vectorize_inner(sch, each, tile.lanes)
     sch.parallel(sch.fuse(*grid[:parallel]))
     sch.vectorize(inside[-1])
-    for loop in (*phases, *inside[:-1], *reduced):
+    for loop in (*loops.phases, *inside[:-1], *loops.reduced):
         sch.unroll(loop)
-    sch.decompose_reduction(block, reduced[0])
+    sch.decompose_reduction(block, loops.reduced[0])
 
 
 def _pixel_by_pixel(
@@ -245,31 +243,23 @@ TASKS_OF_CORE = 2
 """Groups of channels for each core, where only they are parallel."""
 
 
-def _tiles_of_windows(
-    sch: s_tir.Schedule,
-    rows: Sequence[LoopRV],
-    column: LoopRV,
-    reduced: Sequence[LoopRV],
-    phases: Sequence[LoopRV],
-    block: SBlockRV,
-    traits: CpuTraits,
-) -> list[Tile]:
+def _tiles_of_windows(sch: s_tir.Schedule, block: SBlockRV, loops: _Loops, traits: CpuTraits) -> list[Tile]:
     """Return tiles of one channel vector, those first that take the least time for a result.
 
     A tile takes its multiply-adds, or the loads of its window, of the weights and of what did not fit the registers.
     Among tiles that take as long, small ones come first, which write to fewer places at once.
     """
-    _, *counts = extents_of(sch, rows)
-    taps = extents_of(sch, reduced[:2])
-    lanes = vector_lanes(extent_of(sch, column), traits.lanes)
+    _, *counts = extents_of(sch, loops.rows)
+    taps = extents_of(sch, loops.reduced[:2])
+    lanes = vector_lanes(extent_of(sch, loops.column), traits.lanes)
     *image, _ = _image(sch, block)
-    steps = _steps(sch, block, rows, reduced)
+    steps = _steps(sch, block, loops)
     reach = [extent - (count - 1) * step for extent, count, step in zip(image, counts, steps, strict=True)]
 
     def cost(tile: Tile) -> tuple[float, int, int, int]:
         _, *sizes = tile.rows
         window = math.prod((size - 1) * step + first for size, step, first in zip(sizes, steps, reach, strict=True))
-        results = tile.height * math.prod(extents_of(sch, phases))
+        results = tile.height * math.prod(extents_of(sch, loops.phases))
         spilled = max(0, window + results + 1 - traits.registers)
         loads = window + math.prod(taps) + 2 * spilled
         products = tile.height * math.prod(taps)
