@@ -123,6 +123,8 @@ def _read(path: Path, *, trust: bool) -> Any:
 
 
 def _refuse_kind(path: Path) -> NoReturn:
+    if path.is_dir():
+        raise ModelError(f"'{path}' is a folder: name the .pt2 or .onnx file itself")
     if not path.is_file():
         raise ModelError(f"there is no model file '{path}'")
     if path.suffix in (".pt", ".pth"):

@@ -106,6 +106,7 @@ def _bind_dimensions(exported: ExportedProgram, batch: int | None, shapes: Shape
         shape = [_bound_extent(extent, bound, name, axis) for axis, extent in enumerate(value.shape)]
         dynamic |= any(isinstance(extent, torch.SymInt) for extent in value.shape)
         _check_static(name, shape, batch if name == next(iter(inputs)) else None, shapes)
+        _check_ranges(name, shape, value.shape, exported.range_constraints)
         values.append(torch.zeros(shape, dtype=value.dtype))
     if not dynamic:
         return exported
@@ -156,6 +157,24 @@ def _check_static(name: str, shape: list[int], batch: int | None, shapes: Shapes
     given = shapes.get(name)
     if given is not None and list(given) != shape:
         raise ModelError(f"input '{name}' was exported with the fixed shape {tuple(shape)}, not {tuple(given)}")
+
+
+def _check_ranges(
+    name: str, shape: list[int], extents: Sequence[int | torch.SymInt], ranges: Mapping[Any, Any]
+) -> None:
+    """Refuse extents outside of what the program was exported for. A lower limit of two is PyTorch's own, and not the
+    model's: one is taken, too."""
+    for axis, (extent, symbol) in enumerate(zip(shape, extents, strict=True)):
+        allowed = ranges.get(symbol.node.expr) if isinstance(symbol, torch.SymInt) else None
+        if allowed is None:
+            continue
+        is_large, is_small = extent > allowed.upper, extent < allowed.lower and allowed.lower > 2
+        if is_large or is_small:
+            limit = f"at most {allowed.upper}" if is_large else f"at least {allowed.lower}"
+            raise ModelError(
+                f"dimension {axis} of input '{name}' was exported for {limit}, not {extent}: bind another size, or "
+                "export with another range (dynamic_shapes)"
+            )
 
 
 def _aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -154,6 +154,15 @@ def test_a_fixed_batch_cannot_be_changed() -> None:
         load_model(small(4), batch=8)
 
 
+def test_a_size_that_the_model_was_not_exported_for_is_refused() -> None:
+    batch = torch.export.Dim("batch", min=4, max=16)
+    exported = torch.export.export(nn.Linear(3, 2).eval(), (torch.zeros(8, 3),), dynamic_shapes=({0: batch},))
+    for wrong, limit in ((32, "at most 16, not 32"), (2, "at least 4, not 2")):
+        with pytest.raises(ModelError, match=f"dimension 0 of input 'input' was exported for {limit}"):
+            load_model(exported, batch=wrong)
+    assert load_model(exported, batch=16).inputs[0].shape == (16, 3)
+
+
 def test_files_that_are_no_models_are_refused(tmp_path) -> None:
     (tmp_path / "net.pt2").write_text("nothing")
     (tmp_path / "net.onnx").write_text("nothing")
@@ -163,6 +172,7 @@ def test_files_that_are_no_models_are_refused(tmp_path) -> None:
         ("net.onnx", "cannot be read"),
         ("net.txt", "neither"),
         ("no.pt2", "no model file"),
+        (".", "is a folder"),
     ):
         with pytest.raises(ModelError, match=complaint):
             load_model(tmp_path / name)
