@@ -126,7 +126,7 @@ def warn_of_defaults(data: Path, stored: Mapping[str, Any], mean: str | None, st
     from ..errors import PockWarning
 
     missing = [name for name, text in (("mean", mean), ("std", std)) if text is None and name not in stored]
-    if missing and data.suffix != ".npz":
+    if missing and data.is_dir():
         taken = " and ".join({"mean": "a mean of 0", "std": "a standard deviation of 1"}[name] for name in missing)
         warnings.warn(
             f"nobody said how the network wants its pictures: {taken} is taken, that is pixels from 0 to 1. If it was "

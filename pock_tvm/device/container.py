@@ -80,8 +80,10 @@ def _members(path: str | os.PathLike[str]) -> tuple[dict[str, Part], dict[str, s
         reading(ProgramError, _damaged(path, "{}"), f"there is no program '{path}'"),
         open_archive(path, MOST_BYTES) as archive,
     ):
-        members: dict[str, Part] = {MANIFEST: read_member(archive, MANIFEST, TEXT_BYTES)}
         present = set(archive.namelist())
+        if MANIFEST not in present:
+            raise ProgramError(_damaged(path, f"it holds no {MANIFEST}, as a model that is not compiled yet"))
+        members: dict[str, Part] = {MANIFEST: read_member(archive, MANIFEST, TEXT_BYTES)}
         digests = {}
         for name in (LIBRARY, WEIGHTS, CONSTANTS, *(name for name in OPTIONAL if name in present)):
             if name in MAPPED:  # its digest reads it piece by piece

@@ -99,8 +99,10 @@ class ImageFolder:
         classes: Sequence[str] | None = None,
     ) -> None:
         root = Path(folder)
+        if not root.exists():
+            raise DataError(f"there is no folder '{folder}'")
         if not root.is_dir():
-            raise DataError(f"there is no folder '{folder}'" if not root.exists() else f"'{folder}' is no folder")
+            raise DataError(f"'{folder}' is neither a folder of images nor an .npz file")
         if len(shape) != 4 or shape[1] not in (1, 3):
             raise DataError(
                 f"input '{name}' of shape {tuple(shape)} takes no images: images are [batch, 1 or 3, height, width]"
@@ -113,8 +115,7 @@ class ImageFolder:
             files = {label: sorted(_images(root / label)) for label in self.classes}
         empty = [label for label, found in files.items() if not found]
         if len(empty) == len(self.classes) or (empty and classes is None):
-            what = f"the folder of class '{empty[0]}' holds no images" if empty else "it holds no folders"
-            raise DataError(f"'{folder}' is no data set of one folder per class: {what}")
+            raise DataError(f"'{folder}' is no data set of one folder per class: {_without_images(root, empty)}")
         self.root, self.files = root, [file for label in self.classes for file in files[label]]
         self.labels = np.array([number for number, label in enumerate(self.classes) for _ in files[label]])
         self.name, (_, self.channels, self.height, self.width) = name, shape
@@ -189,6 +190,15 @@ class ImageFolder:
         room = (size[0] - self.width, size[1] - self.height)
         left, top = (int(rng.integers(0, r + 1)) if rng is not None else r // 2 for r in room)
         return image.crop((left, top, left + self.width, top + self.height))
+
+
+def _without_images(root: Path, empty: Sequence[str]) -> str:
+    """Say which folder holds no images: of a class, or of a split, which holds the folders of classes itself."""
+    if not empty:
+        return "it holds no folders"
+    holds_folders = any(entry.is_dir() for entry in (root / empty[0]).iterdir())
+    hint = f", but folders: is '{root / empty[0]}' the data set?" if holds_folders else ""
+    return f"the folder of class '{empty[0]}' holds no images{hint}"
 
 
 class ArrayFile:

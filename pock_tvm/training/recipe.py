@@ -46,7 +46,7 @@ def steps_of(recipe: Recipe, data: DataSet, batch: int) -> int:
         There are fewer samples than one batch needs.
     """
     if len(data) < batch:
-        raise InputError(f"there are {len(data)} samples, fewer than one batch of {batch}")
+        raise InputError(f"there are {len(data)} samples, fewer than one batch of {batch}: compile for a smaller one")
     return max(round(recipe.epochs * (len(data) // batch)), recipe.epochs > 0)
 
 

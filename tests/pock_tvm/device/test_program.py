@@ -92,6 +92,10 @@ def test_a_damaged_file_is_refused(program, tmp_path) -> None:
         (tmp_path / name).write_bytes(bad)
         with pytest.raises(ProgramError, match=name):
             pock.Program.load(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "net.pt2", "w") as archive:
+        archive.writestr("archive_format", "pt2")
+    with pytest.raises(ProgramError, match="is no program.*holds no manifest.json, as a model that is not compiled"):
+        pock.Program.load(tmp_path / "net.pt2")
     with pytest.raises(ProgramError, match="there is no program"):
         pock.Program.load(tmp_path / "missing")
 

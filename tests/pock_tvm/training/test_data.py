@@ -109,6 +109,8 @@ def test_unusable_data_is_refused(folder, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "half" / "some").mkdir(parents=True)
     (tmp_path / "half" / "none").mkdir()
+    (tmp_path / "split" / "train" / "some").mkdir(parents=True)
+    (tmp_path / "text.csv").write_text("1,2,3")
     Image.new("RGB", (4, 4)).save(tmp_path / "half" / "some" / "a.png")
     (tmp_path / "broken" / "a").mkdir(parents=True)
     (tmp_path / "broken" / "a" / "0.jpg").write_bytes(b"no image")
@@ -118,7 +120,9 @@ def test_unusable_data_is_refused(folder, tmp_path) -> None:
     cases = [
         ("missing", [images], "there is no folder"),
         ("empty", [images], "holds no folders"),
-        ("half", [images], "class 'none' holds no images"),
+        ("half", [images], "class 'none' holds no images$"),
+        ("split", [images], "class 'train' holds no images, but folders: is '.*split/train' the data set"),
+        ("text.csv", [images], "neither a folder of images nor an .npz file"),
         ("half", [images | {"shape": (2, 7)}], "takes no images"),
         ("half", [images, images], r"as an .npz file"),
         ("bad.npz", [images], "cannot be read"),
