@@ -22,7 +22,7 @@ import os
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -341,14 +341,6 @@ def records_of(folder: str | os.PathLike[str], target: Target) -> Database:
     database = Database(folder, target, must_exist=True)
     database.warn()
     return database
-
-
-def look_up(
-    folder: str | os.PathLike[str], target: Target, kernels: KernelTarget
-) -> Callable[[tirx.PrimFunc], Tuned | None]:
-    """Return what finds the choices of a folder's records (:func:`records_of`) for the kernels of a target."""
-    database = records_of(folder, target)
-    return lambda func: database.tuned(func, kernels)
 
 
 def text_of(decisions: Decisions) -> str:

@@ -21,7 +21,7 @@ from relay_passes.kernels.legalization import legalize_known
 from relay_passes.kernels.schedule_kernels import SCHEDULED, DecisionsOf, by_default
 from schedules.decisions import Decisions
 
-from .database import look_up
+from .database import records_of
 from .phases import Phases
 from .pipeline import training_graph
 from .targets import kernel_target, resolve_target
@@ -86,10 +86,10 @@ def scheduling_pipeline(
     """
     resolved = resolve_target(target)
     machine = kernel_target(resolved)
-    recorded = (lambda _func: None) if database is None else look_up(database, resolved, machine)
+    records = None if database is None else records_of(database, resolved)
 
     def decide(func: tirx.PrimFunc) -> Decisions:
-        tuned = recorded(func)
+        tuned = None if records is None else records.tuned(func, machine)
         return decisions_of(func) if tuned is None else tuned.decisions
 
     @tvm.transform.module_pass(opt_level=0, name="pock_schedule")

@@ -15,7 +15,7 @@ from ..device.losses import FUNCTION
 
 FORWARD, TRAIN, ACCUMULATE, PREDICT = "main", "train_step", "accumulate_step", "predict"
 PRECISIONS = FLOAT32, BFLOAT16, FLOAT16 = "float32", "bfloat16", "float16"
-FROZEN = FLOAT32, INT8 = "float32", "int8"
+FROZEN = FLOAT32, "int8"
 """Types that frozen layers before the first trained parameter compute in."""
 
 

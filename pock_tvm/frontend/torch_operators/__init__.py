@@ -4,6 +4,7 @@ from . import (
     activations,
     attention,
     bags,
+    comparisons,
     distances,
     elementwise,
     indexing,

@@ -12,7 +12,7 @@ import tvm
 from tvm.target import Target
 
 from pock_tvm.compiler import database as module
-from pock_tvm.compiler.database import Database, KernelRecord, Trial, Tuned, kernel_key, look_up, target_key
+from pock_tvm.compiler.database import Database, KernelRecord, Trial, Tuned, kernel_key, records_of, target_key
 from pock_tvm.compiler.targets import kernel_target, resolve_target
 from pock_tvm.device.errors import WriteError
 from pock_tvm.errors import DatabaseError, PockWarning
@@ -96,7 +96,7 @@ def test_a_damaged_line_costs_itself(tmp_path: Path, damage) -> None:
     found = Database(tmp_path, HOST)
     assert found.skipped == 1 and list(found.trials[KEY].values()) == [FAILED]
     with pytest.warns(PockWarning, match="1 damaged record is left out, and kept in the file"):
-        assert look_up(tmp_path, HOST, CPU)(FUNC) == chosen()
+        assert records_of(tmp_path, HOST).tuned(FUNC, CPU) == chosen()
     # The next record starts a line of its own.
     found.add_trial(KEY, TRIAL)
     assert path.read_bytes().startswith(content)
@@ -141,12 +141,12 @@ def test_another_target_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DatabaseError, match=f"has no records for aarch64-cortex-a72-4cores: it has some for {path.stem}"
     ):
-        look_up(tmp_path, OTHER, kernel_target(OTHER))
+        records_of(tmp_path, OTHER)
     path.rename(tmp_path / f"{target_key(OTHER)}.jsonl")
     with pytest.raises(DatabaseError, match=f"holds records for {path.stem}: rename it to '{path.name}'$"):
         Database(tmp_path, OTHER)
     with pytest.raises(DatabaseError, match="it has none at all"):
-        look_up(tmp_path / "nowhere", HOST, CPU)
+        records_of(tmp_path / "nowhere", HOST)
 
 
 def test_the_key_is_what_matters() -> None:
