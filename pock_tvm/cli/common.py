@@ -67,10 +67,10 @@ ARGUMENTS = (
     "batch", "shapes", "scheme", "loss", "optimizer", "target", "batch_norm", "accumulate", "micro_batches",
     "clip_norm", "guard", "precision", "frozen", "max_drop", "memory_budget", "threads", "device", "lr", "mean",
     "std", "flash", "ram", "key", "database", "trials", "strategy", "seed", "cost_model", "space", "measure", "model",
-    "memory",
+    "memory", "cc",
 )  # fmt: skip
 """Arguments of Python functions that are options of commands."""
-FLAGS = ("allow_drop", "keep_going", "overwrite", "trust")
+FLAGS = ("allow_drop", "dropout", "keep_going", "overwrite", "slim", "trust")
 """Arguments of Python functions that are options of commands without a value."""
 
 
@@ -93,6 +93,7 @@ def _root(context: typer.Context) -> None:
 
 def as_options(text: str) -> str:
     """Rephrase a message about Python arguments for the command line: ``--batch`` for ``batch=``."""
+    text = text.replace("check=False", "--no-check")
     text = re.sub(r"shapes=\{'(\w+)': \(…\)\}", r"--shape \1=…", text)
     return re.sub(
         rf"\b({'|'.join(ARGUMENTS)})=('?)(\S?)",

@@ -57,6 +57,10 @@ def compile_(
     shape: SHAPE = None,
     target: TARGET = "host",
     batch_norm: BATCH_NORM = None,
+    dropout: Annotated[
+        bool | None,
+        typer.Option("--dropout/--no-dropout", help="Drop values in training, or none; as the network was exported"),
+    ] = None,
     accumulate: Annotated[int, typer.Option(help="Steps that share one update")] = 1,
     micro_batches: Annotated[
         int | None, typer.Option(help="Parts of the batch that a step runs one after the other; as a budget needs")
@@ -138,6 +142,7 @@ def compile_(
             optimizer=optimizer_of(optimizer),
             target=target,
             batch_norm=batch_norm,
+            dropout=dropout,
             accumulate=accumulate,
             micro_batches=micro_batches,
             clip_norm=clip_norm,

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,11 @@ def test_schemes_lists_and_writes(place) -> None:
     assert all(name in done.stdout for name in ("full", "head", "bias:7", "last:3", "pockengine"))
     assert pock("schemes", place / "net.pt2", "--save", "head", "-o", place / "head.json").returncode == 0
     assert json.loads((place / "head.json").read_text()) == {"*": "frozen", "head.weight": "full", "head.bias": "full"}
-    done = pock("compile", place / "net.pt2", "-o", place / "head.pock", "--scheme", place / "head.json", "--batch", 2)
+    options = ["--scheme", place / "head.json", "--batch", 2, "--no-dropout"]
+    done = pock("compile", place / "net.pt2", "-o", place / "head.pock", *options)
     assert "2 parameters trained" in done.stderr
+    with zipfile.ZipFile(place / "head.pock") as archive:
+        assert json.loads(archive.read("manifest.json"))["options"]["dropout"] is False
 
 
 @pytest.mark.parametrize(
@@ -128,6 +132,9 @@ def test_a_fault_is_one_line_and_exit_code_2(place, args: list[str], complaint: 
         ("bind it with batch=", "bind it with --batch"),
         ("bind it with shapes={'ids': (…)}", "bind it with --shape ids=…"),
         ("compile with batch=4, or", "compile with --batch 4, or"),
+        ("or take zig (cc='zig')", "or take zig (--cc 'zig')"),
+        ("or compile with check=False", "or compile with --no-check"),
+        ("Save it again without slim=True", "Save it again without --slim"),
         ("memory_budget='10B' is too small", "--memory-budget '10B' is too small"),
         ("dim=1 of subbatch=2 stays", "dim=1 of subbatch=2 stays"),
     ],
