@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm import te, tirx, topi
+from tvm import tirx
 
 from schedules.cpu import CpuTarget
 from schedules.cpu.traits import CpuTraits
@@ -32,6 +31,15 @@ from tests.schedules.kernels import (
     noise,
     scheduled,
     traces,
+)
+from tests.schedules.references import (
+    across_reference,
+    conv2d_reference,
+    data_gradient_reference,
+    matmul_reference,
+    out_size,
+    strips_reference,
+    weight_gradient_reference,
 )
 
 Shape = tuple[int, ...]
@@ -58,105 +66,6 @@ class Row:
 
     def schedule(self, target: Target = HOST) -> tirx.PrimFunc:
         return scheduled(self.kernel, *self.arrays(), target=target, **self.options)
-
-
-# ---- what the kernels should compute ---------------------------------------------------------------------------------
-
-
-def matmul_reference(a: np.ndarray, b: np.ndarray, *, transpose_a: bool, transpose_b: bool, **_: Any) -> np.ndarray:
-    return (a.swapaxes(-1, -2) if transpose_a else a) @ (b.swapaxes(-1, -2) if transpose_b else b)
-
-
-def across_reference(a: np.ndarray, strips: np.ndarray, **_: Any) -> np.ndarray:
-    matrix = np.concatenate(np.moveaxis(strips, -3, 0), axis=-1)[..., : a.shape[-1]]
-    return a @ matrix.swapaxes(-1, -2)
-
-
-def strips_reference(a: np.ndarray, strips: np.ndarray, **_: Any) -> np.ndarray:
-    return a @ np.concatenate(np.moveaxis(strips, -3, 0), axis=-1)
-
-
-def taps(
-    kernel_size: Sequence[int], out: Sequence[int], *, strides, dilation, **_: Any
-) -> Iterator[tuple[int, int, tuple[slice, slice, slice]]]:
-    """Each tap of a convolution, and what all results read with it of an image within its padding."""
-    for r, s in itertools.product(*map(range, kernel_size)):
-        top, left = r * dilation[0], s * dilation[1]
-        rows = slice(top, top + (out[0] - 1) * strides[0] + 1, strides[0])
-        columns = slice(left, left + (out[1] - 1) * strides[1] + 1, strides[1])
-        yield r, s, (slice(None), rows, columns)
-
-
-def frame(size: Sequence[int], kernel_size: Sequence[int], out: Sequence[int], *, strides, padding, dilation) -> list:
-    """Height and width of an image within its padding; at least what the taps read."""
-    return [
-        max(size[axis] + padding[axis] + padding[axis + 2], (out[axis] - 1) * strides[axis] + (kernel_size[axis] - 1) * dilation[axis] + 1)
-        for axis in (0, 1)
-    ]  # fmt: skip
-
-
-def framed(x: np.ndarray, extents: Sequence[int], padding: Sequence[int]) -> np.ndarray:
-    result = np.zeros((x.shape[0], *extents, x.shape[3]))
-    result[:, padding[0] : padding[0] + x.shape[1], padding[1] : padding[1] + x.shape[2]] = x
-    return result
-
-
-def of_groups(groups: int, group_in: int, group_out: int) -> Iterator[tuple[slice, slice]]:
-    """The input and the output channels of each group."""
-    for group in range(groups):
-        yield slice(group * group_in, (group + 1) * group_in), slice(group * group_out, (group + 1) * group_out)
-
-
-def conv2d_reference(x: np.ndarray, weight: np.ndarray, *, groups: int, **geometry: Any) -> np.ndarray:
-    kernel_size, group_in, channels = weight.shape[:2], weight.shape[2], weight.shape[3]
-    out = out_size(x.shape[1:3], kernel_size, **geometry)
-    padded = framed(x, frame(x.shape[1:3], kernel_size, out, **geometry), geometry["padding"])
-    y = np.zeros((x.shape[0], *out, channels))
-    for r, s, window in taps(kernel_size, out, **geometry):
-        for i, o in of_groups(groups, group_in, channels // groups):
-            y[..., o] += padded[window][..., i] @ weight[r, s, :, o]
-    return y
-
-
-def data_gradient_reference(
-    grad: np.ndarray, weight: np.ndarray, *, groups: int, size: Sequence[int], transposed: bool = False, **geometry: Any
-) -> np.ndarray:
-    weight = weight.swapaxes(2, 3) if transposed else weight
-    kernel_size, group_in, out = weight.shape[:2], weight.shape[2], grad.shape[1:3]
-    dx = np.zeros((grad.shape[0], *frame(size, kernel_size, out, **geometry), group_in * groups))
-    for r, s, window in taps(kernel_size, out, **geometry):
-        for i, o in of_groups(groups, group_in, grad.shape[3] // groups):
-            dx[window][..., i] += grad[..., o] @ weight[r, s, :, o].T
-    top, left = geometry["padding"][:2]
-    return dx[:, top : top + size[0], left : left + size[1]]
-
-
-def weight_gradient_reference(
-    x: np.ndarray,
-    grad: np.ndarray,
-    *,
-    groups: int,
-    kernel_size: Sequence[int],
-    chunks: tuple[int, int] = (1, 1),
-    **geometry: Any,
-) -> np.ndarray:
-    (batch, *out, channels), group_in = grad.shape, x.shape[3] // groups
-    padded = framed(x, frame(x.shape[1:3], kernel_size, out, **geometry), geometry["padding"])
-    sums = np.zeros((*chunks, *kernel_size, group_in, channels))
-    images, rows = batch // chunks[0], out[0] // chunks[1]
-    for a, b in itertools.product(*map(range, chunks)):
-        part = slice(a * images, (a + 1) * images), slice(b * rows, (b + 1) * rows)
-        for r, s, window in taps(kernel_size, out, **geometry):
-            for i, o in of_groups(groups, group_in, channels // groups):
-                sums[a, b, r, s, :, o] = np.einsum("nhwi,nhwo->io", padded[window][part][..., i], grad[part][..., o])
-    return sums if chunks != (1, 1) else sums[0, 0]
-
-
-def out_size(size: Sequence[int], kernel_size: Sequence[int], *, strides, padding, dilation) -> list[int]:
-    return [
-        (size[axis] + padding[axis] + padding[axis + 2] - dilation[axis] * (kernel_size[axis] - 1) - 1) // strides[axis] + 1
-        for axis in (0, 1)
-    ]  # fmt: skip
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -390,112 +299,6 @@ def test_a_weight_gradient_packs_strips_of_its_second_operand(taps: int, strides
 def is_tiled(func: tirx.PrimFunc) -> bool:
     """Whether a product has a register tile; that of a sum in parts is a piece of the result itself."""
     return "local" in traces(func) or {"unrolled", "vectorized", "parallel"} <= traces(func)
-
-
-# ---- what is computed behind a product -------------------------------------------------------------------------------
-
-
-def bias_relu(y: te.Tensor, bias: te.Tensor) -> te.Tensor:
-    biased = te.compute(y.shape, lambda *i: y(*i) + bias(i[-1]), name="biased")
-    return te.compute(y.shape, lambda *i: tirx.max(biased(*i), tirx.const(0, "float32")), name="relu")
-
-
-def norm_relu(y: te.Tensor, bias: te.Tensor, mean: te.Tensor, spread: te.Tensor) -> te.Tensor:
-    """As batch norm with fixed statistics: two vectors are computed beside the product, one from the other."""
-    one = tirx.const(1, "float32")
-    gain = te.compute(spread.shape, lambda c: one / tirx.sqrt(spread(c) * spread(c) + one), name="gain")
-    shift = te.compute(bias.shape, lambda c: bias(c) - mean(c) * gain(c), name="shift")
-    scaled = te.compute(y.shape, lambda *i: y(*i) * gain(i[-1]), name="scaled")
-    shifted = te.compute(y.shape, lambda *i: scaled(*i) + shift(i[-1]), name="shifted")
-    return te.compute(y.shape, lambda *i: tirx.max(shifted(*i), tirx.const(0, "float32")), name="relu")
-
-
-def hardswish(y: te.Tensor, bias: te.Tensor) -> te.Tensor:
-    """The biased product is read twice."""
-    low, high = tirx.const(0, "float32"), tirx.const(6, "float32")
-    biased = te.compute(y.shape, lambda *i: y(*i) + bias(i[-1]), name="biased")
-    gate = te.compute(y.shape, lambda *i: tirx.min(tirx.max(biased(*i) + 3, low), high), name="gate")
-    return te.compute(y.shape, lambda *i: biased(*i) * gate(*i) / high, name="hardswish")
-
-
-def residual(y: te.Tensor, other: te.Tensor, number: te.Tensor) -> te.Tensor:
-    """Another tensor, scaled by a number that is computed beside, is added."""
-    half = te.compute((), lambda: number() * tirx.const(0.5, "float32"), name="half")
-    scaled = te.compute(y.shape, lambda *i: other(*i) * half(), name="scaled")
-    return te.compute(y.shape, lambda *i: y(*i) + scaled(*i), name="residual")
-
-
-EPILOGUES: dict[str, tuple[Callable[..., te.Tensor], Reference, tuple[str, ...]]] = {
-    "bias and ReLU": (bias_relu, lambda y, bias: np.maximum(y + bias, 0), ("columns",)),
-    "norm and ReLU": (
-        norm_relu,
-        lambda y, bias, mean, spread: np.maximum((y - mean) / np.sqrt(spread**2 + 1) + bias, 0),
-        ("columns",) * 3,
-    ),
-    "hard swish": (hardswish, lambda y, bias: (y + bias) * np.clip(y + bias + 3, 0, 6) / 6, ("columns",)),
-    "residual": (residual, lambda y, other, number: y + other * number / 2, ("all", "number")),
-}
-"""For each the shapes of its operands: as the columns of the product, as all of it, or a number."""
-BEFORE_EPILOGUES = [
-    product("17, 24, 33", (17, 24), (24, 33)),
-    product("17, 24, 33", (17, 24), (33, 24), "NT", tiled=False),
-    product("batches", (2, 3, 17, 7), (2, 3, 7, 24)),
-    product("long sum", (3, 2500), (2500, 136)),
-    product("columns to the end of a vector", (24, 33), (33, 39), computed_columns=48),
-    strips("of an image", (2, 7, 5, 17), (3, 17, 32)),
-    strips("rows to the end of a tile", (3, 61, 24), (3, 4, 24, 16), computed_rows=64),
-    across("in squares", (49, 128), (2, 96, 64)),
-    across("rows to the end of a tile", (3, 61, 32), (3, 2, 48, 16), computed_rows=64),
-    *(
-        row
-        for convolution in CONVOLUTIONS
-        for row in convolution.rows()
-        if row.name.startswith(("1x1, wide", "3x3, stride 2, odd", "3x3, stride 2, even", "3x3, long", "depthwise 3x3, stride 2, even"))
-        and "weight" not in row.name
-    ),
-    weights("1x1", (1, 14, 14, 24), (1, 14, 14, 33), 1),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("epilogue", EPILOGUES)
-@pytest.mark.parametrize("row", BEFORE_EPILOGUES, ids=lambda row: row.name)
-def test_epilogue(row: Row, epilogue: str) -> None:
-    behind, reference, kinds = EPILOGUES[epilogue]
-    result = row.expected()
-    shapes = {"columns": result.shape[-1:], "all": result.shape, "number": ()}
-    beside = noise(epilogue, *(shapes[kind] for kind in kinds))
-    count = len(row.shapes)
-
-    def fused(*operands: te.Tensor, **options: Any) -> te.Tensor:
-        return behind(row.kernel(*operands[:count], **options), *operands[count:])
-
-    arrays = [*row.arrays(), *beside]
-    for target in (TARGETS["host"], TARGETS["neon"]):
-        func = scheduled(fused, *arrays, target=target, **row.options)
-        assert not has_vectors(target) or is_tiled(func) == row.tiled
-        assert_close(call(func, *arrays, target=target), reference(result, *doubles(*beside)))
-
-
-MOVED: dict[str, tuple[Callable[[te.Tensor], te.Tensor], Callable[[np.ndarray], np.ndarray]]] = {
-    "padded behind": (
-        lambda y: topi.nn.pad(y, [0] * len(y.shape), [3] * len(y.shape)),
-        lambda y: np.pad(y, [(0, 3)] * y.ndim),
-    ),
-    "cut": (
-        lambda y: topi.strided_slice(y, [0] * len(y.shape), [max(1, int(extent) - 1) for extent in y.shape]),
-        lambda y: y[tuple(slice(max(1, extent - 1)) for extent in y.shape)],
-    ),
-}
-
-
-@pytest.mark.parametrize("moved", MOVED)
-@pytest.mark.parametrize("row", BEFORE_EPILOGUES, ids=lambda row: row.name)
-def test_what_moves_results_is_no_epilogue(row: Row, moved: str) -> None:
-    """A tile of the product is not a tile of what was made of it: no element may stay unwritten."""
-    behind, reference = MOVED[moved]
-    arrays = row.arrays()
-    func = scheduled(lambda *operands, **options: behind(row.kernel(*operands, **options)), *arrays, **row.options)
-    assert_close(call(func, *arrays), reference(row.expected()))
 
 
 # ---- random shapes ---------------------------------------------------------------------------------------------------

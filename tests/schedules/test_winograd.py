@@ -16,7 +16,7 @@ from schedules.kernels.winograd import (
 )
 from schedules.target import Target
 from tests.schedules.kernels import assert_close, doubles, noise, run
-from tests.schedules.test_products import conv2d_reference, weight_gradient_reference
+from tests.schedules.references import conv2d_reference, weight_gradient_reference
 
 CASES = {
     "one tile": ((1, 4, 4, 1), 1, (0, 0, 0, 0)),

@@ -23,7 +23,8 @@ from schedules.gpu.traits import TF32
 from schedules.kernels.matmul import matmul
 from tests.schedules.gpu.cuda_on_host import run
 from tests.schedules.kernels import TARGETS, assert_close, call, defined, doubles, noise
-from tests.schedules.test_products import EPILOGUES, Convolution, Row, product, weights
+from tests.schedules.test_epilogues import EPILOGUES
+from tests.schedules.test_products import Convolution, Row, product, weights
 
 ORIN, XAVIER = (gpu_target(Target({"kind": "cuda", "arch": arch})) for arch in ("sm_87", "sm_72"))
 """GPUs with matrix units that TVM's schedules use, and without."""

@@ -24,15 +24,9 @@ from schedules.kernels.conv2d import conv2d_weight_gradient
 from schedules.kernels.indexing import gather_channels
 from schedules.kernels.matmul import matmul
 from tests.schedules.kernels import HOST, TARGETS, assert_close, call, defined, doubles, noise, scheduled
-from tests.schedules.test_products import (
-    EPILOGUES,
-    MOVED,
-    Convolution,
-    Row,
-    product,
-    weight_gradient_reference,
-    weights,
-)
+from tests.schedules.references import weight_gradient_reference
+from tests.schedules.test_epilogues import EPILOGUES, MOVED
+from tests.schedules.test_products import Convolution, Row, product, weights
 
 OPENCL = TARGETS["opencl"]
 
