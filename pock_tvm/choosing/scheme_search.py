@@ -145,7 +145,7 @@ def prepare_search(
 
 
 def _less(gains: Mapping[Candidate, float], drop: float) -> dict[Candidate, float]:
-    """Return gains of which those of numbers of biases, one of which each scheme has, are less by ``drop``."""
+    """Take ``drop`` off the gains of numbers of biases: each scheme has exactly one of those."""
     return {each: gain if each.weight else gain - drop for each, gain in gains.items()}
 
 

@@ -42,7 +42,7 @@ def is_whole(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether a value is a number that is finite in float32."""
-    if type(value) is float:  # as most are: the look at what else is a number takes longer
+    if type(value) is float:  # the usual case: other kinds of numbers take longer to tell
         return abs(value) <= LARGEST
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(float(value)) <= LARGEST
 

@@ -18,15 +18,17 @@ WORD = 0xFFFFFFFF
 
 
 def words_of(seed: int, step: int, parts: int = 1) -> np.ndarray:
-    """The input of a step: uint32 [parts, 5], the words of the seed and of the step's number, and the number
-    of the part of the batch."""
+    """Make the input of a step: uint32 [parts, 5], the words of the seed and of the step's number, lower ones first,
+    and the number of the part of the batch."""
     words = [seed & WORD, seed >> 32 & WORD, step & WORD, step >> 32 & WORD]
     return np.array([[*words, part] for part in range(parts)], "uint32")
 
 
 def words_drawn(words: np.ndarray, stream: int, calls: int) -> np.ndarray:
-    """The random words of some calls of the generator, for the whole batch: uint32 [calls, 4]. ``words``: from
-    :func:`words_of`; ``stream``: the number of the operator that draws."""
+    """Compute the random words of some calls of the generator, for the whole batch: uint32 [calls, 4].
+
+    ``words``: from :func:`words_of`; ``stream``: the number of the operator that draws.
+    """
     key = [int(word) for word in words[0, :2]]
     counter = [np.full(calls, value, "uint64") for value in (0, stream, *map(int, words[0, 2:4]))]
     counter[0] += np.arange(calls, dtype="uint64")
@@ -41,17 +43,17 @@ def words_drawn(words: np.ndarray, stream: int, calls: int) -> np.ndarray:
 
 
 def kept(words: np.ndarray, stream: int, shape: Sequence[int], rate: float) -> np.ndarray:
-    """Booleans, each False with probability ``rate``."""
+    """Draw bool of a shape, each False with probability ``rate`` in [0, 1); operands as of :func:`words_drawn`."""
     return _one_each(words, stream, shape) >= min(round(rate * 2**32), WORD)
 
 
 def uniform(words: np.ndarray, stream: int, shape: Sequence[int]) -> np.ndarray:
-    """Float32 numbers, uniform in [0, 1)."""
+    """Draw float32 of a shape, uniform in [0, 1); operands as of :func:`words_drawn`."""
     return _fraction(_one_each(words, stream, shape), 0)
 
 
 def normal(words: np.ndarray, stream: int, shape: Sequence[int]) -> np.ndarray:
-    """Float32 numbers of mean 0 and deviation 1."""
+    """Draw float32 of a shape, of mean 0 and deviation 1 (Box and Muller); operands as of :func:`words_drawn`."""
     count = math.prod(shape)
     pairs = words_drawn(words, stream, -(-count // 2)).reshape(-1, 2)[:count]
     radius = np.sqrt(np.float32(-2) * np.log(_fraction(pairs[:, 0], 1)))

@@ -127,7 +127,7 @@ class SelfCheck:
     def _without_disputed(
         self, failing: dict[str, Difference], weights: Weights, batches: list[Batch], ours: Measured
     ) -> dict[str, Difference]:
-        """Leave out gradients of which finite differences of the reference's own loss say that ours are right."""
+        """Leave out gradients where finite differences of the reference's own loss confirm ours."""
         is_clipped = self.program.manifest["options"]["clip_norm"] is not None
         exact = self._exact(weights, batches) if self.reference.gradients_are_derivatives and not is_clipped else None
         if exact is None:
