@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import OptionError
+from ..errors import OptionError, PockWarning
 from .common import (
     ALLOW_DROP,
     CHECKPOINT_EVERY,
@@ -79,6 +80,8 @@ class Job:
         training = open_samples(manifest, self.data, preprocessing, self.augmentation, classes=known)
         val = self.val
         validation = None if val is None else open_samples(manifest, val, preprocessing, classes=training.classes)
+        if self.checkpoints is None:
+            warnings.warn("nothing of this run will be kept: that takes --checkpoint", PockWarning, stacklevel=2)
         console = Console()
         columns = (TextColumn("epoch {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with (
