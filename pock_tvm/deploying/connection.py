@@ -30,6 +30,8 @@ TIMEOUT_S = 60.0
 """Default of the time that a call may take: more than any step, less than a person's patience."""
 CUT_AGAIN_S = 1.0
 """Pause between two attempts to cut a connection that is being made."""
+PAUSE_S = 1.0
+"""Seconds between two tries to reach a device that is away."""
 SECONDS = number("a number of seconds, more than 0", above=0)
 
 
@@ -277,7 +279,7 @@ def _sockets(peer: Address) -> dict[Any, int]:
     return {each.laddr: each.fd for each in psutil.Process().net_connections("tcp") if each.raddr == peer}
 
 
-def connected(open_connection: Callable[[], T], within: float, pause: float = 1.0) -> T:
+def connected(open_connection: Callable[[], T], within: float) -> T:
     """Connect to a device that may be away for a while: try again for ``within`` seconds.
 
     Raises
@@ -290,9 +292,9 @@ def connected(open_connection: Callable[[], T], within: float, pause: float = 1.
         try:
             return open_connection()
         except DeviceError:
-            if time.monotonic() + pause > end:
+            if time.monotonic() + PAUSE_S > end:
                 raise
-            time.sleep(pause)
+            time.sleep(PAUSE_S)
 
 
 def _resolved(address: Address) -> Address:

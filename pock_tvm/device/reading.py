@@ -88,9 +88,10 @@ def read_file(path: str | os.PathLike[str], most: int) -> bytes:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
-def read_json(path: str | os.PathLike[str], most: int = TEXT_BYTES) -> Any:
-    """Read a JSON file; raises OSError and ValueError as :func:`open_file` and :func:`parse_json`."""
-    return parse_json(read_file(path, most))
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file of at most :data:`TEXT_BYTES`; raises OSError and ValueError as :func:`open_file` and
+    :func:`parse_json`."""
+    return parse_json(read_file(path, TEXT_BYTES))
 
 
 def parse_json(data: bytes | str, *, depth: int = JSON_DEPTH, values: int = JSON_VALUES) -> Any:
