@@ -22,7 +22,7 @@ from .torch_graph import prepared, summary
 from .torch_precision import converted_types, in_float32
 from .torch_quantized import in_float, is_quantized
 from .torch_random import with_own_draws
-from .torch_translate import Translation, translate
+from .torch_translate import Translation, has_floats, translate
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -41,7 +41,7 @@ def import_exported_program(
     count = int(main.attrs["num_input"])
     inputs = tuple(TensorSpec(param.name, shape_of(param), dtype_of(param)) for param in main.params[:count])
     parameters = dict.fromkeys(aliases.get(name, name) for name in exported.graph_signature.parameters)
-    trainable = [name for name in parameters if state[name].is_floating_point()]
+    trainable = [name for name in parameters if has_floats(state[name])]
     return Model(
         module=translation.module,
         inputs=inputs,

@@ -275,6 +275,11 @@ def losses(m: Parts, x: torch.Tensor, labels: torch.Tensor, y: torch.Tensor) -> 
     ])  # fmt: skip
 
 
+def asserted(m: Parts, ids: torch.Tensor) -> torch.Tensor:
+    torch._check((ids != 0).sum(1).max().item() <= 5)
+    return m["linear"](m["table"](ids))
+
+
 # ---- the kinds -------------------------------------------------------------------------------------------------------
 
 IMAGE = (normal(2, 3, 7, 6),)
@@ -284,6 +289,8 @@ ROWS = [
     Row("sums with factors", linear(), scaled_sums, (normal(2, 4, 4), normal(2, 4, 4))),
     Row("embedding with padding_idx", table(padding_idx=0), lambda m, ids: m["linear"](m["table"](ids)), WORDS),
     Row("embedding with padding_idx from the end", table(padding_idx=-1), lambda m, ids: m["linear"](m["table"](6 - ids)), WORDS),
+    Row("an assertion on what an input holds", table(), asserted, WORDS),
+    Row("parameters without elements", lambda: {"linear": nn.Linear(4, 4), "none": nn.Embedding(0, 4), "unread": nn.Embedding(0, 2)}, lambda m, x: torch.cat([m["linear"](x), m["none"].weight]), (normal(3, 4),)),
     Row("functional embedding", table(), lambda m, ids: F.embedding(ids, m["table"].weight * 2, padding_idx=2), WORDS),
     Row("advanced indices", linear(), indexed, (normal(5, 6, 4), below(5, 3), below(6, 3))),
     Row("gather and scatter", linear(), gathered, (normal(5, 6, 4), below(6, 5, 6))),
