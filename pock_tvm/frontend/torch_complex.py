@@ -20,7 +20,7 @@ from relay_passes.ir import first_line
 from ..errors import ModelError
 from . import fourier
 from .fourier import Pair
-from .torch_nodes import short_name, where
+from .torch_nodes import short_name, sources_of, where
 
 aten = torch.ops.aten
 
@@ -53,12 +53,15 @@ def in_real_numbers(exported: ExportedProgram) -> torch.fx.GraphModule | None:
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     module = torch.fx.GraphModule(exported.graph_module, torch.fx.Graph())
     env: dict[Any, Any] = {}
+    needed = set(sources_of([exported.graph.output_node()]))
     for node in exported.graph.nodes:
         if node.op == "placeholder":
             env[node] = module.graph.node_copy(node)
             if is_complex(node.meta.get("val")):
                 _check_is_constant(specs[node.name], node.meta["val"].dtype)
                 env[node] = _written(module.graph, node, lambda x: Pair(x.real, x.imag), [env[node]], mode)
+        elif node not in needed:  # an assertion
+            continue
         elif node.target is operator.getitem and isinstance(env[node.args[0]], tuple | list):
             env[node] = env[node.args[0]][node.args[1]]
         elif is_complex(node.meta.get("val")) or any(isinstance(env[source], Pair) for source in node.all_input_nodes):

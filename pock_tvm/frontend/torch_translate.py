@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,12 @@ from ..errors import ModelError, Obstacle
 from .model import LookUp
 from .torch_graph import refuse_randomness
 from .torch_integers import small_integers
-from .torch_nodes import layer_of, parameter_behind, short_name, where
+from .torch_nodes import layer_of, parameter_behind, short_name, sources_of, where
 from .torch_operators import Site, Unsupported, convert, has_converter
 
 DTYPES = frozenset({"float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"})
+
+
 @dataclass
 class Translation:
     """A forward module, the names of its values, and the nodes that could not be translated."""
@@ -68,7 +70,7 @@ class _Translator:
         with self.builder.function("main", [*inputs, *parameters], attrs={"num_input": len(inputs)}):
             with self.builder.dataflow():
                 results = self._user_outputs()
-                needed = _sources_of(results)
+                needed = set(sources_of(results))
                 for node in graph.nodes:
                     if node.op == "call_function" and node in needed:
                         self._translate(node)
@@ -257,22 +259,14 @@ def has_floats(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() and tensor.numel() > 0
 
 
-def _sources_of(results: Sequence[Any]) -> set[Any]:
-    """Return the nodes that results depend on, themselves among them."""
-    waiting, found = list(results), set(results)
-    for each in waiting:
-        new = [source for source in each.all_input_nodes if source not in found]
-        found.update(new)
-        waiting += new
-    return found
-
-
 def _results(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _type_of(value: Any, what: str, *, may_be_empty: bool = False) -> tuple[tuple[int, ...], str]:
     """Return shape and element type of a PyTorch value; refuse unsupported ones."""
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        raise Unsupported(f"{what} gives a Python number that depends on the data: keep it a tensor, without item()")
     if not isinstance(value, torch.Tensor):
         raise Unsupported(f"{what} gives {type(value).__name__}, which is no tensor: a program has tensors alone")
     dtype = str(value.dtype).removeprefix("torch.")
@@ -282,7 +276,10 @@ def _type_of(value: Any, what: str, *, may_be_empty: bool = False) -> tuple[tupl
     if value.layout is not torch.strided:
         raise ModelError(f"{what} is sparse, and programs have dense tensors: use tensor.to_dense() first")
     if not all(isinstance(extent, int) for extent in value.shape):
-        raise Unsupported(f"{what} has the shape {tuple(value.shape)}, which depends on the data")
+        raise Unsupported(
+            f"{what} has the shape {tuple(value.shape)}, which depends on the data, and programs have fixed shapes: "
+            "instead of selecting by a mask multiply by it, or use torch.where"
+        )
     if 0 in value.shape and not may_be_empty:
         raise Unsupported(f"{what} has the empty shape {tuple(value.shape)}: there is nothing to compute")
     return tuple(value.shape), dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -253,7 +254,7 @@ def written(m: Parts, x: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
     y[torch.tensor([0, 3]), :, 1] = h[1:3, :, 2]
     y[mask] = 0.0
     return [
-        y, h.index_put((rows,), h[:3] * 2, accumulate=True), h.index_add(0, rows, h[:3]), h.scatter_add(2, places, h[..., :2]),
+        y, h.index_put((rows,), h[:3] * 2, accumulate=True), h.index_add(0, rows, h[:3]), h.scatter_add(2, places, h[..., :2]), h.scatter(2, places, -math.inf).softmax(-1),
         h.scatter_reduce(2, places, h[..., 1:3] * 0.7, "mean", include_self=False), h.scatter_reduce(2, places, h[..., 1:3] * 1.3, "amax"),
         h.masked_scatter(mask[..., None], h.flip(0)), torch.zeros(5, 4).index_copy(0, torch.tensor([2, 0]), h[:2, 0]),
     ]  # fmt: skip

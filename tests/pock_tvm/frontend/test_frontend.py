@@ -135,20 +135,6 @@ def test_other_precisions_are_converted(dtype: torch.dtype) -> None:
     np.testing.assert_array_equal(program.weights["0.weight"], wanted)
 
 
-def test_an_empty_buffer_is_refused_by_name() -> None:
-    class Empty(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(4, 3)
-            self.register_buffer("kept", torch.zeros(0, 3))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cat([self.first(x), self.kept])
-
-    with pytest.raises(ModelError, match=r"'kept' has the empty shape \(0, 3\).*Leave it out"):
-        load_model(torch.export.export(Empty().eval(), (torch.zeros(2, 4),)))
-
-
 def test_a_fixed_batch_cannot_be_changed() -> None:
     with pytest.raises(ModelError, match="fixed batch of 4 .* not 8"):
         load_model(small(4), batch=8)
