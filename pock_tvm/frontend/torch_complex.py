@@ -37,7 +37,7 @@ def is_complex(value: Any) -> bool:
 
 
 def in_real_numbers(exported: ExportedProgram) -> torch.fx.GraphModule | None:
-    """Rewrite the graph of a decomposed program, and its names of results; None if it has no complex numbers.
+    """Rewrite the graph of a decomposed program; None if it has no complex numbers.
 
     Constants may stay complex: their parts are taken, and folded later.
 
@@ -68,9 +68,6 @@ def in_real_numbers(exported: ExportedProgram) -> torch.fx.GraphModule | None:
             env[node] = _by_rule(module.graph, node, env, mode)
         else:
             env[node] = module.graph.node_copy(node, env.__getitem__)
-    for old, new in zip(*(graph.output_node().args[0] for graph in (exported.graph, module.graph)), strict=True):
-        if isinstance(old, torch.fx.Node):
-            exported.graph_signature.replace_all_uses(old.name, new.name)
     module.recompile()
     return module
 
