@@ -77,8 +77,8 @@ class Model:
     """A forward module and the records of its parameters, under PyTorch's names. Compared by identity.
 
     ``module`` has one function, ``main``: parameters are the inputs, then every floating-point parameter and persistent
-    buffer, and integer ones that stand for more bytes of floats, each named as in PyTorch and in PyTorch's layout; it
-    returns the outputs. All shapes are static.
+    buffer with elements, and integer ones that stand for more bytes of floats, each named as in PyTorch and in
+    PyTorch's layout; it returns the outputs. All shapes are static.
     """
 
     module: IRModule
@@ -128,7 +128,7 @@ class Model:
                     f"takes {dtype_of(param)}{list(shape_of(param))}; please report this model"
                 )
         for name, record in self.parameters.items():
-            if name not in params and np.dtype(record.dtype).kind == "f":
+            if name not in params and np.dtype(record.dtype).kind == "f" and 0 not in record.shape:
                 raise ModelError(f"the imported model has no place for the weight '{name}'; please report this model")
 
     @functools.cached_property

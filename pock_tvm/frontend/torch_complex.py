@@ -20,7 +20,7 @@ from relay_passes.ir import first_line
 from ..errors import ModelError
 from . import fourier
 from .fourier import Pair
-from .torch_nodes import short_name, where
+from .torch_nodes import short_name, sources_of, where
 
 aten = torch.ops.aten
 
@@ -37,7 +37,7 @@ def is_complex(value: Any) -> bool:
 
 
 def in_real_numbers(exported: ExportedProgram) -> torch.fx.GraphModule | None:
-    """Rewrite the graph of a decomposed program, and its names of results; None if it has no complex numbers.
+    """Rewrite the graph of a decomposed program; None if it has no complex numbers.
 
     Constants may stay complex: their parts are taken, and folded later.
 
@@ -53,21 +53,21 @@ def in_real_numbers(exported: ExportedProgram) -> torch.fx.GraphModule | None:
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     module = torch.fx.GraphModule(exported.graph_module, torch.fx.Graph())
     env: dict[Any, Any] = {}
+    needed = set(sources_of([exported.graph.output_node()]))
     for node in exported.graph.nodes:
         if node.op == "placeholder":
             env[node] = module.graph.node_copy(node)
             if is_complex(node.meta.get("val")):
                 _check_is_constant(specs[node.name], node.meta["val"].dtype)
                 env[node] = _written(module.graph, node, lambda x: Pair(x.real, x.imag), [env[node]], mode)
+        elif node not in needed:  # an assertion
+            continue
         elif node.target is operator.getitem and isinstance(env[node.args[0]], tuple | list):
             env[node] = env[node.args[0]][node.args[1]]
         elif is_complex(node.meta.get("val")) or any(isinstance(env[source], Pair) for source in node.all_input_nodes):
             env[node] = _by_rule(module.graph, node, env, mode)
         else:
             env[node] = module.graph.node_copy(node, env.__getitem__)
-    for old, new in zip(*(graph.output_node().args[0] for graph in (exported.graph, module.graph)), strict=True):
-        if isinstance(old, torch.fx.Node):
-            exported.graph_signature.replace_all_uses(old.name, new.name)
     module.recompile()
     return module
 

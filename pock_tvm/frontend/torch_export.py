@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 from torch.utils import _pytree as pytree
@@ -22,7 +23,7 @@ from .torch_graph import prepared, summary
 from .torch_precision import converted_types, in_float32
 from .torch_quantized import in_float, is_quantized
 from .torch_random import with_own_draws
-from .torch_translate import Translation, translate
+from .torch_translate import Translation, has_floats, translate
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -31,6 +32,7 @@ def import_exported_program(
     exported: ExportedProgram, *, batch: int | None, shapes: Shapes, any_shape: bool, dropout: bool | None
 ) -> Model:
     """Import an ExportedProgram; see :func:`pock_tvm.frontend.load_model`."""
+    _check_values(exported)
     functions = functions_of(exported)
     exported, translation, scales, converted = _translated(exported, batch, shapes, any_shape, dropout)
     if translation.obstacles:
@@ -41,7 +43,7 @@ def import_exported_program(
     count = int(main.attrs["num_input"])
     inputs = tuple(TensorSpec(param.name, shape_of(param), dtype_of(param)) for param in main.params[:count])
     parameters = dict.fromkeys(aliases.get(name, name) for name in exported.graph_signature.parameters)
-    trainable = [name for name in parameters if state[name].is_floating_point()]
+    trainable = [name for name in parameters if has_floats(state[name])]
     return Model(
         module=translation.module,
         inputs=inputs,
@@ -58,6 +60,16 @@ def import_exported_program(
         converted=tuple(converted),
         functions=tuple(functions),
     )
+
+
+def _check_values(exported: ExportedProgram) -> None:
+    """Refuse weights and constants that are shapes alone, as under ``torch.device("meta")`` and a FakeTensorMode."""
+    for name, tensor in {**exported.state_dict, **exported.constants}.items():
+        if isinstance(tensor, torch.Tensor) and (tensor.is_meta or isinstance(tensor, FakeTensor)):
+            raise ModelError(
+                f"'{name}' has a shape and no values (device 'meta', or a FakeTensorMode): make the model on a CPU and "
+                "load its weights before torch.export.export"
+            )
 
 
 def _translated(

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from .model import OwnBackward
-from .torch_nodes import layer_of
+from .torch_nodes import layer_of, sources_of
 
 APPLY, FORWARD = re.compile(r"(\w+)\.apply\("), re.compile(r'\s*File "(.*)", line (\d+), in forward')
 RTOL = 1e-3
@@ -81,12 +81,7 @@ def _function_at(path: str, line: int, names: Sequence[str]) -> Function | None:
 
 def _parameters_behind(nodes: Sequence[Node], parameters: dict[str, str]) -> frozenset[str]:
     """Return the parameters that some nodes depend on, by PyTorch's names."""
-    waiting, seen = list(nodes), set(nodes)
-    for each in waiting:
-        new = [source for source in each.all_input_nodes if source not in seen]
-        seen.update(new)
-        waiting += new
-    return frozenset(parameters[each.name] for each in waiting if each.name in parameters)
+    return frozenset(parameters[each.name] for each in sources_of(nodes) if each.name in parameters)
 
 
 # ---- trying ----------------------------------------------------------------------------------------------------------

@@ -265,12 +265,17 @@ def _has_words(op: Any) -> bool:
 
 
 def _with_graph(exported: ExportedProgram, module: torch.fx.GraphModule) -> ExportedProgram:
+    """Replace the graph of a program, whose results may have other names."""
     if module is exported.graph_module:
         return exported
+    signature = copy.deepcopy(exported.graph_signature)
+    for old, new in zip(*(graph.output_node().args[0] for graph in (exported.graph, module.graph)), strict=True):
+        if isinstance(old, torch.fx.Node):
+            signature.replace_all_uses(old.name, new.name)
     return ExportedProgram(
         root=module,
         graph=module.graph,
-        graph_signature=exported.graph_signature,
+        graph_signature=signature,
         state_dict=exported.state_dict,
         range_constraints=exported.range_constraints,
         module_call_graph=exported.module_call_graph,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,13 +28,16 @@ def short_name(node: Any) -> str:
     return getattr(node.target, "__name__", str(node.target)).split(".")[0]
 
 
-def parameter_behind(node: Any, parameters: Mapping[str, str]) -> str:
-    """Find the nearest parameter that a node depends on; ``parameters`` maps graph names to PyTorch's names."""
-    seen, waiting = {node}, [node]
+def sources_of(nodes: Sequence[Any]) -> list[Any]:
+    """Return nodes and all that they depend on, the nearest first."""
+    waiting, seen = list(nodes), set(nodes)
     for each in waiting:
-        if each.name in parameters:
-            return parameters[each.name]
         new = [source for source in each.all_input_nodes if source not in seen]
         seen.update(new)
         waiting += new
-    return ""
+    return waiting
+
+
+def parameter_behind(node: Any, parameters: Mapping[str, str]) -> str:
+    """Find the nearest parameter that a node depends on; ``parameters`` maps graph names to PyTorch's names."""
+    return next((parameters[each.name] for each in sources_of([node]) if each.name in parameters), "")

@@ -22,12 +22,10 @@ from ..errors import ModelError, Obstacle
 from .model import LookUp
 from .torch_graph import refuse_randomness
 from .torch_integers import small_integers
-from .torch_nodes import layer_of, parameter_behind, short_name, where
-from .torch_operators import Site, Unsupported, convert, has_converter, name_of
+from .torch_nodes import layer_of, parameter_behind, short_name, sources_of, where
+from .torch_operators import Site, Unsupported, convert, has_converter
 
 DTYPES = frozenset({"float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"})
-CHECKS = frozenset({"_assert_tensor_metadata.default", "_assert_async.msg", "_assert_scalar.default"})
-"""Assertions, which hold for the bound shapes."""
 
 
 @dataclass
@@ -46,7 +44,8 @@ class Translation:
 def translate(exported: ExportedProgram, aliases: Mapping[str, str]) -> Translation:
     """Translate a prepared program; parameters of ``main`` are its inputs, then parameters and floating-point buffers.
 
-    Constant subgraphs are folded, by PyTorch itself, except for large tables of small integers that become floats.
+    Constant subgraphs are folded, by PyTorch itself, except for large tables of small integers that become floats. What
+    no output depends on is left out: assertions, and what they alone read.
     """
     return _Translator(exported, aliases).run()
 
@@ -70,10 +69,12 @@ class _Translator:
         self.builder = relax.BlockBuilder()
         with self.builder.function("main", [*inputs, *parameters], attrs={"num_input": len(inputs)}):
             with self.builder.dataflow():
+                results = self._user_outputs()
+                needed = set(sources_of(results))
                 for node in graph.nodes:
-                    if node.op == "call_function":
+                    if node.op == "call_function" and node in needed:
                         self._translate(node)
-                outputs = [self._value(result) for result in self._user_outputs()]
+                outputs = [self._value(result) for result in results]
                 result = self.builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
             self.builder.emit_func_output(result)
         return Translation(self.builder.get(), self.names, self.obstacles, self.look_ups, self.stated)
@@ -113,10 +114,10 @@ class _Translator:
         return not is_input and self._is_constant(spec)
 
     def _is_constant(self, spec: InputSpec) -> bool:
-        """Check for a constant: a lifted tensor, a buffer outside the state, or an integer one."""
+        """Check for a constant: a lifted tensor, a buffer outside the state, integers, or a tensor without elements."""
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             is_kept = spec.kind is InputKind.PARAMETER or spec.persistent
-            return not is_kept or not self.exported.state_dict[spec.target].is_floating_point()
+            return not is_kept or not has_floats(self.exported.state_dict[spec.target])
         if spec.kind is InputKind.CONSTANT_TENSOR:
             return True
         if spec.kind is InputKind.TOKEN:
@@ -149,9 +150,7 @@ class _Translator:
     def _translate(self, node: Any) -> None:
         if node.target is operator.getitem:
             self._take_out(node)
-        elif name_of(node.target) in CHECKS or self._fold(node):
-            return
-        else:
+        elif not self._fold(node):
             try:
                 refuse_randomness(node)
                 self._convert(node)
@@ -255,12 +254,19 @@ WAY_OUT = (
 )
 
 
+def has_floats(tensor: torch.Tensor) -> bool:
+    """Check whether a tensor has elements, and they are floating-point numbers."""
+    return tensor.is_floating_point() and tensor.numel() > 0
+
+
 def _results(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _type_of(value: Any, what: str, *, may_be_empty: bool = False) -> tuple[tuple[int, ...], str]:
     """Return shape and element type of a PyTorch value; refuse unsupported ones."""
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        raise Unsupported(f"{what} gives a Python number that depends on the data: keep it a tensor, without item()")
     if not isinstance(value, torch.Tensor):
         raise Unsupported(f"{what} gives {type(value).__name__}, which is no tensor: a program has tensors alone")
     dtype = str(value.dtype).removeprefix("torch.")
@@ -270,7 +276,10 @@ def _type_of(value: Any, what: str, *, may_be_empty: bool = False) -> tuple[tupl
     if value.layout is not torch.strided:
         raise ModelError(f"{what} is sparse, and programs have dense tensors: use tensor.to_dense() first")
     if not all(isinstance(extent, int) for extent in value.shape):
-        raise Unsupported(f"{what} has the shape {tuple(value.shape)}, which depends on the data")
+        raise Unsupported(
+            f"{what} has the shape {tuple(value.shape)}, which depends on the data, and programs have fixed shapes: "
+            "instead of selecting by a mask multiply by it, or use torch.where"
+        )
     if 0 in value.shape and not may_be_empty:
         raise Unsupported(f"{what} has the empty shape {tuple(value.shape)}: there is nothing to compute")
     return tuple(value.shape), dtype

@@ -33,7 +33,8 @@ class FoldBatchNorm:
     - a part of W: the convolution reads W itself, and its result is scaled.
 
     With ``statistics="batch"`` each batch is normalised by its own mean and variance. The updated running statistics
-    become further results, named by the attribute ``state_updates``.
+    become further results, named by the attribute ``state_updates``; a batch norm that is called twice updates them
+    twice.
     """
 
     trained: Trained = field(default_factory=dict)
@@ -178,7 +179,8 @@ class _Folding:
             (mean, R.mean(x, axis=axes)),
             (variance, emit(R.variance(x, axis=axes)) * scalar(count / (count - 1), x)),
         ):
-            decayed = emit(running * scalar(1 - momentum, running))
+            latest = self.updates.get(running.name, running)
+            decayed = emit(latest * scalar(1 - momentum, running))
             self.updates[running.name] = emit(decayed + emit(emit(current) * scalar(momentum, running)))
         y = emit(normalize(x, axes=axes, epsilon=float(call.attrs.epsilon), center=True))
         if call.attrs.scale:

@@ -25,9 +25,9 @@ class StorePermuted:
     """Move the transpose of a parameter out of the function, to the code that stores the parameter.
 
     In: a dataflow function. Out: each of ``parameters`` whose reads are all the same ``permute_dims`` (perhaps of a
-    reshape) has the permuted shape, and the attribute ``stored`` gives its ``[shape, axes]``: the shape of that reshape
-    and the permutation. So linear weights become [in, out] and convolution weights [R, S, I, O], and their gradients
-    and updates run along contiguous channels.
+    reshape), or the same reshape that moves axes of extent 1, has the permuted shape. The attribute ``stored`` gives
+    its ``[shape, axes]``: the shape of that reshape, and the permutation. So linear weights become [in, out] and
+    convolution weights [R, S, I, O], and their gradients and updates run along contiguous channels.
     """
 
     parameters: Sequence[str]
@@ -84,6 +84,7 @@ def _stored_part(layout: Stored, part: TrainedPart, original: Sequence[int]) -> 
 
 def _common_permutations(func: relax.Function, names: set[str]) -> tuple[dict[str, Stored], dict[str, list[relax.Var]]]:
     """Find the layout of each parameter that every read permutes equally, and the variables with its permuted value."""
+    original = {param.name: shape_of(param) for param in func.params if param.name in names}
     views: dict[relax.Var, tuple[str, tuple[int, ...]]] = {
         param: (param.name, shape_of(param)) for param in func.params if param.name in names
     }
@@ -101,7 +102,15 @@ def _common_permutations(func: relax.Function, names: set[str]) -> tuple[dict[st
                 axes = plain(value.attrs.axes) or tuple(reversed(range(len(shape))))
                 layouts.setdefault(name, set()).add((shape, tuple(axis % len(shape) for axis in axes)))
                 readers.setdefault(name, []).append(binding.var)
+            elif shape != original[name] and _moves_only_ones(original[name], shape):
+                layouts.setdefault(name, set()).add((shape, tuple(range(len(shape)))))
+                readers.setdefault(name, []).append(var)
             else:
                 layouts.setdefault(name, set()).add(None)
     stored = {name: only for name, (only, *others) in layouts.items() if only is not None and not others}
     return stored, readers
+
+
+def _moves_only_ones(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether a reshape of a matrix, or of more axes, keeps all extents but those of 1."""
+    return len(shape) > 1 and [extent for extent in shape if extent > 1] == [extent for extent in other if extent > 1]

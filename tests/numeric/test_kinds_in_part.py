@@ -87,7 +87,27 @@ class Sequences(nn.Module):
         )  # fmt: skip
 
 
-NETWORKS = {"volumes": (Volumes, (2, 2, 3, 4, 5)), "images": (Images, (2, 3, 7, 6)), "sequences": (Sequences, (3, 4))}
+class Narrow(nn.Module):
+    """Layers of one input or output channel, whose transposed weights are mere reshapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.up = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 1, 1), nn.ConvTranspose2d(4, 1, 2)
+        self.wide, self.value, self.row = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 1), nn.Linear(1, 3)
+        self.signal = nn.Conv1d(4, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(self.first(x))
+        value = self.value(y.mean((2, 3)))
+        return joined(self.wide(self.one(y).tanh()), self.up(y), self.row(value.tanh()), value, self.signal(y[..., 0]))
+
+
+NETWORKS = {
+    "narrow": (Narrow, (2, 3, 5, 4)),
+    "volumes": (Volumes, (2, 2, 3, 4, 5)),
+    "images": (Images, (2, 3, 7, 6)),
+    "sequences": (Sequences, (3, 4)),
+}
 
 
 @pytest.mark.parametrize("scheme", [half, pock.Scheme.bias_only])

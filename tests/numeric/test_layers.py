@@ -294,12 +294,16 @@ def test_rows_of_embeddings_equal_pytorch(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "scheme", [{"*": "full"}, {"*.bias": "full"}, {"0.*": 0.5, "*.bias": "full", "1.weight": "full"}]
+    "scheme, calls",
+    [({"*": "full"}, 1), ({"*": "full"}, 2), ({"*.bias": "full"}, 1)]
+    + [({"0.*": 0.5, "*.bias": "full", "1.weight": "full"}, 1)],
 )
-def test_batch_statistics_equal_training_mode(scheme: dict[str, Any]) -> None:
-    """``batch_norm="batch"``: the loss, the updates and the running statistics of PyTorch in training mode."""
+def test_batch_statistics_equal_training_mode(scheme: dict[str, Any], calls: int) -> None:
+    """``batch_norm="batch"``: the loss, the updates and the running statistics of PyTorch in training mode; of a layer
+    that is called twice, too."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 7, 3), nn.BatchNorm2d(7), nn.SiLU(), nn.Flatten(), nn.Linear(7 * 9, 5))
+    norm = [nn.BatchNorm2d(7), nn.SiLU()] * calls
+    model = nn.Sequential(nn.Conv2d(4, 7, 3), *norm, nn.Flatten(), nn.Linear(7 * 9, 5))
     exported = torch.export.export(model.eval(), (torch.randn(6, 4, 5, 5),))
     options = {"optimizer": pock.SGD(momentum=0.9), "batch_norm": "batch", "target": TARGET}
     program = pock.compile(exported, scheme=pock.Scheme(scheme), **options)

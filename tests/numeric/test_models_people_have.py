@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -253,7 +254,7 @@ def written(m: Parts, x: torch.Tensor, rows: torch.Tensor, places: torch.Tensor,
     y[torch.tensor([0, 3]), :, 1] = h[1:3, :, 2]
     y[mask] = 0.0
     return [
-        y, h.index_put((rows,), h[:3] * 2, accumulate=True), h.index_add(0, rows, h[:3]), h.scatter_add(2, places, h[..., :2]),
+        y, h.index_put((rows,), h[:3] * 2, accumulate=True), h.index_add(0, rows, h[:3]), h.scatter_add(2, places, h[..., :2]), h.scatter(2, places, -math.inf).softmax(-1),
         h.scatter_reduce(2, places, h[..., 1:3] * 0.7, "mean", include_self=False), h.scatter_reduce(2, places, h[..., 1:3] * 1.3, "amax"),
         h.masked_scatter(mask[..., None], h.flip(0)), torch.zeros(5, 4).index_copy(0, torch.tensor([2, 0]), h[:2, 0]),
     ]  # fmt: skip
@@ -275,6 +276,11 @@ def losses(m: Parts, x: torch.Tensor, labels: torch.Tensor, y: torch.Tensor) -> 
     ])  # fmt: skip
 
 
+def asserted(m: Parts, ids: torch.Tensor) -> torch.Tensor:
+    torch._check((ids != 0).sum(1).max().item() <= 5)
+    return m["linear"](m["table"](ids))
+
+
 # ---- the kinds -------------------------------------------------------------------------------------------------------
 
 IMAGE = (normal(2, 3, 7, 6),)
@@ -284,6 +290,8 @@ ROWS = [
     Row("sums with factors", linear(), scaled_sums, (normal(2, 4, 4), normal(2, 4, 4))),
     Row("embedding with padding_idx", table(padding_idx=0), lambda m, ids: m["linear"](m["table"](ids)), WORDS),
     Row("embedding with padding_idx from the end", table(padding_idx=-1), lambda m, ids: m["linear"](m["table"](6 - ids)), WORDS),
+    Row("an assertion on what an input holds", table(), asserted, WORDS),
+    Row("parameters without elements", lambda: {"linear": nn.Linear(4, 4), "none": nn.Embedding(0, 4), "unread": nn.Embedding(0, 2)}, lambda m, x: torch.cat([m["linear"](x), m["none"].weight]), (normal(3, 4),)),
     Row("functional embedding", table(), lambda m, ids: F.embedding(ids, m["table"].weight * 2, padding_idx=2), WORDS),
     Row("advanced indices", linear(), indexed, (normal(5, 6, 4), below(5, 3), below(6, 3))),
     Row("gather and scatter", linear(), gathered, (normal(5, 6, 4), below(6, 5, 6))),

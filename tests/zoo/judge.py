@@ -86,7 +86,7 @@ def sparse_scheme(model: Any) -> pock.Scheme:
     """Train all biases, the head, and half of the channels of every second weight from the first on."""
     structure = structure_of(model)
     weights = sorted(structure.channels, key=structure.first_use.__getitem__)[::2]
-    return pock.Scheme(dict.fromkeys(weights, 0.5) | pock.Scheme.bias_only(model).rules)
+    return pock.Scheme(pock.Scheme.bias_only(model).rules | dict.fromkeys(weights, 0.5))  # the last match counts
 
 
 def operators_of(graph: torch.fx.Graph) -> list[str]:

@@ -9,6 +9,7 @@ ignored. To add an operator, write one function here and one row in
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,9 @@ class Site:
     def full(self, value: Number, shape: Sequence[int] | None = None, dtype: str | None = None) -> Expr:
         """Create a tensor filled with a number, by default of the result's shape and type."""
         shape, number = tuple(self.shape if shape is None else shape), self.cast(value, dtype)
-        return self.emit(R.full(relax.ShapeExpr(shape), number, dtype_of(number))) if shape else number
+        if not shape or not math.isfinite(value):  # TVM has no kernel for relax.full of infinity
+            return self.broadcast(number, shape)
+        return self.emit(R.full(relax.ShapeExpr(shape), number, dtype_of(number)))
 
     def reshape(self, x: Expr, shape: Sequence[int]) -> Expr:
         """Reshape a tensor; fold constants."""

@@ -141,8 +141,7 @@ def _reduced(at: Site, put: Put, x: Expr, values: Expr, reduce: str, include_sel
     """Reduce the values at each place, with what x has there or without."""
     combine = COMBINES[reduce]
     if not include_self:
-        neutral = at.broadcast(at.cast(NEUTRAL[combine]), shape_of(values))  # TVM has no relax.full of infinity
-        x = put(x, neutral, WRITE)
+        x = put(x, at.full(NEUTRAL[combine], shape_of(values)), WRITE)
     y = put(x, values, combine)
     if reduce != "mean":
         return y

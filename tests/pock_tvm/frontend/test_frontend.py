@@ -135,18 +135,28 @@ def test_other_precisions_are_converted(dtype: torch.dtype) -> None:
     np.testing.assert_array_equal(program.weights["0.weight"], wanted)
 
 
-def test_an_empty_buffer_is_refused_by_name() -> None:
-    class Empty(nn.Module):
+def test_a_result_of_a_region_without_gradients_may_be_an_output() -> None:
+    class Features(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first = nn.Linear(4, 3)
-            self.register_buffer("kept", torch.zeros(0, 3))
+            self.backbone, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cat([self.first(x), self.kept])
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            with torch.no_grad():
+                features = self.backbone(x)
+            return self.head(features), features
 
-    with pytest.raises(ModelError, match=r"'kept' has the empty shape \(0, 3\).*Leave it out"):
-        load_model(torch.export.export(Empty().eval(), (torch.zeros(2, 4),)))
+    exported = torch.export.export(Features().eval(), (torch.randn(2, 4),))
+    program = pock.compile(exported, loss="mse")
+    assert [output["shape"] for output in program.manifest["outputs"]] == [(2, 2), (2, 3)]
+    assert "backbone.weight" in program.manifest["check"]["unchecked"]
+
+
+def test_weights_without_values_are_refused_by_name() -> None:
+    with torch.device("meta"):
+        exported = torch.export.export(nn.Linear(4, 3), (torch.zeros(2, 4),))
+    with pytest.raises(ModelError, match="'weight' has a shape and no values"):
+        load_model(exported)
 
 
 def test_a_fixed_batch_cannot_be_changed() -> None:
