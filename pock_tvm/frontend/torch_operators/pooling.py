@@ -152,8 +152,24 @@ def max_pool_of_volumes(
     ceil_mode: bool = False,
 ) -> Result:
     """Take the maximum over each plane's windows, then over depth: the first of ties is PyTorch's."""
-    y = _of_volumes(at, x, lambda window: window.maximum(at), kernel_size, stride, padding, dilation)
-    return [y, None] if len(at.types) > 1 else y
+    windows: list[_Window] = []
+
+    def pooled(window: _Window) -> Expr:
+        windows.append(window)
+        return window.maximum(at)
+
+    y = _of_volumes(at, x, pooled, kernel_size, stride, padding, dilation)
+    return [y, _places_in_volumes(at, *windows)] if len(at.types) > 1 else y
+
+
+def _places_in_volumes(at: Site, planes: _Window, depths: _Window) -> Expr:
+    """Find where in its volume each window has its first maximum, from the windows over each plane and over depth."""
+    _, images, depth, flat = shape_of(depths.image)
+    in_depth = at.reshape(depths.places_of_maxima(at), (images, depths.out[0] * flat))
+    in_planes = at.reshape(planes.places_of_maxima(at), (images, depth * flat))
+    plane = at.emit(R.floor_divide(in_depth, relax.const(flat, "int64")))
+    before = at.emit(R.multiply(plane, relax.const(math.prod(shape_of(planes.image)[2:]), "int64")))
+    return at.reshape(at.emit(R.add(before, at.emit(R.gather_elements(in_planes, in_depth, 1)))), at.shape)
 
 
 @converter("avg_pool3d.default")
