@@ -112,9 +112,7 @@ class Directions:
             f"each unit, by finite differences, and by {predicted / length:.4g} as the gradient says"
         )
 
-    def _settles(
-        self, weights: Weights, gradients: Mapping[str, np.ndarray], moves: Mapping[str, np.ndarray]
-    ) -> bool:
+    def _settles(self, weights: Weights, gradients: Mapping[str, np.ndarray], moves: Mapping[str, np.ndarray]) -> bool:
         """Whether the exact loss changes as the gradients say, on moves too small to meet a kink."""
         small = {name: _small_move(weights, name, move) for name, move in moves.items()}
 

@@ -12,7 +12,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_rnn import RNN_14
 
+from ...device import random
 from ...errors import ModelError
+from ..draws import DRAWS
 
 RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -39,6 +41,20 @@ class RNN(RNN_14):
         """Return an activation by its name."""
         known = {"relu": lambda x: np.maximum(x, 0), "sigmoid": lambda x: 1 / (1 + np.exp(-x))}
         return known.get(name.lower()) or super().choose_act(name, alpha, beta)
+
+
+class Dropout(OpRun):
+    """Dropout by the numbers of a program, which :data:`~pock_tvm.frontend.draws.DRAWS` says; the evaluator's own draws
+    others."""
+
+    def _run(
+        self, x: np.ndarray, ratio: Any = 0.5, training_mode: Any = False, seed: int = 0, **_: Any
+    ) -> tuple[np.ndarray, ...]:
+        rate = float(np.reshape(0.5 if ratio is None else ratio, -1)[0])
+        is_on = DRAWS.training and training_mode is not None and bool(np.reshape(training_mode, -1)[0])
+        kept = random.kept(DRAWS.words(), seed, x.shape, rate) if is_on else np.ones(x.shape, bool)
+        y = np.where(kept, x / (1 - rate), 0).astype(x.dtype) if is_on else x
+        return (y, kept)[: len(self.output)]
 
 
 def reference_outputs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -99,4 +115,4 @@ def type_of(array: np.ndarray) -> onnx.TypeProto:
 
 
 def _evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
-    return ReferenceEvaluator(model, new_ops=[GatherElements, RNN])
+    return ReferenceEvaluator(model, new_ops=[Dropout, GatherElements, RNN])
