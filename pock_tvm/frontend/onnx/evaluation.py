@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_max_pool import MaxPool as ReferenceMaxPool
 from onnx.reference.ops.op_rnn import RNN_14
 
 from ...device import random
@@ -32,6 +33,16 @@ class GatherElements(OpRun):
         axis %= x.ndim
         part = x[tuple(slice(None if at == axis else n) for at, n in enumerate(indices.shape))]
         return (np.take_along_axis(part, np.where(indices < 0, indices + x.shape[axis], indices), axis),)
+
+
+class MaxPool(ReferenceMaxPool):
+    """Maxima of windows and their places; of windows of one position the evaluator's own places are wrong."""
+
+    def _run(self, x: np.ndarray, **attributes: Any) -> tuple[np.ndarray, ...]:
+        results = super()._run(x, **attributes)
+        if len(results) > 1 and results[0].shape == x.shape and math.prod(attributes["kernel_shape"]) == 1:
+            return x, np.arange(x.size).reshape(x.shape)
+        return results
 
 
 class RNN(RNN_14):
@@ -115,4 +126,4 @@ def type_of(array: np.ndarray) -> onnx.TypeProto:
 
 
 def _evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
-    return ReferenceEvaluator(model, new_ops=[Dropout, GatherElements, RNN])
+    return ReferenceEvaluator(model, new_ops=[Dropout, GatherElements, MaxPool, RNN])

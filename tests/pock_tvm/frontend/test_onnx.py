@@ -93,6 +93,7 @@ NODES = {
     "where the maxima are": node_model(
         "MaxPool", IMAGE, outputs=2, kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 0, 1], dilations=[1, 2]
     ),
+    "where the maxima of single positions are": node_model("MaxPool", IMAGE, outputs=2, kernel_shape=[1, 1]),
     "where the maxima of rows are": node_model(
         "MaxPool", [(2, 3, 9)], outputs=2, kernel_shape=[3], strides=[2], pads=[1, 0]
     ),
