@@ -110,10 +110,10 @@ def compile(  # noqa: A001 - the name that users expect
         warning says so. ``"batch"``: normalise with each batch's statistics and update the running ones, as PyTorch
         does in training mode.
     dropout : bool, optional
-        Whether training drops values (``nn.Dropout`` and the like). By default where the exported program does, in
-        training mode. True turns on all dropout of a program that was exported in eval mode, with its rates. Masks, and
-        noise such as ``randn_like``, depend on the seed of the :class:`Trainer`, the step and the layer alone, on every
-        target. ``predict`` drops nothing.
+        Whether training drops values (``nn.Dropout`` and the like). By default where the model does, exported in
+        training mode. True turns on all dropout of a program that was exported in eval mode, with its rates (an ONNX
+        file of eval mode has none left). Masks, and noise such as ``randn_like``, depend on the seed of the
+        :class:`Trainer`, the step and the layer alone, on every target. ``predict`` drops nothing.
     accumulate : int
         Number of steps that share one update, which uses their mean gradient.
     micro_batches : int, optional

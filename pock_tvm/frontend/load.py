@@ -56,7 +56,7 @@ def load_model(
     any_shape : bool
         Bind remaining dynamic dimensions to any size that the model allows, for queries that do not depend on it.
     dropout : bool, optional
-        Whether training drops values. By default where PyTorch's program does: exported in training mode.
+        Whether training drops values. By default where the model does: exported in training mode.
     trust : bool
         Read a ``.pt2`` file as it is: PyTorch then runs code that lies in it. By default a cleaned copy is read
         (:mod:`pock_tvm.frontend.clean_export`).
@@ -95,9 +95,7 @@ def _imported(model: Any, *, dropout: bool | None, **options: Any) -> Model:
     if kind == "onnx" and type(model).__name__ == "ModelProto":
         from .onnx_file import import_onnx
 
-        if dropout:
-            raise ModelError("dropout=True needs a torch.export.ExportedProgram: an ONNX model has no dropout left")
-        return import_onnx(model, **options)
+        return import_onnx(model, dropout=dropout, **options)
     what = "a model is a torch.export.ExportedProgram, an ONNX model, or the path of a .pt2 or .onnx file, not"
     if hasattr(model, "named_parameters") and not isinstance(model, type):
         raise ModelError(f"{what} an nn.Module: take torch.export.export(model.eval(), (example_input,))")

@@ -16,12 +16,15 @@ from .onnx.evaluation import reference_outputs
 from .onnx.inputs import Shapes, bind_inputs
 from .onnx.parameters import restore_parameters
 from .onnx.quantization import without_quantization
+from .onnx.training_mode import without_training_mode
 from .onnx.translation import translate
 
 __all__ = ["import_onnx", "reference_outputs"]
 
 
-def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, any_shape: bool) -> Model:
+def import_onnx(
+    model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, any_shape: bool, dropout: bool | None = None
+) -> Model:
     """Import an ONNX model; see :func:`pock_tvm.frontend.load_model`.
 
     Parameters keep their names in the file (PyTorch's, if PyTorch exported it).
@@ -31,7 +34,7 @@ def import_onnx(model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, an
     bound = bind_inputs(model, batch, shapes, any_shape=any_shape)
     if bound.functions:
         bound = inliner.inline_local_functions(bound)
-    floats = without_quantization(bound)
+    floats = without_quantization(without_training_mode(bound, dropout))
     bound, parameters = restore_parameters(floats.model)
     lost = ", ".join(parameters.lost)
     if parameters.merged:

@@ -1,8 +1,9 @@
 """Takes PyTorch's random numbers out of an exported program, for numbers that a program draws itself.
 
 Dropout and noise become operators of ours, which draw by a counter (:mod:`pock_tvm.device.random`). They run in
-PyTorch, too, where :data:`DRAWS` says for which step: so a reference and a program draw the same. A batch norm that was
-exported in training mode becomes one of inference, whose statistics are chosen when it is compiled.
+PyTorch, too, where :data:`~pock_tvm.frontend.draws.DRAWS` says for which step: so a reference and a program draw the
+same. A batch norm that was exported in training mode becomes one of inference, whose statistics are chosen when it is
+compiled.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,24 +18,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..device import random
+from .draws import DRAWS
 from .torch_precision import example_inputs
-
-
-@dataclass
-class Draws:
-    """The numbers that operators draw in PyTorch."""
-
-    training: bool = False
-    """Whether dropout is on."""
-    step: int = 0
-    seed: int = 0
-
-
-DRAWS = Draws()
-
-
-def _words() -> Any:
-    return random.words_of(DRAWS.seed, DRAWS.step)
 
 
 def _drop(
@@ -44,7 +28,7 @@ def _drop(
 ) -> torch.Tensor:  # fmt: skip
     if not DRAWS.training:
         return x * expected
-    return torch.where(torch.from_numpy(random.kept(_words(), stream, shape, rate)), x * scale + shift, other)
+    return torch.where(torch.from_numpy(random.kept(DRAWS.words(), stream, shape, rate)), x * scale + shift, other)
 
 
 def _drop_gradient(context: Any, grad: torch.Tensor) -> tuple[Any, ...]:
@@ -71,7 +55,7 @@ if not hasattr(torch.ops.pock_tvm, "drop"):
         _library.define(f"{_name}(int[] shape, int stream) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
         _library.impl(
             _name,
-            lambda shape, stream, draw=_draw: torch.from_numpy(draw(_words(), stream, shape)),
+            lambda shape, stream, draw=_draw: torch.from_numpy(draw(DRAWS.words(), stream, shape)),
             "CompositeExplicitAutograd",
         )
         torch.library.register_fake(f"pock_tvm::{_name}", lambda shape, _stream: torch.empty(shape), lib=_library)

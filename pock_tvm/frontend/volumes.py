@@ -22,7 +22,7 @@ PLANES = [0, 2, 1, 3, 4]
 
 
 class Geometry(NamedTuple):
-    """Geometry of a convolution, along depth, height and width."""
+    """Geometry of a convolution, along (depth,) height and width."""
 
     strides: Sequence[int]
     before: Sequence[int]
@@ -78,14 +78,10 @@ def transposed(emit: Emit, x: Expr, weight: Expr, geometry: Geometry, extra: Seq
     planes = emit(R.permute_dims(x, PLANES))
     planes = emit(R.reshape(planes, (batch * extent, *shape_of(planes)[2:])))
     phases: list[list[Expr]] = [[] for _ in range(stride)]
+    flat = Geometry(strides[1:], before[1:], after[1:], dilations[1:], groups)
     for tap in range(taps):
         shift, phase = divmod(dilations[0] * tap - before[0], stride)
-        y = emit(
-            R.nn.conv2d_transpose(
-                planes, _tap(emit, weight, tap), strides=list(strides[1:]), padding=[*before[1:], *after[1:]],
-                output_padding=list(extra[1:]), dilation=list(dilations[1:]), groups=groups,
-            )
-        )  # fmt: skip
+        y = transposed_planes(emit, planes, _tap(emit, weight, tap), flat, extra[1:])
         image = shape_of(y)[1:]
         first, last = max(0, -shift), min(extent, length - shift)
         if first < last:
@@ -101,6 +97,25 @@ def transposed(emit: Emit, x: Expr, weight: Expr, geometry: Geometry, extra: Seq
     if depth < length * stride:
         whole = emit(R.strided_slice(whole, [1], [0], [depth]))
     return emit(R.permute_dims(whole, PLANES))
+
+
+def transposed_planes(emit: Emit, x: Expr, weight: Expr, geometry: Geometry, extra: Sequence[int]) -> Expr:
+    """Compute the transposed convolution of images [N, C, H, W]; ``extra`` is its output padding, of any size.
+
+    TVM's operator takes an output padding below its strides: what is more takes away from the padding behind, and
+    further positions, which no tap reaches, are zero.
+    """
+    strides, before, after, dilations, groups = geometry
+    more = [max(0, wanted - (stride - 1)) for wanted, stride in zip(extra, strides, strict=True)]
+    beyond = [max(0, wanted - pad) for wanted, pad in zip(more, after, strict=True)]
+    y = emit(
+        R.nn.conv2d_transpose(
+            x, weight, strides=list(strides), dilation=list(dilations), groups=groups,
+            padding=[*before, *(max(0, pad - wanted) for pad, wanted in zip(after, more, strict=True))],
+            output_padding=[wanted - part for wanted, part in zip(extra, more, strict=True)],
+        )
+    )  # fmt: skip
+    return emit(R.nn.pad(y, [0, 0, 0, 0, 0, beyond[0], 0, beyond[1]])) if any(beyond) else y
 
 
 def _tap(emit: Emit, weight: Expr, tap: int) -> Expr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from tvm import relax
 
 from schedules.kernels import random
@@ -21,5 +22,7 @@ drop = register_operator("pock.drop", ["x", "kept"], lambda call: call.args[0].t
 RANDOM = "pock.random"
 """Name of the input that draws read: uint32 [1, 5], the words of the seed and of the step's number, and the number of
 the part of the batch."""
+NOTHING = np.zeros((1, 5), "uint32")
+"""Operand of draws until :class:`~relay_passes.canonical.draw_numbers.DrawNumbers` gives them an input."""
 DRAWS = frozenset({"pock.keep", "pock.uniform", "pock.normal"})
 """Operators whose first operand is the input of :class:`~relay_passes.canonical.draw_numbers.DrawNumbers`."""

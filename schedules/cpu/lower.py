@@ -15,7 +15,7 @@ from tvm.target import Target
 from . import hexagon
 from .dot import lower_dot
 from .integers import lower_integers
-from .masks import PREDICATION, mask_vectors
+from .masks import PREDICATION, mask_vectors, may_mask
 from .prefetch import part_of, prefetch_tiles
 from .prefetch_blocks import prefetch_blocks
 from .scratch import ALIGNMENT, place_scratch, with_tiles_on_stack
@@ -49,7 +49,7 @@ def loops(func: tirx.PrimFunc, target: Target) -> IRModule:
 
 def _flat(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
     mod = tirx.transform.BindTarget(target.with_host(target))(IRModule({"main": _without_offsets(func)}))
-    with tvm.transform.PassContext(config=PREDICATION):
+    with tvm.transform.PassContext():
         return tvm.transform.Sequential(LOWERING)(mod)["main"]
 
 
@@ -74,7 +74,8 @@ def vectorize(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.PassC
     For a target with scalable vectors (SVE, RISC-V's) TVM's pass would make loops over them, which no register tile
     holds. It does not see the target here.
     """
-    mod = tirx.transform.VectorizeLoop(True)(IRModule({"main": func.without_attr("target")}))
+    with tvm.transform.PassContext(config=PREDICATION if may_mask(func) else {}):
+        mod = tirx.transform.VectorizeLoop(True)(IRModule({"main": func.without_attr("target")}))
     return mod["main"].with_attr("target", func.attrs["target"])
 
 

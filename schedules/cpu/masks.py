@@ -15,6 +15,9 @@ from .prefetch import with_body
 
 PREDICATION = {"tirx.enable_buffer_level_predication": True}
 """Configuration of TVM's passes by which vectors are loaded and stored under a mask."""
+COUNTER = "int32"
+"""Type of the loops whose vectors may have a mask: of others (in kernels on int64 buffers) TVM writes code that LLVM
+refuses."""
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="pock.MaskVectors")
@@ -29,8 +32,15 @@ def mask_vectors(func: tirx.PrimFunc, _mod: IRModule, _context: tvm.transform.Pa
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, _masked)))
 
 
+def may_mask(func: tirx.PrimFunc) -> bool:
+    """Return whether all loops of a function count in the type that masks know."""
+    loops: list[tirx.For] = []
+    tvm_ffi.structural_walk(func.body, (tirx.For, loops.append))
+    return all(str(loop.loop_var.ty.dtype) == COUNTER for loop in loops)
+
+
 def _masked(loop: tirx.For) -> tirx.Stmt:
-    if loop.kind != tirx.ForKind.VECTORIZED:
+    if loop.kind != tirx.ForKind.VECTORIZED or str(loop.loop_var.ty.dtype) != COUNTER:
         return loop
     conditions: list[tirx.Expr] = []
     body = loop.body

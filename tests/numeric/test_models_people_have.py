@@ -103,6 +103,7 @@ def promoted(m: Parts, x: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -
     rows = [
         1 / mask.sum(1),
         ids.to(x.dtype).mean(1),
+        F.pad(ids[:, 0], (0, 1), value=3)[1:],
         mask.sum(1) / mask.shape[1],
         (mask * 1.0).sum(1),
         ids.sum(1) * 0.1,

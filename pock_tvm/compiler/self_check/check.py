@@ -177,7 +177,12 @@ class SelfCheck:
             return
         gradients = {name: g for name, g in ours.gradients.items() if g is not None}
         self.comparison.unchecked |= {name: ZERO for name, gradient in gradients.items() if not gradient.any()}
-        directions = Directions(lambda moved: self.probe.loss(moved, batches), trained)
+
+        def exact_loss(moved: Weights) -> float | None:
+            exact = self._exact(moved, batches)
+            return float(np.mean(exact.losses)) if exact is not None and exact.losses else None
+
+        directions = Directions(lambda moved: self.probe.loss(moved, batches), trained, exact_loss)
         self.comparison.unchecked |= directions.check(weights, gradients, self.model.trainable)
 
     # ---- the batches -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import onnx
 
 from ...device.losses import Loss
 from ...frontend.custom_loss import CustomLoss
+from ...frontend.draws import DRAWS
 from ...frontend.onnx_file import reference_outputs
 from .measured import Batch, Measured, Weights
 
@@ -22,13 +23,17 @@ class OnnxReference:
         self._loss = loss
         self._custom = custom
         self._batch_norm = batch_norm
+        self._draws = any(node.op_type == "Dropout" and len(node.input) > 2 for node in model.graph.node)
 
     def measure(self, weights: Weights, batches: list[Batch], *, precise: bool = False) -> Measured:
         """Compute outputs and, where training normalises as inference does, losses."""
         is_frozen = self._batch_norm == "frozen"
         results = [self._outputs(weights, batch, precise) for batch in (batches if is_frozen else batches[:1])]
-        losses = [self._loss_of(outputs, batch) for outputs, batch in zip(results, batches, strict=False)]
-        return Measured(tuple(results[0]), tuple(losses) if is_frozen else (), {}, None)
+        trained = results if is_frozen else []
+        if is_frozen and self._draws:
+            trained = [self._outputs(weights, batch, precise, step) for step, batch in enumerate(batches)]
+        losses = [self._loss_of(outputs, batch) for outputs, batch in zip(trained, batches, strict=False)]
+        return Measured(tuple(results[0]), tuple(losses), {}, None)
 
     def random_layer(self, weights: Weights, batch: Batch) -> str | None:
         """The first output that differs in a second run."""
@@ -42,7 +47,9 @@ class OnnxReference:
         """An empty dictionary: nodes have no layers."""
         return {}
 
-    def _outputs(self, weights: Weights, batch: Batch, precise: bool) -> list[np.ndarray]:
+    def _outputs(self, weights: Weights, batch: Batch, precise: bool, step: int | None = None) -> list[np.ndarray]:
+        """Outputs of inference, or those of a step, which drops values."""
+        DRAWS.training, DRAWS.step = step is not None, step or 0
         feeds = {**weights, **batch.inputs}
         if not precise:
             return reference_outputs(self._model, feeds)

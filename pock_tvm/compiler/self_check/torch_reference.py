@@ -14,10 +14,11 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from ...device.losses import Loss
 from ...frontend.custom_loss import CustomLoss
+from ...frontend.draws import DRAWS
 from ...frontend.torch_graph import has_regions
 from ...frontend.torch_loss import value_of
 from ...frontend.torch_precision import with_types
-from ...frontend.torch_random import DRAWS, uses_draws
+from ...frontend.torch_random import uses_draws
 from .agreement import relative_difference
 from .measured import Batch, Measured, Weights
 

@@ -10,9 +10,12 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_max_pool import MaxPool as ReferenceMaxPool
 from onnx.reference.ops.op_rnn import RNN_14
 
+from ...device import random
 from ...errors import ModelError
+from ..draws import DRAWS
 
 RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -32,6 +35,16 @@ class GatherElements(OpRun):
         return (np.take_along_axis(part, np.where(indices < 0, indices + x.shape[axis], indices), axis),)
 
 
+class MaxPool(ReferenceMaxPool):
+    """Maxima of windows and their places; of windows of one position the evaluator's own places are wrong."""
+
+    def _run(self, x: np.ndarray, **attributes: Any) -> tuple[np.ndarray, ...]:
+        results = super()._run(x, **attributes)
+        if len(results) > 1 and results[0].shape == x.shape and math.prod(attributes["kernel_shape"]) == 1:
+            return x, np.arange(x.size).reshape(x.shape)
+        return results
+
+
 class RNN(RNN_14):
     """A recurrent layer; the evaluator's own knows fewer activations."""
 
@@ -39,6 +52,20 @@ class RNN(RNN_14):
         """Return an activation by its name."""
         known = {"relu": lambda x: np.maximum(x, 0), "sigmoid": lambda x: 1 / (1 + np.exp(-x))}
         return known.get(name.lower()) or super().choose_act(name, alpha, beta)
+
+
+class Dropout(OpRun):
+    """Dropout by the numbers of a program, which :data:`~pock_tvm.frontend.draws.DRAWS` says; the evaluator's own draws
+    others."""
+
+    def _run(
+        self, x: np.ndarray, ratio: Any = 0.5, training_mode: Any = False, seed: int = 0, **_: Any
+    ) -> tuple[np.ndarray, ...]:
+        rate = float(np.reshape(0.5 if ratio is None else ratio, -1)[0])
+        is_on = DRAWS.training and training_mode is not None and bool(np.reshape(training_mode, -1)[0])
+        kept = random.kept(DRAWS.words(), seed, x.shape, rate) if is_on else np.ones(x.shape, bool)
+        y = np.where(kept, x / (1 - rate), 0).astype(x.dtype) if is_on else x
+        return (y, kept)[: len(self.output)]
 
 
 def reference_outputs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -99,4 +126,4 @@ def type_of(array: np.ndarray) -> onnx.TypeProto:
 
 
 def _evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
-    return ReferenceEvaluator(model, new_ops=[GatherElements, RNN])
+    return ReferenceEvaluator(model, new_ops=[Dropout, GatherElements, MaxPool, RNN])

@@ -1,4 +1,4 @@
-"""Normalisations, and dropout, an identity at inference."""
+"""Normalisations and dropout."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from tvm import relax
 from tvm.relax import op as R
 
 from relay_passes.ir import Expr, constant_value, dtype_of, scalar, shape_of
+from relay_passes.operators import random
 from relay_passes.operators.training import normalize
 
-from .registry import Known, Node, converter, refuse
+from .registry import Known, Node, Unsupported, converter, refuse
 
 EVAL = "; export the model in eval mode (model.eval() before torch.onnx.export)"
 
@@ -125,13 +126,21 @@ def dropout(
     seed: int = 0,
     is_test: int = 1,
 ) -> list[Expr]:
-    """Convert dropout to an identity."""
-    training = training_mode is not None and bool(training_mode.reshape(-1)[0])
-    known = None if rate is None else constant_value(rate)
-    refuse(
-        (training and (known is None or float(known.reshape(-1)[0]) > 0)) or not is_test, "it drops values out" + EVAL
-    )
+    """Convert dropout: an identity unless it is on; ``seed`` numbers what it draws."""
+    refuse(not is_test, "it drops values out" + EVAL)
+    is_on = training_mode is not None and bool(training_mode.reshape(-1)[0])
+    known = np.asarray(ratio) if rate is None else constant_value(rate)
+    if is_on and known is None:
+        raise Unsupported("its input 'ratio' is computed from the model's inputs; it has to be a constant")
+    shape = shape_of(x)
+    share = float(known.reshape(-1)[0]) if is_on and known is not None else 0.0
+    refuse(not 0 <= share < 1, f"its input 'ratio' is {share:g}, not in [0, 1)")
+    if share:
+        drawn = random.keep(relax.const(random.NOTHING), count=math.prod(shape), rate=share, stream=seed)
+        kept = node.emit(R.reshape(node.emit(drawn), shape))
+        y = random.drop(x, kept, scale=1 / (1 - share), shift=0.0, other=0.0, expected=1.0)
+        return [node.emit(y), kept]
     if not node.wants(1):
         return [x]
     dtype = "bool" if node.version >= 10 else dtype_of(x)
-    return [x, relax.const(np.ones(shape_of(x), dtype), dtype)]
+    return [x, relax.const(np.ones(shape, dtype), dtype)]

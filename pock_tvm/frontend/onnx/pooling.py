@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from tvm.relax import op as R
 
 from relay_passes.ir import Expr, dtype_of, is_float, shape_of
 
+from ..indices import places_of_maxima
 from .registry import Node, converter, refuse
 from .windows import Window, spatial, window_of
 
@@ -33,12 +35,28 @@ def max_pool(
     kernel_shape: Sequence[int],
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
-) -> Expr:
-    """Take the maximum of each window; padding never wins."""
+) -> list[Expr]:
+    """Take the maximum of each window; padding never wins. Also give its flat place in ``x`` if that is read."""
     refuse(not is_float(x), f"it pools {dtype_of(x)}")
     window = window_of(spatial(x), kernel_shape, strides, dilations, pads, auto_pad, ceil=bool(ceil_mode))
-    operators = {2: R.nn.max_pool2d, 3: R.nn.max_pool3d}
-    return _pooled(node, x, window, operators)
+    y = _pooled(node, x, window, {2: R.nn.max_pool2d, 3: R.nn.max_pool3d})
+    return [y, _places(node, x, window)] if node.wants(1) else [y]
+
+
+def _places(node: Node, x: Expr, window: Window) -> Expr:
+    """The flat place in ``x`` of the first maximum of each window."""
+    rank = len(window.kernel)
+    refuse(rank > 2, f"it gives the places of maxima along {rank} axes; one and two are supported")
+    shape, images = shape_of(x), math.prod(shape_of(x)[:2])
+    one, none = ([1], [0]) if rank == 1 else ([], [])
+    padding = [*none, *window.before, *none, *window.after]
+    image = node.emit(R.reshape(x, (*shape[:2], *one, *shape[2:])))
+    size, strides, dilations, outputs = (
+        [*one, *values] for values in (window.kernel, window.strides, window.dilations, window.outputs)
+    )
+    inside = places_of_maxima(node.emit, image, size, strides, padding, dilations, outputs)
+    first = np.arange(images).reshape(*shape[:2], 1, 1) * math.prod(shape[2:])
+    return R.reshape(node.emit(R.add(inside, relax.const(first, "int64"))), (*shape[:2], *window.outputs))
 
 
 @converter("AveragePool")

@@ -106,12 +106,9 @@ def conv_transpose(
     if rank == 1:  # as images of height 1
         x, w = node.emit(R.expand_dims(x, 2)), node.emit(R.expand_dims(w, 2))
         strides, dilations, extra, pads = [1, *strides], [1, *dilations], [0, *extra], [0, pads[0], 0, pads[1]]
-    if rank == 3:
-        geometry = volumes.Geometry(strides, pads[:3], pads[3:], dilations, group)
-        y = volumes.transposed(node.emit, x, w, geometry, extra)
-    else:
-        options = {"strides": strides, "padding": pads, "output_padding": extra, "dilation": dilations}
-        y = node.emit(R.nn.conv2d_transpose(x, w, **options, groups=group))
+    half = len(pads) // 2
+    geometry = volumes.Geometry(strides, pads[:half], pads[half:], dilations, group)
+    y = (volumes.transposed if rank == 3 else volumes.transposed_planes)(node.emit, x, w, geometry, extra)
     return _with_bias(node, node.emit(R.squeeze(y, [2])) if rank == 1 else y, b)
 
 

@@ -61,8 +61,10 @@ def rrelu(at: Site, x: Expr, lower: float = 1 / 8, upper: float = 1 / 3, trainin
 def prelu(at: Site, x: Expr, weight: Expr) -> Expr:
     """``x`` where x > 0, else ``weight * x``, with one slope a channel."""
     slopes = math.prod(shape_of(weight))
+    x = at.reshape(x, shape_of(x) or (1,))
     axis = 1 if len(shape_of(x)) > 1 else 0
-    return at.emit(R.nn.prelu(x, at.reshape(weight, (slopes,)), axis if slopes > 1 else len(shape_of(x)) - 1))
+    y = at.emit(R.nn.prelu(x, at.reshape(weight, (slopes,)), axis if slopes > 1 else len(shape_of(x)) - 1))
+    return at.reshape(y, at.shape)
 
 
 @converter("softplus.default")

@@ -12,8 +12,8 @@ from tvm.relax import op as R
 
 from relay_passes.ir import Expr, shape_of
 from relay_passes.operators.resampling import resampled
-from relay_passes.operators.training import max_pool2d_argmax
 
+from ..indices import places_of_maxima
 from .reductions import max_along
 from .registry import Extents, Result, Site, converter, extents
 
@@ -111,20 +111,9 @@ class _Window:
 
     def places_of_maxima(self, at: Site) -> Expr:
         """Find where in its image each window has its first maximum, counted row by row: int64 [N, C, H', W']."""
-        rows = at.emit(R.permute_dims(self.image, [0, 2, 3, 1]))
-        geometry = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
-        tap = max_pool2d_argmax(rows, pool_size=self.size, out_size=list(self.out), **geometry)
-        tap = at.emit(R.astype(at.emit(R.permute_dims(at.emit(tap), [0, 3, 1, 2])), "int64"))
-        width, columns = shape_of(self.image)[3], self.size[1]
-        down = at.emit(R.floor_divide(tap, relax.const(columns, "int64")))
-        starts = [np.arange(self.out[axis]) * self.strides[axis] - self.own_padding[axis] for axis in (0, 1)]
-        # row * width + column, where a tap's row is the window's first row plus ``down`` times the dilation
-        per_row = self.dilation[0] * width - self.dilation[1] * columns
-        first = starts[0][:, None] * width + starts[1]
-        place = at.emit(
-            R.add(at.emit(R.multiply(tap, relax.const(self.dilation[1], "int64"))), relax.const(first, "int64"))
+        return places_of_maxima(
+            at.emit, self.image, self.size, self.strides, self.padding, self.dilation, list(self.out)
         )
-        return at.emit(R.add(place, at.emit(R.multiply(down, relax.const(per_row, "int64")))))
 
     def covered(self, axis: int, with_padding: bool) -> np.ndarray:
         """Count the positions that each window covers along an axis."""
@@ -152,8 +141,24 @@ def max_pool_of_volumes(
     ceil_mode: bool = False,
 ) -> Result:
     """Take the maximum over each plane's windows, then over depth: the first of ties is PyTorch's."""
-    y = _of_volumes(at, x, lambda window: window.maximum(at), kernel_size, stride, padding, dilation)
-    return [y, None] if len(at.types) > 1 else y
+    windows: list[_Window] = []
+
+    def pooled(window: _Window) -> Expr:
+        windows.append(window)
+        return window.maximum(at)
+
+    y = _of_volumes(at, x, pooled, kernel_size, stride, padding, dilation)
+    return [y, _places_in_volumes(at, *windows)] if len(at.types) > 1 else y
+
+
+def _places_in_volumes(at: Site, planes: _Window, depths: _Window) -> Expr:
+    """Find where in its volume each window has its first maximum, from the windows over each plane and over depth."""
+    _, images, depth, flat = shape_of(depths.image)
+    in_depth = at.reshape(depths.places_of_maxima(at), (images, depths.out[0] * flat))
+    in_planes = at.reshape(planes.places_of_maxima(at), (images, depth * flat))
+    plane = at.emit(R.floor_divide(in_depth, relax.const(flat, "int64")))
+    before = at.emit(R.multiply(plane, relax.const(math.prod(shape_of(planes.image)[2:]), "int64")))
+    return at.reshape(at.emit(R.add(before, at.emit(R.gather_elements(in_planes, in_depth, 1)))), at.shape)
 
 
 @converter("avg_pool3d.default")

@@ -135,11 +135,8 @@ def transposed_convolution(
     if rank == 1:
         x, weight = (at.emit(R.expand_dims(operand, 2)) for operand in (x, weight))
         strides, pads, extra, dilations = [1, *strides], [0, *pads], [0, *extra], [1, *dilations]
-    if rank == 3:
-        y = volumes.transposed(at.emit, x, weight, volumes.Geometry(strides, pads, pads, dilations, groups), extra)
-    else:
-        geometry = {"strides": strides, "padding": pads, "output_padding": extra, "dilation": dilations}
-        y = at.emit(R.nn.conv2d_transpose(x, weight, **geometry, groups=groups))
+    geometry = volumes.Geometry(strides, pads, pads, dilations, groups)
+    y = (volumes.transposed if rank == 3 else volumes.transposed_planes)(at.emit, x, weight, geometry, extra)
     return at.reshape(_with_bias(at, y, bias, max(rank, 2)), at.shape)
 
 

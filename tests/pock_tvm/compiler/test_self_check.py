@@ -15,6 +15,7 @@ from tvm import relax
 
 import pock_tvm as pock
 from pock_tvm.compiler.self_check.agreement import difference
+from pock_tvm.compiler.self_check.finite_differences import Directions
 from pock_tvm.compiler.self_check.measured import Measured
 from pock_tvm.compiler.self_check.torch_reference import TorchReference
 from pock_tvm.compiler.targets import resolve_target, runs_here
@@ -247,6 +248,26 @@ def test_a_wrong_gradient_of_an_onnx_model_is_named(onnx_file, monkeypatch, fact
     break_rule(monkeypatch, "relax.tanh", 0, factor)
     with pytest.raises(pock.CheckError, match="the gradient of '(mix|words).*' is"):
         pock.compile(onnx_file)
+
+
+@pytest.mark.parametrize(
+    ("factor", "is_known", "is_right"), [(1.0, True, True), (1.0, False, False), (1.1, True, False)]
+)
+def test_a_kink_beside_the_weights_is_settled_in_double_precision(
+    factor: float, is_known: bool, is_right: bool
+) -> None:
+    weights = {"w": np.array([1e-5, -1e-5], "float32"), "v": np.array([0.3], "float32")}
+
+    def loss(at: Any) -> float:
+        return 1.0 + float(np.abs(at["w"]).sum() + (at["v"] ** 2).sum())
+
+    gradients = {"w": factor * np.array([1, -1], "float32"), "v": np.array([0.6], "float32")}
+    directions = Directions(loss, dict.fromkeys(weights, "full"), lambda moved: loss(moved) if is_known else None)
+    if is_right:
+        assert directions.check(weights, gradients, tuple(weights)) == {}
+        return
+    with pytest.raises(pock.CheckError, match="the gradient of 'w' is wrong"):
+        directions.check(weights, gradients, tuple(weights))
 
 
 def test_a_wrong_forward_pass_of_an_onnx_model_is_refused(onnx_file) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from tvm import IRModule, relax
 
 import pock_tvm as pock
 from pock_tvm.errors import ModelError
+from pock_tvm.frontend import load_model
 from pock_tvm.frontend.model import Model, TensorSpec, records_of
 
 onnx = pytest.importorskip("onnx")
@@ -88,6 +90,13 @@ NODES = {
     ),
     "maximum of a ceiled window": node_model("MaxPool", IMAGE, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
     "maximum along one axis": node_model("MaxPool", [(2, 3, 9)], kernel_shape=[3], strides=[2], pads=[1, 0]),
+    "where the maxima are": node_model(
+        "MaxPool", IMAGE, outputs=2, kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 0, 1], dilations=[1, 2]
+    ),
+    "where the maxima of single positions are": node_model("MaxPool", IMAGE, outputs=2, kernel_shape=[1, 1]),
+    "where the maxima of rows are": node_model(
+        "MaxPool", [(2, 3, 9)], outputs=2, kernel_shape=[3], strides=[2], pads=[1, 0]
+    ),
     "padding as SAME_LOWER": node_model(
         "Conv", IMAGE, [RNG.standard_normal((4, 3, 2, 2)).astype("float32")], auto_pad="SAME_LOWER", strides=[2, 1]
     ),
@@ -233,11 +242,11 @@ def test_before_operator_set_13_softmax_runs_over_all_that_follows() -> None:
 REFUSED = [
     (node_model("MaxRoiPool", [(1, 2, 8, 8), (1, 5)], pooled_shape=[2, 2]), r"MaxRoiPool \(node 'the_node'.*supported"),
     (node_model("MaxPool", IMAGE, kernel_shape=[2, 2], storage_order=1), r"MaxPool .*attribute 'storage_order'"),
-    (node_model("MaxPool", IMAGE, kernel_shape=[2, 2], outputs=2), r"MaxPool .*output 1 \('y1'\)"),
+    (node_model("MaxPool", [VOLUME], kernel_shape=[2, 2, 2], outputs=2), r"MaxPool .*places of maxima along 3 axes"),
     (node_model("LSTM", [(3, 2, 4), (1, 12, 4), (1, 12, 3)], hidden_size=3, clip=0.5), "'clip'"),
     (node_model("Reshape", [(2, 3), (2,)]), "Reshape"),
     (node_model("ReduceSum", [(2, 3)], outputs=1, keepdims=1, noop_with_empty_axes=0, opset=11), "ReduceSum"),
-    (node_model("Dropout", [(2, 3)], [np.float32(0.5), np.bool_(True)]), r"Dropout .*model.eval\(\)"),
+    (node_model("Dropout", [(2, 3)], [np.float32(1.0), np.bool_(True)]), r"Dropout .*'ratio' is 1, not in"),
     (node_model("RandomNormalLike", [(2, 3)]), "RandomNormalLike.*random"),
     (node_model("NonZero", [(2, 3)]), "NonZero .*not supported"),
     (node_model("Tanh", [(2, 3)], alpha=1.0), "Tanh"),
@@ -334,6 +343,63 @@ def test_a_network_trains_as_in_pytorch(name: str, dynamo: bool) -> None:
     assert not absent, f"parameters that the file has lost: {absent}"
     for name, array in ours.items():
         np.testing.assert_allclose(array, wanted[name].numpy(), atol=2e-5, err_msg=name)
+
+
+class Normal(nn.Module):
+    """A batch norm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.drop, self.head = (
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.Dropout(0.3),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.drop(self.norm(self.conv(x)).relu().mean((2, 3))))
+
+
+@pytest.fixture(scope="module")
+def in_training_mode() -> tuple[nn.Module, torch.Tensor, Any]:
+    """A network, its input, and its file by the exporter that keeps training mode."""
+    torch.manual_seed(0)
+    model, x, file = Normal(), torch.randn(4, 3, 6, 6), io.BytesIO()
+    mode = {"training": torch.onnx.TrainingMode.TRAINING, "do_constant_folding": False, "dynamo": False}
+    torch.onnx.export(model, (x,), file, input_names=["x"], **mode)  # its statistics follow the example
+    return model, x, onnx.load_from_string(file.getvalue())
+
+
+def test_batch_norms_of_training_mode_do_as_compile_says(in_training_mode) -> None:
+    model, x, file = in_training_mode
+    model, labels = copy.deepcopy(model).train(), torch.tensor([0, 1, 2, 0])
+    model.drop.p = 0.0
+    trainer = pock.Trainer(pock.compile(file, batch_norm="batch", dropout=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        loss = F.cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert trainer.step(x.numpy(), labels.numpy(), lr=0.1) == pytest.approx(float(loss), rel=1e-4)
+    for name, array in trainer.weights().items():
+        np.testing.assert_allclose(array, model.state_dict()[name].numpy(), atol=2e-5, err_msg=name)
+
+
+def test_dropout_of_training_mode_is_drawn_and_checked(in_training_mode) -> None:
+    model, x, file = in_training_mode
+    program = pock.compile(file, batch_norm="frozen", scheme=pock.Scheme({"head.*": "full"}))
+    assert program.manifest["check"]["against"].startswith("onnx ")
+    trainer = pock.Trainer(program)
+    np.testing.assert_allclose(trainer.predict(x.numpy()), model.eval()(x).detach().numpy(), atol=1e-5)
+    losses = {trainer.step(x.numpy(), np.array([0, 1, 2, 0]), lr=0.0) for _ in range(3)}
+    assert len(losses) == 3, "each step has a mask of its own"
+
+
+def test_dropout_that_a_file_does_not_have_is_not_turned_on() -> None:
+    with pytest.raises(ModelError, match="dropout=True .*TrainingMode.TRAINING"):
+        load_model(node_model("Relu", [(2, 3)]), dropout=True)
 
 
 class Distilled(nn.Module):
