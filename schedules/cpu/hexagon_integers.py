@@ -31,6 +31,7 @@ SHUFFLE_HALVES = "llvm.hexagon.V6.vshufeh.128B", "llvm.hexagon.V6.vshufoh.128B"
 SHIFT_AND_SATURATE = "llvm.hexagon.V6.vasrwhsat.128B"
 """Shift the words of two vectors by a number below 16, and saturate them as above."""
 CALL_LLVM = "tirx.call_llvm_pure_intrin"
+AND = "llvm.hexagon.V6.vand.128B"
 SHIFT_BY_NUMBER = "llvm.hexagon.V6.vasrw.128B"
 MULTIPLY_HIGH = "llvm.hexagon.V6.vmpyhvsrs.128B"
 MULTIPLY_HIGH_BY_NUMBERS = "llvm.hexagon.V6.vmpyhsrs.128B"
@@ -71,6 +72,13 @@ def words(node: ir.Call) -> tirx.Expr:
         return node
     operands = [tirx.reinterpret(WORDS, each) for each in (high, low)]
     return tirx.call_llvm_pure_intrin(WORDS, SATURATE_HALVES, *operands)
+
+
+def masked(node: tirx.BitwiseAnd) -> tirx.Expr:
+    """Return words masked by others by the instruction for that: LLVM would build a known mask from shuffles."""
+    if lanes_of(node) != LANES or isinstance(node.a, tirx.Broadcast) or isinstance(node.b, tirx.Broadcast):
+        return node
+    return tirx.call_llvm_pure_intrin(WORDS, AND, node.a, node.b)
 
 
 def pairs(steps: Sequence[tirx.Stmt]) -> list[tirx.Stmt]:

@@ -14,7 +14,7 @@ from ..kernels import PORTABLE
 from ..kernels.integers import BYTE_OF, HIGH_BITS, JOIN_BYTES, MULTIPLY_HIGH, SATURATE_INT16, SATURATE_UINT8
 from ..kernels.quantized import LARGEST, WORD
 from . import hexagon_integers
-from .hexagon import HVX, loaded_apart
+from .hexagon import HVX, loaded_by_vectors
 from .stored_together import Packing
 from .vectors import ARM_LANES, concatenated, lanes_of, shuffled
 
@@ -81,7 +81,8 @@ def lower_integers(func: tirx.PrimFunc, _mod: tvm.IRModule, _context: tvm.transf
 
     body = tvm_ffi.structural_map(func.body, (tirx.SeqStmt, together))
     if HVX in features:
-        body = tvm_ffi.structural_map(body, (ir.TensorLoad, loaded_apart))
+        body = loaded_by_vectors(body)
+        body = tvm_ffi.structural_map(body, (tirx.BitwiseAnd, hexagon_integers.masked))
         body = tvm_ffi.structural_map(body, (ir.Call, hexagon_integers.words))
     return func.with_body(tvm_ffi.structural_map(body, (ir.Call, lowered)))
 

@@ -145,13 +145,13 @@ def as_c_function(func: tirx.PrimFunc, workers: int) -> tirx.PrimFunc:
     ]
     scratch = tirx.Var("scratch_ptr", tvm.ir.PointerType(tvm.ir.PrimType("uint8")))
     addresses: Sequence[tirx.Expr] = pointers
-    start: tirx.Expr = scratch
+    start, alignment = scratch, ALIGNMENT
     if hexagon.names_vectors(func):
         alignments = hexagon.operand_alignments(func)
         addresses = [hexagon.aligned(*each) for each in zip(pointers, alignments, strict=True)]
-        start = hexagon.aligned(scratch, ALIGNMENT)
+        start, alignment = hexagon.aligned(scratch, hexagon.VECTOR_BYTES), hexagon.VECTOR_BYTES
     buffers = [tirx.DeclBuffer(param, data=address) for param, address in zip(func.params, addresses, strict=True)]
-    placed, size = place_scratch(func.body, start, workers)
+    placed, size = place_scratch(func.body, start, workers, alignment)
     body: tirx.Stmt = tirx.SeqStmt([*buffers, placed])
     for key, value in (("device_type", DEVICE_TYPE_CPU), ("device_id", 0)):
         body = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.const(value, "int32"), body)

@@ -132,9 +132,9 @@ def _copies(sch: s_tir.Schedule, made: list[SBlockRV], task: LoopRV) -> None:
             continue
         before |= {sch.get(each).name_hint: each for each in sch.get_producers(block)}
         sch.compute_at(block, task, preserve_unit_loops=True)
-        *_, phase, vector, lane = sch.get_loops(block)
+        *_, high, phase, vector, lane = sch.get_loops(block)
         if name.startswith((VECTORS, WORDS_OF_TAPS)):
-            sch.reorder(vector, phase, lane)
-            _finish(sch, [phase], lane)
+            sch.reorder(vector, high, phase, lane)
+            _finish(sch, [high, phase], lane)
     if before:
         _copies(sch, list(before.values()), task)

@@ -46,16 +46,18 @@ def _inside(stmt: tirx.Stmt) -> list[tirx.Stmt]:
     return [] if body is None else [body]
 
 
-def place_scratch(body: tirx.Stmt, scratch: tirx.Expr, workers: int) -> tuple[tirx.Stmt, int]:
+def place_scratch(
+    body: tirx.Stmt, scratch: tirx.Expr, workers: int, alignment: int = ALIGNMENT
+) -> tuple[tirx.Stmt, int]:
     """Place the buffers that a kernel allocates, and return its new body with the bytes that ``scratch`` must have.
 
     In, out: flat loops. A buffer outside parallel loops lies at a fixed offset behind the address ``scratch``. A
     parallel loop with buffers inside is split among at most ``workers`` workers, in equal runs of iterations as TVM's
     runtime does, and each worker has a slot of its own. Parallel loops run one after the other and share the slots.
-    With one worker they become serial: nothing has to launch them.
+    With one worker they become serial: nothing has to launch them. Buffers begin at multiples of ``alignment`` bytes.
     """
-    fixed = _offsets(_large(body, in_parallel=False))
-    placement = _Placement(scratch, workers, _end(fixed))
+    fixed = _offsets(_large(body, in_parallel=False), alignment)
+    placement = _Placement(scratch, workers, fixed, alignment)
     placed = placement.visit(body, dict(fixed), None)
     return placed, placement.size
 
@@ -63,8 +65,9 @@ def place_scratch(body: tirx.Stmt, scratch: tirx.Expr, workers: int) -> tuple[ti
 class _Placement:
     """Rewriter of one kernel, and the bytes of scratch that it needs so far."""
 
-    def __init__(self, scratch: tirx.Expr, workers: int, size: int) -> None:
-        self.scratch, self.workers, self.fixed, self.size = scratch, workers, size, size
+    def __init__(self, scratch: tirx.Expr, workers: int, fixed: Mapping[tirx.Var, int], alignment: int) -> None:
+        self.scratch, self.workers, self.alignment = scratch, workers, alignment
+        self.fixed = self.size = _end(fixed, alignment)
         self.parallel = tirx.ForKind.SERIAL if workers == 1 else tirx.ForKind.PARALLEL
 
     def visit(self, stmt: tirx.Stmt, offsets: Mapping[tirx.Var, int], slot: tirx.Expr | None) -> tirx.Stmt:
@@ -77,7 +80,7 @@ class _Placement:
             offset = offsets[stmt.buffer] if slot is None else slot + offsets[stmt.buffer]
             return tirx.DeclBuffer(stmt.buffer, data=tirx.handle_add_byte_offset(self.scratch, offset))
         if isinstance(stmt, tirx.For):
-            inside = _offsets(_large(stmt.body, in_parallel=True)) if _is_parallel(stmt) else {}
+            inside = _offsets(_large(stmt.body, in_parallel=True), self.alignment) if _is_parallel(stmt) else {}
             if inside:
                 return self._shared_out(stmt, inside)
             kind = self.parallel if _is_parallel(stmt) else stmt.kind
@@ -93,7 +96,7 @@ class _Placement:
 
     def _shared_out(self, loop: tirx.For, inside: Mapping[tirx.Var, int]) -> tirx.For:
         """Split a parallel loop among workers, each with a slot of the bytes that ``inside`` takes."""
-        extent, stride = int(loop.extent), _end(inside)
+        extent, stride = int(loop.extent), _end(inside, self.alignment)
         step = math.ceil(extent / min(self.workers, extent))
         count = math.ceil(extent / step)
         self.size = max(self.size, self.fixed + count * stride)
@@ -121,16 +124,16 @@ def _is_parallel(stmt: tirx.Stmt) -> bool:
     return isinstance(stmt, tirx.For) and stmt.kind == tirx.ForKind.PARALLEL
 
 
-def _offsets(buffers: Iterator[tirx.Var]) -> dict[tirx.Var, int]:
+def _offsets(buffers: Iterator[tirx.Var], alignment: int) -> dict[tirx.Var, int]:
     """Return aligned offsets of buffers that lie one after the other."""
     offsets: dict[tirx.Var, int] = {}
     for buffer in buffers:
-        offsets[buffer] = _end(offsets)
+        offsets[buffer] = _end(offsets, alignment)
     return offsets
 
 
-def _end(offsets: Mapping[tirx.Var, int]) -> int:
-    return max((offset + -(-_bytes(buffer) // ALIGNMENT) * ALIGNMENT for buffer, offset in offsets.items()), default=0)
+def _end(offsets: Mapping[tirx.Var, int], alignment: int) -> int:
+    return max((offset + -(-_bytes(buffer) // alignment) * alignment for buffer, offset in offsets.items()), default=0)
 
 
 def _bytes(buffer: tirx.Var) -> int:
