@@ -126,12 +126,11 @@ class _Bench:
 
     def latencies(self, workers: int) -> dict[int, float]:
         """Return the seconds of a load that waits for the one before, by the bytes that each worker reads."""
-        largest = max(size for size in SIZES if size <= MOST_CHASED)
         found = {}
-        for size in (size for size in SIZES if size <= largest):
+        for size in (size for size in SIZES if size <= MOST_CHASED):
             ring = _ring(size)
-            data = np.zeros(workers * largest // 4, "int32")
-            starts = [worker * largest // 4 for worker in range(workers)]
+            data = np.zeros(workers * size // 4, "int32")
+            starts = [worker * size // 4 for worker in range(workers)]
             for start in starts:
                 data[start : start + len(ring)] = ring + start
             found[size] = self.seconds(kernels.chase(ROUNDS), data, workers=workers, starts=starts) / ROUNDS
@@ -151,14 +150,14 @@ class _Bench:
 
     def copy_rate(self, workers: int) -> float:
         """Return the billions of bytes a second that workers copy together, from memory to memory."""
-        elements = LARGE // 8 // workers // self.traits.lanes * self.traits.lanes
+        elements = max(LARGE // 8 // workers, MOST_CHASED // 4) // self.traits.lanes * self.traits.lanes
         data = np.zeros(2 * elements * workers, "int32")
         body = kernels.copy(elements, self.traits.lanes, 1)
         return 1e-9 * 4 * elements * workers / self.seconds(body, data, workers=workers)
 
 
 MOST_CHASED = 2**23
-"""Most bytes of a core that are chased through: a second-level cache is smaller."""
+"""Most bytes of a core that are chased through, and fewest that it copies: a second-level cache is smaller."""
 
 
 def _ring(size: int) -> np.ndarray:

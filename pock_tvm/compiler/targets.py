@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import shutil
 
 from tvm.target import Target, list_tags
@@ -17,8 +16,8 @@ from schedules.gpu.traits import DIALECTS
 from schedules.target import Target as KernelTarget
 
 from ..device.gpu.devices import open_device
-from ..device.instructions import instruction_sets
-from ..device.machine import machine_triple
+from ..device.instructions import instruction_sets, machine_sets
+from ..device.machine import BEST, machine_triple
 from ..errors import PockError
 from .calibration import calibrated, load_calibration
 from .machines import HEXAGON, MACHINES
@@ -32,8 +31,8 @@ TUNING = ("allow-", "false-deps-", "fast", "no-bypass-", "prefer-", "slow-", "tu
 def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
     """Return the TVM target of a program.
 
-    ``"host"`` (the default) is this machine with all its vector instructions; ``"calibrated"`` is the same with what
-    ``pock calibrate`` measured of it. Otherwise give a short name (``pi4``; see
+    ``"host"`` (the default) is this machine with all its vector instructions, and the cores that this process may use;
+    ``"calibrated"`` is the same with what ``pock calibrate`` measured of it. Otherwise give a short name (``pi4``; see
     :mod:`pock_tvm.compiler.machines`), one of TVM's tags (``raspberry-pi/4b-aarch64``), a TVM target as JSON or dict,
     or a Target.
 
@@ -45,14 +44,7 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
     if isinstance(target, Target):
         found = target
     elif target is None or target == HOST:
-        found = Target(
-            {
-                "kind": "llvm",
-                "mtriple": llvm.llvm_get_system_triple(),
-                "mcpu": llvm.llvm_get_system_cpu(),
-                "num-cores": os.cpu_count() or 1,
-            }
-        )
+        found = _host()
     elif target == CALIBRATED:
         host = resolve_target(HOST)
         found = calibrated(host, load_calibration(host))
@@ -76,6 +68,20 @@ def resolve_target(target: str | dict[str, object] | Target | None) -> Target:
         except ValueError as error:
             raise PockError(str(error)) from error
     return found
+
+
+def _host() -> Target:
+    """Return this machine's target, with the cores that kernels best run on, and without instructions that its core
+    has, but which a virtual machine hides."""
+    found = {
+        "kind": "llvm",
+        "mtriple": llvm.llvm_get_system_triple(),
+        "mcpu": llvm.llvm_get_system_cpu(),
+        "num-cores": BEST,
+    }
+    here, target = machine_sets(), Target(found)
+    hidden = [] if here is None else sorted(set(instructions_of(target)) - here)
+    return Target(found | {"mattr": [f"-{each}" for each in hidden]}) if hidden else target
 
 
 def _unknown(target: object, reason: str) -> str:

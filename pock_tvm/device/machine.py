@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import platform
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-"""Cores that this process may use."""
+from .cores import order_cpus
+
+IS_BOUND = hasattr(os, "sched_getaffinity")
+"""Whether the system says which CPUs a process may use, and binds threads to them."""
+CPUS, BEST = order_cpus(os.sched_getaffinity(0) if IS_BOUND else range(os.cpu_count() or 1))
+"""CPUs that this process may use, in the order in which threads take them, and how many threads kernels best run on."""
+CORES = len(CPUS)
+"""CPUs that this process may use."""
 
 # TVM's pool counts physical cores in a way of its own, and would use one thread of two.
-_wanted = os.environ.setdefault("TVM_NUM_THREADS", str(CORES))
-THREADS = min(int(_wanted), CORES) if _wanted.isdecimal() and int(_wanted) else CORES
+_wanted = os.environ.setdefault("TVM_NUM_THREADS", str(BEST))
+THREADS = min(int(_wanted), CORES) if _wanted.isdecimal() and int(_wanted) else BEST
 """Threads that kernels run on unless they are told otherwise."""
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from .contract import WORDS
 from .errors import PockError, ProgramError
 from .library import CONTRACT, CheckFailed, Library
-from .machine import THREADS  # sets the variable that TVM's pool reads when it starts
+from .machine import CPUS, IS_BOUND, THREADS  # sets the variable that TVM's pool reads when it starts
 from .reading import reading
 from .threads import in_one_thread
 from .waiting import keep_cores
@@ -115,11 +115,13 @@ _pool = threading.local()
 def use_threads(count: int) -> None:
     """Set the number of threads for the kernels that this thread calls from now on."""
     if getattr(_pool, "threads", None) != count:
-        tvm.get_global_func("runtime.config_threadpool")(FASTEST_CORES, count)
+        # TVM would bind threads to the first CPUs of the machine, even if this process may use others only.
+        places = (ONE_CPU_EACH, count, list(map(str, CPUS[:count]))) if IS_BOUND else (FASTEST_CORES, count)
+        tvm.get_global_func("runtime.config_threadpool")(*places)
         _pool.threads = count
 
 
-FASTEST_CORES = 1  # a mode of TVM's pool (src/runtime/threading_backend.cc)
+FASTEST_CORES, ONE_CPU_EACH = 1, -2  # modes of TVM's pool (src/runtime/threading_backend.cc)
 
 
 def pack_objects(objects: Mapping[str, bytes]) -> bytes:

@@ -33,8 +33,42 @@ CORES = {
     "apple-m1": Core(fma_ports=4, fma_latency=4, load_ports=3, cache_bytes=3072 * KIB),
     "cortex-m7": Core(fma_ports=1, fma_latency=3, load_ports=1, cache_bytes=16 * KIB),
     "cortex-m33": Core(fma_ports=1, fma_latency=3, load_ports=1, cache_bytes=16 * KIB),
+    # Those of ARM's with the pipes of an A76, or twice as many.
+    "cortex-a57": Core(fma_ports=1, fma_latency=5, load_ports=1, cache_bytes=256 * KIB),
+    **dict.fromkeys(
+        ("cortex-a77", "cortex-a78", "neoverse-n1", "neoverse-n2"),
+        Core(fma_ports=2, fma_latency=2, load_ports=2, cache_bytes=512 * KIB),
+    ),
+    **dict.fromkeys(
+        ("cortex-x1", "cortex-x2", "neoverse-v1", "neoverse-v2"),
+        Core(fma_ports=4, fma_latency=2, load_ports=3, cache_bytes=1024 * KIB),
+    ),
+    **dict.fromkeys(
+        ("apple-m2", "apple-m3", "apple-m4"), Core(fma_ports=4, fma_latency=4, load_ports=3, cache_bytes=4096 * KIB)
+    ),
+    # Vectors of a Zen 1 are halves, and those of a Zen 4 with AVX-512, too.
+    "znver1": Core(fma_ports=1, fma_latency=5, load_ports=1),
+    "znver2": Core(fma_ports=2, fma_latency=5, load_ports=2),
+    "znver3": Core(fma_ports=2, fma_latency=4, load_ports=2),
     "znver4": Core(fma_ports=1, fma_latency=4, load_ports=1),
     "znver5": Core(fma_ports=2, fma_latency=4, load_ports=2, cache_stream=64),
+    **dict.fromkeys(("haswell", "broadwell"), Core(fma_ports=2, fma_latency=5, load_ports=2, cache_bytes=256 * KIB)),
+    "skylake": Core(fma_ports=2, fma_latency=4, load_ports=2, cache_bytes=256 * KIB),
+    **dict.fromkeys(
+        ("skylake-avx512", "cascadelake", "cooperlake"),
+        Core(fma_ports=2, fma_latency=4, load_ports=2, cache_bytes=1024 * KIB),
+    ),
+    # Their second port has no vectors of AVX-512.
+    **dict.fromkeys(
+        ("icelake-client", "rocketlake"), Core(fma_ports=1, fma_latency=4, load_ports=2, cache_bytes=512 * KIB)
+    ),
+    "tigerlake": Core(fma_ports=1, fma_latency=4, load_ports=2, cache_bytes=1280 * KIB),
+    "icelake-server": Core(fma_ports=2, fma_latency=4, load_ports=2, cache_bytes=1280 * KIB, cache_stream=48),
+    # The fast cores of these.
+    **dict.fromkeys(
+        ("alderlake", "raptorlake", "meteorlake", "arrowlake", "arrowlake-s", "lunarlake"),
+        Core(fma_ports=2, fma_latency=4, load_ports=3, cache_bytes=1280 * KIB),
+    ),
     # Scalar floats: a packet has two multiply-adds. From Qualcomm's programmer's reference manuals.
     **dict.fromkeys(
         ("hexagonv66", "hexagonv68", "hexagonv69", "hexagonv73", "hexagonv75"),

@@ -141,8 +141,14 @@ def _is_integer(sch: s_tir.Schedule, block: SBlockRV) -> bool:
 
 
 def _vectors_turned(terms: int, traits: CpuTraits) -> int:
-    """Return the width, in vectors, of a strip of ``terms`` rows of a turned B: at least two."""
-    return max(2, int(SHARE_OF_TURNED * traits.cache_bytes) // (4 * terms * traits.lanes))
+    """Return the width, in vectors, of a strip of ``terms`` rows of a turned B: at least :data:`NARROWEST`."""
+    fewest = NARROWEST[traits.registers > FEW_REGISTERS]
+    return max(fewest, int(SHARE_OF_TURNED * traits.cache_bytes) // (4 * terms * traits.lanes))
+
+
+FEW_REGISTERS, NARROWEST = 16, {True: 2, False: 3}
+"""Fewest vectors of a strip of a turned B, by whether there are many registers: in 16, tiles of four rows need three
+vectors to hide the latency."""
 
 
 PIXELS_APART, MOST_PIXELS = 1024, 64

@@ -14,7 +14,7 @@ from ..kernels import SMALL
 from .lower import loops, lower, object_of, scratch_of
 from .schedule import schedule, walk
 from .scratch import needs_scratch
-from .tile_cost import rounded_rows, tiles, vector_lanes
+from .tile_cost import rounded_columns, rounded_rows, tiles, vector_lanes
 from .traits import CpuTraits, traits_of
 from .transpose import square_lanes
 
@@ -50,9 +50,13 @@ class CpuLayouts:
         return math.ceil(columns / lanes) * lanes if is_padded else columns
 
     def computed_columns(self, rows: int, columns: int) -> int:
-        """Return :meth:`padded_columns`, unless there are few rows, and parts of vectors to compute them by."""
+        """Return :meth:`padded_columns`, unless there are few rows, and parts of vectors to compute them by; slightly
+        more for a much better tile."""
         has_parts = MOST_PARTS * vector_lanes(columns, self.traits.lanes) >= self.traits.lanes
-        return columns if rows <= FEW_ROWS and has_parts else self.padded_columns(columns)
+        if rows <= FEW_ROWS and has_parts:
+            return columns
+        whole = self.padded_columns(columns)
+        return whole if whole % self.traits.lanes else rounded_columns(rows, whole, self.traits)
 
     def rounded_rows(self, rows: int, columns: int) -> int:
         """Return the rows to compute of a ``rows`` x ``columns`` product."""

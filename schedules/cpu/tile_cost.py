@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..extents import divisors
@@ -87,16 +87,37 @@ def tiles(
     """
     lanes = (joined_lanes if joins else vector_lanes)(columns, traits.lanes)
     joined = len(vector_sizes(lanes, traits.lanes))
-    found = []
+    found: list[Tile] = []
+    broken: list[Tile] = []
     for vectors in divisors(columns // lanes):
         for split in itertools.product(*(divisors(extent) for extent in rows)):
-            height = math.prod(split)
-            innermost_first = all(
-                part == 1 or whole == inner for part, whole, inner in zip(split, rows[1:], split[1:], strict=False)
-            )
-            if innermost_first and (height + 1) * vectors * joined + 1 <= traits.registers:
-                found.append(Tile(split, lanes, vectors))
+            if (math.prod(split) + 1) * vectors * joined + 1 <= traits.registers:
+                (found if _innermost_first(split, rows) else broken).append(Tile(split, lanes, vectors))
+    if all(_waits(tile, traits) for tile in found):
+        found += broken
     return sorted(found, key=lambda tile: _cost(tile, parts * math.prod(rows) * columns, traits, from_memory))
+
+
+def _innermost_first(split: Sequence[int], rows: Sequence[int]) -> bool:
+    """Return whether a tile has part of a loop over rows only where it has all of the loops inside."""
+    return all(part == 1 or whole == inner for part, whole, inner in zip(split, rows[1:], split[1:], strict=False))
+
+
+def _waits(tile: Tile, traits: CpuTraits) -> bool:
+    """Return whether latency or loads keep a tile below the peak."""
+    vectors = tile.registers(traits)
+    size = tile.height * vectors
+    loads = (tile.height + vectors) / size * traits.fma_ports / traits.load_ports
+    return size < _in_flight(traits) or loads > MOST_LOADS
+
+
+MOST_LOADS = 1.07
+"""Most loads of a tile, relative to those that start beside its multiply-adds. From measurements on Zen 5: tiles of one
+vector and 16 or 28 rows lose nothing to wider ones for which columns are added, or blocks of rows broken."""
+
+
+def _in_flight(traits: CpuTraits) -> int:
+    return max(LEAST_IN_FLIGHT, traits.fma_ports * traits.fma_latency)
 
 
 def _cost(tile: Tile, results: int, traits: CpuTraits, from_memory: bool = False) -> float:
@@ -104,13 +125,25 @@ def _cost(tile: Tile, results: int, traits: CpuTraits, from_memory: bool = False
     vectors = tile.registers(traits)
     size = tile.height * vectors
     loads = (tile.height + vectors) / size
-    in_flight = max(LEAST_IN_FLIGHT, traits.fma_ports * traits.fma_latency)
-    latency = max(1.0, in_flight / size)
+    latency = max(1.0, _in_flight(traits) / size)
     count = results // (tile.height * tile.width)
     balance = math.ceil(count / traits.cores) * traits.cores / count
     exposed = max(0.0, stream_of(tile, traits) - (HIDDEN_FROM_MEMORY if from_memory else HIDDEN_STREAM))
     spread = traits.broadcast_cost / vectors
-    return balance * latency * (1 + 0.5 * loads * traits.fma_ports / traits.load_ports + exposed + spread)
+    spills = SPILLING if _is_tight(tile, traits) else 1.0
+    return balance * latency * spills * (1 + 0.5 * loads * traits.fma_ports / traits.load_ports + exposed + spread)
+
+
+def _is_tight(tile: Tile, traits: CpuTraits) -> bool:
+    """Return whether a tile takes all registers, and has few uses for each operand that it loads."""
+    vectors = tile.registers(traits)
+    return (tile.height + 1) * vectors + 1 == traits.registers and min(tile.height, vectors) < FEWEST_USES
+
+
+SPILLING, FEWEST_USES = 1.25, 3
+"""Time that a tile which takes all registers loses, unless each operand is used so often: where LLVM unrolls the loop
+over terms, it loads operands early, and sums go to memory. By `llvm-mca` for 14 x 1 and 2 x 5 vectors of AVX2: from
+none (Haswell) to twice the time (Zen 3)."""
 
 
 def stream_of(tile: Tile, traits: CpuTraits) -> float:
@@ -133,14 +166,33 @@ take their turn, too. From measurements on x86."""
 
 def rounded_rows(rows: int, columns: int, traits: CpuTraits) -> int:
     """Return ``rows``, or slightly more for a much better tile: 197 is prime, 198 is 33 times 6."""
-
-    def cost(count: int) -> float:
-        best = tiles([count], columns, traits)[0]
-        return _cost(best, count * columns, traits) * count
-
-    candidates = range(rows, rows + MOST_SPARE_ROWS + 1)
-    best = min(candidates, key=cost)
-    return best if rows > MOST_SPARE_ROWS**2 and cost(best) < 0.9 * cost(rows) else rows
+    most = min(MOST_SPARE_ROWS, int(MOST_SPARE * rows))
+    return _rounded(rows, range(rows, rows + most + 1), lambda count: _time(count, columns, traits))
 
 
-MOST_SPARE_ROWS = 7
+def rounded_columns(rows: int, columns: int, traits: CpuTraits) -> int:
+    """Return ``columns``, whole vectors, or slightly more of them for a much better tile: 125 vectors are five times
+    25, 126 are three times 42."""
+    if not _waits(tiles([rounded_rows(rows, columns, traits)], columns, traits)[0], traits):
+        return columns
+    most = int(MOST_SPARE * columns) // traits.lanes * traits.lanes
+    candidates = range(columns, columns + most + 1, traits.lanes)
+    return _rounded(columns, candidates, lambda count: _time(rounded_rows(rows, count, traits), count, traits))
+
+
+def _time(rows: int, columns: int, traits: CpuTraits) -> float:
+    """Estimate the time of a product on cores that all have work, by its best tile, relative to other sizes."""
+    best = tiles([rows], columns, traits)[0]
+    return _cost(best, best.height * best.width * traits.cores, traits) * rows * columns
+
+
+def _rounded(extent: int, candidates: Iterable[int], time: Callable[[int], float]) -> int:
+    """Return the candidate of the least time, if that is much less than of ``extent`` itself."""
+    best = min(candidates, key=time)
+    return best if time(best) < WORTH * time(extent) else extent
+
+
+MOST_SPARE, MOST_SPARE_ROWS = 1 / 7, 7
+"""Most rows or columns to compute in vain, relative to those wanted, and most rows."""
+WORTH = 0.9
+"""Estimated time, relative to that without, for which they are computed."""

@@ -124,6 +124,39 @@ def test_wide_cores_pack_what_they_would_wait_for(
     assert ("pack" in offered and offered["pack"].default) == (packs and ports == 2)
 
 
+SIXTEEN = CpuTraits(lanes=8, registers=16, cores=4)
+"""A core with AVX2."""
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "tile"),
+    [
+        ([1, 14, 14], 576, (1, 2, 2, 24)),
+        ([8, 7, 7], 192, (4, 1, 1, 24)),
+        ([1, 56, 56], 144, (1, 1, 4, 24)),
+        ([1, 14, 14], 256, (1, 2, 2, 16)),  # 14 pixels by one vector take all registers, and LLVM would spill
+    ],
+)
+def test_few_registers_hold_blocks_of_pixels(rows: list[int], columns: int, tile: tuple[int, ...]) -> None:
+    """Rows of 7 and 14 pixels as a whole leave a core with sixteen registers waiting for loads or results."""
+    best = tiles(rows, columns, SIXTEEN)[0]
+    assert (*best.rows, best.width) == tile
+
+
+def test_many_registers_hold_whole_rows_of_pixels() -> None:
+    assert tiles([1, 14, 14], 576, CpuTraits(lanes=16, registers=32, cores=4))[0].rows == (1, 1, 14)
+
+
+@pytest.mark.parametrize(("rows", "columns", "whole"), [(1000, 1000, (1000, 1008)), (17, 200, (18, 208))])
+def test_rows_and_columns_are_added_where_no_tile_of_those_wanted_suits(
+    rows: int, columns: int, whole: tuple[int, int]
+) -> None:
+    layouts = CpuTarget(SIXTEEN, LLVM).layouts
+    computed = layouts.computed_columns(rows, columns)
+    assert (layouts.rounded_rows(rows, computed), computed) == whole
+    assert layouts.computed_columns(1024, 1024) == 1024
+
+
 @given(columns=EXTENTS)
 def test_vectors_divide_the_columns(columns: int) -> None:
     lanes = vector_lanes(columns, 16)

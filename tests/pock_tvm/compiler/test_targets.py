@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import pock_tvm as pock
 from pock_tvm.cli import app
+from pock_tvm.compiler import targets
 from pock_tvm.compiler.machines import CPUS, GPUS, MACHINES, Verified
 from pock_tvm.compiler.targets import instructions_of, kernel_target, resolve_target
 from schedules.gpu.text.cubin import NoCudaCompilerError
@@ -135,3 +136,14 @@ def test_the_readme_says_how_far_each_was_tried() -> None:
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     rows = {level: row for level in Verified for row in readme.splitlines() if row.startswith(f"| **{level}**")}
     assert all(f"`{name}`" in rows[machine.verified] for name, machine in MACHINES.items())
+
+
+def test_the_host_lacks_what_a_virtual_machine_hides_of_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM goes by the core's name: a program for it would be refused where it was compiled."""
+    has = set(instructions_of(resolve_target("host")))
+    hidden = {each for each in has if each.startswith(("avx512", "dotprod"))}
+    monkeypatch.setattr(targets, "machine_sets", lambda: frozenset(has - hidden))
+    found = resolve_target("host")
+    assert not set(instructions_of(found)) & hidden
+    if "avx512f" in has:
+        assert kernel_target(found).traits.lanes == 8
