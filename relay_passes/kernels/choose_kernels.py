@@ -236,6 +236,7 @@ def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: r
     needs_parts = any(padding) and not is_depthwise
     is_large = bytes_of(x) + bytes_of(grad) > target.traits.cores * target.traits.cache_bytes
     want = 4 * target.traits.cores if needs_parts or is_large else math.ceil(4 * target.traits.cores / tiles)
+    want = max(want, min(_parts_of_slices(target, x, grad), most // PIXELS_OF_PART))
     chunks = parts((batch, height), min(want, most)) if most > 1 else (1, 1)
     if needs_parts and (chunks == (1, 1) or groups > 1):
         x, attributes["padding"] = _padded(builder, x, padding), (0, 0, 0, 0)
@@ -252,6 +253,16 @@ def _conv2d_weight_gradient(target: Target, builder: relax.BlockBuilder, call: r
     return _permute_dims(target, builder, relax.op.permute_dims(builder.emit(sums), (0, 1, 3, 2)))
 
 
+def _parts_of_slices(target: Target, *operands: Expr) -> int:
+    """Return how many parts of a sum over a batch occupy all cores if large operands come one sample after the other
+    (:class:`SliceKernels`)."""
+    is_large = not target.is_gpu and max(map(bytes_of, operands)) > target.traits.cached_bytes
+    return target.traits.cores * shape_of(operands[0])[0] if is_large else 0
+
+
+PIXELS_OF_PART = 16
+"""Fewest elements of X for one of the partial sums of a weight gradient that more than occupy the cores: these are
+written and read again."""
 FEW_OUTPUTS = 48
 """Most output channels of a weight gradient that is computed transposed because X is large. From measurements on x86 at
 batch 8: 1.7 times as fast for 144 to 32 channels, 1.0 times for 384 to 64."""
@@ -302,7 +313,8 @@ def _sum(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax
     if not over_rows or len(shape) < 2 or attrs.keepdims or math.prod(shape) < SMALL:
         return call_kernel(builder, topi.sum, x, axis=axes and list(axes), keepdims=bool(attrs.keepdims))
     leading = 2 if max(shape[:2]) > 1 else len(shape)  # a 1x1 weight is split along its input channels
-    chunks = parts(shape[: min(leading, len(shape) - 1)], 4 * target.traits.cores)
+    want = max(4 * target.traits.cores, _parts_of_slices(target, x))
+    chunks = parts(shape[: min(leading, len(shape) - 1)], want)
     sums = builder.emit(_product(builder, reduction.channel_sum, x, pattern=REDUCTION, chunks=chunks))
     return call_kernel(builder, topi.sum, sums, axis=list(range(len(chunks))))
 
