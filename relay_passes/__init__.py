@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .kernels.schedule_kernels import ScheduleKernels
     from .kernels.share_frozen import ShareFrozen
     from .kernels.slice_forward import SliceForward
+    from .kernels.slice_kernels import SliceKernels
     from .kernels.straighten_products import StraightenProducts
     from .kernels.update_and_sum import UpdateAndSum
     from .kernels.winograd import Winograd
@@ -115,6 +116,7 @@ _HOME = {
     "SimplifyMasks": "canonical.simplify_masks",
     "SimplifyMovement": "canonical.simplify_movement",
     "SliceForward": "kernels.slice_forward",
+    "SliceKernels": "kernels.slice_kernels",
     "SplitBatch": "canonical.split_batch",
     "SplitGradients": "training.split_gradients",
     "SplitLoss": "training.split_loss",

@@ -30,6 +30,11 @@ class Traits(ABC):
     """Most operands and results of a kernel."""
 
     @property
+    def cached_bytes(self) -> int:
+        """Bytes that a cache which all cores share may hold of one operand: no target says how large it is."""
+        return 4 * self.cores * self.cache_bytes
+
+    @property
     @abstractmethod
     def peak(self) -> float:
         """Multiply-adds that can start at once, for ratios between machines."""

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import tvm
 from tvm import IRModule, relax, tirx
 from tvm.ir.transform import Pass
 
@@ -56,6 +57,7 @@ from relay_passes import (
     ShareFrozen,
     SimplifyMovement,
     SliceForward,
+    SliceKernels,
     SplitBatch,
     SplitGradients,
     SplitLoss,
@@ -79,7 +81,7 @@ from relay_passes.analysis.verify import (
 )
 from relay_passes.canonical.canonicalise import move_channels_last, unify_operators
 from relay_passes.canonical.store_permuted import stored_parts
-from relay_passes.ir import shape_of
+from relay_passes.ir import bindings_of, shape_of
 from relay_passes.ir.places import grouped_names, kernel_places
 from relay_passes.kernels.lift_frozen import PREPARE
 from relay_passes.kernels.share_frozen import tables_of
@@ -93,6 +95,7 @@ from relay_passes.operators.attention import uses_attention
 from relay_passes.training.append_loss import LOSS
 from relay_passes.training.evaluate_loss import EVALUATE
 from schedules.target import Layouts
+from schedules.target import Target as KernelTarget
 
 from ..frontend import Model, load_model
 from .build import Library, build_library
@@ -182,12 +185,18 @@ def differentiate(phases: Phases, training: Training, layouts: Layouts | None = 
 
 
 def order_kernels(
-    phases: Phases, training: Training, builder: KernelBuilder, *, winograd: bool = True, held: Sequence[str] = ()
+    phases: Phases,
+    training: Training,
+    builder: KernelBuilder,
+    *,
+    winograd: bool = True,
+    held: Sequence[str] = (),
+    has_budget: bool = False,
 ) -> None:
     """Phases 6 to 8: kernels in execution order.
 
     Computations on frozen parameters alone are hoisted into the function ``prepare``. ``held``: inputs that lie in the
-    arena.
+    arena. ``has_budget``: :func:`fit_arena` follows, which rematerialises no value that is written slice by slice.
     """
     constant = [name for name, record in phases.parameters.items() if record.is_frozen]
     integers = [name for name in constant if not phases.parameters[name].dtype.startswith("float")]
@@ -244,10 +253,31 @@ def order_kernels(
     phases.places, phases.kernels = kernel_places(phases.mod, names), kernel_costs(phases.mod, training.functions)
     if choices.recomputed():
         phases.run(8, "cheap", [RecomputeCheap(training.steps, phases.seconds)], updates_follow_reads)
+    if not (target.is_gpu or has_budget):
+        slice_chains(phases, training, target, [clean[0], NameKernels(training.functions), *ordered], names)
     # Kernels are scheduled here: how much scratch they need decides the plan.
     kernels = [func for func in phases.mod.functions.values() if isinstance(func, tirx.PrimFunc)]
     scratch = builder.scratch(kernels, phases.places)
     phases.run(8, "scratch", [ReserveScratch(training.functions, scratch, target.traits.alignment)])
+
+
+def slice_chains(
+    phases: Phases,
+    training: Training,
+    target: KernelTarget,
+    after: Sequence[Pass],
+    names: Mapping[tuple[str, str], Sequence[str]],
+) -> None:
+    """End of phase 8: kernels that pass large values to each other run slice by slice. ``after``: passes that name and
+    order kernels again; ``names`` is from :func:`grouped_names`."""
+    traits = target.traits
+    chains = [SliceKernels(traits.cached_bytes, traits.cores, name) for name in training.functions]
+    sliced = tvm.transform.Sequential(chains)(phases.mod)
+    has_chains = any(len(bindings_of(sliced[n])) > len(bindings_of(phases.mod[n])) for n in training.functions)
+    if has_chains and phases.choices.sliced_chains():
+        phases.enter(8, "sliced", sliced)
+        phases.run(8, "chains", after, updates_follow_reads)
+        phases.places, phases.kernels = kernel_places(phases.mod, names), kernel_costs(phases.mod, training.functions)
 
 
 def fit_arena(phases: Phases, training: Training, budget: int, max_slowdown: float) -> Fit[Phases] | TooLarge:

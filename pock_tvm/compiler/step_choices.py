@@ -64,6 +64,10 @@ class StepChoices:
         offered = [0, *(count for count in divisors(batch) if count <= MOST_SLICES)]
         return (self._choices.choose("slices", offered, 0) if batch > 1 else 0) or None
 
+    def sliced_chains(self) -> bool:
+        """Whether chains of kernels with large values run slice by slice (:class:`relay_passes.SliceKernels`)."""
+        return self._flag("sliced_chains")
+
     def unpacked(self) -> tuple[float, float]:
         """Return the sizes up to which frozen weights are not packed (:class:`relay_passes.PackWeights`)."""
         return PACKING[self._choices.choose("packing", list(PACKING), BY_SIZE)]

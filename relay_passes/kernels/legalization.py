@@ -12,7 +12,7 @@ from tvm.ir.transform import Pass
 from schedules.kernels import OPAQUE, indexing
 from schedules.target import Target
 
-from ..ir import Expr, is_static
+from ..ir import Expr, bytes_of, is_static, shape_of
 from ..operators.record import all_records, rule
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -109,3 +109,10 @@ def cropped_product(
 def moved(builder: relax.BlockBuilder, kernel: Callable[..., Any], *args: Expr, **options: Any) -> relax.Call:
     """Emit a kernel that moves elements, marked ``INJECTIVE``."""
     return product(builder, kernel, *args, pattern=INJECTIVE, **options)
+
+
+def parts_of_slices(target: Target, *operands: Expr) -> int:
+    """Return how many parts of a sum over a batch occupy all cores if large operands come one sample after the other
+    (:class:`relay_passes.SliceKernels`)."""
+    is_large = not target.is_gpu and max(map(bytes_of, operands)) > target.traits.cached_bytes
+    return target.traits.cores * shape_of(operands[0])[0] if is_large else 0

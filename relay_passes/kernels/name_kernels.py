@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from tvm import IRModule, relax, tirx
 
 from ..ir import CALLS, Expr, op_name, rewrite
 
+HASH = re.compile(r"_[0-9a-f]{16}(_\d+)?$")
+"""End of the name of a kernel that has been named."""
 LONGEST_NAME = 80
 """Characters kept of a fused kernel's name, which lists its operators. Names become file names."""
 
@@ -21,7 +24,8 @@ class NameKernels:
     """Rename every PrimFunc to end in a structural hash, and merge equal ones.
 
     In, out: functions of ``call_tir`` and the PrimFuncs that they call. The name is independent of the program, of
-    variable names and of the order in which kernels were made, so a cache of built kernels can use it as a key.
+    variable names and of the order in which kernels were made, so a cache of built kernels can use it as a key. A
+    kernel that has its name keeps it.
     """
 
     functions: Sequence[str]
@@ -58,7 +62,7 @@ class _Names:
         for name, other in same_hash:
             if tvm_ffi.structural_equal(func, other, map_free_vars=True):
                 return name
-        hint = var.name_hint[:LONGEST_NAME].rstrip("0123456789").rstrip("_")
+        hint = HASH.sub("", var.name_hint)[:LONGEST_NAME].rstrip("0123456789").rstrip("_")
         clash = f"_{len(same_hash)}" if same_hash else ""
         name = tvm.ir.GlobalVar(f"{hint}_{digest:016x}{clash}")
         relax.expr._update_type(name, var.ty)

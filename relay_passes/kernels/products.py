@@ -15,7 +15,15 @@ from schedules.target import Target
 
 from ..ir import shape_of
 from ..operators.registry import attributes_of, plain
-from .legalization import ELEMENTWISE, REDUCTION, call_kernel, legalizes, legalizes_for_target, product
+from .legalization import (
+    ELEMENTWISE,
+    REDUCTION,
+    call_kernel,
+    legalizes,
+    legalizes_for_target,
+    parts_of_slices,
+    product,
+)
 
 
 def _rounded_product(
@@ -64,6 +72,7 @@ def _sum(target: Target, builder: relax.BlockBuilder, call: relax.Call) -> relax
     if not over_rows or len(shape) < 2 or attrs.keepdims or math.prod(shape) < SMALL:
         return call_kernel(builder, topi.sum, x, axis=axes and list(axes), keepdims=bool(attrs.keepdims))
     leading = 2 if max(shape[:2]) > 1 else len(shape)  # a 1x1 weight is split along its input channels
-    chunks = parts(shape[: min(leading, len(shape) - 1)], 4 * target.traits.cores)
+    want = max(4 * target.traits.cores, parts_of_slices(target, x))
+    chunks = parts(shape[: min(leading, len(shape) - 1)], want)
     sums = builder.emit(product(builder, reduction.channel_sum, x, pattern=REDUCTION, chunks=chunks))
     return call_kernel(builder, topi.sum, sums, axis=list(range(len(chunks))))

@@ -42,11 +42,6 @@ class CpuTraits(Traits):
     """Whether kernels prefetch. Hexagon's vectors come from its second cache: it would cost slots."""
 
     @property
-    def cached_bytes(self) -> int:
-        """Bytes that a third cache may hold of one operand: no target says how large it is."""
-        return 4 * self.cores * self.cache_bytes
-
-    @property
     def peak(self) -> int:
         """Lanes of all cores."""
         return self.lanes * self.cores
