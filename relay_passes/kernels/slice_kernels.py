@@ -122,8 +122,8 @@ class _Slicing:
             read = used_vars(binding.value)
             is_late = any(var in chain.late for var in read)
             piece = self._piece(binding)
-            if piece is not None and chain.pieces and is_late:
-                yield chain
+            if piece is not None and chain.pieces and (is_late or chain.made.intersection(piece.whole)):
+                yield chain  # its results are whole from here on
                 chain, is_late = _Chain(), False
             if piece is not None and not is_late and (not chain.pieces or chain.touched.intersection(piece.cut)):
                 chain.pieces.append(piece)

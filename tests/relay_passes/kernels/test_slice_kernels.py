@@ -87,6 +87,21 @@ def test_what_the_rest_reads_is_joined() -> None:
     np.testing.assert_array_equal(run(new), run(mod))
 
 
+def test_a_kernel_that_needs_all_samples_waits_for_all() -> None:
+    """As attention among samples does."""
+
+    def body(emit: Callable[..., Any], x: Any, w: Any) -> Any:
+        query = emit(matmul(x, w, transpose_a=False, transpose_b=False))
+        key = emit(R.exp(query))
+        scores = emit(matmul(query, key, transpose_a=False, transpose_b=True))
+        return emit(R.multiply(scores, scores))
+
+    mod = chosen(body, {"x": (64, 16), "w": (16, 16)})
+    new = SliceKernels(CACHED, 1)(mod)
+    assert operators(new).count("pock.join") == 3  # queries, keys and the result
+    np.testing.assert_array_equal(run(new), run(mod))
+
+
 @pytest.mark.parametrize(
     ("cached", "cores", "start"), [(10**6, 1, 0), (CACHED, 64, 0), (CACHED, 1, 10**6)], ids=["cache", "cores", "start"]
 )
