@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from schedules.kernels.integers import HIGH_BITS
+from schedules.kernels.plane_taps import place_of_tap
 from schedules.kernels.quantized import LARGEST, OTHER_SHIFT, WORD
-from schedules.kernels.word_planes import place_of_tap
 
 LARGEST_WEIGHT = 127
 """Weights are symmetric."""
@@ -210,7 +210,7 @@ def packed(weight: np.ndarray) -> np.ndarray:
 
 def row_taps_in_words(weight: np.ndarray) -> np.ndarray:
     """Pack the rows of a depthwise weight int8 [R, S, 1, C] into words, int32 [R, ceil(S / 4), C], at the places of
-    :func:`schedules.kernels.word_planes.place_of_tap`."""
+    :func:`schedules.kernels.plane_taps.place_of_tap`."""
     rows, taps, _, channels = weight.shape
     found = np.zeros((rows, -(-taps // WORD), channels, WORD), np.int8)
     for tap in range(taps):

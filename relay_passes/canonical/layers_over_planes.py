@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from schedules.kernels.plane_taps import PIXELS, Window
 from schedules.kernels.quantized import WORD
-from schedules.kernels.word_planes import PIXELS, Window
 
 from ..analysis.fixed_point import EightBits, packed, row_taps_in_words
 from ..analysis.frozen_prefix import DEPTHWISE, MATMUL, MEAN, Layer

@@ -7,8 +7,8 @@ import math
 from tvm import relax
 
 from schedules.kernels import word_planes
+from schedules.kernels.plane_taps import Window, padded_pixels
 from schedules.kernels.quantized import WORD
-from schedules.kernels.word_planes import Window, padded_pixels
 
 from ..ir import shape_of
 from .record import Kind

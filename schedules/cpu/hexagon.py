@@ -7,11 +7,9 @@ are scheduled for one lane, unless the target asks for vectors of floats: LLVM's
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import tvm
-import tvm_ffi
 from tvm import ir, tirx
 from tvm.sym import Analyzer
 from tvm.target.codegen import target_has_features
@@ -34,10 +32,6 @@ MULTIPLY, MULTIPLY_ADD = "llvm.hexagon.V6.vrmpybusv.128B", "llvm.hexagon.V6.vrmp
 """Dot products of words of four uint8 and of four int8, alone or added to sums, without saturating."""
 BY_NUMBER, ADD_BY_NUMBER = "llvm.hexagon.V6.vrmpybus.128B", "llvm.hexagon.V6.vrmpybus.acc.128B"
 """The same where all lanes have the same int8: a packet takes two of these on every version."""
-ALIGN = "llvm.hexagon.V6.valignb.128B"
-"""Bytes of two vectors from a number of bytes on: the first operand lies behind the second."""
-DEAL, HALVES_OF_PAIR = "llvm.hexagon.V6.vdealvdd.128B", ("llvm.hexagon.V6.lo.128B", "llvm.hexagon.V6.hi.128B")
-"""Even groups of bytes of two vectors, then odd ones; the groups have minus the number's bytes."""
 BYTES = ("int8", "uint8")
 
 
@@ -120,84 +114,6 @@ def _loaded_at_once(x: tirx.Expr) -> tirx.Expr:
         return x
     word = tirx.BufferLoad(loads[0].source, [tirx.Ramp(loads[0].indices[0], 1, WORD)])
     return tirx.reinterpret("int32", word)
-
-
-def loaded_by_vectors(body: tirx.Stmt) -> tirx.Stmt:
-    """Load words that lie within two vectors as these two, of which one instruction takes lanes: LLVM would put single
-    words together, and align again what is at a known distance from a vector's start.
-
-    Buffers that a kernel allocates begin at multiples of a vector; of others, one at known lanes is left to LLVM.
-    """
-    own: list[tirx.Buffer] = []
-    tvm_ffi.structural_walk(body, (tirx.AllocBuffer, lambda alloc: own.append(alloc.buffer)))
-
-    def taken(load: ir.TensorLoad) -> tirx.Expr:
-        (place,) = load.indices if len(load.indices) == 1 else (None,)
-        if str(load.ty.dtype) != f"int32x{LANES}" or place is None or lanes_of(place) != LANES:
-            return load
-        if not (isinstance(place, tirx.Ramp) and int(place.stride) == 1):
-            return _loaded_apart(load, place)
-        ahead = _ahead(place.base, LANES)
-        if not ahead or not any(each.same_as(load.source) for each in own):
-            return load
-        low, high = _two_vectors(load, place.base - ahead)
-        return tirx.call_llvm_pure_intrin(f"int32x{LANES}", ALIGN, high, low, tirx.const(ahead * WORD, "int32"))
-
-    return tvm_ffi.structural_map(body, (ir.TensorLoad, taken))
-
-
-def _loaded_apart(load: ir.TensorLoad, place: tirx.Expr) -> tirx.Expr:
-    """Return words that lie within two vectors as lanes of both; other loads are returned unchanged."""
-    analyzer = Analyzer()
-    at = [analyzer.simplify(_lane_of(place, lane)) for lane in range(LANES)]
-    first = at[0] - (_ahead(at[0], 2 * LANES) or 0)
-    offsets = [analyzer.simplify(each - first) for each in at]
-    if not all(isinstance(each, tirx.IntImm) and 0 <= int(each) < 2 * LANES for each in offsets):
-        return load
-    lanes, (low, high) = [int(each) for each in offsets], _two_vectors(load, first)
-    if (dealt := _dealt(lanes)) is None:
-        return shuffled([low, high], lanes)
-    size, is_odd = dealt
-    both = tirx.call_llvm_pure_intrin(f"int32x{2 * LANES}", DEAL, high, low, tirx.const(-size * WORD, "int32"))
-    return tirx.call_llvm_pure_intrin(f"int32x{LANES}", HALVES_OF_PAIR[is_odd], both)
-
-
-def _ahead(place: tirx.Expr, size: int) -> int | None:
-    """Return how many words behind a multiple of ``size`` a place lies; None if that is not known."""
-    known = Analyzer().modular_set(place)
-    return int(known.base) % size if known.coeff % size == 0 else None
-
-
-def _two_vectors(load: ir.TensorLoad, first: tirx.Expr) -> list[tirx.Expr]:
-    """Return the vector that begins at a word, and the one behind it."""
-    places = (Analyzer().simplify(first + ahead) for ahead in (0, LANES))
-    return [tirx.BufferLoad(load.source, [tirx.Ramp(place, 1, LANES)]) for place in places]
-
-
-def _dealt(lanes: Sequence[int]) -> tuple[int, bool] | None:
-    """Return the words of the groups, of which lanes are every other one, and whether these are the odd ones."""
-    for size in (2**power for power in range(LANES.bit_length() - 1)):
-        for is_odd in (False, True):
-            if list(lanes) == [lane // size * 2 * size + lane % size + is_odd * size for lane in range(LANES)]:
-                return size, is_odd
-    return None
-
-
-def _lane_of(place: tirx.Expr, lane: int) -> tirx.Expr:
-    """Return the index of one lane of a vector of them."""
-
-    def number(node: tirx.Expr) -> tirx.Expr:
-        if isinstance(node, tirx.Ramp):
-            return node.base + node.stride * lane
-        return node.value
-
-    if isinstance(place, tirx.Ramp | tirx.Broadcast):
-        return number(place)
-    if isinstance(place, tirx.Add | tirx.Sub | tirx.Mul | tirx.FloorDiv | tirx.FloorMod | tirx.Div | tirx.Mod):
-        return type(place)(_lane_of(place.a, lane), _lane_of(place.b, lane))
-    if isinstance(place, ir.Call):
-        return tirx.Call(str(place.ty.dtype).split("x")[0], place.op, [_lane_of(each, lane) for each in place.args])
-    return place
 
 
 def names_vectors(func: tirx.PrimFunc) -> bool:

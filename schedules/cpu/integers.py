@@ -14,7 +14,8 @@ from ..kernels import PORTABLE
 from ..kernels.integers import BYTE_OF, HIGH_BITS, JOIN_BYTES, MULTIPLY_HIGH, SATURATE_INT16, SATURATE_UINT8
 from ..kernels.quantized import LARGEST, WORD
 from . import hexagon_integers
-from .hexagon import HVX, loaded_by_vectors
+from .hexagon import HVX
+from .hexagon_loads import loaded_by_vectors
 from .stored_together import Packing
 from .vectors import ARM_LANES, concatenated, lanes_of, shuffled
 

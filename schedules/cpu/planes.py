@@ -7,8 +7,9 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from ..decisions import Choices
 from ..extents import divisors
+from ..kernels.plane_taps import BORDERS, PIXELS, ROWS, VECTORS, WORDS_OF_TAPS
 from ..kernels.quantized import WORD
-from ..kernels.word_planes import BIASED, BORDERS, PIXELS, VECTORS, WORDS_OF_TAPS
+from ..kernels.word_planes import BIASED
 from ..loops import Unsuited, extent_of, is_reduction, split_by_kind
 from .traits import CpuTraits
 
@@ -17,6 +18,8 @@ MOST_SUMS = 20
 MOST_VECTORS = 8
 """Most vectors of pixels of a depthwise tile whose sums need not be in registers at once. By packets on v66, of a 3x3
 layer of 32 x 32 pixels 7,982 with one, 6,727 with two, 5,174 with four, 4,394 with eight, 4,281 with sixteen."""
+MOST_BORDERS = 128
+"""Most vectors of borders that are constants of the code: rows of an odd number of pixels have as many as pixels."""
 
 
 def convolution(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Choices) -> None:
@@ -124,15 +127,21 @@ def _finish(sch: s_tir.Schedule, unrolled: list[LoopRV], lane: LoopRV) -> None:
 
 
 def _copies(sch: s_tir.Schedule, made: list[SBlockRV], task: LoopRV) -> None:
-    """Copy planes, and words of taps, in each task. Borders are the same for all."""
+    """Copy planes, and words of taps, in each task. Borders are the same for all: constant vectors, stored once."""
     before: dict[str, SBlockRV] = {}
     for block in made:
         name = sch.get(block).name_hint
         if name == BORDERS:
+            shift, pixel = sch.get_loops(block)
+            if extent_of(sch, shift) * extent_of(sch, pixel) <= MOST_BORDERS * PIXELS:
+                vector, lane = sch.split(pixel, [None, PIXELS])
+                _finish(sch, [shift, vector], lane)
             continue
         before |= {sch.get(each).name_hint: each for each in sch.get_producers(block)}
         sch.compute_at(block, task, preserve_unit_loops=True)
         *_, high, phase, vector, lane = sch.get_loops(block)
+        if name == ROWS:
+            _finish(sch, [high, phase, vector], lane)
         if name.startswith((VECTORS, WORDS_OF_TAPS)):
             sch.reorder(vector, high, phase, lane)
             _finish(sch, [high, phase], lane)

@@ -15,6 +15,7 @@ from relay_passes.analysis.fixed_point import packed, row_taps_in_words
 from relay_passes.analysis.kernel_costs import kernel_costs
 from schedules.kernels import PORTABLE, quantized
 from schedules.kernels import word_planes as W
+from schedules.kernels.plane_taps import Window, padded_pixels
 from tests.schedules import hexagon
 from tests.schedules.kernels import HOST, defined, run
 from tests.schedules.test_quantized import ZERO, random_layer, rescaled, sums_of
@@ -23,7 +24,7 @@ from tests.schedules.test_quantized import ZERO, random_layer, rescaled, sums_of
 def planes(x: np.ndarray) -> np.ndarray:
     """Planes of words of bytes [N, H, W, C], with noise behind the last pixel."""
     batch, height, width, channels = x.shape
-    shape = (batch, channels // 4, W.padded_pixels(height, width))
+    shape = (batch, channels // 4, padded_pixels(height, width))
     found = np.random.default_rng(3).integers(-(2**31), 2**31, shape).astype("int32")
     found[..., : height * width] = x.view("<i4").reshape(batch, height * width, -1).swapaxes(1, 2)
     return found
@@ -36,7 +37,7 @@ def bytes_of(words: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 # channels, columns, taps, stride, whether depthwise, size: one pixel; no whole vectors; strides whose columns are dealt
-# (rows of a vector, and shorter ones), and not; borders of every width.
+# (rows of a vector, shorter ones, and those that end anywhere), and not; borders of every width.
 LAYERS = [
     (24, 40, 1, 1, False, 8),
     (12, 8, 1, 1, False, 7),
@@ -46,6 +47,8 @@ LAYERS = [
     (12, 12, 7, 1, True, 11),
     (8, 8, 5, 2, True, 16),
     (8, 8, 3, 2, True, 10),
+    (4, 4, 3, 2, True, 14),
+    (4, 4, 3, 2, False, 28),
 ]
 Case = tuple[Callable[..., Any], list[np.ndarray], dict[str, Any], np.ndarray]
 
@@ -132,7 +135,7 @@ def test_windows_of_any_padding(taps: int, stride: int, padding: int, depthwise:
         "size": (6, 6), "taps": (taps, taps), "strides": (stride, stride), "padding": (padding,) * 4, "zero": 7,
         "depthwise": depthwise,
     }  # fmt: skip
-    assert W.Window(6, 6, (taps, taps), (stride, stride), (padding,) * 4).fits
+    assert Window(6, 6, (taps, taps), (stride, stride), (padding,) * 4).fits
     sums = run(
         W.planes_sums, planes(x), row_taps_in_words(weight) if depthwise else packed(weight), target=HOST, **options
     )
