@@ -37,7 +37,7 @@ from ..schemes.scheme import Scheme
 from . import lowering, pipeline
 from .build import Library
 from .database import ANY, Records, TunedStep, records_of
-from .faults import own_faults
+from .faults import for_users
 from .footprint.needs import is_freestanding, limits_of, needs_of
 from .index_limits import index_limits
 from .kernel_builder import KernelBuilder
@@ -54,7 +54,7 @@ from .training_options import FLOAT16, FLOAT32, Training
 TRAINS_NOTHING = "the scheme trains nothing: every parameter is frozen"
 
 
-@own_faults()
+@for_users
 def compile(  # noqa: A001 - the name that users expect
     model: Any,
     *,

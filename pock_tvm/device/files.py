@@ -34,7 +34,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     """
     target = followed(path)
     if not target.parent.is_dir():
-        raise WriteError(f"'{path}' cannot be written: there is no folder '{target.parent}'")
+        raise _missing_folder(path)
     if target.is_dir():
         raise WriteError(f"'{path}' cannot be written: it is a folder")
     with writing(path):
@@ -62,7 +62,13 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except WriteError:
         raise
     except OSError as fault:
+        if isinstance(fault, FileNotFoundError) and not followed(path).parent.is_dir():
+            raise _missing_folder(path) from fault
         raise WriteError(f"'{path}' cannot be written: {reason(fault)}") from fault
+
+
+def _missing_folder(path: str | os.PathLike[str]) -> WriteError:
+    return WriteError(f"'{path}' cannot be written: there is no folder '{followed(path).parent}'")
 
 
 @contextlib.contextmanager

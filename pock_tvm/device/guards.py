@@ -22,7 +22,7 @@ HOLDS = "it holds NaN or infinity"
 OF_GRADIENTS = "Lower the learning rate, or look at the data; guard='step' changes nothing"
 TEXTS = {
     INPUT: ("input '{}'", HOLDS, "Look at the data; if infinities are meant, as in a mask, compile with guard='off'"),
-    LOSS: ("the loss", HOLDS, "Lower the learning rate, or look at the data"),
+    LOSS: ("the loss", HOLDS, "Lower the learning rate, or look at the data: labels that are all ignored have no mean"),
     GRADIENT: ("the gradient of '{}'", HOLDS, OF_GRADIENTS),
     FACTOR: (
         "the gradient of '{}'",

@@ -223,5 +223,6 @@ def named_inputs(x: Data, names: Sequence[str], *, of: str = "") -> dict[str, np
     values = list(x) if isinstance(x, tuple | list) else [x]
     if len(values) != len(names):
         given = f"{len(values)}{where} were given"
-        raise InputError(f"the network has {len(names)} inputs ({', '.join(names)}); {given}")
+        inputs = f"{len(names)} input{'s' if len(names) != 1 else ''} ({', '.join(names)})"
+        raise InputError(f"the network has {inputs}; {given}: a list or tuple has an item for each")
     return {name: as_array(f"input '{name}'{where}", value) for name, value in zip(names, values, strict=True)}

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..compiler.database import Database
-from ..compiler.faults import own_faults
+from ..compiler.faults import for_users
 from ..compiler.rebuild import rebuild, target_of
 from ..compiler.targets import kernel_target
 from ..deploying.endpoint import Endpoint
@@ -42,7 +42,7 @@ OPTIONS = {
 }
 
 
-@own_faults()
+@for_users
 def tune(
     program: Program | str | os.PathLike[str],
     database: str | os.PathLike[str],

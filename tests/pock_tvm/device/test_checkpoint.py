@@ -229,5 +229,5 @@ def test_what_is_no_file_or_too_large_is_not_read(program, tmp_path) -> None:
 
 
 def test_a_missing_folder(program, tmp_path) -> None:
-    with pytest.raises(WriteError, match="cannot be written: No such file or directory"):
+    with pytest.raises(WriteError, match="cannot be written: there is no folder '.*none'"):
         trained(program, 1).save(tmp_path / "none" / "a.ckpt", keep=2)
