@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import functools
 import operator
 from collections.abc import Callable
@@ -221,10 +222,60 @@ def _quotient(op: Any, x: Any, y: Any) -> Pair:
 
 
 @rule("pow")
-def _power(op: Any, x: Pair, exponent: Any) -> Pair:
-    if exponent in (1, 2, 3, 4):
+def _power(op: Any, x: Any, exponent: Any) -> Pair:
+    if isinstance(exponent, Pair | complex) or not isinstance(x, Pair):
+        base = cmath.log(x) if isinstance(x, int | float | complex) else _log(op, _pair(x))
+        return _exp(op, _product(torch.mul, exponent, base))
+    if not isinstance(exponent, Tensor) and exponent in (1, 2, 3, 4):
         return functools.reduce(functools.partial(_product, torch.mul), [x] * int(exponent))
-    raise ModelError(f"a complex number is raised to the power {exponent}, for which there is no rule: use products")
+    if not isinstance(exponent, Tensor) and exponent == -1:
+        return _reciprocal(op, x)
+    return _polar(op, _abs(op, x) ** exponent, _angle(op, x) * exponent)
+
+
+RULES |= {"square": lambda op, x: _power(op, x, 2), "sqrt": lambda op, x: _power(op, x, 0.5)}
+RULES |= {"rsqrt": lambda op, x: _power(op, x, -0.5)}
+
+
+@rule("sin")
+def _sin(op: Any, x: Pair) -> Pair:
+    return Pair(x.real.sin() * x.imag.cosh(), x.real.cos() * x.imag.sinh())
+
+
+@rule("cos")
+def _cos(op: Any, x: Pair) -> Pair:
+    return Pair(x.real.cos() * x.imag.cosh(), -x.real.sin() * x.imag.sinh())
+
+
+@rule("sinh")
+def _sinh(op: Any, x: Pair) -> Pair:
+    return Pair(x.real.sinh() * x.imag.cos(), x.real.cosh() * x.imag.sin())
+
+
+@rule("cosh")
+def _cosh(op: Any, x: Pair) -> Pair:
+    return Pair(x.real.cosh() * x.imag.cos(), x.real.sinh() * x.imag.sin())
+
+
+@rule("tanh")
+def _tanh(op: Any, x: Pair) -> Pair:
+    """``(sinh(2a) + i sin(2b)) / (cosh(2a) + cos(2b))``, divided by ``cosh(2a)``, which would overflow."""
+    small = torch.exp(-2 * x.real.abs())
+    share = 2 * small / (1 + small * small)  # 1 / cosh(2a)
+    below = 1 + (2 * x.imag).cos() * share
+    return Pair((2 * x.real).tanh() / below, (2 * x.imag).sin() * share / below)
+
+
+@rule("tan")
+def _tan(op: Any, x: Pair) -> Pair:
+    turned = _tanh(op, Pair(-x.imag, x.real))
+    return Pair(turned.imag, -turned.real)
+
+
+@rule("sigmoid")
+def _sigmoid(op: Any, x: Pair) -> Pair:
+    half = _tanh(op, Pair(x.real / 2, x.imag / 2))
+    return Pair((half.real + 1) / 2, half.imag / 2)
 
 
 @rule("exp")

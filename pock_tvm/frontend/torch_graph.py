@@ -241,8 +241,17 @@ def _decompositions() -> dict[Any, Any]:
         if isinstance(op, torch._ops.OpOverload) and op not in table and not (op in COMPLEX or has_converter(op)):
             table[op] = rule
     table[torch.ops.aten.as_strided.default] = _as_strided
+    table[torch.ops.aten.sgn.default] = _sign
     table[torch.ops.aten.grid_sampler_3d.default] = sampled_volumes
     return table
+
+
+def _sign(x: torch.Tensor) -> torch.Tensor:
+    """``x / |x|``, and 0 at 0, where its gradient is 0, too; PyTorch's own decomposition has none there."""
+    if not x.is_complex():
+        return torch.sign(x)
+    size = x.abs()
+    return torch.where(size == 0, 0, x / torch.where(size == 0, 1, size))
 
 
 def _as_strided(x: torch.Tensor, size: list[int], stride: list[int], storage_offset: int | None = None) -> Any:

@@ -81,6 +81,7 @@ def spectra(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
     z = torch.fft.fft(y) * (2 - 1j) + y
     quotient = z.conj() / (z * z.abs() + (3 + 1j))
     filled = z.masked_fill(y > 0, 1j) - torch.ones(3, 4, dtype=torch.cfloat)
+    mask = (torch.arange(4) > 1).float()
     rows = torch.cat([z, torch.complex(y, -y), torch.polar(y.abs(), y)]).roll(1, -1)[1:, ::2]
     results = [
         quotient,
@@ -89,6 +90,10 @@ def spectra(m: Parts, x: torch.Tensor) -> list[torch.Tensor]:
         F.pad(z, (1, 1)),
         torch.stack([rows, rows.exp() * 1e-2]),
         (z + 5).log(),
+        torch.stack(
+            [z.sqrt(), z.square(), z.rsqrt(), z**-1, z**1.5, z**y, 2**z, (0.1 * z) ** z, z.sgn(), (z * mask).sgn()]
+        ),
+        torch.stack([z.sin(), z.cos(), z.sinh(), z.cosh(), z.tanh(), z.tan(), z.sigmoid(), (z * 40 + 70).tanh()]),
     ]
     return [part for result in results for part in (result.real, result.imag)] + [z.angle(), torch.fft.irfft(z, n=5)]
 
