@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+import tvm_ffi
+from tvm import tirx
 
 from relay_passes.analysis.fixed_point import packed, row_taps_in_words
 from relay_passes.analysis.kernel_costs import kernel_costs
+from schedules.cpu.vectors import lanes_of
 from schedules.kernels import PORTABLE, quantized
 from schedules.kernels import word_planes as W
-from schedules.kernels.plane_taps import Window, padded_pixels
+from schedules.kernels.plane_taps import PIXELS, Window, padded_pixels
 from tests.schedules import hexagon
 from tests.schedules.kernels import HOST, defined, run
 from tests.schedules.test_quantized import ZERO, random_layer, rescaled, sums_of
@@ -163,3 +166,16 @@ def test_two_products_by_numbers_start_in_a_packet() -> None:
     assert packets.count(2) > packets.count(1) and max(packets) == 2
     assert ".w = vadd(" not in text and "memub" not in text and "memb(" not in text and "vinsert" not in text
     assert "llvm_pure_intrin" not in str(target.lower(func.with_attr(PORTABLE, True)))
+
+
+@pytest.mark.parametrize("case", [LAYERS[4], LAYERS[6], LAYERS[7], LAYERS[9]])
+def test_planes_are_copied_by_vectors(case: tuple) -> None:
+    """No word is copied alone, whatever the rows, and no mask computed."""
+    kernel, arrays, options, _ = layer(*case)
+    target = hexagon.hexagon("v66")
+    func = target.schedule(defined(kernel, *arrays, **options)).with_attr("global_symbol", "kernel")
+    lanes: list[int] = []
+    (lowered,) = target.lower(func).functions.values()
+    tvm_ffi.structural_walk(lowered.body, (tirx.BufferStore, lambda store: lanes.append(lanes_of(store.value))))
+    assert set(lanes) == {PIXELS}
+    assert ("vdealvdd" in str(lowered)) == (case[3] == 2)
