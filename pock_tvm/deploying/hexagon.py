@@ -135,7 +135,7 @@ def _tools(cc: str) -> tuple[str, str]:
 
 
 def check_alignment(network: Network) -> None:
-    """Check that each operand begins where its kernel's code takes it to begin.
+    """Check that each operand, and scratch, begins where its kernel's code takes it to begin.
 
     Raises
     ------
@@ -143,10 +143,11 @@ def check_alignment(network: Network) -> None:
         One does not: its vectors would be read from elsewhere.
     """
     program, plan = network.program, network.plan
-    alignments = {name: operand_alignments(func) for name, func in kernel_definitions(program)}
+    definitions = kernel_definitions(program)
+    alignments = {name: [*operand_alignments(func), VECTOR_BYTES] for name, func in definitions}  # scratch comes last
     for name, entry in bundled(program.manifest["entries"]).items():
         for kernel, operands in kernel_calls(entry):
-            for operand, alignment in zip(operands, alignments[kernel], strict=False):  # scratch comes last
+            for operand, alignment in zip(operands, alignments[kernel], strict=False):
                 offset = plan.place(entry, name, *operand).offset
                 if offset % alignment:
                     raise PockError(
