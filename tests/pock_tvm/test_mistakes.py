@@ -159,7 +159,10 @@ CALLS = [
     (lambda t: t.step("x", Y, lr=0.1), "input 'x' is an array of numbers, not 'x'"),
     (lambda t: t.step([[[1, 2], [3]]], Y, lr=0.1), "input 'x' cannot be read as an array"),
     (lambda t: t.step(X.tolist(), Y, lr=0.1), "has 1 input (x); 4 were given: a list or tuple has an item for each"),
-    (lambda t: t.step(X.astype("float64"), Y, lr=0.1), "input 'x' is of type float64; the program takes float32"),
+    (
+        lambda t: t.step(X.astype("float64"), Y, lr=0.1),
+        "input 'x' is of type float64; the program takes float32: convert it, by .astype('float32') or .to(torch.float32)",
+    ),
     (lambda t: t.step(X, ["a"] * 4, lr=0.1), "target y is an array of numbers, not a list"),
     (lambda t: t.predict({"image": X}), "'image' is not one"),
     (lambda t: t.evaluate(5), "data to evaluate is a sequence of batches (x, y), not 5"),
