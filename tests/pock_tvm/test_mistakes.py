@@ -122,6 +122,8 @@ OPTIONS = [
     (lambda: pock.Task("net.pt2", "a", "b", optimizer=pock.SGD()), "Task: optimizer is a mapping such as {'kind': 'sgd'"),
     (lambda: pock.Task("net.pt2", "a", "b", ratios=[0.5, 2]), "Task: ratios is a sequence of shares in (0, 1], not a list"),
     (lambda: pock.analyze("net.pt2", "c.json"), "what is analysed is a pock.Task, not 'net.pt2'"),
+    (lambda: pock.search("c.json"), "what is searched is pock.Contributions, such as Contributions.load(path), not 'c.json'"),
+    (lambda: pock.check(small(4), scheme={"*": "full"}), "or a function that makes one, not a dict"),
     (lambda: pock.Scheme(5), "a scheme is a mapping of patterns"),
     (lambda: pock.Scheme("full"), "a scheme is a mapping of patterns"),
     (lambda: pock.Scheme({1: "full"}), "a scheme is a mapping of patterns"),
