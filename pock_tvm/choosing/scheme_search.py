@@ -9,7 +9,7 @@ from typing import Any
 
 from ..compiler.fitting import batch_parts
 from ..compiler.training_options import FLOAT32, FROZEN
-from ..device.arguments import Kind, require
+from ..device.arguments import Kind, one_of, require
 from ..errors import BatchError, ContributionError, MemoryBudgetError, NothingFrozenError, PockError
 from ..frontend.structure import Structure
 from ..schemes.scheme import Scheme
@@ -90,6 +90,7 @@ def search(
         A budget is too small; the message names the smallest feasible one.
     """
     budgets = budgets_of(memory, seconds)
+    require("what is searched", found, one_of("pock.Contributions, such as Contributions.load(path)", Contributions))
     require("frozen", frozen, Kind("'float32' or 'int8'", lambda value: value in FROZEN))
     structure, alternatives, time_model = prepare_search(found, target, profiles, progress, frozen)
     choices = best_alternative(alternatives, budgets)

@@ -13,6 +13,7 @@ from relay_passes.kernels.choose_kernels import without_kernel
 from relay_passes.training import backward
 from schedules.target import Target as KernelTarget
 
+from ..device.arguments import Kind, require
 from ..device.losses import FUNCTION, Loss, as_loss
 from ..device.optimizers import SGD
 from ..errors import CompilerError, MissingGradient, ModelError, Obstacle, PockError, PockWarning
@@ -27,6 +28,11 @@ from .phases import Phases
 from .pipeline import import_model, training_graph
 from .targets import kernel_target, resolve_target
 from .training_options import TRAIN, Training
+
+SCHEME = Kind(
+    """a pock.Scheme, such as Scheme({"*.bias": "full"}), or a function that makes one""",
+    lambda value: value is None or isinstance(value, Scheme) or callable(value),
+)
 
 
 def check(
@@ -48,8 +54,9 @@ def check(
     Raises
     ------
     PockError
-        The loss or the target is invalid.
+        The loss or the target is invalid, or the scheme is neither a Scheme nor a function.
     """
+    require("scheme", scheme, SCHEME)
     own, target = custom_loss(loss, None), resolve_target(target)
     loss = as_loss(loss) if own is None else Loss(FUNCTION)
     try:

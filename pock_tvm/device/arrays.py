@@ -55,7 +55,8 @@ def check_array(what: str, array: np.ndarray, shape: Sequence[int], dtype: str |
     is_integer = array.dtype.kind in "iu" and wanted.kind in "iu"
     is_shorter = array.dtype.kind == wanted.kind == "f" and array.itemsize < wanted.itemsize
     if array.dtype != wanted and not is_integer and not is_shorter:
-        raise InputError(f"{what} is of type {array.dtype}; the program takes {wanted} (x.astype('{wanted}'))")
+        how = f"convert it, by .astype('{wanted}') or .to(torch.{wanted})"
+        raise InputError(f"{what} is of type {array.dtype}; the program takes {wanted}: {how}")
 
 
 FEW = 256

@@ -21,6 +21,9 @@ from .onnx.translation import translate
 
 __all__ = ["import_onnx", "reference_outputs"]
 
+NO_NUMBERS = (onnx.TensorProto.STRING, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+"""Types of inputs that no program has."""
+
 
 def import_onnx(
     model: onnx.ModelProto, *, batch: int | None, shapes: Shapes, any_shape: bool, dropout: bool | None = None
@@ -89,3 +92,8 @@ def _check_file(model: onnx.ModelProto) -> None:
             )
     if not model.graph.output:
         raise ModelError("the model has no output")
+    for value in model.graph.input:
+        kind = value.type.tensor_type.elem_type
+        if kind in NO_NUMBERS:
+            name = onnx.TensorProto.DataType.Name(kind).lower()
+            raise ModelError(f"input '{value.name}' is of type {name}: a program takes real numbers and booleans")

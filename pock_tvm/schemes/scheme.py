@@ -178,6 +178,7 @@ class Scheme:
             if not any(_matches(name, pattern) for name in names):
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
                 hint = f"; the nearest are {', '.join(near)}" if near else ""
+                hint = hint if names else ", which has none: are its weights inputs, or constants?"
                 faults.append(SchemeError(f"'{pattern}' names no parameter of the model{hint}"))
         return faults
 

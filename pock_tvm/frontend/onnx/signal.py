@@ -11,6 +11,9 @@ from relay_passes.ir import Expr, dtype_of, shape_of
 from .products import check_type
 from .registry import Known, Node, converter, refuse
 
+LARGEST = 2**27
+"""Most elements of a transform's matrix, 512 MB: that of 8192 real numbers."""
+
 
 @converter("DFT")
 def dft(
@@ -53,6 +56,8 @@ def _transformed(node: Node, x: Expr, axis: int, count: int | None, *, inverse: 
     refuse(axis == rank - 1 or parts not in (1, 2), "its last axis holds neither real nor complex numbers")
     if count is None:
         count = 2 * (shape[axis] - 1) if inverse and onesided else shape[axis]
+    size = 2 * parts * shape[axis] * count
+    refuse(size > LARGEST, f"it transforms {count} numbers, by a matrix of {size} elements; {LARGEST} are the most")
     matrix = _matrix(shape[axis], parts, count, inverse=inverse, onesided=onesided)
     others = [at for at in range(rank - 1) if at != axis]
     rows = node.emit(R.permute_dims(x, [*others, axis, rank - 1]))

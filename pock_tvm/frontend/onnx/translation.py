@@ -123,7 +123,7 @@ class _Translation:
         schema = _schema(task.node, task.opsets)
         task = self._with_declared(task, schema)
         node = task.node
-        inputs = [self.values[name] if name else None for name in node.input]
+        inputs = [self._operand(name) if name else None for name in node.input]
         if node.op_type in RANDOM:
             raise Unsupported("it draws random numbers; export the model in eval mode, without randomness")
         if node.op_type == "If":
@@ -173,7 +173,14 @@ class _Translation:
             return result
         return self.builder.emit(result, name)
 
+    def _operand(self, name: str) -> Value:
+        if name not in self.values:
+            raise Unsupported(f"nothing in the file makes '{name}', which it reads")
+        return self.values[name]
+
     def _result(self, name: str) -> Expr:
+        if name not in self.values:
+            raise ModelError(f"nothing in the file makes the output '{name}'")
         value = self.values[name]
         if not isinstance(value, relax.Expr | np.ndarray):
             raise ModelError(f"output '{name}' is no tensor: a training program gives tensors only")

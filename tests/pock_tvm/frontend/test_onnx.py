@@ -250,6 +250,7 @@ REFUSED = [
     (node_model("RandomNormalLike", [(2, 3)]), "RandomNormalLike.*random"),
     (node_model("NonZero", [(2, 3)]), "NonZero .*not supported"),
     (node_model("Tanh", [(2, 3)], alpha=1.0), "Tanh"),
+    (node_model("DFT", [(1, 9000, 1)], [None, np.array(1)], opset=20), "DFT .*transforms 9000 numbers, by a matrix of"),
 ]
 
 
@@ -257,6 +258,22 @@ REFUSED = [
 def test_what_a_converter_does_not_know_is_refused_by_name(model: Any, complaint: str) -> None:
     with pytest.raises(ModelError, match=complaint):
         imported(model)
+
+
+def test_files_that_make_no_sense_are_refused_by_name() -> None:
+    lost = node_model("Add", [(2, 3)])
+    lost.graph.node[0].input.append("lost")
+    text = node_model("Identity", [(2, 3)])
+    text.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
+    without = node_model("Tanh", [(2, 3)])
+    without.graph.output[0].name = "y1"
+    for model, complaint in (
+        (lost, "Add .*nothing in the file makes 'lost', which it reads"),
+        (text, "input 'x0' is of type string"),
+        (without, "nothing in the file makes the output 'y1'"),
+    ):
+        with pytest.raises(ModelError, match=complaint):
+            imported(model)
 
 
 def exported(model: nn.Module, example: torch.Tensor, *, dynamo: bool, opset: int = 18) -> Any:
