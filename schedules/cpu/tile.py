@@ -33,13 +33,16 @@ def choose_tile(
     by_row: bool = False,
     most: float | None = None,
     joins: bool = False,
+    whole: bool = False,
 ) -> Tile:
     """Choose a register tile for loops over results, of which each iteration of ``parts`` has its own. Narrow ones, of
     at most ``vectors`` along the columns, come first if that is given, unless they are high. ``by_row``: so do those of
     one row of taps. ``from_memory``: see :func:`tiles`. Those of more than ``most`` vectors come last. ``joins``:
-    see :func:`tiles`."""
+    see :func:`tiles`. ``whole``: those of two or more whole rows come first."""
     extents, count = extents_of(sch, rows), math.prod(extents_of(sch, parts))
     offered = tiles(extents, extent_of(sch, column), traits, count, from_memory=from_memory, joins=joins)
+    if whole:
+        offered.sort(key=lambda tile: tile.width < extent_of(sch, column) or tile.height == 1)
     if by_row:
         offered.sort(key=lambda tile: tile.rows[0] > 1)
     if vectors is not None:

@@ -124,6 +124,25 @@ def test_wide_cores_pack_what_they_would_wait_for(
     assert ("pack" in offered and offered["pack"].default) == (packs and ports == 2)
 
 
+@pytest.mark.parametrize(
+    ("images", "terms", "ports", "tile"),
+    [
+        (1, 24, 2, (1, 1, 2, 144)),
+        (1, 24, 1, (1, 1, 8, 48)),  # no wide core
+        (1, 64, 2, (1, 1, 8, 48)),  # computes for longer than it writes
+        (0.25, 24, 2, (1, 1, 8, 48)),  # the second cache holds the results
+    ],
+)
+def test_wide_cores_write_whole_rows_of_few_terms(images: float, terms: int, ports: int, tile: tuple[int, ...]) -> None:
+    traits = CpuTraits(
+        lanes=16, registers=32, cores=2, cache_bytes=2**20, fma_ports=ports, load_ports=ports, cache_stream=32 * ports
+    )
+    geometry = {"strides": (1, 1), "padding": (0,) * 4, "dilation": (1, 1), "groups": 1}
+    x, w = noise("whole", (1, int(56 * images), 56, terms), (1, 1, terms, 144))
+    offered = CpuTarget(traits, LLVM).options(defined(conv2d, x, w, **geometry))
+    assert offered["tile"].default == tile
+
+
 SIXTEEN = CpuTraits(lanes=8, registers=16, cores=4)
 """A core with AVX2."""
 
