@@ -47,4 +47,7 @@ def _places(places: torch.Tensor, extent: int, padding_mode: int, align_corners:
         away = (places - low).abs()
         rest = torch.fmod(away, span)
         places = torch.where((away / span).floor() % 2 == 0, low + rest, low + span - rest)
-    return places if padding_mode == ZEROS else places.clamp(0, extent - 1)
+    if padding_mode == ZEROS:
+        return places
+    last = extent - 1  # at the border there is no gradient, as in PyTorch; a clamp has one
+    return torch.where(places <= 0, 0, torch.where(places >= last, last, places))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
+from tvm import relax
 from tvm.relax import op as R
 
 from relay_passes.ir import Expr, dtype_of, scalar, shape_of
 
 from .. import volumes
-from .registry import Node, converter, refuse
+from .registry import Known, Node, converter, refuse
 from .windows import spatial, window_of
 
 
@@ -110,6 +113,33 @@ def conv_transpose(
     geometry = volumes.Geometry(strides, pads[:half], pads[half:], dilations, group)
     y = (volumes.transposed if rank == 3 else volumes.transposed_planes)(node.emit, x, w, geometry, extra)
     return _with_bias(node, node.emit(R.squeeze(y, [2])) if rank == 1 else y, b)
+
+
+@converter("Col2Im")
+def fold(
+    node: Node,
+    x: Expr,
+    image_shape: Known,
+    block_shape: Known,
+    *,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Expr:
+    """Add up windows [N, C * taps, windows] where they lie in an image: a transposed convolution of one tap each."""
+    check_type(x)
+    image, kernel = ([int(extent) for extent in known] for known in (image_shape, block_shape))
+    refuse(len(image) != 2, f"its image has {len(image)} axes; two are supported")
+    strides, dilations, pads = list(strides or [1, 1]), list(dilations or [1, 1]), list(pads or [0] * 4)
+    rooms = [image[axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (kernel[axis] - 1) - 1 for axis in (0, 1)]
+    windows = [room // stride + 1 for room, stride in zip(rooms, strides, strict=True)]
+    taps, batch = math.prod(kernel), shape_of(x)[0]
+    rows = node.emit(R.reshape(x, (-1, taps, *windows)))
+    each = relax.const(np.eye(taps, dtype=dtype_of(x)).reshape(taps, 1, *kernel))
+    geometry = volumes.Geometry(strides, pads[:2], pads[2:], dilations, 1)
+    rest = [room % stride for room, stride in zip(rooms, strides, strict=True)]
+    y = volumes.transposed_planes(node.emit, rows, each, geometry, rest)
+    return R.reshape(y, (batch, shape_of(x)[1] // taps, *image))
 
 
 def _padding_to(

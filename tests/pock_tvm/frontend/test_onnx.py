@@ -119,6 +119,9 @@ NODES = {
         pads=[1, 0, 0, 2, 1, 0],
         output_padding=[1, 0, 2],
     ),
+    "windows folded": node_model(
+        "Col2Im", [(2, 12, 9)], [ints(7, 6), ints(2, 3)], strides=[2, 2], dilations=[2, 1], pads=[1, 0, 0, 1]
+    ),
     "slice backwards": node_model("Slice", [(5, 6)], [ints(4, -1), ints(-6, -7), ints(0, 1), ints(-2, -1)]),
     "layer norm's statistics": node_model(
         "LayerNormalization", [(2, 3, 4)], [np.ones((3, 4), "float32")], outputs=3, axis=1

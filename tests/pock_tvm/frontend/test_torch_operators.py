@@ -253,7 +253,9 @@ def test_volumes_are_sampled_as_in_pytorch(mode: tuple[int, int, bool]) -> None:
     """By each interpolation and padding, with corners aligned or not: values and gradients."""
     random = torch.Generator().manual_seed(0)
     volumes = torch.randn(2, 3, 4, 5, 6, generator=random, requires_grad=True)
-    grid = (1.2 * torch.randn(2, 3, 2, 4, 3, generator=random)).requires_grad_()
+    grid = 1.2 * torch.randn(2, 3, 2, 4, 3, generator=random)
+    grid[0, 0] = grid[0, 0].sign()  # corners and middles of borders
+    grid.requires_grad_()
     wanted, found = torch.ops.aten.grid_sampler_3d(volumes, grid, *mode), sampled_volumes(volumes, grid, *mode)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     weights = torch.randn(wanted.shape, generator=random)
