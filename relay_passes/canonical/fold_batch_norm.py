@@ -174,6 +174,11 @@ class _Folding:
             raise PassError(
                 "batch norm with the statistics of each batch needs more than one value per channel: use a larger batch"
             )
+        if not {mean, variance} <= set(self.func.params):
+            raise PassError(
+                "the running statistics of a batch norm are no buffers of the model, so no step can update them: "
+                "register them as buffers, or compile with batch_norm='frozen'"
+            )
         momentum = float(call.attrs.momentum)
         for running, current in (
             (mean, R.mean(x, axis=axes)),

@@ -28,6 +28,7 @@ from relay_passes import (
     UnifyProducts,
 )
 from relay_passes.canonical.store_permuted import stored_of
+from relay_passes.errors import PassError
 from relay_passes.ir import bindings_of, op_name, shape_of
 from relay_passes.operators.training import matmul, normalize
 from tests.relay_passes.modules import function, model, operators, run
@@ -119,6 +120,19 @@ def test_running_statistics_become_results() -> None:
     names = list(mod["main"].attrs["state_updates"])
     assert names == [f"blocks.{b}.bn.running_{s}" for b in (0, 1) for s in ("mean", "var")]
     assert len(mod["main"].ret_ty.fields) == 5
+
+
+def test_statistics_that_no_step_can_update_are_refused() -> None:
+    """Those that the code computes, or holds as constants, where each batch has its own."""
+
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.batch_norm(x, torch.tensor([0.1, 0.2]), torch.ones(2))
+
+    mod = imported(nn.Sequential(nn.Linear(3, 2), Fixed()), torch.randn(4, 3))
+    FoldBatchNorm({})(mod)
+    with pytest.raises(PassError, match="register them as buffers, or compile with batch_norm='frozen'"):
+        FoldBatchNorm({}, statistics="batch")(mod)
 
 
 def test_normalisations_become_one_operator() -> None:
