@@ -106,6 +106,8 @@ class Model:
     """Types of half and double precision whose numbers were converted to float32."""
     functions: tuple[OwnBackward, ...] = ()
     """Functions whose backward passes the export has left out, as far as it shows."""
+    hooked: tuple[str, ...] = ()
+    """Parameters whose gradient passes a hook in PyTorch (``register_hook``), which no export has."""
     values: dict[str, str] = field(default_factory=dict)
     """For each node of PyTorch's decomposed graph, the variable of ``module`` that holds its value."""
 

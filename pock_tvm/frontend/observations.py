@@ -35,6 +35,7 @@ def observations(
         *_mutated(model),
         *_converted(model),
         *_without_backward(model, {*gradients, *(name for name, of in model.aliases.items() if of in gradients)}),
+        *_hooked([name for name in model.hooked if model.aliases.get(name, name) in gradients]),
         *_quantized(model, [name for name in selection if name in model.stated.weights], frozen),
     ]
 
@@ -110,6 +111,16 @@ def _without_backward(model: Model, gradients: Collection[str]) -> Iterator[Obst
             "program takes the derivative of its forward pass"
         )
         yield Obstacle("", "", "", reason, f"If its own differs, {detach}", blocking=False)
+
+
+def _hooked(names: Sequence[str]) -> Iterator[Obstacle]:
+    if names:
+        reason = f"the gradient of {_some(names)} passes a hook (register_hook), which torch.export has left out"
+        way_out = (
+            "The program takes the gradient as it is. If the hook changes it, write so in the model: w * m + (w * (1 - "
+            "m)).detach() for w multiplies it by m"
+        )
+        yield Obstacle("", "", names[0], reason, way_out, blocking=False)
 
 
 def _quantized(model: Model, trained: Sequence[str], frozen: str) -> Iterator[Obstacle]:

@@ -34,6 +34,7 @@ def import_exported_program(
     """Import an ExportedProgram; see :func:`pock_tvm.frontend.load_model`."""
     _check_values(exported)
     functions = functions_of(exported)
+    hooked = [name for name, tensor in exported.state_dict.items() if tensor._backward_hooks]
     exported, translation, scales, converted = _translated(exported, batch, shapes, any_shape, dropout)
     if translation.obstacles:
         raise ModelError(summary(translation.obstacles), translation.obstacles)
@@ -59,6 +60,7 @@ def import_exported_program(
         values=translation.values,
         converted=tuple(converted),
         functions=tuple(functions),
+        hooked=tuple(hooked),
     )
 
 

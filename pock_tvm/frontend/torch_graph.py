@@ -66,11 +66,12 @@ def summary(obstacles: Sequence[Obstacle]) -> str:
 def _without_regions(exported: ExportedProgram) -> torch.fx.GraphModule:
     """Inline regions of another gradient mode, and of ``torch.autocast`` that is off.
 
-    ``STOP_GRADIENT`` is put on results of regions without gradients.
+    ``STOP_GRADIENT`` is put on results of regions without gradients, and for ``detach``.
     """
     module = exported.graph_module
     module = copy.deepcopy(module) if has_regions(module) else module
-    names = exported.graph_signature.inputs_to_parameters
+    signature = exported.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     graph = module.graph
     outside: set[Any] = set()  # nodes that record no gradient
     while True:
@@ -80,6 +81,7 @@ def _without_regions(exported: ExportedProgram) -> torch.fx.GraphModule:
         _write_out(module, region, outside, names)
     for node in list(graph.nodes):
         if node.op == "call_function" and getattr(node.target, "__name__", "") in DETACHING:
+            _refuse_lost_writes(node, names)
             node.target = STOP_GRADIENT
         elif node in outside and isinstance(node.meta.get("val"), torch.Tensor):
             users = [user for user in node.users if user not in outside]
@@ -154,15 +156,55 @@ def _write_out(module: torch.fx.GraphModule, region: Any, outside: set[Any], nam
 def _refuse_changing(node: Any, outside: Collection[Any], names: Mapping[str, str]) -> None:
     """Refuse an in-place operator without gradients on a tensor with one: PyTorch's gradient passes as if it were not
     there, and a parameter stays changed."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return
-    for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
-        is_written = argument.alias_info is not None and argument.alias_info.is_write
-        if is_written and _has_gradient(given, outside):
+    for given in _aliased(node, written=True):
+        if _has_gradient(given, outside):
             raise ModelError(
                 f"{where(node)} changes '{names.get(given.name, given.name)}' in place under torch.no_grad(), and "
                 "gradients pass it: write the model without it"
             )
+
+
+def _refuse_lost_writes(detached: Any, names: Mapping[str, str]) -> None:
+    """Refuse in-place operators on a detached value, where the value itself is state or is read later: a program's
+    detached value is a copy."""
+    base = detached.args[0]
+    while sources := _aliased(base):
+        base = sources[0]
+    below = _views(detached)
+    writes = [node for node in below if _aliased(node, written=True)]
+    if not writes:
+        return
+    readers = {user for view in _views(base) - below for user in view.users} - below
+    first = min(writes)
+    if base.name in names or any(first < reader for reader in readers):
+        raise ModelError(
+            f"{where(first)} changes '{names.get(base.name, base.name)}' in place through detach(), which a program "
+            "does not: write the model without it"
+        )
+
+
+def _aliased(node: Any, *, written: bool = False) -> list[Any]:
+    """List the operands that a node's result is a view of, or those that it writes in place."""
+    if node.target is operator.getitem:
+        return [] if written else [node.args[0]]
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    return [
+        given
+        for argument, given in zip(node.target._schema.arguments, node.args, strict=False)
+        if isinstance(given, torch.fx.Node) and argument.alias_info is not None
+        if argument.alias_info.is_write or not written
+    ]
+
+
+def _views(node: Any) -> set[Any]:
+    """Return a node and the views of it, in-place results among them."""
+    waiting, found = [node], {node}
+    for each in waiting:
+        new = [user for user in each.users if each in _aliased(user) and user not in found]
+        found.update(new)
+        waiting += new
+    return found
 
 
 def _has_gradient(node: Any, outside: Collection[Any]) -> bool:

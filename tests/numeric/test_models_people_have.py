@@ -376,7 +376,15 @@ def noisy(noise: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
     return lambda m, x: m["linear"](x) + noise(x)
 
 
+def written_through_detach(m: Parts, x: torch.Tensor) -> torch.Tensor:
+    h = m["linear"](x)
+    h.detach().mul_(2)
+    return h
+
+
 REFUSED = [
+    Row("'linear' in place through detach", linear(), written_through_detach, (normal(3, 4),)),
+    Row("embedding_renorm_.* changes 'parts.table.weight'", table(max_norm=1.0), lambda m, ids: m["linear"](m["table"](ids)), WORDS),
     Row("torch.autocast", linear(), autocast, (normal(3, 4),)),
     Row("randint", linear(), noisy(lambda x: torch.randint(0, 5, x.shape)), (normal(3, 4),)),
     Row("randperm", linear(), noisy(lambda x: x[torch.randperm(3)]), (normal(3, 4),)),

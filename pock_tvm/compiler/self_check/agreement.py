@@ -35,7 +35,9 @@ class Difference:
 
 
 def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The norm of the difference, relative to that of the reference; both over finite elements."""
+    """The norm of the difference, relative to that of the reference; both over finite elements. Truths count as 0 and
+    1."""
+    ours, theirs = np.asarray(ours, "float64"), np.asarray(theirs, "float64")
     finite = np.isfinite(theirs) & np.isfinite(ours)
     return norm(np.where(finite, ours - theirs, 0)) / max(norm(np.where(finite, theirs, 0)), np.finfo("float64").tiny)
 

@@ -122,6 +122,15 @@ class Blind(Inputs):
         return self.head(x)
 
 
+def test_a_hook_on_a_gradient_is_warned_of() -> None:
+    model = nn.Linear(4, 3)
+    model.weight.register_hook(lambda gradient: gradient * 0.5)
+    exported = torch.export.export(model, (torch.zeros(2, 4),))
+    (found,) = pock.check(exported, loss="mse")
+    assert found.parameter == "weight" and not found.blocking and "register_hook" in found.reason
+    assert not pock.check(exported, loss="mse", scheme=pock.Scheme({"bias": "full"}))
+
+
 class Reverse(torch.autograd.Function):
     @staticmethod
     def forward(_context, x: torch.Tensor) -> torch.Tensor:

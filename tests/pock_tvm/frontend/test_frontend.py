@@ -152,6 +152,23 @@ def test_a_result_of_a_region_without_gradients_may_be_an_output() -> None:
     assert "backbone.weight" in program.manifest["check"]["unchecked"]
 
 
+def test_outputs_may_be_truths_whole_numbers_and_what_comes_in() -> None:
+    class Judged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[object, ...]:
+            logits = self.linear(x)
+            found = logits.argmax(1)
+            return nn.functional.cross_entropy(logits, y), found == y, found, None, x, self.linear.weight
+
+    program = pock.compile(
+        torch.export.export(Judged().eval(), (torch.randn(2, 4), torch.tensor([0, 2]))), loss="output"
+    )
+    assert [output["dtype"] for output in program.manifest["outputs"]][:3] == ["float32", "bool", "int64"]
+
+
 def test_weights_without_values_are_refused_by_name() -> None:
     with torch.device("meta"):
         exported = torch.export.export(nn.Linear(4, 3), (torch.zeros(2, 4),))
