@@ -158,15 +158,19 @@ def _explain(program: Program, folder: Path, kernel: str, plot: Path | None) -> 
     target, console = target_of(program), Console()
     with Console(stderr=True).status("walking the space"):
         found = explain(program, Database(folder, target, must_exist=True), kernel, XGBoostModel(target))
-    console.print(Syntax(found.code, "python", background_color="default"))
+    text = Syntax(found.code, "python", background_color="default").highlight(found.code)
+    console.print(text, soft_wrap=True)  # whole lines, in whatever they are piped into
     failed = sum(trial.failure is not None for trial in found.trials)
     more = "" if found.is_whole else "more than "
-    lines = [found.name, f"{more}{found.points} schedules, {len(found.trials)} of them tried, {failed} failed"]
+    older = f"; {found.older} more by other versions of the schedules" if found.older else ""
+    lines = [found.name, f"{more}{found.points} schedules, {len(found.trials)} of them tried, {failed} failed{older}"]
     if found.best is not None and found.best.seconds is not None:
         decisions = ", ".join(f"{name} = {option}" for name, option in found.best.decisions.items())
         lines.append(f"best: {1e6 * found.best.seconds:.1f} us, {found.best.speedup:.2f}x the default, by {decisions}")
     if found.model_correlation is not None:
         lines.append(f"cost model: rank correlation {found.model_correlation:.2f} on trials that it has not seen")
+    if plot is not None and not found.trials:
+        lines.append(f"{plot} is not written: there is nothing to draw before 'pock tune' has tried schedules")
     console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
     if plot is not None and found.trials:
         draw_curves({"best so far": [found.curve]}, found.name, "times as fast as the default", plot)

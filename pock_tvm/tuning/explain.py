@@ -35,6 +35,8 @@ class Explanation:
     """Whether all points were counted: else there are more."""
     trials: tuple[Trial, ...]
     """In the order in which they were measured."""
+    older: int
+    """Trials of other states of the schedules' sources, which say nothing of these."""
     best: Trial | None
     """The fastest that did not fail; None without trials."""
     code: str
@@ -66,7 +68,8 @@ def explain(program: Program, database: Database, kernel: str, model: CostModel)
     target = kernel_target(target_of(program))
     space = own_space(target, func)
     counted = sum(1 for _ in itertools.islice(space.points(), MOST_COUNTED + 1))
-    trials = tuple(database.trials.get(kernel_key(func), {}).values())
+    key = kernel_key(func)
+    trials = tuple(database.trials.get(key, {}).values())
     best = max((trial for trial in trials if trial.speedup), key=lambda trial: trial.speedup, default=None)
     scheduled = target.schedule(func, {} if best is None else best.decisions)
     return Explanation(
@@ -74,6 +77,7 @@ def explain(program: Program, database: Database, kernel: str, model: CostModel)
         min(counted, MOST_COUNTED),
         counted <= MOST_COUNTED,
         trials,
+        len(database.older.get(key, [])),
         best,
         scheduled.script(),
         rank_correlation(space, [trial for trial in trials if trial.speedup], model),

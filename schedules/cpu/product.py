@@ -70,6 +70,7 @@ def product(sch: s_tir.Schedule, block: SBlockRV, traits: CpuTraits, choices: Ch
         most=MOST_SUMS * traits.registers if is_integer else None,
         joins=not is_integer,
         whole=is_wide(traits) and terms <= FEW_TERMS and results > traits.cache_bytes,
+        breaks=True,
     )
     is_one = not operands.outer and operands.size > 4 * SMALL and not is_large
     if widened is not None and choices.choose("widens_once", (False, True), is_one):

@@ -22,6 +22,8 @@ FEW_ROWS = 16
 """Most rows for which copying a matrix, to add columns to it, takes longer than computing with parts of vectors. From
 measurements on Zen 5: with halves of vectors, 1280 x 1000 by 1 to 4 rows is 2.3 to 1.5 times as fast, by 16 1.1 times,
 by 32 0.7 times; with quarters, 768 x 100 by 1 and 8 rows 1.8 and 1.2 times, by 32 0.6 times."""
+MANY_ROWS = 240
+"""Rows that tiles of most heights divide."""
 MOST_PARTS = 4
 """Most parts of a vector."""
 
@@ -44,19 +46,20 @@ class CpuLayouts:
         return self.traits.multiplies_by_numbers
 
     def padded_columns(self, columns: int) -> int:
-        """Return the columns to compute of a product: whole vectors, where those of ``columns`` would be short."""
+        """Return the columns to compute of a product: whole vectors, where those of ``columns`` would be short, and
+        slightly more for a much better tile."""
         lanes = self.traits.lanes
         is_padded = columns >= lanes and 2 * vector_lanes(columns, lanes) <= lanes
-        return math.ceil(columns / lanes) * lanes if is_padded else columns
+        return self._rounded(MANY_ROWS, math.ceil(columns / lanes) * lanes if is_padded else columns)
+
+    def _rounded(self, rows: int, columns: int) -> int:
+        return columns if columns % self.traits.lanes else rounded_columns(rows, columns, self.traits)
 
     def computed_columns(self, rows: int, columns: int) -> int:
         """Return :meth:`padded_columns`, unless there are few rows, and parts of vectors to compute them by; slightly
-        more for a much better tile."""
+        more for a much better tile of so many rows."""
         has_parts = MOST_PARTS * vector_lanes(columns, self.traits.lanes) >= self.traits.lanes
-        if rows <= FEW_ROWS and has_parts:
-            return columns
-        whole = self.padded_columns(columns)
-        return whole if whole % self.traits.lanes else rounded_columns(rows, whole, self.traits)
+        return columns if rows <= FEW_ROWS and has_parts else self._rounded(rows, self.padded_columns(columns))
 
     def rounded_rows(self, rows: int, columns: int) -> int:
         """Return the rows to compute of a ``rows`` x ``columns`` product."""

@@ -34,13 +34,14 @@ def choose_tile(
     most: float | None = None,
     joins: bool = False,
     whole: bool = False,
+    breaks: bool = False,
 ) -> Tile:
     """Choose a register tile for loops over results, of which each iteration of ``parts`` has its own. Narrow ones, of
     at most ``vectors`` along the columns, come first if that is given, unless they are high. ``by_row``: so do those of
-    one row of taps. ``from_memory``: see :func:`tiles`. Those of more than ``most`` vectors come last. ``joins``:
-    see :func:`tiles`. ``whole``: those of two or more whole rows come first."""
+    one row of taps. ``from_memory``: see :func:`tiles`. Those of more than ``most`` vectors come last. ``joins``,
+    ``breaks``: see :func:`tiles`. ``whole``: those of two or more whole rows come first."""
     extents, count = extents_of(sch, rows), math.prod(extents_of(sch, parts))
-    offered = tiles(extents, extent_of(sch, column), traits, count, from_memory=from_memory, joins=joins)
+    offered = tiles(extents, extent_of(sch, column), traits, count, from_memory=from_memory, joins=joins, breaks=breaks)
     if whole:
         offered.sort(key=lambda tile: tile.width < extent_of(sch, column) or tile.height == 1)
     if by_row:

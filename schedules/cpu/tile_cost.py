@@ -77,6 +77,7 @@ def tiles(
     *,
     from_memory: bool = False,
     joins: bool = False,
+    breaks: bool = False,
 ) -> list[Tile]:
     """Return register tiles that cover ``rows`` x ``columns`` results without a tail, lowest estimated cost first.
 
@@ -84,6 +85,8 @@ def tiles(
     their latency. Its v vectors may come from the L2 cache: the lower the tile, the more often. ``from_memory``: they
     come there from beyond it. Operands take v + 1 registers, which bounds the number of tiles: about 20, 66 at most
     seen. ``joins``: a vector may take several registers (:func:`joined_lanes`).
+    ``breaks``: where all other tiles wait for loads or latency, a tile may have parts of several row loops: blocks of
+    pixels.
     """
     lanes = (joined_lanes if joins else vector_lanes)(columns, traits.lanes)
     joined = len(vector_sizes(lanes, traits.lanes))
@@ -93,7 +96,7 @@ def tiles(
         for split in itertools.product(*(divisors(extent) for extent in rows)):
             if (math.prod(split) + 1) * vectors * joined + 1 <= traits.registers:
                 (found if _innermost_first(split, rows) else broken).append(Tile(split, lanes, vectors))
-    if all(_waits(tile, traits) for tile in found):
+    if breaks and all(_waits(tile, traits) for tile in found):
         found += broken
     return sorted(found, key=lambda tile: _cost(tile, parts * math.prod(rows) * columns, traits, from_memory))
 

@@ -64,7 +64,21 @@ def test_a_search_is_told(program, tmp_path) -> None:
     )
     assert code == 0, text
     assert "20.00x the default" in text and "1 failed" in text and "rank correlation" in text
+    assert max(found.code.splitlines(), key=len) in text, "no line is cut at the width of a terminal"
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_kernel_of_which_nothing_was_tried_has_no_plot(program, tmp_path, monkeypatch) -> None:
+    name, space = space_of(program, "fused_matmul")
+    with monkeypatch.context() as patch:
+        patch.setattr("pock_tvm.compiler.database.sources", lambda: "before")
+        database = Database(tmp_path, target_of(program))
+        database.add_trial(kernel_key(space.func), Trial(next(iter(space.points())), 1e-6, 1e-6))
+    plot = tmp_path / "curve.png"
+    saved = _saved(program, tmp_path)
+    code, text = run_command("tune", saved, "--database", tmp_path, "--explain", name, "--plot", plot)
+    assert code == 0 and "0 of them tried" in text and "1 more by other versions" in text, text
+    assert "is not written" in text and not plot.exists()
 
 
 def _saved(program: pock.Program, folder: Path) -> Path:
