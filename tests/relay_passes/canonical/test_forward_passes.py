@@ -126,10 +126,14 @@ def test_statistics_that_no_step_can_update_are_refused() -> None:
     """Those that the code computes, or holds as constants, where each batch has its own."""
 
     class Fixed(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.batch_norm(x, torch.tensor([0.1, 0.2]), torch.ones(2))
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
 
-    mod = imported(nn.Sequential(nn.Linear(3, 2), Fixed()), torch.randn(4, 3))
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.batch_norm(self.linear(x), torch.tensor([0.1, 0.2]), torch.ones(2))
+
+    mod = imported(Fixed(), torch.randn(4, 3))
     FoldBatchNorm({})(mod)
     with pytest.raises(PassError, match="register them as buffers, or compile with batch_norm='frozen'"):
         FoldBatchNorm({}, statistics="batch")(mod)
