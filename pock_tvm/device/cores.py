@@ -19,17 +19,18 @@ def order_cpus(allowed: Iterable[int], root: Path = ROOT) -> tuple[list[int], in
     add no multiply-adds. Parallel loops are cut into equal parts, so that the slowest of ``n`` cores decides: the
     number is the one for which ``n`` times its speed is highest. It is at most the processor time that a container is
     given (:func:`quota`). Where the system does not say which CPUs share a core, none do; of unknown speed, all are
-    alike.
+    alike. CPUs of a virtual machine count as cores, whatever it shows: its host moves them about.
     """
     system = root / "sys/devices"
+    is_virtual = "hypervisor" in _text(root / "proc/cpuinfo").split()
     slow = _listed(_text(system / "cpu_atom/cpus"))
     speeds: dict[int, float] = {}
     cores: set[str] = set()
     second = []
     for cpu in sorted(allowed):
         about = system / f"system/cpu/cpu{cpu}"
-        siblings = _text(about / "topology/thread_siblings_list") or str(cpu)
-        if siblings in cores:
+        siblings = "" if is_virtual else _text(about / "topology/thread_siblings_list")
+        if siblings and siblings in cores:
             second.append(cpu)
             continue
         cores.add(siblings)
