@@ -115,9 +115,14 @@ _pool = threading.local()
 def use_threads(count: int) -> None:
     """Set the number of threads for the kernels that this thread calls from now on."""
     if getattr(_pool, "threads", None) != count:
-        # TVM would bind threads to the first CPUs of the machine, even if this process may use others only.
-        places = (ONE_CPU_EACH, count, list(map(str, CPUS[:count]))) if IS_BOUND else (FASTEST_CORES, count)
-        tvm.get_global_func("runtime.config_threadpool")(*places)
+        configure = tvm.get_global_func("runtime.config_threadpool")
+        if IS_BOUND:
+            # TVM would bind threads to the first CPUs of the machine, even if this process may use others only.
+            allowed = os.sched_getaffinity(0)
+            configure(ONE_CPU_EACH, count, list(map(str, CPUS[:count])))
+            os.sched_setaffinity(0, allowed)  # it binds the calling thread, too, and so processes that it starts
+        else:
+            configure(FASTEST_CORES, count)
         _pool.threads = count
 
 

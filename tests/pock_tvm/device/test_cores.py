@@ -112,14 +112,19 @@ def test_a_control_group_limits_the_time_of_its_processes(tmp_path: Path, files:
 @pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one CPU, or no such binding"
 )
-def test_threads_stay_on_the_cpus_that_the_process_may_use() -> None:
-    """TVM's pool would take the first CPU of the machine."""
-    last = max(os.sched_getaffinity(0))
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_threads_stay_on_the_cpus_that_the_process_may_use(is_bound: bool) -> None:
+    """TVM's pool would take the first CPU of the machine, or bind the calling thread to one."""
+    allowed = sorted(os.sched_getaffinity(0))[-1 if is_bound else 0 :]
     code = f"""import os
-os.sched_setaffinity(0, {{{last}}})
+os.sched_setaffinity(0, {allowed})
 from pock_tvm.device.runtime import THREADS, use_threads
-use_threads(THREADS)
-print(THREADS, os.sched_getaffinity(0))"""
+found = []
+for count in (THREADS, 1):
+    use_threads(count)
+    found.append(sorted(os.sched_getaffinity(0)))
+workers = set().union(*(os.sched_getaffinity(int(each)) for each in os.listdir("/proc/self/task")))
+print([*found, sorted(workers)])"""
     env = {name: value for name, value in os.environ.items() if name != "TVM_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", f"{{{last}}}"]
+    assert done.stdout.strip() == str([allowed] * 3)
