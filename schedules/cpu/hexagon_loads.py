@@ -21,6 +21,7 @@ MOST_RUNS = 3, 6
 """Runs of words of two vectors, and of more, that are brought together one by one. LLVM permutes two vectors in some
 ten packets, and moves the words of more than two one by one."""
 LANE_BY_LANE = tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod, tirx.Min
+"""Operations on vectors of indices that compute each lane of its operands' lanes."""
 
 
 def loaded_by_vectors(body: tirx.Stmt) -> tirx.Stmt:
@@ -142,17 +143,11 @@ def _dealt(lanes: Sequence[int]) -> tuple[int, bool] | None:
 
 def _lane_of(place: tirx.Expr, lane: int) -> tirx.Expr:
     """Return the index of one lane of a vector of them."""
-
-    def number(node: tirx.Expr) -> tirx.Expr:
-        if isinstance(node, tirx.Ramp):
-            return node.base + node.stride * lane
-        return node.value
-
-    if isinstance(place, tirx.Ramp | tirx.Broadcast):
-        return number(place)
-    if isinstance(
-        place, tirx.Add | tirx.Sub | tirx.Mul | tirx.FloorDiv | tirx.FloorMod | tirx.Div | tirx.Mod | tirx.Min
-    ):
+    if isinstance(place, tirx.Ramp):
+        return place.base + place.stride * lane
+    if isinstance(place, tirx.Broadcast):
+        return place.value
+    if isinstance(place, LANE_BY_LANE):
         return type(place)(_lane_of(place.a, lane), _lane_of(place.b, lane))
     if isinstance(place, ir.Call):
         return tirx.Call(str(place.ty.dtype).split("x")[0], place.op, [_lane_of(each, lane) for each in place.args])
