@@ -219,11 +219,12 @@ def _trained_part(name: str, rule: Rule, model: Model, structure: Structure) -> 
 
     channels = structure.channels.get(name)
     if channels is None:
-        kind = structure.roles.get(name, "parameter")
+        role = structure.roles.get(name, "")
+        what = f"it is a {role}, and only" if role in ("bias", "scale") else "only"
         raise SchemeError(
-            f"'{name}' cannot be trained in part: it is a {kind}, and only the weight of a convolution or linear "
-            "layer has input channels, and only an embedding that is read nowhere else has rows that are. Give it "
-            '"full" or "frozen"'
+            f"'{name}' cannot be trained in part: {what} the weight of a convolution or linear layer has input "
+            "channels (with groups, neither that of a transposed convolution nor of one of volumes), and only an "
+            'embedding that is read nowhere else has rows that are. Give it "full" or "frozen"'
         )
     if isinstance(rule, float):
         count = channels.count_at(rule)
