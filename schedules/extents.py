@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 def divisors(extent: int) -> list[int]:
     """Return the divisors of an extent, smallest first."""
-    return [n for n in range(1, extent + 1) if extent % n == 0]
+    low = [n for n in range(1, math.isqrt(extent) + 1) if extent % n == 0]
+    return [*low, *(extent // n for n in reversed(low) if n * n != extent)]
 
 
 def parts(extents: Sequence[int], want: int) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ import functools
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from relay_passes.analysis.verify import functions_of, parameters_are_told_apart
 from relay_passes.canonical.split_batch import why_whole
@@ -80,8 +79,10 @@ def lower(
     def kernels(count: int, winograd: bool) -> Phases:
         """Run phases 6 to 8: kernels, fusion, order."""
         own = graph(count).fork()
-        options: dict[str, Any] = {"winograd": winograd, "held": held, "has_budget": budget is not None}
-        pipeline.order_kernels(own, replace(training, micro_batches=count), builder, **options)
+        pipeline.order_kernels(
+            own, replace(training, micro_batches=count), builder,
+            winograd=winograd, held=held, has_budget=budget is not None,
+        )  # fmt: skip
         return own
 
     def planned(own: Phases, count: int) -> Lowered:

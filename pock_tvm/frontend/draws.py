@@ -19,7 +19,7 @@ class Draws:
     seed: int = 0
 
     def words(self) -> np.ndarray:
-        """The input of a program's step that draws the same numbers."""
+        """Make the input of a program's step that draws the same numbers."""
         return random.words_of(self.seed, self.step)
 
 

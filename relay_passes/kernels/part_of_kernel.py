@@ -32,7 +32,7 @@ def part_of_kernel(func: tirx.PrimFunc, count: int) -> tuple[tirx.PrimFunc, list
 
 @dataclass
 class _Cut:
-    """What a part of the result has parts of."""
+    """Buffers, axes and loops that a part of the result divides."""
 
     count: int
     buffers: set[tirx.Var]

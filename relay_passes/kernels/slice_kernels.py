@@ -78,7 +78,7 @@ class _Chain:
 
     @property
     def touched(self) -> set[Expr]:
-        """What the kernels read or write slice by slice."""
+        """Operands and results of the kernels that are read or written slice by slice."""
         return {each for piece in self.pieces for each in (*piece.cut, piece.binding.var)}
 
     def in_order(self) -> list[relax.VarBinding]:

@@ -1,4 +1,4 @@
-"""What is computed behind a product: in its tile, where it is element by element."""
+"""Epilogues of products: element-wise consumers are computed within the register tile."""
 
 from __future__ import annotations
 

@@ -93,19 +93,17 @@ class Directions:
             return self.loss({**weights, **shifted})
 
         coarse, fine = ((moved(length) - moved(-length)) / (2 * length) for length in (1.0, 0.5))
-        predicted = sum(float(np.vdot(gradients[name].astype("float64"), move)) for name, move in moves.items())
-        return predicted, (4 * fine - coarse) / 3
+        return _change(gradients, moves), (4 * fine - coarse) / 3
 
     def _agrees(self, weights: Weights, gradients: Mapping[str, np.ndarray], moves: Mapping[str, np.ndarray]) -> bool:
         predicted, measured = self._derivatives(weights, gradients, moves)
-        scale = sum(norm(gradients[name]) * norm(move) for name, move in moves.items())
-        return bool(abs(predicted - measured) <= TOLERANCE * scale)
+        return _is_near(predicted, measured, gradients, moves)
 
     def _refuse(self, weights: Weights, gradients: Mapping[str, np.ndarray], name: str, move: np.ndarray) -> None:
         """Refuse the gradient of one parameter, unless shorter moves show that curvature was the difference."""
         for length in (1.0, 0.25, 0.0625):
             predicted, measured = self._derivatives(weights, gradients, {name: length * move})
-            if abs(predicted - measured) <= TOLERANCE * norm(gradients[name]) * norm(length * move):
+            if _is_near(predicted, measured, gradients, {name: length * move}):
                 return
         raise CheckError(
             f"the gradient of '{name}' is wrong: along one direction the loss changes by {measured / length:.4g} for "
@@ -122,9 +120,7 @@ class Directions:
         ahead, behind = moved(1.0), moved(-1.0)
         if ahead is None or behind is None:
             return False
-        said = sum(float(np.vdot(gradients[name].astype("float64"), move)) for name, move in small.items())
-        scale = sum(norm(gradients[name]) * norm(move) for name, move in small.items())
-        return bool(abs((ahead - behind) / 2 - said) <= TOLERANCE * scale)
+        return _is_near(_change(gradients, small), (ahead - behind) / 2, gradients, small)
 
     def _refuse_zero(self, weights: Weights, name: str, loss: float) -> None:
         """Refuse a gradient of zero where the loss changes."""
@@ -151,6 +147,19 @@ def settles(
     ahead, behind = (loss({**weights, name: weights[name] + by * move}) for by in (1.0, -1.0))
     measured, said = (ahead - behind) / 2, float(np.vdot(ours.astype("float64"), move))
     return bool(abs(measured - said) <= TOLERANCE * size * norm(move))
+
+
+def _change(gradients: Mapping[str, np.ndarray], moves: Mapping[str, np.ndarray]) -> float:
+    """The change of the loss by some moves of parameters, as gradients say."""
+    return sum(float(np.vdot(gradients[name].astype("float64"), move)) for name, move in moves.items())
+
+
+def _is_near(
+    predicted: float, measured: float, gradients: Mapping[str, np.ndarray], moves: Mapping[str, np.ndarray]
+) -> bool:
+    """Whether two changes of the loss are equal, up to a share of the largest that such gradients allow."""
+    scale = sum(norm(gradients[name]) * norm(move) for name, move in moves.items())
+    return bool(abs(predicted - measured) <= TOLERANCE * scale)
 
 
 def _small_move(weights: Weights, name: str, direction: np.ndarray) -> np.ndarray:

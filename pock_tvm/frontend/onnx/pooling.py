@@ -44,7 +44,7 @@ def max_pool(
 
 
 def _places(node: Node, x: Expr, window: Window) -> Expr:
-    """The flat place in ``x`` of the first maximum of each window."""
+    """Find the flat place in ``x`` of the first maximum of each window."""
     rank = len(window.kernel)
     refuse(rank > 2, f"it gives the places of maxima along {rank} axes; one and two are supported")
     shape, images = shape_of(x), math.prod(shape_of(x)[:2])

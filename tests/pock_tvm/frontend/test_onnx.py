@@ -344,13 +344,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_trains_as_in_pytorch(name: str, dynamo: bool) -> None:
-    torch.manual_seed(0)
-    make, x = NETWORKS[name]
-    model, labels = make().eval(), torch.tensor([0, 1, 2])
-    trainer = pock.Trainer(pock.compile(exported(model, x, dynamo=dynamo), batch=3))
+def assert_losses_of_two_steps(trainer: pock.Trainer, model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> None:
+    """Train a program and PyTorch's model for two steps; their losses are equal."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
         loss = F.cross_entropy(model(x), labels)
@@ -358,6 +353,16 @@ def test_a_network_trains_as_in_pytorch(name: str, dynamo: bool) -> None:
         loss.backward()
         optimizer.step()
         assert trainer.step(x.numpy(), labels.numpy(), lr=0.1) == pytest.approx(float(loss), rel=1e-4)
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_trains_as_in_pytorch(name: str, dynamo: bool) -> None:
+    torch.manual_seed(0)
+    make, x = NETWORKS[name]
+    model, labels = make().eval(), torch.tensor([0, 1, 2])
+    trainer = pock.Trainer(pock.compile(exported(model, x, dynamo=dynamo), batch=3))
+    assert_losses_of_two_steps(trainer, model, x, labels)
     wanted, ours = model.state_dict(), trainer.weights()
     absent = {name for name, _ in model.named_parameters()} - set(ours) - {"embed.weight"}
     assert not absent, f"parameters that the file has lost: {absent}"
@@ -396,13 +401,7 @@ def test_batch_norms_of_training_mode_do_as_compile_says(in_training_mode) -> No
     model, labels = copy.deepcopy(model).train(), torch.tensor([0, 1, 2, 0])
     model.drop.p = 0.0
     trainer = pock.Trainer(pock.compile(file, batch_norm="batch", dropout=False))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(2):
-        loss = F.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        assert trainer.step(x.numpy(), labels.numpy(), lr=0.1) == pytest.approx(float(loss), rel=1e-4)
+    assert_losses_of_two_steps(trainer, model, x, labels)
     for name, array in trainer.weights().items():
         np.testing.assert_allclose(array, model.state_dict()[name].numpy(), atol=2e-5, err_msg=name)
 

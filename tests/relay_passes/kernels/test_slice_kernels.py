@@ -144,7 +144,7 @@ def test_a_part_of_a_kernel_reads_the_same_part_or_all(name: str) -> None:
 
 
 def test_a_kernel_of_places_is_not_cut() -> None:
-    """What depends on the place of an image, and not only on the image, is no part of a batch."""
+    """A value that depends on the number of its image, not on the image alone, differs in a part of the batch."""
     x = te.placeholder((BATCH, 8), name="x")
     y = te.compute((BATCH, 8), lambda n, i: x[n, i] + tirx.Cast("float32", n), name="y")
     assert part_of_kernel(te.create_prim_func([x, y]), 2) is None
